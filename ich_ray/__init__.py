@@ -1,0 +1,69 @@
+"""Search, train, calibrate and check intracranial-haemorrhage detectors on head-CT slices, with Ray.
+
+Importing this package loads neither Ray nor PyTorch: each public name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.data.prepare import prepare
+    from ich_ray.errors import IchRayError
+    from ich_ray.final.bundle import Bundle, load_bundle
+    from ich_ray.final.calibration import calibrate
+    from ich_ray.final.evaluate import evaluate
+    from ich_ray.final.report.page import report
+    from ich_ray.final.retrain import retrain
+    from ich_ray.pipeline import demo, run
+    from ich_ray.results import SearchResult, TrialResult, open_search
+    from ich_ray.search.run import run_search
+
+_HOMES = {
+    "Bundle": "ich_ray.final.bundle",
+    "IchRayError": "ich_ray.errors",
+    "PreparedDataset": "ich_ray.data.dataset",
+    "SearchResult": "ich_ray.results",
+    "TrialResult": "ich_ray.results",
+    "calibrate": "ich_ray.final.calibration",
+    "demo": "ich_ray.pipeline",
+    "evaluate": "ich_ray.final.evaluate",
+    "load_bundle": "ich_ray.final.bundle",
+    "open_search": "ich_ray.results",
+    "prepare": "ich_ray.data.prepare",
+    "report": "ich_ray.final.report.page",
+    "retrain": "ich_ray.final.retrain",
+    "run": "ich_ray.pipeline",
+    "run_search": "ich_ray.search.run",
+}
+
+__all__ = [
+    "Bundle",
+    "IchRayError",
+    "PreparedDataset",
+    "SearchResult",
+    "TrialResult",
+    "calibrate",
+    "demo",
+    "evaluate",
+    "load_bundle",
+    "open_search",
+    "prepare",
+    "report",
+    "retrain",
+    "run",
+    "run_search",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'ich_ray' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,1 @@
+"""Many files: labels, roles, prepared blocks."""

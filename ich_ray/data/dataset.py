@@ -1,0 +1,285 @@
+"""A prepared dataset, read: memory-mapped blocks, rows by role, batches of images on a device.
+
+`prepare` writes these files, everything else only reads them. Decoding happened once: every process on a node maps the
+same pages, so a trial starts in milliseconds and costs no memory of its own.
+
+Array shapes: images are uint8 `[n, channels, rows, columns]`, labels float32 `[n]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ich_ray.ct.windowing import WindowSpec
+from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.storage import DatasetFiles, Location, locate, read_json, sha256
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+    from upath import UPath
+
+__all__ = [
+    "LABELS",
+    "ROLES",
+    "BlockRecord",
+    "DatasetManifest",
+    "PlacedImages",
+    "PreparedDataset",
+    "Role",
+    "RoleCounts",
+    "SliceSet",
+    "place",
+]
+
+SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
+LABELS = (*SUBTYPES, "any")
+Role = Literal["train", "validation", "calibration", "test"]
+ROLES: tuple[Role, ...] = ("train", "validation", "calibration", "test")
+
+# Of the free accelerator memory; the rest is for weights, activations and the other trials of this device.
+DEVICE_SHARE = 0.5
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BlockRecord(_Record):
+    """One Arrow IPC file, relative to the dataset folder."""
+
+    file: str
+    rows: int
+    sha256: str
+
+
+class RoleCounts(_Record):
+    """Accepted slices of a role; `positives` are those with `any`."""
+
+    slices: int
+    patients: int
+    positives: int
+
+
+class DatasetManifest(_Record):
+    """dataset.json. Every listed file is counted once: listed = accepted + rejected + duplicate + excluded.
+
+    Attributes:
+        fingerprint: of the pixels, labels and roles: equal for equal input, whatever the order of the work.
+        reasons: rows of rejected.parquet by reason code.
+        labels: positive accepted slices by label.
+    """
+
+    format: Literal[1] = 1
+    fingerprint: str
+    size: int
+    windows: tuple[WindowSpec, ...]
+    blocks: tuple[BlockRecord, ...]
+    listed: int
+    accepted: int
+    rejected: int
+    duplicate: int
+    excluded: int
+    reasons: dict[str, int]
+    roles: dict[Role, RoleCounts]
+    labels: dict[str, int]
+    notes: tuple[str, ...] = ()
+    seed: int
+    versions: dict[str, str]
+    created: float
+
+
+@dataclass(frozen=True)
+class SliceSet:
+    """Some slices of a dataset, in a fixed order, with everything but the pixels in memory.
+
+    Attributes:
+        rows: positions in slices.parquet, int64 `[n]`.
+        labels: 1.0 where `any` is positive, float32 `[n]`.
+        patients: pseudonyms, `[n]`.
+    """
+
+    dataset: PreparedDataset
+    rows: NDArray[np.int64]
+    labels: NDArray[np.float32] = field(init=False)
+    patients: NDArray[np.object_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", self.dataset.label("any")[self.rows])
+        object.__setattr__(self, "patients", self.dataset.column("patient")[self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def prevalence(self) -> float:
+        return float(self.labels.mean()) if len(self) else 0.0
+
+    def gather(self, positions: NDArray[np.int64], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Images at `positions` of this set, uint8 `[len(positions), channels, rows, columns]`."""
+        return self.dataset.gather(self.rows[positions], out)
+
+
+class PreparedDataset:
+    """A dataset directory opened for reading."""
+
+    def __init__(self, files: DatasetFiles, manifest: DatasetManifest) -> None:
+        self.files = files
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, where: Location, verify: bool = False) -> PreparedDataset:
+        """Open a dataset, in milliseconds: blocks are mapped when first read.
+
+        Args:
+            where: the folder that `prepare` wrote.
+            verify: read every block and compare its SHA-256 with the manifest.
+
+        Raises:
+            ConfigError: there is no dataset.
+            IntegrityError: a file is damaged or missing, named.
+        """
+        files = DatasetFiles(locate(where))
+        if not files.manifest.exists():
+            raise ConfigError(
+                f"{files.root}: a prepared dataset holds dataset.json, got none; run `ich-ray prepare` first"
+            )
+        try:
+            manifest = DatasetManifest.model_validate(read_json(files.manifest))
+        except ValidationError as error:
+            raise IntegrityError(f"{files.manifest}: must match its format, got {error.errors()[0]['msg']}") from None
+        for block in manifest.blocks:
+            path = files.root / block.file
+            if not path.exists():
+                raise IntegrityError(f"{path}: a block of the dataset must be there; prepare the dataset again")
+            if verify and sha256(path) != block.sha256:
+                raise IntegrityError(f"{path}: SHA-256 must equal the manifest's; prepare the dataset again")
+        return cls(files, manifest)
+
+    def __repr__(self) -> str:
+        return f"PreparedDataset({str(self.files.root)!r}, {self.manifest.accepted} slices)"
+
+    def __len__(self) -> int:
+        return self.manifest.accepted
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(channels, rows, columns)`."""
+        return (len(self.manifest.windows), self.manifest.size, self.manifest.size)
+
+    @cached_property
+    def slices(self) -> pa.Table:
+        """slices.parquet: one row per accepted slice."""
+        with self.files.slices.open("rb") as file:
+            return pq.read_table(file)
+
+    def column(self, name: str) -> NDArray[np.object_]:
+        return np.asarray(self.slices[name].to_numpy(zero_copy_only=False))
+
+    def label(self, name: str) -> NDArray[np.float32]:
+        return np.asarray(self.slices[name].to_numpy(), np.float32)
+
+    def role(self, role: Role) -> SliceSet:
+        """The slices of one role."""
+        return SliceSet(self, np.flatnonzero(self.column("role") == role))
+
+    @cached_property
+    def _blocks(self) -> list[NDArray[np.uint8]]:
+        return [_map(self.files.root / block.file) for block in self.manifest.blocks]
+
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return (self.slices["block"].to_numpy().astype(np.int64), self.slices["row"].to_numpy().astype(np.int64))
+
+    def gather(self, rows: NDArray[np.int64], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Images of rows of slices.parquet, uint8 `[len(rows), channels, rows, columns]`."""
+        out = np.empty((len(rows), *self.image_shape), np.uint8) if out is None else out
+        blocks, places = self._places
+        wanted = blocks[rows]
+        for block in np.unique(wanted):
+            here = np.flatnonzero(wanted == block)
+            out[here] = self._blocks[block][places[rows[here]]]
+        return out
+
+
+def _map(path: UPath) -> NDArray[np.uint8]:
+    """The images of a block, without copying: pages are read from the file when touched, and are read-only."""
+    with pa.memory_map(str(path)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    chunks = table["image"].chunks
+    if len(chunks) != 1:
+        raise IntegrityError(f"{path}: one record batch per block must hold, got {len(chunks)}")
+    return np.asarray(chunks[0].to_numpy_ndarray())
+
+
+class PlacedImages(Protocol):
+    """Images ready to be taken in batches.
+
+    Attributes:
+        where: `device` when they all lie in accelerator memory, else `host`.
+    """
+
+    where: str
+
+    def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
+        """uint8 `[len(positions), channels, rows, columns]` on the device."""
+
+
+class _HostImages:
+    where = "host"
+
+    def __init__(self, slices: SliceSet, device: torch.device) -> None:
+        self._slices, self._device = slices, device
+
+    def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
+        import torch
+
+        images = torch.from_numpy(self._slices.gather(positions))
+        if self._device.type == "cpu":
+            return images
+        return images.pin_memory().to(self._device, non_blocking=True)
+
+
+class _DeviceImages:
+    where = "device"
+
+    def __init__(self, slices: SliceSet, device: torch.device) -> None:
+        import torch
+
+        self._images = torch.empty((len(slices), *slices.dataset.image_shape), dtype=torch.uint8, device=device)
+        for start in range(0, len(slices), 4096):
+            positions = np.arange(start, min(start + 4096, len(slices)))
+            self._images[start : start + len(positions)] = torch.from_numpy(slices.gather(positions)).to(device)
+
+    def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
+        import torch
+
+        return self._images.index_select(0, torch.from_numpy(positions).to(self._images.device))
+
+
+def place(
+    slices: SliceSet,
+    device: torch.device,
+    where: Literal["auto", "device", "host"] = "auto",
+    share: float = DEVICE_SHARE,
+) -> PlacedImages:
+    """Put the images of `slices` where batches are taken fastest.
+
+    With `auto` they go to the accelerator once if they fit into `share` of its free memory, else each batch is gathered
+    from the mapped blocks, pinned and copied.
+    """
+    import torch
+
+    if where == "auto":
+        where = "host"
+        if device.type == "cuda":
+            needed_bytes = len(slices) * int(np.prod(slices.dataset.image_shape))
+            where = "device" if needed_bytes <= share * torch.cuda.mem_get_info(device)[0] else "host"
+    return _DeviceImages(slices, device) if where == "device" else _HostImages(slices, device)

@@ -1,0 +1,1 @@
+"""Hyperparameters, networks and the training loop. Knows nothing of Ray."""

@@ -1,0 +1,243 @@
+"""A search as plain records, read from its ledger: while it runs, after it, from anywhere the files can be read.
+
+Knows only JSON and the files' names: no Ray, no Optuna, no torch. search/ledger.py writes these same records.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError
+from ich_ray.storage import Location, SearchFiles, locate, read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "CheckpointReference",
+    "Objective",
+    "Report",
+    "SearchRecord",
+    "SearchResult",
+    "TrialResult",
+    "TrialState",
+    "open_search",
+]
+
+TrialState = Literal["running", "completed", "pruned", "failed"]
+Parameter = str | int | float | bool
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Report(_Record):
+    """One measurement of a trial on the validation patients.
+
+    Attributes:
+        images_seen: training images shown so far: the budget unit.
+        metrics: by name; a non-finite value is None.
+        elapsed_s: training time of the trial so far, over all attempts.
+        time: when it reached the ledger, seconds since 1970.
+    """
+
+    images_seen: int = Field(ge=0)
+    metrics: dict[str, float | None]
+    elapsed_s: float
+    time: float
+
+
+class CheckpointReference(_Record):
+    """A resumable state: `file` relative to the search folder, its SHA-256, and where training stood."""
+
+    file: str
+    sha256: str
+    images_seen: int
+
+
+class Objective(_Record):
+    """What a search optimizes."""
+
+    metric: str = "average_precision"
+    mode: Literal["max", "min"] = "max"
+
+    def better(self, one: float, other: float) -> bool:
+        return one > other if self.mode == "max" else one < other
+
+
+class TrialResult(_Record):
+    """One trial: a draw, what it reported, and how it ended.
+
+    Attributes:
+        state: `running` until it ends; then completed, pruned (stopped early) or failed.
+        reason: why it was pruned or failed, a short code such as `rung_100000` or `diverged`.
+        attempts: how often it was started.
+        seed: of its weights and batches.
+        at_chance: it spent its budget and its average precision is at most 1.5 times the prevalence.
+        cost_gpu_s: accelerator seconds of all attempts.
+    """
+
+    number: int = Field(ge=0)
+    objective: Objective = Objective()
+    parameters: dict[str, Parameter]
+    state: TrialState = "running"
+    reason: str = ""
+    detail: str = ""
+    reports: tuple[Report, ...] = ()
+    checkpoint: CheckpointReference | None = None
+    attempts: int = 1
+    seed: int = 0
+    at_chance: bool = False
+    cost_gpu_s: float = 0.0
+    started: float = 0.0
+    ended: float | None = None
+    where: str = ""
+
+    @property
+    def images_seen(self) -> int:
+        return self.reports[-1].images_seen if self.reports else 0
+
+    @property
+    def best_report(self) -> Report | None:
+        """The report with the best finite objective, the earliest of equals; None without any."""
+        best: Report | None = None
+        for report in self.reports:
+            value = report.metrics.get(self.objective.metric)
+            if value is None or not math.isfinite(value):
+                continue
+            if best is None or self.objective.better(value, best.metrics[self.objective.metric] or 0.0):
+                best = report
+        return best
+
+    @property
+    def value(self) -> float | None:
+        """The objective of the best report, None without one."""
+        return self.best_report.metrics[self.objective.metric] if self.best_report else None
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """All metrics of the best report; empty without one."""
+        return dict(self.best_report.metrics) if self.best_report else {}
+
+
+class SearchRecord(_Record):
+    """search.json: what was asked. It never changes, except by appended amendments.
+
+    Attributes:
+        space: the search space as written in its file.
+        dataset: where the prepared dataset lies; `fingerprint` says which one it is.
+        prevalence: of `any` among the validation slices.
+        amendments: later changes, such as more trials: `{"time": ..., "trials": 200}`.
+    """
+
+    format: Literal[1] = 1
+    name: str
+    space: dict[str, Any]
+    dataset: str
+    fingerprint: str
+    prevalence: float
+    seed: int
+    trials: int
+    versions: dict[str, str]
+    created: float
+    amendments: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def objective(self) -> Objective:
+        return Objective.model_validate(self.space.get("objective", {}))
+
+
+class SearchResult:
+    """A search directory, read once. Open it again to see newer reports."""
+
+    def __init__(self, files: SearchFiles, record: SearchRecord, trials: tuple[TrialResult, ...]) -> None:
+        self.files = files
+        self.record = record
+        self.trials = trials
+
+    def __repr__(self) -> str:
+        return f"SearchResult({str(self.files.root)!r}, {len(self.trials)} trials)"
+
+    @property
+    def objective(self) -> Objective:
+        return self.record.objective
+
+    def count(self, state: TrialState) -> int:
+        return sum(trial.state == state for trial in self.trials)
+
+    def ranked(self) -> list[TrialResult]:
+        """Completed trials, best first; trials that ended otherwise follow, also best first."""
+
+        def key(trial: TrialResult) -> tuple[bool, float, int]:
+            if trial.value is None:
+                return (trial.state != "completed", math.inf, trial.number)
+            return (
+                trial.state != "completed",
+                -trial.value if self.objective.mode == "max" else trial.value,
+                trial.number,
+            )
+
+        return sorted(self.trials, key=key)
+
+    def best(self) -> TrialResult:
+        """The completed trial whose best report is best.
+
+        Trials stopped early saw less and are not compared with those that finished.
+
+        Raises:
+            IchRayError: no trial has completed with a finite objective.
+        """
+        ranked = self.ranked()
+        if not ranked or ranked[0].state != "completed" or ranked[0].value is None:
+            states = ", ".join(f"{self.count(state)} {state}" for state in ("running", "pruned", "failed"))
+            raise IchRayError(
+                f"{self.files.root}: the best trial needs a completed one, got none ({states}); "
+                "let the search go on, or raise --trials and add --resume"
+            )
+        return ranked[0]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per trial: state, objective, images_seen, best metrics and `param_*` columns."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "number": trial.number,
+                "state": trial.state,
+                "reason": trial.reason,
+                "images_seen": trial.images_seen,
+                "reports": len(trial.reports),
+                "attempts": trial.attempts,
+                "seconds": trial.reports[-1].elapsed_s if trial.reports else 0.0,
+                "at_chance": trial.at_chance,
+                **trial.metrics,
+                **{f"param_{name}": value for name, value in trial.parameters.items()},
+            }
+            for trial in self.trials
+        )
+
+
+def open_search(where: Location) -> SearchResult:
+    """Read a search directory: a local path or a URI, running or finished.
+
+    Raises:
+        ConfigError: there is no search there.
+        IntegrityError: a file of it is damaged.
+    """
+    files = SearchFiles(locate(where))
+    if not files.search.exists():
+        raise ConfigError(f"{files.root}: a search holds search.json, got none; check the path or run `ich-ray search`")
+    try:
+        record = SearchRecord.model_validate(read_json(files.search))
+        names = sorted(files.trials.glob("[0-9]*.json"), key=lambda path: path.name) if files.trials.exists() else []
+        trials = tuple(TrialResult.model_validate(read_json(name)) for name in names)
+    except ValidationError as error:
+        raise IntegrityError(
+            f"{files.root}: the ledger must match its format, got {error.errors()[0]['msg']} at "
+            f"{error.title}.{'.'.join(map(str, error.errors()[0]['loc']))}; restore the file or start a new search"
+        ) from None
+    return SearchResult(files, record, trials)

@@ -1,0 +1,70 @@
+"""Ray, started or joined in one way for every stage that needs it.
+
+Knows nothing of datasets or searches. Job submission is in cluster.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ich_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["connected"]
+
+# Ray warns about its own future defaults on every start; none of these concern a user of this package.
+_QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@contextmanager
+def connected(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+    """Use the Ray this process already has, else join `address` (or ``RAY_ADDRESS``), else start one for the block.
+
+    A Ray started here is private (``address="local"``: with no address Ray would attach to any cluster already
+    running on the machine) and ends with the block.
+
+    Args:
+        address: a cluster address such as ``auto`` or ``10.0.0.1:6379``.
+        cpus: CPUs of a Ray started here; all of the machine's if not given.
+
+    Raises:
+        ConfigError: no cluster answers at the address.
+    """
+    os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ConfigError(
+                f"--address {address}: a Ray cluster must answer there, got: {first_line}; check the address, that the "
+                "cluster is up, and that RAY_AUTH_TOKEN or ~/.ray/auth_token holds its token"
+            ) from None
+    else:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=f"/tmp/ich{os.getuid()}",  # noqa: S108  (a UNIX socket path may have 107 characters)
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()

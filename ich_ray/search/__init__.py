@@ -1,0 +1,1 @@
+"""One hyperparameter search: its space, its ledger, and how Tune runs it."""

@@ -1,0 +1,214 @@
+"""Where every file of a dataset and of a search lives, and how it is written.
+
+The one door to the disk: local paths and URIs (``s3://``, ``gs://``) are the same `UPath` type, every write is
+whole or absent, and every name below a root is formed here. Knows nothing of what the files mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from filelock import FileLock, Timeout
+from upath import UPath
+
+from ich_ray.errors import ConfigError, IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "DatasetFiles",
+    "Location",
+    "SearchFiles",
+    "exclusive",
+    "is_local",
+    "locate",
+    "read_json",
+    "sha256",
+    "write_bytes",
+    "write_json",
+]
+
+Location: TypeAlias = "str | os.PathLike[str] | UPath"
+
+_HASH_CHUNK_BYTES = 1 << 20
+
+
+def locate(where: Location) -> UPath:
+    """The path or URI `where`; local paths are made absolute, so that they mean the same on another process."""
+    path = UPath(where)
+    return UPath(path.expanduser().absolute()) if is_local(path) else path
+
+
+def is_local(path: UPath) -> bool:
+    """Whether `path` lies on a file system of this machine (a shared folder counts)."""
+    return isinstance(path, Path)
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """The files of a prepared dataset. `manifest` is written last: without it there is no dataset."""
+
+    root: UPath
+
+    @property
+    def manifest(self) -> UPath:
+        return self.root / "dataset.json"
+
+    @property
+    def slices(self) -> UPath:
+        return self.root / "slices.parquet"
+
+    @property
+    def rejected(self) -> UPath:
+        return self.root / "rejected.parquet"
+
+    @property
+    def blocks(self) -> UPath:
+        return self.root / "blocks"
+
+
+@dataclass(frozen=True)
+class SearchFiles:
+    """The files of a search."""
+
+    root: UPath
+
+    @property
+    def search(self) -> UPath:
+        return self.root / "search.json"
+
+    @property
+    def trials(self) -> UPath:
+        return self.root / "trials"
+
+    def trial(self, number: int) -> UPath:
+        return self.trials / f"{number:05d}.json"
+
+    def checkpoint(self, number: int) -> UPath:
+        return self.root / "checkpoints" / f"{number:05d}"
+
+    @property
+    def lock(self) -> UPath:
+        return self.root / ".lock"
+
+    @property
+    def final(self) -> UPath:
+        return self.root / "final"
+
+    @property
+    def bundle(self) -> UPath:
+        return self.final / "bundle"
+
+    @property
+    def retraining(self) -> UPath:
+        return self.final / "retraining.json"
+
+    @property
+    def confirmation(self) -> UPath:
+        return self.final / "confirm.json"
+
+    @property
+    def calibration(self) -> UPath:
+        return self.final / "calibration.json"
+
+    @property
+    def evaluation(self) -> UPath:
+        return self.final / "evaluation.json"
+
+    @property
+    def predictions(self) -> UPath:
+        """One row per test slice: what `evaluate` saw, for plots and for checking `predict` against it."""
+        return self.final / "predictions.parquet"
+
+    @property
+    def report(self) -> UPath:
+        return self.final / "report.html"
+
+
+def write_bytes(path: UPath, data: bytes) -> None:
+    """Write a file that is either whole or as it was before.
+
+    Locally: a temporary name beside it, fsync, rename, fsync of the folder (a rename alone survives a killed
+    process but not a power loss). Object stores put whole objects, so there one write is enough.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not is_local(path):
+        path.write_bytes(data)
+        return
+    temporary = Path(str(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")))
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(str(path))
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(str(path.parent), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: UPath, value: Any) -> None:
+    """Write `value` as readable JSON, atomically. NaN and infinities are refused: they are not JSON."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: UPath) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        IntegrityError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise IntegrityError(f"{path}: must be JSON, got {error}; restore the file from a copy") from None
+
+
+def sha256(data: bytes | UPath) -> str:
+    """The SHA-256 of bytes or of a file, in hexadecimal."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256()
+    with data.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def exclusive(lock: UPath, what: str) -> Iterator[None]:
+    """Hold `lock` while the block runs, so that two processes never write one folder.
+
+    Only local and shared folders can be locked; on object storage the block runs unguarded.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    if not is_local(lock):
+        yield
+        return
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    guard = FileLock(str(lock))
+    try:
+        guard.acquire(timeout=1)
+    except Timeout:
+        raise ConfigError(
+            f"{lock.parent}: one process at a time may write {what}, another one is at work; wait for it or stop it"
+        ) from None
+    try:
+        yield
+    finally:
+        guard.release()

@@ -1,0 +1,131 @@
+"""The rules of the house that cost nothing to hold."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ich_ray
+from ich_ray import errors
+
+PACKAGE = Path(ich_ray.__file__).parent
+REPOSITORY = PACKAGE.parent
+
+# A module may import from its own level and from those before it.
+LEVELS = [
+    {"errors"},
+    {"storage", "metrics", "ct", "progress", "runtime", "results"},
+    {"data"},
+    {"model"},
+    {"search"},
+    {"final"},
+    {"cluster", "pipeline"},
+    {"cli"},
+]
+# The functional core must run where Ray is not installed.
+MAY_IMPORT_RAY = {
+    "runtime", "cluster", "data.prepare", "search.sampler", "search.halving", "search.trial", "search.run",
+    "final.confirm", "final.retrain",
+}  # fmt: skip
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def level(part: str) -> int:
+    return next(number for number, parts in enumerate(LEVELS) if part in parts)
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_imports_go_one_way(path: Path) -> None:
+    own = level(dotted(path).split(".")[0])
+    for name in imports(path):
+        if name.startswith("ich_ray."):
+            assert level(name.split(".")[1]) <= own, f"{dotted(path)} imports {name}"
+
+
+def test_results_needs_only_errors_and_storage() -> None:
+    ours = {name for name in imports(PACKAGE / "results.py") if name.startswith("ich_ray")}
+    assert ours <= {"ich_ray.errors", "ich_ray.storage"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_only_the_rim_imports_ray(path: Path) -> None:
+    if any(name.split(".")[0] == "ray" for name in imports(path)):
+        assert dotted(path) in MAY_IMPORT_RAY
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_every_module_says_what_it_knows(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_importing_the_package_loads_neither_ray_nor_torch() -> None:
+    code = "import sys, ich_ray, ich_ray.results; print([m for m in ('ray', 'torch', 'optuna') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_public_names_are_all() -> None:
+    assert sorted(ich_ray._HOMES) == sorted(ich_ray.__all__)
+    for name in ich_ray.__all__:
+        assert getattr(ich_ray, name).__module__.startswith("ich_ray")
+    with pytest.raises(AttributeError, match="no attribute 'serach'"):
+        _ = ich_ray.serach  # type: ignore[attr-defined]
+
+
+def test_every_error_pickles_and_is_drawn() -> None:
+    for name, kind in inspect.getmembers(errors, inspect.isclass):
+        if not issubclass(kind, errors.IchRayError):
+            continue
+        error = kind("reason", "detail") if kind in {errors.Rejection, errors.TrialFailure} else kind("a: b, got c")
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301
+        assert type(again) is kind
+        assert str(again) == str(error)
+        assert name in (errors.__doc__ or "")
+
+
+def test_declared_names_exist() -> None:
+    for path in MODULES:
+        module = importlib.import_module(f"ich_ray.{dotted(path)}")
+        for name in getattr(module, "__all__", []):
+            assert hasattr(module, name), f"{dotted(path)}.{name}"
+
+
+def test_nothing_names_a_registry_or_a_machine() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout  # noqa: S607
+    if not listed:
+        pytest.skip("not a git checkout")
+    forbidden = [
+        "pypi" + ".org",
+        "files.python" + "hosted",
+        "--index" + "-url",
+        "/work" + "/",
+        "/root" + "/",
+        "file" + "://",
+    ]
+    for name in listed.splitlines():
+        path = REPOSITORY / name
+        if path.suffix in {".py", ".md", ".txt", ".toml", ".yaml", ".yml", ".html", ""} and path.is_file():
+            text = path.read_text()
+            assert not [word for word in forbidden if word in text], name
