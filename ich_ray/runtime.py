@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
+
+_KNOCK_S = 10.0
 
 
 @contextmanager
@@ -46,15 +49,8 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    if address:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ConfigError(
-                f"--address {address}: a Ray cluster must answer there, got: {first_line}; check the address, that the "
-                "cluster is up, and that RAY_AUTH_TOKEN or ~/.ray/auth_token holds its token"
-            ) from None
+    if address and address != "local":
+        _join(address)
     else:
         ray.init(
             address="local",
@@ -68,3 +64,25 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError, SystemExit) as error:
+        first_line = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(
+            f"--address {address}: a Ray cluster must answer there, got: {first_line}; check the address, that the "
+            "cluster is up, and that RAY_AUTH_TOKEN or ~/.ray/auth_token holds its token"
+        ) from None
+
+
+def _knock(address: str) -> None:
+    """Fail within seconds where nobody listens: Ray itself tries for 327 s and then leaves by SystemExit."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        with socket.create_connection((host, int(port)), timeout=_KNOCK_S):
+            pass

@@ -1,0 +1,401 @@
+"""The command line: verbs only. Each calls one public function and prints what it returns.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 all good, 1 failure, 2 usage or configuration,
+3 done but some inputs were rejected, 4 over the limit of rejected inputs, 5 integrity broken.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.exceptions import TyperException
+
+from ich_ray import __version__, progress
+from ich_ray.ct.windowing import DEFAULT_WINDOWS
+from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.results import SearchResult, TrialResult, open_search
+
+if TYPE_CHECKING:
+    from ich_ray.data.dataset import DatasetManifest
+    from ich_ray.pipeline import RunResult
+
+__all__ = ["app", "main"]
+
+REJECTED_SOME = 3
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"ich-ray {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Find, train, calibrate and check the best intracranial-haemorrhage detector for your head-CT slices.",
+)
+
+Out = Annotated[str, typer.Option("--out", help="Folder to write; created if missing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
+Labels = Annotated[str, typer.Option("--labels", help="Label table: RSNA long format or one row a slice.")]
+Space = Annotated[str, typer.Option("--space", help="Search space, a YAML file.")]
+Size = Annotated[int, typer.Option("--size", min=16, max=1024, help="Rows and columns of the prepared images.")]
+Windows = Annotated[str, typer.Option("--windows", help="Windows by name, or name=center/width in HU.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]
+Trials = Annotated[int | None, typer.Option("--trials", min=1, help="How many trials in all.")]
+GpusPerTrial = Annotated[
+    float | None, typer.Option("--gpus-per-trial", min=0, help="May be a fraction; default 1 where there are GPUs.")
+]
+CpusPerTrial = Annotated[int, typer.Option("--cpus-per-trial", min=1, help="CPUs, and threads, of a trial.")]
+LimitRejected = Annotated[
+    str, typer.Option("--limit-rejected", help="Largest share of files that may be rejected, such as 5% or 0.05.")
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="A Ray cluster; default RAY_ADDRESS, else this machine alone.")
+]
+SearchFolder = Annotated[str, typer.Argument(metavar="SEARCH", help="Folder that `ich-ray search` wrote.")]
+
+
+@app.callback(epilog="Add --debug to see where an unexpected error came from.")
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def demo(out: Out = "demo", as_json: Json = False) -> None:
+    """The whole road on synthetic patients, in minutes."""
+    from ich_ray.pipeline import demo as make_demo
+
+    _print_run(make_demo(out), as_json)
+
+
+@app.command()
+def phantom(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write.")],
+    patients: Annotated[int, typer.Option("--patients", min=1)] = 160,
+    seed: Seed = 0,
+) -> None:
+    """Write synthetic patients as DICOM with labels."""
+    from ich_ray.ct.phantom import write_phantom
+
+    written = write_phantom(out, patients=patients, seed=seed)
+    print(f"images  {written.images}\nlabels  {written.labels}")
+
+
+@app.command()
+def prepare(
+    images: Annotated[str, typer.Argument(metavar="DICOM_DIR", help="Folder of DICOM files, read recursively.")],
+    labels: Labels,
+    out: Out,
+    size: Size = 128,
+    windows: Windows = DEFAULT_WINDOWS,
+    seed: Seed = 0,
+    limit_rejected: LimitRejected = "5%",
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Decode and window DICOM files, once for all trials."""
+    from ich_ray.data.prepare import prepare as prepare_dataset
+
+    dataset = prepare_dataset(
+        images,
+        labels,
+        out,
+        size=size,
+        windows=windows,
+        seed=seed,
+        limit_rejected=_share(limit_rejected),
+        address=address,
+    )
+    if as_json:
+        print(dataset.manifest.model_dump_json(indent=1))
+    else:
+        _print_dataset(dataset.manifest, str(dataset.files.root))
+    _exit_with_rejected(dataset.manifest)
+
+
+@app.command()
+def search(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder that `ich-ray prepare` wrote.")],
+    space: Space,
+    out: Out,
+    trials: Trials = None,
+    gpus_per_trial: GpusPerTrial = None,
+    cpus_per_trial: CpusPerTrial = 1,
+    hours: Annotated[float | None, typer.Option("--hours", min=0, help="Start no trial after this long.")] = None,
+    concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trials at a time.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and run nothing.")] = False,
+    seed: Seed = 0,
+    warm_start: Annotated[str | None, typer.Option("--warm-start", help="Learn from another search first.")] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Search hyperparameters; safe to kill and resume."""
+    from ich_ray.search.run import run_search
+
+    found = run_search(
+        dataset,
+        space,
+        out,
+        trials=trials,
+        gpus_per_trial=gpus_per_trial,
+        cpus_per_trial=cpus_per_trial,
+        hours=hours,
+        concurrent=concurrent,
+        resume=resume,
+        plan=plan,
+        seed=seed,
+        warm_start=warm_start,
+        address=address,
+    )
+    if not plan:
+        _print_search(found, 10, as_json)
+
+
+@app.command()
+def results(
+    folder: SearchFolder,
+    top: Annotated[int, typer.Option("--top", min=1, help="Trials to show.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """The trials of a search, best first, at any time."""
+    _print_search(open_search(folder), top, as_json)
+
+
+@app.command()
+def retrain(
+    folder: SearchFolder,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,
+    address: Address = None,
+) -> None:
+    """Train the best trial again, longer: the bundle."""
+    from ich_ray.final.retrain import retrain as retrain_best
+
+    retrain_best(folder, workers=workers, address=address)
+    print(f"bundle  {open_search(folder).files.bundle}")
+
+
+@app.command()
+def calibrate(folder: SearchFolder) -> None:
+    """Fit temperature and threshold, on their own patients."""
+    from ich_ray.final.calibration import calibrate as calibrate_bundle
+
+    calibrate_bundle(folder)
+    print(open_search(folder).files.calibration.read_text(), end="")
+
+
+@app.command()
+def evaluate(folder: SearchFolder) -> None:
+    """Open the test patients and write down the figures."""
+    from ich_ray.final.evaluate import evaluate as evaluate_bundle
+
+    evaluate_bundle(folder)
+    print(open_search(folder).files.evaluation.read_text(), end="")
+
+
+@app.command()
+def report(folder: SearchFolder) -> None:
+    """Write one HTML page about the search and the bundle."""
+    from ich_ray.final.report.page import report as write_report
+
+    print(f"report  {write_report(folder)}")
+
+
+@app.command()
+def run(
+    images: Annotated[str, typer.Argument(metavar="DICOM_DIR", help="Folder of DICOM files, read recursively.")],
+    labels: Labels,
+    space: Space,
+    out: Out,
+    size: Size = 128,
+    windows: Windows = DEFAULT_WINDOWS,
+    trials: Trials = None,
+    gpus_per_trial: GpusPerTrial = None,
+    cpus_per_trial: CpusPerTrial = 1,
+    seed: Seed = 0,
+    limit_rejected: LimitRejected = "5%",
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """From DICOM to a report; finished stages are skipped."""
+    from ich_ray.pipeline import run as run_all
+
+    result = run_all(
+        images,
+        labels,
+        space,
+        out,
+        size=size,
+        windows=windows,
+        trials=trials,
+        gpus_per_trial=gpus_per_trial,
+        cpus_per_trial=cpus_per_trial,
+        seed=seed,
+        limit_rejected=_share(limit_rejected),
+        address=address,
+    )
+    _print_run(result, as_json)
+    _exit_with_rejected(result.dataset.manifest)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder with model.safetensors and card.json.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="DICOM files or folders of them.")],
+    out: Annotated[str, typer.Option("--out", help="CSV file to write.")],
+) -> None:
+    """Probability and decision for each file."""
+    from ich_ray.final.bundle import load_bundle
+    from ich_ray.final.bundle import predict as predict_files
+
+    rows, rejected = predict_files(load_bundle(bundle), paths, out)
+    print(f"{rows} rows, {rejected} rejected  {out}")
+    if rejected:
+        raise typer.Exit(REJECTED_SOME)
+
+
+def main() -> None:
+    """Entry point: every mistake of a user ends as one line on stderr and an exit code."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    progress.show()
+    sys.exit(call([argument for argument in arguments if argument != "--debug"], debug))
+
+
+def call(arguments: list[str], debug: bool = False) -> int:
+    """Run one command line and return its exit code; with `debug`, errors are raised."""
+    try:
+        return int(app(args=arguments, prog_name="ich-ray", standalone_mode=False) or 0)
+    except IchRayError as error:
+        if debug:
+            raise
+        return _complain(str(error), error.exit_code)
+    except TyperException as error:
+        return _complain(error.format_message(), 2)
+    except (typer.Abort, KeyboardInterrupt):
+        return _complain("interrupted; nothing finished is lost, run the same command again to go on", 130)
+    except Exception as error:
+        # The last line of defense: a traceback is for --debug.
+        if debug:
+            raise
+        return _complain(f"unexpected {type(error).__name__}: {error}; add --debug for the traceback", 1)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"ich-ray: {message}", file=sys.stderr)
+    return code
+
+
+def _share(text: str) -> float:
+    """`5%` or `0.05` as 0.05."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigError(f"--limit-rejected: a share from 0 to 1 or a percentage must be given, got {text!r}")
+    return share
+
+
+def _exit_with_rejected(manifest: DatasetManifest) -> None:
+    if manifest.rejected:
+        raise typer.Exit(REJECTED_SOME)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in {"state", "role", "parameters", "reason"} else "right")
+    return table
+
+
+def _show(table: Table) -> None:
+    # A pipe has no width, and rich's 80 columns would cut the parameters of a trial short.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _print_dataset(manifest: DatasetManifest, root: str) -> None:
+    counts = f"{manifest.accepted} accepted, {manifest.rejected} rejected, {manifest.duplicate} duplicate"
+    print(f"{manifest.listed} files: {counts}, {manifest.excluded} excluded  {root}")
+    if manifest.reasons:
+        reasons = _table("", "reason", "files")
+        for reason, files in sorted(manifest.reasons.items(), key=lambda item: (-item[1], item[0])):
+            reasons.add_row(reason, str(files))
+        _show(reasons)
+    roles = _table("", "role", "slices", "patients", "positives", "prevalence")
+    for role, count in manifest.roles.items():
+        share = f"{count.positives / count.slices:.3f}" if count.slices else "-"
+        roles.add_row(role, str(count.slices), str(count.patients), str(count.positives), share)
+    _show(roles)
+    for note in manifest.notes:
+        print(note)
+
+
+def _print_search(found: SearchResult, top: int, as_json: bool) -> None:
+    ranked = found.ranked()
+    if as_json:
+        trials = [{**trial.model_dump(mode="json"), "value": trial.value} for trial in ranked[:top]]
+        print(json.dumps({"search": found.record.model_dump(mode="json"), "trials": trials}, indent=1))
+        return
+    states = ", ".join(f"{found.count(state)} {state}" for state in ("completed", "pruned", "failed", "running"))
+    print(f"{found.record.name}: {len(found.trials)} of {found.record.trials} trials: {states}")
+    table = _table("", "trial", "state", found.objective.metric, "images", "seconds", "parameters")
+    for trial in ranked[:top]:
+        seconds = f"{trial.reports[-1].elapsed_s:.0f}" if trial.reports else "-"
+        state = f"{trial.state} ({trial.reason})" if trial.reason else trial.state
+        value = "-" if trial.value is None else f"{trial.value:.4f}"
+        table.add_row(str(trial.number), state, value, str(trial.images_seen), seconds, _parameters(trial))
+    _show(table)
+
+
+def _parameters(trial: TrialResult) -> str:
+    return " ".join(
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in trial.parameters.items()
+    )
+
+
+def _print_run(result: RunResult, as_json: bool) -> None:
+    best, card = result.search.best(), result.card
+    if as_json:
+        found: dict[str, Any] = {"best_trial": best.model_dump(mode="json"), "card": card}
+        print(json.dumps({**found, "bundle": str(result.bundle), "report": str(result.report)}, indent=1))
+        return
+    print(f"best trial        {best.number} of {len(result.search.trials)}: {_parameters(best)}")
+    print(f"selection score   {best.objective.metric} {best.value:.3f} on validation patients (optimistic: it chose)")
+    for name, point in card["test"]["operating_points"].items():
+        figures = ", ".join(
+            f"{metric} {_interval(point[metric])}" for metric in ("sensitivity", "specificity", "ppv", "f2")
+        )
+        print(f"operating point   {name}: probability >= {point['threshold']:.3f}")
+        print(f"on test patients  {figures}")
+    metrics = card["test"]["metrics"]
+    print(f"                  average_precision {_interval(metrics['average_precision'])}")
+    for note in card["test"].get("notes", []):
+        print(f"note              {note}")
+    print(f"report            {result.report}\nbundle            {result.bundle}")
+
+
+def _interval(figure: dict[str, float | None]) -> str:
+    if figure["value"] is None:
+        return "undefined"
+    if figure["low"] is None or figure["high"] is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
+if __name__ == "__main__":
+    main()

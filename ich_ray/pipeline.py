@@ -1,0 +1,145 @@
+"""The whole road in order: prepare, search, retrain, calibrate, evaluate, report. Finished stages are skipped.
+
+A stage is finished when its own files say so; nothing about the road itself is stored. The demo is this road on
+patients that the phantom makes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ich_ray import progress
+from ich_ray.ct.windowing import DEFAULT_WINDOWS
+from ich_ray.errors import ConfigError
+from ich_ray.results import SearchResult, open_search
+from ich_ray.runtime import connected
+from ich_ray.storage import Location, SearchFiles, locate, read_json
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+    from ich_ray.data.dataset import PreparedDataset
+
+__all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "builtin_space", "demo", "run"]
+
+# Chosen so that the demo takes about five minutes on two cores and ASHA has trials to stop.
+DEMO_PATIENTS = 160
+DEMO_TRIALS = 12
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where everything of a run lies, opened."""
+
+    dataset: PreparedDataset
+    search: SearchResult
+    card: dict[str, Any]
+    report: UPath
+
+    @property
+    def bundle(self) -> UPath:
+        return self.search.files.bundle
+
+
+def builtin_space(name: str) -> Path:
+    """The search space `name` that comes with the package, such as `demo` or `default`."""
+    package = Path(__file__).parent
+    for folder in (package / "search_spaces", package.parent / "search_spaces"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise ConfigError(f"{name}: a search space of this package must be named, got none of that name")
+
+
+def run(
+    images: Location,
+    labels: Location,
+    space: Location,
+    out: Location,
+    *,
+    size: int = 128,
+    windows: str = DEFAULT_WINDOWS,
+    trials: int | None = None,
+    gpus_per_trial: float | None = None,
+    cpus_per_trial: int = 1,
+    seed: int = 0,
+    limit_rejected: float = 0.05,
+    address: str | None = None,
+) -> RunResult:
+    """From a folder of DICOM files to an evaluated bundle and a report below `out`.
+
+    Args:
+        images: folder of DICOM files.
+        labels: RSNA long table or wide table.
+        space: search space file.
+        out: receives `dataset/` and `search/`.
+        size: rows and columns of the prepared images.
+        windows: see `ich_ray.ct.windowing.parse_windows`.
+        trials: how many to draw; the search's default if not given.
+        gpus_per_trial: may be a fraction; all trials share what there is.
+        cpus_per_trial: also the threads of a trial.
+        seed: of roles, draws, weights and batches.
+        limit_rejected: largest share of files that may be rejected.
+        address: a Ray cluster; a private one on this machine if not given.
+
+    Raises:
+        ConfigError: something asked cannot be done; nothing was written over.
+        RejectionLimitError: too many files were rejected.
+    """
+    from ich_ray.data.prepare import prepare
+    from ich_ray.search.run import run_search
+    from ich_ray.search.space import load_space
+
+    load_space(space)  # a mistake in the space must not cost an hour of decoding first
+    root = locate(out)
+    with connected(address):
+        progress.say("prepare")
+        dataset = prepare(
+            images, labels, root / "dataset", size=size, windows=windows, seed=seed, limit_rejected=limit_rejected
+        )
+        files = SearchFiles(root / "search")
+        progress.say("search")
+        run_search(
+            dataset.files.root,
+            space,
+            files.root,
+            trials=trials,
+            gpus_per_trial=gpus_per_trial,
+            cpus_per_trial=cpus_per_trial,
+            seed=seed,
+            resume=files.search.exists(),
+        )
+        page = _finish(files)
+    return RunResult(dataset, open_search(files.root), read_json(files.bundle / "card.json"), page)
+
+
+def demo(out: Location) -> RunResult:
+    """The road on patients that the phantom makes: a few minutes on two cores."""
+    from ich_ray.ct.phantom import write_phantom
+
+    root = locate(out)
+    progress.say(f"phantom: {DEMO_PATIENTS} synthetic patients as DICOM below {root}")
+    phantom = write_phantom(root / "dicom", patients=DEMO_PATIENTS, seed=0)
+    return run(phantom.images, phantom.labels, builtin_space("demo"), root, trials=DEMO_TRIALS)
+
+
+def _finish(files: SearchFiles) -> UPath:
+    """Everything after the search that its bundle's card does not say is done."""
+    from ich_ray.final.calibration import calibrate
+    from ich_ray.final.evaluate import evaluate
+    from ich_ray.final.report.page import report
+    from ich_ray.final.retrain import retrain
+
+    best = open_search(files.root).best()
+    if not files.retraining.exists() or read_json(files.retraining)["trial"] != best.number:
+        progress.say(f"retrain: trial {best.number}")
+        retrain(files.root)
+    if not read_json(files.bundle / "card.json")["operating_points"]:
+        progress.say("calibrate")
+        calibrate(files.root)
+    if read_json(files.bundle / "card.json")["test"] is None:
+        progress.say("evaluate: opening the test patients")
+        evaluate(files.root)
+    progress.say("report")
+    return report(files.root)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ich_ray import cli
+from ich_ray.errors import ConfigError, IntegrityError, RejectionLimitError
+from ich_ray.results import Objective, Report, SearchRecord, TrialResult
+from ich_ray.storage import SearchFiles, locate, write_json
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def verbs() -> list[str]:
+    return [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_every_verb_stands_in_the_readme_and_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"ich-ray {verb}" in README
+    assert cli.call([verb, "--help"]) == 0
+    assert "Usage: ich-ray" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["serch"], "No such command 'serch'. Did you mean 'search'?"),
+        (["prepare", "x"], "Missing option '--labels'"),
+        (["prepare", "x", "--labels", "y", "--out", "z", "--size", "3"], "greater than or equal to 16"),
+        (["prepare", "x", "--labels", "y", "--out", "z", "--limit-rejected", "lots"], "a share from 0 to 1"),
+        (["results", "nowhere"], "a search holds search.json, got none"),
+        (["retrain", "nowhere"], "a search holds search.json, got none"),
+        (["predict", "nowhere", "x", "--out", "y"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.call(arguments) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("a"), 2),
+        (RejectionLimitError("b"), 4),
+        (IntegrityError("c"), 5),
+        (ZeroDivisionError("d"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: str) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "open_search", fail)
+    assert cli.call(["results", "x"]) == code
+    assert "Traceback" not in capsys.readouterr().err
+    if code in {1, 2}:
+        with pytest.raises(type(error)):
+            cli.call(["results", "x"], debug=True)
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.05", 0.05), ("0", 0.0), ("100%", 1.0)])
+def test_shares(text: str, share: float) -> None:
+    assert cli._share(text) == pytest.approx(share)
+
+
+def make_search(folder: Path) -> None:
+    files = SearchFiles(locate(folder))
+    record = SearchRecord(
+        name="tiny", space={"objective": {}}, dataset="d", fingerprint="f", prevalence=0.2, seed=0, trials=3,
+        versions={}, created=0.0,
+    )  # fmt: skip
+    write_json(files.search, record.model_dump(mode="json"))
+    for number, (state, value) in enumerate([("completed", 0.5), ("completed", 0.7), ("running", 0.9)]):
+        report = Report(
+            images_seen=100, metrics={"average_precision": value, "log_loss": None}, elapsed_s=1.0, time=0.0
+        )
+        trial = TrialResult(
+            number=number, parameters={"learning_rate": 0.001, "optimizer": "adam"}, state=state,  # type: ignore[arg-type]
+            reports=(report,), objective=Objective(),
+        )  # fmt: skip
+        write_json(files.trial(number), trial.model_dump(mode="json"))
+
+
+def test_results_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_search(tmp_path)
+    assert cli.call(["results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tiny: 3 of 3 trials: 2 completed, 0 pruned, 0 failed, 1 running"
+    assert [line.split()[0] for line in lines if line.strip() and line.split()[0].isdigit()] == ["1", "0", "2"]
+    assert "learning_rate=0.001 optimizer=adam" in lines[-1]
+    assert cli.call(["results", str(tmp_path), "--json", "--top", "1"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["search"]["name"] == "tiny"
+    assert [(trial["number"], trial["value"]) for trial in printed["trials"]] == [(1, 0.7)]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call(["--version"]) == 0
+    assert capsys.readouterr().out == "ich-ray 0.1.0\n"

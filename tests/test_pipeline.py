@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ich_ray import pipeline
+from ich_ray.errors import ConfigError, SpaceError
+from ich_ray.storage import SearchFiles, locate, read_json, write_json
+from tests.prepared import make_dataset
+from tests.test_cli import make_search
+
+STAGES = {
+    "prepare": "ich_ray.data.prepare",
+    "run_search": "ich_ray.search.run",
+    "retrain": "ich_ray.final.retrain",
+    "calibrate": "ich_ray.final.calibration",
+    "evaluate": "ich_ray.final.evaluate",
+    "report": "ich_ray.final.report.page",
+}
+
+
+@pytest.fixture
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stages, replaced by ones that only leave their files; the list of those that ran."""
+    calls: list[str] = []
+    files = SearchFiles(locate(tmp_path / "search"))
+    card = files.bundle / "card.json"
+
+    def stage(name: str) -> Any:
+        def work(*_: Any, **options: Any) -> Any:
+            calls.append(f"{name} --resume" if options.get("resume") else name)
+            if name == "prepare":
+                return dataset
+            if name == "run_search" and not files.search.exists():
+                make_search(tmp_path / "search")
+            if name == "retrain":
+                write_json(files.retraining, {"trial": 1})
+                write_json(card, {"operating_points": {}, "test": None})
+            if name == "calibrate":
+                write_json(card, {**read_json(card), "operating_points": {"f2": {}}})
+            if name == "evaluate":
+                write_json(card, {**read_json(card), "test": {}})
+            return files.report
+
+        return work
+
+    dataset = make_dataset(tmp_path / "dataset", patients=40, size=16)
+    monkeypatch.setattr(pipeline, "connected", lambda _: nullcontext())
+    for name, module in STAGES.items():
+        monkeypatch.setattr(f"{module}.{name}", stage(name))
+    return calls
+
+
+def run(folder: Path, space: Path | str = "") -> pipeline.RunResult:
+    return pipeline.run("images", "labels", space or pipeline.builtin_space("demo"), folder)
+
+
+def test_stages_run_in_order_and_finished_ones_are_skipped(ran: list[str], tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert ran == ["prepare", "run_search", "retrain", "calibrate", "evaluate", "report"]
+    assert str(result.bundle) == str(tmp_path / "search" / "final" / "bundle")
+    assert result.search.best().number == 1
+    ran.clear()
+    run(tmp_path)
+    assert ran == ["prepare", "run_search --resume", "report"]
+
+
+def test_another_best_trial_is_retrained_and_all_after_it(ran: list[str], tmp_path: Path) -> None:
+    run(tmp_path)
+    write_json(SearchFiles(locate(tmp_path / "search")).retraining, {"trial": 0})
+    ran.clear()
+    run(tmp_path)
+    assert ran == ["prepare", "run_search --resume", "retrain", "calibrate", "evaluate", "report"]
+
+
+def test_a_mistake_in_the_space_costs_no_decoding(ran: list[str], tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("name: x\nparametres: {}\n")
+    with pytest.raises(SpaceError, match="did you mean 'parameters'"):
+        run(tmp_path, space)
+    assert ran == []
+
+
+@pytest.mark.parametrize("name", ["demo", "default"])
+def test_the_spaces_of_the_package_are_found(name: str) -> None:
+    assert pipeline.builtin_space(name).is_file()
+
+
+def test_an_unknown_space_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^dmeo: "):
+        pipeline.builtin_space("dmeo")

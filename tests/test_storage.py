@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.storage import (
+    DatasetFiles,
+    SearchFiles,
+    exclusive,
+    is_local,
+    locate,
+    read_json,
+    sha256,
+    write_bytes,
+    write_json,
+)
+
+
+def test_local_paths_are_absolute_and_uris_stay_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert str(locate("a/b")) == str(tmp_path / "a" / "b")
+    assert is_local(locate("a"))
+    assert str(locate("memory://bucket/a")) == "memory://bucket/a"
+    assert not is_local(locate("memory://bucket/a"))
+
+
+def test_the_names_on_disk_are_the_contract() -> None:
+    dataset, search = DatasetFiles(locate("/d")), SearchFiles(locate("/s"))
+    assert [str(path) for path in (dataset.manifest, dataset.slices, dataset.rejected, dataset.blocks)] == [
+        "/d/dataset.json",
+        "/d/slices.parquet",
+        "/d/rejected.parquet",
+        "/d/blocks",
+    ]
+    assert str(search.trial(42)) == "/s/trials/00042.json"
+    assert str(search.checkpoint(42)) == "/s/checkpoints/00042"
+    assert str(search.evaluation) == "/s/final/evaluation.json"
+
+
+@pytest.mark.parametrize("root", ["local", "memory://writes"])
+def test_json_comes_back(root: str, tmp_path: Path) -> None:
+    path = locate(tmp_path if root == "local" else root) / "deep" / "value.json"
+    write_json(path, {"a": [1, 2.5, None]})
+    write_json(path, {"a": [1, 2.5, "x"]})
+    assert read_json(path) == {"a": [1, 2.5, "x"]}
+    assert sha256(path) == sha256(path.read_bytes())
+
+
+def test_what_is_not_json_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
+    path = locate(tmp_path / "value.json")
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert read_json(path) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = locate(tmp_path / "value.json")
+    write_json(path, {"a": 1})
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes(path, b"[]")
+    assert json.loads((tmp_path / "value.json").read_bytes()) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_a_torn_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "value.json").write_text('{"a": ')
+    with pytest.raises(IntegrityError, match=r"value\.json: must be JSON"):
+        read_json(locate(tmp_path / "value.json"))
+
+
+def _hold(lock: str, held: multiprocessing.Event, done: multiprocessing.Event) -> None:  # type: ignore[valid-type]
+    with exclusive(locate(lock), "a search"):
+        held.set()  # type: ignore[attr-defined]
+        done.wait(20)  # type: ignore[attr-defined]
+
+
+def test_the_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(str(tmp_path / ".lock"), held, done))
+    other.start()
+    assert held.wait(20)
+    with pytest.raises(ConfigError, match="one process at a time may write a search"):
+        exclusive(locate(tmp_path / ".lock"), "a search").__enter__()
+    other.kill()
+    other.join()
+    with exclusive(locate(tmp_path / ".lock"), "a search"):
+        pass
