@@ -1,12 +1,30 @@
-"""HU windows: which part of the CT scale a channel shows."""
+"""HU windows: which part of the CT scale a channel shows, and slices seen through them.
+
+Knows one slice at a time; the loops are in kernels.py. The window tags of the files are not used: in the RSNA set they
+are multi-valued in half the files and inconsistent in the others.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ich_ray.errors import ConfigError, nearest
 
-__all__ = ["DEFAULT_WINDOWS", "WINDOWS", "WindowSpec", "parse_windows"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from ich_ray.ct.dicom import CTSlice
+
+__all__ = ["DEFAULT_WINDOWS", "WINDOWS", "WindowSpec", "parse_windows", "window_slice"]
+
+_BLACK_HU = -32768  # below every window that shows anything
+_LARGEST_INTEGER_SLOPE = 1000  # 16-bit words times this fit into 32 bits
+_WIDEST_INTEGER_SUM = 2**31 - 1
 
 
 class WindowSpec(BaseModel):
@@ -58,3 +76,53 @@ def parse_windows(text: str) -> tuple[WindowSpec, ...]:
     if len({window.name for window in windows}) < len(windows):
         raise ConfigError(f"--windows: names must differ, got {text!r}")
     return tuple(windows)
+
+
+def window_slice(ct: CTSlice, windows: Sequence[WindowSpec], size: int) -> NDArray[np.uint8]:
+    """A slice as one 8-bit channel per window, clipped at full resolution and then averaged over exact areas.
+
+    Each pixel is mapped by LINEAR_EXACT (PS3.3 C.11.2.1.3.2): black up to `center - width / 2`, white from
+    `center + width / 2` on, `(hu - center) / width + 0.5` between. It is not LINEAR (C.11.2.1.2.1), whose
+    `center - 0.5` and `width - 1` describe integer displays and differ by up to 1 / width. The mean over the area of an
+    output pixel, times 255, is rounded half up. Slices that are not square are centered on a black square first.
+
+    Integer slopes, intercepts and window edges with a whole number of pixels per output pixel are computed exactly in
+    integers (0.2 ms for three windows of 512x512 to 128x128), all else in float64 (0.7 ms).
+
+    Args:
+        ct: the slice.
+        windows: one per channel.
+        size: rows and columns of the result; larger than the slice repeats pixels.
+
+    Returns:
+        uint8 `[channels, size, size]`.
+    """
+    from ich_ray.ct.kernels import average_float, average_integer
+
+    words, slope, intercept = _square(ct), ct.slope, ct.intercept
+    lows_hu = np.array([window.center_hu - window.width_hu / 2 for window in windows])
+    widths_hu = np.array([window.width_hu for window in windows])
+    out = np.empty((len(windows), size, size), np.uint8)
+    if slope != 1 and slope.is_integer() and abs(slope) <= _LARGEST_INTEGER_SLOPE:
+        words, slope = words * np.int32(slope), 1.0
+    lows = lows_hu - intercept
+    factor, rest = divmod(len(words), size)
+    is_integer = slope == 1 and not (lows % 1).any() and not (widths_hu % 1).any()
+    fits = widths_hu.max() <= _WIDEST_INTEGER_SUM // max(factor, 1) ** 2 and abs(lows).max() <= 2**30
+    if is_integer and fits and rest == 0:
+        average_integer(words, lows.astype(np.int32), (lows + widths_hu).astype(np.int32), out)
+    else:
+        average_float(words, (slope, float(intercept)), lows_hu, widths_hu, out)
+    return out
+
+
+def _square(ct: CTSlice) -> NDArray[Any]:
+    """The words in the middle of a black square."""
+    rows, columns = ct.stored.shape
+    if rows == columns:
+        return ct.stored
+    side = max(rows, columns)
+    square = np.full((side, side), round((_BLACK_HU - ct.intercept) / ct.slope), np.int32)
+    top, left = (side - rows) // 2, (side - columns) // 2
+    square[top : top + rows, left : left + columns] = ct.stored
+    return square

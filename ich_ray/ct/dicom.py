@@ -1,0 +1,330 @@
+"""One DICOM file -> CT words with their rescale and header facts, or a typed rejection.
+
+Knows what a head-CT slice must say about itself (PS3.3 C.7.6.3, C.8.2.1, C.11.1) and the quirks of the RSNA set;
+does not know windows, labels or other files. Everything is checked before pixels are decoded, nothing is guessed:
+what pydicom reads silently (a missing rescale, MONOCHROME1, a wrong sign) is a rejection here. Details of a rejection
+never quote text from the file, only numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import stat
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ich_ray.ct.elements import FILE_LIMIT_BYTES, PIXEL_DATA, Elements, parse
+from ich_ray.ct.pixels import PixelLayout, stored_words
+from ich_ray.errors import Rejection
+from ich_ray.storage import Location, is_local, locate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from upath import UPath
+
+__all__ = ["EXCLUSIONS", "FLAGS", "CTSlice", "SliceHeader", "read_slice"]
+
+# Reasons that are no fault of the file: it is simply not an axial CT slice.
+EXCLUSIONS = frozenset({"not_ct", "localizer"})
+
+FLAGS = {
+    "extreme_hu": "HU below -4,096 or above 30,000: wrapped words or metal; clipped by every window",
+    "high_bits": "bits above BitsStored were set and are ignored",
+    "lossy": "the transfer syntax is lossy",
+    "near_empty": "less than 1 % of the pixels between -100 and 200 HU, as above the skull",
+    "not_512": "not 512 pixels a side",
+    "not_square": "padded to a square with black before resizing",
+    "padding": "pixels outside the scanner circle hold a padding value; they are shown as air",
+    "pixel_padding": "one or two spare bytes after the pixels",
+    "rsna_repair": "12-bit unsigned words with an intercept above -100: shifted as the RSNA set needs it",
+    "study_missing": "no StudyInstanceUID or SeriesInstanceUID",
+    "vr_encoding": "implicit and explicit VR were mixed up in the transfer syntax",
+}
+
+MODALITY, IMAGE_TYPE, SOP_INSTANCE, META_INSTANCE = 0x00080060, 0x00080008, 0x00080018, 0x00020003
+PATIENT, STUDY, SERIES, POSITION, ORIENTATION = 0x00100020, 0x0020000D, 0x0020000E, 0x00200032, 0x00200037
+SAMPLES, PHOTOMETRIC, FRAMES, ROWS, COLUMNS = 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011
+ALLOCATED, STORED, HIGH_BIT, REPRESENTATION = 0x00280100, 0x00280101, 0x00280102, 0x00280103
+PADDING, PADDING_LIMIT = 0x00280120, 0x00280121
+INTERCEPT, SLOPE, RESCALE_TYPE, MODALITY_LUT = 0x00281052, 0x00281053, 0x00281054, 0x00283000
+FLOAT_PIXELS = (0x7FE00008, 0x7FE00009)
+
+# A standard UID, or an identifier such as ID_1f6d1e8aeb that replaced one.
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9]([._-]?[A-Za-z0-9])*")
+_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+
+_AIR_HU = -1024
+_PADDING_WORD, _PADDING_HU = -2000, -3024  # outside the circle of a common scanner; some exports applied the intercept
+_TISSUE_HU = (-100, 200)
+_PLAUSIBLE_HU = 33_000  # signed 16-bit words end at 32,767; only a lost sign gives more
+_READ_TRIES = 3
+
+
+@dataclass(frozen=True)
+class SliceHeader:
+    """What the file says, identifiers included: keep it in memory and never print it.
+
+    Attributes:
+        slice_id: SOPInstanceUID.
+        position_mm: along the normal of the slice; NaN if the header does not say.
+        slope, intercept: as written in the file.
+        flags: keys of `FLAGS`, sorted.
+    """
+
+    slice_id: str
+    patient: str
+    study: str
+    series: str
+    position_mm: float
+    rows: int
+    columns: int
+    bits_stored: int
+    signed: bool
+    transfer_syntax: str
+    slope: float
+    intercept: float
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CTSlice:
+    """One slice: HU = stored * slope + intercept (PS3.3 C.11.1.1.2).
+
+    Attributes:
+        stored: integer words `[rows, columns]`, read-only; of native data a view of the file's bytes.
+        slope, intercept: of these words, after repairs.
+    """
+
+    header: SliceHeader
+    stored: NDArray[Any]
+    slope: float
+    intercept: float
+
+    def hu(self) -> NDArray[np.float32]:
+        """Hounsfield units, float32 `[rows, columns]`."""
+        return (self.stored * np.float64(self.slope) + self.intercept).astype(np.float32)
+
+
+def read_slice(source: bytes | bytearray | memoryview | Location) -> CTSlice:
+    """Read one CT slice from a path, a URI or the bytes of a file.
+
+    With bytes the words are a view of them: they must not change while the slice is in use.
+
+    Raises:
+        Rejection: the file is not accepted; its `reason` is the code of the contract. Reasons in `EXCLUSIONS` mean
+            that nothing is wrong with the file.
+    """
+    data = source if isinstance(source, bytes | bytearray | memoryview) else read_file(locate(source))
+    elements = parse(memoryview(data))
+    _check_kind(elements)
+    slice_id = _slice_id(elements)
+    patient = elements.text(PATIENT)
+    if not patient:
+        raise Rejection("patient_missing", "PatientID is absent or blank")
+    layout = _layout(elements)
+    slope, intercept = _rescale(elements)
+    words, flags = stored_words(elements, layout)
+    header = SliceHeader(
+        slice_id=slice_id,
+        patient=patient,
+        study=elements.text(STUDY),
+        series=elements.text(SERIES),
+        position_mm=_position_mm(elements),
+        rows=layout.rows,
+        columns=layout.columns,
+        bits_stored=layout.bits_stored,
+        signed=layout.signed,
+        transfer_syntax=elements.syntax,
+        slope=slope,
+        intercept=intercept,
+        flags=(*elements.flags, *flags),
+    )
+    return _plausible(_padded(_repaired(CTSlice(header, words, slope, intercept)), elements))
+
+
+def read_file(path: UPath) -> bytes:
+    """The bytes of a regular file, no more than a slice may have.
+
+    Raises:
+        Rejection: `not_regular`, `size_limit`, or `io_error` after three tries.
+    """
+    for attempt in range(_READ_TRIES):
+        try:
+            return _read_local(str(path)) if is_local(path) else path.read_bytes()
+        except OSError as error:
+            if attempt == _READ_TRIES - 1:
+                raise Rejection("io_error", os.strerror(error.errno) if error.errno else "unreadable") from None
+    raise AssertionError
+
+
+def _read_local(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not make us wait
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise Rejection("not_regular", "not a regular file")
+        if facts.st_size > FILE_LIMIT_BYTES:
+            raise Rejection("size_limit", f"a file may have {FILE_LIMIT_BYTES} bytes, got {facts.st_size}")
+        data = file.read(facts.st_size + 1)
+        while data and len(data) < facts.st_size and (more := file.read(facts.st_size - len(data))):
+            data += more
+        if len(data) != facts.st_size:
+            raise OSError("the file changed while it was read")
+        return data
+
+
+def _check_kind(elements: Elements) -> None:
+    if elements.text(MODALITY) != "CT":
+        raise Rejection("not_ct", "Modality is not CT")
+    if {"LOCALIZER", "SCOUT"} & {part.strip() for part in elements.text(IMAGE_TYPE).split("\\")}:
+        raise Rejection("localizer", "ImageType says localizer")
+    if any(tag in elements for tag in FLOAT_PIXELS):
+        raise Rejection("float_pixel", "floating-point pixels are no CT words")
+    start, end = elements.spans.get(PIXEL_DATA, (0, 0))
+    if start == end:
+        raise Rejection("no_pixel", "PixelData is absent or empty")
+
+
+def _slice_id(elements: Elements) -> str:
+    uid, meta = elements.text(SOP_INSTANCE), elements.text(META_INSTANCE)
+    if not uid:
+        raise Rejection("uid_missing", "SOPInstanceUID is absent or blank")
+    if len(uid) > 64 or not _IDENTIFIER.fullmatch(uid):
+        raise Rejection("uid_invalid", "SOPInstanceUID may hold letters, digits and single . _ - between them")
+    # De-identification gives the data set a new identifier and leaves the meta header: every RSNA file is so.
+    if meta and meta != uid and _UID.fullmatch(uid):
+        raise Rejection("uid_mismatch", "SOPInstanceUID differs between the meta header and the data set")
+    return uid
+
+
+def _layout(elements: Elements) -> PixelLayout:
+    if elements.word(SAMPLES) != 1:
+        raise Rejection("not_grayscale", f"SamplesPerPixel must be 1, got {elements.word(SAMPLES)}")
+    if elements.text(PHOTOMETRIC) != "MONOCHROME2":
+        raise Rejection("photometric", "PhotometricInterpretation must be MONOCHROME2")
+    _check_frames(elements.text(FRAMES))
+    rows, columns = elements.word(ROWS), elements.word(COLUMNS)
+    if not rows or not columns:
+        raise Rejection("dims_invalid", f"Rows and Columns must be positive, got {rows} and {columns}")
+    allocated, stored, high = (elements.word(tag) for tag in (ALLOCATED, STORED, HIGH_BIT))
+    if allocated not in {8, 16} or not stored or stored > allocated:
+        raise Rejection("bits_invalid", f"8 or 16 bits and stored <= allocated must hold, got {allocated} and {stored}")
+    if high != stored - 1:
+        raise Rejection("bits_inconsistent", f"HighBit must be BitsStored - 1, got {high} and {stored}")
+    representation = elements.word(REPRESENTATION)
+    if representation not in {0, 1}:
+        raise Rejection("pixrep_invalid", f"PixelRepresentation must be 0 or 1, got {representation}")
+    return PixelLayout(rows, columns, allocated, stored, bool(representation))
+
+
+def _check_frames(text: str) -> None:
+    """Absent, 0 and 1 all mean one frame."""
+    if not text:
+        return
+    frames = int(text) if re.fullmatch(r"[+-]?\d{1,11}", text) else -1
+    if not 0 <= frames < 2**31 - 1:
+        raise Rejection("frames_invalid", "NumberOfFrames must be a count")
+    if frames > 1:
+        raise Rejection("multiframe", f"one frame must be there, got {frames}")
+
+
+def _rescale(elements: Elements) -> tuple[float, float]:
+    if MODALITY_LUT in elements:
+        raise Rejection("modality_lut", "a Modality LUT takes the place of the rescale")
+    if elements.text(RESCALE_TYPE) not in {"", "HU"}:
+        raise Rejection("rescale_type", "RescaleType must be HU")
+    if SLOPE not in elements or INTERCEPT not in elements:
+        raise Rejection("rescale_missing", "RescaleSlope and RescaleIntercept must be there")
+    slope, intercept = _decimals(elements.text(SLOPE)), _decimals(elements.text(INTERCEPT))
+    if len(slope) != 1 or len(intercept) != 1 or not 1e-3 <= slope[0] <= 1e3 or abs(intercept[0]) > 1e5:
+        raise Rejection("rescale_invalid", "one slope of 0.001 to 1,000 and one intercept within 100,000 must be there")
+    return slope[0], intercept[0]
+
+
+def _decimals(text: str) -> list[float]:
+    """The values of a DS element (PS3.5 6.2); none if any of them is not a finite decimal number."""
+    parts = [part.strip() for part in text.split("\\")]
+    values = [float(part) for part in parts if _DECIMAL.fullmatch(part)]
+    return values if len(values) == len(parts) and all(map(math.isfinite, values)) else []
+
+
+def _position_mm(elements: Elements) -> float:
+    """Distance of the slice along its own normal (PS3.3 C.7.6.2.1.1); with a tilted gantry z alone misleads."""
+    position, orientation = _decimals(elements.text(POSITION)), _decimals(elements.text(ORIENTATION))
+    if len(position) != 3:
+        return math.nan
+    if len(orientation) != 6:
+        return position[2]
+    return float(np.dot(np.cross(orientation[:3], orientation[3:]), position))
+
+
+def _flagged(ct: CTSlice, *flags: str) -> CTSlice:
+    return replace(ct, header=replace(ct.header, flags=tuple(sorted({*ct.header.flags, *flags}))))
+
+
+def _repaired(ct: CTSlice) -> CTSlice:
+    """The repair that the RSNA set needs, for its exact signature only.
+
+    5,326 of its slices have 12-bit unsigned words that were shifted by 1,000 without wrapping, and say so by an
+    intercept above -100: HU is the word, or the word - 4,096 from 3,096 on.
+    """
+    header = ct.header
+    if header.bits_stored != 12 or header.signed or ct.slope != 1 or ct.intercept <= -100:
+        return ct
+    words = ct.stored.astype(np.int16)
+    words[words >= 3096] -= 4096
+    words.flags.writeable = False
+    return _flagged(replace(ct, stored=words, intercept=0.0), "rsna_repair")
+
+
+def _padded(ct: CTSlice, elements: Elements) -> CTSlice:
+    """Pixels that hold a padding value become air (PS3.3 C.7.5.1.1.2)."""
+    first = elements.word(PADDING, ct.header.signed)
+    if first is None or "rsna_repair" in ct.header.flags:
+        return ct
+    last = elements.word(PADDING_LIMIT, ct.header.signed)
+    low, high = sorted((first, first if last is None else last))
+    padding = (ct.stored >= low) & (ct.stored <= high)
+    if not padding.any():
+        return ct
+    air = round((_AIR_HU - ct.intercept) / ct.slope)
+    words = np.where(padding, np.int32(air), ct.stored.astype(np.int32))
+    words.flags.writeable = False
+    return _flagged(replace(ct, stored=words), "padding")
+
+
+def _plausible(ct: CTSlice) -> CTSlice:
+    """Refuse what cannot be a CT slice, flag what is odd.
+
+    Raises:
+        Rejection: `hu_implausible`.
+    """
+    from ich_ray.ct.kernels import survey
+
+    low, high = ((hu - ct.intercept) / ct.slope for hu in _TISSUE_HU)
+    smallest, largest, tissue = survey(ct.stored, _word(math.ceil(low)), _word(math.floor(high)))
+    least_hu, most_hu = smallest * ct.slope + ct.intercept, largest * ct.slope + ct.intercept
+    if smallest == largest:
+        raise Rejection("hu_implausible", "all pixels are equal")
+    if most_hu > _PLAUSIBLE_HU or least_hu < -_PLAUSIBLE_HU - 1024:
+        raise Rejection("hu_implausible", f"{least_hu:.0f} to {most_hu:.0f} HU")
+    rows, columns = ct.stored.shape
+    found = {
+        "extreme_hu": least_hu < -4096 or most_hu > 30_000,
+        "near_empty": tissue < 0.01 * rows * columns,
+        "not_512": (rows, columns) != (512, 512),
+        "not_square": rows != columns,
+        "padding": ct.header.signed and (smallest == _PADDING_WORD or least_hu == _PADDING_HU),
+        "study_missing": not ct.header.study or not ct.header.series,
+    }
+    return _flagged(ct, *(flag for flag, holds in found.items() if holds))
+
+
+def _word(value: int) -> int:
+    """`value`, or the nearest number that fits into 32 bits: beyond them no word lies."""
+    return min(max(value, -(2**31)), 2**31 - 1)

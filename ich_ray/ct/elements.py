@@ -1,0 +1,232 @@
+"""The structure of a DICOM file: bytes -> the places of its top-level elements, or a typed rejection.
+
+Knows PS3.10 (preamble, file meta) and PS3.5 chapter 7 (elements, sequences, fragments); does not know what any value
+means. It exists beside pydicom because `dcmread` reads files that are cut in the header, lets the last of two equal
+tags win, and follows sequences and deflated streams without a limit, all without an exception; and because the places
+alone are what a zero-copy view of the pixels needs (0.05 ms a file against 0.45 ms). Tests hold it equal to pydicom.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final, Literal
+
+from ich_ray.errors import Rejection
+
+__all__ = ["FILE_LIMIT_BYTES", "Elements", "parse"]
+
+ByteOrder = Literal["<", ">"]
+
+# A 512x512 slice is 0.5 MiB; nothing that is one slice comes near this.
+FILE_LIMIT_BYTES = 64 * 2**20
+NESTING_LIMIT = 32
+
+PIXEL_DATA = 0x7FE00010
+DEFLATED = "1.2.840.10008.1.2.1.99"
+IMPLICIT_LITTLE = "1.2.840.10008.1.2"
+EXPLICIT_BIG = "1.2.840.10008.1.2.2"
+
+_TRANSFER_SYNTAX = 0x00020010
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_UNDEFINED = 0xFFFFFFFF
+_LONG_VR = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+_SHORT_VR = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+_EXECUTABLES = (b"MZ", b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"#!")
+
+
+@dataclass(frozen=True)
+class Elements:
+    """Where the values of one data set lie.
+
+    Attributes:
+        data: the file, inflated if it was deflated.
+        syntax: the declared transfer syntax UID.
+        order: byte order of the values, `<` or `>`.
+        spans: tag -> (start, end) of its value in `data`.
+        fragments: (start, end) of each item of encapsulated PixelData, the offset table first; empty for native data.
+        flags: departures from the standard that change nothing.
+    """
+
+    data: memoryview
+    syntax: str
+    order: ByteOrder
+    spans: dict[int, tuple[int, int]]
+    fragments: tuple[tuple[int, int], ...] = ()
+    flags: tuple[str, ...] = ()
+
+    def __contains__(self, tag: int) -> bool:
+        return tag in self.spans
+
+    def value(self, tag: int) -> bytes | None:
+        """The bytes of a value; None where the tag is absent."""
+        span = self.spans.get(tag)
+        return None if span is None else bytes(self.data[span[0] : span[1]])
+
+    def text(self, tag: int) -> str:
+        """A string value without its padding, bytes as Latin-1; empty where the tag is absent."""
+        return (self.value(tag) or b"").decode("latin-1").strip(" \0")
+
+    def word(self, tag: int, signed: bool = False) -> int | None:
+        """A 16-bit value; None unless there is exactly one."""
+        value = self.value(tag)
+        if value is None or len(value) != 2:
+            return None
+        return int.from_bytes(value, "little" if self.order == "<" else "big", signed=signed)
+
+
+def parse(data: memoryview) -> Elements:
+    """The elements of a DICOM file with a preamble.
+
+    Raises:
+        Rejection: `not_dicom`, `preamble_executable`, `size_limit`, `inflate_limit`, `truncated_header`,
+            `header_invalid`, `nesting_limit`, `duplicate_tag`, `pixel_short`, `truncated_pixel` or `decode_error`.
+    """
+    if len(data) > FILE_LIMIT_BYTES:
+        raise Rejection("size_limit", f"a file may have {FILE_LIMIT_BYTES} bytes, got {len(data)}")
+    if len(data) < 132 or bytes(data[128:132]) != b"DICM":
+        raise Rejection("not_dicom", "no DICM after a preamble of 128 bytes")
+    if bytes(data[:4]).startswith(_EXECUTABLES):
+        raise Rejection("preamble_executable", "the preamble starts like a program")
+    meta = _Walk(data, explicit=True, order="<")
+    start = meta.run(132, only_group=0x0002)
+    syntax = Elements(data, "", "<", meta.spans).text(_TRANSFER_SYNTAX)
+    if not syntax:
+        raise Rejection("truncated_header", "no transfer syntax in the file meta information")
+    if syntax == DEFLATED:
+        data, start = _inflate(data[start:]), 0
+    order: ByteOrder = ">" if syntax == EXPLICIT_BIG else "<"
+    explicit = _looks_explicit(data, start, default=syntax != IMPLICIT_LITTLE)
+    walk = _Walk(data, explicit, order)
+    walk.run(start)
+    if not walk.spans or max(walk.spans) < 0x00280000:
+        raise Rejection("truncated_header", "the file ends before the description of the image")
+    flags = ("vr_encoding",) if explicit == (syntax == IMPLICIT_LITTLE) else ()
+    return Elements(data, syntax, order, {**meta.spans, **walk.spans}, tuple(walk.fragments), flags)
+
+
+def _inflate(data: memoryview) -> memoryview:
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        inflated = inflater.decompress(data, FILE_LIMIT_BYTES)
+    except zlib.error:
+        raise Rejection("decode_error", "the deflated data set cannot be inflated") from None
+    if inflater.unconsumed_tail:
+        raise Rejection("inflate_limit", f"a data set may inflate to {FILE_LIMIT_BYTES} bytes")
+    if not inflater.eof:
+        raise Rejection("truncated_header", "the deflated data set ends early")
+    return memoryview(inflated)
+
+
+def _looks_explicit(data: memoryview, start: int, default: bool) -> bool:
+    """Whether the first element carries a VR; some writers declare one encoding and use the other."""
+    vr = bytes(data[start + 4 : start + 6])
+    return vr in _LONG_VR or vr in _SHORT_VR if len(vr) == 2 else default
+
+
+class _Walk:
+    """One pass over a data set, sequences included, that never looks past the end."""
+
+    _IMPLICIT: Final = {order: Struct(f"{order}HHL") for order in "<>"}
+    _EXPLICIT: Final = {order: Struct(f"{order}HH2sH") for order in "<>"}
+    _LENGTH: Final = {order: Struct(f"{order}L") for order in "<>"}
+
+    def __init__(self, data: memoryview, explicit: bool, order: ByteOrder) -> None:
+        self.data, self.explicit, self.order = data, explicit, order
+        self.spans: dict[int, tuple[int, int]] = {}
+        self.fragments: list[tuple[int, int]] = []
+        self._end = len(data)
+        self._implicit, self._explicit = self._IMPLICIT[order], self._EXPLICIT[order]
+
+    def run(self, position: int, only_group: int | None = None) -> int:
+        """Record every top-level element from `position` on; stop before a group other than `only_group`."""
+        while position < self._end:
+            if PIXEL_DATA in self.spans and not bytes(self.data[position:]).strip(b"\0"):
+                break  # zeros after the pixels are padding of the file
+            if only_group is not None and int.from_bytes(self.data[position : position + 2], "little") != only_group:
+                break
+            tag, vr, length, start = self._head(position)
+            if tag in self.spans:
+                raise Rejection("duplicate_tag", f"({tag >> 16:04X},{tag & 0xFFFF:04X}) stands twice")
+            position = self._after(tag, vr, length, start, 0)
+            self.spans[tag] = (start, position)
+        return position
+
+    def _head(self, position: int) -> tuple[int, bytes, int, int]:
+        """Tag, VR (empty if implicit), length and start of the value of the element at `position`."""
+        if self._end - position < 8:
+            raise Rejection("truncated_header", "the file ends inside an element")
+        group, element, length = self._implicit.unpack_from(self.data, position)
+        tag = group << 16 | element
+        if not self.explicit or group == 0xFFFE:
+            return tag, b"", length, position + 8
+        _, _, vr, length = self._explicit.unpack_from(self.data, position)
+        if vr in _SHORT_VR:
+            return tag, vr, length, position + 8
+        if vr not in _LONG_VR:
+            raise Rejection("header_invalid", f"no known VR at byte {position}")
+        if self._end - position < 12:
+            raise Rejection("truncated_header", "the file ends inside an element")
+        return tag, vr, self._LENGTH[self.order].unpack_from(self.data, position + 8)[0], position + 12
+
+    def _after(self, tag: int, vr: bytes, length: int, start: int, depth: int) -> int:
+        """The position after a value; sequences are walked, so that nothing in them can hide."""
+        if tag == PIXEL_DATA and depth == 0:
+            return self._after_pixels(length, start)
+        if length != _UNDEFINED and start + length > self._end:
+            raise Rejection("truncated_header", f"an element of {length} bytes, {self._end - start} are left")
+        if length == _UNDEFINED and vr in {b"OB", b"OW"}:
+            return self._after_fragments(start, [])
+        is_sequence = vr == b"SQ" or length == _UNDEFINED or (not vr and self._is_item(start, length))
+        if not is_sequence:
+            return start + length
+        if vr == b"UN":  # PS3.5 6.2.2: a sequence of unknown VR is implicit little endian inside
+            return _Walk(self.data, explicit=False, order="<")._after(tag, b"", length, start, depth)
+        return self._after_items(start, None if length == _UNDEFINED else start + length, depth + 1)
+
+    def _is_item(self, start: int, length: int) -> bool:
+        return length >= 8 and self._implicit.unpack_from(self.data, start)[:2] == (0xFFFE, 0xE000)
+
+    def _after_items(self, position: int, end: int | None, depth: int) -> int:
+        if depth > NESTING_LIMIT:
+            raise Rejection("nesting_limit", f"sequences may nest {NESTING_LIMIT} deep")
+        while end is None or position < end:
+            tag, _, length, position = self._head(position)
+            if tag == _SEQUENCE_END and end is None:
+                return position
+            if tag != _ITEM:
+                raise Rejection("header_invalid", "a sequence holds something other than items")
+            position = self._after_item(position, None if length == _UNDEFINED else position + length, depth)
+        return position
+
+    def _after_item(self, position: int, end: int | None, depth: int) -> int:
+        while end is None or position < end:
+            tag, vr, length, start = self._head(position)
+            if tag == _ITEM_END and end is None:
+                return start
+            position = self._after(tag, vr, length, start, depth)
+        if position != end:
+            raise Rejection("header_invalid", "an element reaches past the end of its item")
+        return position
+
+    def _after_pixels(self, length: int, start: int) -> int:
+        if length == _UNDEFINED:
+            return self._after_fragments(start, self.fragments)
+        if start + length > self._end:
+            raise Rejection("pixel_short", f"PixelData of {length} bytes, {self._end - start} are there")
+        return start + length
+
+    def _after_fragments(self, position: int, found: list[tuple[int, int]]) -> int:
+        while self._end - position >= 8:
+            group, element, length = self._implicit.unpack_from(self.data, position)
+            tag, position = group << 16 | element, position + 8
+            if tag == _SEQUENCE_END:
+                return position
+            if tag != _ITEM:
+                raise Rejection("decode_error", "encapsulated PixelData holds something other than items")
+            if position + length > self._end:
+                break
+            found.append((position, position + length))
+            position += length
+        raise Rejection("truncated_pixel", "the file ends inside encapsulated PixelData")

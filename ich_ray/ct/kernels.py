@@ -1,0 +1,107 @@
+"""The compiled loops over pixels: surveying raw words, and windowing + area averaging in one pass.
+
+Knows arrays and numbers only. Compiled on first use and cached beside this file; imported where it is used, because
+numba takes half a second to load. All release the GIL.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["average_float", "average_integer", "survey"]
+
+
+@numba.njit(nogil=True, cache=True)
+def survey(words: NDArray[Any], low: int, high: int) -> tuple[int, int, int]:
+    """Smallest word, largest word, and how many lie in `low..high`."""
+    smallest, largest, within = np.int64(words[0, 0]), np.int64(words[0, 0]), np.int64(0)
+    for row in range(words.shape[0]):
+        row_smallest, row_largest, row_within = words[row, 0], words[row, 0], np.int32(0)
+        for column in range(words.shape[1]):
+            word = words[row, column]
+            row_smallest, row_largest = min(row_smallest, word), max(row_largest, word)
+            row_within += np.int32((word >= low) & (word <= high))
+        smallest, largest = min(smallest, np.int64(row_smallest)), max(largest, np.int64(row_largest))
+        within += row_within
+    return smallest, largest, within  # type: ignore[return-value]
+
+
+@numba.njit(nogil=True, cache=True)
+def average_integer(words: NDArray[Any], lows: NDArray[np.int32], highs: NDArray[np.int32], out: NDArray[Any]) -> None:
+    """Clip to each `lows..highs` (in words) and average squares of whole pixels, rounding half up, exactly.
+
+    Args:
+        words: `[side, side]`; `side` is a multiple of the output's.
+        lows: `[channels]`.
+        highs: `[channels]`.
+        out: uint8 `[channels, size, size]`.
+
+    Sums are integers of 32 bits: squares of up to 181 pixels a side and windows of up to 65,535 words fit. The last
+    division is of integers below 2**53 in floating point, so its floor is exact.
+    """
+    channels, size = out.shape[0], out.shape[1]
+    factor = words.shape[0] // size
+    sums = np.empty(words.shape[1], np.int32)
+    for channel in range(channels):
+        low, high = lows[channel], highs[channel]
+        half = float(factor * factor) * float(high - low)
+        for row in range(size):
+            first = row * factor
+            for column in range(words.shape[1]):
+                sums[column] = min(max(np.int32(words[first, column]), low), high) - low
+            for line in range(first + 1, first + factor):
+                for column in range(words.shape[1]):
+                    sums[column] += min(max(np.int32(words[line, column]), low), high) - low
+            for column in range(size):
+                total = np.int32(0)
+                for step in range(factor):
+                    total += sums[column * factor + step]
+                out[channel, row, column] = np.uint8((510.0 * total + half) / (2.0 * half))
+
+
+@numba.njit(nogil=True, cache=True)
+def average_float(
+    words: NDArray[Any],
+    rescale: tuple[float, float],
+    lows_hu: NDArray[np.float64],
+    widths_hu: NDArray[np.float64],
+    out: NDArray[Any],
+) -> None:
+    """Clip `words * slope + intercept` to each window and average exact areas, rounding half up.
+
+    Args:
+        words: `[side, side]` of any size, larger or smaller than the output.
+        rescale: slope and intercept of the words.
+        lows_hu: `[channels]`.
+        widths_hu: `[channels]`.
+        out: uint8 `[channels, size, size]`.
+
+    Areas are counted in 1 / size of a pixel, so that weights are whole numbers and whole HU give exact sums.
+    """
+    channels, size = out.shape[0], out.shape[1]
+    side = words.shape[0]
+    slope, intercept = rescale
+    sums = np.empty(side, np.float64)
+    for channel in range(channels):
+        low, width = lows_hu[channel], widths_hu[channel]
+        half = float(side * side) * width
+        for row in range(size):
+            top, bottom = row * side, (row + 1) * side
+            sums[:] = 0.0
+            for line in range(top // size, (bottom + size - 1) // size):
+                weight = float(min(bottom, (line + 1) * size) - max(top, line * size))
+                for column in range(side):
+                    hu = words[line, column] * slope + intercept
+                    sums[column] += weight * (min(max(hu, low), low + width) - low)
+            for column in range(size):
+                left, right = column * side, (column + 1) * side
+                total = 0.0
+                for step in range(left // size, (right + size - 1) // size):
+                    total += float(min(right, (step + 1) * size) - max(left, step * size)) * sums[step]
+                out[channel, row, column] = np.uint8(min((510.0 * total + half) / (2.0 * half), 255.0))

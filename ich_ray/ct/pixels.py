@@ -1,0 +1,182 @@
+"""Stored pixel words of one slice: a view of native data, or a decoded copy of compressed data.
+
+Knows the Image Pixel module (PS3.3 C.7.6.3) and the transfer syntaxes; does not know Hounsfield units. Native data
+never go through pydicom's `pixel_array`, which copies. Compressed data go through pydicom's decoders after the size in
+the codestream itself was compared with the header, because decoders allocate what the codestream says.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ich_ray.ct.elements import FILE_LIMIT_BYTES, PIXEL_DATA, Elements
+from ich_ray.errors import Rejection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+__all__ = ["COMPRESSED", "NATIVE", "PixelLayout", "stored_words"]
+
+NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"})
+_RLE = "1.2.840.10008.1.2.5"
+_LOSSY = frozenset(f"1.2.840.10008.1.2.4.{last}" for last in (50, 51, 81, 91, 203))
+_LOSSLESS = frozenset(f"1.2.840.10008.1.2.4.{last}" for last in (57, 70, 80, 90, 201, 202))
+COMPRESSED = _LOSSLESS | _LOSSY | {_RLE}
+
+SIDE_LIMIT = 16_384
+
+# JPEG and JPEG-LS frame headers (ITU-T T.81 B.1.1.3, T.87); the other markers of C0..CF are tables.
+_JPEG_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
+
+
+@dataclass(frozen=True)
+class PixelLayout:
+    """How words are stored: `[rows, columns]` of `bits_allocated`, the lowest `bits_stored` of which count."""
+
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+
+    @property
+    def size_bytes(self) -> int:
+        return self.rows * self.columns * self.bits_allocated // 8
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(f"{'i' if self.signed else 'u'}{self.bits_allocated // 8}")
+
+
+def stored_words(elements: Elements, layout: PixelLayout) -> tuple[NDArray[Any], list[str]]:
+    """The stored words `[rows, columns]`, in this machine's byte order and read-only, with flags.
+
+    Raises:
+        Rejection: `dims_limit`, `size_limit`, `pixel_short`, `pixel_excess`, `decode_error`, `dims_mismatch`,
+            `truncated_pixel` or `syntax_unsupported`.
+    """
+    if elements.syntax in NATIVE:
+        words, flags = _native(elements, layout)
+    elif elements.syntax in COMPRESSED:
+        words, flags = _decoded(elements, layout), ["lossy"] if elements.syntax in _LOSSY else []
+    else:
+        raise Rejection("syntax_unsupported", "the transfer syntax is not one for single-frame CT")
+    words, excess = _without_high_bits(words, layout)
+    words = np.require(words, requirements=["C", "A"])
+    words.flags.writeable = False
+    return words, [*flags, *excess]
+
+
+def _native(elements: Elements, layout: PixelLayout) -> tuple[NDArray[Any], list[str]]:
+    if layout.size_bytes > FILE_LIMIT_BYTES or max(layout.rows, layout.columns) > SIDE_LIMIT:
+        raise Rejection("dims_limit", f"{layout.rows}x{layout.columns} pixels are more than a slice may have")
+    if elements.fragments:
+        raise Rejection("decode_error", "encapsulated PixelData under a native transfer syntax")
+    start, end = elements.spans[PIXEL_DATA]
+    spare = end - start - layout.size_bytes
+    if spare < 0:
+        raise Rejection("pixel_short", f"{layout.size_bytes} bytes must be there, got {end - start}")
+    if spare > 2:
+        raise Rejection("pixel_excess", f"{layout.size_bytes} bytes must be there, got {end - start}")
+    dtype = layout.dtype.newbyteorder(elements.order)
+    words = np.frombuffer(elements.data, dtype, layout.rows * layout.columns, start)
+    words = words.astype(layout.dtype, copy=False).reshape(layout.rows, layout.columns)
+    return words, ["pixel_padding"] if spare else []
+
+
+def _without_high_bits(words: NDArray[Any], layout: PixelLayout) -> tuple[NDArray[Any], list[str]]:
+    """Words with the bits above `bits_stored` cleared, or filled with the sign (PS3.5 8.1.1)."""
+    if layout.bits_stored == layout.bits_allocated:
+        return words, []
+    limit = 1 << layout.bits_stored
+    low, high = (-limit // 2, limit // 2 - 1) if layout.signed else (0, limit - 1)
+    if words.max() <= high and words.min() >= low:
+        return words, []
+    unused = layout.bits_allocated - layout.bits_stored
+    return (words << unused) >> unused, ["high_bits"]
+
+
+def _decoded(elements: Elements, layout: PixelLayout) -> NDArray[Any]:
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    if layout.size_bytes > FILE_LIMIT_BYTES:
+        raise Rejection("size_limit", f"{layout.rows}x{layout.columns} pixels are more than a slice may have")
+    if len(elements.fragments) < 2:
+        raise Rejection("decode_error", "no encapsulated frame under a compressed transfer syntax")
+    if elements.syntax != _RLE:
+        _check_codestream(elements, layout)
+    start, end = elements.spans[PIXEL_DATA]
+    decoder = get_decoder(UID(elements.syntax))
+    if not decoder.is_available:
+        raise Rejection("syntax_unsupported", "no decoder for this transfer syntax is installed")
+    options: dict[str, Any] = {
+        "rows": layout.rows,
+        "columns": layout.columns,
+        "number_of_frames": 1,
+        "samples_per_pixel": 1,
+        "photometric_interpretation": "MONOCHROME2",
+        "bits_allocated": layout.bits_allocated,
+        "bits_stored": layout.bits_stored,
+        "pixel_representation": int(layout.signed),
+        "pixel_keyword": "PixelData",
+    }
+    with _quiet():
+        try:
+            words, _ = decoder.as_array(bytes(elements.data[start:end]), raw=True, **options)
+        # Plug-ins raise whatever they like, bare Exception included, and all of it means one thing.
+        except Exception as error:  # noqa: BLE001
+            reason = "truncated_pixel" if elements.syntax == _RLE else "decode_error"
+            raise Rejection(reason, f"the decoder gave up ({type(error).__name__})") from None
+    if words.shape != (layout.rows, layout.columns):
+        raise Rejection("dims_mismatch", f"{layout.rows}x{layout.columns} in the header, {words.shape} decoded")
+    return np.asarray(words, layout.dtype)
+
+
+def _check_codestream(elements: Elements, layout: PixelLayout) -> None:
+    start, end = elements.fragments[1]
+    found = _codestream_size(bytes(elements.data[start:end]))
+    if found is None:
+        raise Rejection("decode_error", "the frame is no JPEG, JPEG-LS or JPEG 2000 codestream")
+    rows, columns = found
+    if rows * columns * 2 > FILE_LIMIT_BYTES:
+        raise Rejection("size_limit", f"the codestream holds {rows}x{columns} pixels")
+    if found != (layout.rows, layout.columns):
+        raise Rejection("dims_mismatch", f"{layout.rows}x{layout.columns} in the header, {rows}x{columns} in the frame")
+
+
+def _codestream_size(frame: bytes) -> tuple[int, int] | None:
+    """(rows, columns) that a codestream itself declares, None if it is none that we know."""
+    if frame[:4] == b"\xff\x4f\xff\x51" and len(frame) >= 24:  # JPEG 2000 SOC + SIZ, ITU-T T.800 A.5.1
+        right, bottom, left, top = (int.from_bytes(frame[at : at + 4], "big") for at in (8, 12, 16, 20))
+        return bottom - top, right - left
+    position = 2 if frame[:2] == b"\xff\xd8" else len(frame)
+    while position + 9 <= len(frame) and frame[position] == 0xFF:
+        if frame[position + 1] in _JPEG_FRAMES:
+            return int.from_bytes(frame[position + 5 : position + 7], "big"), int.from_bytes(
+                frame[position + 7 : position + 9], "big"
+            )
+        position += 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep pydicom's logger and warnings, which quote paths and values, off every output."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
