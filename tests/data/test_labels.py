@@ -18,7 +18,9 @@ from tests.data.real import real_data
 
 def long(rows: dict[str, str], newline: str = "\n") -> str:
     """An RSNA table: six digits per slice, in the order of LABELS."""
-    lines = [f"{slice_id}_{name},{value}" for slice_id, six in rows.items() for name, value in zip(LABELS, six)]
+    lines = [
+        f"{slice_id}_{name},{value}" for slice_id, six in rows.items() for name, value in zip(LABELS, six, strict=True)
+    ]
     return newline.join(["ID,Label", *lines]) + newline
 
 
@@ -29,7 +31,7 @@ def read(folder: Path, text: str | bytes) -> LabelTable:
 
 
 def as_dict(table: LabelTable) -> dict[str, list[int]]:
-    return dict(zip(table.slice_ids.to_pylist(), table.values.tolist()))
+    return dict(zip(table.slice_ids.to_pylist(), table.values.tolist(), strict=True))
 
 
 TWO = {"ID_a_b": "100001", "ID_c": "000000"}
@@ -51,7 +53,7 @@ WIDE_HEADER = ",".join(["id", *LABELS])
         f"{WIDE_HEADER}\nID_a_b,1,0,0,0,0,1\nID_c,0,0,0,0,0,0\n",
         f"{WIDE_HEADER},patient,source\nID_a_b,1,0,0,0,0,1,x,\nID_c,0,0,0,0,0,0,,y\n",
         f"slice_id,any,{','.join(LABELS[:5])}\nID_a_b,1,1,0,0,0,0\nID_c,0,0,0,0,0,0\n",
-        f'"Id","{chr(34).join([""])}{LABELS[0]}",{",".join(LABELS[1:])}\nID_a_b,1,0,0,0,0,1\nID_c,0,0,0,0,0,0\n',
+        f'"Id","{LABELS[0]}",{",".join(LABELS[1:])}\nID_a_b,1,0,0,0,0,1\nID_c,0,0,0,0,0,0\n',
     ],
     ids=[
         "plain",
@@ -89,7 +91,10 @@ def test_duplicates_that_agree_collapse_and_others_conflict(tmp_path: Path) -> N
     rows = long(TWO) + "ID_c_any,0\nID_c_any,0\nID_a_b_epidural,0\n"
     table = read(tmp_path, rows)
     assert table.collapsed == 2
-    assert dict(zip(table.slice_ids.to_pylist(), table.reasons)) == {"ID_a_b": "label_conflict", "ID_c": ""}
+    assert dict(zip(table.slice_ids.to_pylist(), table.reasons, strict=True)) == {
+        "ID_a_b": "label_conflict",
+        "ID_c": "",
+    }
     wide = read(tmp_path, f"{WIDE_HEADER}\nx,0,0,0,0,0,0\nx,0,0,0,0,0,0\ny,0,0,0,0,0,0\ny,0,1,0,0,0,1\n")
     assert wide.collapsed == 6 + 4
     assert wide.reasons.tolist() == ["", "label_conflict"]
