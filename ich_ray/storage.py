@@ -63,6 +63,15 @@ class DatasetFiles:
         return self.root / "dataset.json"
 
     @property
+    def plan(self) -> UPath:
+        """What the dataset is prepared from, written first: it decides whether a rerun may go on with it."""
+        return self.root / "prepare.json"
+
+    @property
+    def lock(self) -> UPath:
+        return self.root / ".lock"
+
+    @property
     def slices(self) -> UPath:
         return self.root / "slices.parquet"
 

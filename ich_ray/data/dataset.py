@@ -36,6 +36,7 @@ __all__ = [
     "Role",
     "RoleCounts",
     "SliceSet",
+    "map_block",
     "place",
 ]
 
@@ -192,7 +193,7 @@ class PreparedDataset:
 
     @cached_property
     def _blocks(self) -> list[NDArray[np.uint8]]:
-        return [_map(self.files.root / block.file) for block in self.manifest.blocks]
+        return [map_block(self.files.root / block.file) for block in self.manifest.blocks]
 
     @cached_property
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -209,7 +210,7 @@ class PreparedDataset:
         return out
 
 
-def _map(path: UPath) -> NDArray[np.uint8]:
+def map_block(path: UPath) -> NDArray[np.uint8]:
     """The images of a block, without copying: pages are read from the file when touched, and are read-only."""
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()

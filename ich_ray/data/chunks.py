@@ -1,0 +1,153 @@
+"""One chunk of files -> one Arrow block of images and one small table with a row per file.
+
+Runs in any process, knows no Ray: data/prepare.py maps it. A row says what became of its file; only the disk that
+cannot be written ends a chunk with an error. The block is written before its rows, so a chunk whose rows lie beside it
+is whole and need not be done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from ich_ray.ct.dicom import read_slice
+from ich_ray.ct.windowing import WindowSpec, window_slice
+from ich_ray.errors import IchRayError, Rejection
+from ich_ray.storage import sha256, write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from upath import UPath
+
+    from ich_ray.data.pseudonyms import Pseudonyms
+
+__all__ = ["ROWS", "ChunkJob", "block_bytes", "finished_chunk", "run_chunk", "words_digest"]
+
+ROWS = pa.schema(
+    [
+        ("file", pa.string()),
+        ("reason", pa.string()),  # empty while nothing is wrong
+        ("detail", pa.string()),
+        ("slice_id", pa.string()),
+        ("patient", pa.string()),
+        ("study", pa.string()),
+        ("series", pa.string()),
+        ("token", pa.string()),  # masked, see pseudonyms.py
+        ("position_mm", pa.float32()),
+        ("flags", pa.string()),
+        ("pixels", pa.string()),  # digest of the windowed image
+        ("chunk", pa.int32()),
+        ("row", pa.int32()),  # of the block, -1 without an image
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ChunkJob:
+    """What all chunks of a dataset have in common; `plan` tells rows of other settings apart."""
+
+    images: UPath
+    blocks: UPath
+    windows: tuple[WindowSpec, ...]
+    size: int
+    pseudonyms: Pseudonyms
+    plan: str
+
+    def block(self, number: int) -> UPath:
+        return self.blocks / f"{number:05d}.arrow"
+
+    def rows(self, number: int) -> UPath:
+        return self.blocks / f"{number:05d}.rows"
+
+
+def run_chunk(job: ChunkJob, number: int, files: Sequence[str]) -> pa.Table:
+    """Decode and window `files`, write block and rows, and return the rows, one per file, of schema `ROWS`.
+
+    Raises:
+        IchRayError: the block could not be written.
+    """
+    images = np.empty((len(files), len(job.windows), job.size, job.size), np.uint8)
+    rows: list[dict[str, Any]] = []
+    count = 0
+    for file in files:
+        row = _read(job, file, images[count])
+        rows.append({"file": file, "chunk": number, "row": -1 if row["reason"] else count, **row})
+        count += not row["reason"]
+    table = pa.Table.from_pylist(rows, ROWS)
+    try:
+        if count:
+            data = block_bytes(images[:count])
+            write_bytes(job.block(number), data)
+            table = table.replace_schema_metadata({"plan": job.plan, "sha256": sha256(data), "bytes": str(len(data))})
+        else:
+            table = table.replace_schema_metadata({"plan": job.plan, "sha256": "", "bytes": "0"})
+        write_bytes(job.rows(number), _ipc(table))
+    except OSError as error:
+        raise IchRayError(
+            f"{job.blocks}: a block must be written, got {error.strerror or error}; "
+            "free space or correct the folder, then run again: finished blocks are kept"
+        ) from None
+    return table
+
+
+def finished_chunk(job: ChunkJob, number: int) -> pa.Table | None:
+    """The rows of a chunk that an earlier run completed, None if it did not."""
+    if not job.rows(number).exists():
+        return None
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(job.rows(number).read_bytes())).read_all()
+    except pa.ArrowInvalid:
+        return None
+    facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    size_bytes = int(facts.get("bytes", "0"))
+    whole = not size_bytes or (job.block(number).exists() and job.block(number).stat().st_size == size_bytes)
+    return table if whole and facts.get("plan") == job.plan else None
+
+
+def block_bytes(images: NDArray[np.uint8]) -> bytes:
+    """An Arrow IPC file, uncompressed so that it can be mapped, with `images` as the one batch of column `image`."""
+    return _ipc(pa.table({"image": pa.FixedShapeTensorArray.from_numpy_ndarray(images)}))
+
+
+def words_digest(path: UPath) -> str:
+    """A digest of the stored words of a slice: what decides whether two files hold the same pixels."""
+    ct = read_slice(path)
+    return hashlib.sha256(f"{ct.slope} {ct.intercept} {ct.stored.shape}".encode() + ct.stored.tobytes()).hexdigest()
+
+
+def _ipc(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _read(job: ChunkJob, file: str, out: NDArray[np.uint8]) -> dict[str, Any]:
+    """What the file says, its image in `out`; or the reason why not."""
+    try:
+        ct = read_slice(job.images / file)
+        out[:] = window_slice(ct, job.windows, job.size)
+    except Rejection as rejection:
+        return {"reason": rejection.reason, "detail": rejection.detail}
+    except MemoryError:
+        return {"reason": "out_of_memory", "detail": "the slice did not fit into memory"}
+    header, names = ct.header, job.pseudonyms
+    return {
+        "reason": "",
+        "detail": "",
+        "slice_id": header.slice_id,
+        "patient": names.name("patient", header.patient),
+        "study": names.name("study", header.study),
+        "series": names.name("series", header.series),
+        "token": names.masked_token(header.patient),
+        "position_mm": header.position_mm,
+        "flags": ",".join(header.flags),
+        "pixels": hashlib.blake2b(out.tobytes(), digest_size=16).hexdigest(),
+    }

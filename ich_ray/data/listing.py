@@ -1,0 +1,104 @@
+"""Which files there are: every regular file below a folder, sorted, and what is refused before it is opened.
+
+Knows names only. Links and special files that could lead out of the folder or never end are rows with a reason, not
+files that vanish.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ich_ray.storage import is_local
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from upath import UPath
+
+__all__ = ["Listing", "list_files"]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies below a folder.
+
+    Attributes:
+        files: relative paths, sorted.
+        refused: relative path and reason (`path_escape`, `not_regular` or `name_invalid`) of what is not opened.
+        digest: of the names, sizes and times of change of `files`: it changes when an input does.
+    """
+
+    files: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.files) + len(self.refused)
+
+
+def list_files(root: UPath, skip: UPath | None = None) -> Listing:
+    """List a local folder or one on object storage; `skip` is not one of the images, such as the label table."""
+    found = sorted(_walk_local(Path(str(root))) if is_local(root) else _walk_remote(root))
+    left_out = os.path.relpath(str(skip), str(root)) if skip is not None and is_local(root) and is_local(skip) else ""
+    found = [entry for entry in found if entry[0] != left_out]
+    digest = hashlib.sha256()
+    for name, reason, stamp in found:
+        if not reason:
+            digest.update(f"{name}\0{stamp}\n".encode())
+    return Listing(
+        tuple(name for name, reason, _ in found if not reason),
+        tuple((name, reason) for name, reason, _ in found if reason),
+        digest.hexdigest(),
+    )
+
+
+def _walk_local(root: Path) -> Iterator[tuple[str, str, str]]:
+    """(relative path, reason it is refused, size and time of change), links to folders inside the root aside."""
+    home = root.resolve()
+    folders = [str(root)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                name = os.path.relpath(entry.path, root)
+                if not name.isprintable() or not _is_text(name):
+                    yield name.encode("utf-8", "backslashreplace").decode(), "name_invalid", ""
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    if name.lower().endswith(".dcm"):
+                        yield name, "not_regular", ""
+                    continue
+                reason = _refusal(entry, home)
+                if reason is not None:
+                    facts = None if reason else entry.stat()
+                    yield name, reason, f"{facts.st_size} {facts.st_mtime_ns}" if facts else ""
+
+
+def _refusal(entry: os.DirEntry[str], home: Path) -> str | None:
+    """Why an entry that is no folder is refused; empty if it is not, None for a link to a folder that is listed."""
+    if entry.is_symlink():
+        target = Path(entry.path).resolve()
+        if not target.is_relative_to(home):
+            return "path_escape"
+        if target.is_dir():
+            return None
+    return "" if entry.is_file() else "not_regular"
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _walk_remote(root: UPath) -> Iterator[tuple[str, str, str]]:
+    base = root.path.rstrip("/")
+    for path, facts in root.fs.find(base, detail=True).items():
+        stamp = facts.get("ETag") or facts.get("LastModified") or facts.get("created") or ""
+        yield path[len(base) :].lstrip("/") if path.startswith(base) else path, "", f"{facts.get('size')} {stamp}"

@@ -1,0 +1,219 @@
+"""Files -> a prepared dataset: the only road from DICOM to training, run once, on as many CPUs as Ray has.
+
+Ray Data maps fixed chunks of paths over chunks.run_chunk; this process checks what was asked, lists, and hands the rows
+to assembly.py and writing.py. A killed run leaves no dataset.json, and the next one goes on with the whole blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from ich_ray import progress
+from ich_ray.ct.windowing import DEFAULT_WINDOWS, WindowSpec, parse_windows
+from ich_ray.data.chunks import ROWS, ChunkJob, finished_chunk, run_chunk
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.labels import read_labels
+from ich_ray.data.listing import Listing, list_files
+from ich_ray.data.pseudonyms import Pseudonyms
+from ich_ray.data.writing import Work, finish
+from ich_ray.errors import ConfigError, IchRayError, RejectionLimitError
+from ich_ray.runtime import connected
+from ich_ray.storage import DatasetFiles, Location, exclusive, locate, read_json, sha256, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from upath import UPath
+
+__all__ = ["DEFAULT_LIMIT_REJECTED", "prepare"]
+
+DEFAULT_LIMIT_REJECTED = 0.05
+
+# A chunk is a task and a block: 256 images of 128x128x3 are 12 MB and 0.2 s. Few files make smaller ones, so that all
+# CPUs have work; the number depends on the files alone, or a rerun elsewhere would not fit the blocks that are there.
+_CHUNK_FILES = (16, 256)
+_CHUNKS = 64
+_LARGEST_SIZE = 1024
+
+
+def prepare(
+    images: Location,
+    labels: Location,
+    out: Location,
+    *,
+    size: int = 128,
+    windows: str = DEFAULT_WINDOWS,
+    seed: int = 0,
+    limit_rejected: float = DEFAULT_LIMIT_REJECTED,
+    address: str | None = None,
+) -> PreparedDataset:
+    """Decode and window every file below `images`, and write a dataset to `out`.
+
+    A finished dataset of the same files, labels and settings is returned as it is; an unfinished one is completed.
+
+    Args:
+        images: a folder of DICOM files, at any depth and with any names.
+        labels: a label table, see data/labels.py.
+        out: a folder of its own.
+        size: rows and columns of the images.
+        windows: see `parse_windows`.
+        seed: of the roles and folds.
+        limit_rejected: the share of the files that may be rejected.
+        address: a Ray cluster; without one, this machine.
+
+    Raises:
+        ConfigError: the settings, folders or labels cannot be used; what stood in `out` is unchanged.
+        RejectionLimitError: too many files were rejected; the dataset is complete with the others.
+        IchRayError: a block could not be written.
+    """
+    specs = _checked(size, windows, limit_rejected)
+    source, files = locate(images), DatasetFiles(locate(out))
+    _check_folders(source, files)
+    table = read_labels(labels)
+    listing = list_files(source, skip=locate(labels))
+    if not listing.files:
+        raise ConfigError(f"{source}: a folder with DICOM files must be given, got {len(listing)} entries to refuse")
+    plan = _plan(listing, locate(labels), size, specs, seed)
+    if files.manifest.exists():
+        _check_plan(files, plan, plan.keys() - {"key"})
+        progress.say(f"{files.root}: already prepared")
+        return _within_limit(PreparedDataset.open(files.root), limit_rejected)
+    with exclusive(files.lock, "a dataset"):
+        if files.plan.exists():
+            _check_plan(files, plan, plan.keys() - {"labels", "seed"})  # these do not touch the blocks
+        write_json(files.plan, plan)
+        work = Work(files, _job(source, files, specs, size, plan), listing, table, seed)
+        dataset = finish(work, _rows_of_all_files(work, address))
+    return _within_limit(dataset, limit_rejected)
+
+
+def _checked(size: int, windows: str, limit_rejected: float) -> tuple[WindowSpec, ...]:
+    if not 1 <= size <= _LARGEST_SIZE:
+        raise ConfigError(f"--size: 1 <= size <= {_LARGEST_SIZE} must hold, got {size}")
+    if not 0 <= limit_rejected <= 1:
+        raise ConfigError(f"--limit-rejected: a share from 0 to 1 must be given, got {limit_rejected:g}")
+    return parse_windows(windows)
+
+
+def _check_folders(source: UPath, files: DatasetFiles) -> None:
+    if not source.is_dir():
+        raise ConfigError(f"{source}: a folder of DICOM files must be there, got {_kind(source)}; check the path")
+    if files.root == source or source in files.root.parents:
+        raise ConfigError(f"{files.root}: --out must lie outside the folder of the images, or it would be listed next")
+    if files.root.exists() and not files.root.is_dir():
+        raise ConfigError(f"{files.root}: --out must be a folder, got a file")
+    others = {path.name for path in files.root.iterdir()} - {files.lock.name} if files.root.exists() else set()
+    if others and not files.plan.exists():
+        raise ConfigError(
+            f"{files.root}: --out must be new, empty or a dataset begun by `prepare`, got {sorted(others)[0]!r} in it; "
+            "choose another folder"
+        )
+
+
+def _kind(path: UPath) -> str:
+    return "a file" if path.exists() else "nothing"
+
+
+def _plan(listing: Listing, labels: UPath, size: int, windows: tuple[WindowSpec, ...], seed: int) -> dict[str, Any]:
+    """Everything the result depends on, by digest: two plans that are equal make the same dataset."""
+    return {
+        "format": 1,
+        "files": listing.digest,
+        "labels": sha256(labels),
+        "size": size,
+        "windows": [window.model_dump() for window in windows],
+        "seed": seed,
+        "key": Pseudonyms.load().check,
+    }
+
+
+def _check_plan(files: DatasetFiles, plan: dict[str, Any], keys: set[str]) -> None:
+    before = read_json(files.plan) if files.plan.exists() else {}
+    differing = sorted(key for key in keys if before.get(key) != plan[key])
+    if differing:
+        raise ConfigError(
+            f"{files.root}: --out holds a dataset of other inputs or settings, got a difference in "
+            f"{', '.join(differing)}; choose another folder, or remove this one"
+        )
+
+
+def _job(
+    source: UPath, files: DatasetFiles, windows: tuple[WindowSpec, ...], size: int, plan: dict[str, Any]
+) -> ChunkJob:
+    blocks_of = "".join(str(plan[key]) for key in sorted(plan.keys() - {"labels", "seed"}))
+    return ChunkJob(source, files.blocks, windows, size, Pseudonyms.load(), sha256(blocks_of.encode()))
+
+
+def _chunks(listing: Listing) -> list[tuple[str, ...]]:
+    least, most = _CHUNK_FILES
+    length = min(max(math.ceil(len(listing.files) / _CHUNKS), least), most)
+    return [listing.files[start : start + length] for start in range(0, len(listing.files), length)]
+
+
+def _rows_of_all_files(work: Work, address: str | None) -> pa.Table:
+    """One row per listed file: from chunks that are whole already, then from those that Ray works on."""
+    refused = [{"file": file, "reason": reason, "detail": "", "chunk": -1, "row": -1}
+               for file, reason in work.listing.refused]  # fmt: skip
+    tables = [pa.Table.from_pylist(refused, ROWS)]
+    chunks = dict(enumerate(_chunks(work.listing)))
+    done = {number: table for number in chunks if (table := finished_chunk(work.job, number)) is not None}
+    tables += [table.replace_schema_metadata() for table in done.values()]
+    missing = {number: files for number, files in chunks.items() if number not in done}
+    with progress.bar("Preparing", len(work.listing), "slices") as advance:
+        for table in _mapped(work.job, missing, address) if missing else ():
+            tables.append(table)
+            rejected = sum(len(part) - part["reason"].to_pylist().count("") for part in tables)
+            advance(sum(map(len, tables)), f"{rejected} rejected")
+    return pa.concat_tables(tables)
+
+
+def _mapped(job: ChunkJob, chunks: dict[int, tuple[str, ...]], address: str | None) -> Iterator[pa.Table]:
+    """Rows of the chunks, as Ray finishes them."""
+    with connected(address):
+        import ray
+
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # after the first use of ray.data, which sets it
+        items = [{"number": number, "files": list(files)} for number, files in chunks.items()]
+        mapped = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            partial(_run_batch, job), batch_size=1, batch_format="pyarrow", num_cpus=1
+        )
+        try:
+            yield from mapped.iter_batches(batch_size=None, batch_format="pyarrow")
+        except ray.exceptions.RayError as error:
+            raise _own_error(error) from None
+
+
+def _run_batch(job: ChunkJob, batch: pa.Table) -> pa.Table:
+    """One chunk, as Ray Data hands it over."""
+    (row,) = batch.to_pylist()
+    return run_chunk(job, row["number"], row["files"]).replace_schema_metadata()
+
+
+def _own_error(error: BaseException) -> IchRayError:
+    """The error of ours at the bottom of one of Ray's, without the traceback that Ray makes of it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        if type(inner) is IchRayError:
+            return inner
+        cause = inner
+    last_line = str(error).strip().splitlines()[-1]
+    return IchRayError(f"prepare: every chunk must end, got {last_line}; run again: finished blocks are kept")
+
+
+def _within_limit(dataset: PreparedDataset, limit_rejected: float) -> PreparedDataset:
+    manifest = dataset.manifest
+    if manifest.rejected > limit_rejected * manifest.listed:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in list(manifest.reasons.items())[:4])
+        raise RejectionLimitError(
+            f"{dataset.files.root}: at most {limit_rejected:.1%} of the files may be rejected, got "
+            f"{manifest.rejected} of {manifest.listed} ({reasons}); see rejected.parquet, then raise --limit-rejected "
+            f"or correct the files: the {manifest.accepted} accepted slices are kept"
+        )
+    return dataset

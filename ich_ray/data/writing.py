@@ -1,0 +1,155 @@
+"""What prepare found -> the files of a dataset, the manifest last.
+
+Order on disk: blocks with their rows (written by the chunks), slices.parquet, rejected.parquet, dataset.json, and only
+then are left-overs removed: killed anywhere, there is no dataset or a whole one.
+
+`rejected.parquet` has a row per file that is not accepted, and after them one per label without a file (reason
+`file_missing`, the slice id in place of a path), which are not files and not counted in `listed`.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ich_ray.data.assembly import Assembly, assemble, fingerprint
+from ich_ray.data.chunks import ChunkJob, block_bytes, words_digest
+from ich_ray.data.dataset import LABELS, BlockRecord, DatasetManifest, PreparedDataset, map_block
+from ich_ray.data.labels import MISSING, LabelTable
+from ich_ray.storage import DatasetFiles, sha256, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+    from ich_ray.data.listing import Listing
+
+__all__ = ["Work", "finish"]
+
+_PACKAGES = ("ich_ray", "numba", "numpy", "pyarrow", "pydicom", "ray")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a dataset is made of."""
+
+    files: DatasetFiles
+    job: ChunkJob
+    listing: Listing
+    labels: LabelTable
+    seed: int
+
+
+def finish(work: Work, rows: pa.Table) -> PreparedDataset:
+    """Join the rows of all files with the labels and write everything that is derived from them.
+
+    Raises:
+        ConfigError: the labels match nothing, or roles are impossible; the blocks stay for the next run.
+    """
+    assembly = assemble(
+        rows,
+        work.labels,
+        pseudonyms=work.job.pseudonyms,
+        seed=work.seed,
+        digest=lambda file: words_digest(work.job.images / file),
+    )
+    blocks, block, row = _blocks(work, assembly)
+    _write_table(work.files.slices, _slices(assembly, block, row))
+    _write_table(work.files.rejected, assembly.refused)
+    manifest = _manifest(work, assembly, blocks)
+    write_json(work.files.manifest, manifest.model_dump(mode="json"))
+    kept = {record.file for record in blocks}
+    for path in list(work.files.blocks.iterdir()):
+        if f"{work.files.blocks.name}/{path.name}" not in kept:
+            path.unlink()
+    return PreparedDataset.open(work.files.root)
+
+
+def _blocks(work: Work, assembly: Assembly) -> tuple[tuple[BlockRecord, ...], pa.Array, pa.Array]:
+    """The blocks with accepted images only, and where each accepted slice lies.
+
+    A block that lost images is written again under another name, so that a run killed here finds the first one whole.
+    """
+    chunk = assembly.accepted["chunk"].to_numpy()
+    row = assembly.accepted["row"].to_numpy().copy()
+    block = np.zeros(len(chunk), np.int32)
+    records: list[BlockRecord] = []
+    for number in np.unique(chunk):
+        here = np.flatnonzero(chunk == number)
+        path = work.job.block(int(number))
+        images = map_block(path)
+        if len(here) == len(images):
+            digest = sha256(path)
+        else:
+            order = here[np.argsort(row[here])]
+            data = block_bytes(np.ascontiguousarray(images[row[order]]))
+            path = path.with_name(f"{path.stem}-kept.arrow")
+            write_bytes(path, data)
+            digest, row[order] = sha256(data), np.arange(len(order))
+        block[here] = len(records)
+        records.append(BlockRecord(file=f"{work.files.blocks.name}/{path.name}", rows=len(here), sha256=digest))
+    return tuple(records), pa.array(block, pa.int32()), pa.array(row, pa.int32())
+
+
+def _slices(assembly: Assembly, block: pa.Array, row: pa.Array) -> pa.Table:
+    accepted = assembly.accepted
+    names = ("slice_id", "file", "patient", "study", "series", "position_mm")
+    values = assembly.values
+    return pa.table(
+        {
+            **{name: accepted[name] for name in names},
+            "role": pa.array(assembly.roles, pa.string()),
+            "fold": pa.array(assembly.folds, pa.int8()),
+            **{
+                name: pa.array(values[:, label], pa.int8(), mask=values[:, label] == MISSING)
+                for label, name in enumerate(LABELS)
+            },
+            "block": block,
+            "row": row,
+            "flags": accepted["flags"],
+        }
+    )
+
+
+def _manifest(work: Work, assembly: Assembly, blocks: tuple[BlockRecord, ...]) -> DatasetManifest:
+    return DatasetManifest(
+        fingerprint=fingerprint(assembly, work.job.windows, work.job.size),
+        size=work.job.size,
+        windows=work.job.windows,
+        blocks=blocks,
+        listed=len(work.listing),
+        accepted=len(assembly.accepted),
+        rejected=assembly.rejected,
+        duplicate=assembly.duplicate,
+        excluded=assembly.excluded,
+        reasons=assembly.reasons,
+        roles=assembly.role_counts(),
+        labels={name: int((assembly.values[:, label] == 1).sum()) for label, name in enumerate(LABELS)},
+        notes=_notes(work, assembly),
+        seed=work.seed,
+        versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        created=time.time(),
+    )
+
+
+def _notes(work: Work, assembly: Assembly) -> tuple[str, ...]:
+    flags = Counter(flag for text in assembly.accepted["flags"].to_pylist() for flag in filter(None, text.split(",")))
+    notes = [f"{count} accepted slices are flagged {flag}" for flag, count in flags.most_common()]
+    if assembly.unmatched:
+        notes.append(f"{assembly.unmatched} labels have no file")
+    if work.labels.collapsed:
+        notes.append(f"{work.labels.collapsed} label rows repeat others")
+    return tuple(notes)
+
+
+def _write_table(path: UPath, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(path, sink.getvalue().to_pybytes())
