@@ -111,7 +111,9 @@ def assemble(
     places = _settle_labels(rows, reasons, labels)
     kept = np.flatnonzero(reasons == "")
     refused = np.flatnonzero(reasons != "")
-    unmatched = np.setdiff1d(np.arange(len(labels)), places)
+    # A file that could not be read has no id; by the name of its file, at least, its label is not without a file.
+    stems = pc.replace_substring_regex(rows["file"].combine_chunks().take(pa.array(refused)), r"^.*/|\.[^./]*$", "")
+    unmatched = np.setdiff1d(np.arange(len(labels)), [*places, *labels.find(stems)])
     accepted, values = rows.take(kept), labels.values[places[kept]]
     roles, folds = _divide(accepted, values, labels, places[kept], (pseudonyms, seed))
     without_file = labels.slice_ids.take(pa.array(unmatched))

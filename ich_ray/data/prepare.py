@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ DEFAULT_LIMIT_REJECTED = 0.05
 _CHUNK_FILES = (16, 256)
 _CHUNKS = 64
 _LARGEST_SIZE = 1024
+_FAILED = "chunk_failed"
 
 
 def prepare(
@@ -164,12 +166,17 @@ def _rows_of_all_files(work: Work, address: str | None) -> pa.Table:
     done = {number: table for number in chunks if (table := finished_chunk(work.job, number)) is not None}
     tables += [table.replace_schema_metadata() for table in done.values()]
     missing = {number: files for number, files in chunks.items() if number not in done}
+    count, rejected = sum(map(len, tables)), sum(map(_rejected, tables))
     with progress.bar("Preparing", len(work.listing), "slices") as advance:
         for table in _mapped(work.job, missing, address) if missing else ():
             tables.append(table)
-            rejected = sum(len(part) - part["reason"].to_pylist().count("") for part in tables)
-            advance(sum(map(len, tables)), f"{rejected} rejected")
+            count, rejected = count + len(table), rejected + _rejected(table)
+            advance(count, f"{rejected} rejected")
     return pa.concat_tables(tables)
+
+
+def _rejected(table: pa.Table) -> int:
+    return len(table) - table["reason"].to_pylist().count("")
 
 
 def _mapped(job: ChunkJob, chunks: dict[int, tuple[str, ...]], address: str | None) -> Iterator[pa.Table]:
@@ -178,33 +185,33 @@ def _mapped(job: ChunkJob, chunks: dict[int, tuple[str, ...]], address: str | No
         import ray
 
         ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # after the first use of ray.data, which sets it
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # after the first use of ray.data, which sets it
         items = [{"number": number, "files": list(files)} for number, files in chunks.items()]
         mapped = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             partial(_run_batch, job), batch_size=1, batch_format="pyarrow", num_cpus=1
         )
         try:
-            yield from mapped.iter_batches(batch_size=None, batch_format="pyarrow")
+            for table in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
+                if table["reason"][0].as_py() == _FAILED:
+                    raise IchRayError(table["detail"][0].as_py())
+                yield table
         except ray.exceptions.RayError as error:
-            raise _own_error(error) from None
+            raise _unforeseen(error) from None
 
 
 def _run_batch(job: ChunkJob, batch: pa.Table) -> pa.Table:
-    """One chunk, as Ray Data hands it over."""
+    """One chunk, as Ray Data hands it over. Our own error travels as a row: raised, Ray would lose its type."""
     (row,) = batch.to_pylist()
-    return run_chunk(job, row["number"], row["files"]).replace_schema_metadata()
+    try:
+        return run_chunk(job, row["number"], row["files"]).replace_schema_metadata()
+    except IchRayError as error:
+        return pa.Table.from_pylist([{"reason": _FAILED, "detail": str(error)}], ROWS)
 
 
-def _own_error(error: BaseException) -> IchRayError:
-    """The error of ours at the bottom of one of Ray's, without the traceback that Ray makes of it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        inner = getattr(cause, "cause", None) or cause.__cause__
-        if type(inner) is IchRayError:
-            return inner
-        cause = inner
-    last_line = str(error).strip().splitlines()[-1]
-    return IchRayError(f"prepare: every chunk must end, got {last_line}; run again: finished blocks are kept")
+def _unforeseen(error: BaseException) -> IchRayError:
+    lines = [line for line in str(error).splitlines() if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt)\b", line)]
+    what = lines[0] if lines else type(error).__name__
+    return IchRayError(f"prepare: every chunk must end, got {what}; run again: finished blocks are kept")
 
 
 def _within_limit(dataset: PreparedDataset, limit_rejected: float) -> PreparedDataset:

@@ -1,0 +1,313 @@
+"""The road from a folder of files to a dataset, bad input included."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ich_ray.ct.dicom import read_slice
+from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows, window_slice
+from ich_ray.data import chunks, writing
+from ich_ray.data.dataset import ROLES, PreparedDataset
+from ich_ray.data.prepare import prepare
+from ich_ray.errors import ConfigError, IchRayError, LabelError, RejectionLimitError, RoleError
+from ich_ray.runtime import connected
+from tests.data.folders import PATIENTS, SLICES, add_rows, label_rows, spoil, write, write_cohort
+from tests.data.real import real_data
+
+WINDOWS = parse_windows(DEFAULT_WINDOWS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("ICH_RAY_KEY_FILE", str(tmp_path_factory.mktemp("config") / "key"))
+    with connected(cpus=2):
+        yield
+    patch.undo()
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> tuple[Path, Path]:
+    return tmp_path / "images", write_cohort(tmp_path / "images")
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_complete(dataset: PreparedDataset) -> None:
+    """Invariant I8: every file is one row, every row has its image, every block is what the manifest says."""
+    manifest = dataset.manifest
+    assert manifest.listed == manifest.accepted + manifest.rejected + manifest.duplicate + manifest.excluded
+    assert sum(block.rows for block in manifest.blocks) == manifest.accepted == len(dataset.slices)
+    PreparedDataset.open(dataset.files.root, verify=True)
+    rejected = pq.read_table(str(dataset.files.rejected))
+    assert len(rejected) == sum(manifest.reasons.values())
+    assert {path.name for path in dataset.files.blocks.iterdir()} == {b.file.split("/")[1] for b in manifest.blocks}
+
+
+def test_a_clean_folder(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    dataset = prepare(*cohort, tmp_path / "out", size=16)
+    check_complete(dataset)
+    manifest = dataset.manifest
+    assert (manifest.listed, manifest.accepted, manifest.rejected) == (PATIENTS * SLICES, PATIENTS * SLICES, 0)
+    assert manifest.labels["any"] == manifest.labels["subdural"] == PATIENTS // 2
+    assert {role: counts.patients for role, counts in manifest.roles.items()} == {
+        "train": 6, "validation": 2, "calibration": 2, "test": 2,
+    }  # fmt: skip
+    images = dataset.gather(np.arange(len(dataset)))
+    for row, file in enumerate(dataset.column("file")):
+        assert np.array_equal(images[row], window_slice(read_slice(cohort[0] / file), WINDOWS, 16))
+    assert dataset.column("slice_id").tolist() == sorted(dataset.column("slice_id"))
+    assert dataset.slices.schema.names == [
+        "slice_id", "file", "patient", "study", "series", "position_mm", "role", "fold", "epidural",
+        "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any", "block", "row", "flags",
+    ]  # fmt: skip
+
+
+def test_every_bad_file_is_one_row_with_its_reason(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    expected = spoil(*cohort)
+    dataset = prepare(*cohort, tmp_path / "out", size=16, limit_rejected=1)
+    check_complete(dataset)
+    rejected = pq.read_table(str(dataset.files.rejected)).to_pylist()
+    found = {row["file"]: row["reason"] for row in rejected}
+    assert found == {**expected, "ID_nowhere": "file_missing"}
+    manifest = dataset.manifest
+    assert (manifest.listed, manifest.accepted) == (PATIENTS * SLICES + len(expected), PATIENTS * SLICES)
+    assert (manifest.duplicate, manifest.excluded, manifest.rejected) == (1, 1, len(expected) - 2)
+    assert "1 labels have no file" in manifest.notes
+    assert "1 label rows repeat others" in manifest.notes
+    images = dataset.gather(np.arange(len(dataset)))
+    for row, file in enumerate(dataset.column("file")):
+        assert np.array_equal(images[row], window_slice(read_slice(cohort[0] / file), WINDOWS, 16))
+
+
+def test_no_identifier_leaves(tmp_path: Path, cohort: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    spoil(*cohort)
+    prepare(*cohort, tmp_path / "out", size=16, limit_rejected=1)
+    assert not [name for name, data in snapshot(tmp_path / "out").items() if b"CANARY" in data]
+    out, err = capfd.readouterr()
+    assert "CANARY" not in out + err
+
+
+def test_the_fingerprint_depends_on_content_only(
+    tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare(*cohort, tmp_path / "first", size=16)
+    monkeypatch.setenv("ICH_RAY_KEY_FILE", str(tmp_path / "other" / "key"))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in cohort[0].iterdir():
+        shutil.copy(path, moved / f"x{path.name[::-1]}")
+    second = prepare(moved, cohort[1], tmp_path / "second", size=16)
+    assert first.manifest.fingerprint == second.manifest.fingerprint
+    roles = [dict(zip(d.column("slice_id"), d.column("role"), strict=True)) for d in (first, second)]
+    assert roles[0] == roles[1]
+    assert set(first.column("patient")).isdisjoint(second.column("patient"))
+    assert stat.S_IMODE((tmp_path / "other" / "key").stat().st_mode) == 0o600
+    third = prepare(*cohort, tmp_path / "third", size=16, seed=1)
+    assert third.manifest.fingerprint != first.manifest.fingerprint
+    assert prepare(*cohort, tmp_path / "fourth", size=8).manifest.fingerprint != first.manifest.fingerprint
+
+
+def test_a_finished_dataset_is_returned_and_another_one_refused(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    prepare(*cohort, tmp_path / "out", size=16)
+    before = snapshot(tmp_path / "out")
+    assert len(prepare(*cohort, tmp_path / "out", size=16)) == PATIENTS * SLICES
+    for changes, named in [({"size": 8}, "size"), ({"seed": 1}, "seed"), ({"windows": "brain"}, "windows")]:
+        with pytest.raises(ConfigError, match=f"got a difference in {named}; choose another folder"):
+            prepare(*cohort, tmp_path / "out", **{"size": 16, **changes})  # type: ignore[arg-type]
+    write(cohort[0] / "new.dcm", "ID_new", 70)
+    with pytest.raises(ConfigError, match="got a difference in files"):
+        prepare(*cohort, tmp_path / "out", size=16)
+    assert snapshot(tmp_path / "out") == before
+
+
+def test_what_cannot_be_asked(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    images, labels = cohort
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    out = tmp_path / "out"
+    for arguments, message in [
+        ((tmp_path / "none", labels, out), "a folder of DICOM files must be there, got nothing"),
+        ((labels, labels, out), "a folder of DICOM files must be there, got a file"),
+        ((tmp_path / "empty", labels, out), "a folder with DICOM files must be given"),
+        ((images, tmp_path / "none.csv", out), "a label table must be there"),
+        ((images, labels, images / "out"), "--out must lie outside"),
+        ((images, labels, labels), "--out must be a folder"),
+        ((images, labels, tmp_path / "taken"), "got 'thesis.txt' in it; choose another folder"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            prepare(*arguments, size=16)
+    for options, message in [({"size": 0}, "--size"), ({"windows": "brian"}, "did you mean 'brain'"),
+                             ({"limit_rejected": 1.5}, "--limit-rejected")]:  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            prepare(images, labels, out, **options)  # type: ignore[arg-type]
+    assert not out.exists()
+    assert snapshot(tmp_path / "taken") == {"thesis.txt": b"mine"}
+
+
+def test_labels_that_match_nothing_name_an_example_and_can_be_corrected(
+    tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = cohort[1].read_text()
+    cohort[1].write_text("\n".join(["ID,Label", *label_rows("other", True)]))
+    with pytest.raises(ConfigError, match="got none in common: the table has 'other', the files 'ID_000'"):
+        prepare(*cohort, tmp_path / "out", size=16)
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    cohort[1].write_text(good)
+    monkeypatch.setattr("ich_ray.data.prepare._mapped", lambda *_: pytest.fail("the blocks were there"))
+    check_complete(prepare(*cohort, tmp_path / "out", size=16))
+
+
+def test_bad_labels_and_too_few_patients(tmp_path: Path) -> None:
+    labels = write_cohort(tmp_path / "images", patients=6)
+    with pytest.raises(RoleError, match="needs a patient with a positive slice, got 3 for 4 roles"):
+        prepare(tmp_path / "images", labels, tmp_path / "out", size=16)
+    add_rows(labels, "ID_000_any,2")
+    with pytest.raises(LabelError, match="row 74: Label must be 0 or 1"):
+        prepare(tmp_path / "images", labels, tmp_path / "other", size=16)
+
+
+def test_the_limit_of_rejected_files(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    (cohort[0] / "x.dcm").write_text("no")
+    (cohort[0] / "y.dcm").write_text("no")
+    for _ in range(2):  # a rerun says the same
+        with pytest.raises(RejectionLimitError, match=r"at most 5.0% .* got 2 of 26 \(not_dicom 2\); see rejected"):
+            prepare(*cohort, tmp_path / "out", size=16)
+    dataset = prepare(*cohort, tmp_path / "out", size=16, limit_rejected=0.1)
+    assert dataset.manifest.accepted == PATIENTS * SLICES
+    check_complete(dataset)
+
+
+def wide_table(path: Path, roles: dict[int, str]) -> Path:
+    lines = ["slice_id,any,role"]
+    for patient, role in roles.items():
+        lines += [f"ID_{patient:02d}{n},{int(patient % 2 == 0 and n == SLICES - 1)},{role}" for n in range(SLICES)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_role_column_is_honored(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    roles = {patient: ROLES[patient // 2 % 4] for patient in range(PATIENTS)}
+    dataset = prepare(cohort[0], wide_table(tmp_path / "wide.csv", roles), tmp_path / "out", size=16)
+    for slice_id, role in zip(dataset.column("slice_id"), dataset.column("role"), strict=True):
+        assert role == roles[int(slice_id[3:5])]
+    assert dataset.slices["epidural"].null_count == len(dataset)
+    text = (tmp_path / "wide.csv").read_text().replace("ID_001,1,train", "ID_001,1,test")
+    (tmp_path / "wide.csv").write_text(text)
+    with pytest.raises(RoleError, match=r"a patient must be in one role, got 1 in two, such as p[0-9a-f]{16}"):
+        prepare(cohort[0], tmp_path / "wide.csv", tmp_path / "torn", size=16)
+
+
+def test_equal_pixels_under_two_patients(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    write(cohort[0] / "twin.dcm", "ID_twin", 50, hu=read_slice(cohort[0] / "ID_000.dcm").hu())
+    roles = {patient: ROLES[patient // 2 % 4] for patient in range(PATIENTS)}
+    table = wide_table(tmp_path / "wide.csv", roles)
+    add_rows(table, "", "ID_twin,0,train")
+    dataset = prepare(cohort[0], table, tmp_path / "out", size=16)
+    flagged = dataset.column("slice_id")[["pixels_shared" in flags for flags in dataset.column("flags")]]
+    assert sorted(flagged) == ["ID_000", "ID_twin"]
+    table.write_text(table.read_text().replace("ID_twin,0,train", "ID_twin,0,test"))
+    with pytest.raises(RoleError, match=r"equal pixels must not stand in two roles, .* in test and train"):
+        prepare(cohort[0], table, tmp_path / "leak", size=16)
+
+
+@pytest.mark.parametrize("step", ["slices", "rejected", "manifest", "kept"])
+def test_killed_between_two_steps(
+    tmp_path: Path, cohort: tuple[Path, Path], step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(*cohort)
+    name = {"slices": "slices.parquet", "rejected": "rejected.parquet", "manifest": "dataset.json",
+            "kept": "00001-kept.arrow"}[step]  # fmt: skip
+    undisturbed = prepare(*cohort, tmp_path / "undisturbed", size=16, limit_rejected=1)
+
+    def dying(write: object) -> object:
+        def guarded(path: Path, data: object) -> None:
+            if path.name == name:
+                raise KeyboardInterrupt
+            write(path, data)  # type: ignore[operator]
+
+        return guarded
+
+    with monkeypatch.context() as patch:
+        for function in ("write_bytes", "write_json"):
+            patch.setattr(writing, function, dying(getattr(writing, function)))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(*cohort, tmp_path / "out", size=16, limit_rejected=1)
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    with pytest.raises(ConfigError, match=r"holds dataset\.json, got none"):
+        PreparedDataset.open(tmp_path / "out")
+    resumed = prepare(*cohort, tmp_path / "out", size=16, limit_rejected=1)
+    check_complete(resumed)
+    assert resumed.manifest.fingerprint == undisturbed.manifest.fingerprint
+
+
+def test_only_missing_chunks_are_done_again(
+    tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("ich_ray.data.prepare.finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(*cohort, tmp_path / "out", size=16)
+    blocks = tmp_path / "out" / "blocks"
+    assert sorted(path.name for path in blocks.iterdir()) == ["00000.arrow", "00000.rows", "00001.arrow", "00001.rows"]
+    (blocks / "00001.arrow").write_bytes(b"torn")
+    stamp = (blocks / "00000.arrow").stat().st_mtime_ns
+    check_complete(prepare(*cohort, tmp_path / "out", size=16))
+    assert (blocks / "00000.arrow").stat().st_mtime_ns == stamp
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(
+    tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "blocks").write_text("in the way")
+    (out / "prepare.json").write_text("{}")
+    with pytest.raises(ConfigError, match="got a difference in"):
+        prepare(*cohort, out, size=16)
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(chunks, "write_bytes", full)
+    with pytest.raises(IchRayError, match="a block must be written, got No space left on device"):
+        chunks.run_chunk(_job(cohort[0], tmp_path), 0, ["ID_000.dcm"])
+
+
+def _job(images: Path, folder: Path) -> chunks.ChunkJob:
+    from ich_ray.data.pseudonyms import Pseudonyms
+    from ich_ray.storage import locate
+
+    return chunks.ChunkJob(locate(images), locate(folder / "blocks"), WINDOWS, 16, Pseudonyms(b"k" * 32), "plan")
+
+
+def test_errors_of_a_task_reach_the_caller_without_a_traceback(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    from ich_ray.data.prepare import _mapped
+
+    (tmp_path / "blocks").write_text("in the way")
+    with pytest.raises(IchRayError, match="a block must be written, got") as caught:
+        list(_mapped(_job(cohort[0], tmp_path), {0: ("ID_000.dcm",)}, None))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_the_real_slices(tmp_path: Path) -> None:
+    folder = real_data() / "rsna-mini"
+    dataset = prepare(folder / "stage_2_train", folder / "stage_2_train.csv", tmp_path / "out")
+    check_complete(dataset)
+    assert (dataset.manifest.listed, dataset.manifest.accepted) == (277, 277)
+    assert dataset.manifest.labels["any"] == 63
+    flags = dict(zip(dataset.column("slice_id"), dataset.column("flags"), strict=True))
+    assert flags["ID_0a2e1269e"] == "extreme_hu"
+    assert flags["ID_0006d3e17"] == "near_empty"
+    assert all(counts.positives for counts in dataset.manifest.roles.values())
+    assert len(set(dataset.column("patient"))) == 251
