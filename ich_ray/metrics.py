@@ -1,0 +1,295 @@
+"""How good a ranking, a probability or a decision is, and how sure one can be.
+
+Knows labels, scores, weights and which patient a slice belongs to; knows nothing of files, networks or roles. NumPy
+only, so that the training loop needs nothing else; the tests hold every figure equal to scikit-learn's.
+
+An undefined figure (a PPV without positive calls, an average precision without positives) is NaN, never 0: a zero would
+read as a bad model where there is no measurement. Whoever writes JSON turns NaN into null.
+
+Shapes: labels are 0 or 1, `[n]`; scores and probabilities are floats, `[n]`; weights count how often a slice is drawn,
+`[n]`. A slice is called positive when its probability is at least the threshold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "Confusion",
+    "Interval",
+    "Ranking",
+    "at_chance",
+    "average_precision",
+    "best_f_beta",
+    "brier",
+    "confusion",
+    "f_beta",
+    "floors",
+    "log_loss",
+    "patient_bootstrap",
+    "ranking_note",
+    "roc_auc",
+]
+
+Statistics = Callable[["NDArray[np.float64]"], dict[str, float]]
+
+# Below this many positives two standard errors of average precision exceed 0.03: more than good trials differ by.
+POSITIVES_TO_RANK = 1000
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts (or sums of weights) of decisions; a ratio without a denominator is NaN."""
+
+    tp: float
+    fp: float
+    fn: float
+    tn: float
+
+    @property
+    def sensitivity(self) -> float:
+        """TP / (TP + FN), also called recall."""
+        return _ratio(self.tp, self.tp + self.fn)
+
+    @property
+    def specificity(self) -> float:
+        """TN / (TN + FP)."""
+        return _ratio(self.tn, self.tn + self.fp)
+
+    @property
+    def ppv(self) -> float:
+        """TP / (TP + FP), also called precision."""
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def npv(self) -> float:
+        """TN / (TN + FN)."""
+        return _ratio(self.tn, self.tn + self.fn)
+
+    @property
+    def accuracy(self) -> float:
+        return _ratio(self.tp + self.tn, self.tp + self.fp + self.fn + self.tn)
+
+    def f_beta(self, beta: float = 2.0) -> float:
+        """(1 + b²) TP / ((1 + b²) TP + b² FN + FP), van Rijsbergen, Information Retrieval (1979), chapter 7.
+
+        Zero when positives exist and none is found; NaN only when there is neither a positive nor a positive call.
+        """
+        square = beta * beta
+        return _ratio((1 + square) * self.tp, (1 + square) * self.tp + square * self.fn + self.fp)
+
+
+def f_beta(ppv: float, sensitivity: float, beta: float = 2.0) -> float:
+    """The same F-beta from its two ratios: (1 + b²) P R / (b² P + R); NaN when both are 0."""
+    square = beta * beta
+    return _ratio((1 + square) * ppv * sensitivity, square * ppv + sensitivity)
+
+
+def confusion(
+    labels: NDArray[Any], probabilities: NDArray[Any], threshold: float, weights: NDArray[Any] | None = None
+) -> Confusion:
+    """Decisions at `threshold` against the labels; whole counts when no weights are given."""
+    truth, called = np.asarray(labels) > 0.5, np.asarray(probabilities) >= threshold
+    cell = truth * 2 + called
+    tn, fp, fn, tp = np.bincount(cell, weights=weights, minlength=4).tolist()
+    return Confusion(tp=tp, fp=fp, fn=fn, tn=tn)
+
+
+class Ranking:
+    """Labels sorted once by falling score, so that each set of weights costs two cumulative sums.
+
+    Equal scores are one step of the curve, as one threshold cannot part them.
+    """
+
+    def __init__(self, labels: NDArray[Any], scores: NDArray[Any]) -> None:
+        scores = np.asarray(scores, np.float64)
+        self._order = np.argsort(-scores, kind="stable")
+        self._truth = np.asarray(labels, np.float64)[self._order]
+        ordered = scores[self._order]
+        self._ends = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1) if len(ordered) else np.arange(0)
+        self.thresholds = ordered[self._ends]
+
+    def counts(self, weights: NDArray[Any] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """True and false positives when everything down to each distinct score is called positive."""
+        if weights is None:
+            hits, total = np.cumsum(self._truth), np.arange(1.0, len(self._truth) + 1)
+        else:
+            drawn = np.asarray(weights, np.float64)[self._order]
+            hits, total = np.cumsum(drawn * self._truth), np.cumsum(drawn)
+        tp = hits[self._ends]
+        return tp, total[self._ends] - tp
+
+    def statistics(self, weights: NDArray[Any] | None = None) -> tuple[float, float]:
+        """Average precision and the area under the ROC curve.
+
+        AP is the sum of (R_k - R_(k-1)) P_k over falling thresholds, without interpolation; the ROC area is
+        trapezoidal, so that ties count half (Hanley & McNeil 1982). Both are NaN without a positive, the ROC area also
+        without a negative.
+        """
+        tp, fp = self.counts(weights)
+        if not len(tp) or tp[-1] <= 0:
+            return math.nan, math.nan
+        called = tp + fp
+        step = np.diff(tp, prepend=0.0)
+        precision = np.divide(tp, called, out=np.zeros_like(tp), where=called > 0)
+        area = float(np.dot(np.diff(fp, prepend=0.0), tp - step / 2))
+        return float(np.dot(step, precision) / tp[-1]), _ratio(area, tp[-1] * fp[-1])
+
+
+def average_precision(labels: NDArray[Any], scores: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
+    """The step-wise area under the precision-recall curve; NaN without a positive."""
+    return Ranking(labels, scores).statistics(weights)[0]
+
+
+def roc_auc(labels: NDArray[Any], scores: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
+    """The probability that a positive outranks a negative, ties counting half; NaN without both."""
+    return Ranking(labels, scores).statistics(weights)[1]
+
+
+def losses(labels: NDArray[Any], probabilities: NDArray[Any]) -> NDArray[np.float64]:
+    """-log of the probability given to what happened, by slice; 0 and 1 are moved by one float64 epsilon."""
+    tiny = np.finfo(np.float64).eps
+    probability = np.clip(np.asarray(probabilities, np.float64), tiny, 1 - tiny)
+    return np.asarray(-np.log(np.where(np.asarray(labels) > 0.5, probability, 1 - probability)))
+
+
+def _mean(values: NDArray[np.float64], weights: NDArray[Any] | None) -> float:
+    if weights is None:
+        return _ratio(float(values.sum()), len(values))
+    return _ratio(float(values @ weights), float(np.sum(weights)))
+
+
+def log_loss(labels: NDArray[Any], probabilities: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
+    """The mean of `losses`, in nats."""
+    return _mean(losses(labels, probabilities), weights)
+
+
+def brier(labels: NDArray[Any], probabilities: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
+    """The mean squared difference of probability and label (Brier 1950, for one class)."""
+    return _mean((np.asarray(probabilities, np.float64) - np.asarray(labels, np.float64)) ** 2, weights)
+
+
+def best_f_beta(labels: NDArray[Any], probabilities: NDArray[Any], beta: float = 2.0) -> tuple[float, float]:
+    """The threshold with the highest F-beta, and that F-beta.
+
+    The threshold lies half-way between the last probability called positive and the next lower one (0 below the
+    lowest), so that rounding in the sixth digit changes no decision. Of equals the highest threshold, which calls fewer
+    slices positive. Both are NaN without a positive.
+    """
+    ranking = Ranking(labels, probabilities)
+    tp, fp = ranking.counts()
+    if not len(tp) or tp[-1] <= 0:
+        return math.nan, math.nan
+    square = beta * beta
+    values = (1 + square) * tp / (tp + fp + square * tp[-1])
+    best = int(np.argmax(values))
+    last = float(ranking.thresholds[best])
+    below = float(ranking.thresholds[best + 1]) if best + 1 < len(tp) else 0.0
+    middle = (last + below) / 2
+    return (middle if below < middle < last else last), float(values[best])
+
+
+def floors(prevalence: float) -> dict[str, float]:
+    """What a model that knows only the prevalence `p` reaches: a figure at or under these is chance.
+
+    Log loss is the entropy of p and Brier p (1 - p), both of the constant forecast p; accuracy is that of the majority
+    class; PPV, average precision (p) and F2 (5 p / (4 p + 1)) are those of calling every slice positive.
+    """
+    rest = 1 - prevalence
+    entropy = -sum(share * math.log(share) for share in (prevalence, rest) if share > 0)
+    return {
+        "average_precision": prevalence,
+        "roc_auc": 0.5,
+        "log_loss": entropy,
+        "brier": prevalence * rest,
+        "f2": 5 * prevalence / (4 * prevalence + 1),
+        "accuracy": max(prevalence, rest),
+        "ppv": prevalence,
+    }
+
+
+def at_chance(average_precision: float, prevalence: float) -> bool:
+    """Whether an average precision is at most 1.5 times the prevalence; an undefined one is at chance too."""
+    return not average_precision > 1.5 * prevalence
+
+
+def ranking_note(positives: int, validation_positives: int) -> str | None:
+    """A warning when too few positives stand behind a ranking of models, else None.
+
+    The standard error of average precision is at most 0.5 / sqrt(positives): the binomial bound of Boyd, Eng & Page,
+    "Area under the precision-recall curve" (2013), at its widest.
+
+    Args:
+        positives: slices with `any` in the whole dataset.
+        validation_positives: those among the validation slices, which rank the trials.
+    """
+    if validation_positives >= POSITIVES_TO_RANK:
+        return None
+    verb = "positive is" if positives == 1 else "positives are"
+    note = f"{positives:,} {verb} too few to rank models: {validation_positives:,} of them lie in validation"
+    if not validation_positives:
+        return f"{note}, so that no average precision can be measured"
+    error = 0.5 / math.sqrt(validation_positives)
+    return (
+        f"{note}, where the standard error of average precision is up to {error:.2f}; trials closer than "
+        f"{2 * error:.2f} cannot be told apart, and {POSITIVES_TO_RANK:,} validation positives would part them at 0.03"
+    )
+
+
+class Interval(NamedTuple):
+    """A figure and its percentile interval; NaN where undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+def patient_bootstrap(
+    statistics: Statistics,
+    patients: NDArray[Any],
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Percentile intervals of figures when patients, not slices, are drawn again with replacement.
+
+    Slices of one patient resemble each other, so intervals that draw slices are too narrow (Field & Welsh,
+    "Bootstrapping clustered data", 2007). A resample in which a figure is undefined does not count for that figure.
+
+    Args:
+        statistics: weights `[n]` -> figures by name; with unit weights it gives the values themselves.
+        patients: whose slice each is, `[n]`.
+        resamples: how often all patients are drawn.
+        confidence: the share of resamples inside the interval.
+        seed: of the draws.
+    """
+    names, of_slice = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    values = statistics(np.ones(len(of_slice)))
+    drawn: dict[str, NDArray[np.float64]] = {name: np.full(resamples, math.nan) for name in values}
+    rng = np.random.default_rng(seed)
+    for index in range(resamples):
+        times = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)).astype(np.float64)
+        for name, value in statistics(times[of_slice]).items():
+            drawn[name][index] = value
+    return {name: _interval(value, drawn[name], confidence) for name, value in values.items()}
+
+
+def _interval(value: float, drawn: NDArray[np.float64], confidence: float) -> Interval:
+    defined = drawn[np.isfinite(drawn)]
+    if not math.isfinite(value) or not len(defined):
+        return Interval(value, math.nan, math.nan)
+    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(value, float(low), float(high))
