@@ -1,0 +1,124 @@
+"""One network, several processes: which images are whose, and what is summed over all.
+
+Knows `torch.distributed` and that a group has been started by whoever started the processes. Gradients are summed in
+the open instead of by DistributedDataParallel, whose mean over workers is not the mean over images when a cut batch
+does not divide by their number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import distributed, nn
+from torch.nn.functional import batch_norm
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["ALONE", "Shard"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Process `rank` of `count` that train one network together."""
+
+    rank: int = 0
+    count: int = 1
+
+    def part(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This process's share of a global batch."""
+        return positions[self.rank :: self.count]
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, in place."""
+        if self.count > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, weights: list[nn.Parameter]) -> None:
+        """Give every process the gradient of the global batch."""
+        if self.count == 1:
+            return
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        flat = self.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        start = 0
+        for weight in weights:
+            weight.grad = flat[start : start + weight.numel()].view_as(weight).clone()
+            start += weight.numel()
+
+    def gathered(self, own: NDArray[np.float32], count: int, device: torch.device) -> NDArray[np.float32]:
+        """All `count` values, where each process has those of its `part`."""
+        if self.count == 1:
+            return own
+        values = torch.zeros(count, device=device)
+        values[self.rank :: self.count] = torch.from_numpy(own).to(device)
+        return self.total(values).cpu().numpy()
+
+    def synchronized(self, network: Module) -> Module:
+        """The network with the first process's weights, and batch statistics taken over all processes."""
+        if self.count == 1:
+            return network
+        for tensor in network.state_dict().values():
+            distributed.broadcast(tensor, 0)
+        for path, module in list(network.named_modules()):
+            if isinstance(module, nn.BatchNorm2d):
+                network.set_submodule(path, _SharedBatchNorm(module))
+        return network
+
+
+ALONE = Shard()
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(_: Any, own: torch.Tensor) -> torch.Tensor:
+        total = own.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
+
+
+class _SharedBatchNorm(nn.BatchNorm2d):
+    """Batch normalization over the global batch, on any device (PyTorch's own SyncBatchNorm refuses CPUs)."""
+
+    def __init__(self, of: nn.BatchNorm2d) -> None:
+        super().__init__(of.num_features, of.eps, of.momentum)
+        self.weight, self.bias = of.weight, of.bias
+        self.running_mean, self.running_var = of.running_mean, of.running_var
+        self.num_batches_tracked = of.num_batches_tracked
+        self.train(of.training)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return batch_norm(values, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        wide = values.float()
+        own = torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))])
+        count = torch.tensor([values.numel() / self.num_features], device=values.device)
+        distributed.all_reduce(count)
+        mean, square = _Sum.apply(own) / count  # type: ignore[no-untyped-call]
+        variance = (square - mean.square()).clamp(min=0)
+        self._track(mean.detach(), variance.detach() * count / (count - 1))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        normal: torch.Tensor = wide * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        return normal.to(values.dtype)
+
+    def _track(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        assert self.running_mean is not None  # noqa: S101  (no family of ours turns tracking off)
+        assert self.running_var is not None  # noqa: S101
+        assert self.num_batches_tracked is not None  # noqa: S101
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum or 0.1)
+        self.running_var.lerp_(variance, self.momentum or 0.1)

@@ -1,0 +1,65 @@
+"""Where a training stands, as tensors and numbers that go to disk without pickle. It knows no more of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ich_ray.errors import IntegrityError
+from ich_ray.storage import Location, locate, sha256, write_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TrainingState"]
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything that training needs to go on: tensors by name, and numbers that JSON can hold.
+
+    Tensors are `weights.<name>` and `optimizer.<index>.<key>`; numbers are `images_seen`, `elapsed_s` and `plan`, the
+    parameters, seed and training data that it belongs to.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    numbers: dict[str, Any]
+
+    @property
+    def images_seen(self) -> int:
+        return int(self.numbers["images_seen"])
+
+    def part(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors below `weights` or `optimizer`, without that word."""
+        return {
+            key.removeprefix(f"{name}."): value for key, value in self.tensors.items() if key.startswith(f"{name}.")
+        }
+
+    def save(self, path: Location) -> str:
+        """Write one safetensors file atomically, the numbers as JSON in its header; returns its SHA-256."""
+        from safetensors.torch import save
+
+        data = save(self.tensors, metadata={"numbers": json.dumps(self.numbers)})
+        write_bytes(locate(path), data)
+        return sha256(data)
+
+    @classmethod
+    def load(cls, path: Location) -> TrainingState:
+        """Read what `save` wrote.
+
+        Raises:
+            IntegrityError: the file is missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            data = locate(path).read_bytes()
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            return cls(load(data), json.loads(header["__metadata__"]["numbers"]))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(
+                f"{path}: a training state must be there, whole, got {type(error).__name__}: {error}; go on from an "
+                "earlier state or start again"
+            ) from None

@@ -1,0 +1,337 @@
+"""The training loop: a generator that yields one `Progress` per report. It knows nothing of Ray, searches or files.
+
+Budget. Reports land exactly on multiples of `report_every` (and on the end of the budget), whatever the batch size,
+because rungs compare trials at equal images. The batch that would cross a report is cut there; when fewer than eight
+images would be left for a batch of their own they join the one before (batch normalization needs company, and a
+gradient of three images at the full rate is noise).
+
+Order. Position `p` of the stream of images is entry `p mod n` of the permutation of epoch `p // n`, which depends only
+on (seed, epoch); batches run over into the next epoch. Dropout is reseeded from (seed, images_seen, rank) at each
+report. So `images_seen` alone says where training stands, and a resumed run repeats the undisturbed one bit for bit on
+a CPU.
+
+Workers. With a `Shard` each of several processes takes every k-th image of the global batch and gradients are summed,
+so `batch_size` means the same for any number of them. Batch statistics are taken over all workers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ich_ray.data.dataset import PlacedImages, SliceSet, place
+from ich_ray.errors import ConfigError, TrialFailure
+from ich_ray.metrics import Ranking, best_f_beta, log_loss
+from ich_ray.model.networks import Network, build_network
+from ich_ray.model.parallel import ALONE, Shard
+from ich_ray.model.state import TrainingState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import NDArray
+
+    from ich_ray.model.hyperparameters import Hyperparameters
+
+__all__ = ["Budget", "Progress", "TrainingState", "class_weights", "predict_logits", "prior_shift", "train"]
+
+# One batch size for every forward pass that is not training: the same slice then gets the same logit everywhere.
+EVALUATION_BATCH = 128
+
+_SMALLEST_TAIL = 8
+_STEPS_BETWEEN_CHECKS = 50  # reading the loss waits for an accelerator
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many training images a trial may see, and how often it reports."""
+
+    images: int
+    report_every: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.report_every <= self.images:
+            raise ConfigError(
+                f"budget: 0 < report_every <= images must hold, got report_every {self.report_every}, images "
+                f"{self.images}"
+            )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One report.
+
+    Attributes:
+        images_seen: training images shown so far.
+        metrics: on the validation slices: average_precision, roc_auc, f2 and f2_threshold (the best threshold on these
+            very slices), log_loss; and train_loss, the mean weighted loss since the report before. Log loss and
+            threshold are of probabilities corrected for the class weights (`prior_shift`), so that they compare with
+            `metrics.floors`. NaN where undefined.
+        elapsed_s: time in training and validation so far, over all attempts.
+        images_per_s: training images per second since the report before, without validation.
+    """
+
+    images_seen: int
+    metrics: dict[str, float]
+    elapsed_s: float
+    images_per_s: float
+    _capture: Callable[[], TrainingState] = field(repr=False, compare=False)
+
+    def state(self) -> TrainingState:
+        """A copy of the state at this report, on the CPU. Take it before asking for the next report."""
+        return self._capture()
+
+
+def class_weights(loss: str, positives: int, negatives: int) -> tuple[float, float]:
+    """`(w0, w1)` of report A's loss -(w1 y log p + w0 (1 - y) log(1 - p)): w_c = 1 / n_c, scaled to mean 1 over slices.
+
+    Raises:
+        ConfigError: a class has no training slice.
+    """
+    if min(positives, negatives) < 1:
+        raise ConfigError(
+            f"train role: slices with and without haemorrhage must be there, got {positives} with and {negatives} "
+            "without; prepare a dataset with more patients"
+        )
+    if loss == "unweighted":
+        return 1.0, 1.0
+    total = positives + negatives
+    return total / (2 * negatives), total / (2 * positives)
+
+
+def prior_shift(loss: str, positives: int, negatives: int) -> float:
+    """What to add to a logit so that it means the probability itself and not the class-weighted one: log(w0 / w1).
+
+    Weights multiply the odds that minimize the loss by w1 / w0 (Elkan, "The foundations of cost-sensitive learning",
+    2001, theorem 2); this divides them again.
+    """
+    w0, w1 = class_weights(loss, positives, negatives)
+    return math.log(w0 / w1)
+
+
+def predict_logits(
+    network: nn.Module, slices: SliceSet, device: torch.device | str = "cpu", batch_size: int = EVALUATION_BATCH
+) -> NDArray[np.float32]:
+    """Logits of all `slices` in their order, float32 `[n]`, in evaluation mode and full precision."""
+    device = torch.device(device)
+    return _logits(network, place(slices, device, "host"), np.arange(len(slices)), batch_size, nullcontext())
+
+
+def _logits(
+    network: nn.Module,
+    images: PlacedImages,
+    positions: NDArray[np.int64],
+    batch_size: int,
+    precision: AbstractContextManager[Any],
+) -> NDArray[np.float32]:
+    was_training = network.training
+    network.eval()
+    with torch.inference_mode(), precision:
+        parts = [
+            network(images.take(positions[start : start + batch_size]))
+            for start in range(0, len(positions), batch_size)
+        ]
+    network.train(was_training)
+    return torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.float32)
+
+
+def train(
+    parameters: Hyperparameters,
+    train: SliceSet,
+    validation: SliceSet,
+    *,
+    budget: Budget,
+    seed: int,
+    device: torch.device | str = "cpu",
+    resume: TrainingState | None = None,
+    shard: Shard = ALONE,
+) -> Iterator[Progress]:
+    """Train one network, yielding a `Progress` at each report; the last one is at `budget.images`.
+
+    On CUDA in bf16 autocast, on a CPU in float32. Seeds PyTorch's global generator.
+
+    Args:
+        parameters: the draw.
+        train: slices to learn from.
+        validation: slices to report on.
+        budget: images to show and images between reports.
+        seed: of weights, order and dropout; on one CPU the same seed gives the same numbers.
+        device: where to train.
+        resume: a state of the same plan; reports before it are not repeated.
+        shard: this process's part when several train one network.
+
+    Raises:
+        TrialFailure: `diverged` when the loss or a logit is not finite, `out_of_memory` on an accelerator.
+        ConfigError: the parameters do not fit the images, or the state belongs to another plan.
+    """
+    run = _Run(parameters, train, validation, seed=seed, device=torch.device(device), shard=shard)
+    try:
+        run.start(resume)
+        while run.images_seen < budget.images:
+            run.until(min(budget.images, (run.images_seen // budget.report_every + 1) * budget.report_every))
+            yield run.report()
+    except torch.OutOfMemoryError as error:
+        raise TrialFailure("out_of_memory", str(error).split(". ")[0]) from None
+
+
+class _Run:
+    """A network in training: what stays the same, and where it stands."""
+
+    def __init__(
+        self,
+        parameters: Hyperparameters,
+        slices: SliceSet,
+        validation: SliceSet,
+        *,
+        seed: int,
+        device: torch.device,
+        shard: Shard,
+    ) -> None:
+        positives = int(slices.labels.sum())
+        self._counts = (positives, len(slices) - positives)
+        self.parameters, self.slices, self.validation, self.seed = parameters, slices, validation, seed
+        self.device, self.shard = device, shard
+        fingerprint = slices.dataset.manifest.fingerprint
+        self.plan = {"parameters": parameters.model_dump(), "seed": seed, "slices": len(slices), "data": fingerprint}
+        self.images_seen, self.elapsed_s = 0, 0.0
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def start(self, resume: TrainingState | None) -> None:
+        w0, w1 = class_weights(self.parameters.loss, *self._counts)
+        labels = torch.from_numpy(self.slices.labels)
+        self.labels = labels.to(self.device)
+        self.weights = (w0 + (w1 - w0) * labels).to(self.device)
+        torch.manual_seed(self.seed)
+        network = build_network(self.parameters, self.slices.dataset.image_shape)
+        self.network: Network = self.shard.synchronized(network.to(self.device))
+        self.trainable = [weight for weight in self.network.parameters() if weight.requires_grad]
+        self.optimizer = _optimizer(self.parameters, self.trainable, self.device)
+        self.images = place(self.slices, self.device)
+        self.validation_images = place(self.validation, self.device)
+        if resume is not None:
+            self._restore(resume)
+
+    def until(self, end: int) -> None:
+        """Train to exactly `end` images."""
+        started = time.perf_counter()
+        torch.manual_seed(_mix(self.seed, self.images_seen, self.shard.rank))
+        first, steps, total = self.images_seen, 0, torch.zeros((), dtype=torch.float64, device=self.device)
+        while self.images_seen < end:
+            total += self._step(end)
+            steps += 1
+            if steps % _STEPS_BETWEEN_CHECKS == 0:
+                self._check(total)
+        self._interval_s = time.perf_counter() - started
+        self.train_loss = self._check(total) / (end - first)
+        self.images_per_s = (end - first) / self._interval_s
+
+    def _check(self, total: torch.Tensor) -> float:
+        value = float(self.shard.total(total.clone()))
+        if not math.isfinite(value):
+            raise TrialFailure("diverged", f"the training loss is {value} after {self.images_seen} images")
+        return value
+
+    def _step(self, end: int) -> torch.Tensor:
+        """One optimizer step; the sum of this worker's losses."""
+        take = min(self.parameters.batch_size, end - self.images_seen)
+        if end - self.images_seen - take < min(_SMALLEST_TAIL, self.parameters.batch_size):
+            take = end - self.images_seen
+        positions = self.shard.part(self._stream(self.images_seen, take))
+        epoch = self.images_seen / len(self.slices)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.parameters.learning_rate / (1 + self.parameters.decay * epoch)
+        index = torch.from_numpy(positions).to(self.device)
+        self.optimizer.zero_grad()
+        with _precision(self.device):
+            logits = self.network(self.images.take(positions))
+        loss = binary_cross_entropy_with_logits(logits, self.labels[index], self.weights[index], reduction="sum")
+        (loss / take).backward()  # type: ignore[no-untyped-call]
+        self.shard.sum_gradients(self.trainable)
+        self.optimizer.step()
+        self.images_seen += take
+        return loss.detach()
+
+    def _stream(self, start: int, count: int) -> NDArray[np.int64]:
+        """Positions in the training slices of the images `start` to `start + count` of the stream."""
+        parts, n = [], len(self.slices)
+        while count:
+            epoch, offset = divmod(start, n)
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(n)
+            part = self._order[offset : offset + count]
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return np.concatenate(parts)
+
+    def report(self) -> Progress:
+        started = time.perf_counter()
+        positions = self.shard.part(np.arange(len(self.validation)))
+        own = _logits(self.network, self.validation_images, positions, EVALUATION_BATCH, _precision(self.device))
+        logits = self.shard.gathered(own, len(self.validation), self.device)
+        if not np.isfinite(logits).all():
+            raise TrialFailure("diverged", f"a validation logit is not finite after {self.images_seen} images")
+        metrics = self._metrics(logits)
+        self.elapsed_s += self._interval_s + time.perf_counter() - started
+        return Progress(self.images_seen, metrics, self.elapsed_s, self.images_per_s, self._capture)
+
+    def _metrics(self, logits: NDArray[np.float32]) -> dict[str, float]:
+        labels = self.validation.labels
+        shift = prior_shift(self.parameters.loss, *self._counts)
+        probabilities = 1 / (1 + np.exp(-(logits.astype(np.float64) + shift)))
+        ap, auc = Ranking(labels, logits).statistics()
+        threshold, f2 = best_f_beta(labels, probabilities)
+        return {
+            "average_precision": ap,
+            "roc_auc": auc,
+            "f2": f2,
+            "f2_threshold": threshold,
+            "log_loss": log_loss(labels, probabilities),
+            "train_loss": self.train_loss,
+        }
+
+    def _capture(self) -> TrainingState:
+        tensors = {f"weights.{name}": value for name, value in self.network.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if value is not None}
+        copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+        return TrainingState(copies, {"images_seen": self.images_seen, "elapsed_s": self.elapsed_s, "plan": self.plan})
+
+    def _restore(self, state: TrainingState) -> None:
+        if state.numbers.get("plan") != self.plan:
+            raise ConfigError(
+                f"resume: the state must belong to the same parameters, seed and training slices, got "
+                f"{state.numbers.get('plan')} instead of {self.plan}; start without it"
+            )
+        self.network.load_state_dict(state.part("weights"))
+        per_weight: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in state.part("optimizer").items():
+            index, _, key = name.partition(".")
+            per_weight.setdefault(int(index), {})[key] = value.clone()
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": per_weight})
+        self.images_seen, self.elapsed_s = state.images_seen, float(state.numbers["elapsed_s"])
+
+
+def _optimizer(parameters: Hyperparameters, weights: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
+    rate, decay, fused = parameters.learning_rate, parameters.weight_decay, device.type == "cuda"
+    if parameters.optimizer == "sgd":
+        nesterov = parameters.momentum > 0
+        return torch.optim.SGD(weights, rate, parameters.momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
+    kind = torch.optim.Adam if parameters.optimizer == "adam" else torch.optim.AdamW
+    return kind(weights, rate, weight_decay=decay, fused=fused)
+
+
+def _precision(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def _mix(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

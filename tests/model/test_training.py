@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import pickletools
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.errors import ConfigError, IntegrityError, TrialFailure
+from ich_ray.metrics import average_precision, floors, log_loss
+from ich_ray.model import training
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.parallel import Shard
+from ich_ray.model.training import (
+    Budget,
+    Progress,
+    TrainingState,
+    class_weights,
+    predict_logits,
+    prior_shift,
+    train,
+)
+from tests.prepared import make_dataset
+
+QUICK = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.2, filters=8, dense=16)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_dataset(tmp_path_factory.mktemp("prepared") / "dataset")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def reports(
+    dataset: PreparedDataset, parameters: Hyperparameters = QUICK, images: int = 200, every: int = 100, **more: object
+) -> list[Progress]:
+    roles = dataset.role("train"), dataset.role("validation")
+    return list(train(parameters, *roles, budget=Budget(images, every), seed=3, **more))  # type: ignore[arg-type]
+
+
+def test_it_learns(dataset: PreparedDataset) -> None:
+    found = reports(dataset, images=2400, every=1200)
+    prevalence = dataset.role("validation").prevalence
+    assert found[-1].metrics["average_precision"] > 0.9
+    assert found[-1].metrics["log_loss"] < floors(prevalence)["log_loss"]
+    assert found[-1].metrics["roc_auc"] > 0.9
+    assert found[-1].metrics["f2"] > floors(prevalence)["f2"]
+    assert found[1].metrics["train_loss"] < found[0].metrics["train_loss"]
+    assert found[1].elapsed_s > found[0].elapsed_s > 0
+    assert found[0].images_per_s > 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 64, 1000])
+def test_reports_land_on_multiples_whatever_the_batch(dataset: PreparedDataset, batch_size: int) -> None:
+    parameters = QUICK.model_copy(update={"batch_size": batch_size})
+    assert [progress.images_seen for progress in reports(dataset, parameters, images=70, every=30)] == [30, 60, 70]
+
+
+def test_every_epoch_shows_every_slice_once(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[np.ndarray] = []
+    original = training._Run._stream
+
+    def spy(self: training._Run, start: int, count: int) -> np.ndarray:
+        shown.append(original(self, start, count))
+        return shown[-1]
+
+    monkeypatch.setattr(training._Run, "_stream", spy)
+    slices = len(dataset.role("train"))
+    reports(dataset, images=3 * slices, every=50)
+    order = np.concatenate(shown)
+    epochs = order.reshape(3, slices)
+    assert (np.sort(epochs, axis=1) == np.arange(slices)).all()
+    assert not (epochs[0] == epochs[1]).all()
+    assert min(len(part) for part in shown) >= 8
+
+
+def test_the_same_seed_gives_the_same_numbers(dataset: PreparedDataset) -> None:
+    one, other = reports(dataset), reports(dataset)
+    assert [progress.metrics for progress in one] == [progress.metrics for progress in other]
+    assert (
+        one[-1].metrics
+        != list(train(QUICK, dataset.role("train"), dataset.role("validation"), budget=Budget(200, 100), seed=4))[
+            -1
+        ].metrics
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_resume_goes_on_bit_for_bit(dataset: PreparedDataset, optimizer: str, tmp_path: Path) -> None:
+    parameters = QUICK.model_copy(update={"optimizer": optimizer, "learning_rate": 0.01})
+    roles = dataset.role("train"), dataset.role("validation")
+    states = []
+    for progress in train(parameters, *roles, budget=Budget(300, 100), seed=3):
+        states.append(progress.state())
+        torch.rand(7)  # what a caller draws between reports must not matter
+    path = tmp_path / "state.safetensors"
+    states[0].save(path)
+    resumed = list(train(parameters, *roles, budget=Budget(300, 100), seed=3, resume=TrainingState.load(path)))
+    assert [progress.images_seen for progress in resumed] == [200, 300]
+    last = resumed[-1].state()
+    assert last.tensors.keys() == states[2].tensors.keys()
+    for name, tensor in last.tensors.items():
+        assert torch.equal(tensor, states[2].tensors[name]), name
+    assert resumed[-1].elapsed_s > states[0].numbers["elapsed_s"]
+
+
+def test_a_state_file_holds_no_pickle_and_is_checked(dataset: PreparedDataset, tmp_path: Path) -> None:
+    state = reports(dataset, images=50, every=50)[-1].state()
+    path = tmp_path / "state.safetensors"
+    digest = state.save(path)
+    assert len(digest) == 64
+    with pytest.raises(ValueError, match=r"."):
+        list(pickletools.genops(path.read_bytes()))
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(IntegrityError, match="a training state must be there, whole"):
+        TrainingState.load(path)
+    with pytest.raises(IntegrityError):
+        TrainingState.load(tmp_path / "absent")
+
+
+def test_a_state_of_another_plan_is_refused(dataset: PreparedDataset) -> None:
+    state = reports(dataset, images=50, every=50)[-1].state()
+    with pytest.raises(ConfigError, match="resume: the state must belong to the same parameters"):
+        reports(dataset, QUICK.model_copy(update={"dropout": 0.1}), resume=state)
+
+
+def test_class_weights_have_mean_one() -> None:
+    assert class_weights("weighted", 25, 75) == (pytest.approx(2 / 3), 2.0)
+    assert class_weights("unweighted", 25, 75) == (1.0, 1.0)
+    assert prior_shift("weighted", 25, 75) == pytest.approx(math.log(1 / 3))
+    assert prior_shift("unweighted", 25, 75) == 0
+    with pytest.raises(ConfigError, match="got 0 with and 10 without"):
+        class_weights("weighted", 0, 10)
+
+
+def test_the_first_step_follows_report_a(dataset: PreparedDataset) -> None:
+    """One batch of everything, no dropout: the reported loss is -(w1 y log p + w0 (1 - y) log(1 - p)) by hand."""
+    slices = dataset.role("train")
+    parameters = QUICK.model_copy(update={"dropout": 0.0, "batch_size": len(slices)})
+    found = reports(dataset, parameters, images=len(slices), every=len(slices))[0].metrics["train_loss"]
+    torch.manual_seed(3)
+    network = training.build_network(parameters, dataset.image_shape)
+    with torch.no_grad():
+        p = torch.sigmoid(network(torch.from_numpy(slices.gather(np.arange(len(slices)))))).numpy().astype(float)
+    y, n1 = slices.labels, slices.labels.sum()
+    w1, w0 = len(y) / (2 * n1), len(y) / (2 * (len(y) - n1))
+    assert found == pytest.approx(-(w1 * y * np.log(p) + w0 * (1 - y) * np.log(1 - p)).mean(), rel=1e-4)
+
+
+def test_the_rate_decays_with_epochs(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    original = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), original(self, *a))[1]
+    )
+    slices = len(dataset.role("train"))
+    parameters = QUICK.model_copy(update={"optimizer": "sgd", "learning_rate": 0.1, "decay": 0.5, "batch_size": slices})
+    reports(dataset, parameters, images=3 * slices, every=slices)
+    assert rates == pytest.approx([0.1, 0.1 / 1.5, 0.1 / 2])
+
+
+def test_the_reported_log_loss_is_corrected_for_the_class_weights(dataset: PreparedDataset) -> None:
+    progress = next(
+        iter(train(QUICK, dataset.role("train"), dataset.role("validation"), budget=Budget(100, 100), seed=3))
+    )
+    network = training.build_network(QUICK, dataset.image_shape)
+    network.load_state_dict(progress.state().part("weights"))
+    validation, labels = dataset.role("validation"), dataset.role("train").labels
+    logits = predict_logits(network, validation)
+    assert logits.dtype == np.float32
+    assert progress.metrics["average_precision"] == pytest.approx(average_precision(validation.labels, logits))
+    shift = np.log(labels.sum() / (len(labels) - labels.sum()))
+    expected = log_loss(validation.labels, 1 / (1 + np.exp(-(logits.astype(float) + shift))))
+    assert progress.metrics["log_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_logits_do_not_depend_on_the_batch_size_or_training_mode(dataset: PreparedDataset) -> None:
+    network = training.build_network(QUICK, dataset.image_shape)
+    one, other = (predict_logits(network, dataset.role("test"), batch_size=size) for size in (128, 5))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    assert network.training
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial(dataset: PreparedDataset) -> None:
+    wild = QUICK.model_copy(update={"optimizer": "sgd", "learning_rate": 10.0, "weight_decay": 1.0, "decay": 0.0})
+    with pytest.raises(TrialFailure) as caught:
+        reports(dataset, wild, images=20_000, every=1_000)
+    assert caught.value.reason == "diverged"
+
+
+def test_out_of_memory_ends_the_trial(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. Process 1 has")
+
+    monkeypatch.setattr(training._Run, "_step", full)
+    with pytest.raises(TrialFailure, match="out_of_memory: CUDA out of memory"):
+        reports(dataset)
+
+
+@pytest.mark.parametrize(("images", "every"), [(0, 0), (100, 0), (100, 101)])
+def test_an_impossible_budget_is_refused(images: int, every: int) -> None:
+    with pytest.raises(ConfigError, match="0 < report_every <= images must hold"):
+        Budget(images, every)
+
+
+def test_frozen_weights_do_not_move(dataset: PreparedDataset) -> None:
+    parameters = QUICK.model_copy(update={"architecture": "resnet18", "unfreeze_from": "head"})
+    roles = dataset.role("train"), dataset.role("validation")
+    before, after = (
+        progress.state().part("weights") for progress in train(parameters, *roles, budget=Budget(32, 16), seed=3)
+    )
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"body.fc.1.weight", "body.fc.1.bias"}
+
+
+PARALLEL = (
+    QUICK.model_copy(update={"dropout": 0.0, "batch_size": 15, "learning_rate": 1e-3}),
+    QUICK.model_copy(
+        update={"architecture": "resnet18", "dropout": 0.0, "optimizer": "sgd", "learning_rate": 1e-3, "batch_size": 11}
+    ),
+)
+BUDGETS = ({"images": 107, "every": 50}, {"images": 31, "every": 31})
+
+
+def worker(rank: int, port: int, folder: str, out: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    for number, parameters in enumerate(PARALLEL):
+        found = reports(PreparedDataset.open(folder), parameters, **BUDGETS[number], shard=Shard(rank, 2))
+        if rank == 0:
+            found[-1].state().save(Path(out) / f"{number}.safetensors")
+    distributed.destroy_process_group()
+
+
+def test_two_workers_equal_one(dataset: PreparedDataset, tmp_path: Path) -> None:
+    """Uneven batches of 15 (8 + 7), cut at reports, with batch normalization: the same weights as on one worker."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(worker, (port, str(dataset.files.root), str(tmp_path)), nprocs=2)
+    for number, parameters in enumerate(PARALLEL):
+        alone = reports(dataset, parameters, **BUDGETS[number])[-1].state()
+        together = TrainingState.load(tmp_path / f"{number}.safetensors")
+        assert together.images_seen == alone.images_seen == BUDGETS[number]["images"]
+        for name, tensor in together.part("weights").items():
+            torch.testing.assert_close(tensor, alone.part("weights")[name], atol=2e-3, rtol=2e-3, msg=name)
+
+
+def test_the_core_needs_neither_ray_nor_sklearn() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\nfor name in ('ray', 'sklearn', 'scipy'): sys.modules[name] = None\n"
+        "import ich_ray.model.training, ich_ray.metrics"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_progress_is_lazy(dataset: PreparedDataset) -> None:
+    stream = train(QUICK, dataset.role("train"), dataset.role("validation"), budget=Budget(10**9, 50), seed=0)
+    assert [progress.images_seen for progress in itertools.islice(stream, 2)] == [50, 100]
