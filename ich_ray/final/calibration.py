@@ -1,13 +1,12 @@
-"""Probabilities and operating points, fitted on calibration patients whom nobody trained or selected on.
+"""Probabilities and thresholds, fitted on the calibration patients and on nobody else.
 
-Sees logits and labels of the calibration role only; the test role is never opened here. A calibration is monotone, so
-it changes what a score means and never how slices are ranked.
+Knows logits and labels of that role, and from the manifest how many training slices of each class there were. It reads
+neither images nor labels of any other role.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,43 +14,33 @@ from pydantic import BaseModel, ConfigDict
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
-from ich_ray.data.dataset import PreparedDataset, Role, SliceSet
-from ich_ray.errors import ConfigError
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.final.card import OperatingPoint, write_card
 from ich_ray.metrics import best_f_beta, confusion, log_loss
+from ich_ray.progress import say
 from ich_ray.results import open_search
-from ich_ray.storage import Location, SearchFiles, write_json
+from ich_ray.storage import Location, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ich_ray.final.bundle import Bundle
+    from ich_ray.data.dataset import SliceSet
+    from ich_ray.results import SearchResult
 
-__all__ = ["Calibration", "OperatingPoint", "Subject", "calibrate", "fit_temperature", "open_subject", "prior_shift"]
+__all__ = ["Calibration", "calibrate", "fit_temperature", "open_dataset"]
 
-# e-fold bounds: a temperature outside 0.05 to 20 means that the logits carry no probabilities at all.
-_LOG_TEMPERATURE = (-3.0, 3.0)
-
-
-class OperatingPoint(BaseModel):
-    """A threshold on calibrated probabilities, and what it gave on the calibration patients."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    threshold: float
-    sensitivity: float
-    specificity: float
-    ppv: float
-    f2: float
+# Wide enough for any network that learned something; reached only by labels that the logits part perfectly.
+_LOG_TEMPERATURE = (math.log(0.05), math.log(20.0))
 
 
 class Calibration(BaseModel):
     """calibration.json.
 
     Attributes:
-        prior_shift: added to a logit first: undoes the class weights of training.
-        temperature: then divides it.
-        log_loss_before: of the logits as trained; `log_loss_after` of the calibrated probabilities.
-        weights_sha256: of the bundle that was calibrated.
+        prior_shift: log(w0 / w1) of the training class weights, added to the logit before the temperature divides it.
+        log_loss_before: of the raw network, `log_loss_after`: of the calibrated one, both on the calibration slices.
+        operating_points: thresholds on the calibrated probability, with what they gave on these same slices.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,116 +50,98 @@ class Calibration(BaseModel):
     patients: int
     positives: int
     prevalence: float
-    prior_shift: float
     temperature: float
+    prior_shift: float
     log_loss_before: float
     log_loss_after: float
     operating_points: dict[str, OperatingPoint]
-    weights_sha256: str
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A retrained bundle with the slices of one role of the dataset that it was trained on."""
+def fit_temperature(labels: NDArray[np.float32], logits: NDArray[np.float64]) -> float:
+    """The T that minimizes the log loss of sigmoid(logit / T), for logits float `[n]`.
 
-    files: SearchFiles
-    bundle: Bundle
-    dataset: PreparedDataset
-    slices: SliceSet
+    Guo et al., "On calibration of modern neural networks" (2017), section 4.2, with one class. The loss is convex in
+    1 / T, so a bounded search finds its minimum.
+    """
+
+    def loss(log_temperature: float) -> float:
+        return log_loss(labels, expit(logits / math.exp(log_temperature)))
+
+    return math.exp(minimize_scalar(loss, bounds=_LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-6}).x)
 
 
-def open_subject(search: Location, role: Role) -> Subject:
-    """The bundle of a search and the slices of `role`.
+def open_dataset(found: SearchResult) -> PreparedDataset:
+    """The dataset that a search was made on.
 
     Raises:
-        ConfigError: there is no bundle yet, the dataset is another one, or the role lacks positive or negative slices.
+        IntegrityError: another dataset lies there now.
     """
-    from ich_ray.final.bundle import load_bundle
-
-    found = open_search(search)
-    if not (found.files.bundle / "card.json").exists():
-        raise ConfigError(f"{found.files.bundle}: a bundle must be there, got none; run `ich-ray retrain` first")
-    bundle, dataset = load_bundle(found.files.bundle), PreparedDataset.open(found.record.dataset)
-    trained_on = bundle.card.dataset["fingerprint"]
-    if dataset.manifest.fingerprint != trained_on:
-        raise ConfigError(
-            f"{dataset.files.root}: the dataset of the bundle ({trained_on}) must lie there, "
-            f"got {dataset.manifest.fingerprint}; prepare it again as it was"
+    dataset = PreparedDataset.open(found.record.dataset)
+    if dataset.manifest.fingerprint != found.record.fingerprint:
+        raise IntegrityError(
+            f"{found.record.dataset}: the fingerprint must be {found.record.fingerprint}, that of the search, got "
+            f"{dataset.manifest.fingerprint}; put the dataset back or search again"
         )
-    slices = dataset.role(role)
-    positives = int(slices.labels.sum())
-    if not 0 < positives < len(slices):
-        raise ConfigError(
-            f"{dataset.files.root}: role {role} must have positive and negative slices, got {positives} positive of "
-            f"{len(slices)}; prepare a dataset with more patients"
-        )
-    return Subject(found.files, bundle, dataset, slices)
+    return dataset
 
 
 def calibrate(search: Location) -> Calibration:
-    """Fit the bundle of a search on the calibration patients; write calibration.json and the bundle's card.
+    """Fit the temperature and the F2-optimal threshold; write calibration.json and the bundle's card.
 
-    Figures of an earlier evaluation are taken off the card: they were another operating point's. The count of openings
-    of the test patients stays.
+    Test figures that the card may hold belong to the calibration before and are taken out; the count of openings stays.
 
     Raises:
-        ConfigError: see `open_subject`.
+        ConfigError: no bundle, or calibration patients without a positive or a negative slice.
+        IntegrityError: the bundle is damaged, or the dataset is another one.
     """
-    from ich_ray.final.bundle import write_card
+    from ich_ray.final.bundle import load_bundle  # loads PyTorch
+    from ich_ray.model.training import prior_shift
 
-    subject = open_subject(search, "calibration")
-    bundle, slices = subject.bundle, subject.slices
-    train = subject.dataset.manifest.roles["train"]
-    weighted = bundle.card.parameters.get("loss", "weighted") == "weighted"
-    shift = prior_shift(train.positives, train.slices) if weighted else 0.0
-    logits = bundle.logits(slices).astype(np.float64)
-    temperature = fit_temperature(logits + shift, slices.labels)
-    probabilities = expit((logits + shift) / temperature)
-    calibration = Calibration(
-        slices=len(slices),
-        patients=len(set(slices.patients)),
-        positives=int(slices.labels.sum()),
-        prevalence=slices.prevalence,
-        prior_shift=shift,
-        temperature=temperature,
-        log_loss_before=log_loss(slices.labels, expit(logits)),
-        log_loss_after=log_loss(slices.labels, probabilities),
-        operating_points={"f2": _f2_point(slices.labels, probabilities)},
-        weights_sha256=bundle.card.weights["sha256"],
+    found = open_search(search)
+    dataset = open_dataset(found)
+    bundle = load_bundle(found.files.bundle)
+    slices = dataset.role("calibration")
+    positives = int(slices.labels.sum())
+    if not 0 < positives < len(slices):
+        raise ConfigError(
+            f"calibration role: slices with and without haemorrhage must be there, got {positives} positive of "
+            f"{len(slices)}; prepare a dataset with more patients"
+        )
+    counts = dataset.manifest.roles["train"]
+    shift = prior_shift(bundle.card.parameters.loss, counts.positives, counts.slices - counts.positives)
+    calibration = _fit(slices, bundle.slice_logits(slices), shift)
+    write_json(found.files.calibration, calibration.model_dump(mode="json"))
+    fitted = {name: getattr(calibration, name) for name in ("temperature", "prior_shift", "operating_points")}
+    write_card(found.files.bundle, bundle.card.model_copy(update={**fitted, "test": None}))
+    point = calibration.operating_points["f2"]
+    say(
+        f"  calibrated on {len(slices):,} slices: temperature {calibration.temperature:.2f}, log loss "
+        f"{calibration.log_loss_before:.3f} -> {calibration.log_loss_after:.3f}, threshold {point.threshold:.3f}"
     )
-    values = calibration.model_dump(mode="json")
-    settings = {key: values[key] for key in ("prior_shift", "temperature", "operating_points")}
-    write_json(subject.files.calibration, values)
-    write_card(subject.files.bundle, bundle.card.model_copy(update={**settings, "test": None}))
     return calibration
 
 
-def prior_shift(positives: int, slices: int) -> float:
-    """What class weights of 1 / n_c added to a logit, taken back: log(n_1 / n_0).
-
-    Weighted cross-entropy is minimized by odds multiplied by w_1 / w_0 = n_0 / n_1 (Elkan, The Foundations of
-    Cost-Sensitive Learning, IJCAI 2001, theorem 2, for weights in place of sampling).
-    """
-    return math.log(positives / (slices - positives))
-
-
-def fit_temperature(logits: NDArray[np.float64], labels: NDArray[np.float32]) -> float:
-    """The temperature with the least log loss of sigmoid(logit / temperature).
-
-    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
-    """
-    found = minimize_scalar(
-        lambda log_temperature: log_loss(labels, expit(logits / math.exp(log_temperature))),
-        bounds=_LOG_TEMPERATURE,
-        method="bounded",
-        options={"xatol": 1e-6},
+def _fit(slices: SliceSet, raw: NDArray[np.float32], shift: float) -> Calibration:
+    labels, logits = slices.labels, raw.astype(np.float64)
+    temperature = fit_temperature(labels, logits + shift)
+    probabilities = expit((logits + shift) / temperature)
+    threshold, f2 = best_f_beta(labels, probabilities, 2.0)
+    decisions = confusion(labels, probabilities, threshold)
+    point = OperatingPoint(
+        threshold=threshold,
+        sensitivity=decisions.sensitivity,
+        specificity=decisions.specificity,
+        ppv=decisions.ppv,
+        f2=f2,
     )
-    return math.exp(float(found.x))
-
-
-def _f2_point(labels: NDArray[np.float32], probabilities: NDArray[np.float64]) -> OperatingPoint:
-    threshold, f2 = best_f_beta(labels, probabilities)
-    counts = confusion(labels, probabilities, threshold)
-    return OperatingPoint(
-        threshold=threshold, sensitivity=counts.sensitivity, specificity=counts.specificity, ppv=counts.ppv, f2=f2
+    return Calibration(
+        slices=len(slices),
+        patients=len(set(slices.patients)),
+        positives=int(labels.sum()),
+        prevalence=slices.prevalence,
+        temperature=temperature,
+        prior_shift=shift,
+        log_loss_before=log_loss(labels, expit(logits)),
+        log_loss_after=log_loss(labels, probabilities),
+        operating_points={"f2": point},
     )

@@ -1,11 +1,12 @@
-"""The one opening of the test patients: what the calibrated bundle does on people it has never met.
+"""The one opening of the test patients.
 
-The opening is counted on the bundle's card before a label is read, so that a figure chosen after several looks cannot
-pass for a first one. Chooses nothing: thresholds come from calibration.
+Knows a calibrated bundle and the test role. It chooses nothing: thresholds and temperature come from the card, which
+were fitted without a test label. Each opening is written down before the first label is read.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,9 +17,11 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from ich_ray.errors import ConfigError
-from ich_ray.final.calibration import Subject, open_subject
+from ich_ray.final.calibration import open_dataset
+from ich_ray.final.card import Card, OperatingPoint, write_card
 from ich_ray.metrics import (
     Confusion,
+    Interval,
     Ranking,
     at_chance,
     brier,
@@ -28,59 +31,66 @@ from ich_ray.metrics import (
     patient_bootstrap,
     ranking_note,
 )
+from ich_ray.progress import say
+from ich_ray.results import open_search
 from ich_ray.storage import Location, write_bytes, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ich_ray.metrics import Interval
+    from ich_ray.data.dataset import DatasetManifest, SliceSet
+    from ich_ray.results import SearchResult
 
-__all__ = ["Evaluation", "Figure", "PointFigures", "evaluate"]
+__all__ = ["Estimate", "Evaluation", "evaluate"]
 
-CONFIDENCE = 0.95
 RESAMPLES = 1000
-# A percentile interval of a ratio over fewer positives is a rough guess.
-_FEW_POSITIVES = 50
-_POINT_METRICS = ("sensitivity", "specificity", "ppv", "npv", "accuracy")
+CONFIDENCE = 0.95
+# Under a hundred events, a sensitivity has an interval wider than 0.2 and so has its ratio to anything.
+_FEW_POSITIVES = 100
+_RATIOS = ("sensitivity", "specificity", "ppv", "npv", "f2", "accuracy")
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Figure(_Record):
-    """A value with its interval over patients; None where undefined."""
+class Estimate(_Record):
+    """A figure with its interval; None where undefined."""
 
     value: float | None
     low: float | None
     high: float | None
 
-    @classmethod
-    def of(cls, interval: Interval) -> Figure:
-        value, low, high = (number if math.isfinite(number) else None for number in interval)
-        return cls(value=value, low=low, high=high)
+
+class Counts(_Record):
+    """Decisions against labels."""
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
 
 
-class PointFigures(_Record):
-    """One operating point on the test patients. PPV and NPV hold at the prevalence of the evaluation."""
+class TestedPoint(_Record):
+    """An operating point on the test slices."""
 
     threshold: float
-    confusion: dict[str, int]
-    sensitivity: Figure
-    specificity: Figure
-    ppv: Figure
-    npv: Figure
-    accuracy: Figure
-    f2: Figure
+    confusion: Counts
+    sensitivity: Estimate
+    specificity: Estimate
+    ppv: Estimate
+    npv: Estimate
+    f2: Estimate
+    accuracy: Estimate
 
 
 class Evaluation(_Record):
-    """evaluation.json.
+    """evaluation.json. Intervals draw patients, not slices.
 
     Attributes:
-        opened: how often the test patients have been opened for this bundle, this time included.
-        floors: what a model that knows only the prevalence reaches, by metric.
-        notes: what a reader must know before using a figure.
+        opened: how often the test patients have been looked at with this bundle, this time included.
+        floors: what knowing only the prevalence would give, beside each figure.
+        at_chance: average precision is at most 1.5 times the prevalence.
     """
 
     format: Literal[1] = 1
@@ -90,127 +100,141 @@ class Evaluation(_Record):
     prevalence: float
     opened: int
     time: float
-    metrics: dict[str, Figure]
-    operating_points: dict[str, PointFigures]
+    metrics: dict[str, Estimate]
+    operating_points: dict[str, TestedPoint]
     floors: dict[str, float]
     at_chance: bool
-    confidence: float
-    resamples: int
+    confidence: float = CONFIDENCE
+    resamples: int = RESAMPLES
     notes: tuple[str, ...]
 
 
 def evaluate(search: Location) -> Evaluation:
-    """Evaluate the bundle of a search on the test patients; write evaluation.json, predictions.parquet and the card.
+    """Measure the calibrated bundle on the test patients; write evaluation.json, predictions.parquet and the card.
+
+    It may be done again, and the count says so: figures that followed a look at the test patients are no test.
 
     Raises:
-        ConfigError: the bundle is not calibrated, or see `open_subject`.
+        ConfigError: no bundle, a bundle that is not calibrated, or no test slice.
+        IntegrityError: the bundle is damaged, or the dataset is another one.
     """
-    from ich_ray.final.bundle import write_card
+    from ich_ray.final.bundle import load_bundle  # loads PyTorch
 
-    subject = open_subject(search, "test")
-    card = subject.bundle.card
-    if not card.operating_points:
+    found = open_search(search)
+    dataset = open_dataset(found)
+    bundle = load_bundle(found.files.bundle)
+    if not bundle.card.operating_points or not found.files.calibration.exists():
         raise ConfigError(
-            f"{subject.files.bundle}: a calibrated bundle must be given, got one without an operating point; "
-            "run `ich-ray calibrate` first"
+            f"{found.files.bundle}: a calibrated bundle must be there before its test, got one without operating "
+            "points; run `ich-ray calibrate` first"
         )
-    card = card.model_copy(update={"openings": card.openings + 1})
-    write_card(subject.files.bundle, card)
-    probabilities = subject.bundle.calibrated(subject.bundle.logits(subject.slices))
-    thresholds = {name: float(point["threshold"]) for name, point in card.operating_points.items()}
-    evaluation = _evaluation(subject, probabilities, thresholds, card.openings)
-    values = evaluation.model_dump(mode="json")
-    _write_predictions(subject, probabilities)
-    write_json(subject.files.evaluation, values)
-    write_card(subject.files.bundle, card.model_copy(update={"test": values}))
+    if not dataset.manifest.roles["test"].slices:
+        raise ConfigError("test role: slices must be there, got none; prepare a dataset with more patients")
+    card = bundle.card.model_copy(update={"openings": bundle.card.openings + 1, "test": None})
+    write_card(found.files.bundle, card)
+    slices = dataset.role("test")
+    probabilities = bundle.calibrated(bundle.slice_logits(slices))
+    evaluation = _measure(slices, probabilities, card, _notes(dataset.manifest, card))
+    _write(found, slices, probabilities, evaluation)
+    write_card(found.files.bundle, card.model_copy(update={"test": _summary(evaluation)}))
+    _tell(evaluation)
     return evaluation
 
 
-def _evaluation(
-    subject: Subject, probabilities: NDArray[np.float64], thresholds: dict[str, float], opened: int
-) -> Evaluation:
-    slices = subject.slices
-    figures = _figures(slices.labels, probabilities, slices.patients, thresholds)
-    least = floors(slices.prevalence)
-    chance = at_chance(figures["average_precision"].value, slices.prevalence)
-    return Evaluation(
-        slices=len(slices),
-        patients=len(set(slices.patients)),
-        positives=int(slices.labels.sum()),
-        prevalence=slices.prevalence,
-        opened=opened,
-        time=time.time(),
-        metrics={name: Figure.of(interval) for name, interval in figures.items() if "/" not in name},
-        operating_points={
-            name: PointFigures(
-                threshold=threshold,
-                confusion=_counts(confusion(slices.labels, probabilities, threshold)),
-                **{metric: Figure.of(figures[f"{name}/{metric}"]) for metric in (*_POINT_METRICS, "f2")},
-            )
-            for name, threshold in thresholds.items()
-        },
-        floors=least,
-        at_chance=chance,
-        confidence=CONFIDENCE,
-        resamples=RESAMPLES,
-        notes=tuple(_notes(subject, opened, chance)),
-    )
-
-
-def _figures(
-    labels: NDArray[np.float32],
-    probabilities: NDArray[np.float64],
-    patients: NDArray[Any],
-    thresholds: dict[str, float],
-) -> dict[str, Interval]:
-    """All figures with their intervals; those of an operating point are named `point/metric`."""
+def _measure(slices: SliceSet, probabilities: NDArray[np.float64], card: Card, notes: tuple[str, ...]) -> Evaluation:
+    labels, prevalence = slices.labels, slices.prevalence
     ranking = Ranking(labels, probabilities)
 
     def statistics(weights: NDArray[np.float64]) -> dict[str, float]:
-        average_precision, area = ranking.statistics(weights)
-        found = {
-            "average_precision": average_precision,
-            "roc_auc": area,
+        ap, auc = ranking.statistics(weights)
+        figures = {
+            "average_precision": ap,
+            "roc_auc": auc,
             "log_loss": log_loss(labels, probabilities, weights),
             "brier": brier(labels, probabilities, weights),
         }
-        for name, threshold in thresholds.items():
-            counts = confusion(labels, probabilities, threshold, weights)
-            found |= {f"{name}/{metric}": getattr(counts, metric) for metric in _POINT_METRICS}
-            found[f"{name}/f2"] = counts.f_beta(2)
-        return found
+        for name, point in card.operating_points.items():
+            decisions = confusion(labels, probabilities, point.threshold, weights)
+            figures |= {f"{name}.{ratio}": value for ratio, value in _ratios(decisions).items()}
+        return figures
 
-    return patient_bootstrap(statistics, patients, resamples=RESAMPLES, confidence=CONFIDENCE)
+    found = patient_bootstrap(statistics, slices.patients, resamples=RESAMPLES, confidence=CONFIDENCE)
+    estimates = {name: _estimate(interval) for name, interval in found.items()}
+    chance = at_chance(found["average_precision"].value, prevalence)
+    return Evaluation(
+        slices=len(slices),
+        patients=len(set(slices.patients)),
+        positives=int(labels.sum()),
+        prevalence=prevalence,
+        opened=card.openings,
+        time=time.time(),
+        metrics={name: estimate for name, estimate in estimates.items() if "." not in name},
+        operating_points={
+            name: _tested(point, confusion(labels, probabilities, point.threshold), name, estimates)
+            for name, point in card.operating_points.items()
+        },
+        floors=floors(prevalence),
+        at_chance=chance,
+        notes=(*notes, *(["At chance: average precision is at most 1.5 times the prevalence."] if chance else [])),
+    )
 
 
-def _counts(found: Confusion) -> dict[str, int]:
-    return {name: int(getattr(found, name)) for name in ("tp", "fp", "fn", "tn")}
+def _ratios(decisions: Confusion) -> dict[str, float]:
+    return {name: decisions.f_beta(2) if name == "f2" else getattr(decisions, name) for name in _RATIOS}
 
 
-def _notes(subject: Subject, opened: int, chance: bool) -> list[str]:
-    manifest, positives = subject.dataset.manifest, int(subject.slices.labels.sum())
-    notes = []
-    if chance:
-        notes.append("the model is at chance: its average precision is at most 1.5 times the prevalence")
-    if ranking := ranking_note(manifest.labels["any"], manifest.roles["validation"].positives):
-        notes.append(ranking)
-    if positives < _FEW_POSITIVES:
-        notes.append(f"{positives} positives among the test slices are few: intervals are wide and rough")
-    if opened > 1:
-        notes.append(f"the test patients have been opened {opened} times for this bundle: figures may be optimistic")
-    return notes
+def _tested(point: OperatingPoint, decisions: Confusion, name: str, estimates: dict[str, Estimate]) -> TestedPoint:
+    counts = Counts(tp=int(decisions.tp), fp=int(decisions.fp), fn=int(decisions.fn), tn=int(decisions.tn))
+    ratios: dict[str, Any] = {ratio: estimates[f"{name}.{ratio}"] for ratio in _RATIOS}
+    return TestedPoint(threshold=point.threshold, confusion=counts, **ratios)
 
 
-def _write_predictions(subject: Subject, probabilities: NDArray[np.float64]) -> None:
-    rows = subject.slices.rows
+def _estimate(interval: Interval) -> Estimate:
+    value, low, high = (part if math.isfinite(part) else None for part in interval)
+    return Estimate(value=value, low=low, high=high)
+
+
+def _notes(manifest: DatasetManifest, card: Card) -> tuple[str, ...]:
+    roles = manifest.roles
+    ranked = ranking_note(sum(counts.positives for counts in roles.values()), roles["validation"].positives)
+    notes = [ranked] if ranked else []
+    if roles["test"].positives < _FEW_POSITIVES:
+        notes.append(f"{roles['test'].positives} test positives: read the intervals, not the figures.")
+    if card.openings > 1:
+        notes.append(
+            f"The test patients were opened {card.openings} times with this bundle: whatever was changed in between "
+            "was chosen with knowledge of them."
+        )
+    return tuple(notes)
+
+
+def _write(found: SearchResult, slices: SliceSet, probabilities: NDArray[np.float64], evaluation: Evaluation) -> None:
     table = pa.table(
         {
-            "slice_id": pa.array(subject.dataset.column("slice_id")[rows].tolist(), pa.string()),
-            "patient": pa.array(subject.slices.patients.tolist(), pa.string()),
-            "label": subject.slices.labels.astype(np.int8),
+            "slice_id": slices.dataset.column("slice_id")[slices.rows],
+            "patient": slices.patients,
+            "label": slices.labels.astype(np.int8),
             "probability": probabilities,
         }
     )
-    sink = pa.BufferOutputStream()
+    sink = io.BytesIO()
     pq.write_table(table, sink)
-    write_bytes(subject.files.predictions, sink.getvalue().to_pybytes())
+    write_bytes(found.files.predictions, sink.getvalue())
+    write_json(found.files.evaluation, evaluation.model_dump(mode="json"))
+
+
+def _summary(evaluation: Evaluation) -> dict[str, Any]:
+    kept = {"slices", "patients", "positives", "prevalence", "metrics", "operating_points", "floors", "at_chance"}
+    return evaluation.model_dump(mode="json", include=kept | {"confidence", "notes"})
+
+
+def _tell(evaluation: Evaluation) -> None:
+    point, floor = evaluation.operating_points["f2"], evaluation.floors["average_precision"]
+    ap, sensitivity, ppv = (
+        "undefined" if estimate.value is None else f"{estimate.value:.3f}"
+        for estimate in (evaluation.metrics["average_precision"], point.sensitivity, point.ppv)
+    )
+    say(
+        f"  test: {evaluation.slices:,} slices of {evaluation.patients:,} patients, average precision {ap} (floor "
+        f"{floor:.3f}), sensitivity {sensitivity}, PPV {ppv} at threshold {point.threshold:.3f}"
+    )

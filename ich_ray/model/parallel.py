@@ -107,7 +107,7 @@ class _SharedBatchNorm(nn.BatchNorm2d):
         own = torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))])
         count = torch.tensor([values.numel() / self.num_features], device=values.device)
         distributed.all_reduce(count)
-        mean, square = _Sum.apply(own) / count  # type: ignore[no-untyped-call]
+        mean, square = _Sum.apply(own) / count
         variance = (square - mean.square()).clamp(min=0)
         self._track(mean.detach(), variance.detach() * count / (count - 1))
         scale = self.weight * torch.rsqrt(variance + self.eps)

@@ -1,0 +1,131 @@
+"""The card of a bundle: what the model is, what it was measured to do, and what it must not be used for.
+
+Knows the format of card.json and nothing of networks or weights, so that a report reads cards without PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ich_ray.ct.windowing import WindowSpec
+from ich_ray.data.dataset import RoleCounts
+from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.storage import read_json, write_json
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+__all__ = ["INTENDED_USE", "LIMITATIONS", "Card", "OperatingPoint", "read_card", "write_card"]
+
+INTENDED_USE = (
+    "Research on detecting intracranial haemorrhage on single axial non-contrast head-CT slices, by people who check "
+    "every result. Not for diagnosis, triage or any other clinical use."
+)
+LIMITATIONS = (
+    "It sees one slice at a time: no neighbouring slices, no history, no earlier examination.",
+    "Its figures hold for the scanners, patients and prevalence of its test role only. Detectors of this kind have "
+    "lost much of their performance on patients of other hospitals: calibrate and evaluate again on local patients.",
+    "PPV and NPV follow the prevalence of the test slices and change wherever that is another one.",
+    "Labels of single slices are noisy near the first and the last slice that shows a bleeding.",
+    "Artefacts, implants, early postoperative findings and calcification resemble blood and can be called so.",
+)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OperatingPoint(_Record):
+    """A threshold on the calibrated probability, with what it gave on the calibration patients; None if undefined."""
+
+    threshold: float
+    sensitivity: float | None
+    specificity: float | None
+    ppv: float | None
+    f2: float | None
+
+
+class DatasetNote(_Record):
+    """Which data made the model."""
+
+    fingerprint: str
+    roles: dict[str, RoleCounts]
+
+
+class SearchNote(_Record):
+    """Which search chose it. `selection_value` was picked as the best of `trials`: it is optimistic."""
+
+    name: str
+    trial: int
+    trials: int
+    objective: str
+    selection_value: float | None
+
+
+class WeightsNote(_Record):
+    """The file beside the card, and its hash."""
+
+    file: str
+    sha256: str
+
+
+class Card(_Record):
+    """card.json.
+
+    Attributes:
+        size: rows and columns of the images.
+        temperature: and `prior_shift`: the probability is sigmoid((logit + prior_shift) / temperature).
+        operating_points: by name; empty until calibrated.
+        test: a summary of the evaluation, None before it.
+        openings: how often the test patients were looked at.
+    """
+
+    format: Literal[1] = 1
+    name: str
+    created: float
+    architecture: str
+    parameters: Hyperparameters
+    image_shape: tuple[int, int, int]
+    size: int
+    windows: tuple[WindowSpec, ...]
+    label: str = "any"
+    dataset: DatasetNote
+    search: SearchNote
+    temperature: float = Field(default=1.0, gt=0)
+    prior_shift: float = 0.0
+    operating_points: dict[str, OperatingPoint] = {}
+    test: dict[str, Any] | None = None
+    openings: int = 0
+    weights: WeightsNote
+    versions: dict[str, str]
+    intended_use: str = INTENDED_USE
+    limitations: tuple[str, ...] = LIMITATIONS
+    not_a_medical_device: Literal[True] = True
+
+
+def read_card(folder: UPath) -> Card:
+    """The card of the bundle in `folder`.
+
+    Raises:
+        ConfigError: there is no bundle.
+        IntegrityError: the card does not match its format.
+    """
+    path = folder / "card.json"
+    if not path.exists():
+        raise ConfigError(f"{folder}: a bundle holds card.json, got none; check the path or run `ich-ray retrain`")
+    try:
+        return Card.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise IntegrityError(
+            f"{path}: must match its format, got {first['msg']} at {'.'.join(map(str, first['loc']))}; "
+            "restore the file or retrain"
+        ) from None
+
+
+def write_card(folder: UPath, card: Card) -> None:
+    """Write the card atomically."""
+    write_json(folder / "card.json", card.model_dump(mode="json"))

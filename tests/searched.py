@@ -1,0 +1,59 @@
+"""A finished search, written by hand, for tests of everything after `search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.results import Objective, Report, SearchRecord, TrialResult
+from ich_ray.storage import SearchFiles, locate, write_json
+
+PARAMETERS = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.2, filters=8, dense=16)
+
+
+def make_search(
+    folder: Path,
+    dataset: PreparedDataset,
+    parameters: Hyperparameters = PARAMETERS,
+    images: int = 600,
+    report_every: int = 200,
+) -> SearchFiles:
+    """Trial 0 is completed, trial 1 was stopped early, trial 2 completed and worse."""
+    files = SearchFiles(locate(folder))
+    budget = {"images": images, "report_every": report_every, "first_rung": report_every, "reduction": 3}
+    record = SearchRecord(
+        name="by-hand",
+        space={"name": "by-hand", "objective": Objective().model_dump(), "budget": {**budget, "min_peers": 3}},
+        dataset=str(dataset.files.root),
+        fingerprint=dataset.manifest.fingerprint,
+        prevalence=dataset.role("validation").prevalence,
+        seed=0,
+        trials=3,
+        versions={},
+        created=0.0,
+    )
+    write_json(files.search, record.model_dump(mode="json"))
+    for number, state, values in (
+        (0, "completed", (0.5, 0.6, 0.8)),
+        (1, "pruned", (0.9,)),
+        (2, "completed", (0.4,) * 3),
+    ):
+        reports = tuple(
+            Report(
+                images_seen=report_every * (index + 1),
+                metrics={"average_precision": value},
+                elapsed_s=index + 1.0,
+                time=float(index),
+            )
+            for index, value in enumerate(values)
+        )
+        trial = TrialResult(
+            number=number,
+            parameters={**parameters.model_dump()},
+            state=state,  # type: ignore[arg-type]
+            reports=reports,
+            seed=number + 10,
+        )
+        write_json(files.trial(number), trial.model_dump(mode="json"))
+    return files
