@@ -150,6 +150,11 @@ class SearchRecord(_Record):
     def objective(self) -> Objective:
         return Objective.model_validate(self.space.get("objective", {}))
 
+    @property
+    def wanted(self) -> int:
+        """Trials asked for by now, amendments included."""
+        return next((change["trials"] for change in reversed(self.amendments) if "trials" in change), self.trials)
+
 
 class SearchResult:
     """A search directory, read once. Open it again to see newer reports."""
@@ -233,8 +238,9 @@ def open_search(where: Location) -> SearchResult:
         raise ConfigError(f"{files.root}: a search holds search.json, got none; check the path or run `ich-ray search`")
     try:
         record = SearchRecord.model_validate(read_json(files.search))
-        names = sorted(files.trials.glob("[0-9]*.json"), key=lambda path: path.name) if files.trials.exists() else []
-        trials = tuple(TrialResult.model_validate(read_json(name)) for name in names)
+        names = files.trials.glob("[0-9]*.json") if files.trials.exists() else []
+        found = [TrialResult.model_validate(read_json(name)) for name in names]
+        trials = tuple(sorted(found, key=lambda trial: trial.number))
     except ValidationError as error:
         raise IntegrityError(
             f"{files.root}: the ledger must match its format, got {error.errors()[0]['msg']} at "

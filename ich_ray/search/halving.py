@@ -1,0 +1,126 @@
+"""Asynchronous successive halving on images_seen: which trials are worth going on with.
+
+`Rungs` is the rule, free of Ray, and is rebuilt from the ledger (Ray's own scheduler loses its rungs in a restart).
+`Halving` puts it behind Tune's scheduler interface and decides every end of a trial, so that the ledger can write the
+last report and the final state in one moment. It writes nothing itself.
+
+Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020; the variant that stops a trial on
+arrival instead of pausing it for a later promotion.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.schedulers import TrialScheduler
+
+from ich_ray.search.ledger import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from ray.tune.experiment import Trial
+
+    from ich_ray.results import Objective, TrialResult
+    from ich_ray.search.draw import Budget
+
+__all__ = ["Halving", "Rungs"]
+
+
+class Rungs:
+    """The best value of every trial at every rung that it has reached.
+
+    A trial that reaches a rung is stopped there if at least `min_peers` others have been there and it is not among the
+    best floor(n / reduction), at least one, of the n trials including itself. Its value is its best so far, because
+    trials are judged by their best report in the end.
+    """
+
+    def __init__(self, budget: Budget, objective: Objective) -> None:
+        self._budget = budget
+        self._sign = 1.0 if objective.mode == "max" else -1.0
+        self._best: dict[int, float] = {}
+        self.reached: dict[int, dict[int, float]] = {level: {} for level in budget.rungs()}
+
+    @classmethod
+    def rebuilt(cls, budget: Budget, objective: Objective, trials: Iterable[TrialResult]) -> Rungs:
+        """The rungs as the reports in a ledger left them."""
+        rungs = cls(budget, objective)
+        for trial in trials:
+            for report in trial.reports:
+                rungs.offer(trial.number, report.images_seen, report.metrics.get(objective.metric))
+        return rungs
+
+    def offer(self, number: int, images_seen: int, value: float | None) -> int | None:
+        """Take note of a report; the rung that stops the trial, or None.
+
+        A value that is missing or not finite is kept out: it neither stops nor spares anyone.
+        """
+        if value is None or not math.isfinite(value):
+            return None
+        self._best[number] = max(self._best.get(number, -math.inf), self._sign * value)
+        stopped_at = None
+        for level, values in self.reached.items():
+            if images_seen >= level and number not in values:
+                values[number] = self._best[number]
+                if not self._stays(number, values):
+                    stopped_at = level
+        return stopped_at
+
+    def _stays(self, number: int, values: Mapping[int, float]) -> bool:
+        if len(values) - 1 < self._budget.min_peers:
+            return True
+        rank = 1 + sum(value > values[number] for value in values.values())
+        return rank <= max(1, len(values) // self._budget.reduction)
+
+
+class Halving(TrialScheduler):
+    """Tune's scheduler: ends trials by rung, by budget, by time, or because they failed.
+
+    Attributes:
+        verdicts: by trial number, those that have ended.
+    """
+
+    def __init__(self, budget: Budget, objective: Objective, rungs: Rungs, out_of_time: Callable[[], bool]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._images = budget.images
+        self._key = f"metrics/{objective.metric}"
+        self._name = objective.metric
+        self._rungs = rungs
+        self._out_of_time = out_of_time
+        self.verdicts: dict[int, Verdict] = {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
+        number = trial.config["number"]
+        verdict = self.verdicts.get(number) or self._judge(number, result)
+        if verdict is None:
+            return TrialScheduler.CONTINUE
+        self.verdicts[number] = verdict
+        return TrialScheduler.STOP
+
+    def _judge(self, number: int, result: Mapping[str, Any]) -> Verdict | None:
+        if "failure" in result:
+            return Verdict("failed", result["failure"], result.get("detail", ""))
+        value, images_seen = result.get(self._key), result["images_seen"]
+        if value is None or not math.isfinite(value):
+            return Verdict("failed", "diverged", f"{self._name} is {value} at {images_seen} images")
+        rung = self._rungs.offer(number, images_seen, value)
+        if images_seen >= self._images:
+            return Verdict("completed")
+        if rung is not None:
+            return Verdict("pruned", f"rung_{rung}")
+        return Verdict("pruned", "hours", "the search's --hours were over") if self._out_of_time() else None
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None: ...
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None: ...
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None: ...
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None: ...
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Nobody is paused here, and pending trials start in order by themselves."""
+
+    def debug_string(self) -> str:
+        return "asynchronous successive halving"

@@ -1,0 +1,77 @@
+"""What a search would cost, before anything runs. Arithmetic only: no Ray, nothing written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.search.draw import SearchSpace
+    from ich_ray.search.preflight import Slots
+
+__all__ = ["Plan", "plan_search"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search that has not happened.
+
+    Attributes:
+        reaching: trials expected to start, then to pass each rung.
+        images: training images expected of all trials together; `images_at_most` if none is stopped.
+        mapped_bytes: images of train and validation: in the file cache once a machine, and once a trial in accelerator
+            memory where they fit.
+    """
+
+    name: str
+    trials: int
+    concurrent: int
+    cpus: float
+    gpus: float
+    rungs: tuple[int, ...]
+    reaching: tuple[int, ...]
+    images: int
+    images_at_most: int
+    mapped_bytes: int
+
+    def __str__(self) -> str:
+        rungs = ", ".join(
+            f"{count} trials past {level:,}" for level, count in zip(self.rungs, self.reaching[1:], strict=True)
+        )
+        saved = 1 - self.images / self.images_at_most
+        return "\n".join(
+            [
+                f"search {self.name}: {self.trials} trials, {self.concurrent} at a time, "
+                f"each on {self.cpus:g} CPU and {self.gpus:g} GPU",
+                f"  rungs: {rungs or 'none, no trial is stopped early'}",
+                f"  images: about {self.images:,}, {saved:.0%} less than the {self.images_at_most:,} without stopping",
+                f"  memory: {self.mapped_bytes / 2**20:,.0f} MiB of images, mapped once a machine",
+            ]
+        )
+
+
+def plan_search(space: SearchSpace, dataset: PreparedDataset, trials: int, slots: Slots) -> Plan:
+    """The expected course of `trials` trials: 1/reduction of them pass each rung once it has its peers."""
+    budget = space.budget
+    rungs = tuple(budget.rungs())
+    reaching = [trials]
+    for _ in rungs:
+        spared = min(reaching[-1], budget.min_peers)
+        reaching.append(max(spared, math.ceil(reaching[-1] / budget.reduction)))
+    segments = [after - before for before, after in zip((0, *rungs), (*rungs, budget.images), strict=True)]
+    roles = dataset.manifest.roles
+    mapped = (roles["train"].slices + roles["validation"].slices) * math.prod(dataset.image_shape)
+    return Plan(
+        name=space.name,
+        trials=trials,
+        concurrent=min(slots.concurrent, trials),
+        cpus=slots.cpus,
+        gpus=slots.gpus,
+        rungs=rungs,
+        reaching=tuple(reaching),
+        images=sum(count * images for count, images in zip(reaching, segments, strict=True)),
+        images_at_most=trials * budget.images,
+        mapped_bytes=mapped,
+    )

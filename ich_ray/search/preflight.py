@@ -1,0 +1,225 @@
+"""What must hold before a search starts: resources that exist, a dataset that every machine reads, trials that fit.
+
+Each check ends in seconds and says what there is and what to change, because Ray would wait for ever instead. Starts
+nothing that stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import yaml
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ich_ray.errors import ConfigError
+from ich_ray.storage import DatasetFiles, is_local, locate, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from upath import UPath
+
+    from ich_ray.data.dataset import PreparedDataset
+
+__all__ = ["Machine", "Slots", "check_machines", "check_roles", "machines", "plan_slots"]
+
+_ANSWER_WITHIN_S = 30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A kind of machine: `count` of them are there or can be started; an unknown resource is None."""
+
+    name: str
+    cpus: float | None
+    gpus: float | None
+    count: int
+
+    def fits(self, cpus: float, gpus: float) -> int:
+        """Trials that one such machine holds at a time."""
+        by_cpu = sys.maxsize if self.cpus is None or not cpus else int(self.cpus / cpus)
+        if not gpus or self.gpus is None:
+            by_gpu = sys.maxsize
+        elif gpus < 1:
+            by_gpu = int(self.gpus) * int(1 / gpus + 1e-9)
+        else:
+            by_gpu = int(self.gpus / gpus)
+        return min(by_cpu, by_gpu)
+
+    def said(self) -> str:
+        def amount(value: float | None) -> str:
+            return "?" if value is None else f"{value:g}"
+
+        return f"{self.count} x {self.name} ({amount(self.cpus)} CPU, {amount(self.gpus)} GPU)"
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What a trial holds, and how many run at a time."""
+
+    cpus: float
+    gpus: float
+    concurrent: int
+
+
+def plan_slots(
+    found: list[Machine], gpus_per_trial: float | None, cpus_per_trial: float, concurrent: int | None
+) -> Slots:
+    """Resources of a trial and how many fit.
+
+    Raises:
+        ConfigError: no machine holds one trial.
+    """
+    has_gpus = any(machine.gpus for machine in found)
+    gpus = (1.0 if has_gpus else 0.0) if gpus_per_trial is None else float(gpus_per_trial)
+    there = ", ".join(machine.said() for machine in found) or "none"
+    for flag, value in (("--cpus-per-trial", cpus_per_trial), ("--gpus-per-trial", gpus)):
+        if value < 0 or (value > 1 and value != int(value)):
+            raise ConfigError(f"{flag}: must be a fraction up to 1 or a whole number, got {value:g}; round it")
+    if not cpus_per_trial:
+        raise ConfigError("--cpus-per-trial: must be above 0, got 0; give each trial 1")
+    largest = {
+        "--gpus-per-trial": (gpus, max((gpus if m.gpus is None else m.gpus for m in found), default=0.0)),
+        "--cpus-per-trial": (
+            cpus_per_trial,
+            max((cpus_per_trial if m.cpus is None else m.cpus for m in found), default=0.0),
+        ),
+    }
+    for flag, (asked, most) in largest.items():
+        if asked > most:
+            raise ConfigError(
+                f"{flag}: a trial must fit on one machine, got {asked:g} where the largest has {most:g} ({there}); "
+                f"ask for at most {most:g}, or use a cluster that has more"
+            )
+    fitting = sum(machine.count * min(machine.fits(cpus_per_trial, gpus), 4096) for machine in found)
+    if not fitting:
+        raise ConfigError(
+            f"--gpus-per-trial {gpus:g} with --cpus-per-trial {cpus_per_trial:g}: both must fit on one machine, "
+            f"got {there}; lower one of them"
+        )
+    if concurrent is not None and concurrent < 1:
+        raise ConfigError(f"--concurrent: must be at least 1, got {concurrent}; leave it out for what fits")
+    return Slots(cpus_per_trial, gpus, min(concurrent, fitting) if concurrent else fitting)
+
+
+def machines() -> list[Machine]:
+    """The machines of the connected cluster, with those that its autoscaler may still start."""
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    kinds: dict[tuple[float, float], int] = {}
+    for node in alive:
+        resources = node["Resources"]
+        kind = (resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+        kinds[kind] = kinds.get(kind, 0) + 1
+    live = [Machine("machine", cpus, gpus, count) for (cpus, gpus), count in kinds.items()]
+    return live + _startable(alive)
+
+
+def _startable(alive: list[dict[str, Any]]) -> list[Machine]:
+    """Worker types of the autoscaler, from the configuration that `ray up` left on the head; none without one."""
+    head = next((node for node in alive if "node:__internal_head__" in node["Resources"]), None)
+    if head is None or not _scales():
+        return []
+    try:
+        config = ray.get(_on(head["NodeID"], _bootstrap_config), timeout=_ANSWER_WITHIN_S)
+    except (ray.exceptions.RayError, TimeoutError):
+        return []
+    return autoscaled(config, len(alive) - 1)
+
+
+def _scales() -> bool:
+    """Whether an autoscaler with node types of its own is at work; without one Ray reports `node_<id>` as types."""
+    status = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
+    active = status.get("autoscaler_report", {}).get("active_nodes") or {}
+    return any(not name.startswith("node_") for name in active)
+
+
+def autoscaled(config: Mapping[str, Any], workers: int) -> list[Machine]:
+    """The machines an autoscaler configuration can add to `workers` running ones."""
+    room = max(0, int(config.get("max_workers", 0)) - workers)
+    found = []
+    for name, kind in (config.get("available_node_types") or {}).items():
+        if name == config.get("head_node_type"):
+            continue
+        count = min(int(kind.get("max_workers", room)), room)
+        resources = kind.get("resources") or {}
+        cpus, gpus = resources.get("CPU"), resources.get("GPU", 0.0 if resources else None)
+        if count:
+            found.append(Machine(name, cpus, gpus, count))
+    return found
+
+
+def _bootstrap_config() -> dict[str, Any]:
+    path = Path("~/ray_bootstrap_config.yaml").expanduser()
+    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+
+
+def check_machines(dataset: PreparedDataset, search: UPath) -> None:
+    """Every machine that is up must read the dataset and see the search folder.
+
+    Raises:
+        ConfigError: one does not, named.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    if len(alive) < 2:
+        return
+    where, witness = str(dataset.files.root), str(search / ".lock") if is_local(search) else None
+    asked = {
+        _on(node["NodeID"], _look, where, dataset.manifest.fingerprint, witness): node["NodeManagerAddress"]
+        for node in alive
+    }
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
+    for reference in ready:
+        try:
+            problem = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            problem = f"{where}: must be readable, got {type(error).__name__}"
+        if problem:
+            raise ConfigError(f"machine {asked[reference]}: {problem}; use a folder that all machines share, or a URI")
+    if late:
+        where = asked[late[0]]
+        raise ConfigError(
+            f"machine {where}: must answer within {_ANSWER_WITHIN_S} s, got nothing; check it with `ray status`"
+        )
+
+
+def _look(dataset: str, fingerprint: str, witness: str | None) -> str:
+    """What is wrong with this machine's view, empty if nothing."""
+    try:
+        manifest = DatasetFiles(locate(dataset)).manifest
+        found = read_json(manifest)["fingerprint"] if manifest.exists() else "no dataset.json"
+    except Exception as error:  # noqa: BLE001  (credentials, mounts, permissions: all mean the same here)
+        found = f"{type(error).__name__}"
+    if found != fingerprint:
+        return f"{dataset}: every machine must read this dataset ({fingerprint}), got {found}"
+    if witness and not os.path.exists(witness):  # noqa: PTH110  (a plain string from another machine)
+        return f"{os.path.dirname(witness)}: every machine must see the search folder, got none"  # noqa: PTH120
+    return ""
+
+
+def _on(node: str, function: Any, *arguments: Any) -> Any:
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments)
+
+
+def check_roles(dataset: PreparedDataset) -> None:
+    """Trials are trained and ranked, so both roles need positive and negative slices.
+
+    Raises:
+        ConfigError: one of them has none.
+    """
+    for role in ("train", "validation"):
+        counts = dataset.manifest.roles.get(role)
+        slices, positives = (counts.slices, counts.positives) if counts else (0, 0)
+        if not 0 < positives < slices:
+            raise ConfigError(
+                f"{dataset.files.root}: {role} must have positive and negative slices, got {positives} positive of "
+                f"{slices}; prepare a dataset with more patients"
+            )

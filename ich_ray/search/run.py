@@ -1,0 +1,295 @@
+"""A search from its space to its last trial: preflight, run, resume, extend.
+
+Tune starts the workers and moves reports; what it is told comes from the ledger, and everything it keeps for itself
+goes into a temporary folder. Trains nothing: trial.py does.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+import time
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.progress import say
+from ich_ray.results import SearchRecord, SearchResult, TrialResult, open_search
+from ich_ray.runtime import connected
+from ich_ray.search.ledger import Ledger, differences
+from ich_ray.search.plan import plan_search
+from ich_ray.search.space import SearchSpace, load_space
+from ich_ray.storage import Location, SearchFiles, exclusive, locate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ich_ray.search.preflight import Slots
+    from ich_ray.search.trial import Trainer
+
+__all__ = ["run_search"]
+
+DEFAULT_TRIALS = 20
+# A trial whose process died is started again this often, from its newest checkpoint.
+RETRIES = 3
+_PACKAGES = ("ich_ray", "ray", "optuna", "torch", "torchvision", "numpy")
+
+
+def run_search(
+    dataset: Location,
+    space: Location,
+    out: Location,
+    *,
+    trials: int | None = None,
+    gpus_per_trial: float | None = None,
+    cpus_per_trial: float = 1,
+    hours: float | None = None,
+    concurrent: int | None = None,
+    resume: bool = False,
+    plan: bool = False,
+    seed: int = 0,
+    warm_start: Location | None = None,
+    address: str | None = None,
+    _trainer: Trainer | None = None,
+) -> SearchResult:
+    """Search the space for the best detector; every trial stands in `out`, whatever happens.
+
+    Args:
+        dataset: a prepared dataset.
+        space: the YAML file of the search space.
+        out: the search folder, new or (with `resume`) begun before.
+        trials: in all, counting those already there; 20 if not given, or what the search was begun with.
+        gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one.
+        cpus_per_trial: CPUs, and so threads, of a trial.
+        hours: after which no trial is started and running ones are stopped at their next report.
+        concurrent: trials at a time; as many as fit if not given.
+        resume: go on with the search in `out`; unfinished trials continue from their checkpoints.
+        plan: print what would be done, write nothing, and return the search without trials.
+        seed: of the draws and of every trial.
+        warm_start: another search whose trials the sampler may learn from.
+        address: a Ray cluster; this machine if not given.
+
+    Raises:
+        ConfigError: it cannot be done as asked; nothing has been started and nothing overwritten.
+        IchRayError: it was interrupted; the message says how to go on.
+    """
+    _check_numbers(trials, hours)
+    checked, data = load_space(space), PreparedDataset.open(dataset)
+    asked = _record(checked, data, trials, seed)
+    files = SearchFiles(locate(out))
+    begun = _begun(files, asked, trials, resume)
+    wanted = trials or (begun.wanted if begun else DEFAULT_TRIALS)
+    warm = _warm(checked, warm_start)
+
+    from ich_ray.search.preflight import check_machines, check_roles, machines, plan_slots
+
+    check_roles(data)
+    if plan:
+        with connected(address):
+            slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent)
+        print(plan_search(checked, data, wanted, slots))
+        return SearchResult(files, asked, ())
+    with _locked(files), connected(address):
+        slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent)
+        check_machines(data, files.root)
+        ledger = Ledger.open(out) if begun else Ledger.create(out, asked)
+        if wanted != ledger.record.wanted:
+            ledger.amend(trials=wanted)
+        _Run(checked, data, ledger, slots, wanted=wanted, hours=hours, warm=warm, trainer=_trainer).go()
+    return open_search(out)
+
+
+def _check_numbers(trials: int | None, hours: float | None) -> None:
+    if trials is not None and trials < 1:
+        raise ConfigError(f"--trials: must be at least 1, got {trials}; ask for one or more")
+    if hours is not None and not hours > 0:
+        raise ConfigError(f"--hours: must be above 0, got {hours}; leave it out for no limit")
+
+
+def _record(space: SearchSpace, dataset: PreparedDataset, trials: int | None, seed: int) -> SearchRecord:
+    validation = dataset.manifest.roles.get("validation")
+    return SearchRecord(
+        name=space.name,
+        space=space.source,
+        dataset=str(dataset.files.root),
+        fingerprint=dataset.manifest.fingerprint,
+        prevalence=validation.positives / validation.slices if validation and validation.slices else 0.0,
+        seed=seed,
+        trials=trials or DEFAULT_TRIALS,
+        versions={name: version(name) for name in _PACKAGES},
+        created=time.time(),
+    )
+
+
+def _begun(files: SearchFiles, asked: SearchRecord, trials: int | None, resume: bool) -> SearchRecord | None:
+    """The search to go on with, None for a new one."""
+    if not files.search.exists():
+        if resume:
+            say(f"{files.root}: no search to resume, starting it")
+        return None
+    if not resume:
+        raise ConfigError(Ledger.occupied(files, asked))
+    there = open_search(files.root).record
+    if changed := differences(there, asked):
+        raise ConfigError(
+            f"{files.root}: --resume goes on with the same search, got another one ({'; '.join(changed)}); "
+            "give what it was begun with, or choose another --out"
+        )
+    if trials is not None and trials < there.wanted:
+        raise ConfigError(
+            f"--trials: may only be raised for a search that was begun, got {trials} where it has {there.wanted}; "
+            "leave it out to finish those"
+        )
+    return there
+
+
+def _warm(space: SearchSpace, where: Location | None) -> list[TrialResult]:
+    if where is None:
+        return []
+    from ich_ray.search.sampler import fitting
+
+    other = open_search(where)
+    if other.objective != space.objective:
+        raise ConfigError(
+            f"--warm-start {where}: must have the objective {space.objective.metric}, got {other.objective.metric}; "
+            "warm-start from a search with the same one"
+        )
+    kept = fitting(space, other.trials)
+    say(f"warm start: {len(kept)} of {len(other.trials)} trials of {other.record.name} fit this space and are kept")
+    return kept
+
+
+@contextmanager
+def _locked(files: SearchFiles) -> Iterator[None]:
+    """Hold the search; a folder that was made only for the lock goes away with it."""
+    try:
+        with exclusive(files.lock, "a search"):
+            yield
+    finally:
+        if not files.search.exists() and files.root.exists():
+            files.lock.unlink(missing_ok=True)
+            if not any(files.root.iterdir()):
+                files.root.rmdir()
+
+
+class _Run:
+    """One run of the driver over a search."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        dataset: PreparedDataset,
+        ledger: Ledger,
+        slots: Slots,
+        *,
+        wanted: int,
+        hours: float | None,
+        warm: list[TrialResult],
+        trainer: Trainer | None,
+    ) -> None:
+        from ich_ray.search.bookkeeper import Bookkeeper
+        from ich_ray.search.halving import Halving, Rungs
+        from ich_ray.search.sampler import LedgerSampler
+        from ich_ray.search.trial import TrialSettings, train_model, trial_function
+
+        self.ledger, self.slots, self.wanted = ledger, slots, wanted
+        self.deadline = time.time() + hours * 3600 if hours else math.inf
+        rungs = Rungs.rebuilt(space.budget, space.objective, ledger.trials.values())
+        self.halving = Halving(space.budget, space.objective, rungs, self.out_of_time)
+        self.sampler = LedgerSampler(
+            space, ledger, wanted=wanted, concurrent=slots.concurrent, out_of_time=self.out_of_time, warm=warm
+        )
+        settings = TrialSettings(
+            dataset=str(dataset.files.root),
+            fingerprint=dataset.manifest.fingerprint,
+            search=str(ledger.files.root),
+            images=space.budget.images,
+            report_every=space.budget.report_every,
+            cpus=slots.cpus,
+            gpus=slots.gpus,
+        )
+        self.function = trial_function(settings, trainer or train_model)
+        self.books = Bookkeeper(ledger, self.halving, self.sampler, wanted, slots.gpus)
+
+    def out_of_time(self) -> bool:
+        return time.time() >= self.deadline
+
+    def go(self) -> None:
+        """Run until every trial has ended.
+
+        Raises:
+            IchRayError: it was interrupted before.
+        """
+        todo = self.wanted - len(self.ledger.trials) + len(self.ledger.unfinished)
+        if todo:
+            say(f"search {self.ledger.record.name}: {todo} trials to run, {self.slots.concurrent} at a time")
+            self._tune(todo)
+        unfinished = len(self.ledger.unfinished)
+        if unfinished or (len(self.ledger.trials) < self.wanted and not self.out_of_time()):
+            ended = len(self.ledger.trials) - unfinished
+            raise IchRayError(
+                f"{self.ledger.files.root}: a search runs until its {self.wanted} trials have ended, "
+                f"got interrupted after {ended}; add --resume to go on, nothing is lost"
+            )
+        say(self.books.summary())
+
+    def _tune(self, todo: int) -> None:
+        from ray import tune
+
+        with tempfile.TemporaryDirectory() as folder, _quiet(self.slots.concurrent):
+            tune.run(
+                self.function,
+                name="search",
+                num_samples=todo,
+                search_alg=self.sampler,
+                scheduler=self.halving,
+                callbacks=[self.books],
+                resources_per_trial={"cpu": self.slots.cpus, "gpu": self.slots.gpus},
+                reuse_actors=True,
+                max_failures=RETRIES,
+                raise_on_failed_trial=False,
+                storage_path=folder,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+                verbose=0,
+            )
+
+
+def _name(trial: Any) -> str:
+    return f"trial-{trial.config['number']:05d}"
+
+
+@contextmanager
+def _quiet(slots: int) -> Iterator[None]:
+    """Tune without its own files, tables and limits, for the block.
+
+    One pending trial is Tune's default with a searcher of one's own; with reused actors it then never starts a second
+    one. Its state is never restored, so it need not be saved.
+    """
+    settings = {
+        "TUNE_MAX_PENDING_TRIALS_PG": str(slots + 1),
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "TUNE_RESULT_BUFFER_LENGTH": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    os.environ.update(settings)
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

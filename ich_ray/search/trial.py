@@ -1,0 +1,245 @@
+"""One trial as a Tune function: model/training.py, reported to the driver and resumable after every report.
+
+Runs in a worker process that serves many trials one after another: the dataset stays mapped, accelerator memory is
+released at each end. Never raises through Tune: a trial that fails reports so, because to Tune a raised error is a lost
+worker. Decides nothing: the driver stops it by not coming back from a report.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from ray import tune
+
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.errors import IntegrityError, TrialFailure
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.results import CheckpointReference
+from ich_ray.storage import SearchFiles, is_local, locate, read_json, sha256, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+__all__ = ["Checkpoints", "Kept", "Trainer", "TrialSettings", "trial_function"]
+
+# A worker is reused only when the thread of its last trial has ended; Tune's 2 s are short for freeing a large model,
+# and what takes longer costs the *next* trial. Set in the worker, because a cluster's workers do not inherit the
+# driver's environment.
+_THREAD_TIMEOUT_S = "120"
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """What all trials of a search share.
+
+    Attributes:
+        dataset: where it lies; `fingerprint` says which one it must be.
+        search: the search folder, for checkpoints.
+        images: the budget; a report comes every `report_every`.
+        cpus: threads a trial may use.
+        gpus: accelerators it has, perhaps a fraction of one.
+    """
+
+    dataset: str
+    fingerprint: str
+    search: str
+    images: int
+    report_every: int
+    cpus: float
+    gpus: float
+
+
+class _State(Protocol):
+    def save(self, path: Path) -> None: ...
+
+
+class _Progress(Protocol):
+    """What a trial needs of model.training.Progress."""
+
+    @property
+    def images_seen(self) -> int: ...
+    @property
+    def metrics(self) -> dict[str, float]: ...
+    @property
+    def elapsed_s(self) -> float: ...
+    def state(self) -> _State: ...
+
+
+# (parameters, dataset, settings, seed, file of the state to resume) -> one progress per report
+Trainer: TypeAlias = Callable[
+    [Hyperparameters, PreparedDataset, TrialSettings, int, "Path | None"], Generator["_Progress", None, None]
+]
+
+
+def train_model(
+    parameters: Hyperparameters, dataset: PreparedDataset, settings: TrialSettings, seed: int, resume: Path | None
+) -> Generator[_Progress, None, None]:
+    """The trainer of every real search."""
+    import torch
+
+    from ich_ray.model.training import Budget, TrainingState, train
+
+    torch.set_num_threads(max(1, int(settings.cpus)))
+    device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
+    try:
+        yield from train(
+            parameters,
+            dataset.role("train"),
+            dataset.role("validation"),
+            budget=Budget(images=settings.images, report_every=settings.report_every),
+            seed=seed,
+            device=device,
+            resume=TrainingState.load(resume) if resume else None,
+        )
+    finally:
+        if device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> Callable[[dict[str, Any]], None]:
+    """The function that Tune runs; its config is what the sampler suggests."""
+
+    def trial(config: dict[str, Any]) -> None:
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _THREAD_TIMEOUT_S
+        try:
+            _run(settings, trainer, config)
+        except TrialFailure as failure:
+            tune.report({"failure": failure.reason, "detail": failure.detail})
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is this trial's end and not the search's)
+            tune.report({"failure": "error", "detail": f"{type(error).__name__}: {error}"[:500]})
+
+    return trial
+
+
+def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> None:
+    checkpoints = Checkpoints(SearchFiles(locate(settings.search)), config["number"])
+    kept = checkpoints.newest()
+    history = list(kept.reports) if kept else []
+    # A lost attempt may have kept reports to itself; the driver ignores those that it has.
+    for report in history:
+        if report["images_seen"] > config["reported"]:
+            tune.report(report)
+    if kept is None and config["reported"]:
+        checkpoints.note = f"no good checkpoint after {config['reported']} images: started again"
+    parameters = Hyperparameters(**config["parameters"])
+    dataset = _dataset(settings.dataset, settings.fingerprint)
+    with _local(kept) as resume, closing(trainer(parameters, dataset, settings, config["seed"], resume)) as steps:
+        for progress in steps:
+            report = {
+                "images_seen": progress.images_seen,
+                "metrics": {name: value if math.isfinite(value) else None for name, value in progress.metrics.items()},
+                "elapsed_s": progress.elapsed_s,
+            }
+            history.append(report)
+            # The last report needs no state: the trial is over when it arrives.
+            last = progress.images_seen >= settings.images
+            reference = None if last else checkpoints.save(progress, history)
+            tune.report(
+                {**report, "checkpoint": reference.model_dump() if reference else None, "note": checkpoints.note}
+            )
+    seen = history[-1]["images_seen"] if history else 0
+    raise TrialFailure("error", f"training ended at {seen} of {settings.images} images")
+
+
+@lru_cache(maxsize=1)
+def _dataset(where: str, fingerprint: str) -> PreparedDataset:
+    """Opened once a process: its pages are shared, its slice table is not."""
+    dataset = PreparedDataset.open(where)
+    if dataset.manifest.fingerprint != fingerprint:
+        raise IntegrityError(
+            f"{where}: the dataset must stay the one the search began with ({fingerprint}), "
+            f"got {dataset.manifest.fingerprint}; prepare it again or start a new search"
+        )
+    return dataset
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A state that can be resumed: its file, and all that the trial had reported by then."""
+
+    file: UPath
+    images_seen: int
+    reports: tuple[dict[str, Any], ...]
+
+
+class Checkpoints:
+    """The newest two states of a trial, in two files that take turns, so that a torn one never costs the other.
+
+    Beside each `a.safetensors` stands `a.json`, written after it, with its hash: a state with another hash is none.
+
+    Attributes:
+        note: what was found wrong, for the ledger.
+    """
+
+    def __init__(self, files: SearchFiles, number: int) -> None:
+        self._root = files.root
+        self._folder = files.checkpoint(number)
+        self._turn = 0
+        self.note = ""
+
+    def newest(self) -> Kept | None:
+        """The newest state that is whole, else the one before, else None."""
+        indices = [self._folder / f"{name}.json" for name in "ab"]
+        found = []
+        for turn, index in enumerate(indices):
+            if index.exists():
+                entry = self._entry(index)
+                if entry:
+                    found.append((entry.images_seen, turn, entry))
+                else:
+                    self.note = f"checkpoint {index.stem} was damaged"
+        if not found:
+            return None
+        _, turn, entry = max(found, key=lambda item: item[0])
+        self._turn = 1 - turn
+        return entry
+
+    def _entry(self, index: UPath) -> Kept | None:
+        try:
+            entry = read_json(index)
+            file = self._folder / entry["file"]
+            if sha256(file) != entry["sha256"]:
+                return None
+            return Kept(file, entry["images_seen"], tuple(entry["reports"]))
+        except (OSError, KeyError, TypeError, IntegrityError):
+            return None
+
+    def save(self, progress: _Progress, reports: list[dict[str, Any]]) -> CheckpointReference:
+        name = "ab"[self._turn]
+        self._turn = 1 - self._turn
+        file = self._folder / f"{name}.safetensors"
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / "state.safetensors"
+            progress.state().save(local)
+            data = local.read_bytes()
+        write_bytes(file, data)
+        reference = CheckpointReference(
+            file=f"checkpoints/{self._folder.name}/{file.name}", sha256=sha256(data), images_seen=progress.images_seen
+        )
+        entry = {**reference.model_dump(), "file": file.name, "reports": reports}
+        write_json(self._folder / f"{name}.json", entry)
+        return reference
+
+
+@contextmanager
+def _local(kept: Kept | None) -> Iterator[Path | None]:
+    """The state as a local file, copied if it lies in an object store."""
+    if kept is None:
+        yield None
+    elif is_local(kept.file):
+        yield Path(str(kept.file))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / kept.file.name
+            local.write_bytes(kept.file.read_bytes())
+            yield local

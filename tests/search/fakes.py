@@ -1,0 +1,91 @@
+"""A trainer that costs nothing: an analytic learning curve in place of a network."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.errors import TrialFailure
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.search.trial import TrialSettings
+
+SPACE = """
+name: tiny
+budget: {images: 900, report_every: 100, first_rung: 100, reduction: 3, min_peers: 2}
+parameters:
+  architecture: {choice: [plain_cnn, resnet18]}
+  blocks: {int: [1, 4], when: {architecture: plain_cnn}}
+  learning_rate: {loguniform: [1.0e-5, 1.0e-1]}
+  dropout: {uniform: [0.0, 0.6]}
+  optimizer: {choice: [sgd, adam]}
+  momentum: {fixed: 0.9, when: {optimizer: sgd}}
+"""
+
+
+@dataclass(frozen=True)
+class FakeState:
+    images_seen: int
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps({"images_seen": self.images_seen}))
+
+
+@dataclass(frozen=True)
+class FakeProgress:
+    images_seen: int
+    metrics: dict[str, float]
+    elapsed_s: float
+
+    def state(self) -> FakeState:
+        return FakeState(self.images_seen)
+
+
+def curve(parameters: Hyperparameters, images_seen: int) -> float:
+    """Best at a learning rate of 1e-3 and dropout of 0.3, rising with the images."""
+    miss = (math.log10(parameters.learning_rate) + 3) ** 2 + 10 * (parameters.dropout - 0.3) ** 2
+    return 0.15 + 0.75 * math.exp(-0.5 * miss) * (1 - math.exp(-images_seen / 300))
+
+
+@dataclass(frozen=True)
+class FakeTrainer:
+    """Reports `curve`; diverges where `diverge_above` says so.
+
+    Attributes:
+        wait_s: for each report.
+        kill_once: a file; when it is there, the first process to find it removes it and kills itself after a report.
+    """
+
+    wait_s: float = 0.0
+    diverge_above: float = math.inf
+    nan_above: float = math.inf
+    raise_above: float = math.inf
+    kill_once: str = ""
+
+    def __call__(
+        self,
+        parameters: Hyperparameters,
+        dataset: PreparedDataset,
+        settings: TrialSettings,
+        seed: int,
+        resume: Path | None,
+    ) -> Generator[FakeProgress, None, None]:
+        assert dataset.manifest.fingerprint == settings.fingerprint
+        seen = json.loads(resume.read_text())["images_seen"] if resume else 0
+        while seen < settings.images:
+            time.sleep(self.wait_s)
+            seen += settings.report_every
+            if parameters.learning_rate > self.raise_above:
+                raise ValueError("planted")
+            if parameters.learning_rate > self.diverge_above and seen >= 200:
+                raise TrialFailure("diverged", f"loss is nan at {seen} images")
+            value = math.nan if parameters.learning_rate > self.nan_above else curve(parameters, seen)
+            if self.kill_once and seen >= 300 and Path(self.kill_once).exists():
+                Path(self.kill_once).unlink()
+                os.kill(os.getpid(), 9)
+            yield FakeProgress(seen, {"average_precision": value, "train_loss": 1 - value}, seen / 1000)
