@@ -153,7 +153,16 @@ class SearchRecord(_Record):
     @property
     def wanted(self) -> int:
         """Trials asked for by now, amendments included."""
-        return next((change["trials"] for change in reversed(self.amendments) if "trials" in change), self.trials)
+        return int(self._amended("trials", self.trials))
+
+    @property
+    def warm_start(self) -> str | None:
+        """Another search that the sampler has learned from."""
+        where = self._amended("warm_start", None)
+        return None if where is None else str(where)
+
+    def _amended(self, key: str, first: Any) -> Any:
+        return next((change[key] for change in reversed(self.amendments) if key in change), first)
 
 
 class SearchResult:

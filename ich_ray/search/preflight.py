@@ -161,8 +161,8 @@ def _bootstrap_config() -> dict[str, Any]:
     return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
 
 
-def check_machines(dataset: PreparedDataset, search: UPath) -> None:
-    """Every machine that is up must read the dataset and see the search folder.
+def check_machines(dataset: PreparedDataset, search: UPath, witness: str = ".lock") -> None:
+    """Every machine that is up must read the dataset and see the search folder, known by a file in it.
 
     Raises:
         ConfigError: one does not, named.
@@ -170,9 +170,9 @@ def check_machines(dataset: PreparedDataset, search: UPath) -> None:
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     if len(alive) < 2:
         return
-    where, witness = str(dataset.files.root), str(search / ".lock") if is_local(search) else None
+    where, seen = str(dataset.files.root), str(search / witness) if is_local(search) else None
     asked = {
-        _on(node["NodeID"], _look, where, dataset.manifest.fingerprint, witness): node["NodeManagerAddress"]
+        _on(node["NodeID"], _look, where, dataset.manifest.fingerprint, seen): node["NodeManagerAddress"]
         for node in alive
     }
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)

@@ -83,7 +83,8 @@ def run_search(
     files = SearchFiles(locate(out))
     begun = _begun(files, asked, trials, resume)
     wanted = trials or (begun.wanted if begun else DEFAULT_TRIALS)
-    warm = _warm(checked, warm_start)
+    teacher = str(locate(warm_start)) if warm_start is not None else begun.warm_start if begun else None
+    warm = _warm(checked, teacher)
 
     from ich_ray.search.preflight import check_machines, check_roles, machines, plan_slots
 
@@ -99,6 +100,8 @@ def run_search(
         ledger = Ledger.open(out) if begun else Ledger.create(out, asked)
         if wanted != ledger.record.wanted:
             ledger.amend(trials=wanted)
+        if teacher != ledger.record.warm_start:
+            ledger.amend(warm_start=teacher)
         _Run(checked, data, ledger, slots, wanted=wanted, hours=hours, warm=warm, trainer=_trainer).go()
     return open_search(out)
 
@@ -147,7 +150,7 @@ def _begun(files: SearchFiles, asked: SearchRecord, trials: int | None, resume: 
     return there
 
 
-def _warm(space: SearchSpace, where: Location | None) -> list[TrialResult]:
+def _warm(space: SearchSpace, where: str | None) -> list[TrialResult]:
     if where is None:
         return []
     from ich_ray.search.sampler import fitting

@@ -10,12 +10,10 @@ from __future__ import annotations
 import gc
 import math
 import os
-import tempfile
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ray import tune
@@ -24,7 +22,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import CheckpointReference
-from ich_ray.storage import SearchFiles, is_local, locate, read_json, sha256, write_bytes, write_json
+from ich_ray.storage import Location, SearchFiles, locate, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -59,7 +57,8 @@ class TrialSettings:
 
 
 class _State(Protocol):
-    def save(self, path: Path) -> None: ...
+    def save(self, path: Location) -> str:
+        """Write it whole or not at all; the SHA-256 of what was written."""
 
 
 class _Progress(Protocol):
@@ -76,12 +75,12 @@ class _Progress(Protocol):
 
 # (parameters, dataset, settings, seed, file of the state to resume) -> one progress per report
 Trainer: TypeAlias = Callable[
-    [Hyperparameters, PreparedDataset, TrialSettings, int, "Path | None"], Generator["_Progress", None, None]
+    [Hyperparameters, PreparedDataset, TrialSettings, int, "UPath | None"], Generator["_Progress", None, None]
 ]
 
 
 def train_model(
-    parameters: Hyperparameters, dataset: PreparedDataset, settings: TrialSettings, seed: int, resume: Path | None
+    parameters: Hyperparameters, dataset: PreparedDataset, settings: TrialSettings, seed: int, resume: UPath | None
 ) -> Generator[_Progress, None, None]:
     """The trainer of every real search."""
     import torch
@@ -133,7 +132,8 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
         checkpoints.note = f"no good checkpoint after {config['reported']} images: started again"
     parameters = Hyperparameters(**config["parameters"])
     dataset = _dataset(settings.dataset, settings.fingerprint)
-    with _local(kept) as resume, closing(trainer(parameters, dataset, settings, config["seed"], resume)) as steps:
+    resume = kept.file if kept else None
+    with closing(trainer(parameters, dataset, settings, config["seed"], resume)) as steps:
         for progress in steps:
             report = {
                 "images_seen": progress.images_seen,
@@ -218,28 +218,10 @@ class Checkpoints:
         name = "ab"[self._turn]
         self._turn = 1 - self._turn
         file = self._folder / f"{name}.safetensors"
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder) / "state.safetensors"
-            progress.state().save(local)
-            data = local.read_bytes()
-        write_bytes(file, data)
+        written = progress.state().save(file)
         reference = CheckpointReference(
-            file=f"checkpoints/{self._folder.name}/{file.name}", sha256=sha256(data), images_seen=progress.images_seen
+            file=f"checkpoints/{self._folder.name}/{file.name}", sha256=written, images_seen=progress.images_seen
         )
         entry = {**reference.model_dump(), "file": file.name, "reports": reports}
         write_json(self._folder / f"{name}.json", entry)
         return reference
-
-
-@contextmanager
-def _local(kept: Kept | None) -> Iterator[Path | None]:
-    """The state as a local file, copied if it lies in an object store."""
-    if kept is None:
-        yield None
-    elif is_local(kept.file):
-        yield Path(str(kept.file))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder) / kept.file.name
-            local.write_bytes(kept.file.read_bytes())
-            yield local

@@ -10,10 +10,13 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
+from upath import UPath
+
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.trial import TrialSettings
+from ich_ray.storage import Location, locate, sha256, write_bytes
 
 SPACE = """
 name: tiny
@@ -32,8 +35,10 @@ parameters:
 class FakeState:
     images_seen: int
 
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps({"images_seen": self.images_seen}))
+    def save(self, path: Location) -> str:
+        data = json.dumps({"images_seen": self.images_seen}).encode()
+        write_bytes(locate(path), data)
+        return sha256(data)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class FakeTrainer:
         dataset: PreparedDataset,
         settings: TrialSettings,
         seed: int,
-        resume: Path | None,
+        resume: UPath | None,
     ) -> Generator[FakeProgress, None, None]:
         assert dataset.manifest.fingerprint == settings.fingerprint
         seen = json.loads(resume.read_text())["images_seen"] if resume else 0

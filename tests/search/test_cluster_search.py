@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from ich_ray.errors import ConfigError
+from ich_ray.runtime import connected
+from ich_ray.search.preflight import check_machines
+from ich_ray.search.run import run_search
+from ich_ray.storage import locate
+from tests.prepared import make_dataset
+from tests.search.fakes import SPACE, FakeTrainer
+
+pytestmark = [pytest.mark.cluster]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two machines of one slot each; here they share every folder."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        made.add_node(num_cpus=1)
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def test_the_same_search_runs_on_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", patients=20)
+    (tmp_path / "space.yaml").write_text(SPACE)
+    call = (tmp_path / "data", tmp_path / "space.yaml", tmp_path / "s")
+    with pytest.raises(ConfigError, match="got 2 where the largest has 1 "):
+        run_search(*call, cpus_per_trial=2, address=cluster.address)
+    found = run_search(*call, trials=6, address=cluster.address, _trainer=FakeTrainer(wait_s=0.02))
+    assert [trial.state in {"completed", "pruned"} for trial in found.trials] == [True] * 6
+    assert len({trial.where for trial in found.trials}) >= 2
+    assert not ray.is_initialized()
+
+
+def test_a_machine_that_sees_other_data_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", patients=12)
+    with connected(cluster.address):
+        check_machines(dataset, locate(tmp_path / "data"), witness="dataset.json")
+        with pytest.raises(ConfigError, match=r"machine [\d.]+: .*every machine must see the search folder, got none"):
+            check_machines(dataset, locate(tmp_path / "data"))
+        dataset.manifest = dataset.manifest.model_copy(update={"fingerprint": "other"})
+        with pytest.raises(ConfigError, match=r"machine [\d.]+: .*must read this dataset \(other\), got [0-9a-f]{16}"):
+            check_machines(dataset, locate(tmp_path / "data"))

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ich_ray.search.draw import Given, RandomSuggest
+from ich_ray.search.space import parse_space
+
+PARAMETERS = {
+    "architecture": {"choice": ["plain_cnn", "resnet18"]},
+    "blocks": {"int": [1, 4], "when": {"architecture": "plain_cnn"}},
+    "filters": {"choice": [8, 16], "when": {"blocks": [2, 3]}},
+    "optimizer": {"choice": ["sgd", "adam"]},
+    "momentum": {"uniform": [0.5, 0.95], "when": {"optimizer": "sgd", "architecture": "resnet18"}},
+    "learning_rate": {"loguniform": [1e-5, 1e-1]},
+}
+BUDGET = {"images": 900, "report_every": 100, "first_rung": 100}
+
+
+def space(order: list[str] | None = None):  # type: ignore[no-untyped-def]
+    written = {name: PARAMETERS[name] for name in order or PARAMETERS}
+    return parse_space({"name": "x", "budget": BUDGET, "parameters": written}, "x.yaml")
+
+
+@given(seed=st.integers(0, 10_000), order=st.permutations(list(PARAMETERS)))
+def test_conditions_hold_in_any_order_of_the_file(seed: int, order: list[str]) -> None:
+    drawn = space(order).draw(RandomSuggest(seed)).parameters
+    assert ("blocks" in drawn) == (drawn["architecture"] == "plain_cnn")
+    assert ("filters" in drawn) == (drawn.get("blocks") in {2, 3})
+    assert ("momentum" in drawn) == (drawn["optimizer"] == "sgd" and drawn["architecture"] == "resnet18")
+    assert 1e-5 <= drawn["learning_rate"] <= 1e-1
+    assert drawn.get("blocks", 1) in range(1, 5)
+
+
+@given(seed=st.integers(0, 10_000))
+def test_a_draw_can_be_drawn_again(seed: int) -> None:
+    drawn = space().draw(RandomSuggest(seed))
+    assert space().draw(Given(drawn.parameters)) == drawn
+    assert drawn.hyperparameters.model_dump().items() >= drawn.parameters.items()
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    assert space().draw(RandomSuggest(7)) == space().draw(RandomSuggest(7))
+    assert space().draw(RandomSuggest(7)) != space().draw(RandomSuggest(8))
+
+
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 0.5}, {"architecture": "resnet50"}, {"blocks": 5}, {"blocks": True}, {"blocks": 1.5}]
+)
+def test_a_given_value_outside_the_space_is_told(change: dict[str, object]) -> None:
+    inside = {"architecture": "plain_cnn", "blocks": 1, "optimizer": "adam", "learning_rate": 0.001}
+    assert space().draw(Given(inside)).parameters == inside
+    with pytest.raises(LookupError):
+        space().draw(Given(inside | change))  # type: ignore[arg-type]
+
+
+def test_every_branch_is_reached() -> None:
+    drawn = [space().draw(RandomSuggest(seed)).parameters for seed in range(200)]
+    assert {one["architecture"] for one in drawn} == {"plain_cnn", "resnet18"}
+    assert {one.get("blocks") for one in drawn} == {None, 1, 2, 3, 4}

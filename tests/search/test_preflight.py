@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ich_ray.errors import ConfigError
+from ich_ray.search.plan import plan_search
+from ich_ray.search.preflight import Machine, Slots, autoscaled, check_roles, plan_slots
+from ich_ray.search.space import parse_space
+from tests.prepared import make_dataset
+
+LAPTOP = [Machine("machine", 2, 0, 1)]
+CLUSTER = [Machine("machine", 4, 0, 1), Machine("gpu", 16, 4, 3)]
+
+
+@pytest.mark.parametrize(
+    ("found", "gpus", "cpus", "concurrent", "slots"),
+    [
+        (LAPTOP, None, 1, None, Slots(1, 0, 2)),
+        (LAPTOP, None, 2, None, Slots(2, 0, 1)),
+        (LAPTOP, 0, 0.5, None, Slots(0.5, 0, 4)),
+        (CLUSTER, None, 1, None, Slots(1, 1, 12)),
+        (CLUSTER, 0.25, 1, None, Slots(1, 0.25, 48)),
+        (CLUSTER, 0.4, 1, None, Slots(1, 0.4, 24)),  # two of 0.4 share one GPU, not five two of them
+        (CLUSTER, 2, 1, None, Slots(1, 2, 6)),
+        (CLUSTER, 2, 1, 4, Slots(1, 2, 4)),
+        (CLUSTER, 0, 1, None, Slots(1, 0, 52)),
+        (CLUSTER, 1, 8, None, Slots(8, 1, 6)),
+        ([Machine("unknown", None, None, 2)], 8, 1, 3, Slots(1, 8, 3)),
+    ],
+)
+def test_as_many_trials_as_fit(
+    found: list[Machine], gpus: float | None, cpus: float, concurrent: int | None, slots: Slots
+) -> None:
+    assert plan_slots(found, gpus, cpus, concurrent) == slots
+
+
+@pytest.mark.parametrize(
+    ("found", "gpus", "cpus", "message"),
+    [
+        (
+            LAPTOP,
+            1,
+            1,
+            "--gpus-per-trial: a trial must fit on one machine, got 1 where the largest has 0 "
+            "(1 x machine (2 CPU, 0 GPU)); ask for at most 0, or use a cluster that has more",
+        ),
+        (CLUSTER, 8, 1, "--gpus-per-trial: a trial must fit on one machine, got 8 where the largest has 4 "),
+        (LAPTOP, 0, 3, "--cpus-per-trial: a trial must fit on one machine, got 3 where the largest has 2 "),
+        (
+            [Machine("a", 1, 4, 1), Machine("b", 8, 0, 1)],
+            1,
+            4,
+            "both must fit on one machine, got 1 x a (1 CPU, 4 GPU)",
+        ),
+        (CLUSTER, 1.5, 1, "--gpus-per-trial: must be a fraction up to 1 or a whole number, got 1.5; round it"),
+        (CLUSTER, -1, 1, "--gpus-per-trial: must be a fraction up to 1 or a whole number, got -1; round it"),
+        (LAPTOP, 0, 0, "--cpus-per-trial: must be above 0, got 0; give each trial 1"),
+    ],
+)
+def test_what_can_never_run_is_refused(found: list[Machine], gpus: float, cpus: float, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_slots(found, gpus, cpus, None)
+    assert message in str(caught.value)
+
+
+def test_an_autoscaler_counts_what_it_can_still_start() -> None:
+    config = {
+        "max_workers": 10,
+        "head_node_type": "head",
+        "available_node_types": {
+            "head": {"resources": {"CPU": 4}},
+            "spot": {"resources": {"CPU": 16, "GPU": 4}, "max_workers": 8},
+            "demand": {"resources": {"CPU": 8, "GPU": 1}},
+            "off": {"resources": {"CPU": 8}, "max_workers": 0},
+            "unknown": {"max_workers": 1},
+        },
+    }
+    assert autoscaled(config, workers=4) == [
+        Machine("spot", 16, 4, 6),
+        Machine("demand", 8, 1, 6),
+        Machine("unknown", None, None, 1),
+    ]
+    assert autoscaled(config, workers=10) == []
+    assert autoscaled({}, workers=0) == []
+
+
+def test_a_role_without_positives_is_refused(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", patients=12)
+    check_roles(dataset)
+    roles = dataset.manifest.roles
+    without = roles | {"validation": roles["validation"].model_copy(update={"positives": 0})}
+    dataset.manifest = dataset.manifest.model_copy(update={"roles": without})
+    with pytest.raises(ConfigError, match="validation must have positive and negative slices, got 0 positive of"):
+        check_roles(dataset)
+
+
+def test_the_plan_counts_what_asha_spares(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", patients=20)
+    source = {
+        "name": "x",
+        "budget": {"images": 900, "report_every": 100, "first_rung": 100, "reduction": 3, "min_peers": 2},
+        "parameters": {"dropout": {"uniform": [0, 0.5]}},
+    }
+    plan = plan_search(parse_space(source, "x.yaml"), dataset, 27, Slots(1, 0, 2))
+    assert (plan.rungs, plan.reaching) == ((100, 300), (27, 9, 3))
+    assert plan.images == 27 * 100 + 9 * 200 + 3 * 600
+    assert plan.images_at_most == 27 * 900
+    roles = dataset.manifest.roles
+    assert plan.mapped_bytes == (roles["train"].slices + roles["validation"].slices) * 3 * 32 * 32
+    assert "27 trials, 2 at a time, each on 1 CPU and 0 GPU" in str(plan)
+    assert "9 trials past 100, 3 trials past 300" in str(plan)
+    assert "about 6,300, 74% less than the 24,300 without stopping" in str(plan)

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ich_ray.errors import ConfigError
+from ich_ray.results import SearchRecord, SearchResult, open_search
+from ich_ray.runtime import connected
+from ich_ray.search import bookkeeper, run
+from ich_ray.search.ledger import Ledger, Verdict
+from ich_ray.search.run import run_search
+from ich_ray.storage import SearchFiles, exclusive, locate
+from tests.prepared import make_dataset
+from tests.search.fakes import SPACE, FakeTrainer
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search") / "data"
+    make_dataset(folder, patients=20)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_on_two_slots() -> Iterator[None]:
+    with connected(cpus=2):
+        yield
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    path = tmp_path / "space.yaml"
+    path.write_text(SPACE)
+    return path
+
+
+def check_invariants(found: SearchResult, trials: int) -> None:
+    """I1 to I3 and I5 to I7 of a search that has ended."""
+    assert [trial.number for trial in found.trials] == list(range(trials))
+    assert Counter(trial.state for trial in found.trials).keys() <= {"completed", "pruned", "failed"}
+    for trial in found.trials:
+        seen = [report.images_seen for report in trial.reports]
+        assert seen == list(range(100, 100 * len(seen) + 1, 100)), trial.number
+        assert trial.ended is not None
+        assert trial.checkpoint is None
+        if trial.state == "completed":
+            assert trial.images_seen == 900
+    completed = [trial for trial in found.trials if trial.state == "completed"]
+    if completed:
+        offline = max(completed, key=lambda t: max(r.metrics["average_precision"] or 0 for r in t.reports))
+        assert found.best().number == offline.number
+
+
+def test_a_search_ends_with_every_trial_in_one_state(
+    data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    while_it_ran: list[Counter[str]] = []
+    monkeypatch.setattr(
+        bookkeeper,
+        "say",
+        lambda _: while_it_ran.append(Counter(trial.state for trial in open_search(tmp_path / "s").trials)),
+    )
+    found = run_search(data, space, tmp_path / "s", trials=16, _trainer=FakeTrainer(diverge_above=0.02))
+    check_invariants(found, 16)
+    assert len(while_it_ran) >= 16
+    assert all(counts["running"] <= 2 for counts in while_it_ran)
+    assert any(counts["running"] for counts in while_it_ran)
+    states = Counter(trial.state for trial in found.trials)
+    assert states["completed"] >= 2
+    assert states["pruned"] >= 3
+    assert states["failed"] >= 1
+    assert {trial.reason for trial in found.trials if trial.state == "pruned"} == {"rung_100", "rung_300"}
+    failed = next(trial for trial in found.trials if trial.state == "failed")
+    assert (failed.reason, failed.detail) == ("diverged", "loss is nan at 200 images")
+    assert len({trial.where for trial in found.trials}) == 2  # both slots, and workers reused
+    assert {path.name for path in (tmp_path / "s").iterdir()} <= {"search.json", "trials", "checkpoints", ".lock"}
+    assert list((tmp_path / "s" / "checkpoints").iterdir()) == []
+    record = json.loads((tmp_path / "s" / "search.json").read_text())
+    assert (record["name"], record["trials"], record["seed"]) == ("tiny", 16, 0)
+
+
+def test_a_search_is_extended_without_touching_what_is_done(data: Path, space: Path, tmp_path: Path) -> None:
+    run_search(data, space, tmp_path / "s", trials=3, _trainer=FakeTrainer())
+    before = {path.name: path.read_bytes() for path in (tmp_path / "s" / "trials").iterdir()}
+    with pytest.raises(ConfigError, match="got this very search; add --resume to go on with it"):
+        run_search(data, space, tmp_path / "s", trials=6)
+    with pytest.raises(ConfigError, match="may only be raised for a search that was begun, got 2 where it has 3"):
+        run_search(data, space, tmp_path / "s", trials=2, resume=True)
+    found = run_search(data, space, tmp_path / "s", trials=6, resume=True, _trainer=FakeTrainer())
+    check_invariants(found, 6)
+    assert found.record.wanted == 6
+    for name, content in before.items():
+        assert (tmp_path / "s" / "trials" / name).read_bytes() == content
+    assert len(run_search(data, space, tmp_path / "s", resume=True).trials) == 6
+
+
+def test_another_search_in_the_folder_is_refused(data: Path, space: Path, tmp_path: Path) -> None:
+    run_search(data, space, tmp_path / "s", trials=1, _trainer=FakeTrainer())
+    before = (tmp_path / "s" / "search.json").read_bytes()
+    space.write_text(SPACE.replace("[1.0e-5, 1.0e-1]", "[1.0e-4, 1.0e-1]"))
+    change = r"parameters.learning_rate.loguniform: there \[1e-05, 0.1\], asked \[0.0001, 0.1\]"
+    with pytest.raises(ConfigError, match=f"got another search \\({change}\\); choose another --out"):
+        run_search(data, space, tmp_path / "s", trials=1)
+    with pytest.raises(ConfigError, match=f"--resume goes on with the same search, got another one \\({change}\\)"):
+        run_search(data, space, tmp_path / "s", trials=1, resume=True)
+    assert (tmp_path / "s" / "search.json").read_bytes() == before
+
+
+def test_a_dead_worker_is_started_again_from_its_checkpoint(data: Path, space: Path, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    trap.touch()
+    space.write_text(SPACE.replace("first_rung: 100", "first_rung: 900"))
+    found = run_search(data, space, tmp_path / "s", trials=2, _trainer=FakeTrainer(kill_once=str(trap)))
+    check_invariants(found, 2)
+    assert not trap.exists()
+    assert sorted(trial.attempts for trial in found.trials) == [1, 2]
+    assert [trial.state for trial in found.trials] == ["completed", "completed"]
+
+
+def test_trials_that_raise_or_report_nan_do_not_end_the_search(data: Path, space: Path, tmp_path: Path) -> None:
+    trainer = FakeTrainer(raise_above=1e-2, nan_above=1e-3)
+    found = run_search(data, space, tmp_path / "s", trials=12, _trainer=trainer)
+    check_invariants(found, 12)
+    reasons = {trial.reason: trial for trial in found.trials if trial.state == "failed"}
+    assert set(reasons) == {"error", "diverged"}
+    assert reasons["error"].detail == "ValueError: planted"
+    assert reasons["diverged"].detail == "average_precision is None at 100 images"
+    assert reasons["diverged"].reports[0].metrics["average_precision"] is None
+    assert all(trial.value is not None for trial in found.trials if trial.state != "failed")
+
+
+def test_time_that_is_over_ends_it_cleanly(data: Path, space: Path, tmp_path: Path) -> None:
+    found = run_search(data, space, tmp_path / "s", trials=500, hours=1e-9, _trainer=FakeTrainer())
+    assert found.trials == ()
+    found = run_search(data, space, tmp_path / "s", hours=2 / 3600, resume=True, _trainer=FakeTrainer(wait_s=0.1))
+    assert 0 < len(found.trials) < 500
+    check_invariants(found, len(found.trials))
+    assert "hours" in {trial.reason for trial in found.trials}
+
+
+def test_the_same_seed_on_one_slot_writes_the_same_ledger(data: Path, space: Path, tmp_path: Path) -> None:
+    ledgers = []
+    for name in ("one", "two"):
+        found = run_search(data, space, tmp_path / name, trials=6, concurrent=1, seed=5, _trainer=FakeTrainer())
+        ledgers.append([forget_times(trial.model_dump()) for trial in found.trials])
+    assert ledgers[0] == ledgers[1]
+
+
+def forget_times(trial: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in trial.items() if key not in {"started", "ended", "where", "cost_gpu_s"}}
+    return kept | {"reports": [{**report, "time": 0} for report in trial["reports"]]}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"gpus_per_trial": 4}, "--gpus-per-trial: a trial must fit on one machine, got 4 where the largest has 0"),
+        ({"cpus_per_trial": 64}, "--cpus-per-trial: a trial must fit on one machine, got 64 where the largest has 2"),
+        ({"trials": 0}, "--trials: must be at least 1, got 0"),
+        ({"hours": -1}, "--hours: must be above 0, got -1"),
+        ({"concurrent": 0}, "--concurrent: must be at least 1, got 0"),
+        ({"dataset": "nowhere"}, "nowhere: a prepared dataset holds dataset.json, got none"),
+        ({"warm_start": "nowhere"}, "nowhere: a search holds search.json, got none"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(
+    data: Path, space: Path, tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        run_search(**({"dataset": data, "space": space, "out": tmp_path / "s"} | keys))
+    assert message in str(caught.value)
+    assert time.monotonic() - started < 5
+    assert not (tmp_path / "s").exists()
+
+
+def test_two_drivers_never_share_a_search(data: Path, space: Path, tmp_path: Path) -> None:
+    with (
+        exclusive(SearchFiles(locate(tmp_path / "s")).lock, "a search"),
+        pytest.raises(ConfigError, match="one process at a time may write a search, another one is at work"),
+    ):
+        run_search(data, space, tmp_path / "s", trials=1)
+
+
+def test_a_plan_is_printed_and_nothing_written(
+    data: Path, space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run_search(data, space, tmp_path / "s", trials=27, plan=True)
+    assert found.trials == ()
+    assert "search tiny: 27 trials, 2 at a time, each on 1 CPU and 0 GPU" in capsys.readouterr().out
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_warm_start_is_remembered(data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(run, "say", said.append)
+    record = SearchRecord(
+        name="first",
+        space={"name": "first"},
+        dataset="",
+        fingerprint="",
+        prevalence=0.1,
+        seed=0,
+        trials=1,
+        versions={},
+        created=0.0,
+    )
+    first = Ledger.create(tmp_path / "first", record)
+    first.add({"architecture": "resnet18", "learning_rate": 1e-3, "dropout": 0.1, "optimizer": "adam"})
+    first.report(0, 900, {"average_precision": 0.5}, 1.0, end=Verdict("completed"))
+    keys: dict[str, Any] = {"hours": 1e-9, "_trainer": FakeTrainer()}  # over before anything trains
+    found = run_search(data, space, tmp_path / "s", warm_start=tmp_path / "first", **keys)
+    assert found.record.warm_start == str(tmp_path / "first")
+    found = run_search(data, space, tmp_path / "s", resume=True, **keys)
+    assert len(found.record.amendments) == 1
+    assert said.count("warm start: 1 of 1 trials of first fit this space and are kept") == 2
+
+
+DRIVER = """
+import sys
+from ich_ray import errors
+from ich_ray.search.run import run_search
+from tests.search.fakes import FakeTrainer
+try:
+    run_search(*sys.argv[1:4], trials=8, _trainer=FakeTrainer(wait_s=0.15))
+except errors.IchRayError as error:
+    sys.exit(str(error))
+"""
+
+
+def interrupted(data: Path, space: Path, out: Path, with_signal: signal.Signals) -> str:
+    """A driver of its own, sent a signal once it has some reports; what it said."""
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(data), str(space), str(out)],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and driver.poll() is None:
+        if (out / "search.json").exists() and sum(len(trial.reports) for trial in open_search(out).trials) >= 5:
+            break
+        time.sleep(0.05)
+    driver.send_signal(with_signal)
+    return driver.communicate(timeout=60)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_driver_loses_nothing(data: Path, space: Path, tmp_path: Path, with_signal: signal.Signals) -> None:
+    out = tmp_path / "s"
+    said = interrupted(data, space, out, with_signal)
+    before = open_search(out)
+    assert before.count("running") >= 1
+    if with_signal == signal.SIGINT:
+        assert "got interrupted after" in said
+        assert "add --resume to go on, nothing is lost" in said
+        assert "Traceback" not in said
+    found = run_search(data, space, out, resume=True, _trainer=FakeTrainer())
+    check_invariants(found, 8)
+    for trial in before.trials:
+        after = found.trials[trial.number]
+        assert after.parameters == trial.parameters
+        assert after.seed == trial.seed
+        assert after.reports[: len(trial.reports)] == trial.reports
+        assert after.attempts == trial.attempts + (trial.state == "running")

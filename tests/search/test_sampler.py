@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from ich_ray.results import SearchRecord
+from ich_ray.search.ledger import Ledger, Verdict
+from ich_ray.search.sampler import LedgerSampler, fitting
+from ich_ray.search.space import parse_space
+from tests.search.fakes import SPACE
+
+SOURCE = yaml.safe_load(SPACE)
+
+
+def new(folder: Path, **keys: Any) -> Ledger:
+    source = SOURCE | keys
+    record = SearchRecord(
+        name="x", space=source, dataset="", fingerprint="", prevalence=0.1, seed=0, trials=9, versions={}, created=0.0
+    )
+    return Ledger.create(folder / "s", record)
+
+
+def sampler(ledger: Ledger, wanted: int = 9, concurrent: int = 2, **keys: Any) -> LedgerSampler:
+    space = parse_space(ledger.record.space, "x.yaml")
+    keys = {"out_of_time": lambda: False} | keys
+    return LedgerSampler(space, ledger, wanted=wanted, concurrent=concurrent, **keys)
+
+
+def end(ledger: Ledger, number: int, state: str, values: list[float]) -> None:
+    for report, value in enumerate(values[:-1], 1):
+        ledger.report(number, 100 * report, {"average_precision": value}, 1.0)
+    ledger.report(number, 100 * len(values), {"average_precision": values[-1]}, 1.0, end=Verdict(state, "r"))  # type: ignore[arg-type]
+
+
+def run_some(ledger: Ledger, suggest: LedgerSampler) -> None:
+    """One trial completed, one pruned, one failed without a number, one failed without a report."""
+    for number, (state, values) in enumerate(
+        [("completed", [0.2, 0.5, 0.4]), ("pruned", [0.1, 0.3]), ("failed", [float("nan")])]
+    ):
+        suggest.suggest(f"t{number}")
+        end(ledger, number, state, values)
+        suggest.on_trial_complete(f"t{number}", {})
+    suggest.suggest("t3")
+    suggest.on_trial_complete("t3", error=True)
+
+
+def test_optuna_is_told_the_truth(tmp_path: Path) -> None:
+    ledger = new(tmp_path)
+    suggest = sampler(ledger)
+    run_some(ledger, suggest)
+    told = suggest.study.trials
+    assert [trial.state for trial in told] == [
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.FAIL,
+        TrialState.FAIL,
+    ]
+    assert told[0].value == 0.5
+    assert told[0].intermediate_values == {100: 0.2, 200: 0.5, 300: 0.4}
+    assert told[1].intermediate_values == {100: 0.1, 200: 0.3}
+    assert (ledger.trials[3].state, ledger.trials[3].reason) == ("failed", "worker_died")
+
+
+def test_a_rebuilt_study_knows_the_same(tmp_path: Path) -> None:
+    ledger = new(tmp_path)
+    suggest = sampler(ledger)
+    run_some(ledger, suggest)
+    again = sampler(Ledger.open(ledger.files.root)).study.trials
+    for one, other in zip(suggest.study.trials, again, strict=True):
+        assert (one.state, one.params, one.distributions) == (other.state, other.params, other.distributions)
+        assert one.intermediate_values == other.intermediate_values
+        if one.state == TrialState.COMPLETE:
+            assert one.value == other.value
+
+
+def test_slots_are_kept_and_the_end_is_told(tmp_path: Path) -> None:
+    ledger = new(tmp_path)
+    suggest = sampler(ledger, wanted=3)
+    assert [suggest.suggest(name) is None for name in ("a", "b", "c")] == [False, False, True]
+    end(ledger, 0, "completed", [0.3])
+    suggest.on_trial_complete("a", {})
+    assert suggest.suggest("c")["number"] == 2
+    end(ledger, 1, "pruned", [0.3])
+    suggest.on_trial_complete("b", {})
+    assert suggest.suggest("d") == "FINISHED"
+    assert sorted(ledger.trials) == [0, 1, 2]
+
+
+def test_nothing_is_suggested_after_its_time(tmp_path: Path) -> None:
+    ledger = new(tmp_path)
+    assert sampler(ledger, out_of_time=lambda: True).suggest("a") == "FINISHED"
+    assert ledger.trials == {}
+
+
+def test_unfinished_trials_come_first_with_number_seed_and_parameters(tmp_path: Path) -> None:
+    ledger = new(tmp_path)
+    before = sampler(ledger)
+    first, second = before.suggest("a"), before.suggest("b")
+    ledger.report(1, 100, {"average_precision": 0.3}, 1.0)
+    after = sampler(Ledger.open(ledger.files.root), concurrent=3)
+    again = [after.suggest(name) for name in ("c", "d")]
+    assert [one["parameters"] for one in again] == [first["parameters"], second["parameters"]]
+    assert [one["seed"] for one in again] == [first["seed"], second["seed"]]
+    assert [(one["number"], one["reported"], one["again"]) for one in again] == [(0, 0, True), (1, 100, True)]
+    assert [trial.state for trial in after.study.trials] == [TrialState.RUNNING, TrialState.RUNNING]
+    assert after.suggest("e")["number"] == 2
+
+
+def test_a_resumed_search_does_not_repeat_its_draws(tmp_path: Path) -> None:
+    ledger = new(tmp_path)
+    for _ in range(4):
+        suggest = sampler(Ledger.open(ledger.files.root))
+        number = suggest.suggest("a")["number"]
+        end(suggest._ledger, number, "completed", [0.3])
+    drawn = [str(trial.parameters) for trial in Ledger.open(ledger.files.root).trials.values()]
+    assert len(drawn) == len(set(drawn)) == 4
+
+
+def test_points_come_before_draws(tmp_path: Path) -> None:
+    point = {"architecture": "plain_cnn", "blocks": 3, "optimizer": "sgd", "learning_rate": 0.01, "dropout": 0.25}
+    ledger = new(tmp_path, points=[point, {"architecture": "resnet18"}])
+    suggest = sampler(ledger, concurrent=3)
+    assert suggest.suggest("a")["parameters"] == point | {"momentum": 0.9}
+    assert suggest.suggest("b")["parameters"]["architecture"] == "resnet18"
+    assert suggest.suggest("c")["parameters"] != point | {"momentum": 0.9}
+
+
+def test_the_same_seed_suggests_the_same(tmp_path: Path) -> None:
+    drawn = []
+    for name in ("one", "two"):
+        ledger = new(tmp_path / name)
+        suggest = sampler(ledger, wanted=20, concurrent=1)
+        for number in range(15):
+            suggest.suggest(str(number))
+            end(ledger, number, "completed", [number / 20])
+            suggest.on_trial_complete(str(number), {})
+        drawn.append([trial.parameters for trial in ledger.trials.values()])
+    assert drawn[0] == drawn[1]
+
+
+def test_a_warm_start_keeps_what_fits(tmp_path: Path) -> None:
+    ledger = new(tmp_path)
+    for number, rate in enumerate([1e-4, 1e-2]):
+        ledger.add({"architecture": "resnet18", "learning_rate": rate, "dropout": 0.1, "optimizer": "adam"})
+        end(ledger, number, "completed", [0.5 + number / 10])
+    ledger.add({"architecture": "resnet18", "learning_rate": 1e-4, "dropout": 0.1, "optimizer": "adam"})
+    narrow = SOURCE | {"parameters": SOURCE["parameters"] | {"learning_rate": {"loguniform": [1e-3, 1e-1]}}}
+    kept = fitting(parse_space(narrow, "n.yaml"), ledger.trials.values())
+    assert [trial.number for trial in kept] == [1]
+    study = sampler(new(tmp_path / "other", **narrow), warm=kept).study
+    assert [(trial.state, trial.value) for trial in study.trials] == [(TrialState.COMPLETE, 0.6)]
+
+
+def test_a_parameter_that_is_new_here_counts_by_its_default(tmp_path: Path) -> None:
+    ledger = new(tmp_path)
+    ledger.add({"architecture": "resnet18", "learning_rate": 1e-3, "dropout": 0.1, "optimizer": "adam"})
+    end(ledger, 0, "completed", [0.5])
+    wider = SOURCE | {"parameters": SOURCE["parameters"] | {"batch_size": {"choice": [32, 64]}}}
+    other = SOURCE | {"parameters": SOURCE["parameters"] | {"batch_size": {"choice": [32, 128]}}}
+    assert len(fitting(parse_space(wider, "w.yaml"), ledger.trials.values())) == 1
+    assert fitting(parse_space(other, "o.yaml"), ledger.trials.values()) == []
+
+
+def test_tune_state_is_never_restored(tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError):
+        sampler(new(tmp_path)).restore("x")

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ich_ray.search.trial import Checkpoints
+from ich_ray.storage import SearchFiles, locate, sha256
+from tests.search.fakes import FakeProgress
+
+REPORTS = [{"images_seen": 100, "metrics": {"average_precision": None}, "elapsed_s": 1.0}]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> SearchFiles:
+    return SearchFiles(locate(tmp_path))
+
+
+def save(files: SearchFiles, *images: int) -> Checkpoints:
+    checkpoints = Checkpoints(files, 3)
+    for seen in images:
+        reference = checkpoints.save(FakeProgress(seen, {}, 1.0), REPORTS)
+        assert reference.sha256 == sha256(files.root / reference.file)
+    return checkpoints
+
+
+def resumed(files: SearchFiles) -> int | None:
+    kept = Checkpoints(files, 3).newest()
+    if kept is None:
+        return None
+    assert json.loads(kept.file.read_text())["images_seen"] == kept.images_seen
+    assert list(kept.reports) == REPORTS
+    return kept.images_seen
+
+
+def test_there_is_none_at_first(files: SearchFiles) -> None:
+    assert resumed(files) is None
+
+
+def test_the_newest_of_two_is_resumed(files: SearchFiles) -> None:
+    save(files, 100, 200, 300)
+    assert resumed(files) == 300
+    assert sorted(path.name for path in files.checkpoint(3).iterdir()) == [
+        "a.json",
+        "a.safetensors",
+        "b.json",
+        "b.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"images_seen": 200', None])
+def test_a_torn_state_falls_back_to_the_one_before(files: SearchFiles, damage: bytes | None) -> None:
+    save(files, 100, 200)
+    newest = Path(str(files.checkpoint(3) / "b.safetensors"))
+    newest.write_bytes(damage) if damage is not None else newest.unlink()
+    assert resumed(files) == 100
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"file": "b.safetensors"}'])
+def test_a_torn_index_falls_back_to_the_one_before(files: SearchFiles, damage: str) -> None:
+    save(files, 100, 200)
+    Path(str(files.checkpoint(3) / "b.json")).write_text(damage)
+    assert resumed(files) == 100
+    checkpoints = Checkpoints(files, 3)
+    checkpoints.newest()
+    assert checkpoints.note == "checkpoint b was damaged"
+
+
+def test_without_a_good_one_it_starts_again(files: SearchFiles) -> None:
+    save(files, 100, 200)
+    for name in "ab":
+        Path(str(files.checkpoint(3) / f"{name}.safetensors")).write_bytes(b"torn")
+    assert resumed(files) is None
+
+
+def test_the_good_one_is_never_overwritten_after_a_resume(files: SearchFiles) -> None:
+    save(files, 100, 200, 300)
+    checkpoints = Checkpoints(files, 3)
+    kept = checkpoints.newest()
+    assert kept is not None
+    checkpoints.save(FakeProgress(400, {}, 1.0), REPORTS)
+    Path(str(files.checkpoint(3) / "b.safetensors")).write_bytes(b"torn")
+    assert kept.file.name == "a.safetensors"
+    assert resumed(files) == 300

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ich_ray
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError
+from ich_ray.results import Objective, Report, SearchRecord, SearchResult, TrialResult, open_search
+from ich_ray.search.ledger import Ledger, Verdict
+
+BEST = {"max": 2, "min": 0}
+
+
+def record(**space: Any) -> SearchRecord:
+    return SearchRecord(
+        name="x",
+        space={"name": "x", **space},
+        dataset="",
+        fingerprint="f",
+        prevalence=0.1,
+        seed=0,
+        trials=9,
+        versions={},
+        created=0.0,
+    )
+
+
+def search(folder: Path, objective: dict[str, str] | None = None) -> SearchResult:
+    """Completed with 0.3 and 0.5, pruned with 0.9 after less, failed, running."""
+    ledger = Ledger.create(folder / "s", record(**({"objective": objective} if objective else {})))
+    metric = ledger.record.objective.metric
+    ends = [("completed", 0.3), ("pruned", 0.9), ("completed", 0.5), ("failed", math.nan)]
+    for number, (state, value) in enumerate(ends):
+        ledger.add({"dropout": number / 10, "optimizer": "adam"})
+        ledger.report(number, 100, {metric: value, "f2": 0.1}, 1.0)
+        if state != "pruned":
+            ledger.report(number, 200, {metric: value - 0.1 if metric != "log_loss" else value + 0.1, "f2": 0.2}, 2.0)
+        ledger.finish(number, Verdict(state, "why"))  # type: ignore[arg-type]
+    ledger.add({"dropout": 0.5, "optimizer": "sgd", "momentum": 0.9})
+    return open_search(folder / "s")
+
+
+@pytest.mark.parametrize("objective", [None, {"metric": "log_loss", "mode": "min"}])
+def test_the_best_is_the_best_report_of_completed_trials(tmp_path: Path, objective: dict[str, str] | None) -> None:
+    found = search(tmp_path, objective)
+    best = found.best()
+    assert best.number == BEST[found.objective.mode]
+    assert best.images_seen == 200
+    assert best.metrics == {found.objective.metric: 0.5 if objective is None else 0.3, "f2": 0.1}
+    assert best.best_report is not None
+    assert best.best_report.images_seen == 100
+    order = [trial.number for trial in found.ranked()]
+    assert order == ([2, 0, 1, 3, 4] if objective is None else [0, 2, 1, 3, 4])
+    assert [found.count(state) for state in ("completed", "pruned", "failed", "running")] == [2, 1, 1, 1]
+
+
+def test_a_search_without_a_completed_trial_says_so(tmp_path: Path) -> None:
+    ledger = Ledger.create(tmp_path / "s", record())
+    ledger.add({})
+    ledger.report(0, 100, {"average_precision": 0.9}, 1.0, end=Verdict("pruned", "rung_100"))
+    with pytest.raises(IchRayError) as caught:
+        open_search(tmp_path / "s").best()
+    assert "the best trial needs a completed one, got none (0 running, 1 pruned, 0 failed)" in str(caught.value)
+
+
+def test_a_frame_carries_every_trial(tmp_path: Path) -> None:
+    frame = search(tmp_path).to_frame()
+    assert list(frame["number"]) == [0, 1, 2, 3, 4]
+    assert list(frame["state"]) == ["completed", "pruned", "completed", "failed", "running"]
+    assert list(frame["param_dropout"]) == [0.0, 0.1, 0.2, 0.3, 0.5]
+    assert frame["average_precision"].isna().tolist() == [False, False, False, True, True]
+    assert frame["param_momentum"].isna().tolist() == [True, True, True, True, False]
+    assert list(frame["images_seen"]) == [200, 100, 200, 200, 0]
+    assert Ledger.create(tmp_path / "empty", record()).files.search.exists()
+    assert len(open_search(tmp_path / "empty").to_frame()) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [([0.1, 0.3, 0.3, 0.2], 200), ([None, 0.2], 200), ([math.nan, 0.1, math.inf], 200), ([None], None), ([], None)],
+)
+def test_the_earliest_best_report_counts_and_only_finite_ones(values: list[float | None], best: int | None) -> None:
+    reports = tuple(
+        Report(images_seen=100 * (index + 1), metrics={"average_precision": value}, elapsed_s=1.0, time=0.0)
+        for index, value in enumerate(values)
+    )
+    trial = TrialResult(number=0, parameters={}, reports=reports)
+    assert (trial.best_report.images_seen if trial.best_report else None) == best
+    assert trial.metrics == ({"average_precision": values[best // 100 - 1]} if best else {})
+
+
+def test_an_objective_says_which_is_better() -> None:
+    assert Objective().better(0.2, 0.1)
+    assert not Objective(metric="log_loss", mode="min").better(0.2, 0.1)
+
+
+def test_trials_are_in_order_of_their_numbers(tmp_path: Path) -> None:
+    search(tmp_path)
+    folder = tmp_path / "s" / "trials"
+    late = json.loads((folder / "00000.json").read_text()) | {"number": 100_000}
+    (folder / "100000.json").write_text(json.dumps(late))
+    (folder / ".00001.json.0badf00d.tmp").write_text("half a fi")
+    assert [trial.number for trial in open_search(tmp_path / "s").trials] == [0, 1, 2, 3, 4, 100_000]
+
+
+def test_amendments_change_what_is_wanted() -> None:
+    amended = record().model_copy(
+        update={"amendments": ({"time": 1.0, "trials": 20}, {"time": 2.0, "warm_start": "/a"}, {"trials": 30})}
+    )
+    assert (record().wanted, amended.wanted) == (9, 30)
+    assert (record().warm_start, amended.warm_start) == (None, "/a")
+
+
+def test_no_search_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a search holds search\.json, got none; check the path"):
+        open_search(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"number": -1}', '{"number": 1, "parameters": {}, "colour": 1}', "[]"])
+def test_a_damaged_ledger_is_told(tmp_path: Path, damage: str) -> None:
+    search(tmp_path)
+    (tmp_path / "s" / "trials" / "00001.json").write_text(damage)
+    with pytest.raises(IntegrityError, match=r"restore the file"):
+        open_search(tmp_path / "s")
+
+
+def test_the_package_opens_searches(tmp_path: Path) -> None:
+    search(tmp_path)
+    found = ich_ray.open_search(str(tmp_path / "s"))
+    assert repr(found) == f"SearchResult({str(tmp_path / 's')!r}, 5 trials)"
