@@ -1,1 +1,1 @@
-"""One self-contained HTML page about a search and its bundle."""
+"""The report: one self-contained HTML page about a search and the model that came out of it."""

@@ -1,0 +1,211 @@
+"""The report: one HTML file that shows a search, the model that came out of it, and what is still missing.
+
+Everything is inside the file (plotly.js, pictures, styles) and its content security policy allows nothing else: no
+network, no script but the two whose hashes it names. Words, tables and plots are made elsewhere; this puts them
+together. Jinja escapes all text; figures travel as JSON in which `<` is written as an escape.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from ich_ray.final.report import performance, summary, tables, trials
+from ich_ray.final.report.gallery import gallery
+from ich_ray.final.report.inputs import gather
+from ich_ray.final.report.parallel import parallel_coordinates
+from ich_ray.final.report.style import STATE_COLORS, count, metric_name, metric_title, moment, number, setting
+from ich_ray.final.report.timeline import slots, timeline
+from ich_ray.storage import write_bytes
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from upath import UPath
+
+    from ich_ray.final.report.inputs import Evaluation, Inputs
+    from ich_ray.storage import Location
+
+__all__ = ["MOST_TRIALS", "render", "report"]
+
+_HERE = Path(__file__).parent
+
+# Best first. More lines than this neither read nor draw well, and the file must stay under 8 MB; the page says so.
+MOST_TRIALS = 400
+
+
+def report(search: Location) -> UPath:
+    """Write SEARCH/final/report.html, whole or not at all, and return where it is.
+
+    It may be called at any time: stages that have not run are named on the page with the command that runs them.
+
+    Raises:
+        ConfigError: there is no search.
+        IntegrityError: a file of the search is damaged; it is named.
+    """
+    inputs = gather(search)
+    path = inputs.search.files.report
+    write_bytes(path, render(inputs).encode())
+    return path
+
+
+def render(inputs: Inputs) -> str:
+    """The page as text."""
+    figures = {name: json.loads(figure.to_json()) for name, figure in _figures(inputs).items()}
+    script, library = (_HERE / "page.js").read_text(encoding="utf-8"), get_plotlyjs()
+    environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"number": number, "thousands": count}
+    return environment.get_template("page.html.j2").render(
+        **_content(inputs),
+        drawn=set(figures),
+        effects=[name.removeprefix("effect ") for name in figures if name.startswith("effect ")],
+        figures=Markup(json.dumps(figures, allow_nan=False).replace("<", "\\u003c")),  # noqa: S704
+        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704
+        library=Markup(library),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        allowed=f"{_hash(library)} {_hash(script)}",
+    )
+
+
+def _hash(script: str) -> str:
+    """A script's name in a content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _figures(inputs: Inputs) -> dict[str, go.Figure]:
+    """Every figure whose data are there, by its name on the page."""
+    return {**_search_figures(inputs), **_test_figures(inputs), **_retraining_figures(inputs)}
+
+
+def _search_figures(inputs: Inputs) -> dict[str, go.Figure]:
+    search = inputs.search
+    shown, space, objective = search.ranked()[:MOST_TRIALS], search.record.space, search.objective
+    if not any(trial.reports for trial in shown):
+        return {}
+    chance = search.record.prevalence if objective.metric == "average_precision" else None
+    best = inputs.best.number if inputs.best else None
+    found = {
+        "curves": trials.learning_curves(shown, objective, trials.rungs(space), best, chance),
+        "timeline": timeline(search.trials, numbered=len(search.trials) <= MOST_TRIALS),
+    }
+    effects = trials.parameter_effects(shown, space, objective)
+    found.update({f"effect {name}": figure for name, figure in effects.items()})
+    if effects:
+        found["parallel"] = parallel_coordinates(shown, space, objective, best)
+    return found
+
+
+def _test_figures(inputs: Inputs) -> dict[str, go.Figure]:
+    predictions, evaluation = inputs.predictions, inputs.evaluation
+    if predictions is None or evaluation is None or not 0 < predictions.labels.sum() < len(predictions.labels):
+        return {}
+    data = (predictions.labels, predictions.probabilities)
+    point = evaluation.point[1] if evaluation.point else None
+    found = {
+        "precision-recall": performance.precision_recall(*data, point),
+        "roc": performance.roc(*data, point),
+        "reliability": performance.reliability(*data),
+        "histogram": performance.histogram(*data, point.threshold if point else None),
+    }
+    if point is not None:
+        found["confusion"] = performance.confusion_matrix(point.confusion)
+    return found
+
+
+def _retraining_figures(inputs: Inputs) -> dict[str, go.Figure]:
+    retraining = inputs.retraining
+    if retraining is None or not retraining.reports:
+        return {}
+    metric = inputs.search.objective.metric
+    return {"retraining": trials.retraining_curve(retraining.reports, metric, retraining.best_images_seen)}
+
+
+def _content(inputs: Inputs) -> dict[str, Any]:
+    """What the template shows besides figures."""
+    return {
+        "name": inputs.search.record.name,
+        "made": moment(time.time()),
+        "sentences": summary.sentences(inputs),
+        "warnings": summary.warnings(inputs),
+        "missing": summary.missing(inputs),
+        "intended_use": _texts(inputs, "intended_use"),
+        "limitations": _texts(inputs, "limitations"),
+        "gallery": gallery(inputs),
+        **_test_content(inputs.evaluation),
+        **_search_content(inputs),
+        **_dataset_content(inputs),
+        **_provenance_content(inputs),
+    }
+
+
+def _test_content(evaluation: Evaluation | None) -> dict[str, Any]:
+    if evaluation is None:
+        return {"evaluation": None, "free_rows": [], "points": [], "hundred": []}
+    points = evaluation.operating_points.items()
+    return {
+        "evaluation": evaluation,
+        "free_rows": tables.figures(evaluation),
+        "points": [(name, point, tables.operating_figures(evaluation, point)) for name, point in points],
+        "hundred": tables.of_hundred(evaluation.point[1].confusion) if evaluation.point else [],
+    }
+
+
+def _search_content(inputs: Inputs) -> dict[str, Any]:
+    search, best = inputs.search, inputs.best
+    ranked, metric = search.ranked(), search.objective.metric
+    slot_count = len(set(slots(search.trials).values()))
+    return {
+        "best": best,
+        "metric": metric_name(metric),
+        "metric_title": metric_title(metric),
+        "selection": number(best.value if best else None, 4),
+        "states": {state: search.count(state) for state in STATE_COLORS},
+        "trial_count": len(ranked),
+        "most_trials": MOST_TRIALS,
+        "trials": tables.trial_table(ranked[:MOST_TRIALS], best.number if best else None),
+        "slot_count": slot_count,
+        "timeline_px": 110 + min(30 * slot_count, 900),
+    }
+
+
+def _dataset_content(inputs: Inputs) -> dict[str, Any]:
+    dataset = inputs.dataset
+    if dataset is None:
+        return {"dataset_problem": inputs.dataset_problem}
+    return {
+        "dataset_problem": "",
+        "accounting": tables.accounting(dataset),
+        "reasons": sorted(dataset.manifest.reasons.items(), key=lambda reason: -reason[1]),
+        "roles": tables.roles(dataset),
+        "subtypes": list(dataset.manifest.labels.items()),
+        "flags": tables.flags(dataset),
+        "data_facts": tables.data_facts(dataset),
+        "data_notes": dataset.manifest.notes,
+    }
+
+
+def _provenance_content(inputs: Inputs) -> dict[str, Any]:
+    record = inputs.search.record
+    return {
+        "provenance": tables.provenance_facts(inputs),
+        "versions": list(record.versions.items()),
+        "cost": tables.cost_facts(inputs.search),
+        "retraining": tables.retraining_facts(inputs.retraining) if inputs.retraining else [],
+        "calibration": tables.calibration_facts(inputs.calibration) if inputs.calibration else [],
+        "winner": [(name, setting(value)) for name, value in inputs.best.parameters.items()] if inputs.best else [],
+        "space": yaml.safe_dump(record.space, sort_keys=False, default_flow_style=None, width=100),
+    }
+
+
+def _texts(inputs: Inputs, key: str) -> list[str]:
+    """A text of the bundle's card, which may be one or several."""
+    value = (inputs.card or {}).get(key) or []
+    return [value] if isinstance(value, str) else [str(text) for text in value]
