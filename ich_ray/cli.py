@@ -258,11 +258,11 @@ def predict(
     out: Annotated[str, typer.Option("--out", help="CSV file to write.")],
 ) -> None:
     """Probability and decision for each file."""
-    from ich_ray.final.bundle import load_bundle
     from ich_ray.final.bundle import predict as predict_files
 
-    rows, rejected = predict_files(load_bundle(bundle), paths, out)
-    print(f"{rows} rows, {rejected} rejected  {out}")
+    rows, rejected = predict_files(bundle, paths, out)
+    positive = sum(row.decision == "positive" for row in rows)
+    print(f"{len(rows)} rows: {positive} positive, {rejected} rejected  {out}")
     if rejected:
         raise typer.Exit(REJECTED_SOME)
 
