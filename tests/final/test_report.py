@@ -341,6 +341,15 @@ class TestTables:
         assert facts["Images seen in all trials"] == f"{images:,}"
         assert facts["Images per second of training"] == "120"
 
+    def test_a_trial_that_never_started_does_not_stretch_time(self, evaluated: Inputs) -> None:
+        small = evaluated.search
+        before = dict(tables.cost_facts(small))["From first start to last end"]
+        never = small.trials[2].model_copy(update={"number": 99, "started": 0.0})
+        longer = SearchResult(small.files, small.record, (*small.trials, never))
+        assert dict(tables.cost_facts(longer))["From first start to last end"] == before
+        figures = json.loads(Page(render(replace(evaluated, search=longer))).scripts[0])
+        assert figures["timeline"]["layout"]["xaxis"]["title"]["text"].startswith("minutes")
+
 
 class TestGallery:
     def test_the_most_confident_of_each_kind_one_per_patient(self) -> None:

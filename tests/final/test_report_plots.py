@@ -147,6 +147,7 @@ class TestSpace:
             ({"images": 4_000_000, "first_rung": 200_000, "reduction": 3}, [200_000, 600_000, 1_800_000]),
             ({"images": 1000, "first_rung": 1000, "reduction": 3}, []),
             ({"images": 1000}, []),
+            ({"images": 1000, "first_rung": 200}, [200, 600]),
             ({"images": 1000, "first_rung": 10, "reduction": 1}, []),
         ],
     )
@@ -253,15 +254,21 @@ class TestParallelCoordinates:
 
 class TestTimeline:
     TRIALS = (
-        trial(0, state="completed", started=0.0, ended=10.0),
-        trial(1, state="pruned", started=1.0, ended=4.0),
-        trial(2, state="completed", started=4.0, ended=8.0),
-        trial(3, state="running", started=9.0, reports=[(5, 0.1)]),
-        trial(4, state="failed", started=2.0, ended=3.0, where="node-b"),
+        trial(0, where="a.example:10", state="completed", started=0.0, ended=10.0),
+        trial(1, where="a.example:11", state="pruned", started=1.0, ended=4.0),
+        trial(2, where="a.example:12", state="completed", started=4.0, ended=8.0),
+        trial(3, where="a.example:13", state="running", started=9.0, reports=[(5, 0.1)]),
+        trial(4, state="failed", started=2.0, ended=3.0, where="b.example:77"),
     )
 
     def test_slots_are_the_first_free_one_of_the_machine(self) -> None:
-        assert slots(self.TRIALS) == {0: "slot 1", 1: "slot 2", 2: "slot 2", 3: "slot 2", 4: "node-b 1"}
+        assert slots(self.TRIALS) == {
+            0: "node 1, slot 1", 1: "node 1, slot 2", 2: "node 1, slot 2", 3: "node 1, slot 2", 4: "node 2, slot 1"
+        }  # fmt: skip
+
+    def test_processes_that_follow_each_other_share_a_slot(self) -> None:
+        trials = [trial(n, started=float(n), ended=n + 1.0, where=f"host:{100 + n}") for n in range(3)]
+        assert set(slots(trials).values()) == {"slot 1"}
 
     def test_bars_run_from_start_to_end(self) -> None:
         bars = {bar.name: bar for bar in timeline(self.TRIALS).data}

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.final.report.inputs import Evaluation, Inputs
+    from ich_ray.results import SearchResult, TrialResult
     from ich_ray.storage import Location
 
 __all__ = ["MOST_TRIALS", "render", "report"]
@@ -94,13 +95,18 @@ def _search_figures(inputs: Inputs) -> dict[str, go.Figure]:
     best = inputs.best.number if inputs.best else None
     found = {
         "curves": trials.learning_curves(shown, objective, trials.rungs(space), best, chance),
-        "timeline": timeline(search.trials, numbered=len(search.trials) <= MOST_TRIALS),
+        "timeline": timeline(_begun(search), numbered=len(search.trials) <= MOST_TRIALS),
     }
     effects = trials.parameter_effects(shown, space, objective)
     found.update({f"effect {name}": figure for name, figure in effects.items()})
     if effects:
         found["parallel"] = parallel_coordinates(shown, space, objective, best)
     return found
+
+
+def _begun(search: SearchResult) -> list[TrialResult]:
+    """Trials that were started: one that failed before that has no place in time."""
+    return [trial for trial in search.trials if trial.started]
 
 
 def _test_figures(inputs: Inputs) -> dict[str, go.Figure]:
@@ -161,7 +167,7 @@ def _test_content(evaluation: Evaluation | None) -> dict[str, Any]:
 def _search_content(inputs: Inputs) -> dict[str, Any]:
     search, best = inputs.search, inputs.best
     ranked, metric = search.ranked(), search.objective.metric
-    slot_count = len(set(slots(search.trials).values()))
+    slot_count = len(set(slots(_begun(search)).values()))
     return {
         "best": best,
         "metric": metric_name(metric),

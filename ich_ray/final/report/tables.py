@@ -224,10 +224,10 @@ def cost_facts(search: SearchResult) -> Facts:
     images = sum(trial.images_seen for trial in trials)
     training_s = sum(trial.reports[-1].elapsed_s for trial in trials if trial.reports)
     ends = [trial.ended for trial in trials if trial.ended is not None]
-    starts = [trial.started for trial in trials]
+    starts = [trial.started for trial in trials if trial.started]
     return [
         ("Images seen in all trials", count(images)),
-        ("From first start to last end", duration(max(ends) - min(starts)) if ends else "–"),
+        ("From first start to last end", duration(max(ends) - min(starts)) if starts and ends else "–"),
         ("Training, summed over trials", duration(training_s)),
         ("Accelerator time, summed over trials", duration(sum(trial.cost_gpu_s for trial in trials))),
         ("Images per second of training", f"{images / training_s:,.0f}" if training_s else "–"),

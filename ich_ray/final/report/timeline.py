@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from ich_ray.final.report.style import STATE_COLORS, blank, duration, plain
@@ -18,15 +19,20 @@ __all__ = ["slots", "timeline"]
 
 
 def slots(trials: Sequence[TrialResult]) -> dict[int, str]:
-    """The slot of each trial, by number: the first one of its machine that was free when it started."""
+    """The slot of each trial, by number: the first one of its machine that was free when it started.
+
+    Machines are numbered, not named: a page is passed on.
+    """
     free_at: dict[str, list[float]] = {}
     found = {}
     for trial in sorted(trials, key=lambda trial: (trial.started, trial.number)):
-        ends = free_at.setdefault(trial.where, [])
+        machine = trial.where.rpartition(":")[0] or trial.where  # host:pid, and a new process may take over a slot
+        ends = free_at.setdefault(machine, [])
         slot = next((index for index, end in enumerate(ends) if end <= trial.started), len(ends))
         ends[slot : slot + 1] = [_end(trial)]
-        found[trial.number] = f"{trial.where or 'slot'} {slot + 1}"
-    return found
+        found[trial.number] = (list(free_at).index(machine) + 1, slot + 1)
+    several = len(free_at) > 1
+    return {n: f"node {node}, slot {slot}" if several else f"slot {slot}" for n, (node, slot) in found.items()}
 
 
 def _end(trial: TrialResult) -> float:
@@ -47,7 +53,7 @@ def timeline(trials: Sequence[TrialResult], numbered: bool = True) -> go.Figure:
             orientation="h",
             base=[(trial.started - begun) / unit for trial in group],
             x=[(_end(trial) - trial.started) / unit for trial in group],
-            y=[plain(places[trial.number]) for trial in group],
+            y=[places[trial.number] for trial in group],
             marker={"color": STATE_COLORS[state], "opacity": 0.85, "line": {"width": 1, "color": "rgba(0,0,0,0)"}},
             name=state,
             text=[str(trial.number) for trial in group] if numbered else None,
@@ -59,10 +65,10 @@ def timeline(trials: Sequence[TrialResult], numbered: bool = True) -> go.Figure:
             customdata=[_about(trial) for trial in group],
             hovertemplate="%{customdata}<extra></extra>",
         )
-    order = sorted(set(places.values()), key=lambda slot: (slot.rsplit(" ", 1)[0], int(slot.rsplit(" ", 1)[1])))
+    order = sorted(set(places.values()), key=lambda slot: [int(part) for part in re.findall(r"\d+", slot)])
     figure.update_yaxes(
         categoryorder="array",
-        categoryarray=[plain(slot) for slot in order],
+        categoryarray=order,
         autorange="reversed",
         showgrid=False,
         type="category",

@@ -49,10 +49,10 @@ Scale = Literal["linear", "log", "choice"]
 
 
 def rungs(space: dict[str, Any]) -> list[int]:
-    """Where ASHA compares: `first_rung * reduction^k` below the budget; none if the space does not say."""
+    """Where ASHA compares: `first_rung * reduction^k` below the budget (3 if not said); none without a first rung."""
     budget = space.get("budget", {})
-    images, rung, reduction = (budget.get(key) for key in ("images", "first_rung", "reduction"))
-    if not images or not rung or not reduction or reduction <= 1:
+    images, rung, reduction = budget.get("images"), budget.get("first_rung"), budget.get("reduction", 3)
+    if not images or not rung or reduction <= 1:
         return []
     found = []
     while rung < images:
