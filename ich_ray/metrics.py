@@ -34,6 +34,7 @@ __all__ = [
     "f_beta",
     "floors",
     "log_loss",
+    "losses",
     "patient_bootstrap",
     "ranking_note",
     "roc_auc",

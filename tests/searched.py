@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.final import retrain
+from ich_ray.final.bundle import Bundle
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import Objective, Report, SearchRecord, TrialResult
+from ich_ray.model.training import Budget, train
+from ich_ray.results import Objective, Report, SearchRecord, TrialResult, open_search
 from ich_ray.storage import SearchFiles, locate, write_json
 
 PARAMETERS = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.2, filters=8, dense=16)
@@ -57,3 +60,13 @@ def make_search(
         )
         write_json(files.trial(number), trial.model_dump(mode="json"))
     return files
+
+
+def make_bundle(files: SearchFiles, dataset: PreparedDataset, parameters: Hyperparameters = PARAMETERS) -> Bundle:
+    """What `retrain` leaves, without Ray: a small trained network, not calibrated."""
+    found = open_search(files.root)
+    roles = dataset.role("train"), dataset.role("validation")
+    for progress in train(parameters, *roles, budget=Budget(1200, 1200), seed=10):
+        state = files.final / "state.safetensors"
+        progress.state().save(state)
+    return retrain._bundle(found, found.best(), parameters, dataset.image_shape, state)

@@ -1,9 +1,9 @@
 """The chosen hyperparameters once more, longer and on any number of workers, through Ray Train.
 
-Each worker runs `training.train`; rank 0 writes. What it writes lies in `SEARCH/final/retraining-<identity>/`, where the
-identity is a hash of the draw, the data and the budget: reports.json and two states, the newest and the best. A worker
-or driver that dies is followed by one that goes on from the newest, so at most one report is done twice. When all is
-done the best weights become the bundle and the folder is removed.
+Each worker runs `training.train`; rank 0 writes into `SEARCH/final/retraining-<identity>/`, where the identity is a
+hash of the draw, the data and the budget: reports.json and two states, the newest and the best. A worker or driver that
+dies is followed by one that goes on from the newest, so at most one report is done twice. When all is done the best
+weights become the bundle and the folder is removed.
 
 Ray Train keeps nothing of ours: its own storage is a temporary folder, and nothing is unpickled from the search.
 """
@@ -169,35 +169,45 @@ def _fit(plan: _Plan, workers: int, gpus_per_worker: float | None) -> str:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    there = ray.cluster_resources()
-    gpus = min(1.0, there.get("GPU", 0) / workers) if gpus_per_worker is None else gpus_per_worker
-    gpus = math.floor(gpus) if gpus_per_worker is None else gpus
-    cpus = 1 if gpus else max(1, int(there.get("CPU", 1)) // workers)
-    if workers < 1 or workers * gpus > there.get("GPU", 0) or workers * cpus > there.get("CPU", 0):
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    if gpus_per_worker is None:
+        gpus_per_worker = float(any(node.get("GPU", 0) for node in nodes))
+    cpus = _cpus([node.get("CPU", 0) for node in nodes], workers)
+    places = sum(node.get("GPU", 0) // gpus_per_worker for node in nodes) if gpus_per_worker else workers
+    if not cpus or places < workers:
+        there = ", ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in ("CPU", "GPU"))
         raise ConfigError(
-            f"--workers: 1 to what the cluster holds must be given, got {workers} x ({cpus} CPU, {gpus} GPU) of "
-            f"{there.get('CPU', 0):.0f} CPU, {there.get('GPU', 0):.0f} GPU; ask for fewer"
+            f"--workers: each of 1 or more workers needs a CPU and {gpus_per_worker:g} GPU of one node, got {workers} "
+            f"workers and a cluster of {there}; ask for fewer workers"
         )
+    resources = {"CPU": 1 if gpus_per_worker else cpus, "GPU": gpus_per_worker}
     with tempfile.TemporaryDirectory(prefix="ich_ray_") as storage:
         trainer = TorchTrainer(
-            _worker,
+            _worker,  # type: ignore[arg-type]  # a value may be returned: Result.return_value
             train_loop_config={"plan": plan},
-            torch_config=TorchConfig(backend="nccl" if gpus == 1 else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if gpus_per_worker >= 1 else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus, "GPU": gpus}
+                num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
             ),
             run_config=RunConfig(storage_path=storage, failure_config=FailureConfig(max_failures=_MAX_FAILURES)),
         )
         try:
-            outcome = trainer.fit().return_value
+            result: Any = trainer.fit()
         except TrainingFailedError as error:
             raise IchRayError(
                 f"retrain: the workers must finish within {_MAX_FAILURES} failures, got: "
                 f"{str(error).strip().splitlines()[-1]}; retrain again to go on from the newest state"
             ) from error
+    outcome: dict[str, Any] = result.return_value
     if "failure" in outcome:
         raise TrialFailure(*outcome["failure"])
     return str(outcome["device"])
+
+
+def _cpus(nodes: list[float], workers: int) -> int:
+    """The most CPUs that each of `workers` can have at once on these nodes; 0 if they cannot all have one."""
+    most = range(int(max(nodes, default=0)), 0, -1)
+    return next((cpus for cpus in most if 0 < workers <= sum(node // cpus for node in nodes)), 0)
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError
+from ich_ray.final import retrain as module
+from ich_ray.final.bundle import load_bundle
+from ich_ray.final.retrain import Retraining, _cpus, _patience_over, chosen_trial, retrain
+from ich_ray.model.training import TrainingState
+from ich_ray.results import Objective, Report, open_search
+from ich_ray.runtime import connected
+from ich_ray.storage import read_json, write_json
+from tests.prepared import make_dataset
+from tests.searched import PARAMETERS, make_search
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_dataset(tmp_path_factory.mktemp("prepared") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        root = str(Path(__file__).parents[2])
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])))
+        with connected(cpus=2):
+            yield
+
+
+def report(images_seen: int, value: float | None) -> Report:
+    return Report(images_seen=images_seen, metrics={"average_precision": value}, elapsed_s=0, time=0)
+
+
+def test_patience_counts_reports_after_the_best() -> None:
+    values = [0.2, 0.5, 0.4, 0.4, 0.4, 0.4]
+    reports = [report(number, value) for number, value in enumerate(values)]
+    assert not _patience_over(reports, Objective())
+    assert _patience_over([*reports, report(6, 0.5)], Objective())
+    assert not _patience_over([*reports, report(6, 0.6)], Objective())
+    assert _patience_over([report(number, None) for number in range(5)], Objective())
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "cpus"),
+    [([2.0], 1, 2), ([2.0], 2, 1), ([2.0], 3, 0), ([3.0, 3.0], 3, 1), ([0.0, 8.0], 2, 4), ([], 1, 0), ([4.0], 0, 0)],
+)
+def test_cpus_fit_on_nodes(nodes: list[float], workers: int, cpus: int) -> None:
+    assert _cpus(nodes, workers) == cpus
+
+
+def test_the_chosen_trial(dataset: PreparedDataset, tmp_path: Path) -> None:
+    files = make_search(tmp_path / "search", dataset)
+    assert chosen_trial(open_search(files.root)).number == 0
+    write_json(files.confirmation, {"chosen": 2})
+    assert chosen_trial(open_search(files.root)).number == 2
+    write_json(files.confirmation, {"chosen": 7})
+    with pytest.raises(IntegrityError, match="'chosen' must be the number of a trial of this search, got 7"):
+        chosen_trial(open_search(files.root))
+
+
+def test_another_dataset_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
+    files = make_search(tmp_path / "search", dataset)
+    write_json(files.search, {**read_json(files.search), "fingerprint": "other"})
+    with pytest.raises(IntegrityError, match="the fingerprint must be other"):
+        retrain(files.root)
+
+
+def test_only_the_newest_and_the_best_state_stay(tmp_path: Path) -> None:
+    from ich_ray.storage import locate
+
+    folder, reports = locate(tmp_path / "r"), []
+    for number, value in enumerate([0.2, 0.5, 0.4], start=1):
+        reports.append(report(number, value))
+        state = TrainingState({"weights.a": torch.zeros(1)}, {"images_seen": number, "elapsed_s": 0.0, "plan": {}})
+        module._keep(folder, state, reports, Objective())
+    assert sorted(file.name[-15:-12] for file in folder.glob("state-*")) == ["002", "003"]
+    state, known = module._newest(folder)
+    assert state is not None
+    assert (state.images_seen, len(known)) == (3, 3)
+    module._state_file(folder, 3).write_bytes(b"torn")
+    state, known = module._newest(folder)
+    assert state is not None
+    assert (state.images_seen, len(known)) == (2, 2)
+
+
+def test_retrain_with_one_worker(dataset: PreparedDataset, tmp_path: Path, cluster: None) -> None:
+    files = make_search(tmp_path / "search", dataset, images=400, report_every=100)
+    bundle = retrain(files.root)
+    record = Retraining.model_validate(read_json(files.retraining))
+    seen = [entry.images_seen for entry in record.reports]
+    assert seen == [100 * (number + 1) for number in range(len(seen))]
+    assert seen[-1] == 800 or (record.stopped_early and seen[-1] == record.best_images_seen + 500)
+    values = {entry.images_seen: entry.metrics["average_precision"] for entry in record.reports}
+    assert values[record.best_images_seen] == max(value or 0 for value in values.values())
+    assert not list(files.final.glob("retraining-*"))
+    assert bundle.card.search.trial == record.trial == 0
+    assert bundle.card.search.selection_value == 0.8
+    assert (bundle.card.temperature, bundle.card.operating_points) == (1.0, {})
+    images = dataset.role("validation").gather(torch.arange(8).numpy())
+    assert load_bundle(files.bundle).logits(images).tolist() == bundle.logits(images).tolist()
+    with pytest.raises(ConfigError, match="--workers: each of 1 or more workers needs a CPU and 0 GPU"):
+        retrain(files.root, workers=3)
+
+
+@pytest.mark.slow
+def test_a_diverging_draw_is_an_error_and_not_retried(dataset: PreparedDataset, tmp_path: Path, cluster: None) -> None:
+    wild = {"optimizer": "sgd", "learning_rate": 10.0, "weight_decay": 1.0, "decay": 0.0}
+    files = make_search(tmp_path / "search", dataset, PARAMETERS.model_copy(update=wild), 20_000, 2_000)
+    with pytest.raises(IchRayError, match="diverged"):
+        retrain(files.root)
+    assert not files.retraining.exists()
+
+
+@pytest.mark.slow
+def test_two_workers_equal_one(dataset: PreparedDataset, tmp_path: Path, cluster: None) -> None:
+    parameters = PARAMETERS.model_copy(update={"dropout": 0.0, "learning_rate": 1e-3})
+    found = []
+    for workers in (1, 2):
+        files = make_search(tmp_path / f"search{workers}", dataset, parameters, images=200, report_every=100)
+        retrain(files.root, workers=workers)
+        found.append(Retraining.model_validate(read_json(files.retraining)))
+    assert [record.workers for record in found] == [1, 2]
+    for one, two in zip(found[0].reports, found[1].reports, strict=True):
+        assert two.metrics == pytest.approx(one.metrics, abs=5e-3)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_goes_on(
+    dataset: PreparedDataset, tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = PARAMETERS.model_copy(update={"learning_rate": 1e-5})
+    files = make_search(tmp_path / "search", dataset, parameters, images=20_000, report_every=2_000)
+    killed: list[int] = []
+
+    def kill() -> None:
+        import ray
+        from ray.util.state import list_actors
+
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not list(files.final.glob("retraining-*/reports.json")):
+            time.sleep(0.1)
+        assert ray.is_initialized()
+        for actor in list_actors(filters=[("state", "=", "ALIVE"), ("class_name", "=", "RayTrainWorker")]):
+            os.kill(actor.pid, signal.SIGKILL)
+            killed.append(actor.pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    retrain(files.root)
+    thread.join()
+    seen = [entry["images_seen"] for entry in read_json(files.retraining)["reports"]]
+    assert seen == [2_000 * (number + 1) for number in range(len(seen))]
+    assert killed
