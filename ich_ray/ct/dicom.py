@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from upath import UPath
 
 from ich_ray.ct.elements import FILE_LIMIT_BYTES, PIXEL_DATA, Elements, parse
 from ich_ray.ct.pixels import PixelLayout, stored_words
@@ -24,7 +25,6 @@ from ich_ray.storage import Location, is_local, locate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from upath import UPath
 
 __all__ = ["EXCLUSIONS", "FLAGS", "CTSlice", "SliceHeader", "read_slice"]
 
@@ -119,8 +119,7 @@ def read_slice(source: bytes | bytearray | memoryview | Location) -> CTSlice:
         Rejection: the file is not accepted; its `reason` is the code of the contract. Reasons in `EXCLUSIONS` mean
             that nothing is wrong with the file.
     """
-    data = source if isinstance(source, bytes | bytearray | memoryview) else read_file(locate(source))
-    elements = parse(memoryview(data))
+    elements = parse(memoryview(source if isinstance(source, bytes | bytearray | memoryview) else _bytes_of(source)))
     _check_kind(elements)
     slice_id = _slice_id(elements)
     patient = elements.text(PATIENT)
@@ -145,6 +144,10 @@ def read_slice(source: bytes | bytearray | memoryview | Location) -> CTSlice:
         flags=(*elements.flags, *flags),
     )
     return _plausible(_padded(_repaired(CTSlice(header, words, slope, intercept)), elements))
+
+
+def _bytes_of(source: Location) -> bytes:
+    return read_file(source if isinstance(source, UPath) else locate(source))
 
 
 def read_file(path: UPath) -> bytes:
@@ -260,7 +263,8 @@ def _position_mm(elements: Elements) -> float:
         return math.nan
     if len(orientation) != 6:
         return position[2]
-    return float(np.dot(np.cross(orientation[:3], orientation[3:]), position))
+    (a, b, c), (d, e, f), (x, y, z) = orientation[:3], orientation[3:], position
+    return (b * f - c * e) * x + (c * d - a * f) * y + (a * e - b * d) * z  # np.cross takes 0.09 ms for this
 
 
 def _flagged(ct: CTSlice, *flags: str) -> CTSlice:

@@ -98,7 +98,7 @@ def _without_high_bits(words: NDArray[Any], layout: PixelLayout) -> tuple[NDArra
         return words, []
     limit = 1 << layout.bits_stored
     low, high = (-limit // 2, limit // 2 - 1) if layout.signed else (0, limit - 1)
-    if words.max() <= high and words.min() >= low:
+    if words.max() <= high and (not layout.signed or words.min() >= low):
         return words, []
     unused = layout.bits_allocated - layout.bits_stored
     return (words << unused) >> unused, ["high_bits"]

@@ -176,7 +176,7 @@ def _rows_of_all_files(work: Work, address: str | None) -> pa.Table:
 
 
 def _rejected(table: pa.Table) -> int:
-    return len(table) - table["reason"].to_pylist().count("")
+    return sum(reason != "" for reason in table["reason"].to_pylist())
 
 
 def _mapped(job: ChunkJob, chunks: dict[int, tuple[str, ...]], address: str | None) -> Iterator[pa.Table]:

@@ -1,0 +1,109 @@
+"""Reading a prepared dataset: any rows in any order, damage found and named, batches where they are wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ich_ray.data.dataset import ROLES, PreparedDataset, map_block, place
+from ich_ray.errors import ConfigError, IntegrityError
+from tests.prepared import make_dataset
+
+COUNT = 48
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> PreparedDataset:
+    return make_dataset(tmp_path / "data", patients=COUNT // 4, size=8, blocks=5)
+
+
+def every_image(dataset: PreparedDataset) -> np.ndarray:
+    return np.concatenate([map_block(dataset.files.root / block.file) for block in dataset.manifest.blocks])
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.integers(0, COUNT - 1), max_size=70))
+def test_gather_takes_rows_in_any_order(dataset: PreparedDataset, rows: list[int]) -> None:
+    found = dataset.gather(np.array(rows, np.int64))
+    assert np.array_equal(found, every_image(dataset)[rows])
+    again = PreparedDataset.open(dataset.files.root)
+    out = np.zeros_like(found)
+    assert again.gather(np.array(rows, np.int64), out) is out
+    assert np.array_equal(out, found)
+
+
+def test_gather_checks_where_it_writes(dataset: PreparedDataset) -> None:
+    rows = np.arange(4)
+    for out in (np.empty((4, 3, 8, 7), np.uint8), np.empty((4, 3, 8, 8), np.int8), np.empty((3, 3, 8, 8), np.uint8),
+                np.empty((8, 8, 3, 4), np.uint8).T):  # fmt: skip
+        with pytest.raises(ValueError, match="out must be a contiguous uint8 array"):
+            dataset.gather(rows, out)
+    with pytest.raises(IndexError):
+        dataset.gather(np.array([COUNT]))
+
+
+def test_roles_are_disjoint_and_together_everything(dataset: PreparedDataset) -> None:
+    sets = [dataset.role(role) for role in ROLES]
+    assert sorted(np.concatenate([s.rows for s in sets]).tolist()) == list(range(COUNT))
+    for one in sets:
+        assert np.array_equal(one.labels, dataset.label("any")[one.rows])
+        assert np.array_equal(one.gather(np.arange(len(one))), every_image(dataset)[one.rows])
+        for other in sets:
+            assert one is other or not set(one.patients) & set(other.patients)
+
+
+def test_what_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds dataset\.json, got none; run `ich-ray prepare` first"):
+        PreparedDataset.open(tmp_path)
+
+
+def test_damage_is_found_and_named(dataset: PreparedDataset) -> None:
+    root, rows = dataset.files.root, np.arange(COUNT)
+    path = root / dataset.manifest.blocks[2].file
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-900] + bytes([whole[-900] ^ 1]) + whole[-899:])
+    with pytest.raises(IntegrityError, match=r"00002.arrow: SHA-256 must equal"):
+        PreparedDataset.open(root, verify=True)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(IntegrityError, match=r"00002.arrow: must be a block of images"):
+        PreparedDataset.open(root).gather(rows)
+    path.write_bytes((root / dataset.manifest.blocks[1].file).read_bytes())
+    path.write_bytes(_block(np.zeros((1, 3, 8, 8), np.uint8)))
+    with pytest.raises(IntegrityError, match=r"00002.arrow: .* images of .* must be there"):
+        PreparedDataset.open(root).gather(rows)
+    path.unlink()
+    with pytest.raises(IntegrityError, match=r"00002.arrow: a block of the dataset must be there"):
+        PreparedDataset.open(root)
+    path.write_bytes(whole)
+    table = dataset.slices.to_pandas()
+    table.loc[3, "row"] = 1000
+    pq.write_table(pa.Table.from_pandas(table), str(dataset.files.slices))
+    with pytest.raises(IntegrityError, match="each slice must lie in a block"):
+        PreparedDataset.open(root).gather(rows)
+    dataset.files.manifest.write_text('{"format": 1}')
+    with pytest.raises(IntegrityError, match="must match its format"):
+        PreparedDataset.open(root)
+
+
+def _block(images: np.ndarray) -> bytes:
+    table = pa.table({"image": pa.FixedShapeTensorArray.from_numpy_ndarray(images)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("where", ["auto", "host", "device"])
+def test_batches_are_the_same_wherever_they_lie(dataset: PreparedDataset, where: str) -> None:
+    train = dataset.role("train")
+    placed = place(train, torch.device("cpu"), where)  # type: ignore[arg-type]
+    assert placed.where == ("host" if where == "auto" else where)
+    positions = np.array([3, 0, 7, 7])
+    assert np.array_equal(placed.take(positions).numpy(), every_image(dataset)[train.rows[positions]])
