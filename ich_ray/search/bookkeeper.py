@@ -36,7 +36,8 @@ class Bookkeeper(Callback):
         self._ledger, self._halving, self._sampler = ledger, halving, sampler
         self._wanted, self._gpus = wanted, gpus
         self._marks: dict[int, float] = {}
-        self._last_status = time.monotonic()
+        self._last_status = self._started = time.monotonic()
+        self._images_before = self._images()
         self._ended = 0
         self._best: TrialResult | None = None
         for trial in ledger.trials.values():
@@ -93,7 +94,10 @@ class Bookkeeper(Callback):
         self._last_status = now
         self._fail_lost(trials)
         running = len(self._ledger.trials) - self._ended
-        say(f"  {self._ended}/{self._wanted} trials ended, {running} running; {self._said_best()}")
+        images = self._images() - self._images_before
+        rate = images / (now - self._started)
+        counts = f"{self._ended}/{self._wanted} trials ended, {running} running"
+        say(f"  {counts}, {images:,} images ({rate:,.0f}/s); {self._said_best()}")
 
     def _fail_lost(self, trials: Iterable[Trial]) -> None:
         """Tune drops a trial without a word when a reused worker cannot be reset: it would hold its slot for ever."""
@@ -102,6 +106,9 @@ class Bookkeeper(Callback):
             if trial.status == "ERROR" and self._ledger.trials[number].state == "running":
                 self._sampler.on_trial_complete(trial.trial_id, error=True)
                 self._say_ended(number)
+
+    def _images(self) -> int:
+        return sum(trial.images_seen for trial in self._ledger.trials.values())
 
     def _cost(self, number: int) -> float:
         """Accelerator seconds so far, counting what attempts spent that were lost."""
@@ -135,8 +142,7 @@ class Bookkeeper(Callback):
         states = ", ".join(
             f"{sum(trial.state == state for trial in trials)} {state}" for state in ("completed", "pruned", "failed")
         )
-        images = sum(trial.images_seen for trial in trials)
         return (
-            f"search {self._ledger.record.name}: {self._ended} trials ended ({states}), {images:,} images; "
+            f"search {self._ledger.record.name}: {self._ended} trials ended ({states}), {self._images():,} images; "
             f"{self._said_best()}"
         )

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,20 +63,29 @@ def check_invariants(found: SearchResult, trials: int) -> None:
         assert found.best().number == offline.number
 
 
-def test_a_search_ends_with_every_trial_in_one_state(
-    data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    while_it_ran: list[Counter[str]] = []
-    monkeypatch.setattr(
-        bookkeeper,
-        "say",
-        lambda _: while_it_ran.append(Counter(trial.state for trial in open_search(tmp_path / "s").trials)),
-    )
-    found = run_search(data, space, tmp_path / "s", trials=16, _trainer=FakeTrainer(diverge_above=0.02))
+@pytest.fixture(scope="module")
+def finished(data: Path) -> tuple[SearchResult, list[Counter[str]]]:
+    """A search of 16 trials, and the states that the ledger showed each time it said something."""
+    path, out = data.parent / "space.yaml", data.parent / "s"
+    path.write_text(SPACE)
+    seen: list[Counter[str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            bookkeeper, "say", lambda _: seen.append(Counter(trial.state for trial in open_search(out).trials))
+        )
+        return run_search(data, path, out, trials=16, _trainer=FakeTrainer(diverge_above=0.02)), seen
+
+
+@pytest.fixture
+def copied(finished: tuple[SearchResult, Any], tmp_path: Path) -> Path:
+    """The finished search in a folder of the test's own."""
+    shutil.copytree(str(finished[0].files.root), tmp_path / "s")
+    return tmp_path / "s"
+
+
+def test_a_search_ends_with_every_trial_in_one_state(finished: tuple[SearchResult, Any]) -> None:
+    found = finished[0]
     check_invariants(found, 16)
-    assert len(while_it_ran) >= 16
-    assert all(counts["running"] <= 2 for counts in while_it_ran)
-    assert any(counts["running"] for counts in while_it_ran)
     states = Counter(trial.state for trial in found.trials)
     assert states["completed"] >= 2
     assert states["pruned"] >= 3
@@ -85,37 +94,44 @@ def test_a_search_ends_with_every_trial_in_one_state(
     failed = next(trial for trial in found.trials if trial.state == "failed")
     assert (failed.reason, failed.detail) == ("diverged", "loss is nan at 200 images")
     assert len({trial.where for trial in found.trials}) == 2  # both slots, and workers reused
-    assert {path.name for path in (tmp_path / "s").iterdir()} <= {"search.json", "trials", "checkpoints", ".lock"}
-    assert list((tmp_path / "s" / "checkpoints").iterdir()) == []
-    record = json.loads((tmp_path / "s" / "search.json").read_text())
-    assert (record["name"], record["trials"], record["seed"]) == ("tiny", 16, 0)
+    root = Path(str(found.files.root))
+    assert {path.name for path in root.iterdir()} <= {"search.json", "trials", "checkpoints", ".lock"}
+    assert list((root / "checkpoints").iterdir()) == []
+    assert (found.record.name, found.record.trials, found.record.seed) == ("tiny", 16, 0)
 
 
-def test_a_search_is_extended_without_touching_what_is_done(data: Path, space: Path, tmp_path: Path) -> None:
-    run_search(data, space, tmp_path / "s", trials=3, _trainer=FakeTrainer())
-    before = {path.name: path.read_bytes() for path in (tmp_path / "s" / "trials").iterdir()}
-    with pytest.raises(ConfigError, match="got this very search; add --resume to go on with it"):
-        run_search(data, space, tmp_path / "s", trials=6)
-    with pytest.raises(ConfigError, match="may only be raised for a search that was begun, got 2 where it has 3"):
-        run_search(data, space, tmp_path / "s", trials=2, resume=True)
-    found = run_search(data, space, tmp_path / "s", trials=6, resume=True, _trainer=FakeTrainer())
-    check_invariants(found, 6)
-    assert found.record.wanted == 6
+def test_results_can_be_read_while_it_runs(finished: tuple[Any, list[Counter[str]]]) -> None:
+    seen = finished[1]
+    assert len(seen) >= 16
+    assert all(counts["running"] <= 2 for counts in seen)
+    assert any(counts["running"] for counts in seen)
+
+
+def test_a_search_is_extended_without_touching_what_is_done(data: Path, space: Path, copied: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (copied / "trials").iterdir()}
+    found = run_search(data, space, copied, trials=19, resume=True, _trainer=FakeTrainer())
+    check_invariants(found, 19)
+    assert found.record.wanted == 19
     for name, content in before.items():
-        assert (tmp_path / "s" / "trials" / name).read_bytes() == content
-    assert len(run_search(data, space, tmp_path / "s", resume=True).trials) == 6
+        assert (copied / "trials" / name).read_bytes() == content
 
 
-def test_another_search_in_the_folder_is_refused(data: Path, space: Path, tmp_path: Path) -> None:
-    run_search(data, space, tmp_path / "s", trials=1, _trainer=FakeTrainer())
-    before = (tmp_path / "s" / "search.json").read_bytes()
+def test_a_finished_search_stays_as_it_is(data: Path, space: Path, copied: Path) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*.json")}
+    assert len(run_search(data, space, copied, resume=True).trials) == 16
+    with pytest.raises(ConfigError, match="got this very search; add --resume to go on with it"):
+        run_search(data, space, copied, trials=20)
+    with pytest.raises(ConfigError, match="may only be raised for a search that was begun, got 2 where it has 16"):
+        run_search(data, space, copied, trials=2, resume=True)
     space.write_text(SPACE.replace("[1.0e-5, 1.0e-1]", "[1.0e-4, 1.0e-1]"))
     change = r"parameters.learning_rate.loguniform: there \[1e-05, 0.1\], asked \[0.0001, 0.1\]"
     with pytest.raises(ConfigError, match=f"got another search \\({change}\\); choose another --out"):
-        run_search(data, space, tmp_path / "s", trials=1)
+        run_search(data, space, copied, trials=1)
     with pytest.raises(ConfigError, match=f"--resume goes on with the same search, got another one \\({change}\\)"):
-        run_search(data, space, tmp_path / "s", trials=1, resume=True)
-    assert (tmp_path / "s" / "search.json").read_bytes() == before
+        run_search(data, space, copied, resume=True)
+    with pytest.raises(ConfigError, match=r"seed: there 0, asked 3"):
+        run_search(data, space, copied, resume=True, seed=3)
+    assert {path: path.read_bytes() for path in copied.rglob("*.json")} == before
 
 
 def test_a_dead_worker_is_started_again_from_its_checkpoint(data: Path, space: Path, tmp_path: Path) -> None:
