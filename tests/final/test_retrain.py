@@ -134,30 +134,41 @@ def test_two_workers_equal_one(dataset: PreparedDataset, tmp_path: Path, cluster
         assert two.metrics == pytest.approx(one.metrics, abs=5e-3)
 
 
+def own_train_workers() -> list[int]:
+    """Train workers below this very process: other people's Ray may run on the machine."""
+    parents, workers = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            pid, status, name = int(folder.name), (folder / "status").read_text(), (folder / "cmdline").read_text()
+        except OSError:  # it ended while we looked
+            continue
+        parents[pid] = int(status.split("PPid:")[1].split()[0])
+        workers += [pid] if "RayTrainWorker" in name else []
+
+    def ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
+
+    return [pid for pid in workers if ours(pid)]
+
+
 @pytest.mark.slow
-def test_a_killed_worker_goes_on(
-    dataset: PreparedDataset, tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_worker_goes_on(dataset: PreparedDataset, tmp_path: Path, cluster: None) -> None:
     parameters = PARAMETERS.model_copy(update={"learning_rate": 1e-5})
-    files = make_search(tmp_path / "search", dataset, parameters, images=20_000, report_every=2_000)
+    files = make_search(tmp_path / "search", dataset, parameters, images=2_000, report_every=400)
     killed: list[int] = []
 
     def kill() -> None:
-        import ray
-        from ray.util.state import list_actors
-
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not list(files.final.glob("retraining-*/reports.json")):
             time.sleep(0.1)
-        assert ray.is_initialized()
-        for actor in list_actors(filters=[("state", "=", "ALIVE"), ("class_name", "=", "RayTrainWorker")]):
-            os.kill(actor.pid, signal.SIGKILL)
-            killed.append(actor.pid)
+        for pid in own_train_workers():
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
 
     thread = threading.Thread(target=kill)
     thread.start()
     retrain(files.root)
     thread.join()
     seen = [entry["images_seen"] for entry in read_json(files.retraining)["reports"]]
-    assert seen == [2_000 * (number + 1) for number in range(len(seen))]
+    assert seen == [400 * (number + 1) for number in range(len(seen))]
     assert killed
