@@ -44,7 +44,7 @@ __all__ = ["Estimate", "Evaluation", "evaluate"]
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
-# Under a hundred events, a sensitivity has an interval wider than 0.2 and so has its ratio to anything.
+# With a hundred positives the 95 % interval of a sensitivity of one half is 0.2 wide, even if they were independent.
 _FEW_POSITIVES = 100
 _RATIOS = ("sensitivity", "specificity", "ppv", "npv", "f2", "accuracy")
 

@@ -30,8 +30,9 @@ __all__ = ["FAMILIES", "Family", "Network", "build_network", "stages"]
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# The plain CNN works on a grid of about this side: at 128 px that is 1,400 img/s in training on two cores where the
-# full grid gives 110, and after 12,000 synthetic slices the average precision is the same to 0.01.
+# The plain CNN works on a grid of about this side. At 128 px on two cores the stem of stride 4 trained at 1,440 img/s,
+# one of stride 2 at 270; after 14,000 synthetic slices their average precision was 0.976 and 0.986 (one seed). Batch
+# normalization stays because group normalization and none needed several times the images at most learning rates.
 _GRID = 32
 _LARGEST_STRIDE = 4
 
