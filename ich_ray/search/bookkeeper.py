@@ -36,6 +36,7 @@ class Bookkeeper(Callback):
         self._ledger, self._halving, self._sampler = ledger, halving, sampler
         self._wanted, self._gpus = wanted, gpus
         self._marks: dict[int, float] = {}
+        self._running: set[int] = set()
         self._last_status = self._started = time.monotonic()
         self._images_before = self._images()
         self._ended = 0
@@ -48,6 +49,7 @@ class Bookkeeper(Callback):
         if trial.config["again"] or number in self._marks:
             self._ledger.start(number)
         self._marks[number] = time.time()
+        self._running.add(number)
 
     def on_trial_result(
         self,
@@ -82,6 +84,7 @@ class Bookkeeper(Callback):
             self._say_ended(number)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        self._running.discard(trial.config["number"])
         say(f"trial {trial.config['number']}: its process died, starting it again from its newest checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
@@ -93,10 +96,12 @@ class Bookkeeper(Callback):
             return
         self._last_status = now
         self._fail_lost(trials)
-        running = len(self._ledger.trials) - self._ended
+        waiting = len(self._ledger.trials) - self._ended - len(self._running)
         images = self._images() - self._images_before
         rate = images / (now - self._started)
-        counts = f"{self._ended}/{self._wanted} trials ended, {running} running"
+        counts = f"{self._ended}/{self._wanted} trials ended, {len(self._running)} running"
+        if waiting:
+            counts += f", {waiting} waiting for a free slot"
         say(f"  {counts}, {images:,} images ({rate:,.0f}/s); {self._said_best()}")
 
     def _fail_lost(self, trials: Iterable[Trial]) -> None:
@@ -127,6 +132,7 @@ class Bookkeeper(Callback):
     def _say_ended(self, number: int) -> None:
         trial = self._ledger.trials[number]
         self._count(trial)
+        self._running.discard(number)
         metric = trial.objective.metric
         value = f"{metric} {trial.value:.4f}" if trial.value is not None else f"no {metric}"
         why = f" ({trial.reason})" if trial.reason else " (at chance)" if trial.at_chance else ""

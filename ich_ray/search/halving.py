@@ -103,7 +103,7 @@ class Halving(TrialScheduler):
             return Verdict("failed", result["failure"], result.get("detail", ""))
         value, images_seen = result.get(self._key), result["images_seen"]
         if value is None or not math.isfinite(value):
-            return Verdict("failed", "diverged", f"{self._name} is {value} at {images_seen} images")
+            return Verdict("failed", "diverged", f"{self._name} is not finite at {images_seen} images")
         rung = self._rungs.offer(number, images_seen, value)
         if images_seen >= self._images:
             return Verdict("completed")

@@ -241,6 +241,19 @@ class _Run:
         say(self.books.summary())
 
     def _tune(self, todo: int) -> None:
+        from ray.exceptions import RayError
+        from ray.tune import TuneError
+
+        try:
+            self._fit(todo)
+        except (RayError, TuneError) as error:  # Tune wraps whatever the ledger raised, as text
+            cause = str(error).strip().splitlines()[-1]
+            raise IchRayError(
+                f"{self.ledger.files.root}: a search needs its cluster and room for its files, got {cause}; "
+                "remove the cause and add --resume to go on, nothing is lost"
+            ) from error
+
+    def _fit(self, todo: int) -> None:
         from ray import tune
 
         with tempfile.TemporaryDirectory() as folder, _quiet(self.slots.concurrent):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +61,11 @@ def curve(parameters: Hyperparameters, images_seen: int) -> float:
 
 @dataclass(frozen=True)
 class FakeTrainer:
-    """Reports `curve`; diverges where `diverge_above` says so.
+    """Reports `curve`, and fails as told.
 
     Attributes:
         wait_s: for each report.
+        diverge_above: learning rate above which its first report is a TrialFailure; so with NaN and ValueError below.
         kill_once: a file; when it is there, the first process to find it removes it and kills itself after a report.
     """
 
@@ -87,10 +90,11 @@ class FakeTrainer:
             seen += settings.report_every
             if parameters.learning_rate > self.raise_above:
                 raise ValueError("planted")
-            if parameters.learning_rate > self.diverge_above and seen >= 200:
+            if parameters.learning_rate > self.diverge_above:
                 raise TrialFailure("diverged", f"loss is nan at {seen} images")
             value = math.nan if parameters.learning_rate > self.nan_above else curve(parameters, seen)
-            if self.kill_once and seen >= 300 and Path(self.kill_once).exists():
-                Path(self.kill_once).unlink()
-                os.kill(os.getpid(), 9)
+            if self.kill_once and seen >= 300:
+                with suppress(FileNotFoundError):
+                    Path(self.kill_once).unlink()
+                    os.kill(os.getpid(), signal.SIGKILL)
             yield FakeProgress(seen, {"average_precision": value, "train_loss": 1 - value}, seen / 1000)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -13,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from ich_ray.errors import ConfigError
+from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search import bookkeeper, run
+from ich_ray.search import bookkeeper, ledger, run
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.run import run_search
-from ich_ray.storage import SearchFiles, exclusive, locate
+from ich_ray.storage import SearchFiles, exclusive, locate, write_bytes
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE, FakeTrainer
 
@@ -67,7 +68,7 @@ def check_invariants(found: SearchResult, trials: int) -> None:
 def finished(data: Path) -> tuple[SearchResult, list[Counter[str]]]:
     """A search of 16 trials, and the states that the ledger showed each time it said something."""
     path, out = data.parent / "space.yaml", data.parent / "s"
-    path.write_text(SPACE)
+    path.write_text(SPACE + "points: [{learning_rate: 0.05}]\n")
     seen: list[Counter[str]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -77,9 +78,10 @@ def finished(data: Path) -> tuple[SearchResult, list[Counter[str]]]:
 
 
 @pytest.fixture
-def copied(finished: tuple[SearchResult, Any], tmp_path: Path) -> Path:
+def copied(finished: tuple[SearchResult, Any], space: Path, tmp_path: Path) -> Path:
     """The finished search in a folder of the test's own."""
     shutil.copytree(str(finished[0].files.root), tmp_path / "s")
+    space.write_text(SPACE + "points: [{learning_rate: 0.05}]\n")
     return tmp_path / "s"
 
 
@@ -89,10 +91,10 @@ def test_a_search_ends_with_every_trial_in_one_state(finished: tuple[SearchResul
     states = Counter(trial.state for trial in found.trials)
     assert states["completed"] >= 2
     assert states["pruned"] >= 3
-    assert states["failed"] >= 1
-    assert {trial.reason for trial in found.trials if trial.state == "pruned"} == {"rung_100", "rung_300"}
-    failed = next(trial for trial in found.trials if trial.state == "failed")
-    assert (failed.reason, failed.detail) == ("diverged", "loss is nan at 200 images")
+    assert {trial.reason for trial in found.trials if trial.state == "pruned"} <= {"rung_100", "rung_300"}
+    assert found.trials[0].parameters["learning_rate"] == 0.05
+    failed = found.trials[0]
+    assert (failed.state, failed.reason, failed.detail) == ("failed", "diverged", "loss is nan at 100 images")
     assert len({trial.where for trial in found.trials}) == 2  # both slots, and workers reused
     root = Path(str(found.files.root))
     assert {path.name for path in root.iterdir()} <= {"search.json", "trials", "checkpoints", ".lock"}
@@ -123,7 +125,7 @@ def test_a_finished_search_stays_as_it_is(data: Path, space: Path, copied: Path)
         run_search(data, space, copied, trials=20)
     with pytest.raises(ConfigError, match="may only be raised for a search that was begun, got 2 where it has 16"):
         run_search(data, space, copied, trials=2, resume=True)
-    space.write_text(SPACE.replace("[1.0e-5, 1.0e-1]", "[1.0e-4, 1.0e-1]"))
+    space.write_text(space.read_text().replace("[1.0e-5, 1.0e-1]", "[1.0e-4, 1.0e-1]"))
     change = r"parameters.learning_rate.loguniform: there \[1e-05, 0.1\], asked \[0.0001, 0.1\]"
     with pytest.raises(ConfigError, match=f"got another search \\({change}\\); choose another --out"):
         run_search(data, space, copied, trials=1)
@@ -152,7 +154,7 @@ def test_trials_that_raise_or_report_nan_do_not_end_the_search(data: Path, space
     reasons = {trial.reason: trial for trial in found.trials if trial.state == "failed"}
     assert set(reasons) == {"error", "diverged"}
     assert reasons["error"].detail == "ValueError: planted"
-    assert reasons["diverged"].detail == "average_precision is None at 100 images"
+    assert reasons["diverged"].detail == "average_precision is not finite at 100 images"
     assert reasons["diverged"].reports[0].metrics["average_precision"] is None
     assert all(trial.value is not None for trial in found.trials if trial.state != "failed")
 
@@ -160,7 +162,7 @@ def test_trials_that_raise_or_report_nan_do_not_end_the_search(data: Path, space
 def test_time_that_is_over_ends_it_cleanly(data: Path, space: Path, tmp_path: Path) -> None:
     found = run_search(data, space, tmp_path / "s", trials=500, hours=1e-9, _trainer=FakeTrainer())
     assert found.trials == ()
-    found = run_search(data, space, tmp_path / "s", hours=2 / 3600, resume=True, _trainer=FakeTrainer(wait_s=0.1))
+    found = run_search(data, space, tmp_path / "s", hours=4 / 3600, resume=True, _trainer=FakeTrainer(wait_s=0.1))
     assert 0 < len(found.trials) < 500
     check_invariants(found, len(found.trials))
     assert "hours" in {trial.reason for trial in found.trials}
@@ -177,6 +179,26 @@ def test_the_same_seed_on_one_slot_writes_the_same_ledger(data: Path, space: Pat
 def forget_times(trial: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in trial.items() if key not in {"started", "ended", "where", "cost_gpu_s"}}
     return kept | {"reports": [{**report, "time": 0} for report in trial["reports"]]}
+
+
+def test_a_full_disk_stops_it_with_the_cause(
+    data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [12]
+
+    def write(path: Any, content: bytes) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_bytes(path, content)
+
+    monkeypatch.setattr(ledger, "write_bytes", write)
+    with pytest.raises(IchRayError) as caught:
+        run_search(data, space, tmp_path / "s", trials=6, _trainer=FakeTrainer())
+    assert "No space left on device" in str(caught.value)
+    assert "add --resume to go on" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    assert 1 <= len(open_search(tmp_path / "s").trials) <= 6
 
 
 @pytest.mark.parametrize(
