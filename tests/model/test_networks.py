@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -161,14 +160,3 @@ def test_a_few_bright_pixels_reach_the_logit() -> None:
     bright = dark.clone()
     bright[..., 60:64, 60:64] = 255
     assert (network(bright) - network(dark)).abs().item() > 1e-3
-
-
-@pytest.mark.slow
-def test_the_plain_cnn_trains_a_thousand_images_a_second() -> None:
-    network, batch = build_network(Hyperparameters(), (3, 128, 128)), images(64, side=128)
-    rates = []
-    for _ in range(8):
-        started = time.perf_counter()
-        network(batch).sum().backward()
-        rates.append(64 / (time.perf_counter() - started))
-    assert max(rates) > 1000
