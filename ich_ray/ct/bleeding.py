@@ -27,6 +27,11 @@ _HEIGHTS = {
     "subarachnoid": (0.22, 0.8),
     "subdural": (0.3, 0.88),
 }
+# Most bleeds are large and dense, so that a small network learns something within its first thousands of images; the
+# others are small and hardly denser than the cortex, so that there is something left to learn.
+_PLAIN_SHARE = 0.7
+_PLAIN, _FAINT = (0.45, 1.0), (0.0, 0.3)
+_DENSITY_HU = (55, 86)
 # A section smaller than this is not drawn (and not labelled): nobody could call it.
 _SMALLEST_MM2 = 60.0
 
@@ -60,16 +65,20 @@ class Bleed:
             min(heights, key=lambda height: abs(height - (low + high) / 2))
         ]
         side = 0.0 if rng.random() < 0.5 else np.pi
-        length, thickness = _SIZES_MM[subtype]
+        grades = rng.uniform(*(_PLAIN if rng.random() < _PLAIN_SHARE else _FAINT), size=3).tolist()
+        length, thickness, hu = (
+            low + (high - low) * grade
+            for (low, high), grade in zip((*_SIZES_MM[subtype], _DENSITY_HU), grades, strict=True)
+        )
         return cls(
             subtype=subtype,
             height=float(rng.choice(possible)),
             reach=float(rng.uniform(0.13, 0.34)),
             angle=float(side + rng.uniform(-0.9, 0.9)),
             center=(float(np.cos(side) * rng.uniform(12, 38)), float(rng.uniform(-35, 35))),
-            length_mm=float(rng.uniform(*length)),
-            thickness_mm=float(rng.uniform(*thickness)),
-            hu=float(rng.uniform(55, 81)),
+            length_mm=length,
+            thickness_mm=thickness,
+            hu=hu,
         )
 
     def mask(self, section: Section) -> Pixels | None:
@@ -95,7 +104,7 @@ def bleed_into(image: Pixels, section: Section, bleeds: Sequence[Bleed]) -> set[
             halo = soft(_blob(bleed, section, bump(section.height, bleed.height, bleed.reach)) - 5, 6)
             image -= 7 * halo * (1 - section.ventricles)
         # Clots are uneven.
-        blend(image, mask, np.float32(bleed.hu) + 3 * section.texture)
+        blend(image, mask, np.float32(bleed.hu) + 2 * section.texture)
     return seen
 
 
@@ -155,11 +164,11 @@ _SHAPES: dict[str, Callable[[Bleed, Section, float], Pixels]] = {
     "subarachnoid": _subarachnoid,
     "subdural": _subdural,
 }
-# Half length and thickness, see Bleed.
+# Half length and thickness from the faintest to the plainest, see Bleed.
 _SIZES_MM = {
-    "epidural": ((20, 40), (10, 24)),
-    "intraparenchymal": ((8, 25), (7, 19)),
-    "intraventricular": ((12, 60), (1, 2)),
-    "subarachnoid": ((24, 47), (1, 2)),
-    "subdural": ((52, 92), (5, 13)),
+    "epidural": ((16, 42), (8, 28)),
+    "intraparenchymal": ((6, 28), (5, 22)),
+    "intraventricular": ((8, 60), (1, 2)),
+    "subarachnoid": ((18, 50), (1, 2)),
+    "subdural": ((45, 95), (3.5, 15)),
 }

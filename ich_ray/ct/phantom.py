@@ -238,7 +238,9 @@ def _moved(image: Pixels, canvas: Canvas, rng: np.random.Generator) -> Pixels:
         blurred += np.float32(weight) * np.roll(image, rng.integers(-4, 5, 2), (0, 1))
     direction, wave_mm, strength = rng.uniform(0, np.pi), rng.uniform(9, 25), rng.uniform(5, 14)
     across = np.float32(np.cos(direction)) * canvas.x + np.float32(np.sin(direction)) * canvas.y
-    streaks = np.cos(across * np.float32(2 * np.pi / wave_mm)) * np.exp(-((canvas.radius / 70) ** 2))
+    # Bent by a smooth field: nothing that moves leaves straight and even stripes.
+    bent = across * np.float32(2 * np.pi / wave_mm) + 2 * canvas.fields[2]
+    streaks = np.cos(bent) * np.exp(-((canvas.radius / 70) ** 2))
     return np.asarray(blurred + np.float32(strength) * streaks, np.float32)
 
 
