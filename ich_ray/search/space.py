@@ -133,7 +133,9 @@ class _Checker:
 
     def _structure(self, error: ValidationError) -> SpaceError:
         """The first problem of pydantic's, in the words of the other rules."""
-        problem = error.errors()[0]
+        problems = error.errors()
+        # A misspelt key is missing and unknown at once; the second says more.
+        problem = next((found for found in problems if found["type"] == "extra_forbidden"), problems[0])
         *outer, key = problem["loc"]
         where = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
