@@ -56,9 +56,9 @@ class _Record(BaseModel):
 class Estimate(_Record):
     """A figure with its interval; None where undefined."""
 
-    value: float | None
-    low: float | None
-    high: float | None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 class Counts(_Record):
@@ -106,6 +106,12 @@ class Evaluation(_Record):
     confidence: float = CONFIDENCE
     resamples: int = RESAMPLES
     notes: tuple[str, ...]
+
+    @property
+    def point(self) -> tuple[str, TestedPoint] | None:
+        """The operating point that decides: `f2`, or the first one if there is none of that name."""
+        name = "f2" if "f2" in self.operating_points else next(iter(self.operating_points), None)
+        return (name, self.operating_points[name]) if name else None
 
 
 def evaluate(search: Location) -> Evaluation:

@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ich_ray.errors import ConfigError
+from ich_ray.metrics import at_chance
 from ich_ray.results import CheckpointReference, Parameter, Report, SearchRecord, TrialResult, TrialState, open_search
 from ich_ray.storage import Location, SearchFiles, is_local, locate, write_bytes, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["CHANCE_FACTOR", "Ledger", "Verdict", "differences", "trial_seed"]
-
-# A trial that spent its budget without beating 1.5 times the average precision of guessing has learned nothing.
-CHANCE_FACTOR = 1.5
+__all__ = ["Ledger", "Verdict", "differences", "trial_seed"]
 
 
 class Verdict(NamedTuple):
@@ -148,7 +146,7 @@ class Ledger:
                     "ended": time.time(),
                     "at_chance": end.state == "completed"
                     and chance is not None
-                    and chance <= CHANCE_FACTOR * self.record.prevalence,
+                    and at_chance(chance, self.record.prevalence),
                 }
             )
         )

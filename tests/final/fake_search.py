@@ -179,7 +179,8 @@ def _calibration(files: SearchFiles, dataset: PreparedDataset) -> None:
     counts = dataset.manifest.roles["calibration"]
     value = {**counts.model_dump(), "format": 1, "prevalence": counts.positives / counts.slices, "temperature": 1.37,
              "prior_shift": -0.62, "log_loss_before": 0.5512, "log_loss_after": 0.4803,
-             "operating_points": {"f2": {"threshold": 0.2}}}  # fmt: skip
+             "operating_points": {"f2": {"threshold": 0.2,
+                                         "sensitivity": 0.9, "specificity": 0.8, "ppv": 0.7, "f2": 0.85}}}  # fmt: skip
     write_json(files.calibration, value)
 
 

@@ -21,9 +21,10 @@ from PIL import Image
 from upath import UPath
 
 from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.final.evaluate import Counts
 from ich_ray.final.report import summary, tables
 from ich_ray.final.report.gallery import examples, grey_png, pick
-from ich_ray.final.report.inputs import Confusion, Inputs, gather
+from ich_ray.final.report.inputs import Inputs, gather
 from ich_ray.final.report.page import MOST_TRIALS, render, report
 from ich_ray.results import SearchResult, open_search
 from ich_ray.storage import SearchFiles, read_json, write_json
@@ -316,7 +317,7 @@ class TestTables:
         assert rows["Log loss"].at["high"] < rows["Log loss"].at["floor"]
 
     def test_of_hundred_by_hand(self) -> None:
-        found = tables.of_hundred(Confusion(tp=17471, fp=30991, fn=4094, tn=97951))
+        found = tables.of_hundred(Counts(tp=17471, fp=30991, fn=4094, tn=97951))
         assert [(kind, whole) for kind, _, whole in found] == [
             ("haemorrhage, flagged", 12), ("haemorrhage, missed", 3), ("false alarm", 20), ("rightly not flagged", 65)
         ]  # fmt: skip
@@ -324,7 +325,7 @@ class TestTables:
     @given(st.tuples(*[st.integers(0, 10**6)] * 4).filter(any))
     def test_of_hundred_adds_up(self, held: tuple[int, int, int, int]) -> None:
         tp, fp, fn, tn = held
-        found = tables.of_hundred(Confusion(tp=tp, fp=fp, fn=fn, tn=tn))
+        found = tables.of_hundred(Counts(tp=tp, fp=fp, fn=fn, tn=tn))
         assert sum(whole for _, _, whole in found) == 100
 
     def test_roles_end_with_the_total(self, evaluated: Inputs) -> None:

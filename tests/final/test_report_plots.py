@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ich_ray.final.evaluate import Counts, Estimate, TestedPoint
 from ich_ray.final.report import performance, style
-from ich_ray.final.report.inputs import Confusion, Interval, OperatingPoint
 from ich_ray.final.report.parallel import axis, parallel_coordinates
 from ich_ray.final.report.timeline import slots, timeline
 from ich_ray.final.report.trials import (
@@ -25,12 +25,15 @@ from tests.final.fake_search import SPACE, fake_trials
 # Six slices, two with equal probabilities: decided together.
 LABELS = np.array([1, 1, 0, 1, 0, 0])
 PROBABILITIES = np.array([0.9, 0.8, 0.8, 0.4, 0.3, 0.1])
-POINT = OperatingPoint(
+POINT = TestedPoint(
     threshold=0.4,
-    confusion=Confusion(tp=3, fp=1, fn=0, tn=2),
-    sensitivity=Interval(value=1.0, low=0.6, high=1.0),
-    specificity=Interval(value=0.75, low=0.5, high=0.875),
-    ppv=Interval(value=0.75, low=0.5, high=1.0),
+    confusion=Counts(tp=3, fp=1, fn=0, tn=2),
+    sensitivity=Estimate(value=1.0, low=0.6, high=1.0),
+    specificity=Estimate(value=0.75, low=0.5, high=0.875),
+    ppv=Estimate(value=0.75, low=0.5, high=1.0),
+    npv=Estimate(value=1.0, low=0.6, high=1.0),
+    f2=Estimate(value=0.94, low=0.7, high=1.0),
+    accuracy=Estimate(value=0.83, low=0.5, high=1.0),
 )
 
 
@@ -78,7 +81,7 @@ class TestPrecisionRecall:
         assert (point.error_y.array[0], point.error_y.arrayminus[0]) == (0.25, 0.25)
 
     def test_an_undefined_ppv_is_not_drawn(self) -> None:
-        none_flagged = POINT.model_copy(update={"ppv": Interval()})
+        none_flagged = POINT.model_copy(update={"ppv": Estimate()})
         assert len(performance.precision_recall(LABELS, PROBABILITIES, none_flagged).data) == 2
 
     def test_long_curves_are_thinned_and_keep_their_ends(self) -> None:
@@ -132,7 +135,7 @@ def test_the_histogram_is_of_shares_of_each_truth() -> None:
 
 
 def test_the_confusion_matrix_is_shaded_by_row() -> None:
-    figure = performance.confusion_matrix(Confusion(tp=17471, fp=30991, fn=4094, tn=97951))
+    figure = performance.confusion_matrix(Counts(tp=17471, fp=30991, fn=4094, tn=97951))
     shares = figure.data[0].z
     assert [f"{share:.4f}" for share in (shares[0][0], shares[1][1])] == ["0.7597", "0.8102"]
     assert "<b>97,951</b>" in figure.data[0].text[0][0]

@@ -113,7 +113,10 @@ def test_a_parameter_that_cannot_be_drawn_is_refused(tmp_path: Path, line: str, 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD.replace("name:", "nmae:"), "space.yaml: nmae: the key must be one of name, objective, budget, parameters"),
+        (
+            GOOD.replace("name:", "nmae:"),
+            "space.yaml: nmae: the key must be one of name, objective, budget,",
+        ),
         (GOOD.replace("name: good\n", ""), "space.yaml: name: must be given, got nothing; add it"),
         (
             GOOD + "pionts: []\n",

@@ -1,7 +1,6 @@
 """Everything the report is made from, read once; a file that is not there yet is None.
 
-The formats are those that the other stages write. Keys that this page does not show are ignored, so that a stage may
-say more than the page knows.
+The records are those of the stages that wrote them.
 """
 
 from __future__ import annotations
@@ -11,102 +10,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError, IntegrityError
-from ich_ray.results import Report, SearchResult, TrialResult, open_search
+from ich_ray.final.calibration import Calibration
+from ich_ray.final.evaluate import Evaluation
+from ich_ray.final.retrain import Retraining
+from ich_ray.results import SearchResult, TrialResult, open_search
 from ich_ray.storage import Location, read_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
-__all__ = ["Calibration", "Evaluation", "Inputs", "Interval", "OperatingPoint", "Predictions", "Retraining", "gather"]
-
-
-class _Read(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Interval(_Read):
-    """A figure with its interval; None where it is not defined, such as the PPV of no positives."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-
-class Confusion(_Read):
-    """Slices by truth and decision."""
-
-    tp: int
-    fp: int
-    fn: int
-    tn: int
-
-
-class OperatingPoint(_Read):
-    """A threshold with what it gave on the test patients."""
-
-    threshold: float
-    confusion: Confusion
-    sensitivity: Interval = Interval()
-    specificity: Interval = Interval()
-    ppv: Interval = Interval()
-    npv: Interval = Interval()
-    f2: Interval = Interval()
-    accuracy: Interval = Interval()
-
-
-class Evaluation(_Read):
-    """evaluation.json: the test patients."""
-
-    slices: int
-    patients: int
-    positives: int
-    prevalence: float
-    opened: int
-    time: float
-    metrics: dict[str, Interval]
-    operating_points: dict[str, OperatingPoint]
-    floors: dict[str, float | None]
-    at_chance: bool
-    confidence: float
-    resamples: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def point(self) -> tuple[str, OperatingPoint] | None:
-        """The operating point that decides: `f2`, or the first one if there is none of that name."""
-        name = "f2" if "f2" in self.operating_points else next(iter(self.operating_points), None)
-        return (name, self.operating_points[name]) if name else None
-
-
-class Calibration(_Read):
-    """calibration.json: the calibration patients."""
-
-    slices: int
-    patients: int
-    positives: int
-    prevalence: float
-    temperature: float
-    prior_shift: float
-    log_loss_before: float
-    log_loss_after: float
-
-
-class Retraining(_Read):
-    """retraining.json: the winner, trained again."""
-
-    trial: int
-    parameters: dict[str, Any]
-    workers: int
-    reports: tuple[Report, ...]
-    best_images_seen: int
-    stopped_early: bool
-    seconds: float
-    device: str
+__all__ = ["Inputs", "Predictions", "gather"]
 
 
 @dataclass(frozen=True)
@@ -144,7 +62,7 @@ class Inputs:
     dataset_problem: str
 
 
-_Kind = TypeVar("_Kind", bound=_Read)
+_Kind = TypeVar("_Kind", bound=BaseModel)
 
 
 def gather(where: Location) -> Inputs:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from upath import UPath
 
-    from ich_ray.final.report.inputs import Evaluation, Inputs
+    from ich_ray.final.evaluate import Evaluation
+    from ich_ray.final.report.inputs import Inputs
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.storage import Location
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from numpy.typing import NDArray
 
-    from ich_ray.final.report.inputs import Confusion, Interval, OperatingPoint
+    from ich_ray.final.evaluate import Counts, Estimate, TestedPoint
 
 __all__ = [
     "ReliabilityBins",
@@ -77,7 +77,7 @@ def _thinned(points: int) -> NDArray[np.int64]:
 
 
 def precision_recall(
-    labels: NDArray[np.int64], probabilities: NDArray[np.float64], point: OperatingPoint | None
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64], point: TestedPoint | None
 ) -> go.Figure:
     """PPV against sensitivity.
 
@@ -102,7 +102,7 @@ def precision_recall(
     return _unit_square(figure)
 
 
-def roc(labels: NDArray[np.int64], probabilities: NDArray[np.float64], point: OperatingPoint | None) -> go.Figure:
+def roc(labels: NDArray[np.int64], probabilities: NDArray[np.float64], point: TestedPoint | None) -> go.Figure:
     """Sensitivity against 1 - specificity."""
     curve = threshold_curve(labels, probabilities)
     keep = _thinned(len(curve.thresholds))
@@ -122,7 +122,7 @@ def roc(labels: NDArray[np.int64], probabilities: NDArray[np.float64], point: Op
     return _unit_square(figure)
 
 
-def _complement(interval: Interval) -> Interval:
+def _complement(interval: Estimate) -> Estimate:
     def flip(value: float | None) -> float | None:
         return None if value is None else 1 - value
 
@@ -135,7 +135,7 @@ def _reference(figure: go.Figure, x: list[float], y: list[float], name: str) -> 
     )
 
 
-def _operating_point(figure: go.Figure, point: OperatingPoint, x: Interval, y: Interval, y_name: str) -> None:
+def _operating_point(figure: go.Figure, point: TestedPoint, x: Estimate, y: Estimate, y_name: str) -> None:
     """A diamond with the intervals of both figures as arms."""
     if x.value is None or y.value is None:
         return
@@ -151,7 +151,7 @@ def _operating_point(figure: go.Figure, point: OperatingPoint, x: Interval, y: I
     )
 
 
-def _arms(interval: Interval) -> dict[str, object]:
+def _arms(interval: Estimate) -> dict[str, object]:
     if interval.value is None or interval.low is None or interval.high is None:
         return {}
     return {
@@ -281,7 +281,7 @@ def histogram(labels: NDArray[np.int64], probabilities: NDArray[np.float64], thr
     return figure
 
 
-def confusion_matrix(confusion: Confusion) -> go.Figure:
+def confusion_matrix(confusion: Counts) -> go.Figure:
     """Slices by truth (rows) and decision (columns), shaded by the share of the row."""
     rows = np.array([[confusion.tn, confusion.fp], [confusion.fn, confusion.tp]])
     shares = rows / np.maximum(rows.sum(axis=1, keepdims=True), 1)

@@ -9,17 +9,15 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ich_ray import metrics
 from ich_ray.final.report.style import count, metric_name, number, percent
-from ich_ray.metrics import ranking_note
 
 if TYPE_CHECKING:
-    from ich_ray.final.report.inputs import Evaluation, Inputs, Interval
+    from ich_ray.final.evaluate import Estimate, Evaluation
+    from ich_ray.final.report.inputs import Inputs
     from ich_ray.results import TrialState
 
 __all__ = ["Missing", "at_chance", "missing", "sentences", "warnings"]
-
-# Average precision at 1.5 times the prevalence ranks hardly better than a guess: the rule of the trial records, too.
-CHANCE_FACTOR = 1.5
 
 _ENDINGS: dict[TrialState, str] = {
     "completed": "finished",
@@ -66,7 +64,7 @@ def at_chance(evaluation: Evaluation) -> str | None:
     if precision is None or precision.value is None:
         return "The evaluation says that the model is at chance." if evaluation.at_chance else None
     found = f"average precision is {_figure(precision)} where a guess gives {number(floor)}"
-    if evaluation.at_chance or precision.value <= CHANCE_FACTOR * floor:
+    if evaluation.at_chance or metrics.at_chance(precision.value, floor):
         return f"The model is at chance: {found}. Do not use it."
     if precision.low is not None and precision.low <= floor:
         return f"The model cannot be told from chance: {found}. Do not use it."
@@ -89,7 +87,7 @@ def _chance(inputs: Inputs) -> str | None:
 
 def _few_positives(inputs: Inputs) -> str | None:
     roles = _positives(inputs)
-    return ranking_note(sum(roles.values()), roles["validation"]) if "validation" in roles else None
+    return metrics.ranking_note(sum(roles.values()), roles["validation"]) if "validation" in roles else None
 
 
 def _positives(inputs: Inputs) -> dict[str, int]:
@@ -174,7 +172,7 @@ def _tested(inputs: Inputs) -> list[str]:
     return said
 
 
-def _share(interval: Interval, confidence: float | None = None) -> str:
+def _share(interval: Estimate, confidence: float | None = None) -> str:
     if interval.value is None:
         return "an undefined share"
     if interval.low is None or interval.high is None:
@@ -183,7 +181,7 @@ def _share(interval: Interval, confidence: float | None = None) -> str:
     return f"{percent(interval.value)} ({name}{100 * interval.low:.1f} to {100 * interval.high:.1f})"
 
 
-def _figure(interval: Interval) -> str:
+def _figure(interval: Estimate) -> str:
     if interval.low is None or interval.high is None:
         return number(interval.value)
     return f"{number(interval.value)} ({number(interval.low)} to {number(interval.high)})"

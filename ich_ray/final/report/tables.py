@@ -13,15 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.final.report.inputs import (
-        Calibration,
-        Confusion,
-        Evaluation,
-        Inputs,
-        Interval,
-        OperatingPoint,
-        Retraining,
-    )
+    from ich_ray.final.calibration import Calibration
+    from ich_ray.final.evaluate import Counts, Estimate, Evaluation, TestedPoint
+    from ich_ray.final.report.inputs import Inputs
+    from ich_ray.final.retrain import Retraining
     from ich_ray.results import SearchResult, TrialResult
 
 __all__ = [
@@ -64,7 +59,7 @@ class FigureRow:
     clears: bool | None
 
 
-def _row(name: str, interval: Interval, floor: float | None) -> FigureRow:
+def _row(name: str, interval: Estimate, floor: float | None) -> FigureRow:
     lower = name in _LOWER_IS_BETTER
     bounds = (interval.low, interval.high)
     known = {"value": interval.value, "low": interval.low, "high": interval.high, "floor": floor}
@@ -86,7 +81,7 @@ def figures(evaluation: Evaluation) -> list[FigureRow]:
     return [_row(name, interval, evaluation.floors.get(name)) for name, interval in evaluation.metrics.items()]
 
 
-def operating_figures(evaluation: Evaluation, point: OperatingPoint) -> list[FigureRow]:
+def operating_figures(evaluation: Evaluation, point: TestedPoint) -> list[FigureRow]:
     """Figures of one threshold. A guess that flags the same share of slices sets the floor of those without one.
 
     Such a guess has a sensitivity of the share it flags, a specificity of the rest and an NPV of 1 - prevalence.
@@ -96,7 +91,7 @@ def operating_figures(evaluation: Evaluation, point: OperatingPoint) -> list[Fig
     return [_row(name, getattr(point, name), floors.get(name)) for name in _POINT_FIGURES]
 
 
-def of_hundred(confusion: Confusion) -> list[tuple[str, str, int]]:
+def of_hundred(confusion: Counts) -> list[tuple[str, str, int]]:
     """What happens to 100 slices: kind, exact percentage and whole slices that add up to 100 (largest remainders)."""
     held = {
         "haemorrhage, flagged": confusion.tp,
