@@ -1,26 +1,23 @@
 """Stored pixel words of one slice: a view of native data, or a decoded copy of compressed data.
 
 Knows the Image Pixel module (PS3.3 C.7.6.3) and the transfer syntaxes; does not know Hounsfield units. Native data
-never go through pydicom's `pixel_array`, which copies. Compressed data go through pydicom's decoders after the size in
-the codestream itself was compared with the header, because decoders allocate what the codestream says.
+never go through pydicom's `pixel_array`, which copies. Compressed data go through pydicom's decoders, in a process of
+their own, after the size in the codestream itself was compared with the header, because decoders allocate what the
+codestream says.
 """
 
 from __future__ import annotations
 
-import logging
-import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ich_ray.ct.elements import FILE_LIMIT_BYTES, PIXEL_DATA, Elements
+from ich_ray.ct.isolation import decoded_frame
 from ich_ray.errors import Rejection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
 __all__ = ["COMPRESSED", "NATIVE", "PixelLayout", "stored_words"]
@@ -61,7 +58,7 @@ def stored_words(elements: Elements, layout: PixelLayout) -> tuple[NDArray[Any],
 
     Raises:
         Rejection: `dims_limit`, `size_limit`, `pixel_short`, `pixel_excess`, `decode_error`, `dims_mismatch`,
-            `truncated_pixel` or `syntax_unsupported`.
+            `truncated_pixel`, `decoder_crash` or `syntax_unsupported`.
     """
     if elements.syntax in NATIVE:
         words, flags = _native(elements, layout)
@@ -105,9 +102,6 @@ def _without_high_bits(words: NDArray[Any], layout: PixelLayout) -> tuple[NDArra
 
 
 def _decoded(elements: Elements, layout: PixelLayout) -> NDArray[Any]:
-    from pydicom.pixels.decoders.base import get_decoder
-    from pydicom.uid import UID
-
     if layout.size_bytes > FILE_LIMIT_BYTES:
         raise Rejection("size_limit", f"{layout.rows}x{layout.columns} pixels are more than a slice may have")
     if len(elements.fragments) < 2:
@@ -115,9 +109,6 @@ def _decoded(elements: Elements, layout: PixelLayout) -> NDArray[Any]:
     if elements.syntax != _RLE:
         _check_codestream(elements, layout)
     start, end = elements.spans[PIXEL_DATA]
-    decoder = get_decoder(UID(elements.syntax))
-    if not decoder.is_available:
-        raise Rejection("syntax_unsupported", "no decoder for this transfer syntax is installed")
     options: dict[str, Any] = {
         "rows": layout.rows,
         "columns": layout.columns,
@@ -129,13 +120,12 @@ def _decoded(elements: Elements, layout: PixelLayout) -> NDArray[Any]:
         "pixel_representation": int(layout.signed),
         "pixel_keyword": "PixelData",
     }
-    with _quiet():
-        try:
-            words, _ = decoder.as_array(bytes(elements.data[start:end]), raw=True, **options)
-        # Plug-ins raise whatever they like, bare Exception included, and all of it means one thing.
-        except Exception as error:  # noqa: BLE001
-            reason = "truncated_pixel" if elements.syntax == _RLE else "decode_error"
-            raise Rejection(reason, f"the decoder gave up ({type(error).__name__})") from None
+    try:
+        words = decoded_frame(elements.syntax, bytes(elements.data[start:end]), options)
+    except Rejection as rejection:
+        if rejection.reason == "decode_error" and elements.syntax == _RLE:
+            raise Rejection("truncated_pixel", rejection.detail) from None
+        raise
     if words.shape != (layout.rows, layout.columns):
         raise Rejection("dims_mismatch", f"{layout.rows}x{layout.columns} in the header, {words.shape} decoded")
     return np.asarray(words, layout.dtype)
@@ -166,17 +156,3 @@ def _codestream_size(frame: bytes) -> tuple[int, int] | None:
             )
         position += 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
     return None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep pydicom's logger and warnings, which quote paths and values, off every output."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -1,0 +1,98 @@
+"""The program of a decoder process: compressed frames in, raw words out, until its input ends.
+
+Run by isolation.py as `python -m ich_ray.ct.decoder`; it may die at any frame and nothing else is lost. Knows pydicom's
+decoders; checks nothing that the header says, and writes nothing but its answers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["FRAME_LIMIT_BYTES", "FRAME_LIMIT_S", "receive", "send"]
+
+FRAME_LIMIT_S = 10
+FRAME_LIMIT_BYTES = 2**30
+
+
+def send(stream: BinaryIO, facts: dict[str, Any], payload: bytes | memoryview = b"") -> None:
+    """Write one message: the length of the facts, the facts as JSON with the length of the payload, the payload."""
+    head = json.dumps({**facts, "bytes": len(payload)}).encode()
+    stream.write(len(head).to_bytes(4, "little") + head)
+    stream.write(payload)
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+    """Read one message; None where the stream ends before it is whole."""
+    head = stream.read(int.from_bytes(stream.read(4), "little"))
+    if not head:
+        return None
+    try:
+        facts: dict[str, Any] = json.loads(head)
+    except ValueError:
+        return None
+    payload = stream.read(facts["bytes"])
+    return (facts, payload) if len(payload) == facts["bytes"] else None
+
+
+def decode(syntax: str, frame: bytes, options: dict[str, Any]) -> NDArray[np.generic] | None:
+    """The words of one encapsulated frame; None if no decoder for the transfer syntax is installed."""
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    decoder = get_decoder(UID(syntax))
+    if not decoder.is_available:
+        return None
+    words, _ = decoder.as_array(frame, raw=True, **options)
+    return words
+
+
+def _answer(facts: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
+    try:
+        words = decode(facts["syntax"], payload, facts["options"])
+    # Plug-ins raise whatever they like, bare Exception and MemoryError included, and all of it means one thing.
+    except Exception as error:  # noqa: BLE001
+        return {"outcome": "failed", "error": type(error).__name__}, b""
+    if words is None:
+        return {"outcome": "unavailable"}, b""
+    return {"outcome": "decoded", "dtype": words.dtype.str, "shape": words.shape}, words.tobytes()
+
+
+def _confine() -> None:
+    """Bound the memory beyond what the program itself has mapped; leave no core file, which would hold the pixels."""
+    mapped_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes + FRAME_LIMIT_BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _main() -> None:
+    source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # a library that prints must not print into the answers
+    # pydicom's logger and warnings quote paths and values.
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    import pydicom.pixels.decoders  # noqa: F401  (its time is not the first frame's)
+
+    _confine()
+    send(target, {"outcome": "ready"})
+    while message := receive(source):
+        # Kills this process in the middle of native code too, should nobody be left to do so.
+        signal.alarm(2 * FRAME_LIMIT_S)
+        send(target, *_answer(*message))
+        signal.alarm(0)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,42 @@
+"""A poison file among many: its decoder dies in a Ray worker, and only its own row says so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ich_ray.data.prepare import prepare
+from ich_ray.runtime import connected
+from tests.ct.planted import plant_decoder, poison
+from tests.data.folders import PATIENTS, SLICES, write_cohort
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray whose workers find the planted decoder first."""
+    folder = tmp_path_factory.mktemp("isolation")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("ICH_RAY_KEY_FILE", str(folder / "key"))
+    patch.setenv("PYTHONPATH", f"{plant_decoder(folder / 'plugins')}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with connected(cpus=2):
+        yield
+    patch.undo()
+
+
+def test_poison_costs_its_own_row_only(tmp_path: Path) -> None:
+    labels = write_cohort(tmp_path / "images")
+    clean = prepare(tmp_path / "images", labels, tmp_path / "clean", size=16)
+    # Names that put them among the good files of both chunks.
+    for name, order in {"ID_001x": "EXIT", "ID_011x": "SEGV", "ID_101x": "EXIT"}.items():
+        (tmp_path / "images" / f"{name}.dcm").write_bytes(poison(order, SOPInstanceUID=name, PatientID=name))
+    spoiled = prepare(tmp_path / "images", labels, tmp_path / "spoiled", size=16, limit_rejected=1)
+    rejected = pq.read_table(str(spoiled.files.rejected)).to_pylist()
+    assert {row["file"]: row["reason"] for row in rejected} == dict.fromkeys(
+        ("ID_001x.dcm", "ID_011x.dcm", "ID_101x.dcm"), "decoder_crash"
+    )
+    assert spoiled.manifest.accepted == PATIENTS * SLICES
+    assert spoiled.manifest.fingerprint == clean.manifest.fingerprint
