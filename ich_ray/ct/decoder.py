@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["FRAME_LIMIT_BYTES", "FRAME_LIMIT_S", "receive", "send"]
+__all__ = ["FRAME_LIMIT_BYTES", "FRAME_LIMIT_S", "is_available", "receive", "send"]
 
 FRAME_LIMIT_S = 10
 FRAME_LIMIT_BYTES = 2**30
@@ -47,26 +47,30 @@ def receive(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
     return (facts, payload) if len(payload) == facts["bytes"] else None
 
 
-def decode(syntax: str, frame: bytes, options: dict[str, Any]) -> NDArray[np.generic] | None:
-    """The words of one encapsulated frame; None if no decoder for the transfer syntax is installed."""
+def is_available(syntax: str) -> bool:
+    """Whether a decoder for the transfer syntax UID is installed."""
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
-    decoder = get_decoder(UID(syntax))
-    if not decoder.is_available:
-        return None
-    words, _ = decoder.as_array(frame, raw=True, **options)
+    return get_decoder(UID(syntax)).is_available
+
+
+def _decode(syntax: str, frame: bytes, options: dict[str, Any]) -> NDArray[np.generic]:
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    words, _ = get_decoder(UID(syntax)).as_array(frame, raw=True, **options)
     return words
 
 
 def _answer(facts: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
+    if not is_available(facts["syntax"]):
+        return {"outcome": "unavailable"}, b""
     try:
-        words = decode(facts["syntax"], payload, facts["options"])
+        words = _decode(facts["syntax"], payload, facts["options"])
     # Plug-ins raise whatever they like, bare Exception and MemoryError included, and all of it means one thing.
     except Exception as error:  # noqa: BLE001
         return {"outcome": "failed", "error": type(error).__name__}, b""
-    if words is None:
-        return {"outcome": "unavailable"}, b""
     return {"outcome": "decoded", "dtype": words.dtype.str, "shape": words.shape}, words.tobytes()
 
 

@@ -132,7 +132,7 @@ def _decoded(elements: Elements, layout: PixelLayout) -> NDArray[Any]:
 
 
 def _check_codestream(elements: Elements, layout: PixelLayout) -> None:
-    start, end = elements.fragments[1]
+    (start, end), last = elements.fragments[1], elements.fragments[-1]
     found = _codestream_size(bytes(elements.data[start:end]))
     if found is None:
         raise Rejection("decode_error", "the frame is no JPEG, JPEG-LS or JPEG 2000 codestream")
@@ -141,6 +141,10 @@ def _check_codestream(elements: Elements, layout: PixelLayout) -> None:
         raise Rejection("size_limit", f"the codestream holds {rows}x{columns} pixels")
     if found != (layout.rows, layout.columns):
         raise Rejection("dims_mismatch", f"{layout.rows}x{layout.columns} in the header, {rows}x{columns} in the frame")
+    # CharLS needs 8 s to find out that the end of a JPEG-LS frame of 4 kB is missing.
+    is_jpeg = bytes(elements.data[start : start + 2]) == b"\xff\xd8"
+    if is_jpeg and not bytes(elements.data[last[0] : last[1]]).rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise Rejection("truncated_pixel", "the codestream has no end marker")
 
 
 def _codestream_size(frame: bytes) -> tuple[int, int] | None:

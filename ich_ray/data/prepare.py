@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ich_ray import progress
+from ich_ray.ct.decoder import is_available
+from ich_ray.ct.pixels import COMPRESSED
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, WindowSpec, parse_windows
 from ich_ray.data.chunks import ROWS, ChunkJob, finished_chunk, run_chunk
 from ich_ray.data.dataset import PreparedDataset
@@ -89,6 +91,7 @@ def prepare(
         if files.plan.exists():
             _check_plan(files, plan, plan.keys() - {"labels", "seed"})  # these do not touch the blocks
         write_json(files.plan, plan)
+        _say_missing_decoders()
         work = Work(files, _job(source, files, specs, size, plan), listing, table, seed)
         dataset = finish(work, _rows_of_all_files(work, address))
     return _within_limit(dataset, limit_rejected)
@@ -149,6 +152,16 @@ def _job(
 ) -> ChunkJob:
     blocks_of = "".join(str(plan[key]) for key in sorted(plan.keys() - {"labels", "seed"}))
     return ChunkJob(source, files.blocks, windows, size, Pseudonyms.load(), sha256(blocks_of.encode()))
+
+
+def _say_missing_decoders() -> None:
+    """The plug-ins are dependencies of this package, but some builds of Python have no wheels of them."""
+    missing = sorted(syntax for syntax in COMPRESSED if not is_available(syntax))
+    if missing:
+        progress.say(
+            f"no decoder is installed for transfer syntax {', '.join(missing)}: its files will be rejected as "
+            "syntax_unsupported"
+        )
 
 
 def _chunks(listing: Listing) -> list[tuple[str, ...]]:

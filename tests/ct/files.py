@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import config
+from pydicom import config, dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
@@ -20,6 +21,7 @@ from pydicom.uid import (
 )
 
 ABSENT = object()
+PIXEL_HEAD = b"\xe0\x7f\x10\x00OW\0\0"
 SYNTAXES = {
     "implicit": ImplicitVRLittleEndian,
     "explicit": ExplicitVRLittleEndian,
@@ -136,3 +138,50 @@ def element(tag: int, vr: bytes, value: bytes) -> bytes:
     """One explicit little endian element with a short length, for planting into a file."""
     head_bytes = (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little") + vr
     return head_bytes + len(value).to_bytes(2, "little") + value
+
+
+def plant(data: bytes, *elements_: bytes) -> bytes:
+    """`data` with elements put before its PixelData."""
+    at = data.index(PIXEL_HEAD)
+    return data[:at] + b"".join(elements_) + data[at:]
+
+
+def dataset_of(data: bytes) -> Dataset:
+    return dcmread(io.BytesIO(data))
+
+
+def lossless_jpeg(words: NDArray[Any]) -> bytes:
+    """ITU-T T.81 process 14, first-order prediction, 16-bit words: the one codec here that has no encoder."""
+    rows, columns = words.shape
+    bits = []
+    for row in range(rows):
+        for column in range(columns):
+            above = int(words[row - 1, 0]) if row else 1 << 15
+            predicted = int(words[row, column - 1]) if column else above
+            difference = (int(words[row, column]) - predicted + (1 << 15)) % (1 << 16) - (1 << 15)
+            size = abs(difference).bit_length()
+            bits.append(f"{size:05b}")  # 17 codes of equal length 5
+            if 0 < size < 16:
+                bits.append(format(difference if difference > 0 else difference + (1 << size) - 1, f"0{size}b"))
+    text = "".join(bits)
+    text += "1" * (-len(text) % 8)
+    scan = int(text, 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\0")
+    frame = b"\xff\xc3\0\x0b\x10" + rows.to_bytes(2, "big") + columns.to_bytes(2, "big") + b"\x01\x01\x11\0"
+    table = b"\xff\xc4\0" + bytes([19 + 17, 0, 0, 0, 0, 0, 17, *[0] * 11, *range(17)])
+    return b"\xff\xd8" + frame + table + b"\xff\xda\0\x08\x01\x01\0\x01\0\0" + scan + b"\xff\xd9"
+
+
+def compressed(frame: bytes, syntax: str, **tags: Any) -> bytes:
+    def edit(dataset: Dataset) -> None:
+        dataset.PixelData = encapsulate([frame])
+        dataset["PixelData"].VR = "OB"
+        dataset["PixelData"].is_undefined_length = True
+
+    return make(syntax=syntax, edit=edit, **tags)
+
+
+def compressed_image(syntax: str, hu: NDArray[Any] | None = None, **tags: Any) -> bytes:
+    """An image compressed by an encoder of pydicom."""
+    dataset = dataset_of(make(hu, **tags))
+    dataset.compress(syntax, generate_instance_uid=False)
+    return save(dataset, syntax)

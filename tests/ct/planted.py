@@ -42,7 +42,9 @@ def plant_decoder(folder: Path) -> Path:
 
 def poison(order: str, side: int = 64, **tags: Any) -> bytes:
     """A JPEG-LS file whose frame holds an order to the planted decoder."""
-    frame = b"\xff\xd8\xff\xf7\0\x0b\x10" + side.to_bytes(2, "big") * 2 + b"\x01\x01\x11\0" + order.encode()
+    frame = (
+        b"\xff\xd8\xff\xf7\0\x0b\x10" + side.to_bytes(2, "big") * 2 + b"\x01\x01\x11\0" + order.encode() + b"\xff\xd9"
+    )
 
     def edit(dataset: Dataset) -> None:
         dataset.PixelData = encapsulate([frame + b"\0" * (len(frame) % 2)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import random
@@ -16,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     ExplicitVRLittleEndian,
@@ -31,26 +29,27 @@ from pydicom.uid import (
 from ich_ray.ct import elements
 from ich_ray.ct.dicom import EXCLUSIONS, FLAGS, read_slice
 from ich_ray.errors import Rejection
-from tests.ct.files import ABSENT, INTERCEPT, SYNTAXES, element, head, make, save
+from tests.ct.files import (
+    ABSENT,
+    INTERCEPT,
+    PIXEL_HEAD,
+    SYNTAXES,
+    compressed,
+    dataset_of,
+    element,
+    head,
+    lossless_jpeg,
+    make,
+    plant,
+    save,
+)
 from tests.data.real import real_slices
-
-PIXEL_HEAD = b"\xe0\x7f\x10\x00OW\0\0"
 
 
 def reason(data: bytes | Path) -> str:
     with pytest.raises(Rejection) as caught:
         read_slice(data)
     return caught.value.reason
-
-
-def plant(data: bytes, *elements_: bytes) -> bytes:
-    """`data` with elements put before its PixelData."""
-    at = data.index(PIXEL_HEAD)
-    return data[:at] + b"".join(elements_) + data[at:]
-
-
-def dataset_of(data: bytes) -> Dataset:
-    return pydicom.dcmread(io.BytesIO(data))
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
@@ -92,36 +91,6 @@ def test_every_lossless_syntax_gives_the_same_hu(syntax: str, signed: bool) -> N
     dataset = dataset_of(make(signed=signed))
     dataset.compress(syntax)
     assert np.array_equal(read_slice(save(dataset, syntax)).hu(), head())
-
-
-def lossless_jpeg(words: np.ndarray) -> bytes:
-    """ITU-T T.81 process 14, first-order prediction, 16-bit words: the one codec here that has no encoder."""
-    rows, columns = words.shape
-    bits = []
-    for row in range(rows):
-        for column in range(columns):
-            above = int(words[row - 1, 0]) if row else 1 << 15
-            predicted = int(words[row, column - 1]) if column else above
-            difference = (int(words[row, column]) - predicted + (1 << 15)) % (1 << 16) - (1 << 15)
-            size = abs(difference).bit_length()
-            bits.append(f"{size:05b}")  # 17 codes of equal length 5
-            if 0 < size < 16:
-                bits.append(format(difference if difference > 0 else difference + (1 << size) - 1, f"0{size}b"))
-    text = "".join(bits)
-    text += "1" * (-len(text) % 8)
-    scan = int(text, 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\0")
-    frame = b"\xff\xc3\0\x0b\x10" + rows.to_bytes(2, "big") + columns.to_bytes(2, "big") + b"\x01\x01\x11\0"
-    table = b"\xff\xc4\0" + bytes([19 + 17, 0, 0, 0, 0, 0, 17, *[0] * 11, *range(17)])
-    return b"\xff\xd8" + frame + table + b"\xff\xda\0\x08\x01\x01\0\x01\0\0" + scan + b"\xff\xd9"
-
-
-def compressed(frame: bytes, syntax: str, **tags: Any) -> bytes:
-    def edit(dataset: Dataset) -> None:
-        dataset.PixelData = encapsulate([frame])
-        dataset["PixelData"].VR = "OB"
-        dataset["PixelData"].is_undefined_length = True
-
-    return make(syntax=syntax, edit=edit, **tags)
 
 
 def test_lossless_jpeg() -> None:
