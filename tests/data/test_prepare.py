@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import stat
 from collections.abc import Iterator
@@ -10,7 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
+from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless
 
+from ich_ray import cli, progress
 from ich_ray.ct.dicom import read_slice
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows, window_slice
 from ich_ray.data import chunks, writing
@@ -18,6 +23,7 @@ from ich_ray.data.dataset import ROLES, PreparedDataset
 from ich_ray.data.prepare import prepare
 from ich_ray.errors import ConfigError, IchRayError, LabelError, RejectionLimitError, RoleError
 from ich_ray.runtime import connected
+from tests.ct.files import compressed_image, head, make
 from tests.data.folders import PATIENTS, SLICES, add_rows, label_rows, spoil, write, write_cohort
 from tests.data.real import real_data
 
@@ -89,12 +95,56 @@ def test_every_bad_file_is_one_row_with_its_reason(tmp_path: Path, cohort: tuple
         assert np.array_equal(images[row], window_slice(read_slice(cohort[0] / file), WINDOWS, 16))
 
 
-def test_no_identifier_leaves(tmp_path: Path, cohort: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
+CANARY = "CANARY"
+CANARIES = {
+    keyword: f"{CANARY}-{keyword}"
+    for keyword in ("PatientName", "PatientBirthDate", "StudyDate", "ContentDate", "AcquisitionDateTime", "StudyTime",
+                    "InstitutionName", "InstitutionAddress", "ReferringPhysicianName", "AccessionNumber", "StudyID",
+                    "StudyDescription", "OtherPatientIDs", "StationName", "ImageComments")
+}  # fmt: skip
+
+
+def with_private_tags(dataset: Dataset) -> None:
+    block = dataset.private_block(0x0029, f"{CANARY} creator", create=True)
+    block.add_new(1, "LO", f"{CANARY} private")
+
+
+def test_no_identifier_leaves(
+    tmp_path: Path, cohort: tuple[Path, Path], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Identifiers are in every file, in the values that a rejection is about too, and in none of what comes out."""
     spoil(*cohort)
-    prepare(*cohort, tmp_path / "out", size=16, limit_rejected=1)
-    assert not [name for name, data in snapshot(tmp_path / "out").items() if b"CANARY" in data]
+    tags = {**CANARIES, "PatientID": f"{CANARY}-1", "StudyInstanceUID": f"{CANARY}.2", "SeriesInstanceUID": CANARY}
+    for number, changes in enumerate(
+        [{}, {}, {"Modality": CANARY}, {"SOPInstanceUID": f"{CANARY}/x"}, {"RescaleType": CANARY}, {"Rows": 0},
+         {"PhotometricInterpretation": CANARY}, {"BitsAllocated": 12}, {"declared": f"1.2.{CANARY}"}]
+    ):  # fmt: skip
+        slice_id = f"ID_private{number}"
+        data = make(head(32, 32, seed=90 + number), edit=with_private_tags, **{"SOPInstanceUID": slice_id, **tags,
+                    **changes})  # fmt: skip
+        (cohort[0] / f"private{number}.dcm").write_bytes(data if number != 1 else data[:-9] + CANARY.encode())
+        add_rows(cohort[1], *label_rows(slice_id, False))
+    cut = compressed_image(RLELossless, edit=with_private_tags, **{**tags, "SOPInstanceUID": "ID_cut"})[:-500]
+    (cohort[0] / "cut.dcm").write_bytes(cut)
+    progress.show()
+    caplog.set_level(logging.DEBUG)
+    arguments = ["prepare", str(cohort[0]), "--labels", str(cohort[1]), "--out", str(tmp_path / "out"), "--size", "16"]
+    assert cli.call([*arguments, "--json"]) == 4
+    assert cli.call([*arguments, "--limit-rejected", "100%"]) == 3
+    assert cli.call([*arguments, "--seed", "1"]) == 2
+    progress.show(False)
+    dataset = PreparedDataset.open(tmp_path / "out")
+    assert "ID_private0" in dataset.column("slice_id")
+    assert len([file for file in dataset.column("file") if "private" in file]) == 1
     out, err = capfd.readouterr()
-    assert "CANARY" not in out + err
+    assert "rejected" in out
+    assert CANARY not in out + err + caplog.text
+    assert not [name for name, data in snapshot(tmp_path / "out").items() if CANARY.encode() in data]
+    for path in (dataset.files.slices, dataset.files.rejected):  # their columns are compressed
+        assert CANARY not in str(pq.read_table(str(path)).to_pylist())
+    logs = snapshot(Path(ray._private.worker._global_node.get_session_dir_path()) / "logs")
+    assert logs
+    assert not [name for name, data in logs.items() if CANARY.encode() in data]
 
 
 def test_the_fingerprint_depends_on_content_only(
