@@ -73,7 +73,7 @@ def prepare(
     Raises:
         ConfigError: the settings, folders or labels cannot be used; what stood in `out` is unchanged.
         RejectionLimitError: too many files were rejected; the dataset is complete with the others.
-        IchRayError: a block could not be written.
+        IchRayError: the disk could not be written.
     """
     specs = _checked(size, windows, limit_rejected)
     source, files = locate(images), DatasetFiles(locate(out))

@@ -24,6 +24,7 @@ from ich_ray.data.assembly import Assembly, assemble, fingerprint
 from ich_ray.data.chunks import ChunkJob, block_bytes, words_digest
 from ich_ray.data.dataset import LABELS, BlockRecord, DatasetManifest, PreparedDataset, map_block
 from ich_ray.data.labels import MISSING, LabelTable
+from ich_ray.errors import IchRayError
 from ich_ray.storage import DatasetFiles, sha256, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -52,7 +53,19 @@ def finish(work: Work, rows: pa.Table) -> PreparedDataset:
 
     Raises:
         ConfigError: the labels match nothing, or roles are impossible; the blocks stay for the next run.
+        IchRayError: the disk cannot be written; the blocks stay for the next run.
     """
+    try:
+        _write(work, rows)
+    except OSError as error:
+        raise IchRayError(
+            f"{work.files.root}: the dataset must be written, got {error.strerror or error}; "
+            "free space or correct the folder, then run again: finished blocks are kept"
+        ) from None
+    return PreparedDataset.open(work.files.root)
+
+
+def _write(work: Work, rows: pa.Table) -> None:
     assembly = assemble(
         rows,
         work.labels,
@@ -65,11 +78,16 @@ def finish(work: Work, rows: pa.Table) -> PreparedDataset:
     _write_table(work.files.rejected, assembly.refused)
     manifest = _manifest(work, assembly, blocks)
     write_json(work.files.manifest, manifest.model_dump(mode="json"))
-    kept = {record.file for record in blocks}
-    for path in list(work.files.blocks.iterdir()):
-        if f"{work.files.blocks.name}/{path.name}" not in kept:
+    _remove_leftovers(work.files, {record.file for record in blocks})
+
+
+def _remove_leftovers(files: DatasetFiles, kept: set[str]) -> None:
+    """What is no block of the dataset, and what killed runs were about to write."""
+    for path in list(files.blocks.iterdir()):
+        if f"{files.blocks.name}/{path.name}" not in kept:
             path.unlink()
-    return PreparedDataset.open(work.files.root)
+    for path in list(files.root.glob(".*.tmp")):
+        path.unlink()
 
 
 def _blocks(work: Work, assembly: Assembly) -> tuple[tuple[BlockRecord, ...], pa.Array, pa.Array]:
