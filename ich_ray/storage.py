@@ -83,6 +83,10 @@ class DatasetFiles:
     def blocks(self) -> UPath:
         return self.root / "blocks"
 
+    def sheet(self, role: str) -> UPath:
+        """A picture of a few slices of a role, for people."""
+        return self.root / "sheets" / f"{role}.png"
+
 
 @dataclass(frozen=True)
 class SearchFiles:

@@ -1,7 +1,7 @@
 """What prepare found -> the files of a dataset, the manifest last.
 
-Order on disk: blocks with their rows (written by the chunks), slices.parquet, rejected.parquet, dataset.json, and only
-then are left-overs removed: killed anywhere, there is no dataset or a whole one.
+Order on disk: blocks with their rows (written by the chunks), slices.parquet, rejected.parquet, sheets, dataset.json,
+and only then are left-overs removed: killed anywhere, there is no dataset or a whole one.
 
 `rejected.parquet` has a row per file that is not accepted, and after them one per label without a file (reason
 `file_missing`, the slice id in place of a path), which are not files and not counted in `listed`.
@@ -24,6 +24,7 @@ from ich_ray.data.assembly import Assembly, assemble, fingerprint
 from ich_ray.data.chunks import ChunkJob, block_bytes, words_digest
 from ich_ray.data.dataset import LABELS, BlockRecord, DatasetManifest, PreparedDataset, map_block
 from ich_ray.data.labels import MISSING, LabelTable
+from ich_ray.data.sheets import write_sheets
 from ich_ray.errors import IchRayError
 from ich_ray.storage import DatasetFiles, sha256, write_bytes, write_json
 
@@ -77,6 +78,7 @@ def _write(work: Work, rows: pa.Table) -> None:
     _write_table(work.files.slices, _slices(assembly, block, row))
     _write_table(work.files.rejected, assembly.refused)
     manifest = _manifest(work, assembly, blocks)
+    write_sheets(PreparedDataset(work.files, manifest))
     write_json(work.files.manifest, manifest.model_dump(mode="json"))
     _remove_leftovers(work.files, {record.file for record in blocks})
 
