@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from ich_ray.ct.dicom import EXCLUSIONS
 from ich_ray.data.dataset import LABELS, ROLES, Role, RoleCounts
 from ich_ray.data.roles import assign_folds, assign_roles, check_roles
-from ich_ray.errors import ConfigError, RoleError
+from ich_ray.errors import RoleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -171,10 +171,7 @@ def _settle_labels(rows: pa.Table, reasons: NDArray[np.object_], labels: LabelTa
     places = labels.find(rows["slice_id"].combine_chunks())
     good = reasons == ""
     if good.any() and (places < 0).all():
-        raise ConfigError(
-            "labels: slice ids of the table must be SOPInstanceUIDs of the files, got none in common: the table has "
-            f"{labels.slice_ids[0].as_py()!r}, the files {rows['slice_id'][int(np.argmax(good))].as_py()!r}"
-        )
+        raise labels.of_others(rows["slice_id"][int(np.argmax(good))].as_py())
     reasons[good & (places < 0)] = "label_missing"
     known = np.flatnonzero(good & (places >= 0))
     reasons[known] = labels.reasons[places[known]]

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from ich_ray.data.dataset import LABELS, ROLES
-from ich_ray.errors import LabelError
+from ich_ray.errors import ConfigError, LabelError
 from ich_ray.storage import Location, locate
 
 if TYPE_CHECKING:
@@ -60,6 +60,13 @@ class LabelTable:
         """The row of each slice, -1 where the table has none."""
         found = pc.fill_null(pc.index_in(slice_ids, value_set=self.slice_ids), -1)
         return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
+
+    def of_others(self, slice_id: str) -> ConfigError:
+        """What to raise when no file is in the table; `slice_id` is one of theirs."""
+        return ConfigError(
+            "labels: slice ids of the table must be SOPInstanceUIDs of the files, got none in common: the table has "
+            f"{self.slice_ids[0].as_py()!r}, the files {slice_id!r}; give the table of these files"
+        )
 
 
 def read_labels(where: Location) -> LabelTable:

@@ -10,12 +10,14 @@ import logging
 import math
 import re
 from functools import partial
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from ich_ray import progress
 from ich_ray.ct.decoder import is_available
+from ich_ray.ct.dicom import read_slice
 from ich_ray.ct.pixels import COMPRESSED
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, WindowSpec, parse_windows
 from ich_ray.data.chunks import ROWS, ChunkJob, finished_chunk, run_chunk
@@ -24,7 +26,7 @@ from ich_ray.data.labels import read_labels
 from ich_ray.data.listing import Listing, list_files
 from ich_ray.data.pseudonyms import Pseudonyms
 from ich_ray.data.writing import Work, finish
-from ich_ray.errors import ConfigError, IchRayError, RejectionLimitError
+from ich_ray.errors import ConfigError, IchRayError, Rejection, RejectionLimitError
 from ich_ray.runtime import connected
 from ich_ray.storage import DatasetFiles, Location, exclusive, locate, read_json, sha256, write_json
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from upath import UPath
+
+    from ich_ray.data.labels import LabelTable
 
 __all__ = ["DEFAULT_LIMIT_REJECTED", "prepare"]
 
@@ -43,6 +47,7 @@ _CHUNK_FILES = (16, 256)
 _CHUNKS = 64
 _LARGEST_SIZE = 1024
 _FAILED = "chunk_failed"
+_LOOKED_AT = 64
 
 
 def prepare(
@@ -81,12 +86,14 @@ def prepare(
     table = read_labels(labels)
     listing = list_files(source, skip=locate(labels))
     if not listing.files:
-        raise ConfigError(f"{source}: a folder with DICOM files must be given, got {len(listing)} entries to refuse")
+        got = f"only {len(listing)} entries that are refused" if len(listing) else "an empty one"
+        raise ConfigError(f"{source}: a folder with DICOM files must be given, got {got}; check the path")
     plan = _plan(listing, locate(labels), size, specs, seed)
     if files.manifest.exists():
         _check_plan(files, plan, plan.keys() - {"key"})
         progress.say(f"{files.root}: already prepared")
         return _within_limit(PreparedDataset.open(files.root), limit_rejected)
+    _check_acquaintance(source, listing, table)
     with exclusive(files.lock, "a dataset"):
         if files.plan.exists():
             _check_plan(files, plan, plan.keys() - {"labels", "seed"})  # these do not touch the blocks
@@ -118,6 +125,25 @@ def _check_folders(source: UPath, files: DatasetFiles) -> None:
             f"{files.root}: --out must be new, empty or a dataset begun by `prepare`, got {sorted(others)[0]!r} in it; "
             "choose another folder"
         )
+
+
+def _check_acquaintance(source: UPath, listing: Listing, table: LabelTable) -> None:
+    """Refuse the labels of other files now, and not after hours of decoding.
+
+    File names that are slice ids settle it; else some files are read. A table with less than a tenth of the files may
+    miss all of these and be right, so it is not judged here.
+    """
+    stems = pa.array([PurePosixPath(file).stem for file in listing.files])
+    if (table.find(stems) >= 0).any() or len(table) < len(listing.files) / 10:
+        return
+    ids = []
+    for file in listing.files[:: max(1, len(listing.files) // _LOOKED_AT)]:
+        try:
+            ids.append(read_slice(source / file).header.slice_id)
+        except Rejection:
+            continue
+    if ids and (table.find(pa.array(ids)) < 0).all():
+        raise table.of_others(ids[0])
 
 
 def _kind(path: UPath) -> str:

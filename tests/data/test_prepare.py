@@ -361,3 +361,10 @@ def test_the_real_slices(tmp_path: Path) -> None:
     assert flags["ID_0006d3e17"] == "near_empty"
     assert all(counts.positives for counts in dataset.manifest.roles.values())
     assert len(set(dataset.column("patient"))) == 251
+
+
+def test_the_labels_of_other_files_are_refused_before_decoding(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    cohort[1].write_text("\n".join(["ID,Label", *(row for n in range(9) for row in label_rows(f"other{n}", n > 4))]))
+    with pytest.raises(ConfigError, match="got none in common: the table has 'other0', the files 'ID_000'"):
+        prepare(*cohort, tmp_path / "out", size=16)
+    assert not (tmp_path / "out").exists()
