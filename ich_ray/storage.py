@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ __all__ = [
     "is_local",
     "locate",
     "read_json",
+    "remove",
     "sha256",
     "write_bytes",
     "write_json",
@@ -188,6 +190,14 @@ def read_json(path: UPath) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise IntegrityError(f"{path}: must be JSON, got {error}; restore the file from a copy") from None
+
+
+def remove(folder: UPath) -> None:
+    """Remove a folder and all that is in it; one that is not there is gone already."""
+    if is_local(folder):
+        shutil.rmtree(str(folder), ignore_errors=True)
+    elif folder.exists():
+        folder.fs.rm(folder.path, recursive=True)
 
 
 def sha256(data: bytes | UPath) -> str:

@@ -5,14 +5,13 @@ hash of the draw, the data and the budget: reports.json and two states, the newe
 dies is followed by one that goes on from the newest, so at most one report is done twice. When all is done the best
 weights become the bundle and the folder is removed.
 
-Ray Train keeps nothing of ours: its own storage is a temporary folder, and nothing is unpickled from the search.
+Ray Train keeps nothing of ours: its own storage is removed afterwards, and nothing is unpickled from the search.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
 from ich_ray.results import Objective, Report, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.storage import Location, locate, read_json, sha256, write_json
+from ich_ray.storage import Location, locate, read_json, remove, sha256, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
     from ich_ray.final.bundle import Bundle
     from ich_ray.model.training import Progress, TrainingState
+    from ich_ray.search.preflight import Machine
 
 __all__ = ["PATIENCE", "Retraining", "chosen_trial", "retrain"]
 
@@ -141,9 +141,7 @@ def retrain(
     )
     bundle = _bundle(found, trial, parameters, dataset.image_shape, _state_file(folder, best.images_seen))
     write_json(found.files.retraining, retraining.model_dump(mode="json"))
-    for file in [*folder.iterdir()]:
-        file.unlink()
-    folder.rmdir()
+    remove(folder)
     return bundle
 
 
@@ -164,50 +162,53 @@ def _plan(found: SearchResult, trial: TrialResult, parameters: Hyperparameters) 
 
 def _fit(plan: _Plan, workers: int, gpus_per_worker: float | None) -> str:
     """Run Ray Train to its end; the device of rank 0."""
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    if gpus_per_worker is None:
-        gpus_per_worker = float(any(node.get("GPU", 0) for node in nodes))
-    cpus = _cpus([node.get("CPU", 0) for node in nodes], workers)
-    places = sum(node.get("GPU", 0) // gpus_per_worker for node in nodes) if gpus_per_worker else workers
-    if not cpus or places < workers:
-        there = ", ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in ("CPU", "GPU"))
-        raise ConfigError(
-            f"--workers: each of 1 or more workers needs a CPU and {gpus_per_worker:g} GPU of one node, got {workers} "
-            f"workers and a cluster of {there}; ask for fewer workers"
-        )
-    resources = {"CPU": 1 if gpus_per_worker else cpus, "GPU": gpus_per_worker}
-    with tempfile.TemporaryDirectory(prefix="ich_ray_") as storage:
-        trainer = TorchTrainer(
-            _worker,  # type: ignore[arg-type]  # a value may be returned: Result.return_value
-            train_loop_config={"plan": plan},
-            torch_config=TorchConfig(backend="nccl" if gpus_per_worker >= 1 else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
-            ),
-            run_config=RunConfig(storage_path=storage, failure_config=FailureConfig(max_failures=_MAX_FAILURES)),
-        )
-        try:
-            result: Any = trainer.fit()
-        except TrainingFailedError as error:
-            raise IchRayError(
-                f"retrain: the workers must finish within {_MAX_FAILURES} failures, got: "
-                f"{str(error).strip().splitlines()[-1]}; retrain again to go on from the newest state"
-            ) from error
+    from ich_ray.search.preflight import machines
+
+    resources = _resources(machines(), workers, gpus_per_worker)
+    # Ray checks that every worker sees its storage, so it lies in the search, which they all see.
+    storage = locate(plan.folder) / "ray_train"
+    trainer = TorchTrainer(
+        _worker,  # type: ignore[arg-type]  # a value may be returned: Result.return_value
+        train_loop_config={"plan": plan},
+        torch_config=TorchConfig(backend="nccl" if resources["GPU"] >= 1 else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=resources["GPU"] > 0, resources_per_worker=resources),
+        run_config=RunConfig(storage_path=str(storage), failure_config=FailureConfig(max_failures=_MAX_FAILURES)),
+    )
+    try:
+        result: Any = trainer.fit()
+    except TrainingFailedError as error:
+        raise IchRayError(
+            f"retrain: the workers must finish within {_MAX_FAILURES} failures, got: "
+            f"{str(error).strip().splitlines()[-1]}; retrain again to go on from the newest state"
+        ) from error
+    finally:
+        remove(storage)
     outcome: dict[str, Any] = result.return_value
     if "failure" in outcome:
         raise TrialFailure(*outcome["failure"])
     return str(outcome["device"])
 
 
-def _cpus(nodes: list[float], workers: int) -> int:
-    """The most CPUs that each of `workers` can have at once on these nodes; 0 if they cannot all have one."""
-    most = range(int(max(nodes, default=0)), 0, -1)
-    return next((cpus for cpus in most if 0 < workers <= sum(node // cpus for node in nodes)), 0)
+def _resources(found: list[Machine], workers: int, gpus_per_worker: float | None) -> dict[str, float]:
+    """What each worker holds: an accelerator where there are any, else an equal share of the CPUs.
+
+    Raises:
+        ConfigError: the machines, with those that can still be started, do not hold so many workers.
+    """
+    gpus = float(any(machine.gpus for machine in found)) if gpus_per_worker is None else gpus_per_worker
+    largest = int(max((machine.cpus or 1 for machine in found), default=0))
+    for cpus in [1] if gpus else range(largest, 0, -1):
+        if 0 < workers <= sum(machine.count * min(machine.fits(cpus, gpus), workers) for machine in found):
+            return {"CPU": cpus, "GPU": gpus}
+    there = ", ".join(machine.said() for machine in found) or "none"
+    raise ConfigError(
+        f"--workers: each of 1 or more workers needs a CPU and {gpus:g} GPU of one machine, got {workers} workers and "
+        f"{there}; ask for fewer workers"
+    )
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:

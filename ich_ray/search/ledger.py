@@ -8,7 +8,6 @@ from what stands here.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +16,7 @@ import numpy as np
 from ich_ray.errors import ConfigError
 from ich_ray.metrics import at_chance
 from ich_ray.results import CheckpointReference, Parameter, Report, SearchRecord, TrialResult, TrialState, open_search
-from ich_ray.storage import Location, SearchFiles, is_local, locate, write_bytes, write_json
+from ich_ray.storage import Location, SearchFiles, locate, remove, write_bytes, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -166,11 +165,7 @@ class Ledger:
 
     def _drop_checkpoint(self, number: int) -> None:
         """A trial that has ended is never resumed: its state would only fill the disk."""
-        folder = self.files.checkpoint(number)
-        if is_local(folder):
-            shutil.rmtree(str(folder), ignore_errors=True)
-        elif folder.exists():
-            folder.fs.rm(folder.path, recursive=True)
+        remove(self.files.checkpoint(number))
 
 
 def _finite(value: float | None) -> float | None:

@@ -14,10 +14,11 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.final import retrain as module
 from ich_ray.final.bundle import load_bundle
-from ich_ray.final.retrain import Retraining, _cpus, _patience_over, chosen_trial, retrain
+from ich_ray.final.retrain import Retraining, _patience_over, _resources, chosen_trial, retrain
 from ich_ray.model.training import TrainingState
 from ich_ray.results import Objective, Report, open_search
 from ich_ray.runtime import connected
+from ich_ray.search.preflight import Machine
 from ich_ray.storage import read_json, write_json
 from tests.prepared import make_dataset
 from tests.searched import PARAMETERS, make_search
@@ -50,12 +51,30 @@ def test_patience_counts_reports_after_the_best() -> None:
     assert _patience_over([report(number, None) for number in range(5)], Objective())
 
 
+def of(*kinds: tuple[float | None, float | None, int]) -> list[Machine]:
+    return [Machine("machine", cpus, gpus, count) for cpus, gpus, count in kinds]
+
+
 @pytest.mark.parametrize(
-    ("nodes", "workers", "cpus"),
-    [([2.0], 1, 2), ([2.0], 2, 1), ([2.0], 3, 0), ([3.0, 3.0], 3, 1), ([0.0, 8.0], 2, 4), ([], 1, 0), ([4.0], 0, 0)],
+    ("found", "workers", "gpus", "each"),
+    [
+        (of((2, 0, 1)), 1, None, {"CPU": 2, "GPU": 0}),
+        (of((2, 0, 1)), 2, None, {"CPU": 1, "GPU": 0}),
+        (of((3, 0, 2)), 3, None, {"CPU": 1, "GPU": 0}),
+        (of((0, 0, 1), (8, 0, 1)), 2, None, {"CPU": 4, "GPU": 0}),
+        (of((0, 0, 1), (8, 1, 8)), 8, None, {"CPU": 1, "GPU": 1}),  # a head without work, workers still to be started
+        (of((8, 1, 1)), 1, 0, {"CPU": 8, "GPU": 0}),
+        (of((8, 1, 1)), 2, 0.5, {"CPU": 1, "GPU": 0.5}),
+    ],
 )
-def test_cpus_fit_on_nodes(nodes: list[float], workers: int, cpus: int) -> None:
-    assert _cpus(nodes, workers) == cpus
+def test_what_each_worker_holds(found: list[Machine], workers: int, gpus: float | None, each: dict[str, float]) -> None:
+    assert _resources(found, workers, gpus) == each
+
+
+@pytest.mark.parametrize(("found", "workers"), [(of((2, 0, 1)), 3), (of((8, 1, 1)), 2), ([], 1), (of((4, 0, 1)), 0)])
+def test_more_workers_than_there_are_places_are_refused(found: list[Machine], workers: int) -> None:
+    with pytest.raises(ConfigError, match=rf"--workers: .* got {workers} workers and .*; ask for fewer workers"):
+        _resources(found, workers, None)
 
 
 def test_the_chosen_trial(dataset: PreparedDataset, tmp_path: Path) -> None:

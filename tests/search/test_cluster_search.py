@@ -8,12 +8,14 @@ import ray
 from ray.cluster_utils import Cluster
 
 from ich_ray.errors import ConfigError
+from ich_ray.final.retrain import retrain
 from ich_ray.runtime import connected
 from ich_ray.search.preflight import check_machines
 from ich_ray.search.run import run_search
-from ich_ray.storage import locate
+from ich_ray.storage import locate, read_json
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE, FakeTrainer
+from tests.searched import make_search
 
 pytestmark = [pytest.mark.cluster]
 
@@ -40,6 +42,14 @@ def test_the_same_search_runs_on_a_cluster(cluster: Cluster, tmp_path: Path) -> 
     assert [trial.state in {"completed", "pruned"} for trial in found.trials] == [True] * 6
     assert len({trial.where for trial in found.trials}) >= 2
     assert not ray.is_initialized()
+
+
+@pytest.mark.slow
+def test_two_machines_retrain_one_network(cluster: Cluster, tmp_path: Path) -> None:
+    files = make_search(tmp_path / "search", make_dataset(tmp_path / "data", patients=40))
+    retrain(files.root, workers=2, address=cluster.address)
+    assert read_json(files.retraining)["workers"] == 2
+    assert sorted(path.name for path in files.final.iterdir()) == ["bundle", "retraining.json"]
 
 
 def test_a_machine_that_sees_other_data_is_named(cluster: Cluster, tmp_path: Path) -> None:
