@@ -18,12 +18,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 DEMO = str(Path(__file__).parent.parent / "search_spaces" / "demo.yaml")
 
 
-@pytest.fixture(autouse=True)
-def own_key(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ICH_RAY_KEY_FILE", str(tmp_path_factory.mktemp("key") / "key"))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-
 def same_probabilities(search: Path, images: Path) -> None:
     """`predict` on the DICOM files gives what the evaluation saw."""
     files = SearchFiles(locate(search))

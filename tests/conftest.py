@@ -1,0 +1,19 @@
+"""What every test runs under."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before PyTorch is loaded, here and in the workers that tests start: two threads on a network of a few filters spend
+# their time waiting for each other (100 img/s where one thread reaches 700, on a busy machine).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the user's key, or joins a cluster that happens to run."""
+    os.environ["ICH_RAY_KEY_FILE"] = str(Path(tmp_path_factory.mktemp("key")) / "key")
+    os.environ.pop("RAY_ADDRESS", None)
