@@ -1,7 +1,8 @@
 """A prepared dataset, read: memory-mapped blocks, rows by role, batches of images on a device.
 
 `prepare` writes these files, everything else only reads them. Decoding happened once: every process on a node maps the
-same pages, so a trial starts in milliseconds and costs no memory of its own.
+same pages, so a trial starts in milliseconds and costs no memory of its own. Blocks on object storage are fetched once
+per node.
 
 Array shapes: images are uint8 `[n, channels, rows, columns]`, labels float32 `[n]`.
 """
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ich_ray.ct.windowing import WindowSpec
 from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.storage import DatasetFiles, Location, locate, read_json, sha256
+from ich_ray.storage import DatasetFiles, Location, is_local, local_copy, locate, read_json, sha256
 
 if TYPE_CHECKING:
     import torch
@@ -34,10 +35,12 @@ __all__ = [
     "BlockRecord",
     "DatasetManifest",
     "PlacedImages",
+    "Placement",
     "PreparedDataset",
     "Role",
     "RoleCounts",
     "SliceSet",
+    "as_index",
     "map_block",
     "place",
 ]
@@ -47,8 +50,13 @@ LABELS = (*SUBTYPES, "any")
 Role = Literal["train", "validation", "calibration", "test"]
 ROLES: tuple[Role, ...] = ("train", "validation", "calibration", "test")
 
+Placement = Literal["auto", "device", "host"]
+
 # Of the free accelerator memory; the rest is for weights, activations and the other trials of this device.
 DEVICE_SHARE = 0.5
+
+# Buffers of page-locked memory: one is filled while one is copied and one waits for its turn.
+_STAGES = 3
 
 
 class _Record(BaseModel):
@@ -234,7 +242,8 @@ class PreparedDataset:
 
     def _map(self, block: int) -> NDArray[np.uint8]:
         record = self.manifest.blocks[block]
-        images = map_block(self.files.root / record.file)
+        path = self.files.root / record.file
+        images = map_block(path if is_local(path) else locate(local_copy(path, record.sha256)))
         if images.shape != (record.rows, *self.image_shape):
             raise IntegrityError(
                 f"{self.files.root / record.file}: {record.rows} images of {self.image_shape} must be there, got "
@@ -244,9 +253,12 @@ class PreparedDataset:
 
 
 def map_block(path: UPath) -> NDArray[np.uint8]:
-    """The images of a block, without copying: pages are read from the file when touched, and are read-only."""
+    """The images of a block, without copying: pages are read from the file when touched, and are read-only.
+
+    A block on object storage is read into memory.
+    """
     try:
-        with pa.memory_map(str(path)) as source:
+        with pa.memory_map(str(path)) if is_local(path) else pa.BufferReader(path.read_bytes()) as source:
             chunks = pa.ipc.open_file(source).read_all()["image"].chunks
     except (pa.ArrowInvalid, KeyError, OSError) as error:
         raise IntegrityError(f"{path}: must be a block of images, got {error}; prepare the dataset again") from None
@@ -269,6 +281,8 @@ class PlacedImages(Protocol):
 
 
 class _HostImages:
+    """Batches gathered from the mapped blocks."""
+
     where = "host"
 
     def __init__(self, slices: SliceSet, device: torch.device) -> None:
@@ -277,13 +291,50 @@ class _HostImages:
     def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
         import torch
 
-        images = torch.from_numpy(self._slices.gather(positions))
-        if self._device.type == "cpu":
-            return images
-        return images.pin_memory().to(self._device, non_blocking=True)
+        return torch.from_numpy(self._slices.gather(positions)).to(self._device)
+
+
+class _StagedImages:
+    """Batches gathered into page-locked memory and copied beside the computation.
+
+    `take` returns before the copy is over: it waits for nothing but its own buffer, and the computation waits for the
+    copy on the device. So while the device works on one batch, the next is gathered and copied, as long as its caller
+    reads nothing back in between.
+    """
+
+    where = "host"
+
+    def __init__(self, slices: SliceSet, device: torch.device) -> None:
+        import torch
+
+        self._slices, self._device = slices, device
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(_STAGES)]
+        self._copied = [torch.cuda.Event() for _ in range(_STAGES)]  # type: ignore[no-untyped-call]
+        self._turn = 0
+
+    def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
+        import torch
+
+        turn, self._turn = self._turn, (self._turn + 1) % _STAGES
+        self._copied[turn].synchronize()  # the last batch from this buffer is on the device; at once if there was none
+        shape = (len(positions), *self._slices.dataset.image_shape)
+        if self._buffers[turn].numel() < math.prod(shape):
+            self._buffers[turn] = torch.empty(math.prod(shape), dtype=torch.uint8, pin_memory=True)
+        staged = self._buffers[turn][: math.prod(shape)].view(shape)
+        self._slices.gather(positions, staged.numpy())
+        with torch.cuda.stream(self._copies):
+            images = staged.to(self._device, non_blocking=True)
+            self._copied[turn].record(self._copies)
+        computation = torch.cuda.current_stream(self._device)
+        computation.wait_event(self._copied[turn])
+        images.record_stream(computation)  # its memory is of the other stream, which must not take it back early
+        return images
 
 
 class _DeviceImages:
+    """All images in the memory of the device, gathered there."""
+
     where = "device"
 
     def __init__(self, slices: SliceSet, device: torch.device) -> None:
@@ -295,27 +346,36 @@ class _DeviceImages:
             self._images[start : start + len(positions)] = torch.from_numpy(slices.gather(positions)).to(device)
 
     def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
-        import torch
+        return self._images.index_select(0, as_index(positions, self._images.device))
 
-        return self._images.index_select(0, torch.from_numpy(positions).to(self._images.device))
+
+def as_index(positions: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """`positions` on the device, without waiting for what it has to do before, as a copy of usual memory would."""
+    import torch
+
+    index = torch.from_numpy(positions)
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
 
 
 def place(
-    slices: SliceSet,
-    device: torch.device,
-    where: Literal["auto", "device", "host"] = "auto",
-    share: float = DEVICE_SHARE,
+    slices: SliceSet, device: torch.device, where: Placement = "auto", share: float = DEVICE_SHARE
 ) -> PlacedImages:
     """Put the images of `slices` where batches are taken fastest.
 
-    With `auto` they go to the accelerator once if they fit into `share` of its free memory, else each batch is gathered
-    from the mapped blocks, pinned and copied.
+    Args:
+        slices: the images, in the order of their positions.
+        device: where batches are wanted.
+        where: `device` for all at once, `host` for batch after batch; `auto` is `device` if the device is an
+            accelerator and they fit into `share` of its free memory.
+        share: of the memory that is free now, by whichever process.
     """
     import torch
 
     if where == "auto":
         where = "host"
         if device.type == "cuda":
-            needed_bytes = len(slices) * int(np.prod(slices.dataset.image_shape))
+            needed_bytes = len(slices) * math.prod(slices.dataset.image_shape)
             where = "device" if needed_bytes <= share * torch.cuda.mem_get_info(device)[0] else "host"
-    return _DeviceImages(slices, device) if where == "device" else _HostImages(slices, device)
+    if where == "device":
+        return _DeviceImages(slices, device)
+    return _StagedImages(slices, device) if device.type == "cuda" else _HostImages(slices, device)

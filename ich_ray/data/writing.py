@@ -26,7 +26,7 @@ from ich_ray.data.dataset import LABELS, BlockRecord, DatasetManifest, PreparedD
 from ich_ray.data.labels import MISSING, LabelTable
 from ich_ray.data.sheets import write_sheets
 from ich_ray.errors import IchRayError
-from ich_ray.storage import DatasetFiles, sha256, write_bytes, write_json
+from ich_ray.storage import DatasetFiles, is_local, sha256, write_bytes, write_json
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -88,7 +88,7 @@ def _remove_leftovers(files: DatasetFiles, kept: set[str]) -> None:
     for path in list(files.blocks.iterdir()):
         if f"{files.blocks.name}/{path.name}" not in kept:
             path.unlink()
-    for path in list(files.root.glob(".*.tmp")):
+    for path in list(files.root.glob(".*.tmp")) if is_local(files.root) else ():
         path.unlink()
 
 

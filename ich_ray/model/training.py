@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ich_ray.data.dataset import PlacedImages, SliceSet, place
+from ich_ray.data.dataset import PlacedImages, Placement, SliceSet, as_index, place
 from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.metrics import Ranking, best_f_beta, log_loss
 from ich_ray.model.networks import Network, build_network
@@ -154,6 +154,7 @@ def train(
     device: torch.device | str = "cpu",
     resume: TrainingState | None = None,
     shard: Shard = ALONE,
+    placement: Placement = "auto",
 ) -> Iterator[Progress]:
     """Train one network, yielding a `Progress` at each report; the last one is at `budget.images`.
 
@@ -168,12 +169,13 @@ def train(
         device: where to train.
         resume: a state of the same plan; reports before it are not repeated.
         shard: this process's part when several train one network.
+        placement: where the images lie, see `place`.
 
     Raises:
         TrialFailure: `diverged` when the loss or a logit is not finite, `out_of_memory` on an accelerator.
         ConfigError: the parameters do not fit the images, or the state belongs to another plan.
     """
-    run = _Run(parameters, train, validation, seed=seed, device=torch.device(device), shard=shard)
+    run = _Run(parameters, train, validation, seed=seed, device=torch.device(device), shard=shard, placement=placement)
     try:
         run.start(resume)
         while run.images_seen < budget.images:
@@ -195,11 +197,12 @@ class _Run:
         seed: int,
         device: torch.device,
         shard: Shard,
+        placement: Placement,
     ) -> None:
         positives = int(slices.labels.sum())
         self._counts = (positives, len(slices) - positives)
         self.parameters, self.slices, self.validation, self.seed = parameters, slices, validation, seed
-        self.device, self.shard = device, shard
+        self.device, self.shard, self.placement = device, shard, placement
         fingerprint = slices.dataset.manifest.fingerprint
         self.plan = {"parameters": parameters.model_dump(), "seed": seed, "slices": len(slices), "data": fingerprint}
         self.images_seen, self.elapsed_s = 0, 0.0
@@ -215,8 +218,8 @@ class _Run:
         self.network: Network = self.shard.synchronized(network.to(self.device))
         self.trainable = [weight for weight in self.network.parameters() if weight.requires_grad]
         self.optimizer = _optimizer(self.parameters, self.trainable, self.device)
-        self.images = place(self.slices, self.device)
-        self.validation_images = place(self.validation, self.device)
+        self.images = place(self.slices, self.device, self.placement)
+        self.validation_images = place(self.validation, self.device, self.placement)
         if resume is not None:
             self._restore(resume)
 
@@ -249,7 +252,7 @@ class _Run:
         epoch = self.images_seen / len(self.slices)
         for group in self.optimizer.param_groups:
             group["lr"] = self.parameters.learning_rate / (1 + self.parameters.decay * epoch)
-        index = torch.from_numpy(positions).to(self.device)
+        index = as_index(positions, self.device)
         self.optimizer.zero_grad()
         with _precision(self.device):
             logits = self.network(self.images.take(positions))

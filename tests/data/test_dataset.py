@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from upath import UPath
 
 from ich_ray.data.dataset import ROLES, PreparedDataset, map_block, place
 from ich_ray.errors import ConfigError, IntegrityError
@@ -107,3 +108,58 @@ def test_batches_are_the_same_wherever_they_lie(dataset: PreparedDataset, where:
     assert placed.where == ("host" if where == "auto" else where)
     positions = np.array([3, 0, 7, 7])
     assert np.array_equal(placed.take(positions).numpy(), every_image(dataset)[train.rows[positions]])
+
+
+@pytest.mark.gpu
+def test_staged_batches_on_an_accelerator(dataset: PreparedDataset) -> None:
+    device, train = torch.device("cuda"), dataset.role("train")
+    assert place(train, device).where == "device"
+    assert place(train, device, share=0).where == "host"
+    rng = np.random.default_rng(0)
+    for where in ("host", "device"):
+        placed = place(train, device, where)  # type: ignore[arg-type]
+        orders = [rng.integers(0, len(train), rng.integers(1, 40)) for _ in range(50)]
+        taken = [placed.take(order) for order in orders]  # more at a time than there are buffers
+        for order, images in zip(orders, taken, strict=True):
+            assert images.is_cuda
+            assert np.array_equal(images.cpu().numpy(), every_image(dataset)[train.rows[order]])
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> UPath:
+    """A dataset on object storage."""
+    monkeypatch.setenv("ICH_RAY_CACHE", str(tmp_path / "cache"))
+    local = make_dataset(tmp_path / "local", patients=COUNT // 4, size=8, blocks=5).files.root
+    root = UPath(f"memory://{tmp_path.name}/data")
+    for path in local.rglob("*"):
+        if path.is_file():
+            target = root / str(path.relative_to(local))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return root
+
+
+def test_remote_blocks_are_fetched_once_and_verified(
+    tmp_path: Path, remote: UPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = every_image(PreparedDataset.open(tmp_path / "local"))
+    one = PreparedDataset.open(remote, verify=True)
+    assert np.array_equal(one.gather(np.arange(3)), expected[:3])
+    cache = tmp_path / "cache"
+    assert {path.stem for path in cache.glob("*.arrow")} == {one.manifest.blocks[0].sha256}
+    assert np.array_equal(one.gather(np.arange(COUNT)), expected)
+    for block in one.manifest.blocks:
+        (remote / block.file).write_bytes(b"another")  # never read again on this node
+    assert np.array_equal(PreparedDataset.open(remote).gather(np.arange(COUNT)), expected)
+    first = one.manifest.blocks[0]
+    (cache / f"{first.sha256}.arrow").unlink()
+    with pytest.raises(IntegrityError, match=r"00000.arrow: SHA-256 must equal the manifest's"):
+        PreparedDataset.open(remote).gather(np.arange(3))
+    assert not (cache / f"{first.sha256}.arrow").exists()
+    with pytest.raises(IntegrityError, match=r"00000.arrow: SHA-256 must equal"):
+        PreparedDataset.open(remote, verify=True)
+    (remote / first.file).unlink()
+    with pytest.raises(IntegrityError, match=r"00000.arrow: a block of the dataset must be there"):
+        PreparedDataset.open(remote)
+    with pytest.raises(IntegrityError, match=r"00000.arrow: a file of the manifest must be there"):
+        one._map(0)

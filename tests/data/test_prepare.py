@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 import stat
@@ -54,7 +55,7 @@ def check_complete(dataset: PreparedDataset) -> None:
     assert manifest.listed == manifest.accepted + manifest.rejected + manifest.duplicate + manifest.excluded
     assert sum(block.rows for block in manifest.blocks) == manifest.accepted == len(dataset.slices)
     PreparedDataset.open(dataset.files.root, verify=True)
-    rejected = pq.read_table(str(dataset.files.rejected))
+    rejected = pq.read_table(io.BytesIO(dataset.files.rejected.read_bytes()))
     assert len(rejected) == sum(manifest.reasons.values())
     assert {path.name for path in dataset.files.blocks.iterdir()} == {b.file.split("/")[1] for b in manifest.blocks}
 

@@ -1,0 +1,110 @@
+"""From object storage to object storage: files, labels and the dataset behind URIs.
+
+Needs s3fs and moto's server, an S3 stand-in on this machine; skipped without them. The memory file system of fsspec
+lies in one process, so with it the chunks are worked on here.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from upath import UPath
+
+from ich_ray.data.chunks import run_chunk
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.prepare import prepare
+from ich_ray.runtime import connected
+from tests.data.folders import PATIENTS, SLICES, spoil, write_cohort
+from tests.data.test_prepare import check_complete
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ICH_RAY_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("ICH_RAY_CACHE", str(tmp_path / "cache"))
+
+
+def upload(folder: Path, root: UPath) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            target = root / str(path.relative_to(folder))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+
+
+def check(root: UPath, tmp_path: Path) -> None:
+    """What is prepared behind `root` equals what is prepared from the same files on disk."""
+    labels = write_cohort(tmp_path / "images")
+    spoil(tmp_path / "images", labels)
+    upload(tmp_path / "images", root / "images")
+    (root / "labels.csv").write_bytes(labels.read_bytes())
+    dataset = prepare(root / "images", root / "labels.csv", root / "out", size=16, limit_rejected=1)
+    check_complete(dataset)
+    assert dataset.manifest.accepted == PATIENTS * SLICES
+    assert dataset.manifest.reasons["not_dicom"] == 1
+    assert (root / "out" / "sheets" / "train.png").exists()
+    again = prepare(root / "images", root / "labels.csv", root / "out", size=16, limit_rejected=1)
+    assert again.manifest == dataset.manifest
+    local = prepare(tmp_path / "images", labels, tmp_path / "out", size=16, limit_rejected=1)
+    assert local.manifest.fingerprint == dataset.manifest.fingerprint
+    everything = np.arange(PATIENTS * SLICES)
+    order = np.argsort(local.column("slice_id"))[np.argsort(np.argsort(dataset.column("slice_id")))]
+    assert np.array_equal(PreparedDataset.open(root / "out").gather(everything), local.gather(everything[order]))
+
+
+def test_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "ich_ray.data.prepare._mapped",
+        lambda job, chunks, _: (run_chunk(job, number, files) for number, files in chunks.items()),
+    )
+    check(UPath(f"memory://{tmp_path.name}"), tmp_path)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[UPath]:
+    """A bucket of a stand-in for S3 that listens on this machine only."""
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait(port)
+        root = UPath("s3://slices")
+        root.fs.mkdir("slices")
+        yield root
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _wait(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    pytest.fail("the stand-in for S3 did not start")
+
+
+@pytest.mark.slow
+def test_on_s3(tmp_path: Path, bucket: UPath) -> None:
+    with connected(cpus=2):
+        check(bucket, tmp_path)
