@@ -141,7 +141,7 @@ def read_slice(source: bytes | bytearray | memoryview | Location) -> CTSlice:
         transfer_syntax=elements.syntax,
         slope=slope,
         intercept=intercept,
-        flags=(*elements.flags, *flags),
+        flags=tuple(sorted((*elements.flags, *flags))),
     )
     return _plausible(_padded(_repaired(CTSlice(header, words, slope, intercept)), elements))
 
@@ -268,6 +268,8 @@ def _position_mm(elements: Elements) -> float:
 
 
 def _flagged(ct: CTSlice, *flags: str) -> CTSlice:
+    if not flags:
+        return ct
     return replace(ct, header=replace(ct.header, flags=tuple(sorted({*ct.header.flags, *flags}))))
 
 
@@ -311,7 +313,12 @@ def _plausible(ct: CTSlice) -> CTSlice:
     from ich_ray.ct.kernels import survey
 
     low, high = ((hu - ct.intercept) / ct.slope for hu in _TISSUE_HU)
-    smallest, largest, tissue = survey(ct.stored, _word(math.ceil(low)), _word(math.floor(high)))
+    word = ct.stored.dtype.type
+    limits = np.iinfo(word)
+    if low > limits.max or high < limits.min:  # no word can be tissue
+        low, high = limits.max, limits.min
+    first, last = max(math.ceil(low), limits.min), min(math.floor(high), limits.max)
+    smallest, largest, tissue = survey(ct.stored, word(first), word(last))
     least_hu, most_hu = smallest * ct.slope + ct.intercept, largest * ct.slope + ct.intercept
     if smallest == largest:
         raise Rejection("hu_implausible", "all pixels are equal")
@@ -327,8 +334,3 @@ def _plausible(ct: CTSlice) -> CTSlice:
         "study_missing": not ct.header.study or not ct.header.series,
     }
     return _flagged(ct, *(flag for flag, holds in found.items() if holds))
-
-
-def _word(value: int) -> int:
-    """`value`, or the nearest number that fits into 32 bits: beyond them no word lies."""
-    return min(max(value, -(2**31)), 2**31 - 1)

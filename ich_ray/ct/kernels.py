@@ -14,22 +14,58 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["average_float", "average_integer", "survey"]
+__all__ = ["average_float", "average_integer", "average_short", "survey"]
 
 
 @numba.njit(nogil=True, cache=True)
-def survey(words: NDArray[Any], low: int, high: int) -> tuple[int, int, int]:
-    """Smallest word, largest word, and how many lie in `low..high`."""
+def survey(words: NDArray[Any], low: Any, high: Any) -> tuple[int, int, int]:
+    """Smallest word, largest word, and how many lie in `low..high`, both of the type of the words.
+
+    Counts of a row are 16 bits wide as the words are, so that one vector instruction holds as many: rows of up to
+    65,535 words.
+    """
     smallest, largest, within = np.int64(words[0, 0]), np.int64(words[0, 0]), np.int64(0)
     for row in range(words.shape[0]):
-        row_smallest, row_largest, row_within = words[row, 0], words[row, 0], np.int32(0)
+        row_smallest, row_largest, row_within = words[row, 0], words[row, 0], np.uint16(0)
         for column in range(words.shape[1]):
             word = words[row, column]
             row_smallest, row_largest = min(row_smallest, word), max(row_largest, word)
-            row_within += np.int32((word >= low) & (word <= high))
+            row_within = np.uint16(row_within + np.uint16((word >= low) & (word <= high)))
         smallest, largest = min(smallest, np.int64(row_smallest)), max(largest, np.int64(row_largest))
-        within += row_within
+        within += np.int64(row_within)
     return smallest, largest, within  # type: ignore[return-value]
+
+
+@numba.njit(nogil=True, cache=True)
+def average_short(words: NDArray[Any], lows: NDArray[Any], highs: NDArray[Any], out: NDArray[Any]) -> None:
+    """`average_integer` for words of 16 bits, in half the time: clipped words and column sums stay 16 bits wide.
+
+    Args:
+        words: int16 or uint16 `[side, side]`; `side` is a multiple of the output's.
+        lows: `[channels]`, of the type of the words.
+        highs: `[channels]`, of the type of the words; `side / size` times `high - low` is below 65,536.
+        out: uint8 `[channels, size, size]`.
+    """
+    channels, size = out.shape[0], out.shape[1]
+    side = words.shape[1]
+    factor = words.shape[0] // size
+    sums, totals = np.empty(side, np.uint16), np.empty(size, np.int32)
+    for row in range(size):
+        first = row * factor
+        for channel in range(channels):
+            low, high = lows[channel], highs[channel]
+            half = float(factor * factor) * (float(high) - float(low))
+            for column in range(side):
+                sums[column] = np.uint16(min(max(words[first, column], low), high) - low)
+            for line in range(first + 1, first + factor):
+                for column in range(side):
+                    sums[column] += np.uint16(min(max(words[line, column], low), high) - low)
+            totals[:] = 0
+            for step in range(factor):
+                for column in range(size):
+                    totals[column] += np.int32(sums[column * factor + step])
+            for column in range(size):
+                out[channel, row, column] = np.uint8((510.0 * totals[column] + half) / (2.0 * half))
 
 
 @numba.njit(nogil=True, cache=True)

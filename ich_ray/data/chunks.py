@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ich_ray.ct.dicom import read_slice
 from ich_ray.ct.windowing import WindowSpec, window_slice
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.pseudonyms import Pseudonyms
 
-__all__ = ["ROWS", "ChunkJob", "block_bytes", "finished_chunk", "run_chunk", "words_digest"]
+__all__ = ["ROWS", "ChunkJob", "block_bytes", "block_facts", "finished_chunk", "run_chunk", "words_digest"]
 
 ROWS = pa.schema(
     [
@@ -110,6 +111,13 @@ def finished_chunk(job: ChunkJob, number: int) -> pa.Table | None:
     return table if whole and facts.get("plan") == job.plan else None
 
 
+def block_facts(job: ChunkJob, number: int) -> tuple[int, str]:
+    """How many images the block of a finished chunk has, and its SHA-256, both as they were when it was written."""
+    table = pa.ipc.open_file(pa.BufferReader(job.rows(number).read_bytes())).read_all()
+    images = int(pc.sum(pc.greater_equal(table["row"], 0)).as_py())
+    return images, table.schema.metadata[b"sha256"].decode()
+
+
 def block_bytes(images: NDArray[np.uint8]) -> bytes:
     """An Arrow IPC file, uncompressed so that it can be mapped, with `images` as the one batch of column `image`."""
     return _ipc(pa.table({"image": pa.FixedShapeTensorArray.from_numpy_ndarray(images)}))
@@ -149,5 +157,5 @@ def _read(job: ChunkJob, file: str, out: NDArray[np.uint8]) -> dict[str, Any]:
         "token": names.masked_token(header.patient),
         "position_mm": header.position_mm,
         "flags": ",".join(header.flags),
-        "pixels": hashlib.blake2b(out.tobytes(), digest_size=16).hexdigest(),
+        "pixels": hashlib.sha256(out.data).hexdigest()[:32],
     }

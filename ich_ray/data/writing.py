@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ich_ray.data.assembly import Assembly, assemble, fingerprint
-from ich_ray.data.chunks import ChunkJob, block_bytes, words_digest
+from ich_ray.data.chunks import ChunkJob, block_bytes, block_facts, words_digest
 from ich_ray.data.dataset import LABELS, BlockRecord, DatasetManifest, PreparedDataset, map_block
 from ich_ray.data.labels import MISSING, LabelTable
 from ich_ray.data.sheets import write_sheets
@@ -101,15 +101,14 @@ def _blocks(work: Work, assembly: Assembly) -> tuple[tuple[BlockRecord, ...], pa
     row = assembly.accepted["row"].to_numpy().copy()
     block = np.zeros(len(chunk), np.int32)
     records: list[BlockRecord] = []
-    for number in np.unique(chunk):
-        here = np.flatnonzero(chunk == number)
+    by_chunk = np.argsort(chunk, kind="stable")
+    numbers, starts = np.unique(chunk[by_chunk], return_index=True)
+    for number, here in zip(numbers, np.split(by_chunk, starts[1:]), strict=False):  # without any, one empty part
         path = work.job.block(int(number))
-        images = map_block(path)
-        if len(here) == len(images):
-            digest = sha256(path)
-        else:
+        count, digest = block_facts(work.job, int(number))
+        if len(here) < count:
             order = here[np.argsort(row[here])]
-            data = block_bytes(np.ascontiguousarray(images[row[order]]))
+            data = block_bytes(np.ascontiguousarray(map_block(path)[row[order]]))
             path = path.with_name(f"{path.stem}-kept.arrow")
             write_bytes(path, data)
             digest, row[order] = sha256(data), np.arange(len(order))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ich_ray.ct.dicom import CTSlice, SliceHeader, read_slice
-from ich_ray.ct.windowing import DEFAULT_WINDOWS, WINDOWS, WindowSpec, parse_windows, window_slice
+from ich_ray.ct.windowing import DEFAULT_WINDOWS, WINDOWS, WindowSpec, _is_short, parse_windows, window_slice
 from ich_ray.errors import ConfigError
 from tests.ct.files import make
 from tests.data.real import real_slices
@@ -100,6 +100,32 @@ def test_words_of_a_whole_range_do_not_overflow() -> None:
     ct = ct_of(words)
     for size in (1, 2, 128):
         assert np.abs(window_slice(ct, wide, size) - reference(ct, wide, size)).max() <= 0.5 + 1e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    dtype=st.sampled_from([np.int16, np.uint16]), factor=st.integers(1, 6), size=st.integers(1, 9),
+    low=st.integers(-32768, 65535), width=st.integers(1, 70_000), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_words_of_16_bits_give_the_same_as_wider_ones(
+    dtype: Any, factor: int, size: int, low: int, width: int, seed: int
+) -> None:
+    limits = np.iinfo(dtype)
+    words = np.random.default_rng(seed).integers(limits.min, limits.max, (factor * size,) * 2, dtype, endpoint=True)
+    words[0, 0], words[-1, -1] = limits.min, limits.max
+    windows = [WindowSpec(name="any", center_hu=low + width / 2, width_hu=width), WINDOWS["brain"]]
+    for wanted in ([windows[0]], windows):
+        short, wide = (window_slice(ct_of(kind), wanted, size) for kind in (words, words.astype(np.int32)))
+        assert np.array_equal(short, wide)
+
+
+@pytest.mark.parametrize(("width", "is_short"), [(16383, True), (16384, False)])
+def test_words_of_16_bits_are_summed_in_16_bits_where_they_fit(width: int, is_short: bool) -> None:
+    edges = np.array([0.0]), np.array([float(width)])
+    assert _is_short(np.zeros((8, 8), np.int16), *edges, 4) is is_short
+    assert not _is_short(np.zeros((8, 8), np.int16), edges[0] - 40_000, edges[1], 1)
+    assert not _is_short(np.zeros((8, 8), np.uint16), edges[0] - 1, edges[1], 1)
+    assert not _is_short(np.zeros((8, 8), np.uint8), *edges, 1)
 
 
 def test_a_slice_that_is_not_square_lies_in_the_middle_of_black() -> None:

@@ -103,10 +103,10 @@ def test_killed_after_the_manifest_the_dataset_is_whole(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own, 1 MiB large."""
+    """A disk of its own, 4 MiB large."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)]
     if os.getuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("no disk can be mounted here")
     yield folder
@@ -121,7 +121,18 @@ def test_a_full_disk(
     arguments = ["prepare", *map(str, cohort), "--size", "16", "--limit-rejected", "100%", "--out", str(disk / "out")]
     arguments.insert(2, "--labels")
     errors = []
-    for free_kib in range(8, 200, 8):  # each run writes what it has space for, until all is there
+    for free_kib in (
+        8,
+        16,
+        24,
+        32,
+        48,
+        64,
+        128,
+        256,
+        512,
+        1024,
+    ):  # each run writes what it has space for, until all is there
         _fill(spare, free_kib)
         code = cli.call(arguments)
         spare.unlink()
