@@ -70,7 +70,7 @@ class Counts(_Record):
     tn: int
 
 
-class TestedPoint(_Record):
+class PointFigures(_Record):
     """An operating point on the test slices."""
 
     threshold: float
@@ -100,7 +100,7 @@ class Evaluation(_Record):
     opened: int
     time: float
     metrics: dict[str, Estimate]
-    operating_points: dict[str, TestedPoint]
+    operating_points: dict[str, PointFigures]
     floors: dict[str, float]
     at_chance: bool
     confidence: float = CONFIDENCE
@@ -108,7 +108,7 @@ class Evaluation(_Record):
     notes: tuple[str, ...]
 
     @property
-    def point(self) -> tuple[str, TestedPoint] | None:
+    def point(self) -> tuple[str, PointFigures] | None:
         """The operating point that decides: `f2`, or the first one if there is none of that name."""
         name = "f2" if "f2" in self.operating_points else next(iter(self.operating_points), None)
         return (name, self.operating_points[name]) if name else None
@@ -189,10 +189,10 @@ def _ratios(decisions: Confusion) -> dict[str, float]:
     return {name: decisions.f_beta(2) if name == "f2" else getattr(decisions, name) for name in _RATIOS}
 
 
-def _tested(point: OperatingPoint, decisions: Confusion, name: str, estimates: dict[str, Estimate]) -> TestedPoint:
+def _tested(point: OperatingPoint, decisions: Confusion, name: str, estimates: dict[str, Estimate]) -> PointFigures:
     counts = Counts(tp=int(decisions.tp), fp=int(decisions.fp), fn=int(decisions.fn), tn=int(decisions.tn))
     ratios: dict[str, Any] = {ratio: estimates[f"{name}.{ratio}"] for ratio in _RATIOS}
-    return TestedPoint(threshold=point.threshold, confusion=counts, **ratios)
+    return PointFigures(threshold=point.threshold, confusion=counts, **ratios)
 
 
 def _estimate(interval: Interval) -> Estimate:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ich_ray.final.evaluate import Counts, Estimate, TestedPoint
+from ich_ray.final.evaluate import Counts, Estimate, PointFigures
 from ich_ray.final.report import performance, style
 from ich_ray.final.report.parallel import axis, parallel_coordinates
 from ich_ray.final.report.timeline import slots, timeline
@@ -25,7 +25,7 @@ from tests.final.fake_search import SPACE, fake_trials
 # Six slices, two with equal probabilities: decided together.
 LABELS = np.array([1, 1, 0, 1, 0, 0])
 PROBABILITIES = np.array([0.9, 0.8, 0.8, 0.4, 0.3, 0.1])
-POINT = TestedPoint(
+POINT = PointFigures(
     threshold=0.4,
     confusion=Counts(tp=3, fp=1, fn=0, tn=2),
     sensitivity=Estimate(value=1.0, low=0.6, high=1.0),

@@ -244,6 +244,7 @@ def worker(rank: int, port: int, folder: str, out: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_workers_equal_one(dataset: PreparedDataset, tmp_path: Path) -> None:
     """Uneven batches of 15 (8 + 7), cut at reports, with batch normalization: the same weights as on one worker."""
     with socket.socket() as free:

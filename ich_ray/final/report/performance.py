@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from numpy.typing import NDArray
 
-    from ich_ray.final.evaluate import Counts, Estimate, TestedPoint
+    from ich_ray.final.evaluate import Counts, Estimate, PointFigures
 
 __all__ = [
     "ReliabilityBins",
@@ -77,7 +77,7 @@ def _thinned(points: int) -> NDArray[np.int64]:
 
 
 def precision_recall(
-    labels: NDArray[np.int64], probabilities: NDArray[np.float64], point: TestedPoint | None
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64], point: PointFigures | None
 ) -> go.Figure:
     """PPV against sensitivity.
 
@@ -102,7 +102,7 @@ def precision_recall(
     return _unit_square(figure)
 
 
-def roc(labels: NDArray[np.int64], probabilities: NDArray[np.float64], point: TestedPoint | None) -> go.Figure:
+def roc(labels: NDArray[np.int64], probabilities: NDArray[np.float64], point: PointFigures | None) -> go.Figure:
     """Sensitivity against 1 - specificity."""
     curve = threshold_curve(labels, probabilities)
     keep = _thinned(len(curve.thresholds))
@@ -135,7 +135,7 @@ def _reference(figure: go.Figure, x: list[float], y: list[float], name: str) -> 
     )
 
 
-def _operating_point(figure: go.Figure, point: TestedPoint, x: Estimate, y: Estimate, y_name: str) -> None:
+def _operating_point(figure: go.Figure, point: PointFigures, x: Estimate, y: Estimate, y_name: str) -> None:
     """A diamond with the intervals of both figures as arms."""
     if x.value is None or y.value is None:
         return

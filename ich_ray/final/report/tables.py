@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.final.calibration import Calibration
-    from ich_ray.final.evaluate import Counts, Estimate, Evaluation, TestedPoint
+    from ich_ray.final.evaluate import Counts, Estimate, Evaluation, PointFigures
     from ich_ray.final.report.inputs import Inputs
     from ich_ray.final.retrain import Retraining
     from ich_ray.results import SearchResult, TrialResult
@@ -81,7 +81,7 @@ def figures(evaluation: Evaluation) -> list[FigureRow]:
     return [_row(name, interval, evaluation.floors.get(name)) for name, interval in evaluation.metrics.items()]
 
 
-def operating_figures(evaluation: Evaluation, point: TestedPoint) -> list[FigureRow]:
+def operating_figures(evaluation: Evaluation, point: PointFigures) -> list[FigureRow]:
     """Figures of one threshold. A guess that flags the same share of slices sets the floor of those without one.
 
     Such a guess has a sensitivity of the share it flags, a specificity of the rest and an NPV of 1 - prevalence.
