@@ -65,7 +65,7 @@ class Tab:
 async def tab() -> AsyncIterator[Tab]:
     """A fresh browser with one empty page, ended with the block."""
     assert EXECUTABLE is not None
-    with tempfile.TemporaryDirectory(prefix="chromium") as profile:
+    with tempfile.TemporaryDirectory(prefix="chromium", ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
             EXECUTABLE, "--headless=new", "--remote-debugging-port=0", f"--user-data-dir={profile}", "--no-first-run",
             "--hide-scrollbars", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage",
