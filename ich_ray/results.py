@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.storage import Location, SearchFiles, locate, read_json
+from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.storage import Location, Record, SearchFiles, locate, read_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,11 +31,7 @@ TrialState = Literal["running", "completed", "pruned", "failed"]
 Parameter = str | int | float | bool
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Report(_Record):
+class Report(Record):
     """One measurement of a trial on the validation patients.
 
     Attributes:
@@ -51,7 +47,7 @@ class Report(_Record):
     time: float
 
 
-class CheckpointReference(_Record):
+class CheckpointReference(Record):
     """A resumable state: `file` relative to the search folder, its SHA-256, and where training stood."""
 
     file: str
@@ -59,7 +55,7 @@ class CheckpointReference(_Record):
     images_seen: int
 
 
-class Objective(_Record):
+class Objective(Record):
     """What a search optimizes."""
 
     metric: str = "average_precision"
@@ -69,7 +65,7 @@ class Objective(_Record):
         return one > other if self.mode == "max" else one < other
 
 
-class TrialResult(_Record):
+class TrialResult(Record):
     """One trial: a draw, what it reported, and how it ended.
 
     Attributes:
@@ -124,7 +120,7 @@ class TrialResult(_Record):
         return dict(self.best_report.metrics) if self.best_report else {}
 
 
-class SearchRecord(_Record):
+class SearchRecord(Record):
     """search.json: what was asked. It never changes, except by appended amendments.
 
     Attributes:
@@ -245,14 +241,9 @@ def open_search(where: Location) -> SearchResult:
     files = SearchFiles(locate(where))
     if not files.search.exists():
         raise ConfigError(f"{files.root}: a search holds search.json, got none; check the path or run `ich-ray search`")
-    try:
-        record = SearchRecord.model_validate(read_json(files.search))
-        names = files.trials.glob("[0-9]*.json") if files.trials.exists() else []
-        found = [TrialResult.model_validate(read_json(name)) for name in names]
-        trials = tuple(sorted(found, key=lambda trial: trial.number))
-    except ValidationError as error:
-        raise IntegrityError(
-            f"{files.root}: the ledger must match its format, got {error.errors()[0]['msg']} at "
-            f"{error.title}.{'.'.join(map(str, error.errors()[0]['loc']))}; restore the file or start a new search"
-        ) from None
+    remedy = "restore the file or start a new search"
+    record = read_record(files.search, SearchRecord, remedy)
+    names = files.trials.glob("[0-9]*.json") if files.trials.exists() else []
+    found = [read_record(name, TrialResult, remedy) for name in names]
+    trials = tuple(sorted(found, key=lambda trial: trial.number))
     return SearchResult(files, record, trials)

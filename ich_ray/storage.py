@@ -14,9 +14,10 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
 from ich_ray.errors import ConfigError, IntegrityError
@@ -24,24 +25,39 @@ from ich_ray.errors import ConfigError, IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import pyarrow as pa
+
 __all__ = [
     "DatasetFiles",
     "Location",
+    "Record",
     "SearchFiles",
     "exclusive",
     "is_local",
     "local_copy",
     "locate",
     "read_json",
+    "read_record",
+    "read_table",
     "remove",
     "sha256",
     "write_bytes",
     "write_json",
+    "write_table",
 ]
 
 Location: TypeAlias = "str | os.PathLike[str] | UPath"
 
 _HASH_CHUNK_BYTES = 1 << 20
+
+
+class Record(BaseModel):
+    """What is kept in a JSON file: it never changes, and a key that nobody knows is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 def locate(where: Location) -> UPath:
@@ -191,6 +207,43 @@ def read_json(path: UPath) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise IntegrityError(f"{path}: must be JSON, got {error}; restore the file from a copy") from None
+
+
+def read_record(path: UPath, kind: type[Kind], remedy: str) -> Kind:
+    """Read a JSON file as a record of one kind.
+
+    Args:
+        path: the file.
+        kind: what it must be.
+        remedy: the end of the error's message: what its reader can do.
+
+    Raises:
+        IntegrityError: the file is not JSON, or not of this kind; the first wrong place is named.
+    """
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise IntegrityError(f"{path}: must match its format, got {first['msg']} at {where}; {remedy}") from None
+
+
+def write_table(path: UPath, table: pa.Table) -> None:
+    """Write a Parquet file atomically."""
+    import pyarrow as pa  # who only reads JSON need not wait for it
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def read_table(path: UPath) -> pa.Table:
+    """Read a Parquet file."""
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:
+        return pq.read_table(file)
 
 
 def remove(folder: UPath) -> None:

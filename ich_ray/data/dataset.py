@@ -17,12 +17,20 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ich_ray.ct.windowing import WindowSpec
 from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.storage import DatasetFiles, Location, is_local, local_copy, locate, read_json, sha256
+from ich_ray.storage import (
+    DatasetFiles,
+    Location,
+    Record,
+    is_local,
+    local_copy,
+    locate,
+    read_record,
+    read_table,
+    sha256,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -59,11 +67,7 @@ DEVICE_SHARE = 0.5
 _STAGES = 3
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BlockRecord(_Record):
+class BlockRecord(Record):
     """One Arrow IPC file, relative to the dataset folder."""
 
     file: str
@@ -71,7 +75,7 @@ class BlockRecord(_Record):
     sha256: str
 
 
-class RoleCounts(_Record):
+class RoleCounts(Record):
     """Accepted slices of a role; `positives` are those with `any`."""
 
     slices: int
@@ -79,7 +83,7 @@ class RoleCounts(_Record):
     positives: int
 
 
-class DatasetManifest(_Record):
+class DatasetManifest(Record):
     """dataset.json. Every listed file is counted once: listed = accepted + rejected + duplicate + excluded.
 
     Attributes:
@@ -162,10 +166,7 @@ class PreparedDataset:
             raise ConfigError(
                 f"{files.root}: a prepared dataset holds dataset.json, got none; run `ich-ray prepare` first"
             )
-        try:
-            manifest = DatasetManifest.model_validate(read_json(files.manifest))
-        except ValidationError as error:
-            raise IntegrityError(f"{files.manifest}: must match its format, got {error.errors()[0]['msg']}") from None
+        manifest = read_record(files.manifest, DatasetManifest, "prepare the dataset again")
         for block in manifest.blocks:
             path = files.root / block.file
             if not path.exists():
@@ -188,8 +189,7 @@ class PreparedDataset:
     @cached_property
     def slices(self) -> pa.Table:
         """slices.parquet: one row per accepted slice."""
-        with self.files.slices.open("rb") as file:
-            return pq.read_table(file)
+        return read_table(self.files.slices)
 
     def column(self, name: str) -> NDArray[np.object_]:
         return np.asarray(self.slices[name].to_numpy(zero_copy_only=False))

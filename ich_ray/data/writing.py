@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ich_ray.data.assembly import Assembly, assemble, fingerprint
 from ich_ray.data.chunks import ChunkJob, block_bytes, block_facts, words_digest
@@ -26,11 +25,9 @@ from ich_ray.data.dataset import LABELS, BlockRecord, DatasetManifest, PreparedD
 from ich_ray.data.labels import MISSING, LabelTable
 from ich_ray.data.sheets import write_sheets
 from ich_ray.errors import IchRayError
-from ich_ray.storage import DatasetFiles, is_local, sha256, write_bytes, write_json
+from ich_ray.storage import DatasetFiles, is_local, sha256, write_bytes, write_json, write_table
 
 if TYPE_CHECKING:
-    from upath import UPath
-
     from ich_ray.data.listing import Listing
 
 __all__ = ["Work", "finish"]
@@ -75,8 +72,8 @@ def _write(work: Work, rows: pa.Table) -> None:
         digest=lambda file: words_digest(work.job.images / file),
     )
     blocks, block, row = _blocks(work, assembly)
-    _write_table(work.files.slices, _slices(assembly, block, row))
-    _write_table(work.files.rejected, assembly.refused)
+    write_table(work.files.slices, _slices(assembly, block, row))
+    write_table(work.files.rejected, assembly.refused)
     manifest = _manifest(work, assembly, blocks)
     write_sheets(PreparedDataset(work.files, manifest))
     write_json(work.files.manifest, manifest.model_dump(mode="json"))
@@ -166,9 +163,3 @@ def _notes(work: Work, assembly: Assembly) -> tuple[str, ...]:
     if work.labels.collapsed:
         notes.append(f"{work.labels.collapsed} label rows repeat others")
     return tuple(notes)
-
-
-def _write_table(path: UPath, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_bytes(path, sink.getvalue().to_pybytes())

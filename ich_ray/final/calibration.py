@@ -10,7 +10,6 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
@@ -20,7 +19,7 @@ from ich_ray.final.card import OperatingPoint, write_card
 from ich_ray.metrics import best_f_beta, confusion, log_loss
 from ich_ray.progress import say
 from ich_ray.results import open_search
-from ich_ray.storage import Location, write_json
+from ich_ray.storage import Location, Record, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +33,7 @@ __all__ = ["Calibration", "calibrate", "fit_temperature", "open_dataset"]
 _LOG_TEMPERATURE = (math.log(0.05), math.log(20.0))
 
 
-class Calibration(BaseModel):
+class Calibration(Record):
     """calibration.json.
 
     Attributes:
@@ -42,8 +41,6 @@ class Calibration(BaseModel):
         log_loss_before: of the raw network, `log_loss_after`: of the calibrated one, both on the calibration slices.
         operating_points: thresholds on the calibrated probability, with what they gave on these same slices.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     slices: int

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from ich_ray.ct.windowing import WindowSpec
 from ich_ray.data.dataset import RoleCounts
-from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.storage import read_json, write_json
+from ich_ray.storage import Record, read_record, write_json
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -34,11 +34,7 @@ LIMITATIONS = (
 )
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class OperatingPoint(_Record):
+class OperatingPoint(Record):
     """A threshold on the calibrated probability, with what it gave on the calibration patients; None if undefined."""
 
     threshold: float
@@ -48,14 +44,14 @@ class OperatingPoint(_Record):
     f2: float | None
 
 
-class DatasetNote(_Record):
+class DatasetNote(Record):
     """Which data made the model."""
 
     fingerprint: str
     roles: dict[str, RoleCounts]
 
 
-class SearchNote(_Record):
+class SearchNote(Record):
     """Which search chose it. `selection_value` was picked as the best of `trials`: it is optimistic."""
 
     name: str
@@ -65,14 +61,14 @@ class SearchNote(_Record):
     selection_value: float | None
 
 
-class WeightsNote(_Record):
+class WeightsNote(Record):
     """The file beside the card, and its hash."""
 
     file: str
     sha256: str
 
 
-class Card(_Record):
+class Card(Record):
     """card.json.
 
     Attributes:
@@ -96,7 +92,7 @@ class Card(_Record):
     search: SearchNote
     temperature: float = Field(default=1.0, gt=0)
     prior_shift: float = 0.0
-    operating_points: dict[str, OperatingPoint] = {}
+    operating_points: dict[str, OperatingPoint] = Field(default_factory=dict)
     test: dict[str, Any] | None = None
     openings: int = 0
     weights: WeightsNote
@@ -116,14 +112,7 @@ def read_card(folder: UPath) -> Card:
     path = folder / "card.json"
     if not path.exists():
         raise ConfigError(f"{folder}: a bundle holds card.json, got none; check the path or run `ich-ray retrain`")
-    try:
-        return Card.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise IntegrityError(
-            f"{path}: must match its format, got {first['msg']} at {'.'.join(map(str, first['loc']))}; "
-            "restore the file or retrain"
-        ) from None
+    return read_record(path, Card, "restore the file or retrain")
 
 
 def write_card(folder: UPath, card: Card) -> None:

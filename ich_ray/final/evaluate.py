@@ -6,15 +6,12 @@ were fitted without a test label. Each opening is written down before the first 
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from ich_ray.errors import ConfigError
 from ich_ray.final.calibration import open_dataset
@@ -32,7 +29,7 @@ from ich_ray.metrics import (
 )
 from ich_ray.progress import say
 from ich_ray.results import open_search
-from ich_ray.storage import Location, write_bytes, write_json
+from ich_ray.storage import Location, Record, write_json, write_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,11 +46,7 @@ _FEW_POSITIVES = 100
 _RATIOS = ("sensitivity", "specificity", "ppv", "npv", "f2", "accuracy")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Estimate(_Record):
+class Estimate(Record):
     """A figure with its interval; None where undefined."""
 
     value: float | None = None
@@ -61,7 +54,7 @@ class Estimate(_Record):
     high: float | None = None
 
 
-class Counts(_Record):
+class Counts(Record):
     """Decisions against labels."""
 
     tp: int
@@ -70,7 +63,7 @@ class Counts(_Record):
     tn: int
 
 
-class PointFigures(_Record):
+class PointFigures(Record):
     """An operating point on the test slices."""
 
     threshold: float
@@ -83,7 +76,7 @@ class PointFigures(_Record):
     accuracy: Estimate
 
 
-class Evaluation(_Record):
+class Evaluation(Record):
     """evaluation.json. Intervals draw patients, not slices.
 
     Attributes:
@@ -223,9 +216,7 @@ def _write(found: SearchResult, slices: SliceSet, probabilities: NDArray[np.floa
             "probability": probabilities,
         }
     )
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    write_bytes(found.files.predictions, sink.getvalue())
+    write_table(found.files.predictions, table)
     write_json(found.files.evaluation, evaluation.model_dump(mode="json"))
 
 

@@ -18,8 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
 from ich_ray.final.calibration import open_dataset
 from ich_ray.final.card import Card, DatasetNote, SearchNote, WeightsNote, read_card
@@ -27,7 +25,7 @@ from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
 from ich_ray.results import Objective, Report, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.storage import Location, locate, read_json, remove, sha256, write_json
+from ich_ray.storage import Location, Record, locate, read_json, remove, sha256, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,10 +47,8 @@ _MAX_FAILURES = 2
 _POLL_S = 0.5
 
 
-class Retraining(BaseModel):
+class Retraining(Record):
     """retraining.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     trial: int

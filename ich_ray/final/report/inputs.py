@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.errors import IchRayError, IntegrityError
+from ich_ray.errors import IchRayError
 from ich_ray.final.calibration import Calibration
 from ich_ray.final.evaluate import Evaluation
 from ich_ray.final.retrain import Retraining
 from ich_ray.results import SearchResult, TrialResult, open_search
-from ich_ray.storage import Location, read_json
+from ich_ray.storage import Location, read_json, read_record, read_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,21 +98,13 @@ def _best(search: SearchResult) -> TrialResult | None:
 def _read(path: UPath, kind: type[_Kind]) -> _Kind | None:
     if not path.exists():
         return None
-    try:
-        return kind.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise IntegrityError(
-            f"{path}: must match its format, got {first['msg']} at {'.'.join(map(str, first['loc']))}; "
-            "remove the file and run its stage again"
-        ) from None
+    return read_record(path, kind, "remove the file and run its stage again")
 
 
 def _predictions(path: UPath) -> Predictions | None:
     if not path.exists():
         return None
-    with path.open("rb") as file:
-        table = pq.read_table(file)
+    table = read_table(path)
     return Predictions(
         slice_ids=table["slice_id"].to_numpy(zero_copy_only=False),
         patients=table["patient"].to_numpy(zero_copy_only=False),
