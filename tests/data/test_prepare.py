@@ -290,7 +290,7 @@ def test_killed_between_two_steps(
         return guarded
 
     with monkeypatch.context() as patch:
-        for function in ("write_bytes", "write_json"):
+        for function in ("write_bytes", "write_json", "write_table"):
             patch.setattr(writing, function, dying(getattr(writing, function)))
         with pytest.raises(KeyboardInterrupt):
             prepare(*cohort, tmp_path / "out", size=16, limit_rejected=1)
