@@ -233,11 +233,16 @@ def recalibrate(
 
 
 @app.command()
-def evaluate(folder: SearchFolder) -> None:
+def evaluate(
+    folder: SearchFolder,
+    prevalence: Annotated[
+        float | None, typer.Option("--prevalence", help="Give PPV and NPV for this share of positive slices, too.")
+    ] = None,
+) -> None:
     """Open the test patients and write down the figures."""
     from ich_ray.final.evaluate import evaluate as evaluate_bundle
 
-    evaluate_bundle(folder)
+    evaluate_bundle(folder, prevalence=prevalence)
     print(open_search(folder).files.evaluation.read_text(), end="")
 
 
