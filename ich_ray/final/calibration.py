@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.errors import ConfigError
 from ich_ray.final.card import OperatingPoint, write_card
 from ich_ray.metrics import best_f_beta, confusion, log_loss
 from ich_ray.progress import say
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import SliceSet
-    from ich_ray.results import SearchResult
 
-__all__ = ["Calibration", "calibrate", "fit_temperature", "open_dataset"]
+__all__ = ["Calibration", "calibrate", "fit_temperature"]
 
 # Wide enough for any network that learned something; reached only by labels that the logits part perfectly.
 _LOG_TEMPERATURE = (math.log(0.05), math.log(20.0))
@@ -67,21 +66,6 @@ def fit_temperature(labels: NDArray[np.float32], logits: NDArray[np.float64]) ->
     return math.exp(minimize_scalar(loss, bounds=_LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-6}).x)
 
 
-def open_dataset(found: SearchResult) -> PreparedDataset:
-    """The dataset that a search was made on.
-
-    Raises:
-        IntegrityError: another dataset lies there now.
-    """
-    dataset = PreparedDataset.open(found.record.dataset)
-    if dataset.manifest.fingerprint != found.record.fingerprint:
-        raise IntegrityError(
-            f"{found.record.dataset}: the fingerprint must be {found.record.fingerprint}, that of the search, got "
-            f"{dataset.manifest.fingerprint}; put the dataset back or search again"
-        )
-    return dataset
-
-
 def calibrate(search: Location) -> Calibration:
     """Fit the temperature and the F2-optimal threshold; write calibration.json and the bundle's card.
 
@@ -95,7 +79,7 @@ def calibrate(search: Location) -> Calibration:
     from ich_ray.model.training import prior_shift
 
     found = open_search(search)
-    dataset = open_dataset(found)
+    dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
     bundle = load_bundle(found.files.bundle)
     slices = dataset.role("calibration")
     positives = int(slices.labels.sum())

@@ -154,13 +154,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
 @lru_cache(maxsize=1)
 def _dataset(where: str, fingerprint: str) -> PreparedDataset:
     """Opened once a process: its pages are shared, its slice table is not."""
-    dataset = PreparedDataset.open(where)
-    if dataset.manifest.fingerprint != fingerprint:
-        raise IntegrityError(
-            f"{where}: the dataset must stay the one the search began with ({fingerprint}), "
-            f"got {dataset.manifest.fingerprint}; prepare it again or start a new search"
-        )
-    return dataset
+    return PreparedDataset.open(where, fingerprint=fingerprint)
 
 
 @dataclass(frozen=True)
