@@ -11,7 +11,6 @@ Ray Train keeps nothing of ours: its own storage is removed afterwards, and noth
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
 from contextlib import contextmanager
@@ -250,7 +249,7 @@ def _train(plan: _Plan, shard: Any, device: Any) -> None:
 
 
 def _report(progress: Progress) -> Report:
-    metrics = {name: value if math.isfinite(value) else None for name, value in progress.metrics.items()}
+    metrics: dict[str, float | None] = {**progress.metrics}
     return Report(images_seen=progress.images_seen, metrics=metrics, elapsed_s=progress.elapsed_s, time=time.time())
 
 
