@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from ich_ray.errors import ConfigError, IntegrityError, Rejection
 from ich_ray.final.card import Card, OperatingPoint, WeightsNote, read_card, write_card
 from ich_ray.model.networks import Network, build_network
-from ich_ray.model.training import EVALUATION_BATCH, predict_logits
+from ich_ray.model.training import EVALUATION_BATCH, batch_logits, predict_logits
 from ich_ray.storage import Location, locate, sha256, write_bytes
 
 if TYPE_CHECKING:
@@ -71,12 +71,11 @@ class Bundle:
                 f"images: uint8 [n, {', '.join(map(str, self.card.image_shape))}] must be given, got {images.dtype} "
                 f"{list(images.shape)}"
             )
-        parts = [np.empty(0, np.float32)]
-        with torch.inference_mode():
-            for start in range(0, len(images), EVALUATION_BATCH):
-                batch = torch.from_numpy(images[start : start + EVALUATION_BATCH]).to(self.device)
-                parts.append(self.network(batch).cpu().numpy())
-        return np.concatenate(parts)
+        starts = range(0, len(images), EVALUATION_BATCH)
+        return batch_logits(
+            self.network,
+            (torch.from_numpy(images[start : start + EVALUATION_BATCH]).to(self.device) for start in starts),
+        )
 
     def slice_logits(self, slices: SliceSet) -> NDArray[np.float32]:
         """Raw logits of slices of a prepared dataset, in their order."""

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.errors import ConfigError
 from ich_ray.final.card import CalibrationNote, OperatingPoint, write_card
 from ich_ray.final.operating import Wanted, operating_points
 from ich_ray.final.scaling import METHODS, Method, Scaling, fit_scaling
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import SliceSet
     from ich_ray.final.card import Card
-    from ich_ray.results import SearchResult
 
-__all__ = ["Calibration", "calibrate", "check_method", "fit_calibration", "open_dataset", "with_calibration"]
+__all__ = ["Calibration", "calibrate", "check_method", "fit_calibration", "with_calibration"]
 
 
 class Calibration(Record):
@@ -56,21 +55,6 @@ class Calibration(Record):
     log_loss_after: float
     operating_points: dict[str, OperatingPoint]
     notes: tuple[str, ...] = ()
-
-
-def open_dataset(found: SearchResult) -> PreparedDataset:
-    """The dataset that a search was made on.
-
-    Raises:
-        IntegrityError: another dataset lies there now.
-    """
-    dataset = PreparedDataset.open(found.record.dataset)
-    if dataset.manifest.fingerprint != found.record.fingerprint:
-        raise IntegrityError(
-            f"{found.record.dataset}: the fingerprint must be {found.record.fingerprint}, that of the search, got "
-            f"{dataset.manifest.fingerprint}; put the dataset back or search again"
-        )
-    return dataset
 
 
 def calibrate(
@@ -103,7 +87,7 @@ def calibrate(
     wanted = Wanted(beta, sensitivity, conservative)
     check_method(method)
     found = open_search(search)
-    dataset = open_dataset(found)
+    dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
     bundle = load_bundle(found.files.bundle)
     slices = dataset.role("calibration")
     counts = dataset.manifest.roles["train"]

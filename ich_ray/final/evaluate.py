@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from ich_ray.data.dataset import SUBTYPES
+from ich_ray.data.dataset import SUBTYPES, PreparedDataset
 from ich_ray.errors import ConfigError
-from ich_ray.final.calibration import open_dataset
 from ich_ray.final.card import Card, write_card
 from ich_ray.final.figures import CONFIDENCE, Cases, Counts, Estimate, GroupFigures, PointFigures, measure
 from ich_ray.metrics import ranking_note
@@ -96,7 +95,7 @@ def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation
     if prevalence is not None and not 0 < prevalence < 1:
         raise ConfigError(f"--prevalence: 0 < prevalence < 1 must hold, got {prevalence:g}; give a share such as 0.02")
     found = open_search(search)
-    dataset = open_dataset(found)
+    dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
     bundle = load_bundle(found.files.bundle)
     if not bundle.card.operating_points or not found.files.calibration.exists():
         raise ConfigError(

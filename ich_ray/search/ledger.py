@@ -7,7 +7,6 @@ from what stands here.
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -122,8 +121,7 @@ class Ledger:
         """
         trial = self.trials[number]
         if images_seen > trial.images_seen:
-            finite = {name: _finite(value) for name, value in metrics.items()}
-            report = Report(images_seen=images_seen, metrics=finite, elapsed_s=elapsed_s, time=time.time())
+            report = Report(images_seen=images_seen, metrics=dict(metrics), elapsed_s=elapsed_s, time=time.time())
             changes |= {"reports": (*trial.reports, report), "checkpoint": checkpoint or trial.checkpoint}
         if end:
             return self._end(trial.model_copy(update=changes), end)
@@ -166,10 +164,6 @@ class Ledger:
     def _drop_checkpoint(self, number: int) -> None:
         """A trial that has ended is never resumed: its state would only fill the disk."""
         remove(self.files.checkpoint(number))
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def trial_seed(seed: int, number: int) -> int:

@@ -220,7 +220,7 @@ class TestMissingParts:
         edit(SearchFiles(changed).search, fingerprint="0123456789abcdef")
         found = Page(render(gather(changed)))
         assert found.images == []
-        assert "0123456789abcdef was searched" in found.text
+        assert "the fingerprint must be 0123456789abcdef" in found.text
 
     def test_no_search_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"search\.json"):

@@ -116,12 +116,6 @@ def _predictions(path: UPath) -> Predictions | None:
 def _dataset(search: SearchResult) -> tuple[PreparedDataset | None, str]:
     """The dataset that the search used, or why its slices cannot be shown: the page needs them only for examples."""
     try:
-        dataset = PreparedDataset.open(search.record.dataset)
+        return PreparedDataset.open(search.record.dataset, fingerprint=search.record.fingerprint), ""
     except IchRayError as error:
         return None, f"The prepared dataset cannot be read: {error}"
-    if dataset.manifest.fingerprint != search.record.fingerprint:
-        return None, (
-            f"Another dataset lies at the place of the one that was searched: fingerprint {search.record.fingerprint} "
-            f"was searched, {dataset.manifest.fingerprint} is there now."
-        )
-    return dataset, ""
