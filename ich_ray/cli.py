@@ -303,6 +303,17 @@ def predict(
         raise typer.Exit(REJECTED_SOME)
 
 
+@app.command()
+def export_onnx(
+    bundle: BundleFolder,
+    out: Annotated[str, typer.Argument(metavar="FILE", help="ONNX file to write.")],
+) -> None:
+    """Write a bundle as ONNX, checked with ONNX Runtime."""
+    from ich_ray.final.export import export_onnx as write_onnx
+
+    print(f"onnx  {write_onnx(bundle, out)}")
+
+
 def main() -> None:
     """Entry point: every mistake of a user ends as one line on stderr and an exit code."""
     arguments = sys.argv[1:]
