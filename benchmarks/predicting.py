@@ -1,9 +1,9 @@
 """Predicting from DICOM files: one slice once the bundle is loaded, then a folder against its two halves.
 
-Prints milliseconds for one 512x512 slice (decode, window, network, decision; by the clock, and of CPU time, which other
-work on the machine does not change), and the rate over a folder as a share of the slower of decoding alone and the
-network alone: 1 would be perfect overlap. `python predicting.py ray` adds Ray Data: its rate on all CPUs, and the memory
-of this process for four times as many files.
+Prints milliseconds for one 512x512 slice (decode, window, network, decision; by the clock, and of CPU time, which
+other work on the machine does not change), and the rate over a folder as a share of the slower of decoding alone and
+the network alone: 1 would be perfect overlap. `python predicting.py ray` adds Ray Data: its rate on all CPUs, and the
+memory of this process for four times as many files.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from ich_ray.final.prediction import Predictor, list_inputs
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 from ich_ray.storage import locate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SIZE, SINGLES = 128, 15
 
