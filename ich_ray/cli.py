@@ -7,7 +7,7 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 all good, 1 f
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from typer.exceptions import TyperException
@@ -56,6 +56,16 @@ LimitRejected = Annotated[
 ]
 Address = Annotated[
     str | None, typer.Option("--address", help="A Ray cluster; default RAY_ADDRESS, else this machine alone.")
+]
+CalibrationMethod = Annotated[
+    Literal["temperature", "platt"], typer.Option("--method", help="Platt's also moves the probabilities.")
+]
+Beta = Annotated[float | None, typer.Option("--beta", help="Also the threshold with the highest F-beta of this beta.")]
+Sensitivity = Annotated[
+    float | None, typer.Option("--sensitivity", help="Also a threshold of at least this sensitivity.")
+]
+Conservative = Annotated[
+    bool, typer.Option("--conservative", help="Sensitivities must be reached by their lower 95 % bound.")
 ]
 SearchFolder = Annotated[str, typer.Argument(metavar="SEARCH", help="Folder that `ich-ray search` wrote.")]
 
@@ -185,11 +195,17 @@ def retrain(
 
 
 @app.command()
-def calibrate(folder: SearchFolder) -> None:
-    """Fit temperature and threshold, on their own patients."""
+def calibrate(
+    folder: SearchFolder,
+    method: CalibrationMethod = "temperature",
+    beta: Beta = None,
+    sensitivity: Sensitivity = None,
+    conservative: Conservative = False,
+) -> None:
+    """Fit probabilities and thresholds, on their own patients."""
     from ich_ray.final.calibration import calibrate as calibrate_bundle
 
-    calibrate_bundle(folder)
+    calibrate_bundle(folder, method=method, beta=beta, sensitivity=sensitivity, conservative=conservative)
     print(open_search(folder).files.calibration.read_text(), end="")
 
 

@@ -1,9 +1,4 @@
-"""A trained network with its card: save, load, verify, predict. Needs neither Ray nor the search it came from.
-
-The probability of a slice is sigmoid((logit + prior_shift) / temperature), in this order and only here: first the logit
-is freed of the training class weights, then it is tempered. Both steps rise with the logit, so neither changes a
-ranking.
-"""
+"""A trained network with its card: save, load, verify, predict. Needs neither Ray nor the search it came from."""
 
 from __future__ import annotations
 
@@ -15,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from safetensors.torch import load, save
-from scipy.special import expit
 
 from ich_ray.errors import ConfigError, IntegrityError, Rejection
 from ich_ray.final.card import Card, OperatingPoint, WeightsNote, read_card, write_card
@@ -31,7 +25,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import SliceSet
 
-__all__ = ["OPERATING_POINT", "Bundle", "Prediction", "calibrated", "load_bundle", "predict"]
+__all__ = ["OPERATING_POINT", "Bundle", "Prediction", "load_bundle", "predict"]
 
 OPERATING_POINT = "f2"
 WEIGHTS_FILE = "model.safetensors"
@@ -48,11 +42,6 @@ class Prediction:
     operating_point: str = ""
     threshold: float | None = None
     reason: str = ""
-
-
-def calibrated(logits: NDArray[np.float32], prior_shift: float, temperature: float) -> NDArray[np.float64]:
-    """Probabilities of logits, as the module says."""
-    return np.asarray(expit((np.asarray(logits, np.float64) + prior_shift) / temperature))
 
 
 class Bundle:
@@ -94,7 +83,7 @@ class Bundle:
 
     def calibrated(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probabilities of raw logits."""
-        return calibrated(logits, self.card.prior_shift, self.card.temperature)
+        return self.card.scaling(logits)
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Calibrated probabilities float64 `[n]` of images uint8 `[n, channels, rows, columns]`."""
