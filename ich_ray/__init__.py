@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ich_ray.final.bundle import Bundle, load_bundle
     from ich_ray.final.calibration import calibrate
     from ich_ray.final.evaluate import evaluate
+    from ich_ray.final.recalibration import recalibrate
     from ich_ray.final.report.page import report
     from ich_ray.final.retrain import retrain
     from ich_ray.pipeline import demo, run
@@ -33,6 +34,7 @@ _HOMES = {
     "load_bundle": "ich_ray.final.bundle",
     "open_search": "ich_ray.results",
     "prepare": "ich_ray.data.prepare",
+    "recalibrate": "ich_ray.final.recalibration",
     "report": "ich_ray.final.report.page",
     "retrain": "ich_ray.final.retrain",
     "run": "ich_ray.pipeline",
@@ -51,6 +53,7 @@ __all__ = [
     "load_bundle",
     "open_search",
     "prepare",
+    "recalibrate",
     "report",
     "retrain",
     "run",

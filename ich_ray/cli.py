@@ -67,6 +67,7 @@ Sensitivity = Annotated[
 Conservative = Annotated[
     bool, typer.Option("--conservative", help="Sensitivities must be reached by their lower 95 % bound.")
 ]
+BundleFolder = Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder with model.safetensors and card.json.")]
 SearchFolder = Annotated[str, typer.Argument(metavar="SEARCH", help="Folder that `ich-ray search` wrote.")]
 
 
@@ -210,6 +211,24 @@ def calibrate(
 
 
 @app.command()
+def recalibrate(
+    bundle: BundleFolder,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The site's patients, prepared like the bundle's.")],
+    out: Out,
+    method: CalibrationMethod = "platt",
+    beta: Beta = None,
+    sensitivity: Sensitivity = None,
+    conservative: Conservative = False,
+) -> None:
+    """Fit a bundle to the labelled patients of another site."""
+    from ich_ray.final.recalibration import recalibrate as recalibrate_bundle
+
+    wishes: dict[str, Any] = {"beta": beta, "sensitivity": sensitivity, "conservative": conservative}
+    found = recalibrate_bundle(bundle, dataset, out, method=method, **wishes)
+    print(found.model_dump_json(indent=1))
+
+
+@app.command()
 def evaluate(folder: SearchFolder) -> None:
     """Open the test patients and write down the figures."""
     from ich_ray.final.evaluate import evaluate as evaluate_bundle
@@ -265,7 +284,7 @@ def run(
 
 @app.command()
 def predict(
-    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder with model.safetensors and card.json.")],
+    bundle: BundleFolder,
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="DICOM files or folders of them.")],
     out: Annotated[str, typer.Option("--out", help="CSV file to write.")],
 ) -> None:
