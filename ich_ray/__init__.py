@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ich_ray.errors import IchRayError
     from ich_ray.final.bundle import Bundle, load_bundle
     from ich_ray.final.calibration import calibrate
+    from ich_ray.final.confirm import confirm
     from ich_ray.final.evaluate import evaluate
     from ich_ray.final.recalibration import recalibrate
     from ich_ray.final.report.page import report
@@ -29,6 +30,7 @@ _HOMES = {
     "SearchResult": "ich_ray.results",
     "TrialResult": "ich_ray.results",
     "calibrate": "ich_ray.final.calibration",
+    "confirm": "ich_ray.final.confirm",
     "demo": "ich_ray.pipeline",
     "evaluate": "ich_ray.final.evaluate",
     "load_bundle": "ich_ray.final.bundle",
@@ -48,6 +50,7 @@ __all__ = [
     "SearchResult",
     "TrialResult",
     "calibrate",
+    "confirm",
     "demo",
     "evaluate",
     "load_bundle",

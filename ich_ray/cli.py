@@ -7,7 +7,7 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 all good, 1 f
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.exceptions import TyperException
@@ -183,12 +183,40 @@ def results(
 
 
 @app.command()
+def confirm(
+    folder: SearchFolder,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many of the best trials.")] = 3,
+    folds: Annotated[int | None, typer.Option("--folds", min=2, help="Folds to hold out in turn; default 5.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="New seeds, in place of folds.")] = None,
+    gpus_per_trial: GpusPerTrial = None,
+    cpus_per_trial: CpusPerTrial = 1,
+    concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trainings at a time.")] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Train the best trials again; choose by their mean."""
+    from ich_ray.final.confirm import confirm as confirm_best
+
+    confirmation = confirm_best(
+        folder,
+        top=top,
+        folds=folds,
+        seeds=seeds,
+        gpus_per_trial=gpus_per_trial,
+        cpus_per_trial=cpus_per_trial,
+        concurrent=concurrent,
+        address=address,
+    )
+    display.print_confirmation(confirmation, as_json)
+
+
+@app.command()
 def retrain(
     folder: SearchFolder,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,
     address: Address = None,
 ) -> None:
-    """Train the best trial again, longer: the bundle."""
+    """Train the chosen trial again, longer: the bundle."""
     from ich_ray.final.retrain import retrain as retrain_best
 
     retrain_best(folder, workers=workers, address=address)

@@ -14,10 +14,11 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ich_ray.data.dataset import DatasetManifest
+    from ich_ray.final.confirm import Confirmation
     from ich_ray.pipeline import RunResult
     from ich_ray.results import SearchResult, TrialResult
 
-__all__ = ["print_dataset", "print_run", "print_search"]
+__all__ = ["print_confirmation", "print_dataset", "print_run", "print_search"]
 
 
 def _table(*columns: str) -> Table:
@@ -73,6 +74,22 @@ def _parameters(trial: TrialResult) -> str:
         f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in trial.parameters.items()
     )
+
+
+def print_confirmation(confirmation: Confirmation, as_json: bool) -> None:
+    """What each candidate reached in its trainings, and which was chosen."""
+    if as_json:
+        print(confirmation.model_dump_json(indent=1))
+        return
+    print(f"chosen  trial {confirmation.chosen}, by the mean of {confirmation.parts} {confirmation.kind}")
+    table = _table("trial", "selection", "mean", "spread", "n", "each")
+    for candidate in confirmation.candidates:
+        there = [f"{value:.4f}" for value in candidate.values if value is not None]
+        mean, spread = ("-" if value is None else f"{value:.4f}" for value in (candidate.mean, candidate.spread))
+        selection = f"{candidate.selection_value:.4f}"
+        each = " ".join("failed" if value is None else f"{value:.4f}" for value in candidate.values)
+        table.add_row(str(candidate.trial), selection, mean, spread, str(len(there)), each)
+    _show(table)
 
 
 def print_run(result: RunResult, as_json: bool) -> None:

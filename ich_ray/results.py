@@ -88,6 +88,8 @@ class TrialResult(Record):
         seed: of its weights and batches.
         at_chance: it spent its budget and its average precision is at most 1.5 times the prevalence.
         cost_gpu_s: accelerator seconds of all attempts.
+        repeats: in a confirmation, the trial of the search that this one trains again.
+        fold: in a confirmation on folds, the one it validates on.
     """
 
     number: int = Field(ge=0)
@@ -105,6 +107,8 @@ class TrialResult(Record):
     started: float = 0.0
     ended: float | None = None
     where: str = ""
+    repeats: int | None = None
+    fold: int | None = None
 
     @property
     def images_seen(self) -> int:
