@@ -14,9 +14,9 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import check_folds
 from ich_ray.errors import ConfigError, IchRayError
-from ich_ray.final.calibration import open_dataset
 from ich_ray.progress import say
 from ich_ray.results import Objective, SearchRecord, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
@@ -28,7 +28,6 @@ from ich_ray.storage import Location, Record, SearchFiles, write_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ich_ray.data.dataset import PreparedDataset
     from ich_ray.search.preflight import Slots
     from ich_ray.search.trial import Trainer
 
@@ -113,7 +112,7 @@ def confirm(
         raise ConfigError("--folds, --seeds: one of them must be given, got both; choose what shall differ")
     found = open_search(search)
     candidates = _top(found, top)
-    dataset = open_dataset(found)
+    dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
     kind: Kind = "seeds" if seeds is not None else "folds"
     parts = _seeds(seeds) if seeds is not None else check_folds(dataset, DEFAULT_FOLDS if folds is None else folds)
     numbers = ", ".join(str(trial.number) for trial in candidates)
