@@ -21,13 +21,7 @@ from ich_ray.results import Objective, Report, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.preflight import Machine
 from ich_ray.storage import read_json, write_json
-from tests.prepared import make_dataset
 from tests.searched import PARAMETERS, make_search
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return make_dataset(tmp_path_factory.mktemp("prepared") / "dataset")
 
 
 @pytest.fixture(scope="module")
