@@ -20,6 +20,7 @@ from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say
 from ich_ray.results import SearchRecord, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
+from ich_ray.search.draw import Listed
 from ich_ray.search.ledger import Ledger, differences
 from ich_ray.search.plan import plan_search
 from ich_ray.search.space import SearchSpace, load_space
@@ -28,7 +29,6 @@ from ich_ray.storage import Location, SearchFiles, exclusive, locate
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ich_ray.search.draw import Listed
     from ich_ray.search.preflight import Slots
     from ich_ray.search.trial import Trainer
 
@@ -63,7 +63,8 @@ def run_search(
         dataset: a prepared dataset.
         space: the YAML file of the search space.
         out: the search folder, new or (with `resume`) begun before.
-        trials: in all, counting those already there; 20 if not given, or what the search was begun with.
+        trials: in all, counting those already there; if not given what the search was begun with, all of a grid or of
+            a list of candidates, else 20.
         gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one.
         cpus_per_trial: CPUs, and so threads, of a trial.
         hours: after which no trial is started and running ones are stopped at their next report.
@@ -80,10 +81,11 @@ def run_search(
     """
     _check_numbers(trials, hours)
     checked, data = load_space(space), PreparedDataset.open(dataset)
-    asked = _record(checked, data, trials, seed)
+    _check_listed(checked, trials, warm_start)
+    asked = _record(checked, data, trials or len(checked.listed or ()) or DEFAULT_TRIALS, seed)
     files = SearchFiles(locate(out))
     begun = _begun(files, asked, trials, resume)
-    wanted = trials or (begun.wanted if begun else DEFAULT_TRIALS)
+    wanted = trials or (begun or asked).wanted
     teacher = str(locate(warm_start)) if warm_start is not None else begun.warm_start if begun else None
     warm = _warm(checked, teacher)
 
@@ -103,7 +105,8 @@ def run_search(
             ledger.amend(trials=wanted)
         if teacher != ledger.record.warm_start:
             ledger.amend(warm_start=teacher)
-        _Run(checked, data, ledger, slots, wanted=wanted, hours=hours, warm=warm, trainer=_trainer).go()
+        listed = _listed(checked, ledger, wanted)
+        _Run(checked, data, ledger, slots, wanted=wanted, hours=hours, warm=warm, listed=listed, trainer=_trainer).go()
     return open_search(out)
 
 
@@ -135,7 +138,22 @@ def _check_numbers(trials: int | None, hours: float | None) -> None:
         raise ConfigError(f"--hours: must be above 0, got {hours}; leave it out for no limit")
 
 
-def _record(space: SearchSpace, dataset: PreparedDataset, trials: int | None, seed: int) -> SearchRecord:
+def _check_listed(space: SearchSpace, trials: int | None, warm_start: Location | None) -> None:
+    if space.listed is None:
+        return
+    if trials is not None and trials > len(space.listed):
+        raise ConfigError(
+            f"--trials: the space {space.name} lists {len(space.listed)} trials and no more, got {trials}; "
+            "leave it out to run all"
+        )
+    if warm_start is not None:
+        raise ConfigError(
+            f"--warm-start {warm_start}: the trials of the space {space.name} are listed, so that nothing can be "
+            "learned for them; leave it out"
+        )
+
+
+def _record(space: SearchSpace, dataset: PreparedDataset, trials: int, seed: int) -> SearchRecord:
     validation = dataset.manifest.roles.get("validation")
     return SearchRecord(
         name=space.name,
@@ -144,7 +162,7 @@ def _record(space: SearchSpace, dataset: PreparedDataset, trials: int | None, se
         fingerprint=dataset.manifest.fingerprint,
         prevalence=validation.positives / validation.slices if validation and validation.slices else 0.0,
         seed=seed,
-        trials=trials or DEFAULT_TRIALS,
+        trials=trials,
         versions={name: version(name) for name in _PACKAGES},
         created=time.time(),
     )
@@ -170,6 +188,13 @@ def _begun(files: SearchFiles, asked: SearchRecord, trials: int | None, resume: 
             "leave it out to finish those"
         )
     return there
+
+
+def _listed(space: SearchSpace, ledger: Ledger, wanted: int) -> list[Listed] | None:
+    """What a ledger lacks of a space's listed trials; None where trials are drawn."""
+    if space.listed is None:
+        return None
+    return [Listed(parameters) for parameters in space.listed[len(ledger.trials) : wanted]]
 
 
 def _warm(space: SearchSpace, where: str | None) -> list[TrialResult]:
