@@ -141,11 +141,16 @@ def search(
     trials: Trials = None,
     gpus_per_trial: GpusPerTrial = None,
     cpus_per_trial: CpusPerTrial = 1,
-    hours: Annotated[float | None, typer.Option("--hours", min=0, help="Start no trial after this long.")] = None,
+    hours: Annotated[float | None, typer.Option("--hours", min=0, help="End it after this long.")] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option("--gpu-hours", min=0, help="End it after so many GPU hours of all trials together.")
+    ] = None,
     concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trials at a time.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and run nothing.")] = False,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Same seed, same result; default 0, or that of the search.")
+    ] = None,
     warm_start: Annotated[str | None, typer.Option("--warm-start", help="Learn from another search first.")] = None,
     address: Address = None,
     as_json: Json = False,
@@ -161,6 +166,7 @@ def search(
         gpus_per_trial=gpus_per_trial,
         cpus_per_trial=cpus_per_trial,
         hours=hours,
+        gpu_hours=gpu_hours,
         concurrent=concurrent,
         resume=resume,
         plan=plan,

@@ -47,7 +47,7 @@ class Bookkeeper(Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         number = trial.config["number"]
         if trial.config["again"] or number in self._marks:
-            self._ledger.start(number)
+            self._ledger.start(number, cost_gpu_s=self._cost(number))
         self._marks[number] = time.time()
         self._running.add(number)
 
@@ -121,6 +121,15 @@ class Bookkeeper(Callback):
         spent = (now - self._marks.get(number, now)) * self._gpus
         self._marks[number] = now
         return self._ledger.trials[number].cost_gpu_s + spent
+
+    def gpu_seconds(self) -> float:
+        """Accelerator seconds of all trials, the running ones up to now.
+
+        What the trials of a killed driver did after their last report is not known and not counted.
+        """
+        now = time.time()
+        running = sum(now - self._marks[number] for number in self._running)
+        return sum(trial.cost_gpu_s for trial in self._ledger.trials.values()) + running * self._gpus
 
     def _count(self, trial: TrialResult) -> None:
         self._ended += trial.state != "running"

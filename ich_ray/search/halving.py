@@ -81,13 +81,13 @@ class Halving(TrialScheduler):
         verdicts: by trial number, those that have ended.
     """
 
-    def __init__(self, budget: Budget, objective: Objective, rungs: Rungs, out_of_time: Callable[[], bool]) -> None:
+    def __init__(self, budget: Budget, objective: Objective, rungs: Rungs, limit: Callable[[], Verdict | None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._images = budget.images
         self._key = f"metrics/{objective.metric}"
         self._name = objective.metric
         self._rungs = rungs
-        self._out_of_time = out_of_time
+        self._limit = limit
         self.verdicts: dict[int, Verdict] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
@@ -109,7 +109,7 @@ class Halving(TrialScheduler):
             return Verdict("completed")
         if rung is not None:
             return Verdict("pruned", f"rung_{rung}")
-        return Verdict("pruned", "hours", "the search's --hours were over") if self._out_of_time() else None
+        return self._limit()
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None: ...
 

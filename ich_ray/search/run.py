@@ -7,7 +7,6 @@ goes into a temporary folder. Trains nothing: trial.py does.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import tempfile
 import time
@@ -21,7 +20,8 @@ from ich_ray.progress import say
 from ich_ray.results import SearchRecord, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.draw import Listed
-from ich_ray.search.ledger import Ledger, differences
+from ich_ray.search.ledger import Ledger, Verdict, differences
+from ich_ray.search.limits import Limits
 from ich_ray.search.plan import plan_search
 from ich_ray.search.space import SearchSpace, load_space
 from ich_ray.storage import Location, SearchFiles, exclusive, locate
@@ -49,10 +49,11 @@ def run_search(
     gpus_per_trial: float | None = None,
     cpus_per_trial: float = 1,
     hours: float | None = None,
+    gpu_hours: float | None = None,
     concurrent: int | None = None,
     resume: bool = False,
     plan: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     warm_start: Location | None = None,
     address: str | None = None,
     _trainer: Trainer | None = None,
@@ -68,10 +69,11 @@ def run_search(
         gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one.
         cpus_per_trial: CPUs, and so threads, of a trial.
         hours: after which no trial is started and running ones are stopped at their next report.
+        gpu_hours: the same, of accelerators times hours, over all trials since the search began.
         concurrent: trials at a time; as many as fit if not given.
         resume: go on with the search in `out`; unfinished trials continue from their checkpoints.
         plan: print what would be done, write nothing, and return the search without trials.
-        seed: of the draws and of every trial.
+        seed: of the draws and of every trial; that of the search in `out` if not given, else 0.
         warm_start: another search whose trials the sampler may learn from.
         address: a Ray cluster; this machine if not given.
 
@@ -79,12 +81,17 @@ def run_search(
         ConfigError: it cannot be done as asked; nothing has been started and nothing overwritten.
         IchRayError: it was interrupted; the message says how to go on.
     """
-    _check_numbers(trials, hours)
+    if trials is not None and trials < 1:
+        raise ConfigError(f"--trials: must be at least 1, got {trials}; ask for one or more")
+    limits = Limits(hours, gpu_hours)
     checked, data = load_space(space), PreparedDataset.open(dataset)
     _check_listed(checked, trials, warm_start)
-    asked = _record(checked, data, trials or len(checked.listed or ()) or DEFAULT_TRIALS, seed)
     files = SearchFiles(locate(out))
-    begun = _begun(files, asked, trials, resume)
+    there = open_search(files.root).record if files.search.exists() else None
+    if seed is None:
+        seed = there.seed if there else 0
+    asked = _record(checked, data, trials or len(checked.listed or ()) or DEFAULT_TRIALS, seed)
+    begun = _begun(files, there, asked, trials, resume)
     wanted = trials or (begun or asked).wanted
     teacher = str(locate(warm_start)) if warm_start is not None else begun.warm_start if begun else None
     warm = _warm(checked, teacher)
@@ -99,6 +106,7 @@ def run_search(
         return SearchResult(files, asked, ())
     with locked(files), connected(address):
         slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent)
+        limits.check(slots.gpus)
         check_machines(data, files.root)
         ledger = Ledger.open(out) if begun else Ledger.create(out, asked)
         if wanted != ledger.record.wanted:
@@ -106,7 +114,8 @@ def run_search(
         if teacher != ledger.record.warm_start:
             ledger.amend(warm_start=teacher)
         listed = _listed(checked, ledger, wanted)
-        _Run(checked, data, ledger, slots, wanted=wanted, hours=hours, warm=warm, listed=listed, trainer=_trainer).go()
+        keys: dict[str, Any] = {"warm": warm, "listed": listed, "trainer": _trainer}
+        _Run(checked, data, ledger, slots, wanted=wanted, limits=limits, **keys).go()
     return open_search(out)
 
 
@@ -126,16 +135,10 @@ def run_listed(
         IchRayError: it was interrupted; `go_on` is what its reader is told to do.
     """
     wanted = len(ledger.trials) + len(listed)
-    run = _Run(space, dataset, ledger, slots, wanted=wanted, hours=None, warm=[], listed=listed, trainer=trainer)
+    keys: dict[str, Any] = {"warm": [], "listed": listed, "trainer": trainer}
+    run = _Run(space, dataset, ledger, slots, wanted=wanted, limits=Limits(), **keys)
     run.go_on = go_on
     run.go()
-
-
-def _check_numbers(trials: int | None, hours: float | None) -> None:
-    if trials is not None and trials < 1:
-        raise ConfigError(f"--trials: must be at least 1, got {trials}; ask for one or more")
-    if hours is not None and not hours > 0:
-        raise ConfigError(f"--hours: must be above 0, got {hours}; leave it out for no limit")
 
 
 def _check_listed(space: SearchSpace, trials: int | None, warm_start: Location | None) -> None:
@@ -168,15 +171,16 @@ def _record(space: SearchSpace, dataset: PreparedDataset, trials: int, seed: int
     )
 
 
-def _begun(files: SearchFiles, asked: SearchRecord, trials: int | None, resume: bool) -> SearchRecord | None:
+def _begun(
+    files: SearchFiles, there: SearchRecord | None, asked: SearchRecord, trials: int | None, resume: bool
+) -> SearchRecord | None:
     """The search to go on with, None for a new one."""
-    if not files.search.exists():
+    if there is None:
         if resume:
             say(f"{files.root}: no search to resume, starting it")
         return None
     if not resume:
         raise ConfigError(Ledger.occupied(files, asked))
-    there = open_search(files.root).record
     if changed := differences(there, asked):
         raise ConfigError(
             f"{files.root}: --resume goes on with the same search, got another one ({'; '.join(changed)}); "
@@ -239,7 +243,7 @@ class _Run:
         slots: Slots,
         *,
         wanted: int,
-        hours: float | None,
+        limits: Limits,
         warm: list[TrialResult],
         trainer: Trainer | None,
         listed: Sequence[Listed] | None = None,
@@ -249,16 +253,15 @@ class _Run:
         from ich_ray.search.sampler import LedgerSampler
         from ich_ray.search.trial import TrialSettings, train_model, trial_function
 
-        self.ledger, self.slots, self.wanted = ledger, slots, wanted
-        self.deadline = time.time() + hours * 3600 if hours else math.inf
+        self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
         rungs = Rungs.rebuilt(space.budget, space.objective, ledger.trials.values())
-        self.halving = Halving(space.budget, space.objective, rungs, self.out_of_time)
+        self.halving = Halving(space.budget, space.objective, rungs, self.over)
         self.sampler = LedgerSampler(
             space,
             ledger,
             wanted=wanted,
             concurrent=slots.concurrent,
-            out_of_time=self.out_of_time,
+            out_of_time=lambda: self.over() is not None,
             warm=warm,
             listed=listed,
         )
@@ -274,8 +277,9 @@ class _Run:
         self.function = trial_function(settings, trainer or train_model)
         self.books = Bookkeeper(ledger, self.halving, self.sampler, wanted, slots.gpus)
 
-    def out_of_time(self) -> bool:
-        return time.time() >= self.deadline
+    def over(self) -> Verdict | None:
+        """How a trial ends that is stopped because the search has had its time; None while it has some."""
+        return self.limits.over(self.books.gpu_seconds() if self.limits.gpu_hours else 0.0)
 
     def go(self) -> None:
         """Run until every trial has ended.
@@ -287,8 +291,11 @@ class _Run:
         if todo:
             say(f"search {self.ledger.record.name}: {todo} trials to run, {self.slots.concurrent} at a time")
             self._tune(todo)
+        if over := self.over():
+            for number in self.sampler.waiting:
+                self.ledger.finish(number, over)
         unfinished = len(self.ledger.unfinished)
-        if unfinished or (len(self.ledger.trials) < self.wanted and not self.out_of_time()):
+        if unfinished or (len(self.ledger.trials) < self.wanted and not over):
             ended = len(self.ledger.trials) - unfinished
             raise IchRayError(
                 f"{self.ledger.files.root}: a search runs until its {self.wanted} trials have ended, "

@@ -64,6 +64,11 @@ class LedgerSampler(Searcher):
             self.study.add_trial(_as_optuna(space, trial))
         self._live: dict[str, tuple[int, optuna.Trial | None]] = {}
 
+    @property
+    def waiting(self) -> list[int]:
+        """Trials that a former driver left unfinished and that have not been started again."""
+        return [trial.number for trial in self._requeued]
+
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config; None while every slot is taken; FINISHED at the end."""
         if len(self._live) >= self._concurrent:

@@ -183,6 +183,29 @@ def test_time_that_is_over_ends_it_cleanly(data: Path, space: Path, tmp_path: Pa
     assert [(trial.state, trial.reason) for trial in found.trials] == [("pruned", "hours")] * 2
 
 
+def test_a_search_whose_time_is_over_leaves_nothing_unfinished(data: Path, space: Path, copied: Path) -> None:
+    ledger = Ledger.open(copied)
+    ledger.amend(trials=18)
+    for number, value in ((16, 0.3), (17, None)):
+        ledger.add({"architecture": "resnet18", "learning_rate": 1e-3, "dropout": 0.1, "optimizer": "adam"})
+        if value:
+            ledger.report(number, 100, {"average_precision": value}, 1.0)
+    found = run_search(data, space, copied, hours=1e-9, resume=True)
+    assert [(trial.state, trial.reason) for trial in found.trials[16:]] == [("pruned", "hours")] * 2
+
+
+def test_a_resumed_search_keeps_its_seed(data: Path, space: Path, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"hours": 1e-9, "_trainer": FakeTrainer()}  # over before anything trains
+    assert run_search(data, space, tmp_path / "s", trials=3, seed=7, **keys).record.seed == 7
+    found = run_search(data, space, tmp_path / "s", resume=True, **keys)
+    assert (found.record.seed, found.record.wanted) == (7, 3)
+    run_search(data, space, tmp_path / "s", resume=True, seed=7, **keys)
+    with pytest.raises(ConfigError, match="got another one \\(seed: there 7, asked 0\\)"):
+        run_search(data, space, tmp_path / "s", resume=True, seed=0, **keys)
+    with pytest.raises(ConfigError, match="got this very search; add --resume"):
+        run_search(data, space, tmp_path / "s")
+
+
 def test_the_same_seed_on_one_slot_writes_the_same_ledger(data: Path, space: Path, tmp_path: Path) -> None:
     ledgers = []
     for name in ("one", "two"):
@@ -223,6 +246,7 @@ def test_a_full_disk_stops_it_with_the_cause(
         ({"cpus_per_trial": 64}, "--cpus-per-trial: a trial must fit on one machine, got 64 where the largest has 2"),
         ({"trials": 0}, "--trials: must be at least 1, got 0"),
         ({"hours": -1}, "--hours: must be above 0, got -1"),
+        ({"gpu_hours": 2}, "--gpu-hours: has a meaning only where trials hold GPUs, got 0 GPU a trial; use --hours"),
         ({"concurrent": 0}, "--concurrent: must be at least 1, got 0"),
         ({"dataset": "nowhere"}, "nowhere: a prepared dataset holds dataset.json, got none"),
         ({"warm_start": "nowhere"}, "nowhere: a search holds search.json, got none"),
