@@ -78,6 +78,7 @@ class Halving(TrialScheduler):
     """Tune's scheduler: ends trials by rung, by budget, by time, or because they failed.
 
     Attributes:
+        rungs: what the trials reached.
         verdicts: by trial number, those that have ended.
     """
 
@@ -86,7 +87,7 @@ class Halving(TrialScheduler):
         self._images = budget.images
         self._key = f"metrics/{objective.metric}"
         self._name = objective.metric
-        self._rungs = rungs
+        self.rungs = rungs
         self._limit = limit
         self.verdicts: dict[int, Verdict] = {}
 
@@ -104,7 +105,7 @@ class Halving(TrialScheduler):
         value, images_seen = result.get(self._key), result["images_seen"]
         if value is None or not math.isfinite(value):
             return Verdict("failed", "diverged", f"{self._name} is not finite at {images_seen} images")
-        rung = self._rungs.offer(number, images_seen, value)
+        rung = self.rungs.offer(number, images_seen, value)
         if images_seen >= self._images:
             return Verdict("completed")
         if rung is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -29,6 +30,11 @@ class Limits:
             if limit is not None and not limit > 0:
                 raise ConfigError(f"{flag}: must be above 0, got {limit}; leave it out for no limit")
 
+    @property
+    def deadline(self) -> float:
+        """UNIX time in seconds; infinite without `hours`."""
+        return math.inf if self.hours is None else self.began + self.hours * 3600
+
     def check(self, gpus: float) -> None:
         """Refuse a limit that nothing can reach, given what a trial holds."""
         if self.gpu_hours is not None and not gpus:
@@ -39,7 +45,7 @@ class Limits:
 
     def over(self, used_gpu_s: float) -> Verdict | None:
         """How a trial ends that is stopped now, after so many accelerator seconds; None while there is time."""
-        if self.hours is not None and time.time() >= self.began + self.hours * 3600:
+        if time.time() >= self.deadline:
             return Verdict("pruned", "hours", "the search's --hours were over")
         if self.gpu_hours is not None and used_gpu_s >= self.gpu_hours * 3600:
             return Verdict("pruned", "gpu_hours", "the search's --gpu-hours were used up")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError
-from ich_ray.progress import say
+from ich_ray.progress import board, say
 from ich_ray.results import SearchRecord, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.draw import Listed
@@ -275,7 +275,9 @@ class _Run:
             gpus=slots.gpus,
         )
         self.function = trial_function(settings, trainer or train_model)
-        self.books = Bookkeeper(ledger, self.halving, self.sampler, wanted, slots.gpus)
+        self.books = Bookkeeper(
+            space, ledger, self.halving, self.sampler, wanted=wanted, gpus=slots.gpus, deadline=limits.deadline
+        )
 
     def over(self) -> Verdict | None:
         """How a trial ends that is stopped because the search has had its time; None while it has some."""
@@ -308,7 +310,8 @@ class _Run:
         from ray.tune import TuneError
 
         try:
-            self._fit(todo)
+            with board() as self.books.draw:
+                self._fit(todo)
         except (RayError, TuneError) as error:  # Tune wraps whatever the ledger raised, as text
             cause = str(error).strip().splitlines()[-1]
             raise IchRayError(
