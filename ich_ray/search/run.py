@@ -204,7 +204,7 @@ def _listed(space: SearchSpace, ledger: Ledger, wanted: int) -> list[Listed] | N
 def _warm(space: SearchSpace, where: str | None) -> list[TrialResult]:
     if where is None:
         return []
-    from ich_ray.search.sampler import fitting
+    from ich_ray.search.study import fitting
 
     other = open_search(where)
     if other.objective != space.objective:
