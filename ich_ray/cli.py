@@ -217,6 +217,19 @@ def confirm(
 
 
 @app.command()
+def export(
+    folder: SearchFolder,
+    tensorboard: Annotated[str | None, typer.Option("--tensorboard", help="A new folder for event files.")] = None,
+    optuna: Annotated[str | None, typer.Option("--optuna", help="A new SQLite file, for optuna-dashboard.")] = None,
+    mlflow: Annotated[str | None, typer.Option("--mlflow", help="A tracking URI, such as sqlite:///runs.db.")] = None,
+) -> None:
+    """Write a search for TensorBoard, Optuna or MLflow."""
+    from ich_ray.search.export import export as export_search
+
+    print("\n".join(export_search(folder, tensorboard=tensorboard, optuna=optuna, mlflow=mlflow)))
+
+
+@app.command()
 def retrain(
     folder: SearchFolder,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,

@@ -21,7 +21,7 @@ from ich_ray.search.ledger import Verdict, trial_seed
 from ich_ray.search.study import as_optuna, outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ich_ray.results import Parameter, TrialResult
     from ich_ray.search.draw import Listed, SearchSpace
