@@ -175,13 +175,13 @@ def search(
         address=address,
     )
     if not plan:
-        display.print_search(found, 10, as_json)
+        display.print_search(found, None, as_json)
 
 
 @app.command()
 def results(
     folder: SearchFolder,
-    top: Annotated[int, typer.Option("--top", min=1, help="Trials to show.")] = 10,
+    top: Annotated[int | None, typer.Option("--top", min=1, help="Best trials to show; 10, or all as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
     """The trials of a search, best first, at any time."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from ich_ray.errors import ConfigError
 from ich_ray.results import SearchRecord, open_search
@@ -17,6 +19,7 @@ from ich_ray.search.draw import Budget
 from ich_ray.search.halving import Halving, Rungs
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.limits import Limits
+from ich_ray.search.space import parse_space
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE
 
@@ -69,7 +72,18 @@ def books(folder: Path) -> tuple[Ledger, Halving, Bookkeeper]:
         Rungs(budget, record.objective),
         lambda: Limits(gpu_hours=1).over(held[0].gpu_seconds()),
     )
-    held.append(Bookkeeper(ledger, halving, SimpleNamespace(), 9, gpus=0.5))  # type: ignore[arg-type]
+    sampler: Any = SimpleNamespace()
+    held.append(
+        Bookkeeper(
+            parse_space(yaml.safe_load(SPACE), "space.yaml"),
+            ledger,
+            halving,
+            sampler,
+            wanted=9,
+            gpus=0.5,
+            deadline=math.inf,
+        )
+    )
     return ledger, halving, held[0]
 
 
