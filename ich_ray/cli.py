@@ -276,11 +276,16 @@ def recalibrate(
 
 
 @app.command()
-def evaluate(folder: SearchFolder) -> None:
+def evaluate(
+    folder: SearchFolder,
+    prevalence: Annotated[
+        float | None, typer.Option("--prevalence", help="Give PPV and NPV for this share of positive slices, too.")
+    ] = None,
+) -> None:
     """Open the test patients and write down the figures."""
     from ich_ray.final.evaluate import evaluate as evaluate_bundle
 
-    evaluate_bundle(folder)
+    evaluate_bundle(folder, prevalence=prevalence)
     print(open_search(folder).files.evaluation.read_text(), end="")
 
 
@@ -343,6 +348,17 @@ def predict(
     print(f"{len(rows)} rows: {positive} positive, {rejected} rejected  {out}")
     if rejected:
         raise typer.Exit(REJECTED_SOME)
+
+
+@app.command()
+def export_onnx(
+    bundle: BundleFolder,
+    out: Annotated[str, typer.Argument(metavar="FILE", help="ONNX file to write.")],
+) -> None:
+    """Write a bundle as ONNX, checked with ONNX Runtime."""
+    from ich_ray.final.export import export_onnx as write_onnx
+
+    print(f"onnx  {write_onnx(bundle, out)}")
 
 
 def main() -> None:
