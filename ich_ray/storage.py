@@ -61,9 +61,24 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 
 def locate(where: Location) -> UPath:
-    """The path or URI `where`; local paths are made absolute, so that they mean the same on another process."""
-    path = UPath(where)
-    return UPath(path.expanduser().absolute()) if is_local(path) else path
+    """The path or URI `where`; local paths are made absolute, so that they mean the same on another process.
+
+    Listings of object storage are not remembered: other processes write there, and `results` must see it.
+
+    Raises:
+        ConfigError: nothing here can read such a URI.
+    """
+    try:
+        path = UPath(where)
+        if not is_local(path):
+            path = UPath(path, use_listings_cache=False)
+            _ = path.fs
+            return path
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: a file system for it must be installed, got {error}; s3:// comes with this package"
+        ) from None
+    return UPath(path.expanduser().absolute())
 
 
 def is_local(path: UPath) -> bool:
