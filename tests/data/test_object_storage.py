@@ -113,7 +113,7 @@ def test_on_s3(tmp_path: Path, bucket: UPath, monkeypatch: pytest.MonkeyPatch) -
         check(bucket, tmp_path)
     out = PreparedDataset.open("s3://slices/of/a/team/out")
     hashes = [block.sha256 for block in out.manifest.blocks]
-    assert sorted(path.stem for path in (tmp_path / "cache").glob("*.arrow")) == sorted(hashes)
+    assert sorted(path.stem for path in (tmp_path / "cache").rglob("*.arrow")) == sorted(hashes)
     block = bucket / "out" / out.manifest.blocks[0].file
     whole = block.read_bytes()
     block.write_bytes(whole[:-900] + bytes([whole[-900] ^ 1]) + whole[-899:])
@@ -121,7 +121,7 @@ def test_on_s3(tmp_path: Path, bucket: UPath, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("ICH_RAY_CACHE", str(tmp_path / "other-node"))
     with pytest.raises(IntegrityError, match=rf"s3://slices/of/a/team/out/{out.manifest.blocks[0].file}: SHA-256 must"):
         PreparedDataset.open(bucket / "out").gather(np.arange(len(out)))
-    assert not list((tmp_path / "other-node").glob("*.arrow"))
+    assert not list((tmp_path / "other-node").rglob("*.arrow"))
 
 
 @pytest.mark.slow
