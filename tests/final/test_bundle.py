@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import pickletools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,22 +14,15 @@ import pytest
 from ich_ray.ct import windowing
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError, Rejection
-from ich_ray.final.bundle import Bundle, calibrated, load_bundle, predict
+from ich_ray.final.bundle import Bundle, load_bundle, predict
 from ich_ray.final.calibration import calibrate
-from ich_ray.storage import SearchFiles, read_json, write_json
-from tests.prepared import make_dataset
-from tests.searched import make_bundle, make_search
+from ich_ray.storage import SearchFiles, locate, read_json, write_json
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return make_dataset(tmp_path_factory.mktemp("prepared") / "dataset")
-
-
-@pytest.fixture(scope="module")
-def search(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
-    files = make_search(tmp_path_factory.mktemp("searches") / "search", dataset)
-    make_bundle(files, dataset)
+def search(retrained: SearchFiles, tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
+    files = SearchFiles(locate(tmp_path_factory.mktemp("searches") / "search"))
+    shutil.copytree(str(retrained.root), str(files.root))
     calibrate(files.root)
     return files
 
@@ -115,11 +109,6 @@ def test_a_bad_card_is_found(copy: Path, tmp_path: Path) -> None:
         load_bundle(copy)
     with pytest.raises(ConfigError, match=r"a bundle holds card.json, got none"):
         load_bundle(tmp_path / "absent")
-
-
-def test_calibrated_shifts_before_it_tempers() -> None:
-    found = calibrated(np.array([0.0, 2.0], np.float32), prior_shift=-1.0, temperature=2.0)
-    assert found == pytest.approx([1 / (1 + np.exp(0.5)), 1 / (1 + np.exp(-0.5))])
 
 
 def test_images_of_another_shape_are_refused(search: SearchFiles) -> None:
