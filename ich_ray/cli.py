@@ -109,6 +109,10 @@ def prepare(
     size: Size = 128,
     windows: Windows = DEFAULT_WINDOWS,
     seed: Seed = 0,
+    split: Annotated[
+        Literal["patient", "slice"],
+        typer.Option("--split", help="What roles are drawn by; slice leaks, and only reproduces systems split so."),
+    ] = "patient",
     limit_rejected: LimitRejected = "5%",
     address: Address = None,
     as_json: Json = False,
@@ -123,6 +127,7 @@ def prepare(
         size=size,
         windows=windows,
         seed=seed,
+        split=split,
         limit_rejected=_share(limit_rejected),
         address=address,
     )

@@ -27,6 +27,7 @@ from ich_ray.data.listing import Listing, list_files
 from ich_ray.data.pseudonyms import Pseudonyms
 from ich_ray.data.writing import Work, finish
 from ich_ray.errors import ConfigError, IchRayError, Rejection, RejectionLimitError
+from ich_ray.results import LEAK
 from ich_ray.runtime import connected
 from ich_ray.storage import DatasetFiles, Location, exclusive, locate, read_json, sha256, write_json
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.data.labels import LabelTable
+    from ich_ray.results import Split
 
 __all__ = ["DEFAULT_LIMIT_REJECTED", "prepare"]
 
@@ -48,6 +50,7 @@ _CHUNK_FILES = (16, 256)
 _CHUNKS = 24
 _LARGEST_SIZE = 1024
 _FAILED = "chunk_failed"
+_BESIDE_BLOCKS = {"labels", "seed", "split"}  # what a plan may change without touching the blocks
 _LOOKED_AT = 64
 
 
@@ -59,6 +62,7 @@ def prepare(
     size: int = 128,
     windows: str = DEFAULT_WINDOWS,
     seed: int = 0,
+    split: Split = "patient",
     limit_rejected: float = DEFAULT_LIMIT_REJECTED,
     address: str | None = None,
 ) -> PreparedDataset:
@@ -73,6 +77,7 @@ def prepare(
         size: rows and columns of the images.
         windows: see `parse_windows`.
         seed: of the roles and folds.
+        split: `patient`, or `slice` to reproduce a system that was split so; it leaks, and all that follows says so.
         limit_rejected: the share of the files that may be rejected.
         address: a Ray cluster; without one, this machine.
 
@@ -89,7 +94,9 @@ def prepare(
     if not listing.files:
         got = f"only {len(listing)} entries that are refused" if len(listing) else "an empty one"
         raise ConfigError(f"{source}: a folder with DICOM files must be given, got {got}; check the path")
-    plan = _plan(listing, locate(labels), size, specs, seed)
+    plan = {**_plan(listing, locate(labels), size, specs, seed), "split": split}
+    if split == "slice":
+        progress.say(LEAK)
     if files.manifest.exists():
         _check_plan(files, plan, plan.keys() - {"key"})
         progress.say(f"{files.root}: already prepared")
@@ -97,10 +104,10 @@ def prepare(
     _check_acquaintance(source, listing, table)
     with exclusive(files.lock, "a dataset"):
         if files.plan.exists():
-            _check_plan(files, plan, plan.keys() - {"labels", "seed"})  # these do not touch the blocks
+            _check_plan(files, plan, plan.keys() - _BESIDE_BLOCKS)
         write_json(files.plan, plan)
         _say_missing_decoders()
-        work = Work(files, _job(source, files, specs, size, plan), listing, table, seed)
+        work = Work(files, _job(source, files, specs, size, plan), listing, table, seed, split)
         dataset = finish(work, _rows_of_all_files(work, address))
     return _within_limit(dataset, limit_rejected)
 
@@ -165,7 +172,7 @@ def _plan(listing: Listing, labels: UPath, size: int, windows: tuple[WindowSpec,
 
 
 def _check_plan(files: DatasetFiles, plan: dict[str, Any], keys: set[str]) -> None:
-    before = read_json(files.plan) if files.plan.exists() else {}
+    before = {"split": "patient", **(read_json(files.plan) if files.plan.exists() else {})}
     differing = sorted(key for key in keys if before.get(key) != plan[key])
     if differing:
         raise ConfigError(
@@ -177,7 +184,7 @@ def _check_plan(files: DatasetFiles, plan: dict[str, Any], keys: set[str]) -> No
 def _job(
     source: UPath, files: DatasetFiles, windows: tuple[WindowSpec, ...], size: int, plan: dict[str, Any]
 ) -> ChunkJob:
-    blocks_of = "".join(str(plan[key]) for key in sorted(plan.keys() - {"labels", "seed"}))
+    blocks_of = "".join(str(plan[key]) for key in sorted(plan.keys() - _BESIDE_BLOCKS))
     return ChunkJob(source, files.blocks, windows, size, Pseudonyms.load(), sha256(blocks_of.encode()))
 
 
