@@ -113,6 +113,9 @@ def prepare(
         Literal["patient", "slice"],
         typer.Option("--split", help="What roles are drawn by; slice leaks, and only reproduces systems split so."),
     ] = "patient",
+    without_preamble: Annotated[
+        bool, typer.Option("--without-preamble", help="Read files that lack the DICOM preamble too, and flag them.")
+    ] = False,
     limit_rejected: LimitRejected = "5%",
     address: Address = None,
     as_json: Json = False,
@@ -128,6 +131,7 @@ def prepare(
         windows=windows,
         seed=seed,
         split=split,
+        without_preamble=without_preamble,
         limit_rejected=_share(limit_rejected),
         address=address,
     )

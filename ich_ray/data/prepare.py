@@ -63,6 +63,7 @@ def prepare(
     windows: str = DEFAULT_WINDOWS,
     seed: int = 0,
     split: Split = "patient",
+    without_preamble: bool = False,
     limit_rejected: float = DEFAULT_LIMIT_REJECTED,
     address: str | None = None,
 ) -> PreparedDataset:
@@ -78,6 +79,7 @@ def prepare(
         windows: see `parse_windows`.
         seed: of the roles and folds.
         split: `patient`, or `slice` to reproduce a system that was split so; it leaks, and all that follows says so.
+        without_preamble: accept files that begin with their meta information, and flag them `no_preamble`.
         limit_rejected: the share of the files that may be rejected.
         address: a Ray cluster; without one, this machine.
 
@@ -95,13 +97,14 @@ def prepare(
         got = f"only {len(listing)} entries that are refused" if len(listing) else "an empty one"
         raise ConfigError(f"{source}: a folder with DICOM files must be given, got {got}; check the path")
     plan = {**_plan(listing, locate(labels), size, specs, seed), "split": split}
+    plan["without_preamble"] = without_preamble
     if split == "slice":
         progress.say(LEAK)
     if files.manifest.exists():
         _check_plan(files, plan, plan.keys() - {"key"})
         progress.say(f"{files.root}: already prepared")
         return _within_limit(PreparedDataset.open(files.root), limit_rejected)
-    _check_acquaintance(source, listing, table)
+    _check_acquaintance(source, listing, table, without_preamble)
     with exclusive(files.lock, "a dataset"):
         if files.plan.exists():
             _check_plan(files, plan, plan.keys() - _BESIDE_BLOCKS)
@@ -135,7 +138,7 @@ def _check_folders(source: UPath, files: DatasetFiles) -> None:
         )
 
 
-def _check_acquaintance(source: UPath, listing: Listing, table: LabelTable) -> None:
+def _check_acquaintance(source: UPath, listing: Listing, table: LabelTable, without_preamble: bool) -> None:
     """Refuse the labels of other files now, and not after hours of decoding.
 
     File names that are slice ids settle it; else some files are read. A table with less than a tenth of the files may
@@ -147,7 +150,7 @@ def _check_acquaintance(source: UPath, listing: Listing, table: LabelTable) -> N
     ids = []
     for file in listing.files[:: max(1, len(listing.files) // _LOOKED_AT)]:
         try:
-            ids.append(read_slice(source / file).header.slice_id)
+            ids.append(read_slice(source / file, without_preamble).header.slice_id)
         except Rejection:
             continue
     if ids and (table.find(pa.array(ids)) < 0).all():
@@ -172,7 +175,7 @@ def _plan(listing: Listing, labels: UPath, size: int, windows: tuple[WindowSpec,
 
 
 def _check_plan(files: DatasetFiles, plan: dict[str, Any], keys: set[str]) -> None:
-    before = {"split": "patient", **(read_json(files.plan) if files.plan.exists() else {})}
+    before = {"split": "patient", "without_preamble": False, **(read_json(files.plan) if files.plan.exists() else {})}
     differing = sorted(key for key in keys if before.get(key) != plan[key])
     if differing:
         raise ConfigError(
@@ -185,7 +188,8 @@ def _job(
     source: UPath, files: DatasetFiles, windows: tuple[WindowSpec, ...], size: int, plan: dict[str, Any]
 ) -> ChunkJob:
     blocks_of = "".join(str(plan[key]) for key in sorted(plan.keys() - _BESIDE_BLOCKS))
-    return ChunkJob(source, files.blocks, windows, size, Pseudonyms.load(), sha256(blocks_of.encode()))
+    names = Pseudonyms.load()
+    return ChunkJob(source, files.blocks, windows, size, names, sha256(blocks_of.encode()), plan["without_preamble"])
 
 
 def _say_missing_decoders() -> None:

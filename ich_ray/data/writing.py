@@ -72,7 +72,7 @@ def _write(work: Work, rows: pa.Table) -> None:
         work.labels,
         pseudonyms=work.job.pseudonyms,
         seed=work.seed,
-        digest=lambda file: words_digest(work.job.images / file),
+        digest=lambda file: words_digest(work.job, file),
         split=work.split,
     )
     blocks, block, row = _blocks(work, assembly)
