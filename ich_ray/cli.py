@@ -109,6 +109,13 @@ def prepare(
     size: Size = 128,
     windows: Windows = DEFAULT_WINDOWS,
     seed: Seed = 0,
+    split: Annotated[
+        Literal["patient", "slice"],
+        typer.Option("--split", help="What roles are drawn by; slice leaks, and only reproduces systems split so."),
+    ] = "patient",
+    without_preamble: Annotated[
+        bool, typer.Option("--without-preamble", help="Read files that lack the DICOM preamble too, and flag them.")
+    ] = False,
     limit_rejected: LimitRejected = "5%",
     address: Address = None,
     as_json: Json = False,
@@ -123,6 +130,8 @@ def prepare(
         size=size,
         windows=windows,
         seed=seed,
+        split=split,
+        without_preamble=without_preamble,
         limit_rejected=_share(limit_rejected),
         address=address,
     )
