@@ -15,7 +15,11 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def verbs() -> list[str]:
-    return [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
+    return [
+        command.name or command.callback.__name__.replace("_", "-")
+        for command in cli.app.registered_commands
+        if command.callback
+    ]
 
 
 @pytest.mark.parametrize("verb", verbs())
