@@ -109,6 +109,13 @@ def prepare(
     size: Size = 128,
     windows: Windows = DEFAULT_WINDOWS,
     seed: Seed = 0,
+    split: Annotated[
+        Literal["patient", "slice"],
+        typer.Option("--split", help="What roles are drawn by; slice leaks, and only reproduces systems split so."),
+    ] = "patient",
+    without_preamble: Annotated[
+        bool, typer.Option("--without-preamble", help="Read files that lack the DICOM preamble too, and flag them.")
+    ] = False,
     limit_rejected: LimitRejected = "5%",
     address: Address = None,
     as_json: Json = False,
@@ -123,6 +130,8 @@ def prepare(
         size=size,
         windows=windows,
         seed=seed,
+        split=split,
+        without_preamble=without_preamble,
         limit_rejected=_share(limit_rejected),
         address=address,
     )
@@ -141,11 +150,16 @@ def search(
     trials: Trials = None,
     gpus_per_trial: GpusPerTrial = None,
     cpus_per_trial: CpusPerTrial = 1,
-    hours: Annotated[float | None, typer.Option("--hours", min=0, help="Start no trial after this long.")] = None,
+    hours: Annotated[float | None, typer.Option("--hours", min=0, help="End it after this long.")] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option("--gpu-hours", min=0, help="End it after so many GPU hours of all trials together.")
+    ] = None,
     concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trials at a time.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and run nothing.")] = False,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Same seed, same result; default 0, or that of the search.")
+    ] = None,
     warm_start: Annotated[str | None, typer.Option("--warm-start", help="Learn from another search first.")] = None,
     address: Address = None,
     as_json: Json = False,
@@ -161,6 +175,7 @@ def search(
         gpus_per_trial=gpus_per_trial,
         cpus_per_trial=cpus_per_trial,
         hours=hours,
+        gpu_hours=gpu_hours,
         concurrent=concurrent,
         resume=resume,
         plan=plan,
@@ -169,17 +184,58 @@ def search(
         address=address,
     )
     if not plan:
-        display.print_search(found, 10, as_json)
+        display.print_search(found, None, as_json)
 
 
 @app.command()
 def results(
     folder: SearchFolder,
-    top: Annotated[int, typer.Option("--top", min=1, help="Trials to show.")] = 10,
+    top: Annotated[int | None, typer.Option("--top", min=1, help="Best trials to show; 10, or all as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
     """The trials of a search, best first, at any time."""
     display.print_search(open_search(folder), top, as_json)
+
+
+@app.command()
+def confirm(
+    folder: SearchFolder,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many of the best trials.")] = 3,
+    folds: Annotated[int | None, typer.Option("--folds", min=2, help="Folds to hold out in turn; default 5.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="New seeds, in place of folds.")] = None,
+    gpus_per_trial: GpusPerTrial = None,
+    cpus_per_trial: CpusPerTrial = 1,
+    concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trainings at a time.")] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Train the best trials again; choose by their mean."""
+    from ich_ray.final.confirm import confirm as confirm_best
+
+    confirmation = confirm_best(
+        folder,
+        top=top,
+        folds=folds,
+        seeds=seeds,
+        gpus_per_trial=gpus_per_trial,
+        cpus_per_trial=cpus_per_trial,
+        concurrent=concurrent,
+        address=address,
+    )
+    display.print_confirmation(confirmation, as_json)
+
+
+@app.command()
+def export(
+    folder: SearchFolder,
+    tensorboard: Annotated[str | None, typer.Option("--tensorboard", help="A new folder for event files.")] = None,
+    optuna: Annotated[str | None, typer.Option("--optuna", help="A new SQLite file, for optuna-dashboard.")] = None,
+    mlflow: Annotated[str | None, typer.Option("--mlflow", help="A tracking URI, such as sqlite:///runs.db.")] = None,
+) -> None:
+    """Write a search for TensorBoard, Optuna or MLflow."""
+    from ich_ray.search.export import export as export_search
+
+    print("\n".join(export_search(folder, tensorboard=tensorboard, optuna=optuna, mlflow=mlflow)))
 
 
 @app.command()
@@ -188,7 +244,7 @@ def retrain(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,
     address: Address = None,
 ) -> None:
-    """Train the best trial again, longer: the bundle."""
+    """Train the chosen trial again, longer: the bundle."""
     from ich_ray.final.retrain import retrain as retrain_best
 
     retrain_best(folder, workers=workers, address=address)

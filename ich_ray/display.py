@@ -14,10 +14,13 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ich_ray.data.dataset import DatasetManifest
+    from ich_ray.final.confirm import Confirmation
     from ich_ray.pipeline import RunResult
     from ich_ray.results import SearchResult, TrialResult
 
-__all__ = ["print_dataset", "print_run", "print_search"]
+__all__ = ["print_confirmation", "print_dataset", "print_run", "print_search"]
+
+_TABLE_ROWS = 10
 
 
 def _table(*columns: str) -> Table:
@@ -50,17 +53,19 @@ def print_dataset(manifest: DatasetManifest, root: str) -> None:
         print(note)
 
 
-def print_search(found: SearchResult, top: int, as_json: bool) -> None:
-    """The best `top` trials of a search, as a table or as JSON."""
+def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
+    """The best `top` trials of a search; by default ten as a table, all as JSON."""
     ranked = found.ranked()
     if as_json:
         trials = [{**trial.model_dump(mode="json"), "value": trial.value} for trial in ranked[:top]]
         print(json.dumps({"search": found.record.model_dump(mode="json"), "trials": trials}, indent=1))
         return
+    if found.record.leak:
+        print(found.record.leak)
     states = ", ".join(f"{found.count(state)} {state}" for state in ("completed", "pruned", "failed", "running"))
-    print(f"{found.record.name}: {len(found.trials)} of {found.record.trials} trials: {states}")
+    print(f"{found.record.name}: {len(found.trials)} of {found.record.wanted} trials: {states}")
     table = _table("trial", "state", found.objective.metric, "images", "seconds", "parameters")
-    for trial in ranked[:top]:
+    for trial in ranked[: top or _TABLE_ROWS]:
         seconds = f"{trial.reports[-1].elapsed_s:.0f}" if trial.reports else "-"
         state = f"{trial.state} ({trial.reason})" if trial.reason else trial.state
         value = "-" if trial.value is None else f"{trial.value:.4f}"
@@ -73,6 +78,22 @@ def _parameters(trial: TrialResult) -> str:
         f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in trial.parameters.items()
     )
+
+
+def print_confirmation(confirmation: Confirmation, as_json: bool) -> None:
+    """What each candidate reached in its trainings, and which was chosen."""
+    if as_json:
+        print(confirmation.model_dump_json(indent=1))
+        return
+    print(f"chosen  trial {confirmation.chosen}, by the mean of {confirmation.parts} {confirmation.kind}")
+    table = _table("trial", "selection", "mean", "spread", "n", "each")
+    for candidate in confirmation.candidates:
+        there = [f"{value:.4f}" for value in candidate.values if value is not None]
+        mean, spread = ("-" if value is None else f"{value:.4f}" for value in (candidate.mean, candidate.spread))
+        selection = f"{candidate.selection_value:.4f}"
+        each = " ".join("failed" if value is None else f"{value:.4f}" for value in candidate.values)
+        table.add_row(str(candidate.trial), selection, mean, spread, str(len(there)), each)
+    _show(table)
 
 
 def print_run(result: RunResult, as_json: bool) -> None:

@@ -86,7 +86,9 @@ class Ledger:
         self.record = self.record.model_copy(update={"amendments": amendments})
         self._write_record()
 
-    def add(self, parameters: Mapping[str, Parameter]) -> TrialResult:
+    def add(
+        self, parameters: Mapping[str, Parameter], *, repeats: int | None = None, fold: int | None = None
+    ) -> TrialResult:
         """The next trial: numbered, seeded and on disk before anything trains."""
         number = max(self.trials, default=-1) + 1
         return self._write(
@@ -96,12 +98,14 @@ class Ledger:
                 parameters=dict(parameters),
                 seed=trial_seed(self.record.seed, number),
                 started=time.time(),
+                repeats=repeats,
+                fold=fold,
             )
         )
 
-    def start(self, number: int) -> TrialResult:
+    def start(self, number: int, **changes: Any) -> TrialResult:
         """One more attempt at a trial begins; the first one is counted when it is added."""
-        return self._change(number, attempts=self.trials[number].attempts + 1)
+        return self._change(number, attempts=self.trials[number].attempts + 1, **changes)
 
     def report(
         self,

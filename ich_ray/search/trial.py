@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from ray import tune
 
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.folds import HeldOut
 from ich_ray.errors import IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import CheckpointReference, finite
@@ -131,6 +132,8 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
         checkpoints.note = f"no good checkpoint after {config['reported']} images: started again"
     parameters = Hyperparameters(**config["parameters"])
     dataset = _dataset(settings.dataset, settings.fingerprint)
+    if config["fold"] is not None:
+        dataset = HeldOut(dataset, config["fold"])
     resume = kept.file if kept else None
     with closing(trainer(parameters, dataset, settings, config["seed"], resume)) as steps:
         for progress in steps:
