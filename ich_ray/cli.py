@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from ich_ray import __version__, progress
+from ich_ray import __version__, cluster_verbs, progress
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.results import SearchResult, TrialResult, open_search
@@ -265,6 +265,10 @@ def predict(
     print(f"{len(rows)} rows: {positive} positive, {rejected} rejected  {out}")
     if rejected:
         raise typer.Exit(REJECTED_SOME)
+
+
+for _verb in cluster_verbs.VERBS:
+    app.command(**_verb.settings)(_verb.function)
 
 
 def main() -> None:

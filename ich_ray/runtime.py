@@ -16,7 +16,7 @@ from ich_ray.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["connected"]
+__all__ = ["connected", "knock"]
 
 # Ray warns about its own future defaults on every start; none of these concern a user of this package.
 _QUIET = {
@@ -68,21 +68,31 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
 
 def _join(address: str) -> None:
     import ray
+    from ray.exceptions import AuthenticationError
 
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    listens = False
     try:
-        _knock(address)
+        if host and port.isdigit():
+            knock(host, int(port))
+            listens = True
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError, SystemExit) as error:
-        first_line = str(error).strip().partition("\n")[0] or type(error).__name__
+    except (AuthenticationError, OSError, RuntimeError, ValueError, SystemExit) as error:
+        problem = str(error).strip().partition("\n")[0] or type(error).__name__
+        if isinstance(error, AuthenticationError) or (listens and "Failed to connect" in problem):
+            mode = os.environ.get("RAY_AUTH_MODE", "not set")
+            problem = f"no welcome: a token that is wrong or missing (RAY_AUTH_MODE is {mode}), or no Ray"
         raise ConfigError(
-            f"--address {address}: a Ray cluster must answer there, got: {first_line}; check the address, that the "
-            "cluster is up, and that RAY_AUTH_TOKEN or ~/.ray/auth_token holds its token"
+            f"--address {address}: a Ray cluster must answer there, got {problem}; check the address, that the cluster "
+            "is up, and for one with a token RAY_AUTH_MODE=token and its token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
         ) from None
 
 
-def _knock(address: str) -> None:
-    """Fail within seconds where nobody listens: Ray itself tries for 327 s and then leaves by SystemExit."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        with socket.create_connection((host, int(port)), timeout=_KNOCK_S):
-            pass
+def knock(host: str, port: int) -> None:
+    """Fail within seconds where nobody listens: Ray itself tries for 327 s and then leaves by SystemExit.
+
+    Raises:
+        OSError: nobody does.
+    """
+    with socket.create_connection((host, port), timeout=_KNOCK_S):
+        pass
