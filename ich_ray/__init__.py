@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ich_ray.cluster.doctor import doctor
     from ich_ray.cluster.jobs import Job, jobs, logs, stop, submit
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.data.prepare import prepare
@@ -31,6 +32,7 @@ _HOMES = {
     "TrialResult": "ich_ray.results",
     "calibrate": "ich_ray.final.calibration",
     "demo": "ich_ray.pipeline",
+    "doctor": "ich_ray.cluster.doctor",
     "evaluate": "ich_ray.final.evaluate",
     "jobs": "ich_ray.cluster.jobs",
     "load_bundle": "ich_ray.final.bundle",
@@ -54,6 +56,7 @@ __all__ = [
     "TrialResult",
     "calibrate",
     "demo",
+    "doctor",
     "evaluate",
     "jobs",
     "load_bundle",

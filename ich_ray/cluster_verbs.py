@@ -85,6 +85,23 @@ def stop(job: JobId, address: Address = None) -> None:
     print(f"{job}  {'stopping' if stop_job(job, address) else 'had ended before'}")
 
 
+def doctor(
+    address: Annotated[
+        str | None, typer.Option("--address", help="A Ray cluster, from inside: auto on its head.")
+    ] = None,
+    storage: Annotated[str | None, typer.Option("--storage", help="What every machine must read and write.")] = None,
+    cluster_file: Annotated[str | None, typer.Option("--cluster-file", help="Search it for secrets.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What would break a search here, or on a cluster."""
+    from ich_ray.cluster.doctor import doctor as examine
+
+    findings = examine(address=address, storage=storage, cluster_file=cluster_file)
+    print(json.dumps([asdict(finding) for finding in findings], indent=1) if as_json else "\n".join(map(str, findings)))
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
 def _check_flags(context: typer.Context, command: list[str]) -> None:
     """Read the command as this machine would, so that a misspelt flag is told before it travels."""
     verbs = context.find_root().command
@@ -112,4 +129,4 @@ class Verb:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-VERBS = (Verb(submit), Verb(jobs), Verb(logs), Verb(stop))
+VERBS = (Verb(submit), Verb(jobs), Verb(logs), Verb(stop), Verb(doctor))

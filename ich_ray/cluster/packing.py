@@ -19,9 +19,21 @@ if TYPE_CHECKING:
 
 __all__ = ["VERBS", "Parcel", "pack"]
 
-VERBS = ("prepare", "search", "confirm", "retrain", "calibrate", "evaluate", "report", "run", "predict", "audit")
+VERBS = (
+    "prepare",
+    "search",
+    "confirm",
+    "retrain",
+    "calibrate",
+    "evaluate",
+    "report",
+    "run",
+    "predict",
+    "audit",
+    "doctor",
+)
 # Flags whose value is a place; the first argument of every verb is one too.
-_PLACES = ("--out", "--labels", "--warm-start")
+_PLACES = ("--out", "--labels", "--warm-start", "--storage")
 _LARGEST_SPACE_BYTES = 1 << 20
 
 
