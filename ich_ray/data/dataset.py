@@ -24,6 +24,7 @@ from ich_ray.storage import (
     DatasetFiles,
     Location,
     Record,
+    RelativeFile,
     is_local,
     local_copy,
     locate,
@@ -70,7 +71,7 @@ _STAGES = 3
 class BlockRecord(Record):
     """One Arrow IPC file, relative to the dataset folder."""
 
-    file: str
+    file: RelativeFile
     rows: int
     sha256: str
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from scipy.special import expit
 
@@ -198,7 +199,13 @@ def load_bundle(path: Location) -> Bundle:
             "restore the file or retrain"
         )
     network = build_network(card.parameters.model_copy(update={"weights": "none"}), card.image_shape)
-    network.load_state_dict(load(data))
+    try:
+        network.load_state_dict(load(data))
+    except (SafetensorError, RuntimeError) as error:
+        line = str(error).strip().splitlines()[-1].strip()
+        raise IntegrityError(
+            f"{file}: must be the weights of its card, got {line}; restore the file or retrain"
+        ) from None
     return Bundle(network, card)
 
 

@@ -13,7 +13,7 @@ from ich_ray.ct.windowing import WindowSpec
 from ich_ray.data.dataset import RoleCounts
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.storage import Record, read_record, write_json
+from ich_ray.storage import Record, RelativeFile, read_record, write_json
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -64,7 +64,7 @@ class SearchNote(Record):
 class WeightsNote(Record):
     """The file beside the card, and its hash."""
 
-    file: str
+    file: RelativeFile
     sha256: str
 
 
