@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from ich_ray.errors import IchRayError
     from ich_ray.final.bundle import Bundle, load_bundle
     from ich_ray.final.calibration import calibrate
+    from ich_ray.final.confirm import confirm
     from ich_ray.final.evaluate import evaluate
+    from ich_ray.final.recalibration import recalibrate
     from ich_ray.final.report.page import report
     from ich_ray.final.retrain import retrain
     from ich_ray.pipeline import demo, run
     from ich_ray.results import SearchResult, TrialResult, open_search
+    from ich_ray.search.export import export
     from ich_ray.search.run import run_search
 
 _HOMES = {
@@ -31,14 +34,17 @@ _HOMES = {
     "SearchResult": "ich_ray.results",
     "TrialResult": "ich_ray.results",
     "calibrate": "ich_ray.final.calibration",
+    "confirm": "ich_ray.final.confirm",
     "demo": "ich_ray.pipeline",
     "doctor": "ich_ray.cluster.doctor",
     "evaluate": "ich_ray.final.evaluate",
+    "export": "ich_ray.search.export",
     "jobs": "ich_ray.cluster.jobs",
     "load_bundle": "ich_ray.final.bundle",
     "logs": "ich_ray.cluster.jobs",
     "open_search": "ich_ray.results",
     "prepare": "ich_ray.data.prepare",
+    "recalibrate": "ich_ray.final.recalibration",
     "report": "ich_ray.final.report.page",
     "retrain": "ich_ray.final.retrain",
     "run": "ich_ray.pipeline",
@@ -55,14 +61,17 @@ __all__ = [
     "SearchResult",
     "TrialResult",
     "calibrate",
+    "confirm",
     "demo",
     "doctor",
     "evaluate",
+    "export",
     "jobs",
     "load_bundle",
     "logs",
     "open_search",
     "prepare",
+    "recalibrate",
     "report",
     "retrain",
     "run",

@@ -21,8 +21,8 @@ from ich_ray.search.ledger import Ledger
 from ich_ray.search.trial import Checkpoints
 from ich_ray.storage import SearchFiles, locate, sha256
 from tests.prepared import make_dataset
+from tests.records import make_record
 from tests.searched import make_bundle, make_search
-from tests.test_results import record
 
 MARK = "executed-by-a-pickle"
 
@@ -39,7 +39,7 @@ class Bomb:
 
 @pytest.fixture
 def files(tmp_path: Path) -> SearchFiles:
-    ledger = Ledger.create(tmp_path / "s", record())
+    ledger = Ledger.create(tmp_path / "s", make_record())
     ledger.add({"dropout": 0.1})
     return ledger.files
 

@@ -26,7 +26,7 @@ from ich_ray.final.report import summary, tables
 from ich_ray.final.report.gallery import examples, grey_png, pick
 from ich_ray.final.report.inputs import Inputs, gather
 from ich_ray.final.report.page import MOST_TRIALS, render, report
-from ich_ray.results import SearchResult, open_search
+from ich_ray.results import LEAK, SearchResult, open_search
 from ich_ray.storage import SearchFiles, read_json, write_json
 from tests.final.fake_search import SPACE, STAGES, Stage, build_search, fake_trials
 
@@ -220,7 +220,7 @@ class TestMissingParts:
         edit(SearchFiles(changed).search, fingerprint="0123456789abcdef")
         found = Page(render(gather(changed)))
         assert found.images == []
-        assert "0123456789abcdef was searched" in found.text
+        assert "the fingerprint must be 0123456789abcdef" in found.text
 
     def test_no_search_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"search\.json"):
@@ -260,6 +260,15 @@ class TestWarnings:
     def test_a_second_opening_is_said(self, changed: UPath) -> None:
         edit(SearchFiles(changed).evaluation, opened=2)
         assert any("opened 2 times" in warning for warning in summary.warnings(gather(changed)))
+
+    def test_a_slice_level_split_is_a_banner(self, page: Page, changed: UPath) -> None:
+        assert "LEAKS" not in page.text
+        edit(changed / "search.json", split="slice")
+        found = render(gather(changed))
+        assert f'<p class="leaks" role="alert">{LEAK}</p>' in found
+        assert found.index(LEAK) < found.index('class="lead"')
+        assert "not patient-level figures" in found
+        assert "patients whom no earlier step had seen" not in found
 
     def test_a_bundle_of_a_trial_that_is_no_longer_best_is_said(self, changed: UPath) -> None:
         edit(SearchFiles(changed).retraining, trial=1)
@@ -385,3 +394,41 @@ class TestGallery:
     def test_no_identifier_of_a_slice_reaches_the_page(self, page: Page, evaluated: Inputs) -> None:
         assert evaluated.predictions is not None
         assert not any(str(slice_id) in page.text for slice_id in evaluated.predictions.slice_ids)
+
+
+class TestConfirmation:
+    @pytest.fixture
+    def confirmed(self, changed: UPath) -> Page:
+        """The second best trial is confirmed; the model still comes from the best one."""
+        found = open_search(changed)
+        one, other = found.ranked()[:2]
+        candidates = [
+            {"trial": one.number, "selection_value": one.value, "values": [0.61, None], "mean": 0.61, "spread": None},
+            {"trial": other.number, "selection_value": other.value, "values": [0.6, 0.7], "mean": 0.65,
+             "spread": 0.0707},
+        ]  # fmt: skip
+        value = {"format": 1, "kind": "folds", "parts": 2, "objective": {}, "chosen": other.number,
+                 "candidates": candidates, "images": 36000, "cost_gpu_s": 0, "created": 0}  # fmt: skip
+        write_json(found.files.confirmation, value)
+        return Page(render(gather(changed)))
+
+    def test_selection_confirmation_and_test_figures_are_apart(self, confirmed: Page, changed: UPath) -> None:
+        one, other = open_search(changed).ranked()[:2]
+        table = confirmed.text[confirmed.text.index("Spread (SD)") :]
+        assert f"{one.number} 1 failed 0.6100 – 1 {one.value:.4f}" in table
+        assert f"{other.number} chosen 0.6500 0.0707 2 {other.value:.4f}" in table
+        assert "trained again on 2 folds of the train and validation patients, without early stopping" in confirmed.text
+        assert "36,000 images were seen for it" in table
+        tests = confirmed.text[confirmed.text.index("Measured on patients") : confirmed.text.index("Selection score")]
+        assert "0.6500" not in tests
+        assert f"{other.value:.4f}" not in tests
+
+    def test_what_was_chosen_is_said_and_asked_for(self, confirmed: Page, changed: UPath) -> None:
+        one, other = open_search(changed).ranked()[:2]
+        assert f"Trial {other.number}, a " in confirmed.text
+        assert "had the best mean average precision (AP) of the 2 best trials when they were trained" in confirmed.text
+        stale = f"The model comes from trial {one.number}, but trial {other.number} has become the confirmed one since"
+        assert stale in confirmed.text
+
+    def test_without_one_the_page_has_no_such_part(self, page: Page) -> None:
+        assert "confirmation" not in page.ids
