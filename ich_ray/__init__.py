@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from ich_ray.final.retrain import retrain
     from ich_ray.pipeline import demo, run
     from ich_ray.results import SearchResult, TrialResult, open_search
+    from ich_ray.search.audit import Audit, audit
     from ich_ray.search.run import run_search
 
 _HOMES = {
+    "Audit": "ich_ray.search.audit",
     "Bundle": "ich_ray.final.bundle",
     "IchRayError": "ich_ray.errors",
     "PreparedDataset": "ich_ray.data.dataset",
     "SearchResult": "ich_ray.results",
     "TrialResult": "ich_ray.results",
+    "audit": "ich_ray.search.audit",
     "calibrate": "ich_ray.final.calibration",
     "demo": "ich_ray.pipeline",
     "evaluate": "ich_ray.final.evaluate",
@@ -40,11 +43,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "Audit",
     "Bundle",
     "IchRayError",
     "PreparedDataset",
     "SearchResult",
     "TrialResult",
+    "audit",
     "calibrate",
     "demo",
     "evaluate",

@@ -23,10 +23,12 @@ from ich_ray.results import SearchResult, TrialResult, open_search
 if TYPE_CHECKING:
     from ich_ray.data.dataset import DatasetManifest
     from ich_ray.pipeline import RunResult
+    from ich_ray.search.audit import Audit
 
 __all__ = ["app", "main"]
 
 REJECTED_SOME = 3
+BROKEN = 5
 
 
 def _print_version(wanted: bool) -> None:
@@ -173,6 +175,22 @@ def results(
 ) -> None:
     """The trials of a search, best first, at any time."""
     _print_search(open_search(folder), top, as_json)
+
+
+@app.command()
+def audit(
+    where: Annotated[str, typer.Argument(metavar="PATH", help="A search or a prepared dataset.")], as_json: Json = False
+) -> None:
+    """Check that nothing was lost; exit code 5 if something was."""
+    from ich_ray.search.audit import audit as audit_files
+
+    found = audit_files(where)
+    if as_json:
+        print(found.model_dump_json(indent=1))
+    else:
+        _print_audit(found)
+    if found.breached:
+        raise typer.Exit(BROKEN)
 
 
 @app.command()
@@ -359,6 +377,14 @@ def _print_search(found: SearchResult, top: int, as_json: bool) -> None:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
         table.add_row(str(trial.number), state, value, str(trial.images_seen), seconds, _parameters(trial))
     _show(table)
+
+
+def _print_audit(found: Audit) -> None:
+    print(f"{found.where}: {found.state}")
+    for check in found.checks:
+        print(f"{check.invariant}  {check.state:9}  {check.rule}: {check.found}")
+        for breach in check.breaches:
+            print(f"               {breach}")
 
 
 def _parameters(trial: TrialResult) -> str:

@@ -9,7 +9,7 @@ the ledger before Tune hears of it.
 from __future__ import annotations
 
 import warnings
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, cast
 
 import optuna
@@ -59,6 +59,7 @@ class LedgerSampler(Searcher):
         self.study = _study(space, trial_seed(ledger.record.seed, len(finished)))
         for trial in (*warm, *finished):
             self.study.add_trial(_as_optuna(space, trial))
+        self._warm = len(warm)
         self._live: dict[str, tuple[int, optuna.Trial]] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -109,6 +110,14 @@ class LedgerSampler(Searcher):
         for images_seen, reported in intermediate.items():
             trial.report(reported, images_seen)
         self.study.tell(trial, value if state == OptunaState.COMPLETE else None, state)
+
+    def told(self) -> int:
+        """How many trials of the ledger the study holds as they stand there, less those that it should not hold."""
+        held = self.study.get_trials(deepcopy=False)[self._warm :]
+        # Optuna gives pruned trials their last intermediate value.
+        here = Counter((trial.state, trial.value if trial.state == OptunaState.COMPLETE else None) for trial in held)
+        there = Counter(_outcome(record)[:2] for record in self._ledger.trials.values())
+        return (here & there).total() - (here - there).total()
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing to save: the state is the ledger."""

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search import bookkeeper, ledger, run
+from ich_ray.search.audit import audit
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.run import run_search
+from ich_ray.search.sampler import LedgerSampler
 from ich_ray.storage import SearchFiles, exclusive, locate, write_bytes
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE, FakeTrainer
@@ -48,7 +50,9 @@ def space(tmp_path: Path) -> Path:
 
 
 def check_invariants(found: SearchResult, trials: int) -> None:
-    """I1 to I3 and I5 to I7 of a search that has ended."""
+    """A search that has ended: as the audit sees it, and once more by other means."""
+    ended = audit(found.files.root)
+    assert (ended.state, ended.breached) == ("ended", ())
     assert [trial.number for trial in found.trials] == list(range(trials))
     assert Counter(trial.state for trial in found.trials).keys() <= {"completed", "pruned", "failed"}
     for trial in found.trials:
@@ -134,6 +138,20 @@ def test_a_finished_search_stays_as_it_is(data: Path, space: Path, copied: Path)
     with pytest.raises(ConfigError, match=r"seed: there 0, asked 3"):
         run_search(data, space, copied, resume=True, seed=3)
     assert {path: path.read_bytes() for path in copied.rglob("*.json")} == before
+
+
+def test_the_end_compares_ledger_sampler_and_tune(data: Path, space: Path, copied: Path) -> None:
+    ended = open_search(copied).record.ended
+    assert ended is not None
+    assert ended.model_dump() == {"trials": 16, "asked": 16, "sampler": 16, "tune": 16, "out_of_time": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LedgerSampler, "told", lambda _: 15)
+        with pytest.raises(IntegrityError, match="must know the same trials, got 16, 15 and 16; add --resume"):
+            run_search(data, space, copied, resume=True)
+    breach = "search.json: 16 trials had ended, got 15 with the sampler and 16 with Tune"
+    assert [check.breaches for check in audit(copied).breached] == [(breach,)]
+    run_search(data, space, copied, resume=True)
+    assert audit(copied).breached == ()
 
 
 def test_a_dead_worker_is_started_again_from_its_checkpoint(data: Path, space: Path, tmp_path: Path) -> None:
@@ -270,6 +288,7 @@ DRIVER = """
 import sys
 from ich_ray import errors
 from ich_ray.search.run import run_search
+from ich_ray.search.sampler import LedgerSampler
 from tests.search.fakes import FakeTrainer
 try:
     run_search(*sys.argv[1:4], trials=8, _trainer=FakeTrainer(wait_s=0.15))
