@@ -223,15 +223,22 @@ def _asked(found: Evidence) -> Check:
             yield f"search.json: {wanted} trials were asked for, got {len(found.trials)}"
         first: dict[tuple[Any, ...], int] = {}
         for number, trial in found.trials.items():
-            draw = (trial.seed, *sorted(trial.parameters.items()))
+            draw = (None if _drawn_freely(found.space, trial) else trial.seed, *sorted(trial.parameters.items()))
             if draw in first:
-                yield f"trials {first[draw]} and {number}: they must differ, got one draw with one seed"
+                yield f"trials {first[draw]} and {number}: they must differ, got one draw twice"
             first.setdefault(draw, number)
         if ended and ended.trials < ended.asked and not ended.out_of_time:
             yield f"search.json: {ended.asked} trials were asked for, got an end after {ended.trials}"
 
     wanted, ended = found.record.wanted, found.record.ended
     return checked("I5", "distinct trials = trials asked for", f"{len(found.trials)} of {wanted} asked for", breaches())
+
+
+def _drawn_freely(space: SearchSpace | None, trial: TrialResult) -> bool:
+    """Whether a second trial with the same parameters cannot be a coincidence, nor asked for as a point."""
+    if space is None or trial.number < len(space.points):
+        return False
+    return any(spec.kind in {"uniform", "loguniform"} and spec.name in trial.parameters for spec in space.parameters)
 
 
 def _best(found: Evidence) -> Check:

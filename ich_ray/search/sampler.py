@@ -56,7 +56,7 @@ class LedgerSampler(Searcher):
         self._requeued = deque(ledger.unfinished)
         finished = [trial for _, trial in sorted(ledger.trials.items()) if trial.state != "running"]
         # Not the search's own seed: after a resume TPE would draw the same first trials again.
-        self.study = _study(space, trial_seed(ledger.record.seed, len(finished)))
+        self.study = _study(space, trial_seed(ledger.record.seed, len(ledger.trials)))
         for trial in (*warm, *finished):
             self.study.add_trial(_as_optuna(space, trial))
         self._warm = len(warm)

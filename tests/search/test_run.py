@@ -219,6 +219,19 @@ def test_a_full_disk_stops_it_with_the_cause(
     assert 1 <= len(open_search(tmp_path / "s").trials) <= 6
 
 
+@pytest.mark.slow
+def test_a_full_disk_under_a_checkpoint_fails_no_trial(data: Path, space: Path, tmp_path: Path) -> None:
+    space.write_text(SPACE.replace("first_rung: 100", "first_rung: 900"))
+    with pytest.raises(IchRayError, match=r"got .*checkpoints/0000[01]: No space left on device; remove the cause"):
+        run_search(data, space, tmp_path / "s", trials=2, _trainer=FakeTrainer(full_from=300))
+    before = open_search(tmp_path / "s")
+    assert before.count("running") == len(before.trials)
+    assert max(trial.images_seen for trial in before.trials) == 200
+    found = run_search(data, space, tmp_path / "s", resume=True, _trainer=FakeTrainer())
+    check_invariants(found, 2)
+    assert found.count("completed") == 2
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -238,6 +251,32 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError) as caught:
         run_search(**({"dataset": data, "space": space, "out": tmp_path / "s"} | keys))
     assert message in str(caught.value)
+    assert time.monotonic() - started < 5
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            ("first_rung: 100", "first_rung: 1000"),
+            "space.yaml: budget.first_rung: first_rung <= images must hold, got first_rung=1000, images=900; "
+            "lower first_rung or raise images",
+        ),
+        (
+            ("[0.0, 0.6]", "[0.6, 0.0]"),
+            "space.yaml: dropout: low < high must hold, got low=0.6, high=0.0; swap them, or use fixed for one value",
+        ),
+    ],
+)
+def test_a_space_that_cannot_be_drawn_is_refused_before_anything_is_written(
+    data: Path, space: Path, tmp_path: Path, wrong: tuple[str, str], message: str
+) -> None:
+    space.write_text(SPACE.replace(*wrong))
+    started = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        run_search(data, space, tmp_path / "s")
+    assert str(caught.value) == message
     assert time.monotonic() - started < 5
     assert not (tmp_path / "s").exists()
 

@@ -48,6 +48,21 @@ def run_some(ledger: Ledger, suggest: LedgerSampler) -> None:
     suggest.on_trial_complete("t3", error=True)
 
 
+def test_a_resumed_search_draws_no_trial_twice(tmp_path: Path) -> None:
+    ledger = new(tmp_path)
+    first = sampler(ledger)
+    for number in range(2):
+        first.suggest(f"t{number}")  # killed before any has ended
+    again = sampler(ledger)
+    for number in range(4):
+        again.suggest(f"u{number}")
+        if number < 2:
+            end(ledger, number, "completed", [0.5])
+            again.on_trial_complete(f"u{number}", {})
+    drawn = [tuple(sorted(trial.parameters.items())) for trial in ledger.trials.values()]
+    assert len(set(drawn)) == len(drawn) == 4
+
+
 def test_what_it_was_told_is_compared_with_the_ledger(tmp_path: Path) -> None:
     ledger = new(tmp_path)
     suggest = sampler(ledger)
