@@ -12,8 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import psutil
@@ -24,39 +22,56 @@ from tests.search.fakes import FakeTrainer
 _PRELOADED = ["ray.tune", "optuna", "ich_ray.cli", "ich_ray.search.run", "ich_ray.search.preflight",
               "ich_ray.search.sampler", "ich_ray.search.bookkeeper", "tests.search.drivers"]  # fmt: skip
 
+# Ray gives its own processes 30 s, which a machine with 30 others at work may not do.
+_NO_RAY = "The current node timed out during startup"
 
-@dataclass
+
 class Driver:
-    """A running `ich-ray search`.
+    """A running `ich-ray search ARGUMENTS --out OUT`.
 
     Attributes:
         said: the file that its output and messages go to.
     """
 
-    process: ForkServerProcess
-    out: Path
-    said: Path
+    def __init__(self, arguments: list[str], out: Path, trainer: FakeTrainer) -> None:
+        self.out = out
+        self.said = out.parent.parent / f"said-{time.time_ns()}.txt"  # not where a test fills the disk
+        self._arguments, self._trainer = ["search", *arguments, "--out", str(out)], trainer
+        self._start()
 
-    def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
+    def _start(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        self.said.write_text("")
+        self.process = context.Process(target=_drive, args=(self._arguments, self.said, self._trainer))
+        self.process.start()
+
+    def _ended(self) -> bool:
+        """Whether it has ended; on a machine with too much to do for Ray to start, it is started again."""
+        if self.process.exitcode == 1 and _NO_RAY in self.said.read_text():
+            self._start()
+        return self.process.exitcode is not None
+
+    def kill(self) -> None:
         assert self.process.pid
-        os.kill(self.process.pid, with_signal)
+        os.kill(self.process.pid, signal.SIGKILL)
         self.process.join(60)
 
     def wait(self, seconds: float) -> int | None:
         """Its exit code, None if it still runs after `seconds`."""
-        self.process.join(seconds)
+        deadline = time.monotonic() + seconds
+        while not self._ended() and time.monotonic() < deadline:
+            self.process.join(0.1)
         return self.process.exitcode
 
-    def until(self, holds: Callable[[SearchResult], bool], seconds: float = 120) -> SearchResult:
-        """The search as it was when `holds` became true, or when the driver ended."""
+    def until(self, holds: Callable[[SearchResult], bool], seconds: float = 240) -> SearchResult:
+        """The search as it was when `holds` became true."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            ended = self.process.exitcode is not None
-            if (self.out / "search.json").exists() and (holds(found := open_search(self.out)) or ended):
+        while not self._ended() and time.monotonic() < deadline:
+            if (self.out / "search.json").exists() and holds(found := open_search(self.out)):
                 return found
-            assert not ended, self.said.read_text()
             time.sleep(0.01)
-        raise AssertionError(f"after {seconds} s: {self.said.read_text()}")
+        raise AssertionError(f"ended with {self.process.exitcode} or not there in {seconds} s: {self.said.read_text()}")
 
 
 def reported(found: SearchResult) -> int:
@@ -70,17 +85,6 @@ def family(driver: Driver) -> list[psutil.Process]:
         return [parent, *parent.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
-
-
-def start(arguments: list[str], out: Path, trainer: FakeTrainer | None = None) -> Driver:
-    """`ich-ray search ARGUMENTS --out OUT`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    said = out.parent.parent / f"said-{time.time_ns()}.txt"  # not where a test fills the disk
-    called = ["search", *arguments, "--out", str(out)]
-    process = context.Process(target=_drive, args=(called, said, trainer or FakeTrainer()))
-    process.start()
-    return Driver(process, out, said)
 
 
 def _drive(arguments: list[str], said: Path, trainer: FakeTrainer) -> None:

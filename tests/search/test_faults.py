@@ -37,7 +37,7 @@ import pytest
 from ich_ray.results import SearchResult, open_search
 from ich_ray.search.audit import audit
 from tests.prepared import make_dataset
-from tests.search.drivers import Driver, family, reported, start
+from tests.search.drivers import Driver, family, reported
 from tests.search.fakes import SPACE, FakeTrainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -61,7 +61,7 @@ def arguments(data: Path, tmp_path: Path) -> list[str]:
 
 def end(arguments: list[str], out: Path, trainer: FakeTrainer | None = None) -> SearchResult:
     """Go on with a search until it has ended, and audit it."""
-    driver = start([*arguments, "--resume"], out, trainer)
+    driver = Driver([*arguments, "--resume"], out, trainer or FakeTrainer())
     assert driver.wait(300) == 0, driver.said.read_text()
     found = audit(out)
     assert (found.state, found.breached) == ("ended", ())
@@ -104,7 +104,9 @@ def test_ten_kills_at_random_moments_lose_nothing(data: Path, tmp_path: Path, se
         count = reported(there[-1]) if there else 0
         trials = 20 + (len(there[-1].trials) if there else 0)  # so many that the kill comes before the end
         done = trained(log)
-        driver = start([*arguments, "--trials", str(trials), *(["--resume"] if number else [])], out, trainer)
+        driver = Driver(
+            [*arguments, "--trials", str(trials), *(["--resume"] if number else [])], out, trainer or FakeTrainer()
+        )
         driver.until(lambda found, count=count: reported(found) > count)  # type: ignore[misc]
         time.sleep(moments.uniform(0, 0.6))
         kill(driver)
@@ -132,7 +134,7 @@ def check_kept(before: SearchResult, after: SearchResult) -> None:
 
 def test_a_worker_killed_by_its_recorded_pid_is_started_again(arguments: list[str], tmp_path: Path) -> None:
     out, log = tmp_path / "s", tmp_path / "log"
-    driver = start([*arguments, "--trials", "4"], out, FakeTrainer(wait_s=0.2, log=str(log)))
+    driver = Driver([*arguments, "--trials", "4"], out, FakeTrainer(wait_s=0.2, log=str(log)))
     found = driver.until(lambda found: any(3 <= len(trial.reports) < 7 for trial in found.trials))
     victim = next(trial for trial in found.trials if 3 <= len(trial.reports) < 7)
     before = trained(log)
@@ -152,7 +154,7 @@ def test_a_trial_that_always_dies_fails_and_the_search_ends(arguments: list[str]
     (tmp_path / "space.yaml").write_text(
         (tmp_path / "space.yaml").read_text() + "points: [{learning_rate: 0.09}, {learning_rate: 0.001}]\n"
     )
-    driver = start([*arguments, "--trials", "2"], tmp_path / "s", FakeTrainer(kill_above=0.05))
+    driver = Driver([*arguments, "--trials", "2"], tmp_path / "s", FakeTrainer(kill_above=0.05))
     assert driver.wait(300) == 0, driver.said.read_text()
     assert audit(tmp_path / "s").breached == ()
     first, second = open_search(tmp_path / "s").trials
@@ -179,7 +181,7 @@ def test_a_full_disk_ends_it_with_the_cause(disk: Path, arguments: list[str]) ->
     for number, left_kib in enumerate((24, 4)):  # in pages of 4, of which each trial would need six
         used = sum(path.stat().st_blocks * 512 for path in disk.rglob("*") if path.is_file())
         spare.write_bytes(b"\0" * (free - used - left_kib * 1024))
-        driver = start([*arguments, "--trials", "4", *(["--resume"] if number else [])], out)
+        driver = Driver([*arguments, "--trials", "4", *(["--resume"] if number else [])], out, FakeTrainer())
         assert driver.wait(300) == 1, driver.said.read_text()
         last = driver.said.read_text().splitlines()[-1]
         assert last.startswith(f"ich-ray: {out}: a search needs its cluster and room for its files, got ")
@@ -195,7 +197,7 @@ def test_a_full_disk_ends_it_with_the_cause(disk: Path, arguments: list[str]) ->
 
 def test_a_damaged_checkpoint_goes_back_and_says_so(arguments: list[str], tmp_path: Path) -> None:
     out = tmp_path / "s"
-    driver = start([*arguments, "--trials", "3"], out, FakeTrainer(wait_s=0.3))
+    driver = Driver([*arguments, "--trials", "3"], out, FakeTrainer(wait_s=0.3))
     driver.until(lambda found: len(found.trials) == 2 and min(len(trial.reports) for trial in found.trials) >= 3)
     kill(driver)
     torn, lost = open_search(out).trials
@@ -222,10 +224,10 @@ def test_a_damaged_checkpoint_goes_back_and_says_so(arguments: list[str], tmp_pa
 
 def test_a_second_driver_is_refused_within_5_s(arguments: list[str], tmp_path: Path) -> None:
     out = tmp_path / "s"
-    first = start([*arguments, "--trials", "4"], out, FakeTrainer(wait_s=0.2))
+    first = Driver([*arguments, "--trials", "4"], out, FakeTrainer(wait_s=0.2))
     first.until(lambda found: reported(found) > 0)
     started = time.monotonic()
-    second = start([*arguments, "--resume"], out)
+    second = Driver([*arguments, "--resume"], out, FakeTrainer())
     assert second.wait(60) == 2
     assert time.monotonic() - started < 5
     said = second.said.read_text()

@@ -16,7 +16,7 @@ from ich_ray.results import open_search
 from ich_ray.runtime import connected
 from ich_ray.search.audit import audit
 from tests.prepared import make_dataset
-from tests.search.drivers import Driver, reported, start
+from tests.search.drivers import Driver, reported
 from tests.search.fakes import SPACE, FakeTrainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -42,14 +42,14 @@ def arguments(tmp_path: Path) -> list[str]:
 
 def resumed(arguments: list[str], out: Path) -> Driver:
     """A driver on this machine alone, once it has ended the search."""
-    driver = start([*arguments, "--resume"], out)
+    driver = Driver([*arguments, "--resume"], out, FakeTrainer())
     assert driver.wait(300) == 0, driver.said.read_text()
     return driver
 
 
 def test_a_node_killed_hard_leaves_no_gap(cluster: Cluster, arguments: list[str], tmp_path: Path) -> None:
     out, node = tmp_path / "s", cluster.add_node(num_cpus=1)
-    driver = start([*arguments, "--address", cluster.address], out, FakeTrainer(wait_s=0.3))
+    driver = Driver([*arguments, "--address", cluster.address], out, FakeTrainer(wait_s=0.3))
     before = driver.until(lambda found: len(found.trials) == 2 and min(len(t.reports) for t in found.trials) >= 3)
     cluster.remove_node(node, allow_graceful=False)
     assert driver.wait(300) == 0, driver.said.read_text()
@@ -64,7 +64,7 @@ def test_a_node_killed_hard_leaves_no_gap(cluster: Cluster, arguments: list[str]
 
 def test_a_killed_driver_gives_its_cpus_back(cluster: Cluster, arguments: list[str], tmp_path: Path) -> None:
     out = tmp_path / "s"
-    driver = start([*arguments, "--address", cluster.address], out, FakeTrainer(wait_s=0.2))
+    driver = Driver([*arguments, "--address", cluster.address], out, FakeTrainer(wait_s=0.2))
     driver.until(lambda found: reported(found) > 1)
     driver.kill()
     deadline = time.monotonic() + 60
@@ -72,14 +72,14 @@ def test_a_killed_driver_gives_its_cpus_back(cluster: Cluster, arguments: list[s
         while ray.available_resources().get("CPU") != 1:
             assert time.monotonic() < deadline, ray.available_resources()
             time.sleep(0.5)
-    again = start([*arguments, "--resume", "--address", cluster.address], out)
+    again = Driver([*arguments, "--resume", "--address", cluster.address], out, FakeTrainer())
     assert again.wait(300) == 0, again.said.read_text()
     assert audit(out).breached == ()
 
 
 def test_a_head_that_dies_is_told_within_a_minute(cluster: Cluster, arguments: list[str], tmp_path: Path) -> None:
     out = tmp_path / "s"
-    driver = start([*arguments, "--address", cluster.address], out, FakeTrainer(wait_s=0.2))
+    driver = Driver([*arguments, "--address", cluster.address], out, FakeTrainer(wait_s=0.2))
     driver.until(lambda found: reported(found) > 1)
     os.kill(cluster.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
     assert driver.wait(60) == 1, driver.said.read_text()
