@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from ich_ray.errors import IchRayError
     from ich_ray.final.bundle import Bundle, load_bundle
     from ich_ray.final.calibration import calibrate
+    from ich_ray.final.confirm import confirm
     from ich_ray.final.evaluate import evaluate
+    from ich_ray.final.recalibration import recalibrate
     from ich_ray.final.report.page import report
     from ich_ray.final.retrain import retrain
     from ich_ray.pipeline import demo, run
     from ich_ray.results import SearchResult, TrialResult, open_search
     from ich_ray.search.audit import Audit, audit
+    from ich_ray.search.export import export
     from ich_ray.search.run import run_search
 
 _HOMES = {
@@ -31,11 +34,14 @@ _HOMES = {
     "TrialResult": "ich_ray.results",
     "audit": "ich_ray.search.audit",
     "calibrate": "ich_ray.final.calibration",
+    "confirm": "ich_ray.final.confirm",
     "demo": "ich_ray.pipeline",
     "evaluate": "ich_ray.final.evaluate",
+    "export": "ich_ray.search.export",
     "load_bundle": "ich_ray.final.bundle",
     "open_search": "ich_ray.results",
     "prepare": "ich_ray.data.prepare",
+    "recalibrate": "ich_ray.final.recalibration",
     "report": "ich_ray.final.report.page",
     "retrain": "ich_ray.final.retrain",
     "run": "ich_ray.pipeline",
@@ -51,11 +57,14 @@ __all__ = [
     "TrialResult",
     "audit",
     "calibrate",
+    "confirm",
     "demo",
     "evaluate",
+    "export",
     "load_bundle",
     "open_search",
     "prepare",
+    "recalibrate",
     "report",
     "retrain",
     "run",

@@ -1,4 +1,4 @@
-"""The command line: verbs only. Each calls one public function and prints what it returns.
+"""The command line: verbs only. Each calls one public function; display.py prints what it returns.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 all good, 1 failure, 2 usage or configuration,
 3 done but some inputs were rejected, 4 over the limit of rejected inputs, 5 integrity broken.
@@ -6,24 +6,19 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 all good, 1 f
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from typer.exceptions import TyperException
 
-from ich_ray import __version__, progress
+from ich_ray import __version__, display, progress
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.errors import ConfigError, IchRayError
-from ich_ray.results import SearchResult, TrialResult, open_search
+from ich_ray.results import open_search
 
 if TYPE_CHECKING:
     from ich_ray.data.dataset import DatasetManifest
-    from ich_ray.pipeline import RunResult
-    from ich_ray.search.audit import Audit
 
 __all__ = ["app", "main"]
 
@@ -63,6 +58,17 @@ LimitRejected = Annotated[
 Address = Annotated[
     str | None, typer.Option("--address", help="A Ray cluster; default RAY_ADDRESS, else this machine alone.")
 ]
+CalibrationMethod = Annotated[
+    Literal["temperature", "platt"], typer.Option("--method", help="Platt's also moves the probabilities.")
+]
+Beta = Annotated[float | None, typer.Option("--beta", help="Also the threshold with the highest F-beta of this beta.")]
+Sensitivity = Annotated[
+    float | None, typer.Option("--sensitivity", help="Also a threshold of at least this sensitivity.")
+]
+Conservative = Annotated[
+    bool, typer.Option("--conservative", help="Sensitivities must be reached by their lower 95 % bound.")
+]
+BundleFolder = Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder with model.safetensors and card.json.")]
 SearchFolder = Annotated[str, typer.Argument(metavar="SEARCH", help="Folder that `ich-ray search` wrote.")]
 
 
@@ -80,7 +86,7 @@ def demo(out: Out = "demo", as_json: Json = False) -> None:
     """The whole road on synthetic patients, in minutes."""
     from ich_ray.pipeline import demo as make_demo
 
-    _print_run(make_demo(out), as_json)
+    display.print_run(make_demo(out), as_json)
 
 
 @app.command()
@@ -124,7 +130,7 @@ def prepare(
     if as_json:
         print(dataset.manifest.model_dump_json(indent=1))
     else:
-        _print_dataset(dataset.manifest, str(dataset.files.root))
+        display.print_dataset(dataset.manifest, str(dataset.files.root))
     _exit_with_rejected(dataset.manifest)
 
 
@@ -136,11 +142,16 @@ def search(
     trials: Trials = None,
     gpus_per_trial: GpusPerTrial = None,
     cpus_per_trial: CpusPerTrial = 1,
-    hours: Annotated[float | None, typer.Option("--hours", min=0, help="Start no trial after this long.")] = None,
+    hours: Annotated[float | None, typer.Option("--hours", min=0, help="End it after this long.")] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option("--gpu-hours", min=0, help="End it after so many GPU hours of all trials together.")
+    ] = None,
     concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trials at a time.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and run nothing.")] = False,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Same seed, same result; default 0, or that of the search.")
+    ] = None,
     warm_start: Annotated[str | None, typer.Option("--warm-start", help="Learn from another search first.")] = None,
     address: Address = None,
     as_json: Json = False,
@@ -156,6 +167,7 @@ def search(
         gpus_per_trial=gpus_per_trial,
         cpus_per_trial=cpus_per_trial,
         hours=hours,
+        gpu_hours=gpu_hours,
         concurrent=concurrent,
         resume=resume,
         plan=plan,
@@ -164,17 +176,58 @@ def search(
         address=address,
     )
     if not plan:
-        _print_search(found, 10, as_json)
+        display.print_search(found, None, as_json)
 
 
 @app.command()
 def results(
     folder: SearchFolder,
-    top: Annotated[int, typer.Option("--top", min=1, help="Trials to show.")] = 10,
+    top: Annotated[int | None, typer.Option("--top", min=1, help="Best trials to show; 10, or all as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
     """The trials of a search, best first, at any time."""
-    _print_search(open_search(folder), top, as_json)
+    display.print_search(open_search(folder), top, as_json)
+
+
+@app.command()
+def confirm(
+    folder: SearchFolder,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many of the best trials.")] = 3,
+    folds: Annotated[int | None, typer.Option("--folds", min=2, help="Folds to hold out in turn; default 5.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="New seeds, in place of folds.")] = None,
+    gpus_per_trial: GpusPerTrial = None,
+    cpus_per_trial: CpusPerTrial = 1,
+    concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trainings at a time.")] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Train the best trials again; choose by their mean."""
+    from ich_ray.final.confirm import confirm as confirm_best
+
+    confirmation = confirm_best(
+        folder,
+        top=top,
+        folds=folds,
+        seeds=seeds,
+        gpus_per_trial=gpus_per_trial,
+        cpus_per_trial=cpus_per_trial,
+        concurrent=concurrent,
+        address=address,
+    )
+    display.print_confirmation(confirmation, as_json)
+
+
+@app.command()
+def export(
+    folder: SearchFolder,
+    tensorboard: Annotated[str | None, typer.Option("--tensorboard", help="A new folder for event files.")] = None,
+    optuna: Annotated[str | None, typer.Option("--optuna", help="A new SQLite file, for optuna-dashboard.")] = None,
+    mlflow: Annotated[str | None, typer.Option("--mlflow", help="A tracking URI, such as sqlite:///runs.db.")] = None,
+) -> None:
+    """Write a search for TensorBoard, Optuna or MLflow."""
+    from ich_ray.search.export import export as export_search
+
+    print("\n".join(export_search(folder, tensorboard=tensorboard, optuna=optuna, mlflow=mlflow)))
 
 
 @app.command()
@@ -185,10 +238,7 @@ def audit(
     from ich_ray.search.audit import audit as audit_files
 
     found = audit_files(where)
-    if as_json:
-        print(found.model_dump_json(indent=1))
-    else:
-        _print_audit(found)
+    display.print_audit(found, as_json)
     if found.breached:
         raise typer.Exit(BROKEN)
 
@@ -199,7 +249,7 @@ def retrain(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,
     address: Address = None,
 ) -> None:
-    """Train the best trial again, longer: the bundle."""
+    """Train the chosen trial again, longer: the bundle."""
     from ich_ray.final.retrain import retrain as retrain_best
 
     retrain_best(folder, workers=workers, address=address)
@@ -207,20 +257,49 @@ def retrain(
 
 
 @app.command()
-def calibrate(folder: SearchFolder) -> None:
-    """Fit temperature and threshold, on their own patients."""
+def calibrate(
+    folder: SearchFolder,
+    method: CalibrationMethod = "temperature",
+    beta: Beta = None,
+    sensitivity: Sensitivity = None,
+    conservative: Conservative = False,
+) -> None:
+    """Fit probabilities and thresholds, on their own patients."""
     from ich_ray.final.calibration import calibrate as calibrate_bundle
 
-    calibrate_bundle(folder)
+    calibrate_bundle(folder, method=method, beta=beta, sensitivity=sensitivity, conservative=conservative)
     print(open_search(folder).files.calibration.read_text(), end="")
 
 
 @app.command()
-def evaluate(folder: SearchFolder) -> None:
+def recalibrate(
+    bundle: BundleFolder,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The site's patients, prepared like the bundle's.")],
+    out: Out,
+    method: CalibrationMethod = "platt",
+    beta: Beta = None,
+    sensitivity: Sensitivity = None,
+    conservative: Conservative = False,
+) -> None:
+    """Fit a bundle to the labelled patients of another site."""
+    from ich_ray.final.recalibration import recalibrate as recalibrate_bundle
+
+    wishes: dict[str, Any] = {"beta": beta, "sensitivity": sensitivity, "conservative": conservative}
+    found = recalibrate_bundle(bundle, dataset, out, method=method, **wishes)
+    print(found.model_dump_json(indent=1))
+
+
+@app.command()
+def evaluate(
+    folder: SearchFolder,
+    prevalence: Annotated[
+        float | None, typer.Option("--prevalence", help="Give PPV and NPV for this share of positive slices, too.")
+    ] = None,
+) -> None:
     """Open the test patients and write down the figures."""
     from ich_ray.final.evaluate import evaluate as evaluate_bundle
 
-    evaluate_bundle(folder)
+    evaluate_bundle(folder, prevalence=prevalence)
     print(open_search(folder).files.evaluation.read_text(), end="")
 
 
@@ -265,13 +344,13 @@ def run(
         limit_rejected=_share(limit_rejected),
         address=address,
     )
-    _print_run(result, as_json)
+    display.print_run(result, as_json)
     _exit_with_rejected(result.dataset.manifest)
 
 
 @app.command()
 def predict(
-    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder with model.safetensors and card.json.")],
+    bundle: BundleFolder,
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="DICOM files or folders of them.")],
     out: Annotated[str, typer.Option("--out", help="CSV file to write.")],
 ) -> None:
@@ -283,6 +362,17 @@ def predict(
     print(f"{len(rows)} rows: {positive} positive, {rejected} rejected  {out}")
     if rejected:
         raise typer.Exit(REJECTED_SOME)
+
+
+@app.command()
+def export_onnx(
+    bundle: BundleFolder,
+    out: Annotated[str, typer.Argument(metavar="FILE", help="ONNX file to write.")],
+) -> None:
+    """Write a bundle as ONNX, checked with ONNX Runtime."""
+    from ich_ray.final.export import export_onnx as write_onnx
+
+    print(f"onnx  {write_onnx(bundle, out)}")
 
 
 def main() -> None:
@@ -331,96 +421,6 @@ def _share(text: str) -> float:
 def _exit_with_rejected(manifest: DatasetManifest) -> None:
     if manifest.rejected:
         raise typer.Exit(REJECTED_SOME)
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column in {"state", "role", "parameters", "reason"} else "right")
-    return table
-
-
-def _show(table: Table) -> None:
-    # A pipe has no width, and rich's 80 columns would cut the parameters of a trial short.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def _print_dataset(manifest: DatasetManifest, root: str) -> None:
-    counts = f"{manifest.accepted} accepted, {manifest.rejected} rejected, {manifest.duplicate} duplicate"
-    print(f"{manifest.listed} files: {counts}, {manifest.excluded} excluded  {root}")
-    if manifest.reasons:
-        reasons = _table("", "reason", "files")
-        for reason, files in sorted(manifest.reasons.items(), key=lambda item: (-item[1], item[0])):
-            reasons.add_row(reason, str(files))
-        _show(reasons)
-    roles = _table("", "role", "slices", "patients", "positives", "prevalence")
-    for role, count in manifest.roles.items():
-        share = f"{count.positives / count.slices:.3f}" if count.slices else "-"
-        roles.add_row(role, str(count.slices), str(count.patients), str(count.positives), share)
-    _show(roles)
-    for note in manifest.notes:
-        print(note)
-
-
-def _print_search(found: SearchResult, top: int, as_json: bool) -> None:
-    ranked = found.ranked()
-    if as_json:
-        trials = [{**trial.model_dump(mode="json"), "value": trial.value} for trial in ranked[:top]]
-        print(json.dumps({"search": found.record.model_dump(mode="json"), "trials": trials}, indent=1))
-        return
-    states = ", ".join(f"{found.count(state)} {state}" for state in ("completed", "pruned", "failed", "running"))
-    print(f"{found.record.name}: {len(found.trials)} of {found.record.trials} trials: {states}")
-    table = _table("", "trial", "state", found.objective.metric, "images", "seconds", "parameters")
-    for trial in ranked[:top]:
-        seconds = f"{trial.reports[-1].elapsed_s:.0f}" if trial.reports else "-"
-        state = f"{trial.state} ({trial.reason})" if trial.reason else trial.state
-        value = "-" if trial.value is None else f"{trial.value:.4f}"
-        table.add_row(str(trial.number), state, value, str(trial.images_seen), seconds, _parameters(trial))
-    _show(table)
-
-
-def _print_audit(found: Audit) -> None:
-    print(f"{found.where}: {found.state}")
-    for check in found.checks:
-        print(f"{check.invariant}  {check.state:9}  {check.rule}: {check.found}")
-        for breach in check.breaches:
-            print(f"               {breach}")
-
-
-def _parameters(trial: TrialResult) -> str:
-    return " ".join(
-        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in trial.parameters.items()
-    )
-
-
-def _print_run(result: RunResult, as_json: bool) -> None:
-    best, card = result.search.best(), result.card
-    if as_json:
-        found: dict[str, Any] = {"best_trial": best.model_dump(mode="json"), "card": card}
-        print(json.dumps({**found, "bundle": str(result.bundle), "report": str(result.report)}, indent=1))
-        return
-    print(f"best trial        {best.number} of {len(result.search.trials)}: {_parameters(best)}")
-    print(f"selection score   {best.objective.metric} {best.value:.3f} on validation patients (optimistic: it chose)")
-    for name, point in card["test"]["operating_points"].items():
-        figures = ", ".join(
-            f"{metric} {_interval(point[metric])}" for metric in ("sensitivity", "specificity", "ppv", "f2")
-        )
-        print(f"operating point   {name}: probability >= {point['threshold']:.3f}")
-        print(f"on test patients  {figures}")
-    metrics = card["test"]["metrics"]
-    print(f"                  average_precision {_interval(metrics['average_precision'])}")
-    for note in card["test"].get("notes", []):
-        print(f"note              {note}")
-    print(f"report            {result.report}\nbundle            {result.bundle}")
-
-
-def _interval(figure: dict[str, float | None]) -> str:
-    if figure["value"] is None:
-        return "undefined"
-    if figure["low"] is None or figure["high"] is None:
-        return f"{figure['value']:.3f}"
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 if __name__ == "__main__":

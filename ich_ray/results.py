@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.storage import Location, Record, SearchFiles, locate, read_record
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "SearchResult",
     "TrialResult",
     "TrialState",
+    "finite",
     "open_search",
 ]
 
@@ -37,7 +40,7 @@ class Report(Record):
 
     Attributes:
         images_seen: training images shown so far: the budget unit.
-        metrics: by name; a non-finite value is None.
+        metrics: by name; a non-finite value becomes None, which JSON can hold.
         elapsed_s: training time of the trial so far, over all attempts.
         time: when it reached the ledger, seconds since 1970.
     """
@@ -46,6 +49,16 @@ class Report(Record):
     metrics: dict[str, float | None]
     elapsed_s: float
     time: float
+
+    @field_validator("metrics")
+    @classmethod
+    def _finite(cls, metrics: dict[str, float | None]) -> dict[str, float | None]:
+        return finite(metrics)
+
+
+def finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The metrics with None for what is not finite."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
 
 
 class CheckpointReference(Record):
@@ -76,6 +89,8 @@ class TrialResult(Record):
         seed: of its weights and batches.
         at_chance: it spent its budget and its average precision is at most 1.5 times the prevalence.
         cost_gpu_s: accelerator seconds of all attempts.
+        repeats: in a confirmation, the trial of the search that this one trains again.
+        fold: in a confirmation on folds, the one it validates on.
     """
 
     number: int = Field(ge=0)
@@ -93,6 +108,8 @@ class TrialResult(Record):
     started: float = 0.0
     ended: float | None = None
     where: str = ""
+    repeats: int | None = None
+    fold: int | None = None
 
     @property
     def images_seen(self) -> int:
@@ -104,7 +121,7 @@ class TrialResult(Record):
         best: Report | None = None
         for report in self.reports:
             value = report.metrics.get(self.objective.metric)
-            if value is None or not math.isfinite(value):
+            if value is None:
                 continue
             if best is None or self.objective.better(value, best.metrics[self.objective.metric] or 0.0):
                 best = report
@@ -235,25 +252,44 @@ class SearchResult:
             )
         return ranked[0]
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row per trial: state, objective, images_seen, best metrics and `param_*` columns."""
+    def to_frame(self, reports: bool = False) -> pd.DataFrame:
+        """Everything that the ledger holds, as a table; `attrs["search"]` is search.json.
+
+        Args:
+            reports: a row per report instead: `number` and the report's fields, a column per metric.
+
+        Returns:
+            One row per trial: its record's fields, `value` and `images_seen`, the metrics of its best report, `reports`
+            as a count, `seconds` of training, and the parameters as `param_*`. What a trial has not is missing.
+        """
         import pandas as pd
 
-        return pd.DataFrame(
-            {
-                "number": trial.number,
-                "state": trial.state,
-                "reason": trial.reason,
-                "images_seen": trial.images_seen,
-                "reports": len(trial.reports),
-                "attempts": trial.attempts,
-                "seconds": trial.reports[-1].elapsed_s if trial.reports else 0.0,
-                "at_chance": trial.at_chance,
-                **trial.metrics,
-                **{f"param_{name}": value for name, value in trial.parameters.items()},
-            }
-            for trial in self.trials
-        )
+        rows = [_report_row(trial, report) for trial in self.trials for report in trial.reports] if reports else None
+        frame = pd.DataFrame([_trial_row(trial) for trial in self.trials] if rows is None else rows)
+        frame.attrs["search"] = self.record.model_dump(mode="json")
+        return frame
+
+
+def _trial_row(trial: TrialResult) -> dict[str, Any]:
+    plain = trial.model_dump(exclude={"objective", "parameters", "reports", "checkpoint"})
+    return {
+        **plain,
+        "objective": trial.objective.metric,
+        "mode": trial.objective.mode,
+        "value": trial.value,
+        "images_seen": trial.images_seen,
+        "reports": len(trial.reports),
+        "seconds": trial.reports[-1].elapsed_s if trial.reports else 0.0,
+        "checkpoint": trial.checkpoint.file if trial.checkpoint else None,
+        "checkpoint_sha256": trial.checkpoint.sha256 if trial.checkpoint else None,
+        "checkpoint_images_seen": trial.checkpoint.images_seen if trial.checkpoint else None,
+        **trial.metrics,
+        **{f"param_{name}": value for name, value in trial.parameters.items()},
+    }
+
+
+def _report_row(trial: TrialResult, report: Report) -> dict[str, Any]:
+    return {"number": trial.number, **report.model_dump(exclude={"metrics"}), **report.metrics}
 
 
 def open_search(where: Location) -> SearchResult:

@@ -36,7 +36,6 @@ __all__ = [
     "exclusive",
     "is_held",
     "is_local",
-    "local_copy",
     "locate",
     "read_json",
     "read_record",
@@ -63,9 +62,24 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 
 def locate(where: Location) -> UPath:
-    """The path or URI `where`; local paths are made absolute, so that they mean the same on another process."""
-    path = UPath(where)
-    return UPath(path.expanduser().absolute()) if is_local(path) else path
+    """The path or URI `where`; local paths are made absolute, so that they mean the same on another process.
+
+    Listings of object storage are not remembered: other processes write there, and `results` must see it.
+
+    Raises:
+        ConfigError: nothing here can read such a URI.
+    """
+    try:
+        path = UPath(where)
+        if not is_local(path):
+            path = UPath(path, use_listings_cache=False)
+            _ = path.fs
+            return path
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: a file system for it must be installed, got {error}; s3:// comes with this package"
+        ) from None
+    return UPath(path.expanduser().absolute())
 
 
 def is_local(path: UPath) -> bool:
@@ -148,6 +162,10 @@ class SearchFiles:
     @property
     def confirmation(self) -> UPath:
         return self.final / "confirm.json"
+
+    def confirming(self, kind: str) -> SearchFiles:
+        """The trainings behind a confirmation on `folds` or `seeds`: a search folder of their own."""
+        return SearchFiles(self.final / f"confirm-{kind}")
 
     @property
     def calibration(self) -> UPath:
@@ -265,37 +283,6 @@ def sha256(data: bytes | UPath) -> str:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def local_copy(path: UPath, digest: str) -> Path:
-    """A file of object storage on this node: fetched once for all processes, and verified before it is used.
-
-    Copies lie in `$ICH_RAY_CACHE`, else in the user's cache folder, under their SHA-256; they may be removed when
-    nothing runs.
-
-    Args:
-        path: what to fetch.
-        digest: its SHA-256, in hexadecimal.
-
-    Raises:
-        IntegrityError: the file is missing or another one.
-    """
-    cache = os.environ.get("ICH_RAY_CACHE")
-    home = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ich_ray"
-    copy = home.expanduser() / f"{digest}{path.suffix}"
-    if copy.exists():
-        return copy
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(copy.with_suffix(".lock"))):
-        if not copy.exists():
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError:
-                raise IntegrityError(f"{path}: a file of the manifest must be there, got none") from None
-            if sha256(data) != digest:
-                raise IntegrityError(f"{path}: SHA-256 must equal the manifest's; prepare the dataset again")
-            write_bytes(UPath(copy), data)
-    return copy
 
 
 @contextmanager

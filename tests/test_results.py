@@ -3,35 +3,22 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
+from upath import UPath
 
 import ich_ray
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.results import Objective, Report, SearchRecord, SearchResult, TrialResult, open_search
+from ich_ray.results import CheckpointReference, Objective, Report, SearchResult, TrialResult, open_search
 from ich_ray.search.ledger import Ledger, Verdict
+from tests.records import make_record
 
 BEST = {"max": 2, "min": 0}
 
 
-def record(**space: Any) -> SearchRecord:
-    return SearchRecord(
-        name="x",
-        space={"name": "x", **space},
-        dataset="",
-        fingerprint="f",
-        prevalence=0.1,
-        seed=0,
-        trials=9,
-        versions={},
-        created=0.0,
-    )
-
-
 def search(folder: Path, objective: dict[str, str] | None = None) -> SearchResult:
     """Completed with 0.3 and 0.5, pruned with 0.9 after less, failed, running."""
-    ledger = Ledger.create(folder / "s", record(**({"objective": objective} if objective else {})))
+    ledger = Ledger.create(folder / "s", make_record(space={"objective": objective} if objective else {}))
     metric = ledger.record.objective.metric
     ends = [("completed", 0.3), ("pruned", 0.9), ("completed", 0.5), ("failed", math.nan)]
     for number, (state, value) in enumerate(ends):
@@ -59,7 +46,7 @@ def test_the_best_is_the_best_report_of_completed_trials(tmp_path: Path, objecti
 
 
 def test_a_search_without_a_completed_trial_says_so(tmp_path: Path) -> None:
-    ledger = Ledger.create(tmp_path / "s", record())
+    ledger = Ledger.create(tmp_path / "s", make_record())
     ledger.add({})
     ledger.report(0, 100, {"average_precision": 0.9}, 1.0, end=Verdict("pruned", "rung_100"))
     with pytest.raises(IchRayError) as caught:
@@ -75,8 +62,42 @@ def test_a_frame_carries_every_trial(tmp_path: Path) -> None:
     assert frame["average_precision"].isna().tolist() == [False, False, False, True, True]
     assert frame["param_momentum"].isna().tolist() == [True, True, True, True, False]
     assert list(frame["images_seen"]) == [200, 100, 200, 200, 0]
-    assert Ledger.create(tmp_path / "empty", record()).files.search.exists()
+    assert Ledger.create(tmp_path / "empty", make_record()).files.search.exists()
     assert len(open_search(tmp_path / "empty").to_frame()) == 0
+
+
+def test_a_frame_leaves_no_field_of_the_records_out(tmp_path: Path) -> None:
+    found = search(tmp_path)
+    reference = CheckpointReference(file="checkpoints/00004/a.safetensors", sha256="aa", images_seen=100)
+    running = found.trials[4].model_copy(update={"checkpoint": reference, "where": "host:1", "cost_gpu_s": 2.5})
+    found.trials = (*found.trials[:4], running)
+    trials, reports = found.to_frame(), found.to_frame(reports=True)
+    fields = TrialResult.model_fields.keys() - {"parameters"} | {"param_dropout", "param_optimizer", "param_momentum"}
+    assert fields <= set(trials.columns)
+    assert set(reports.columns) == Report.model_fields.keys() - {"metrics"} | {"number", "average_precision", "f2"}
+    assert trials.attrs["search"] == found.record.model_dump(mode="json") == reports.attrs["search"]
+    last = trials.iloc[4]
+    assert (last["checkpoint"], last["checkpoint_sha256"], last["checkpoint_images_seen"]) == (
+        "checkpoints/00004/a.safetensors", "aa", 100,
+    )  # fmt: skip
+    assert (last["where"], last["cost_gpu_s"], last["objective"], last["mode"]) == (
+        "host:1", 2.5, "average_precision", "max",
+    )  # fmt: skip
+    assert trials["value"].tolist()[:3] == [0.3, 0.9, 0.5]
+    assert trials["seed"].tolist() == [trial.seed for trial in found.trials]
+    rows = [(0, 100), (0, 200), (1, 100), (2, 100), (2, 200), (3, 100), (3, 200)]
+    assert list(zip(reports["number"], reports["images_seen"], strict=True)) == rows
+    assert reports["average_precision"].tolist()[:5] == pytest.approx([0.3, 0.2, 0.9, 0.5, 0.4])
+    assert reports["time"].tolist() == [report.time for trial in found.trials for report in trial.reports]
+
+
+def test_a_search_is_read_from_object_storage(tmp_path: Path) -> None:
+    search(tmp_path)
+    for path in (tmp_path / "s").rglob("*.json"):
+        (UPath("memory://results") / str(path.relative_to(tmp_path / "s"))).write_bytes(path.read_bytes())
+    found = open_search("memory://results")
+    assert [trial.number for trial in found.trials] == [0, 1, 2, 3, 4]
+    assert found.best().number == 2
 
 
 @pytest.mark.parametrize(
@@ -91,6 +112,11 @@ def test_the_earliest_best_report_counts_and_only_finite_ones(values: list[float
     trial = TrialResult(number=0, parameters={}, reports=reports)
     assert (trial.best_report.images_seen if trial.best_report else None) == best
     assert trial.metrics == ({"average_precision": values[best // 100 - 1]} if best else {})
+
+
+def test_what_is_not_finite_is_none_in_a_report() -> None:
+    report = Report(images_seen=1, metrics={"a": math.nan, "b": -math.inf, "c": None, "d": 0.5}, elapsed_s=1, time=0)
+    assert report.metrics == {"a": None, "b": None, "c": None, "d": 0.5}
 
 
 def test_an_objective_says_which_is_better() -> None:
@@ -108,11 +134,11 @@ def test_trials_are_in_order_of_their_numbers(tmp_path: Path) -> None:
 
 
 def test_amendments_change_what_is_wanted() -> None:
-    amended = record().model_copy(
+    amended = make_record().model_copy(
         update={"amendments": ({"time": 1.0, "trials": 20}, {"time": 2.0, "warm_start": "/a"}, {"trials": 30})}
     )
-    assert (record().wanted, amended.wanted) == (9, 30)
-    assert (record().warm_start, amended.warm_start) == (None, "/a")
+    assert (make_record().wanted, amended.wanted) == (9, 30)
+    assert (make_record().warm_start, amended.warm_start) == (None, "/a")
 
 
 def test_no_search_is_told(tmp_path: Path) -> None:

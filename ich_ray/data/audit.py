@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ich_ray.data.dataset import DatasetManifest
-from ich_ray.errors import IntegrityError
+from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.progress import bar
 from ich_ray.storage import DatasetFiles, Record, locate, read_record, read_table, sha256
 
@@ -68,7 +68,12 @@ def audit_dataset(where: Location, fingerprint: str | None = None) -> Check:
         manifest = read_record(files.manifest, DatasetManifest, "prepare the dataset again")
     except IntegrityError as error:
         return checked("I8", I8, "the manifest is damaged", [str(error)])
-    except (OSError, ImportError, ValueError) as error:  # a mount, credentials, a file system nobody installed
+    except (
+        OSError,
+        ImportError,
+        ValueError,
+        ConfigError,
+    ) as error:  # a mount, credentials, a file system nobody installed
         found = f"no dataset can be read at {where}: {type(error).__name__}"
         return Check(invariant="I8", rule=I8, state="unchecked", found=found)
     breaches = [*_identity(manifest, fingerprint), *_counts(manifest), *_rows(files, manifest)]

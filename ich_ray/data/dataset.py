@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
+from ich_ray.cache import local_copy
 from ich_ray.ct.windowing import WindowSpec
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.storage import (
@@ -25,7 +26,6 @@ from ich_ray.storage import (
     Location,
     Record,
     is_local,
-    local_copy,
     locate,
     read_record,
     read_table,
@@ -150,16 +150,17 @@ class PreparedDataset:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, where: Location, verify: bool = False) -> PreparedDataset:
+    def open(cls, where: Location, verify: bool = False, *, fingerprint: str | None = None) -> PreparedDataset:
         """Open a dataset, in milliseconds: blocks are mapped when first read.
 
         Args:
             where: the folder that `prepare` wrote.
             verify: read every block and compare its SHA-256 with the manifest.
+            fingerprint: of the dataset that must lie there, as a search wrote it down.
 
         Raises:
             ConfigError: there is no dataset.
-            IntegrityError: a file is damaged or missing, named.
+            IntegrityError: a file is damaged or missing, named; or another dataset lies there.
         """
         files = DatasetFiles(locate(where))
         if not files.manifest.exists():
@@ -167,9 +168,16 @@ class PreparedDataset:
                 f"{files.root}: a prepared dataset holds dataset.json, got none; run `ich-ray prepare` first"
             )
         manifest = read_record(files.manifest, DatasetManifest, "prepare the dataset again")
+        if fingerprint not in {None, manifest.fingerprint}:
+            raise IntegrityError(
+                f"{files.root}: the fingerprint must be {fingerprint}, that of the search, got {manifest.fingerprint}; "
+                "put the dataset back where every machine sees it, or search again"
+            )
+        # One listing: object storage takes 50 ms to say that one file exists.
+        there = {path.name for path in files.blocks.iterdir()} if files.blocks.exists() else set()
         for block in manifest.blocks:
             path = files.root / block.file
-            if not path.exists():
+            if path.name not in there:
                 raise IntegrityError(f"{path}: a block of the dataset must be there; prepare the dataset again")
             if verify and sha256(path) != block.sha256:
                 raise IntegrityError(f"{path}: SHA-256 must equal the manifest's; prepare the dataset again")
@@ -243,7 +251,9 @@ class PreparedDataset:
     def _map(self, block: int) -> NDArray[np.uint8]:
         record = self.manifest.blocks[block]
         path = self.files.root / record.file
-        images = map_block(path if is_local(path) else locate(local_copy(path, record.sha256)))
+        if not is_local(path):
+            path = locate(local_copy(path, record.sha256, self.manifest.fingerprint))
+        images = map_block(path)
         if images.shape != (record.rows, *self.image_shape):
             raise IntegrityError(
                 f"{self.files.root / record.file}: {record.rows} images of {self.image_shape} must be there, got "

@@ -27,6 +27,7 @@ __all__ = [
     "Draw",
     "Given",
     "Kind",
+    "Listed",
     "ParameterSpec",
     "RandomSuggest",
     "SearchSpace",
@@ -93,6 +94,14 @@ class Given:
         if not inside:
             raise LookupError(name)
         return self._values[name]
+
+
+class Listed(NamedTuple):
+    """A trial to be run as it stands: its parameters, and in a confirmation which trial it repeats on which fold."""
+
+    parameters: Mapping[str, Parameter]
+    repeats: int | None = None
+    fold: int | None = None
 
 
 class Draw(NamedTuple):
@@ -175,6 +184,7 @@ class SearchSpace:
         parameters: in an order in which every condition is decided before what depends on it.
         points: tried first; a point may leave parameters to the draw.
         source: the file's content, as written.
+        listed: the trials of a grid or of a list of candidates, as they are run, when there are no others; else None.
     """
 
     name: str
@@ -183,6 +193,7 @@ class SearchSpace:
     parameters: tuple[ParameterSpec, ...]
     points: tuple[dict[str, Parameter], ...]
     source: dict[str, Any]
+    listed: tuple[dict[str, Parameter], ...] | None = None
 
     def draw(self, suggest: Suggest) -> Draw:
         """One trial's parameters, each from `suggest` where the space leaves a choice."""

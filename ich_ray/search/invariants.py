@@ -210,6 +210,8 @@ def _sampler(found: Evidence) -> Check:
 
 
 def _fits(space: SearchSpace, trial: TrialResult) -> bool:
+    if space.listed is not None:
+        return trial.parameters in space.listed
     try:
         values = Hyperparameters.model_validate(trial.parameters).model_dump()
         return space.draw(Given(values)).parameters == trial.parameters
@@ -235,8 +237,8 @@ def _asked(found: Evidence) -> Check:
 
 
 def _drawn_freely(space: SearchSpace | None, trial: TrialResult) -> bool:
-    """Whether a second trial with the same parameters cannot be a coincidence, nor asked for as a point."""
-    if space is None or trial.number < len(space.points):
+    """Whether a second trial with the same parameters was neither asked for nor can be a coincidence."""
+    if space is None or trial.number < len(space.points) or trial.repeats is not None:
         return False
     return any(spec.kind in {"uniform", "loguniform"} and spec.name in trial.parameters for spec in space.parameters)
 

@@ -7,7 +7,6 @@ goes into a temporary folder. Trains nothing: trial.py does.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import tempfile
 import time
@@ -17,21 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.progress import say
+from ich_ray.progress import board, say
 from ich_ray.results import Ending, SearchRecord, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search.ledger import Ledger, differences
+from ich_ray.search.draw import Listed
+from ich_ray.search.ledger import Ledger, Verdict, differences
+from ich_ray.search.limits import Limits
 from ich_ray.search.plan import plan_search
 from ich_ray.search.space import SearchSpace, load_space
 from ich_ray.storage import Location, SearchFiles, exclusive, locate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ich_ray.search.preflight import Slots
     from ich_ray.search.trial import Trainer
 
-__all__ = ["run_search"]
+__all__ = ["locked", "run_listed", "run_search"]
 
 DEFAULT_TRIALS = 20
 # A trial whose process died is started again this often, from its newest checkpoint.
@@ -48,10 +49,11 @@ def run_search(
     gpus_per_trial: float | None = None,
     cpus_per_trial: float = 1,
     hours: float | None = None,
+    gpu_hours: float | None = None,
     concurrent: int | None = None,
     resume: bool = False,
     plan: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     warm_start: Location | None = None,
     address: str | None = None,
     _trainer: Trainer | None = None,
@@ -62,14 +64,16 @@ def run_search(
         dataset: a prepared dataset.
         space: the YAML file of the search space.
         out: the search folder, new or (with `resume`) begun before.
-        trials: in all, counting those already there; 20 if not given, or what the search was begun with.
+        trials: in all, counting those already there; if not given what the search was begun with, all of a grid or of
+            a list of candidates, else 20.
         gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one.
         cpus_per_trial: CPUs, and so threads, of a trial.
         hours: after which no trial is started and running ones are stopped at their next report.
+        gpu_hours: the same, of accelerators times hours, over all trials since the search began.
         concurrent: trials at a time; as many as fit if not given.
         resume: go on with the search in `out`; unfinished trials continue from their checkpoints.
         plan: print what would be done, write nothing, and return the search without trials.
-        seed: of the draws and of every trial.
+        seed: of the draws and of every trial; that of the search in `out` if not given, else 0.
         warm_start: another search whose trials the sampler may learn from.
         address: a Ray cluster; this machine if not given.
 
@@ -77,12 +81,18 @@ def run_search(
         ConfigError: it cannot be done as asked; nothing has been started and nothing overwritten.
         IchRayError: it was interrupted; the message says how to go on.
     """
-    _check_numbers(trials, hours)
+    if trials is not None and trials < 1:
+        raise ConfigError(f"--trials: must be at least 1, got {trials}; ask for one or more")
+    limits = Limits(hours, gpu_hours)
     checked, data = load_space(space), PreparedDataset.open(dataset)
-    asked = _record(checked, data, trials, seed)
+    _check_listed(checked, trials, warm_start)
     files = SearchFiles(locate(out))
-    begun = _begun(files, asked, trials, resume)
-    wanted = trials or (begun.wanted if begun else DEFAULT_TRIALS)
+    there = open_search(files.root).record if files.search.exists() else None
+    if seed is None:
+        seed = there.seed if there else 0
+    asked = _record(checked, data, trials or len(checked.listed or ()) or DEFAULT_TRIALS, seed)
+    begun = _begun(files, there, asked, trials, resume)
+    wanted = trials or (begun or asked).wanted
     teacher = str(locate(warm_start)) if warm_start is not None else begun.warm_start if begun else None
     warm = _warm(checked, teacher)
 
@@ -94,26 +104,59 @@ def run_search(
             slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent)
         print(plan_search(checked, data, wanted, slots))
         return SearchResult(files, asked, ())
-    with _locked(files), connected(address):
+    with locked(files), connected(address):
         slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent)
+        limits.check(slots.gpus)
         check_machines(data, files.root)
         ledger = Ledger.open(out) if begun else Ledger.create(out, asked)
         if wanted != ledger.record.wanted:
             ledger.amend(trials=wanted)
         if teacher != ledger.record.warm_start:
             ledger.amend(warm_start=teacher)
-        _Run(checked, data, ledger, slots, wanted=wanted, hours=hours, warm=warm, trainer=_trainer).go()
+        listed = _listed(checked, ledger, wanted)
+        keys: dict[str, Any] = {"warm": warm, "listed": listed, "trainer": _trainer}
+        _Run(checked, data, ledger, slots, wanted=wanted, limits=limits, **keys).go()
     return open_search(out)
 
 
-def _check_numbers(trials: int | None, hours: float | None) -> None:
-    if trials is not None and trials < 1:
-        raise ConfigError(f"--trials: must be at least 1, got {trials}; ask for one or more")
-    if hours is not None and not hours > 0:
-        raise ConfigError(f"--hours: must be above 0, got {hours}; leave it out for no limit")
+def run_listed(
+    space: SearchSpace,
+    dataset: PreparedDataset,
+    ledger: Ledger,
+    slots: Slots,
+    listed: Sequence[Listed],
+    *,
+    go_on: str,
+    trainer: Trainer | None = None,
+) -> None:
+    """Run what a ledger left unfinished and then `listed`, with every trial in the ledger; hold `locked` meanwhile.
+
+    Raises:
+        IchRayError: it was interrupted; `go_on` is what its reader is told to do.
+    """
+    wanted = len(ledger.trials) + len(listed)
+    keys: dict[str, Any] = {"warm": [], "listed": listed, "trainer": trainer}
+    run = _Run(space, dataset, ledger, slots, wanted=wanted, limits=Limits(), **keys)
+    run.go_on = go_on
+    run.go()
 
 
-def _record(space: SearchSpace, dataset: PreparedDataset, trials: int | None, seed: int) -> SearchRecord:
+def _check_listed(space: SearchSpace, trials: int | None, warm_start: Location | None) -> None:
+    if space.listed is None:
+        return
+    if trials is not None and trials > len(space.listed):
+        raise ConfigError(
+            f"--trials: the space {space.name} lists {len(space.listed)} trials and no more, got {trials}; "
+            "leave it out to run all"
+        )
+    if warm_start is not None:
+        raise ConfigError(
+            f"--warm-start {warm_start}: the trials of the space {space.name} are listed, so that nothing can be "
+            "learned for them; leave it out"
+        )
+
+
+def _record(space: SearchSpace, dataset: PreparedDataset, trials: int, seed: int) -> SearchRecord:
     validation = dataset.manifest.roles.get("validation")
     return SearchRecord(
         name=space.name,
@@ -122,21 +165,22 @@ def _record(space: SearchSpace, dataset: PreparedDataset, trials: int | None, se
         fingerprint=dataset.manifest.fingerprint,
         prevalence=validation.positives / validation.slices if validation and validation.slices else 0.0,
         seed=seed,
-        trials=trials or DEFAULT_TRIALS,
+        trials=trials,
         versions={name: version(name) for name in _PACKAGES},
         created=time.time(),
     )
 
 
-def _begun(files: SearchFiles, asked: SearchRecord, trials: int | None, resume: bool) -> SearchRecord | None:
+def _begun(
+    files: SearchFiles, there: SearchRecord | None, asked: SearchRecord, trials: int | None, resume: bool
+) -> SearchRecord | None:
     """The search to go on with, None for a new one."""
-    if not files.search.exists():
+    if there is None:
         if resume:
             say(f"{files.root}: no search to resume, starting it")
         return None
     if not resume:
         raise ConfigError(Ledger.occupied(files, asked))
-    there = open_search(files.root).record
     if changed := differences(there, asked):
         raise ConfigError(
             f"{files.root}: --resume goes on with the same search, got another one ({'; '.join(changed)}); "
@@ -150,10 +194,17 @@ def _begun(files: SearchFiles, asked: SearchRecord, trials: int | None, resume: 
     return there
 
 
+def _listed(space: SearchSpace, ledger: Ledger, wanted: int) -> list[Listed] | None:
+    """What a ledger lacks of a space's listed trials; None where trials are drawn."""
+    if space.listed is None:
+        return None
+    return [Listed(parameters) for parameters in space.listed[len(ledger.trials) : wanted]]
+
+
 def _warm(space: SearchSpace, where: str | None) -> list[TrialResult]:
     if where is None:
         return []
-    from ich_ray.search.sampler import fitting
+    from ich_ray.search.study import fitting
 
     other = open_search(where)
     if other.objective != space.objective:
@@ -167,7 +218,7 @@ def _warm(space: SearchSpace, where: str | None) -> list[TrialResult]:
 
 
 @contextmanager
-def _locked(files: SearchFiles) -> Iterator[None]:
+def locked(files: SearchFiles) -> Iterator[None]:
     """Hold the search; a folder that was made only for the lock goes away with it."""
     try:
         with exclusive(files.lock, "a search"):
@@ -182,6 +233,8 @@ def _locked(files: SearchFiles) -> Iterator[None]:
 class _Run:
     """One run of the driver over a search."""
 
+    go_on = "add --resume to go on"
+
     def __init__(
         self,
         space: SearchSpace,
@@ -190,21 +243,27 @@ class _Run:
         slots: Slots,
         *,
         wanted: int,
-        hours: float | None,
+        limits: Limits,
         warm: list[TrialResult],
         trainer: Trainer | None,
+        listed: Sequence[Listed] | None = None,
     ) -> None:
         from ich_ray.search.bookkeeper import Bookkeeper
         from ich_ray.search.halving import Halving, Rungs
         from ich_ray.search.sampler import LedgerSampler
         from ich_ray.search.trial import TrialSettings, train_model, trial_function
 
-        self.ledger, self.slots, self.wanted = ledger, slots, wanted
-        self.deadline = time.time() + hours * 3600 if hours else math.inf
+        self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
         rungs = Rungs.rebuilt(space.budget, space.objective, ledger.trials.values())
-        self.halving = Halving(space.budget, space.objective, rungs, self.out_of_time)
+        self.halving = Halving(space.budget, space.objective, rungs, self.over)
         self.sampler = LedgerSampler(
-            space, ledger, wanted=wanted, concurrent=slots.concurrent, out_of_time=self.out_of_time, warm=warm
+            space,
+            ledger,
+            wanted=wanted,
+            concurrent=slots.concurrent,
+            out_of_time=lambda: self.over() is not None,
+            warm=warm,
+            listed=listed,
         )
         settings = TrialSettings(
             dataset=str(dataset.files.root),
@@ -216,10 +275,13 @@ class _Run:
             gpus=slots.gpus,
         )
         self.function = trial_function(settings, trainer or train_model)
-        self.books = Bookkeeper(ledger, self.halving, self.sampler, wanted, slots.gpus)
+        self.books = Bookkeeper(
+            space, ledger, self.halving, self.sampler, wanted=wanted, gpus=slots.gpus, deadline=limits.deadline
+        )
 
-    def out_of_time(self) -> bool:
-        return time.time() >= self.deadline
+    def over(self) -> Verdict | None:
+        """How a trial ends that is stopped because the search has had its time; None while it has some."""
+        return self.limits.over(self.books.gpu_seconds() if self.limits.gpu_hours else 0.0)
 
     def go(self) -> None:
         """Run until every trial has ended.
@@ -232,17 +294,21 @@ class _Run:
         if todo:
             say(f"search {self.ledger.record.name}: {todo} trials to run, {self.slots.concurrent} at a time")
             ran |= self._tune(todo)
+        if over := self.over():
+            ran.update(self.sampler.waiting)  # by an earlier driver
+            for number in self.sampler.waiting:
+                self.ledger.finish(number, over)
         unfinished = len(self.ledger.unfinished)
-        if unfinished or (len(self.ledger.trials) < self.wanted and not self.out_of_time()):
+        if unfinished or (len(self.ledger.trials) < self.wanted and not over):
             ended = len(self.ledger.trials) - unfinished
             raise IchRayError(
                 f"{self.ledger.files.root}: a search runs until its {self.wanted} trials have ended, "
-                f"got interrupted after {ended}; add --resume to go on, nothing is lost"
+                f"got interrupted after {ended}; {self.go_on}, nothing is lost"
             )
-        self._end(ran)
+        self._end(ran, over)
         say(self.books.summary())
 
-    def _end(self, ran: set[int]) -> None:
+    def _end(self, ran: set[int], over: Verdict | None) -> None:
         """Compare what the ledger, the sampler and Tune know (I4 of `ich-ray audit`) and note it.
 
         Raises:
@@ -254,14 +320,14 @@ class _Run:
             asked=self.wanted,
             sampler=self.sampler.told(),
             tune=len(ran & self.ledger.trials.keys()) - len(ran - self.ledger.trials.keys()),
-            out_of_time=self.out_of_time(),
+            out_of_time=over is not None,
         )
         if known and ending != self.ledger.record.ended:
             self.ledger.amend(ended=ending.model_dump())
         if not known == ending.sampler == ending.tune:
             raise IntegrityError(
                 f"{self.ledger.files.root}: ledger, sampler and Tune must know the same trials, got {known}, "
-                f"{ending.sampler} and {ending.tune}; add --resume to rebuild the others from the ledger"
+                f"{ending.sampler} and {ending.tune}; {self.go_on}, which rebuilds the others from the ledger"
             )
 
     def _tune(self, todo: int) -> set[int]:
@@ -269,12 +335,13 @@ class _Run:
         from ray.tune import TuneError
 
         try:
-            return self._fit(todo)
+            with board() as self.books.draw:
+                return self._fit(todo)
         except (RayError, TuneError) as error:  # Tune wraps whatever the ledger raised, as text
             cause = str(error).strip().splitlines()[-1]
             raise IchRayError(
                 f"{self.ledger.files.root}: a search needs its cluster and room for its files, got {cause}; "
-                "remove the cause and add --resume to go on, nothing is lost"
+                f"remove the cause and {self.go_on}, nothing is lost"
             ) from error
 
     def _fit(self, todo: int) -> set[int]:

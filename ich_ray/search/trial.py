@@ -8,7 +8,6 @@ worker. Decides nothing: the driver stops it by not coming back from a report.
 from __future__ import annotations
 
 import gc
-import math
 import os
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from ray import tune
 
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.folds import HeldOut
 from ich_ray.errors import IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import CheckpointReference
+from ich_ray.results import CheckpointReference, finite
 from ich_ray.storage import Location, SearchFiles, locate, read_json, sha256, write_json
 
 if TYPE_CHECKING:
@@ -135,12 +135,14 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
         checkpoints.note = f"{why}: went back from {config['reported']} to {kept.images_seen} images"
     parameters = Hyperparameters(**config["parameters"])
     dataset = _dataset(settings.dataset, settings.fingerprint)
+    if config["fold"] is not None:
+        dataset = HeldOut(dataset, config["fold"])
     resume = kept.file if kept else None
     with closing(trainer(parameters, dataset, settings, config["seed"], resume)) as steps:
         for progress in steps:
             report = {
                 "images_seen": progress.images_seen,
-                "metrics": {name: value if math.isfinite(value) else None for name, value in progress.metrics.items()},
+                "metrics": finite(progress.metrics),
                 "elapsed_s": progress.elapsed_s,
             }
             history.append(report)
@@ -161,13 +163,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
 @lru_cache(maxsize=1)
 def _dataset(where: str, fingerprint: str) -> PreparedDataset:
     """Opened once a process: its pages are shared, its slice table is not."""
-    dataset = PreparedDataset.open(where)
-    if dataset.manifest.fingerprint != fingerprint:
-        raise IntegrityError(
-            f"{where}: the dataset must stay the one the search began with ({fingerprint}), "
-            f"got {dataset.manifest.fingerprint}; prepare it again or start a new search"
-        )
-    return dataset
+    return PreparedDataset.open(where, fingerprint=fingerprint)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import csv
+import json
+import pickle
 import pickletools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,26 +12,20 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from ich_ray.ct import windowing
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError, Rejection
-from ich_ray.final.bundle import Bundle, calibrated, load_bundle, predict
+from ich_ray.final.bundle import Bundle, load_bundle, predict
 from ich_ray.final.calibration import calibrate
-from ich_ray.storage import SearchFiles, read_json, write_json
-from tests.prepared import make_dataset
-from tests.searched import make_bundle, make_search
+from ich_ray.storage import SearchFiles, locate, read_json, write_json
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return make_dataset(tmp_path_factory.mktemp("prepared") / "dataset")
-
-
-@pytest.fixture(scope="module")
-def search(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
-    files = make_search(tmp_path_factory.mktemp("searches") / "search", dataset)
-    make_bundle(files, dataset)
+def search(retrained: SearchFiles, tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
+    files = SearchFiles(locate(tmp_path_factory.mktemp("searches") / "search"))
+    shutil.copytree(str(retrained.root), str(files.root))
     calibrate(files.root)
     return files
 
@@ -77,11 +74,51 @@ def test_a_bundle_comes_back_as_it_was(search: SearchFiles, dataset: PreparedDat
     assert repr(one) == "Bundle(plain_cnn, calibrated)"
 
 
-def test_no_pickle_and_no_path_of_this_machine(search: SearchFiles, dataset: PreparedDataset) -> None:
+def test_no_pickle_and_no_path_of_this_machine(
+    search: SearchFiles, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte is a length, JSON, or a number of a tensor that JSON names; and loading needs no unpickler."""
     assert sorted(path.name for path in search.bundle.iterdir()) == ["card.json", "model.safetensors"]
+    data = (search.bundle / "model.safetensors").read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    tensors = json.loads(data[8:begin])
+    assert all(tensor["dtype"] in {"F32", "I64"} for tensor in tensors.values())
+    spans = sorted(tensor["data_offsets"] for tensor in tensors.values())
+    assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])]
+    assert begin + spans[-1][1] == len(data)
     with pytest.raises(ValueError, match=r"."):
-        list(pickletools.genops((search.bundle / "model.safetensors").read_bytes()))
+        list(pickletools.genops(data))
     assert str(dataset.files.root) not in (search.bundle / "card.json").read_text()
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("a bundle was unpickled")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(module, name, refused)
+    load_bundle(search.bundle)
+
+
+def test_the_card_answers_the_guidelines_or_says_not_available(search: SearchFiles, copy: Path) -> None:
+    bundle = load_bundle(copy)
+    found = bundle.card.checklist
+    assert all(answer.strip() for answer in found.values())
+    for topic in ("Demographics: age, sex, ethnicity", "Testing on data of other sites",
+                  "Performance and its uncertainty"):  # fmt: skip
+        assert found[topic] == "not available"
+    assert found["Data partitions, and their size"].startswith("disjoint by patient; train: 33 patients, 132 slices")
+    assert "brain (40/80 HU)" in found["Preprocessing"]
+    assert found["Uses of the test patients"] == "not opened"
+    assert found["Selection of the model"].startswith("trial 0 of 3 in search by-hand, by average_precision")
+    assert "f2: " in found["Operating points and how they were chosen"]
+    figure = {"value": 0.81, "low": 0.7, "high": 0.9}
+    test = {"metrics": {"average_precision": figure}, "patients": 9, "prevalence": 0.25}
+    bundle.card = bundle.card.model_copy(update={"test": test, "openings": 2})
+    bundle.save(copy)
+    again = load_bundle(copy).card.checklist
+    assert again["Performance and its uncertainty"].startswith(
+        "average precision 0.810 (0.700 to 0.900) on 9 test patients, where chance gives 0.250"
+    )
+    assert again["Uses of the test patients"] == "opened 2 times"
 
 
 def test_the_card_says_what_it_must(search: SearchFiles, dataset: PreparedDataset) -> None:
@@ -115,11 +152,6 @@ def test_a_bad_card_is_found(copy: Path, tmp_path: Path) -> None:
         load_bundle(copy)
     with pytest.raises(ConfigError, match=r"a bundle holds card.json, got none"):
         load_bundle(tmp_path / "absent")
-
-
-def test_calibrated_shifts_before_it_tempers() -> None:
-    found = calibrated(np.array([0.0, 2.0], np.float32), prior_shift=-1.0, temperature=2.0)
-    assert found == pytest.approx([1 / (1 + np.exp(0.5)), 1 / (1 + np.exp(-0.5))])
 
 
 def test_images_of_another_shape_are_refused(search: SearchFiles) -> None:

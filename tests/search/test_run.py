@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.results import SearchRecord, SearchResult, open_search
+from ich_ray.final.confirm import confirm
+from ich_ray.final.retrain import chosen_trial
+from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search import bookkeeper, ledger, run
 from ich_ray.search.audit import audit
@@ -24,6 +26,7 @@ from ich_ray.search.run import run_search
 from ich_ray.search.sampler import LedgerSampler
 from ich_ray.storage import SearchFiles, exclusive, locate, write_bytes
 from tests.prepared import make_dataset
+from tests.records import make_record
 from tests.search.fakes import SPACE, FakeTrainer
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -122,6 +125,18 @@ def test_a_search_is_extended_without_touching_what_is_done(data: Path, space: P
         assert (copied / "trials" / name).read_bytes() == content
 
 
+def test_its_best_trials_are_confirmed_on_folds(copied: Path) -> None:
+    best = open_search(copied).ranked()[:2]
+    confirmation = confirm(copied, top=2, folds=2, _trainer=FakeTrainer())
+    trainings = open_search(SearchFiles(locate(copied)).confirming("folds").root)
+    check_invariants(trainings, 4)
+    told = [(trial.repeats, trial.fold) for trial in trainings.trials]
+    assert told == [(best[0].number, 0), (best[1].number, 0), (best[0].number, 1), (best[1].number, 1)]
+    assert trainings.trials[3].parameters == best[1].parameters
+    assert [candidate.values for candidate in confirmation.candidates] == [(trial.value,) * 2 for trial in best]
+    assert chosen_trial(open_search(copied)).number == confirmation.chosen == best[0].number
+
+
 def test_a_finished_search_stays_as_it_is(data: Path, space: Path, copied: Path) -> None:
     before = {path: path.read_bytes() for path in copied.rglob("*.json")}
     assert len(run_search(data, space, copied, resume=True).trials) == 16
@@ -186,6 +201,29 @@ def test_time_that_is_over_ends_it_cleanly(data: Path, space: Path, tmp_path: Pa
     assert [(trial.state, trial.reason) for trial in found.trials] == [("pruned", "hours")] * 2
 
 
+def test_a_search_whose_time_is_over_leaves_nothing_unfinished(data: Path, space: Path, copied: Path) -> None:
+    ledger = Ledger.open(copied)
+    ledger.amend(trials=18)
+    for number, value in ((16, 0.3), (17, None)):
+        ledger.add({"architecture": "resnet18", "learning_rate": 1e-3, "dropout": 0.1, "optimizer": "adam"})
+        if value:
+            ledger.report(number, 100, {"average_precision": value}, 1.0)
+    found = run_search(data, space, copied, hours=1e-9, resume=True)
+    assert [(trial.state, trial.reason) for trial in found.trials[16:]] == [("pruned", "hours")] * 2
+
+
+def test_a_resumed_search_keeps_its_seed(data: Path, space: Path, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"hours": 1e-9, "_trainer": FakeTrainer()}  # over before anything trains
+    assert run_search(data, space, tmp_path / "s", trials=3, seed=7, **keys).record.seed == 7
+    found = run_search(data, space, tmp_path / "s", resume=True, **keys)
+    assert (found.record.seed, found.record.wanted) == (7, 3)
+    run_search(data, space, tmp_path / "s", resume=True, seed=7, **keys)
+    with pytest.raises(ConfigError, match="got another one \\(seed: there 7, asked 0\\)"):
+        run_search(data, space, tmp_path / "s", resume=True, seed=0, **keys)
+    with pytest.raises(ConfigError, match="got this very search; add --resume"):
+        run_search(data, space, tmp_path / "s")
+
+
 def test_the_same_seed_on_one_slot_writes_the_same_ledger(data: Path, space: Path, tmp_path: Path) -> None:
     ledgers = []
     for name in ("one", "two"):
@@ -239,6 +277,7 @@ def test_a_full_disk_under_a_checkpoint_fails_no_trial(data: Path, space: Path, 
         ({"cpus_per_trial": 64}, "--cpus-per-trial: a trial must fit on one machine, got 64 where the largest has 2"),
         ({"trials": 0}, "--trials: must be at least 1, got 0"),
         ({"hours": -1}, "--hours: must be above 0, got -1"),
+        ({"gpu_hours": 2}, "--gpu-hours: has a meaning only where trials hold GPUs, got 0 GPU a trial; use --hours"),
         ({"concurrent": 0}, "--concurrent: must be at least 1, got 0"),
         ({"dataset": "nowhere"}, "nowhere: a prepared dataset holds dataset.json, got none"),
         ({"warm_start": "nowhere"}, "nowhere: a search holds search.json, got none"),
@@ -301,18 +340,7 @@ def test_a_plan_is_printed_and_nothing_written(
 def test_a_warm_start_is_remembered(data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(run, "say", said.append)
-    record = SearchRecord(
-        name="first",
-        space={"name": "first"},
-        dataset="",
-        fingerprint="",
-        prevalence=0.1,
-        seed=0,
-        trials=1,
-        versions={},
-        created=0.0,
-    )
-    first = Ledger.create(tmp_path / "first", record)
+    first = Ledger.create(tmp_path / "first", make_record(name="first"))
     first.add({"architecture": "resnet18", "learning_rate": 1e-3, "dropout": 0.1, "optimizer": "adam"})
     first.report(0, 900, {"average_precision": 0.5}, 1.0, end=Verdict("completed"))
     keys: dict[str, Any] = {"hours": 1e-9, "_trainer": FakeTrainer()}  # over before anything trains
