@@ -11,11 +11,12 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -45,6 +46,7 @@ __all__ = [
     "write_bytes",
     "write_json",
     "write_table",
+    "writing",
 ]
 
 Location: TypeAlias = "str | os.PathLike[str] | UPath"
@@ -191,14 +193,27 @@ def write_bytes(path: UPath, data: bytes) -> None:
     Locally: a temporary name beside it, fsync, rename, fsync of the folder (a rename alone survives a killed
     process but not a power loss). Object stores put whole objects, so there one write is enough.
     """
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: UPath) -> Iterator[IO[bytes]]:
+    """A file to write piece by piece; it stands at `path`, whole, when the block ends without an error, and not before.
+
+    For an object store the pieces wait in a temporary file of this machine.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not is_local(path):
-        path.write_bytes(data)
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            path.fs.put_file(file.name, path.path)
         return
     temporary = Path(str(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")))
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(str(path))

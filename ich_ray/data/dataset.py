@@ -21,6 +21,7 @@ import pyarrow as pa
 from ich_ray.cache import local_copy
 from ich_ray.ct.windowing import WindowSpec
 from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.results import LEAK, Split
 from ich_ray.storage import (
     DatasetFiles,
     Location,
@@ -90,6 +91,7 @@ class DatasetManifest(Record):
         fingerprint: of the pixels, labels and roles: equal for equal input, whatever the order of the work.
         reasons: rows of rejected.parquet by reason code.
         labels: positive accepted slices by label.
+        split: what roles and folds were drawn by; `slice` leaks.
     """
 
     format: Literal[1] = 1
@@ -106,9 +108,15 @@ class DatasetManifest(Record):
     roles: dict[Role, RoleCounts]
     labels: dict[str, int]
     notes: tuple[str, ...] = ()
+    split: Split = "patient"
     seed: int
     versions: dict[str, str]
     created: float
+
+    @property
+    def leak(self) -> str:
+        """Why no figure of this dataset holds for patients it has not seen; empty if nothing is wrong."""
+        return LEAK if self.split == "slice" else ""
 
 
 @dataclass(frozen=True)

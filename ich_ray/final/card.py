@@ -15,6 +15,7 @@ from ich_ray.errors import ConfigError
 from ich_ray.final.checklist import checklist
 from ich_ray.final.scaling import Method, Scaling
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.results import Split
 from ich_ray.storage import Record, read_record, write_json
 
 if TYPE_CHECKING:
@@ -54,10 +55,11 @@ class OperatingPoint(Record):
 
 
 class DatasetNote(Record):
-    """Which data made the model."""
+    """Which data made the model, and what their roles were drawn by: `slice` leaks, see `ich_ray.results.LEAK`."""
 
     fingerprint: str
     roles: dict[str, RoleCounts]
+    split: Split = "patient"
 
 
 class SearchNote(Record):

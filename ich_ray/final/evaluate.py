@@ -111,7 +111,7 @@ def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation
     evaluation = _measure(slices, probabilities, card, prevalence, _notes(dataset.manifest, card))
     _write(found, slices, probabilities, evaluation)
     write_card(found.files.bundle, card.model_copy(update={"test": _summary(evaluation)}))
-    _tell(evaluation)
+    _tell(evaluation, dataset.manifest.leak)
     return evaluation
 
 
@@ -196,7 +196,8 @@ def _found(whole: GroupFigures, null_high: float) -> list[str]:
 def _notes(manifest: DatasetManifest, card: Card) -> tuple[str, ...]:
     roles = manifest.roles
     ranked = ranking_note(sum(counts.positives for counts in roles.values()), roles["validation"].positives)
-    notes = [ranked] if ranked else []
+    notes = [manifest.leak] if manifest.leak else []
+    notes += [ranked] if ranked else []
     if roles["test"].positives < _FEW_POSITIVES:
         notes.append(f"{roles['test'].positives} test positives: read the intervals, not the figures.")
     if card.openings > 1:
@@ -224,7 +225,9 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
     return evaluation.model_dump(mode="json", exclude={"format", "opened", "time", "resamples"})
 
 
-def _tell(evaluation: Evaluation) -> None:
+def _tell(evaluation: Evaluation, leak: str) -> None:
+    if leak:
+        say(leak)
     point, floor = evaluation.operating_points["f2"], evaluation.floors["average_precision"]
     ap, sensitivity, ppv = (
         "undefined" if estimate.value is None else f"{estimate.value:.3f}"

@@ -72,7 +72,7 @@ def run_search(
         gpu_hours: the same, of accelerators times hours, over all trials since the search began.
         concurrent: trials at a time; as many as fit if not given.
         resume: go on with the search in `out`; unfinished trials continue from their checkpoints.
-        plan: print what would be done, write nothing, and return the search without trials.
+        plan: print what would be done and what it takes, write nothing, and return the search without trials.
         seed: of the draws and of every trial; that of the search in `out` if not given, else 0.
         warm_start: another search whose trials the sampler may learn from.
         address: a Ray cluster; this machine if not given.
@@ -86,6 +86,8 @@ def run_search(
     limits = Limits(hours, gpu_hours)
     checked, data = load_space(space), PreparedDataset.open(dataset)
     _check_listed(checked, trials, warm_start)
+    if data.manifest.leak:
+        say(data.manifest.leak)
     files = SearchFiles(locate(out))
     there = open_search(files.root).record if files.search.exists() else None
     if seed is None:
@@ -100,9 +102,13 @@ def run_search(
 
     check_roles(data)
     if plan:
+        from ich_ray.search.estimate import costs
+
         with connected(address):
             slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent)
-        print(plan_search(checked, data, wanted, slots))
+        planned = plan_search(checked, data, wanted, slots)
+        searches = [open_search(where) if where else None for where in (files.root if begun else None, teacher)]
+        print(f"{planned}\n{costs(checked, data, planned, *searches)}")
         return SearchResult(files, asked, ())
     with locked(files), connected(address):
         slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent)
@@ -164,6 +170,7 @@ def _record(space: SearchSpace, dataset: PreparedDataset, trials: int, seed: int
         dataset=str(dataset.files.root),
         fingerprint=dataset.manifest.fingerprint,
         prevalence=validation.positives / validation.slices if validation and validation.slices else 0.0,
+        split=dataset.manifest.split,
         seed=seed,
         trials=trials,
         versions={name: version(name) for name in _PACKAGES},

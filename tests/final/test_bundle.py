@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ import torch
 from ich_ray.ct import windowing
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError, Rejection
-from ich_ray.final.bundle import Bundle, load_bundle, predict
+from ich_ray.final.archive import Totals, predict
+from ich_ray.final.bundle import Bundle, load_bundle
 from ich_ray.final.calibration import calibrate
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
 
@@ -41,12 +43,12 @@ def copy(search: SearchFiles, tmp_path: Path) -> Path:
 def scans(dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files that hold the number of a slice of the dataset, read by stand-ins for ct/dicom.py and ct/windowing.py."""
 
-    def read_slice(path: Path) -> SimpleNamespace:
+    def read_slice(path: Any) -> SimpleNamespace:
         text = path.read_text()
         if not text.isdigit():
             raise Rejection("not_dicom", "no preamble")
         name = dataset.column("slice_id")[int(text)]
-        return SimpleNamespace(header=SimpleNamespace(slice_id=name), row=int(text))
+        return SimpleNamespace(header=SimpleNamespace(slice_id=name, study="s"), row=int(text))
 
     def window_slice(found: SimpleNamespace, windows: object, size: int) -> np.ndarray:
         assert (windows, size) == (dataset.manifest.windows, dataset.manifest.size)
@@ -163,15 +165,16 @@ def test_predict_gives_every_input_a_row(
     search: SearchFiles, scans: Path, dataset: PreparedDataset, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.csv"
-    rows, rejected = predict(search.bundle, [scans], out)
+    found = predict(search.bundle, [scans], out)
     test = dataset.role("test")
-    assert (len(rows), rejected) == (len(test) + 1, 1)
     written = list(csv.DictReader(out.open()))
     assert list(written[0]) == [
-        "file", "slice_id", "probability", "decision", "operating_point", "threshold", "reason",
+        "file", "slice_id", "study", "probability", "decision", "operating_point", "threshold", "heatmap", "reason",
     ]  # fmt: skip
     assert written[0]["file"].endswith("a.txt")
     assert (written[0]["reason"], written[0]["probability"], written[0]["decision"]) == ("not_dicom", "", "")
+    positive = sum(row["decision"] == "positive" for row in written)
+    assert found == Totals(inputs=len(test) + 1, positive=positive, rejected=1)
     bundle = load_bundle(search.bundle)
     expected = bundle.calibrated(bundle.slice_logits(test))
     np.testing.assert_allclose([float(row["probability"]) for row in written[1:]], expected, atol=1e-6)

@@ -9,14 +9,17 @@ import pytest
 from scipy.special import expit
 from sklearn import metrics as sklearn_metrics
 
-from ich_ray import cli
+from ich_ray import cli, progress
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.final import evaluate as module
+from ich_ray.final import retrain
 from ich_ray.final.bundle import load_bundle
 from ich_ray.final.calibration import calibrate
 from ich_ray.final.evaluate import Evaluation, evaluate
-from ich_ray.storage import SearchFiles, locate, read_json
+from ich_ray.results import LEAK, open_search
+from ich_ray.storage import SearchFiles, locate, read_json, write_json
+from tests.searched import PARAMETERS
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +80,31 @@ def test_figures_stand_in_the_files(search: SearchFiles, dataset: PreparedDatase
     assert "too few to rank models" in found.notes[0]
     card = read_json(search.bundle / "card.json")
     assert card["test"]["metrics"] == read_json(search.evaluation)["metrics"]
+
+
+def test_a_slice_level_split_is_said_wherever_a_figure_stands(
+    search: SearchFiles, dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(str(dataset.files.root), tmp_path / "leaky")
+    for path, changes in (
+        (tmp_path / "leaky" / "dataset.json", {"split": "slice"}),
+        (search.search, {"split": "slice", "dataset": str(tmp_path / "leaky")}),
+    ):
+        write_json(locate(path), {**read_json(locate(path)), **changes})
+    found, leaky = open_search(search.root), PreparedDataset.open(tmp_path / "leaky")
+    retrain._bundle(found, found.best(), PARAMETERS, leaky, search.final / "state.safetensors")
+    calibrate(search.root)
+    progress.show()
+    evaluation = evaluate(search.root)
+    progress.show(False)
+    assert LEAK in capsys.readouterr().err
+    assert evaluation.notes[0] == LEAK
+    card = read_json(search.bundle / "card.json")
+    assert card["limitations"][0] == card["test"]["notes"][0] == LEAK
+    assert card["dataset"]["split"] == "slice"
+    assert evaluation.metrics["average_precision"].low is not None  # patients are still drawn whole
+    assert cli.call(["results", str(search.root)]) == 0
+    assert capsys.readouterr().out.startswith(LEAK)
 
 
 def test_each_opening_is_counted_before_a_label_is_read(search: SearchFiles, monkeypatch: pytest.MonkeyPatch) -> None:
