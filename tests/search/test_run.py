@@ -19,12 +19,8 @@ from ich_ray.final.confirm import confirm
 from ich_ray.final.retrain import chosen_trial
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
-<<<<<<< HEAD
-from ich_ray.search import bookkeeper, ledger, run
-from ich_ray.search.audit import audit
-=======
 from ich_ray.search import bookkeeper, estimate, ledger, run
->>>>>>> main
+from ich_ray.search.audit import audit
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.run import run_search
 from ich_ray.search.sampler import LedgerSampler
