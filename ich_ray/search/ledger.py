@@ -121,12 +121,14 @@ class Ledger:
         """Append a report; with `end` the trial's final state, reason and detail are written in the same moment.
 
         A report that the trial has made before (it repeats those that a lost attempt may have kept to itself) changes
-        nothing but its end.
+        nothing but its end, and where its newest state lies.
         """
         trial = self.trials[number]
         if images_seen > trial.images_seen:
             report = Report(images_seen=images_seen, metrics=dict(metrics), elapsed_s=elapsed_s, time=time.time())
-            changes |= {"reports": (*trial.reports, report), "checkpoint": checkpoint or trial.checkpoint}
+            changes["reports"] = (*trial.reports, report)
+        if checkpoint:
+            changes["checkpoint"] = checkpoint
         if end:
             return self._end(trial.model_copy(update=changes), end)
         return self._change(number, **changes)
