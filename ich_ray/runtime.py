@@ -101,10 +101,11 @@ def on_node(node: str, function: Any, *arguments: Any) -> Any:
 
 def _watch(head: str, over: threading.Event) -> None:
     """End the process when nobody has answered at the head's address for a while."""
+    host, _, port = head.rpartition(":")
     answered = time.monotonic()
     while not over.wait(_KNOCK_EVERY_S):
         try:
-            knock(head)
+            knock(host, int(port))
             answered = time.monotonic()
         except OSError:
             if time.monotonic() - answered < _PATIENCE_S or over.is_set():
