@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.exceptions import TyperException
 
-from ich_ray import __version__, display, progress
+from ich_ray import __version__, cluster_verbs, display, progress
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.results import open_search
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 REJECTED_SOME = 3
+BROKEN = 5
 
 
 def _print_version(wanted: bool) -> None:
@@ -243,6 +244,19 @@ def export(
 
 
 @app.command()
+def audit(
+    where: Annotated[str, typer.Argument(metavar="PATH", help="A search or a prepared dataset.")], as_json: Json = False
+) -> None:
+    """Check that nothing was lost; exit code 5 if something was."""
+    from ich_ray.search.audit import audit as audit_files
+
+    found = audit_files(where)
+    display.print_audit(found, as_json)
+    if found.breached:
+        raise typer.Exit(BROKEN)
+
+
+@app.command()
 def retrain(
     folder: SearchFolder,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,
@@ -388,6 +402,10 @@ def export_onnx(
     from ich_ray.final.export import export_onnx as write_onnx
 
     print(f"onnx  {write_onnx(bundle, out)}")
+
+
+for _verb in cluster_verbs.VERBS:
+    app.command(**_verb.settings)(_verb.function)
 
 
 def main() -> None:
