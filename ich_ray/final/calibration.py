@@ -158,7 +158,8 @@ def with_calibration(card: Card, calibration: Calibration) -> Card:
     values = calibration.model_dump(include={*CalibrationNote.model_fields})
     note = CalibrationNote(created=time.time(), **values)
     fitted = {name: getattr(calibration, name) for name in ("temperature", "prior_shift", "bias", "operating_points")}
-    return card.model_copy(update={**fitted, "calibrations": (*card.calibrations, note), "test": None})
+    calibrations = (*card.calibrations, note)
+    return card.model_copy(update={**fitted, "calibrations": calibrations, "test": None, "site_tests": {}})
 
 
 def _tell(calibration: Calibration) -> None:

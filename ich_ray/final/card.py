@@ -120,7 +120,9 @@ class Card(Record):
         operating_points: by name; empty until calibrated.
         calibrations: the one in force last; those before it are kept.
         test: a summary of the evaluation, None before it.
-        openings: how often the test patients were looked at; `site_openings`: those of other datasets, by fingerprint.
+        openings: how often the test patients were looked at.
+        site_tests: summaries of evaluations at other sites by the fingerprint of their dataset; `site_openings`: how
+            often their test patients were looked at.
         checklist: what CLAIM 2024 and TRIPOD+AI ask for, answered anew whenever the card is written.
     """
 
@@ -142,6 +144,7 @@ class Card(Record):
     calibrations: tuple[CalibrationNote, ...] = ()
     test: dict[str, Any] | None = None
     openings: int = 0
+    site_tests: dict[str, dict[str, Any]] = Field(default_factory=dict)
     site_openings: dict[str, int] = Field(default_factory=dict)
     weights: WeightsNote
     versions: dict[str, str]

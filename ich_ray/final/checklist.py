@@ -98,7 +98,7 @@ def _elsewhere(card: Card) -> str:
     if not card.site_openings:
         return NOT_AVAILABLE
     held = "; ".join(f"dataset {name}, opened {times} times" for name, times in card.site_openings.items())
-    return f"{held}; figures under `test` are of dataset {(card.test or {}).get('dataset', NOT_AVAILABLE)}"
+    return f"{held}; figures under `site_tests`"
 
 
 def _tested(card: Card) -> str:

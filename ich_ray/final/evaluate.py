@@ -7,7 +7,7 @@ were fitted without a test label. Each opening is written down before the first 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -100,8 +100,8 @@ def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation
 def evaluate_site(bundle: Location, dataset: Location, out: Location, *, prevalence: float | None = None) -> Evaluation:
     """Measure a calibrated bundle on the test patients of another site.
 
-    Writes evaluation.json and predictions.parquet below `out`, and the figures to the bundle's card in place of those
-    it had; openings are counted for each dataset.
+    Writes evaluation.json and predictions.parquet below `out`, and the figures to the bundle's card, beside its own;
+    openings are counted for each dataset.
 
     Args:
         bundle: for instance one that `recalibrate` made with the other patients of the site.
@@ -138,17 +138,26 @@ def _opened(folder: UPath, dataset: PreparedDataset, out: tuple[UPath, UPath], p
     probabilities = bundle.calibrated(bundle.slice_logits(slices))
     evaluation = _measure(slices, probabilities, card, prevalence, opened)
     _write(out, slices, probabilities, evaluation)
-    write_card(folder, card.model_copy(update={"test": _summary(evaluation)}))
+    write_card(folder, _with_figures(card, evaluation))
     _tell(evaluation, dataset.manifest.leak)
     return evaluation
 
 
 def _counted(card: Card, fingerprint: str) -> tuple[Card, int]:
-    """The card with one more opening of the test patients of a dataset, and how many these are."""
+    """The card with one more opening of the test patients of a dataset, without their figures; how many these are."""
     if fingerprint == card.dataset.fingerprint:
         return card.model_copy(update={"openings": card.openings + 1, "test": None}), card.openings + 1
     opened = card.site_openings.get(fingerprint, 0) + 1
-    return card.model_copy(update={"site_openings": {**card.site_openings, fingerprint: opened}, "test": None}), opened
+    others = {name: figures for name, figures in card.site_tests.items() if name != fingerprint}
+    counted = {"site_openings": {**card.site_openings, fingerprint: opened}, "site_tests": others}
+    return card.model_copy(update=counted), opened
+
+
+def _with_figures(card: Card, evaluation: Evaluation) -> Card:
+    figures = evaluation.model_dump(mode="json", exclude={"format", "opened", "time", "resamples"})
+    if evaluation.dataset == card.dataset.fingerprint:
+        return card.model_copy(update={"test": figures})
+    return card.model_copy(update={"site_tests": {**card.site_tests, evaluation.dataset: figures}})
 
 
 def _measure(
@@ -260,10 +269,6 @@ def _write(
     evaluated, predicted = out
     write_table(predicted, table)
     write_json(evaluated, evaluation.model_dump(mode="json"))
-
-
-def _summary(evaluation: Evaluation) -> dict[str, Any]:
-    return evaluation.model_dump(mode="json", exclude={"format", "opened", "time", "resamples"})
 
 
 def _tell(evaluation: Evaluation, leak: str) -> None:

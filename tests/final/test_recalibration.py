@@ -139,6 +139,10 @@ def test_the_site_can_measure_what_it_got(
     )
     assert cli.call(command) == 0
     assert json.loads(capsys.readouterr().out)["opened"] == 2
+    other = make_dataset(tmp_path / "other", patients=80, seed=6)
+    recalibrate(tmp_path / "new", other.files.root, tmp_path / "newer")
+    newer = load_bundle(tmp_path / "newer").card
+    assert (newer.site_tests, newer.site_openings) == ({}, {site.manifest.fingerprint: 2}), "figures of the one before"
     own = make_dataset(tmp_path / "own")
     with pytest.raises(ConfigError, match="got the dataset that trained the bundle"):
         evaluate_site(tmp_path / "new", own.files.root, tmp_path / "figures")
