@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.exceptions import TyperException
 
-from ich_ray import __version__, display, progress
+from ich_ray import __version__, cluster_verbs, display, progress
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.results import open_search
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 REJECTED_SOME = 3
+BROKEN = 5
 
 
 def _print_version(wanted: bool) -> None:
@@ -239,6 +240,19 @@ def export(
 
 
 @app.command()
+def audit(
+    where: Annotated[str, typer.Argument(metavar="PATH", help="A search or a prepared dataset.")], as_json: Json = False
+) -> None:
+    """Check that nothing was lost; exit code 5 if something was."""
+    from ich_ray.search.audit import audit as audit_files
+
+    found = audit_files(where)
+    display.print_audit(found, as_json)
+    if found.breached:
+        raise typer.Exit(BROKEN)
+
+
+@app.command()
 def retrain(
     folder: SearchFolder,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,
@@ -285,11 +299,16 @@ def recalibrate(
 
 
 @app.command()
-def evaluate(folder: SearchFolder) -> None:
+def evaluate(
+    folder: SearchFolder,
+    prevalence: Annotated[
+        float | None, typer.Option("--prevalence", help="Give PPV and NPV for this share of positive slices, too.")
+    ] = None,
+) -> None:
     """Open the test patients and write down the figures."""
     from ich_ray.final.evaluate import evaluate as evaluate_bundle
 
-    evaluate_bundle(folder)
+    evaluate_bundle(folder, prevalence=prevalence)
     print(open_search(folder).files.evaluation.read_text(), end="")
 
 
@@ -342,16 +361,36 @@ def run(
 def predict(
     bundle: BundleFolder,
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="DICOM files or folders of them.")],
-    out: Annotated[str, typer.Option("--out", help="CSV file to write.")],
+    out: Annotated[str, typer.Option("--out", help="Table to write: .csv, .json or .parquet.")],
+    point: Annotated[str, typer.Option("--point", help="Operating point that decides, such as sensitivity_95.")] = "f2",
+    by: Annotated[Literal["slice", "study"], typer.Option("--by", help="A row for each.")] = "slice",
+    heatmaps: Annotated[
+        str | None, typer.Option("--heatmaps", help="Folder for a Grad-CAM picture of each slice.")
+    ] = None,
+    address: Address = None,
 ) -> None:
-    """Probability and decision for each file."""
-    from ich_ray.final.bundle import predict as predict_files
+    """Probability and decision for each file or study."""
+    from ich_ray.final.archive import predict as predict_files
 
-    rows, rejected = predict_files(bundle, paths, out)
-    positive = sum(row.decision == "positive" for row in rows)
-    print(f"{len(rows)} rows: {positive} positive, {rejected} rejected  {out}")
-    if rejected:
+    found = predict_files(bundle, [*paths], out, point=point, by=by, heatmaps=heatmaps, address=address)
+    print(f"{found.inputs} inputs: {found.positive} positive slices, {found.rejected} rejected  {out}")
+    if found.rejected:
         raise typer.Exit(REJECTED_SOME)
+
+
+@app.command()
+def export_onnx(
+    bundle: BundleFolder,
+    out: Annotated[str, typer.Argument(metavar="FILE", help="ONNX file to write.")],
+) -> None:
+    """Write a bundle as ONNX, checked with ONNX Runtime."""
+    from ich_ray.final.export import export_onnx as write_onnx
+
+    print(f"onnx  {write_onnx(bundle, out)}")
+
+
+for _verb in cluster_verbs.VERBS:
+    app.command(**_verb.settings)(_verb.function)
 
 
 def main() -> None:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from ich_ray.final.confirm import Confirmation
     from ich_ray.pipeline import RunResult
     from ich_ray.results import SearchResult, TrialResult
+    from ich_ray.search.audit import Audit
 
-__all__ = ["print_confirmation", "print_dataset", "print_run", "print_search"]
+__all__ = ["print_audit", "print_confirmation", "print_dataset", "print_run", "print_search"]
 
 _TABLE_ROWS = 10
 
@@ -32,7 +33,7 @@ def _table(*columns: str) -> Table:
 
 def _show(table: Table) -> None:
     # A pipe has no width, and rich's 80 columns would cut the parameters of a trial short.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
 
 
 def print_dataset(manifest: DatasetManifest, root: str) -> None:
@@ -71,6 +72,18 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
         table.add_row(str(trial.number), state, value, str(trial.images_seen), seconds, _parameters(trial))
     _show(table)
+
+
+def print_audit(found: Audit, as_json: bool) -> None:
+    """A line an invariant, and one each for what is wrong."""
+    if as_json:
+        print(found.model_dump_json(indent=1))
+        return
+    print(f"{found.where}: {found.state}")
+    for check in found.checks:
+        print(f"{check.invariant}  {check.state:9}  {check.rule}: {check.found}")
+        for breach in check.breaches:
+            print(f"               {breach}")
 
 
 def _parameters(trial: TrialResult) -> str:

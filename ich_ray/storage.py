@@ -6,18 +6,20 @@ whole or absent, and every name below a root is formed here. Knows nothing of wh
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
 from ich_ray.errors import ConfigError, IntegrityError
@@ -29,10 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DatasetFiles",
+    "Line",
     "Location",
     "Record",
+    "RelativeFile",
     "SearchFiles",
     "exclusive",
+    "is_held",
     "is_local",
     "locate",
     "read_json",
@@ -43,11 +48,14 @@ __all__ = [
     "write_bytes",
     "write_json",
     "write_table",
+    "writing",
 ]
 
 Location: TypeAlias = "str | os.PathLike[str] | UPath"
 
 _HASH_CHUNK_BYTES = 1 << 20
+# The largest we write is the manifest of a dataset, 200 bytes a block; a file beyond this was not written by us.
+_LARGEST_JSON_BYTES = 64 << 20
 
 
 class Record(BaseModel):
@@ -57,6 +65,26 @@ class Record(BaseModel):
 
 
 Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def _below(file: str) -> str:
+    if not file or "\\" in file or "://" in file or any(part in {"", ".", ".."} for part in file.split("/")):
+        raise ValueError(f"a file below this folder, not {file[:80]!r},")
+    return file
+
+
+# A name in a record that somebody else may have written: it cannot lead out of the folder that holds the record.
+RelativeFile = Annotated[str, AfterValidator(_below)]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"printable characters only, not {text[:80]!r},")
+    return text
+
+
+# A text that is shown to people as it is: it cannot steer their terminal.
+Line = Annotated[str, AfterValidator(_printable)]
 
 
 def locate(where: Location) -> UPath:
@@ -189,14 +217,27 @@ def write_bytes(path: UPath, data: bytes) -> None:
     Locally: a temporary name beside it, fsync, rename, fsync of the folder (a rename alone survives a killed
     process but not a power loss). Object stores put whole objects, so there one write is enough.
     """
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: UPath) -> Iterator[IO[bytes]]:
+    """A file to write piece by piece; it stands at `path`, whole, when the block ends without an error, and not before.
+
+    For an object store the pieces wait in a temporary file of this machine.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not is_local(path):
-        path.write_bytes(data)
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            path.fs.put_file(file.name, path.path)
         return
     temporary = Path(str(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")))
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(str(path))
@@ -216,15 +257,22 @@ def write_json(path: UPath, value: Any) -> None:
 
 
 def read_json(path: UPath) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, which may come from anyone.
 
     Raises:
-        IntegrityError: the file is not JSON.
+        IntegrityError: the file is not JSON, or far larger than any of ours.
     """
+    remedy = "restore the file from a copy"
+    if is_local(path) and path.exists() and not path.is_file():  # a pipe would never end, nor would /dev/zero
+        raise IntegrityError(f"{path}: must be a file, got something else; {remedy}")
+    with path.open("rb") as file:
+        data = file.read(_LARGEST_JSON_BYTES + 1)
+    if len(data) > _LARGEST_JSON_BYTES:
+        raise IntegrityError(f"{path}: must be JSON of at most {_LARGEST_JSON_BYTES >> 20} MiB, got more; {remedy}")
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise IntegrityError(f"{path}: must be JSON, got {error}; restore the file from a copy") from None
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path}: must be JSON, got {error}; {remedy}") from None
 
 
 def read_record(path: UPath, kind: type[Kind], remedy: str) -> Kind:
@@ -307,3 +355,15 @@ def exclusive(lock: UPath, what: str) -> Iterator[None]:
         yield
     finally:
         guard.release()
+
+
+def is_held(lock: UPath) -> bool:
+    """Whether a process is inside `exclusive(lock)` now; without writing, and never so on object storage."""
+    if not is_local(lock) or not lock.exists():
+        return False
+    with Path(str(lock)).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

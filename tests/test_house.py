@@ -21,19 +21,19 @@ REPOSITORY = PACKAGE.parent
 # A module may import from its own level and from those before it.
 LEVELS = [
     {"errors"},
-    {"storage", "cache", "metrics", "ct", "progress", "runtime", "results"},
+    {"storage", "cache", "metrics", "resampling", "reliability", "ct", "progress", "runtime", "results"},
     {"data"},
     {"model"},
     {"search"},
     {"final"},
     {"cluster", "pipeline"},
     {"display"},
-    {"cli"},
+    {"cli", "cluster_verbs"},
 ]
 # The functional core must run where Ray is not installed.
 MAY_IMPORT_RAY = {
-    "runtime", "cluster", "data.prepare", "search.sampler", "search.halving", "search.trial", "search.run",
-    "search.bookkeeper", "search.preflight", "final.confirm", "final.distributed",
+    "runtime", "cluster.jobs", "cluster.doctor", "data.prepare", "search.sampler", "search.halving", "search.trial",
+    "search.run", "search.bookkeeper", "search.preflight", "final.archive", "final.confirm", "final.distributed",
 }  # fmt: skip
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -42,6 +42,7 @@ ROWS = pa.schema(
         ("token", pa.string()),  # masked, see pseudonyms.py
         ("position_mm", pa.float32()),
         ("flags", pa.string()),
+        ("representation", pa.string()),  # of the words in the file, such as int16 or uint12
         ("pixels", pa.string()),  # digest of the windowed image
         ("chunk", pa.int32()),
         ("row", pa.int32()),  # of the block, -1 without an image
@@ -116,7 +117,7 @@ def finished_chunk(job: ChunkJob, number: int) -> pa.Table | None:
     facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     size_bytes = int(facts.get("bytes", "0"))
     whole = not size_bytes or (job.block(number).exists() and job.block(number).stat().st_size == size_bytes)
-    return table if whole and facts.get("plan") == job.plan else None
+    return table if whole and facts.get("plan") == job.plan and table.schema.names == ROWS.names else None
 
 
 def block_facts(job: ChunkJob, number: int) -> tuple[int, str]:
@@ -165,5 +166,6 @@ def _read(job: ChunkJob, file: str, out: NDArray[np.uint8]) -> dict[str, Any]:
         "token": names.masked_token(header.patient),
         "position_mm": header.position_mm,
         "flags": ",".join(header.flags),
+        "representation": f"{'int' if header.signed else 'uint'}{header.bits_stored}",
         "pixels": hashlib.sha256(out.data).hexdigest()[:32],
     }

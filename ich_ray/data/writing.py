@@ -159,6 +159,7 @@ def _slices(assembly: Assembly, block: pa.Array, row: pa.Array) -> pa.Table:
             "block": block,
             "row": row,
             "flags": accepted["flags"],
+            "representation": accepted["representation"],
         }
     )
 

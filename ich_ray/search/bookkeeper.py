@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Bookkeeper"]
 
 _LINE_EVERY_S = 5.0
-# Drawing a table of 20 lines takes the driver 4 ms.
+# Drawing 20 lines takes the driver 2 ms.
 _TABLE_EVERY_S = 0.5
 # What the plan says of a trial's images weighs as much as this many trials that have ended.
 _PLAN_WEIGHS = 3
@@ -119,6 +119,10 @@ class Bookkeeper(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         self._say_ended(trial.config["number"])
+        _forget(trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        _forget(trial)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002
         now = time.monotonic()
@@ -220,3 +224,13 @@ class Bookkeeper(Callback):
             f"search {self._ledger.record.name}: {self._ended.total()} trials ended ({states}), "
             f"{self._images:,} images; {self._said_best()}"
         )
+
+
+def _forget(trial: Trial) -> None:
+    """Drop Tune's own statistics of a trial that has ended; the ledger has its reports.
+
+    Tune holds running means of every number in a result, config included, until the search is over: 26 of the 49 KB
+    that a trial of four reports left in the driver.
+    """
+    trial.metric_analysis.clear()
+    trial.metric_n_steps.clear()

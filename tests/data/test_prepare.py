@@ -77,7 +77,9 @@ def test_a_clean_folder(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
     assert dataset.slices.schema.names == [
         "slice_id", "file", "patient", "study", "series", "position_mm", "role", "fold", "epidural",
         "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any", "block", "row", "flags",
+        "representation",
     ]  # fmt: skip
+    assert set(dataset.column("representation")) == {"int16"}
 
 
 def test_every_bad_file_is_one_row_with_its_reason(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
