@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ich_ray.final.bundle import Bundle, load_bundle
     from ich_ray.final.calibration import calibrate
     from ich_ray.final.confirm import confirm
-    from ich_ray.final.evaluate import evaluate
+    from ich_ray.final.evaluate import evaluate, evaluate_site
     from ich_ray.final.recalibration import recalibrate
     from ich_ray.final.report.page import report
     from ich_ray.final.retrain import retrain
@@ -41,6 +41,7 @@ _HOMES = {
     "demo": "ich_ray.pipeline",
     "doctor": "ich_ray.cluster.doctor",
     "evaluate": "ich_ray.final.evaluate",
+    "evaluate_site": "ich_ray.final.evaluate",
     "export": "ich_ray.search.export",
     "jobs": "ich_ray.cluster.jobs",
     "load_bundle": "ich_ray.final.bundle",
@@ -70,6 +71,7 @@ __all__ = [
     "demo",
     "doctor",
     "evaluate",
+    "evaluate_site",
     "export",
     "jobs",
     "load_bundle",

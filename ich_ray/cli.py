@@ -69,6 +69,10 @@ Conservative = Annotated[
     bool, typer.Option("--conservative", help="Sensitivities must be reached by their lower 95 % bound.")
 ]
 BundleFolder = Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder with model.safetensors and card.json.")]
+SiteDataset = Annotated[str, typer.Argument(metavar="DATASET", help="The site's patients, prepared like the bundle's.")]
+Prevalence = Annotated[
+    float | None, typer.Option("--prevalence", help="Give PPV and NPV for this share of positive slices, too.")
+]
 SearchFolder = Annotated[str, typer.Argument(metavar="SEARCH", help="Folder that `ich-ray search` wrote.")]
 
 
@@ -283,7 +287,7 @@ def calibrate(
 @app.command()
 def recalibrate(
     bundle: BundleFolder,
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The site's patients, prepared like the bundle's.")],
+    dataset: SiteDataset,
     out: Out,
     method: CalibrationMethod = "platt",
     beta: Beta = None,
@@ -301,15 +305,26 @@ def recalibrate(
 @app.command()
 def evaluate(
     folder: SearchFolder,
-    prevalence: Annotated[
-        float | None, typer.Option("--prevalence", help="Give PPV and NPV for this share of positive slices, too.")
-    ] = None,
+    prevalence: Prevalence = None,
 ) -> None:
     """Open the test patients and write down the figures."""
     from ich_ray.final.evaluate import evaluate as evaluate_bundle
 
     evaluate_bundle(folder, prevalence=prevalence)
     print(open_search(folder).files.evaluation.read_text(), end="")
+
+
+@app.command()
+def evaluate_site(
+    bundle: BundleFolder,
+    dataset: SiteDataset,
+    out: Out,
+    prevalence: Prevalence = None,
+) -> None:
+    """Open the test patients of another site for a bundle."""
+    from ich_ray.final.evaluate import evaluate_site as evaluate_elsewhere
+
+    print(evaluate_elsewhere(bundle, dataset, out, prevalence=prevalence).model_dump_json(indent=1))
 
 
 @app.command()

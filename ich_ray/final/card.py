@@ -21,7 +21,18 @@ from ich_ray.storage import Record, RelativeFile, read_record, write_json
 if TYPE_CHECKING:
     from upath import UPath
 
-__all__ = ["INTENDED_USE", "LIMITATIONS", "CalibrationNote", "Card", "OperatingPoint", "read_card", "write_card"]
+    from ich_ray.data.dataset import PreparedDataset
+
+__all__ = [
+    "INTENDED_USE",
+    "LIMITATIONS",
+    "CalibrationNote",
+    "Card",
+    "OperatingPoint",
+    "check_site",
+    "read_card",
+    "write_card",
+]
 
 INTENDED_USE = (
     "Research on detecting intracranial haemorrhage on single axial non-contrast head-CT slices, by people who check "
@@ -109,7 +120,7 @@ class Card(Record):
         operating_points: by name; empty until calibrated.
         calibrations: the one in force last; those before it are kept.
         test: a summary of the evaluation, None before it.
-        openings: how often the test patients were looked at.
+        openings: how often the test patients were looked at; `site_openings`: those of other datasets, by fingerprint.
         checklist: what CLAIM 2024 and TRIPOD+AI ask for, answered anew whenever the card is written.
     """
 
@@ -131,6 +142,7 @@ class Card(Record):
     calibrations: tuple[CalibrationNote, ...] = ()
     test: dict[str, Any] | None = None
     openings: int = 0
+    site_openings: dict[str, int] = Field(default_factory=dict)
     weights: WeightsNote
     versions: dict[str, str]
     intended_use: str = INTENDED_USE
@@ -161,3 +173,24 @@ def write_card(folder: UPath, card: Card) -> None:
     """Write the card atomically."""
     answered = card.model_copy(update={"checklist": checklist(card)})
     write_json(folder / "card.json", answered.model_dump(mode="json"))
+
+
+def check_site(card: Card, site: PreparedDataset) -> None:
+    """Refuse a dataset that the model cannot see, or that is no other site.
+
+    Raises:
+        ConfigError: other windows or size, or the dataset that trained it.
+    """
+    manifest = site.manifest
+    if (manifest.windows, manifest.size) != (card.windows, card.size):
+        windows = ",".join(f"{window.name}={window.center_hu:g}/{window.width_hu:g}" for window in card.windows)
+        raise ConfigError(
+            f"{site.files.root}: windows and size must be those of the bundle, got "
+            f"{','.join(window.name for window in manifest.windows)} at {manifest.size} px; prepare it with --size "
+            f"{card.size} --windows {windows}"
+        )
+    if manifest.fingerprint == card.dataset.fingerprint:
+        raise ConfigError(
+            f"{site.files.root}: patients of another site must be given, got the dataset that trained the bundle; run "
+            "`ich-ray calibrate` on its search"
+        )

@@ -25,7 +25,6 @@ _UNKNOWN = (
     "Demographics: age, sex, ethnicity",
     "Reference standard: who annotated, how, with what agreement",
     "Rationale of the sample size",
-    "Testing on data of other sites",
     "Performance by age, sex and ethnicity",
     "Ethics approval and consent",
     "Involvement of patients and the public",
@@ -90,8 +89,16 @@ def _performance(card: Card) -> dict[str, str]:
         "Performance in subgroups": (
             "by subtype and by scanner representation, under `test`" if card.test else NOT_AVAILABLE
         ),
+        "Testing on data of other sites": _elsewhere(card),
         "Uses of the test patients": f"opened {card.openings} times" if card.openings else "not opened",
     }
+
+
+def _elsewhere(card: Card) -> str:
+    if not card.site_openings:
+        return NOT_AVAILABLE
+    held = "; ".join(f"dataset {name}, opened {times} times" for name, times in card.site_openings.items())
+    return f"{held}; figures under `test` are of dataset {(card.test or {}).get('dataset', NOT_AVAILABLE)}"
 
 
 def _tested(card: Card) -> str:

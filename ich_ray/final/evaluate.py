@@ -14,24 +14,24 @@ import pyarrow as pa
 
 from ich_ray.data.dataset import SUBTYPES, PreparedDataset
 from ich_ray.errors import ConfigError
-from ich_ray.final.card import Card, write_card
+from ich_ray.final.card import Card, check_site, read_card, write_card
 from ich_ray.final.figures import CONFIDENCE, Cases, Counts, Estimate, GroupFigures, PointFigures, measure
 from ich_ray.metrics import ranking_note
 from ich_ray.progress import say
 from ich_ray.reliability import ece_null_band
 from ich_ray.resampling import PatientDraws
 from ich_ray.results import open_search
-from ich_ray.storage import Location, Record, write_json, write_table
+from ich_ray.storage import Location, Record, locate, write_json, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+    from upath import UPath
 
     from ich_ray.data.dataset import DatasetManifest, SliceSet
-    from ich_ray.results import SearchResult
 
-__all__ = ["Counts", "Estimate", "Evaluation", "GroupFigures", "PointFigures", "evaluate"]
+__all__ = ["Counts", "Estimate", "Evaluation", "GroupFigures", "PointFigures", "evaluate", "evaluate_site"]
 
 RESAMPLES = 2000
 # With a hundred positives the 95 % interval of a sensitivity of one half is 0.2 wide, even if they were independent.
@@ -42,6 +42,7 @@ class Evaluation(Record):
     """evaluation.json. Intervals draw patients, not slices.
 
     Attributes:
+        dataset: fingerprint of the dataset whose test patients these are.
         opened: how often the test patients have been looked at with this bundle, this time included.
         floors: what knowing only the prevalence would give, beside each figure.
         at_chance: average precision is at most 1.5 times the prevalence.
@@ -52,6 +53,7 @@ class Evaluation(Record):
     """
 
     format: Literal[1] = 1
+    dataset: str = ""
     slices: int
     patients: int
     positives: int
@@ -90,33 +92,67 @@ def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation
         ConfigError: no bundle, a bundle that is not calibrated, no test slice, or an impossible prevalence.
         IntegrityError: the bundle is damaged, or the dataset is another one.
     """
+    found = open_search(search)
+    dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
+    return _opened(found.files.bundle, dataset, (found.files.evaluation, found.files.predictions), prevalence)
+
+
+def evaluate_site(bundle: Location, dataset: Location, out: Location, *, prevalence: float | None = None) -> Evaluation:
+    """Measure a calibrated bundle on the test patients of another site.
+
+    Writes evaluation.json and predictions.parquet below `out`, and the figures to the bundle's card in place of those
+    it had; openings are counted for each dataset.
+
+    Args:
+        bundle: for instance one that `recalibrate` made with the other patients of the site.
+        dataset: of the site, prepared with the windows and the size of the bundle.
+        out: folder of the two files.
+        prevalence: see `evaluate`.
+
+    Raises:
+        ConfigError: what `evaluate` refuses, other windows or size, or the dataset that trained the bundle.
+        IntegrityError: the bundle or the dataset is damaged.
+    """
+    site, folder, target = PreparedDataset.open(dataset), locate(bundle), locate(out)
+    check_site(read_card(folder), site)
+    return _opened(folder, site, (target / "evaluation.json", target / "predictions.parquet"), prevalence)
+
+
+def _opened(folder: UPath, dataset: PreparedDataset, out: tuple[UPath, UPath], prevalence: float | None) -> Evaluation:
+    """Open the test patients of `dataset` for the bundle in `folder`."""
     from ich_ray.final.bundle import load_bundle  # loads PyTorch
 
     if prevalence is not None and not 0 < prevalence < 1:
         raise ConfigError(f"--prevalence: 0 < prevalence < 1 must hold, got {prevalence:g}; give a share such as 0.02")
-    found = open_search(search)
-    dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
-    bundle = load_bundle(found.files.bundle)
-    if not bundle.card.operating_points or not found.files.calibration.exists():
+    bundle = load_bundle(folder)
+    if not bundle.card.operating_points:
         raise ConfigError(
-            f"{found.files.bundle}: a calibrated bundle must be there before its test, got one without operating "
-            "points; run `ich-ray calibrate` first"
+            f"{folder}: a calibrated bundle must be there before its test, got one without operating points; run "
+            "`ich-ray calibrate` first"
         )
     if not dataset.manifest.roles["test"].slices:
         raise ConfigError("test role: slices must be there, got none; prepare a dataset with more patients")
-    card = bundle.card.model_copy(update={"openings": bundle.card.openings + 1, "test": None})
-    write_card(found.files.bundle, card)
+    card, opened = _counted(bundle.card, dataset.manifest.fingerprint)
+    write_card(folder, card)
     slices = dataset.role("test")
     probabilities = bundle.calibrated(bundle.slice_logits(slices))
-    evaluation = _measure(slices, probabilities, card, prevalence, _notes(dataset.manifest, card))
-    _write(found, slices, probabilities, evaluation)
-    write_card(found.files.bundle, card.model_copy(update={"test": _summary(evaluation)}))
+    evaluation = _measure(slices, probabilities, card, prevalence, opened)
+    _write(out, slices, probabilities, evaluation)
+    write_card(folder, card.model_copy(update={"test": _summary(evaluation)}))
     _tell(evaluation, dataset.manifest.leak)
     return evaluation
 
 
+def _counted(card: Card, fingerprint: str) -> tuple[Card, int]:
+    """The card with one more opening of the test patients of a dataset, and how many these are."""
+    if fingerprint == card.dataset.fingerprint:
+        return card.model_copy(update={"openings": card.openings + 1, "test": None}), card.openings + 1
+    opened = card.site_openings.get(fingerprint, 0) + 1
+    return card.model_copy(update={"site_openings": {**card.site_openings, fingerprint: opened}, "test": None}), opened
+
+
 def _measure(
-    slices: SliceSet, probabilities: NDArray[np.float64], card: Card, stated: float | None, notes: tuple[str, ...]
+    slices: SliceSet, probabilities: NDArray[np.float64], card: Card, stated: float | None, opened: int
 ) -> Evaluation:
     labels, points = slices.labels.astype(np.float64), card.operating_points
     draws = PatientDraws(slices.patients, resamples=RESAMPLES)
@@ -135,7 +171,8 @@ def _measure(
         patients=whole.patients,
         positives=whole.positives,
         prevalence=whole.prevalence,
-        opened=card.openings,
+        dataset=slices.dataset.manifest.fingerprint,
+        opened=opened,
         time=time.time(),
         metrics=whole.metrics,
         operating_points=whole.operating_points,
@@ -146,7 +183,7 @@ def _measure(
         patient_level=measure(_patients(labels, probabilities, draws), points, draws),
         subtypes=groups(_subtypes(slices), calibrated=False),
         representations=groups(_representations(slices), calibrated=True),
-        notes=(*notes, *_found(whole, null.high)),
+        notes=(*_notes(slices.dataset.manifest, card, opened), *_found(whole, null.high)),
     )
 
 
@@ -193,22 +230,25 @@ def _found(whole: GroupFigures, null_high: float) -> list[str]:
     return notes
 
 
-def _notes(manifest: DatasetManifest, card: Card) -> tuple[str, ...]:
+def _notes(manifest: DatasetManifest, card: Card, opened: int) -> tuple[str, ...]:
     roles = manifest.roles
-    ranked = ranking_note(sum(counts.positives for counts in roles.values()), roles["validation"].positives)
     notes = [manifest.leak] if manifest.leak else []
-    notes += [ranked] if ranked else []
+    if manifest.fingerprint == card.dataset.fingerprint:  # it ranked the trials
+        ranked = ranking_note(sum(counts.positives for counts in roles.values()), roles["validation"].positives)
+        notes += [ranked] if ranked else []
     if roles["test"].positives < _FEW_POSITIVES:
         notes.append(f"{roles['test'].positives} test positives: read the intervals, not the figures.")
-    if card.openings > 1:
+    if opened > 1:
         notes.append(
-            f"The test patients were opened {card.openings} times with this bundle: whatever was changed in between "
+            f"The test patients were opened {opened} times with this bundle: whatever was changed in between "
             "was chosen with knowledge of them."
         )
     return tuple(notes)
 
 
-def _write(found: SearchResult, slices: SliceSet, probabilities: NDArray[np.float64], evaluation: Evaluation) -> None:
+def _write(
+    out: tuple[UPath, UPath], slices: SliceSet, probabilities: NDArray[np.float64], evaluation: Evaluation
+) -> None:
     table = pa.table(
         {
             "slice_id": slices.dataset.column("slice_id")[slices.rows],
@@ -217,8 +257,9 @@ def _write(found: SearchResult, slices: SliceSet, probabilities: NDArray[np.floa
             "probability": probabilities,
         }
     )
-    write_table(found.files.predictions, table)
-    write_json(found.files.evaluation, evaluation.model_dump(mode="json"))
+    evaluated, predicted = out
+    write_table(predicted, table)
+    write_json(evaluated, evaluation.model_dump(mode="json"))
 
 
 def _summary(evaluation: Evaluation) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from ich_ray.errors import ConfigError
+from ich_ray.final.heat import overlay, strength
 from ich_ray.model.networks import stages
 from ich_ray.storage import write_bytes
 
@@ -28,10 +29,8 @@ if TYPE_CHECKING:
 
     from ich_ray.final.bundle import Bundle
 
-__all__ = ["HeatMaps", "grad_cam", "overlay"]
+__all__ = ["HeatMaps", "check_captum", "grad_cam"]
 
-_COLOR = np.array([255.0, 80.0, 0.0])  # orange: apart from every grey of CT
-_OPACITY = 0.65
 _PIXELS = 256  # of a side at least, so that it can be looked at
 
 
@@ -39,7 +38,7 @@ class HeatMaps:
     """Writes a picture for each slice into a folder, named after its file."""
 
     def __init__(self, bundle: Bundle, folder: UPath) -> None:
-        _captum()  # before hours of decoding
+        check_captum()  # before hours of decoding
         self._bundle, self._folder = bundle, folder
         names = [window.name for window in bundle.card.windows]
         self._channel = names.index("brain") if "brain" in names else 0
@@ -49,18 +48,17 @@ class HeatMaps:
     ) -> list[str]:
         """Write a picture of each image `[n, channels, rows, columns]`: the slice, and the slice under its heat map.
 
-        Below the operating point a map fades with its probability: the brightest spot of a slice without haemorrhage
-        must not look like a finding.
+        Below the operating point a map fades with its probability.
 
         Returns:
             The paths of the pictures.
         """
         written = []
-        strengths = np.minimum(probabilities / max(threshold, 1e-9), 1)
-        for file, image, heat, strength in zip(files, images, grad_cam(self._bundle, images), strengths, strict=True):
+        heats = grad_cam(self._bundle, images)
+        for file, image, heat, probability in zip(files, images, heats, probabilities.tolist(), strict=True):
             digest = hashlib.sha256(file.encode()).hexdigest()[:8]  # files of two folders may share a name
             path = self._folder / f"{PurePosixPath(file).stem}-{digest}.png"
-            write_bytes(path, _png(image[self._channel], heat * strength))
+            write_bytes(path, _png(image[self._channel], heat * np.float32(strength(probability, threshold))))
             written.append(str(path))
         return written
 
@@ -74,7 +72,7 @@ def grad_cam(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     Raises:
         ConfigError: captum is not installed.
     """
-    attr, card, network = _captum(), bundle.card, bundle.network
+    attr, card, network = check_captum(), bundle.card, bundle.network
     *_, last, _head = stages(card.architecture, card.parameters.blocks).values()
     layer = network.body.get_submodule(last[-1])
     trainable = [weight for weight in network.parameters() if weight.requires_grad]
@@ -93,12 +91,6 @@ def grad_cam(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray((heat / peak.clamp(min=1e-12)).cpu().numpy(), np.float32)
 
 
-def overlay(grey: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Color uint8 `[rows, columns, 3]`: the slice `[rows, columns]` under orange as opaque as its heat."""
-    opacity = (_OPACITY * np.clip(heat, 0, 1))[..., None]
-    return np.asarray(np.round(grey[..., None] * (1 - opacity) + _COLOR * opacity), np.uint8)
-
-
 def _png(grey: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
     beside = np.concatenate([np.repeat(grey[..., None], 3, 2), overlay(grey, heat)], axis=1)
     picture = Image.fromarray(beside)
@@ -110,7 +102,12 @@ def _png(grey: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
     return file.getvalue()
 
 
-def _captum() -> Any:
+def check_captum() -> Any:
+    """The part of captum that is needed.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
         from captum import attr
     except ImportError:

@@ -2,7 +2,7 @@
 
 Knows a bundle and a prepared dataset; no search, and not the data that trained the network. It fits on the train,
 validation and calibration roles together, as none of these patients trained this network, and leaves the test role
-closed, so that the site can still measure what it got.
+closed, so that the site can still measure what it got (`evaluate_site`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.errors import ConfigError
 from ich_ray.final.calibration import Calibration, check_method, fit_calibration, with_calibration
+from ich_ray.final.card import check_site
 from ich_ray.final.operating import Wanted
 from ich_ray.storage import Location, locate
 
 if TYPE_CHECKING:
-    from ich_ray.final.card import Card
     from ich_ray.final.scaling import Method
 
 __all__ = ["recalibrate"]
@@ -67,7 +67,7 @@ def recalibrate(
         raise ConfigError(
             f"--out {target}: a folder without a bundle must be given, got one with a bundle; name another"
         )
-    _check_fit(loaded.card, site)
+    check_site(loaded.card, site)
     slices = SliceSet(site, np.flatnonzero(site.column("role") != "test"))
     _check_patients(slices, method)
     card = loaded.card
@@ -75,22 +75,6 @@ def recalibrate(
     loaded.card = with_calibration(card, found)
     loaded.save(target)
     return found
-
-
-def _check_fit(card: Card, site: PreparedDataset) -> None:
-    manifest = site.manifest
-    if (manifest.windows, manifest.size) != (card.windows, card.size):
-        windows = ",".join(f"{window.name}={window.center_hu:g}/{window.width_hu:g}" for window in card.windows)
-        raise ConfigError(
-            f"{site.files.root}: windows and size must be those of the bundle, got "
-            f"{','.join(window.name for window in manifest.windows)} at {manifest.size} px; prepare it with --size "
-            f"{card.size} --windows {windows}"
-        )
-    if manifest.fingerprint == card.dataset.fingerprint:
-        raise ConfigError(
-            f"{site.files.root}: patients of another site must be given, got the dataset that trained the bundle; run "
-            "`ich-ray calibrate` on its search"
-        )
 
 
 def _check_patients(slices: SliceSet, method: Method) -> None:

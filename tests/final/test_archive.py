@@ -18,7 +18,8 @@ from ich_ray.final import archive
 from ich_ray.final.archive import Totals, predict
 from ich_ray.final.bundle import Bundle, load_bundle
 from ich_ray.final.calibration import calibrate
-from ich_ray.final.heatmaps import grad_cam, overlay
+from ich_ray.final.heat import overlay, strength
+from ich_ray.final.heatmaps import grad_cam
 from ich_ray.final.prediction import Prediction, Studies, list_inputs
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
@@ -142,6 +143,7 @@ def test_the_heat_lies_where_the_bleeding_is(bundle: Path, tmp_path: Path) -> No
 def test_the_overlay_by_hand() -> None:
     grey, heat = np.array([[100, 100]], np.uint8), np.array([[0, 1]], np.float32)
     assert overlay(grey, heat).tolist() == [[[100, 100, 100], [201, 87, 35]]]
+    assert [strength(probability, 0.2) for probability in (0.05, 0.2, 0.9)] == [0.25, 1, 1]
 
 
 @pytest.mark.slow

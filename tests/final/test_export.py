@@ -17,6 +17,8 @@ from ich_ray.storage import SearchFiles
 from tests.prepared import make_dataset
 from tests.searched import make_bundle, make_search
 
+pytestmark = pytest.mark.slow  # PyTorch takes seconds to export anything
+
 
 @pytest.fixture(scope="module")
 def search(tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
@@ -28,7 +30,6 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
     return files
 
 
-@pytest.mark.slow  # PyTorch takes seconds to export anything
 def test_onnx_runtime_gives_the_same_outputs(
     search: SearchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

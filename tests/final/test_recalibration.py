@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy.special import expit, logit
 
@@ -12,6 +13,7 @@ from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.errors import ConfigError
 from ich_ray.final.bundle import Bundle, load_bundle
 from ich_ray.final.calibration import calibrate
+from ich_ray.final.evaluate import evaluate_site
 from ich_ray.final.recalibration import recalibrate
 from ich_ray.metrics import confusion, log_loss
 from ich_ray.storage import read_json, write_json
@@ -107,6 +109,39 @@ def test_what_does_not_fit_is_refused(bundle: Path, site: PreparedDataset, tmp_p
     assert own.manifest.fingerprint == home
     with pytest.raises(ConfigError, match="got the dataset that trained the bundle"):
         recalibrate(bundle, own.files.root, tmp_path / "new")
+
+
+def test_the_site_can_measure_what_it_got(
+    bundle: Path,
+    site: PreparedDataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On its own test patients, whom recalibration left closed; openings are counted for each dataset."""
+    monkeypatch.setattr("ich_ray.final.evaluate.RESAMPLES", 50)
+    recalibrate(bundle, site.files.root, tmp_path / "new")
+    command = ["evaluate-site", str(tmp_path / "new"), str(site.files.root), "--out", str(tmp_path / "figures")]
+    assert cli.call([*command, "--prevalence", "0.02"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    test = site.role("test")
+    assert (found["slices"], found["positives"], found["opened"]) == (len(test), int(test.labels.sum()), 1)
+    assert found["dataset"] == site.manifest.fingerprint
+    assert found["operating_points"]["f2"]["stated"]["prevalence"] == 0.02
+    assert not any("rank models" in note for note in found["notes"]), "nothing was ranked there"
+    table = pq.read_table(str(tmp_path / "figures" / "predictions.parquet")).to_pydict()
+    assert table["slice_id"] == site.column("slice_id")[test.rows].tolist()
+    new = load_bundle(tmp_path / "new")
+    assert table["probability"] == pytest.approx(new.calibrated(new.slice_logits(test)).tolist())
+    assert (new.card.openings, new.card.site_openings) == (1, {site.manifest.fingerprint: 1})
+    assert new.card.checklist["Testing on data of other sites"].startswith(
+        f"dataset {site.manifest.fingerprint}, opened 1"
+    )
+    assert cli.call(command) == 0
+    assert json.loads(capsys.readouterr().out)["opened"] == 2
+    own = make_dataset(tmp_path / "own")
+    with pytest.raises(ConfigError, match="got the dataset that trained the bundle"):
+        evaluate_site(tmp_path / "new", own.files.root, tmp_path / "figures")
 
 
 def test_one_command_does_it(

@@ -23,7 +23,7 @@ from upath import UPath
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.final.evaluate import Counts
 from ich_ray.final.report import summary, tables
-from ich_ray.final.report.gallery import examples, grey_png, pick
+from ich_ray.final.report.gallery import examples, pick, small_png
 from ich_ray.final.report.inputs import Inputs, gather
 from ich_ray.final.report.page import MOST_TRIALS, render, report
 from ich_ray.results import LEAK, SearchResult, open_search
@@ -420,8 +420,29 @@ class TestGallery:
         assert evaluated.predictions.labels[row] == 1
         assert float(example.probability) == pytest.approx(evaluated.predictions.probabilities[row], abs=5e-4)
 
+    def test_heat_lies_over_the_slice_and_fades_below_the_threshold(self, evaluated: Inputs) -> None:
+        assert evaluated.dataset is not None
+        assert evaluated.predictions is not None
+
+        def everywhere(images: np.ndarray) -> np.ndarray:
+            return np.ones((len(images), 32, 32), np.float32)
+
+        found = examples(evaluated.dataset, evaluated.predictions, 0.3, everywhere)
+        for kind, example in (("right positive", found["right positive"][0]), ("miss", found["miss"][0])):
+            grey, hot = (
+                np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))).astype(float)
+                for uri in (example.image, example.heat)
+            )
+            share = min(1, float(example.probability) / 0.3)
+            assert (share == 1) == (kind == "right positive")
+            expected = grey * (1 - 0.65 * share) + 255 * 0.65 * share
+            assert np.abs(hot[..., 0] - expected).max() < 1.2
+
+    def test_why_there_are_no_heat_maps_is_said(self, page: Page) -> None:
+        assert "Heat maps need the bundle, which is not there." in page.text
+
     def test_large_pictures_are_made_smaller(self) -> None:
-        picture = Image.open(io.BytesIO(grey_png(np.zeros((512, 512), np.uint8))))
+        picture = Image.open(io.BytesIO(small_png(np.zeros((512, 512), np.uint8))))
         assert picture.size == (256, 256)
 
     def test_no_identifier_of_a_slice_reaches_the_page(self, page: Page, evaluated: Inputs) -> None:

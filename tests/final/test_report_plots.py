@@ -10,8 +10,9 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ich_ray.final.evaluate import Counts, Estimate, PointFigures
 from ich_ray.final.report import performance, style
-from ich_ray.final.report.bands import precision_recall_band, roc_band
+from ich_ray.final.report.bands import perfect_shares, precision_recall_band, roc_band
 from ich_ray.final.report.parallel import axis, parallel_coordinates
+from ich_ray.final.report.reliability import reliability, reliability_bins
 from ich_ray.final.report.timeline import slots, timeline
 from ich_ray.final.report.trials import (
     learning_curves,
@@ -107,19 +108,19 @@ class TestRoc:
 
 class TestReliability:
     def test_bins_by_hand(self) -> None:
-        bins = performance.reliability_bins(LABELS, np.array([0.95, 0.85, 0.85, 0.45, 0.35, 1.0]))
+        bins = reliability_bins(LABELS, np.array([0.95, 0.85, 0.85, 0.45, 0.35, 1.0]))
         assert bins.counts.tolist() == [1, 1, 2, 2]
         assert np.allclose(bins.predicted, [0.35, 0.45, 0.85, 0.975])
         assert np.allclose(bins.observed, [0, 1, 0.5, 0.5])
         assert np.allclose(bins.centers, [0.35, 0.45, 0.85, 0.95])
 
     def test_wilson_interval_of_five_in_ten(self) -> None:
-        bins = performance.reliability_bins(np.array([1, 0] * 5), np.full(10, 0.5))
+        bins = reliability_bins(np.array([1, 0] * 5), np.full(10, 0.5))
         assert bins.low[0] == pytest.approx(0.2366, abs=1e-4)
         assert bins.high[0] == pytest.approx(0.7634, abs=1e-4)
 
     def test_counts_are_drawn_below(self) -> None:
-        figure = performance.reliability(LABELS, PROBABILITIES)
+        figure = reliability(LABELS, PROBABILITIES)
         assert [trace.type for trace in figure.data] == ["scatter", "scatter", "scatter", "bar"]
         assert sum(figure.data[3].y) == 6
         assert figure.data[3].yaxis == "y2"
@@ -158,7 +159,7 @@ class TestBands:
 
     def test_shares_of_a_perfect_model(self) -> None:
         """Of ten slices at 0.5 two to eight are positive in 97.9 % of cases, three to seven in 89.1 %."""
-        band = performance.perfect_shares(np.array([0.5, 0.0]), np.array([10, 4]))
+        band = perfect_shares(np.array([0.5, 0.0]), np.array([10, 4]))
         assert (band.low.tolist(), band.high.tolist()) == ([0.2, 0.0], [0.8, 0.0])
 
     def test_bands_are_drawn(self) -> None:
@@ -166,7 +167,7 @@ class TestBands:
         band = roc_band(LABELS, PROBABILITIES, patients)
         shade = performance.roc(LABELS, PROBABILITIES, POINT, band).data[3]
         assert (shade.fill, len(shade.x)) == ("toself", 2 * len(band.x))
-        assert performance.reliability(LABELS, PROBABILITIES).data[2].name == "a perfect model, 95 %"
+        assert reliability(LABELS, PROBABILITIES).data[2].name == "a perfect model, 95 %"
 
 
 def test_the_histogram_is_of_shares_of_each_truth() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -14,6 +15,8 @@ import numpy as np
 from PIL import Image
 
 from ich_ray.data.dataset import SUBTYPES
+from ich_ray.errors import ConfigError
+from ich_ray.final.heat import overlay, strength
 from ich_ray.final.report.style import count, number
 
 if TYPE_CHECKING:
@@ -22,8 +25,9 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.final.report.inputs import Inputs, Predictions
 
-__all__ = ["Example", "Gallery", "Kind", "examples", "gallery", "grey_png", "pick"]
+__all__ = ["Example", "Gallery", "Kind", "examples", "gallery", "no_heat", "pick", "small_png"]
 
+Heat = Callable[["NDArray[np.uint8]"], "NDArray[np.float32] | None"]
 Kind = Literal["right positive", "right negative", "false alarm", "miss"]
 EACH = 6
 MOST_PIXELS = 256  # on a side: 24 pictures stay under 1.5 MB
@@ -31,9 +35,10 @@ MOST_PIXELS = 256  # on a side: 24 pictures stay under 1.5 MB
 
 @dataclass(frozen=True)
 class Example:
-    """One slice to look at. `image` is a data URI."""
+    """One slice to look at. `image` is a data URI, and so is `heat`, the slice under its heat map, if there is one."""
 
     image: str
+    heat: str
     probability: str
     label: str
     row: str
@@ -41,11 +46,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Examples by the title of their kind, or why there are none."""
+    """Examples by the title of their kind, or why there are none, or no heat maps."""
 
     groups: list[tuple[str, list[Example]]]
     window: str = ""
     problem: str = ""
+    heat_problem: str = ""
 
 
 _TITLES: dict[Kind, str] = {
@@ -62,11 +68,32 @@ def gallery(inputs: Inputs) -> Gallery:
         return Gallery([], problem="Examples are taken from the test patients once they have been evaluated.")
     if inputs.dataset is None:
         return Gallery([], problem=inputs.dataset_problem)
-    found = examples(inputs.dataset, inputs.predictions, inputs.evaluation.point[1].threshold)
+    heat, heat_problem = _heat(inputs)
+    found = examples(inputs.dataset, inputs.predictions, inputs.evaluation.point[1].threshold, heat)
     window = inputs.dataset.manifest.windows[_channel(inputs.dataset)]
     low, high = window.center_hu - window.width_hu / 2, window.center_hu + window.width_hu / 2
     groups = [(title, found[kind]) for kind, title in _TITLES.items()]
-    return Gallery(groups, window=f"{window.name} window, {low:g} to {high:g} HU")
+    return Gallery(groups, window=f"{window.name} window, {low:g} to {high:g} HU", heat_problem=heat_problem)
+
+
+def _heat(inputs: Inputs) -> tuple[Heat, str]:
+    """The heat of images by the bundle that was evaluated, or none and why."""
+    from ich_ray.final.bundle import WEIGHTS_FILE, load_bundle  # loads PyTorch
+
+    if not (inputs.search.files.bundle / WEIGHTS_FILE).exists():
+        return no_heat, "Heat maps need the bundle, which is not there."
+    try:
+        from ich_ray.final.heatmaps import check_captum, grad_cam
+
+        check_captum()
+    except ConfigError:
+        return no_heat, "Heat maps need captum: pip install 'ich_ray[heatmaps]', then write this page again."
+    bundle = load_bundle(inputs.search.files.bundle)
+    return lambda images: grad_cam(bundle, images), ""
+
+
+def no_heat(images: NDArray[np.uint8]) -> None:
+    """What is drawn over images where there is no bundle to ask."""
 
 
 def _channel(dataset: PreparedDataset) -> int:
@@ -104,35 +131,55 @@ def pick(
     return found
 
 
-def examples(dataset: PreparedDataset, predictions: Predictions, threshold: float) -> dict[Kind, list[Example]]:
-    """Pictures of the brain window with probability and labels; slices that the dataset lacks are left out."""
-    channel = _channel(dataset)
+def examples(
+    dataset: PreparedDataset, predictions: Predictions, threshold: float, heat: Heat = no_heat
+) -> dict[Kind, list[Example]]:
+    """Pictures of the brain window with probability and labels; slices that the dataset lacks are left out.
+
+    Below the threshold a heat map fades with the probability, as `heatmaps.HeatMaps` does it.
+    """
     rows = {slice_id: row for row, slice_id in enumerate(dataset.column("slice_id"))}
     chosen = pick(predictions.labels, predictions.probabilities, predictions.patients, threshold)
-    return {
-        kind: [
-            _example(dataset, predictions, position, rows[predictions.slice_ids[position]], channel)
-            for position in chosen[kind]
-            if predictions.slice_ids[position] in rows
+    found: dict[Kind, list[Example]] = {}
+    for kind in get_args(Kind):
+        positions = [position for position in chosen[kind] if predictions.slice_ids[position] in rows]
+        held = np.array([rows[predictions.slice_ids[position]] for position in positions], np.int64)
+        images = dataset.gather(held)
+        hot = heat(images) if len(held) else None
+        found[kind] = [
+            _example(dataset, predictions, (position, row), image, None if hot is None else hot[index], threshold)
+            for index, (position, row, image) in enumerate(zip(positions, held.tolist(), images, strict=True))
         ]
-        for kind in get_args(Kind)
-    }
+    return found
 
 
-def _example(dataset: PreparedDataset, predictions: Predictions, position: int, row: int, channel: int) -> Example:
-    image = dataset.gather(np.array([row]))[0, channel]
+def _example(
+    dataset: PreparedDataset,
+    predictions: Predictions,
+    place: tuple[int, int],
+    image: NDArray[np.uint8],
+    hot: NDArray[np.float32] | None,
+    threshold: float,
+) -> Example:
+    position, row = place
     subtypes = [name for name in SUBTYPES if dataset.slices[name][row].as_py()]
     truth = ", ".join(subtypes) or ("haemorrhage" if predictions.labels[position] else "no haemorrhage")
+    probability, grey = float(predictions.probabilities[position]), image[_channel(dataset)]
     return Example(
-        image=f"data:image/png;base64,{base64.b64encode(grey_png(image)).decode()}",
-        probability=number(float(predictions.probabilities[position])),
+        image=_uri(grey),
+        heat="" if hot is None else _uri(overlay(grey, hot * np.float32(strength(probability, threshold)))),
+        probability=number(probability),
         label=truth,
         row=count(position),
     )
 
 
-def grey_png(image: NDArray[np.uint8]) -> bytes:
-    """A greyscale PNG of `[rows, columns]`, made smaller if a side has more than 256 pixels."""
+def _uri(image: NDArray[np.uint8]) -> str:
+    return f"data:image/png;base64,{base64.b64encode(small_png(image)).decode()}"
+
+
+def small_png(image: NDArray[np.uint8]) -> bytes:
+    """A PNG of grey `[rows, columns]` or color `[rows, columns, 3]`, smaller if a side has more than 256 pixels."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     picture.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.BOX)
     file = io.BytesIO()

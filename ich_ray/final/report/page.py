@@ -24,6 +24,7 @@ from ich_ray.final.report.bands import precision_recall_band, roc_band
 from ich_ray.final.report.gallery import gallery
 from ich_ray.final.report.inputs import gather
 from ich_ray.final.report.parallel import parallel_coordinates
+from ich_ray.final.report.reliability import reliability
 from ich_ray.final.report.style import STATE_COLORS, count, metric_name, metric_title, moment, number, setting
 from ich_ray.final.report.timeline import slots, timeline
 from ich_ray.storage import write_bytes
@@ -121,7 +122,7 @@ def _test_figures(inputs: Inputs) -> dict[str, go.Figure]:
     found = {
         "precision-recall": performance.precision_recall(*data, point, precision_recall_band(*data, patients)),
         "roc": performance.roc(*data, point, roc_band(*data, patients)),
-        "reliability": performance.reliability(*data),
+        "reliability": reliability(*data),
         "histogram": performance.histogram(*data, point.threshold if point else None),
     }
     if point is not None:
