@@ -54,7 +54,13 @@ Trials = Annotated[int | None, typer.Option("--trials", min=1, help="How many tr
 GpusPerTrial = Annotated[
     float | None, typer.Option("--gpus-per-trial", min=0, help="May be a fraction; default 1 where there are GPUs.")
 ]
-CpusPerTrial = Annotated[int, typer.Option("--cpus-per-trial", min=1, help="CPUs, and threads, of a trial.")]
+CpusPerTrial = Annotated[
+    int | None, typer.Option("--cpus-per-trial", min=1, help="CPUs, and threads, of a trial; default 1 a worker.")
+]
+WorkersPerTrial = Annotated[
+    int | None,
+    typer.Option("--workers-per-trial", min=1, help="Processes that train one network; default one a GPU."),
+]
 LimitRejected = Annotated[
     str, typer.Option("--limit-rejected", help="Largest share of files that may be rejected, such as 5% or 0.05.")
 ]
@@ -133,7 +139,8 @@ def search(
     out: Out,
     trials: Trials = None,
     gpus_per_trial: GpusPerTrial = None,
-    cpus_per_trial: CpusPerTrial = 1,
+    cpus_per_trial: CpusPerTrial = None,
+    workers_per_trial: WorkersPerTrial = None,
     hours: Annotated[float | None, typer.Option("--hours", min=0, help="Start no trial after this long.")] = None,
     concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trials at a time.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")] = False,
@@ -153,6 +160,7 @@ def search(
         trials=trials,
         gpus_per_trial=gpus_per_trial,
         cpus_per_trial=cpus_per_trial,
+        workers_per_trial=workers_per_trial,
         hours=hours,
         concurrent=concurrent,
         resume=resume,
@@ -224,7 +232,8 @@ def run(
     windows: Windows = DEFAULT_WINDOWS,
     trials: Trials = None,
     gpus_per_trial: GpusPerTrial = None,
-    cpus_per_trial: CpusPerTrial = 1,
+    cpus_per_trial: CpusPerTrial = None,
+    workers_per_trial: WorkersPerTrial = None,
     seed: Seed = 0,
     limit_rejected: LimitRejected = "5%",
     address: Address = None,
@@ -243,6 +252,7 @@ def run(
         trials=trials,
         gpus_per_trial=gpus_per_trial,
         cpus_per_trial=cpus_per_trial,
+        workers_per_trial=workers_per_trial,
         seed=seed,
         limit_rejected=_share(limit_rejected),
         address=address,

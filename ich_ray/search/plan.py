@@ -30,6 +30,7 @@ class Plan:
     concurrent: int
     cpus: float
     gpus: float
+    workers: int
     rungs: tuple[int, ...]
     reaching: tuple[int, ...]
     images: int
@@ -44,7 +45,8 @@ class Plan:
         return "\n".join(
             [
                 f"search {self.name}: {self.trials} trials, {self.concurrent} at a time, "
-                f"each on {self.cpus:g} CPU and {self.gpus:g} GPU",
+                f"each on {self.cpus:g} CPU and {self.gpus:g} GPU"
+                + (f", in {self.workers} workers" if self.workers > 1 else ""),
                 f"  rungs: {rungs or 'none, no trial is stopped early'}",
                 f"  images: about {self.images:,}, {saved:.0%} less than the {self.images_at_most:,} without stopping",
                 f"  memory: {self.mapped_bytes / 2**20:,.0f} MiB of images, mapped once a machine",
@@ -69,6 +71,7 @@ def plan_search(space: SearchSpace, dataset: PreparedDataset, trials: int, slots
         concurrent=min(slots.concurrent, trials),
         cpus=slots.cpus,
         gpus=slots.gpus,
+        workers=slots.workers,
         rungs=rungs,
         reaching=tuple(reaching),
         images=sum(count * images for count, images in zip(reaching, segments, strict=True)),

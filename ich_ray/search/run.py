@@ -46,7 +46,8 @@ def run_search(
     *,
     trials: int | None = None,
     gpus_per_trial: float | None = None,
-    cpus_per_trial: float = 1,
+    cpus_per_trial: float | None = None,
+    workers_per_trial: int | None = None,
     hours: float | None = None,
     concurrent: int | None = None,
     resume: bool = False,
@@ -63,8 +64,9 @@ def run_search(
         space: the YAML file of the search space.
         out: the search folder, new or (with `resume`) begun before.
         trials: in all, counting those already there; 20 if not given, or what the search was begun with.
-        gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one.
-        cpus_per_trial: CPUs, and so threads, of a trial.
+        gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one; of 2 or more each has a worker of its own.
+        cpus_per_trial: CPUs, and so threads, of all workers of a trial; 1 each if not given.
+        workers_per_trial: processes that train one network together; as many as GPUs if not given.
         hours: after which no trial is started and running ones are stopped at their next report.
         concurrent: trials at a time; as many as fit if not given.
         resume: go on with the search in `out`; unfinished trials continue from their checkpoints.
@@ -91,11 +93,11 @@ def run_search(
     check_roles(data)
     if plan:
         with connected(address):
-            slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent)
+            slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         print(plan_search(checked, data, wanted, slots))
         return SearchResult(files, asked, ())
     with _locked(files), connected(address):
-        slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent)
+        slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         check_machines(data, files.root)
         ledger = Ledger.open(out) if begun else Ledger.create(out, asked)
         if wanted != ledger.record.wanted:
@@ -197,6 +199,7 @@ class _Run:
         from ich_ray.search.bookkeeper import Bookkeeper
         from ich_ray.search.halving import Halving, Rungs
         from ich_ray.search.sampler import LedgerSampler
+        from ich_ray.search.together import Together
         from ich_ray.search.trial import TrialSettings, train_model, trial_function
 
         self.ledger, self.slots, self.wanted = ledger, slots, wanted
@@ -214,8 +217,10 @@ class _Run:
             report_every=space.budget.report_every,
             cpus=slots.cpus,
             gpus=slots.gpus,
+            workers=slots.workers,
         )
-        self.function = trial_function(settings, trainer or train_model)
+        trainer = trainer or train_model
+        self.function = trial_function(settings, Together(trainer) if slots.workers > 1 else trainer)
         self.books = Bookkeeper(ledger, self.halving, self.sampler, wanted, slots.gpus)
 
     def out_of_time(self) -> bool:
@@ -256,7 +261,9 @@ class _Run:
     def _fit(self, todo: int) -> None:
         from ray import tune
 
-        with tempfile.TemporaryDirectory() as folder, _quiet(self.slots.concurrent):
+        from ich_ray.search.together import nothing_left_behind
+
+        with tempfile.TemporaryDirectory() as folder, _quiet(self.slots.concurrent), nothing_left_behind():
             tune.run(
                 self.function,
                 name="search",

@@ -1,8 +1,8 @@
 """One trial as a Tune function: model/training.py, reported to the driver and resumable after every report.
 
 Runs in a worker process that serves many trials one after another: the dataset stays mapped, accelerator memory is
-released at each end. Never raises through Tune: a trial that fails reports so, because to Tune a raised error is a lost
-worker. Decides nothing: the driver stops it by not coming back from a report.
+released at each end. Raises through Tune only when its own workers are lost: a trial that fails reports so, because to
+Tune a raised error is a lost worker. Decides nothing: the driver stops it by not coming back from a report.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import CheckpointReference
+from ich_ray.search.together import WorkersLost
 from ich_ray.storage import Location, SearchFiles, locate, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from upath import UPath
 
-__all__ = ["Checkpoints", "Kept", "Trainer", "TrialSettings", "trial_function"]
+    from ich_ray.model.parallel import Shard
+    from ich_ray.model.training import Progress
+
+__all__ = ["Checkpoints", "Kept", "Trainer", "TrialSettings", "as_failure", "opened", "train_model", "trial_function"]
 
 # A worker is reused only when the thread of its last trial has ended; Tune's 2 s are short for freeing a large model,
 # and what takes longer costs the *next* trial. Set in the worker, because a cluster's workers do not inherit the
@@ -45,6 +49,7 @@ class TrialSettings:
         images: the budget; a report comes every `report_every`.
         cpus: threads a trial may use.
         gpus: accelerators it has, perhaps a fraction of one.
+        workers: processes that train it together, each with its share of the CPUs, and one of the accelerators if any.
     """
 
     dataset: str
@@ -54,6 +59,7 @@ class TrialSettings:
     report_every: int
     cpus: float
     gpus: float
+    workers: int = 1
 
 
 class _State(Protocol):
@@ -73,22 +79,28 @@ class _Progress(Protocol):
     def state(self) -> _State: ...
 
 
-# (parameters, dataset, settings, seed, file of the state to resume) -> one progress per report
-Trainer: TypeAlias = Callable[
-    [Hyperparameters, PreparedDataset, TrialSettings, int, "UPath | None"], Generator["_Progress", None, None]
-]
+# (parameters, dataset, settings, seed, file of the state to resume) -> one progress per report; where a trial has
+# several workers each is called with its shard after these
+Trainer: TypeAlias = Callable[..., Generator["_Progress", None, None]]
 
 
 def train_model(
-    parameters: Hyperparameters, dataset: PreparedDataset, settings: TrialSettings, seed: int, resume: UPath | None
-) -> Generator[_Progress, None, None]:
-    """The trainer of every real search."""
+    parameters: Hyperparameters,
+    dataset: PreparedDataset,
+    settings: TrialSettings,
+    seed: int,
+    resume: UPath | None,
+    shard: Shard | None = None,
+) -> Generator[Progress, None, None]:
+    """The trainer of every real search; with a shard, one worker of it."""
     import torch
 
+    from ich_ray.model.parallel import ALONE
     from ich_ray.model.training import Budget, TrainingState, train
 
-    torch.set_num_threads(max(1, int(settings.cpus)))
-    device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
+    shard = shard or ALONE
+    torch.set_num_threads(max(1, int(settings.cpus) // settings.workers))
+    device = torch.device(f"cuda:{shard.rank}" if settings.gpus and torch.cuda.is_available() else "cpu")
     try:
         yield from train(
             parameters,
@@ -98,6 +110,7 @@ def train_model(
             seed=seed,
             device=device,
             resume=TrainingState.load(resume) if resume else None,
+            shard=shard,
         )
     finally:
         if device.type == "cuda":
@@ -112,12 +125,21 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _THREAD_TIMEOUT_S
         try:
             _run(settings, trainer, config)
-        except TrialFailure as failure:
-            tune.report({"failure": failure.reason, "detail": failure.detail})
+        except WorkersLost:
+            raise  # to Tune a lost worker, which this is
         except Exception as error:  # noqa: BLE001  (whatever it is, it is this trial's end and not the search's)
-            tune.report({"failure": "error", "detail": f"{type(error).__name__}: {error}"[:500]})
+            failure = as_failure(error)
+            tune.report({"failure": failure.reason, "detail": failure.detail})
 
     return trial
+
+
+def as_failure(error: Exception) -> TrialFailure:
+    """What ended a trial, as the ledger will have it; torch need not be there for that."""
+    if isinstance(error, TrialFailure):
+        return error
+    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return TrialFailure("out_of_memory" if full else "error", f"{type(error).__name__}: {error}"[:500])
 
 
 def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> None:
@@ -131,7 +153,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
     if kept is None and config["reported"]:
         checkpoints.note = f"no good checkpoint after {config['reported']} images: started again"
     parameters = Hyperparameters(**config["parameters"])
-    dataset = _dataset(settings.dataset, settings.fingerprint)
+    dataset = opened(settings.dataset, settings.fingerprint)
     resume = kept.file if kept else None
     with closing(trainer(parameters, dataset, settings, config["seed"], resume)) as steps:
         for progress in steps:
@@ -152,7 +174,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
 
 
 @lru_cache(maxsize=1)
-def _dataset(where: str, fingerprint: str) -> PreparedDataset:
+def opened(where: str, fingerprint: str) -> PreparedDataset:
     """Opened once a process: its pages are shared, its slice table is not."""
     dataset = PreparedDataset.open(where)
     if dataset.manifest.fingerprint != fingerprint:

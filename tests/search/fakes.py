@@ -17,6 +17,7 @@ from upath import UPath
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.parallel import Shard
 from ich_ray.search.trial import TrialSettings
 from ich_ray.storage import Location, locate, sha256, write_bytes
 
@@ -37,8 +38,11 @@ parameters:
 class FakeState:
     images_seen: int
 
+    def packed(self) -> bytes:
+        return json.dumps({"images_seen": self.images_seen}).encode()
+
     def save(self, path: Location) -> str:
-        data = json.dumps({"images_seen": self.images_seen}).encode()
+        data = self.packed()
         write_bytes(locate(path), data)
         return sha256(data)
 
@@ -98,3 +102,45 @@ class FakeTrainer:
                     Path(self.kill_once).unlink()
                     os.kill(os.getpid(), signal.SIGKILL)
             yield FakeProgress(seen, {"average_precision": value, "train_loss": 1 - value}, seen / 1000)
+
+
+@dataclass(frozen=True)
+class FakeWorker:
+    """What each worker of a trial runs: `curve`, in step with its peers, where rank 1 fails as told.
+
+    Attributes:
+        wait_s, kill_once: as of FakeTrainer.
+        raise_at: an exception and the images after which rank 1 raises it while the others wait for it.
+        pids: a folder in which each worker leaves its number.
+    """
+
+    wait_s: float = 0.0
+    kill_once: str = ""
+    raise_at: tuple[Exception, int] | None = None
+    pids: str = ""
+
+    def __call__(
+        self,
+        parameters: Hyperparameters,
+        dataset: PreparedDataset,
+        settings: TrialSettings,
+        seed: int,
+        resume: UPath | None,
+        shard: Shard,
+    ) -> Generator[FakeProgress, None, None]:
+        import torch
+
+        if self.pids:
+            (Path(self.pids) / str(os.getpid())).touch()
+        seen = json.loads(resume.read_text())["images_seen"] if resume else 0
+        while seen < settings.images:
+            seen += settings.report_every
+            time.sleep(self.wait_s)
+            if shard.rank == 1 and seen >= 300 and self.kill_once:
+                with suppress(FileNotFoundError):
+                    Path(self.kill_once).unlink()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            if shard.rank == 1 and self.raise_at and seen >= self.raise_at[1]:
+                raise self.raise_at[0]
+            together = int(shard.total(torch.ones(1)))
+            yield FakeProgress(seen, {"average_precision": curve(parameters, seen), "workers": together}, seen / 1000)
