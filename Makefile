@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/ich-ray demo --out demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m "slow or browser"

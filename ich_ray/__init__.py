@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from ich_ray.errors import IchRayError
     from ich_ray.final.bundle import Bundle, load_bundle
     from ich_ray.final.calibration import calibrate
+    from ich_ray.final.confirm import confirm
     from ich_ray.final.evaluate import evaluate
+    from ich_ray.final.recalibration import recalibrate
     from ich_ray.final.report.page import report
     from ich_ray.final.retrain import retrain
     from ich_ray.pipeline import demo, run
@@ -28,11 +30,13 @@ _HOMES = {
     "SearchResult": "ich_ray.results",
     "TrialResult": "ich_ray.results",
     "calibrate": "ich_ray.final.calibration",
+    "confirm": "ich_ray.final.confirm",
     "demo": "ich_ray.pipeline",
     "evaluate": "ich_ray.final.evaluate",
     "load_bundle": "ich_ray.final.bundle",
     "open_search": "ich_ray.results",
     "prepare": "ich_ray.data.prepare",
+    "recalibrate": "ich_ray.final.recalibration",
     "report": "ich_ray.final.report.page",
     "retrain": "ich_ray.final.retrain",
     "run": "ich_ray.pipeline",
@@ -46,11 +50,13 @@ __all__ = [
     "SearchResult",
     "TrialResult",
     "calibrate",
+    "confirm",
     "demo",
     "evaluate",
     "load_bundle",
     "open_search",
     "prepare",
+    "recalibrate",
     "report",
     "retrain",
     "run",

@@ -1,4 +1,4 @@
-"""The command line: verbs only. Each calls one public function and prints what it returns.
+"""The command line: verbs only. Each calls one public function; display.py prints what it returns.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 all good, 1 failure, 2 usage or configuration,
 3 done but some inputs were rejected, 4 over the limit of rejected inputs, 5 integrity broken.
@@ -6,23 +6,19 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 all good, 1 f
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from typer.exceptions import TyperException
 
-from ich_ray import __version__, progress
+from ich_ray import __version__, display, progress
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.errors import ConfigError, IchRayError
-from ich_ray.results import SearchResult, TrialResult, open_search
+from ich_ray.results import open_search
 
 if TYPE_CHECKING:
     from ich_ray.data.dataset import DatasetManifest
-    from ich_ray.pipeline import RunResult
 
 __all__ = ["app", "main"]
 
@@ -67,6 +63,17 @@ LimitRejected = Annotated[
 Address = Annotated[
     str | None, typer.Option("--address", help="A Ray cluster; default RAY_ADDRESS, else this machine alone.")
 ]
+CalibrationMethod = Annotated[
+    Literal["temperature", "platt"], typer.Option("--method", help="Platt's also moves the probabilities.")
+]
+Beta = Annotated[float | None, typer.Option("--beta", help="Also the threshold with the highest F-beta of this beta.")]
+Sensitivity = Annotated[
+    float | None, typer.Option("--sensitivity", help="Also a threshold of at least this sensitivity.")
+]
+Conservative = Annotated[
+    bool, typer.Option("--conservative", help="Sensitivities must be reached by their lower 95 % bound.")
+]
+BundleFolder = Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder with model.safetensors and card.json.")]
 SearchFolder = Annotated[str, typer.Argument(metavar="SEARCH", help="Folder that `ich-ray search` wrote.")]
 
 
@@ -84,7 +91,7 @@ def demo(out: Out = "demo", as_json: Json = False) -> None:
     """The whole road on synthetic patients, in minutes."""
     from ich_ray.pipeline import demo as make_demo
 
-    _print_run(make_demo(out), as_json)
+    display.print_run(make_demo(out), as_json)
 
 
 @app.command()
@@ -128,7 +135,7 @@ def prepare(
     if as_json:
         print(dataset.manifest.model_dump_json(indent=1))
     else:
-        _print_dataset(dataset.manifest, str(dataset.files.root))
+        display.print_dataset(dataset.manifest, str(dataset.files.root))
     _exit_with_rejected(dataset.manifest)
 
 
@@ -170,7 +177,7 @@ def search(
         address=address,
     )
     if not plan:
-        _print_search(found, 10, as_json)
+        display.print_search(found, 10, as_json)
 
 
 @app.command()
@@ -180,7 +187,35 @@ def results(
     as_json: Json = False,
 ) -> None:
     """The trials of a search, best first, at any time."""
-    _print_search(open_search(folder), top, as_json)
+    display.print_search(open_search(folder), top, as_json)
+
+
+@app.command()
+def confirm(
+    folder: SearchFolder,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many of the best trials.")] = 3,
+    folds: Annotated[int | None, typer.Option("--folds", min=2, help="Folds to hold out in turn; default 5.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="New seeds, in place of folds.")] = None,
+    gpus_per_trial: GpusPerTrial = None,
+    cpus_per_trial: CpusPerTrial = None,
+    concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trainings at a time.")] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Train the best trials again; choose by their mean."""
+    from ich_ray.final.confirm import confirm as confirm_best
+
+    confirmation = confirm_best(
+        folder,
+        top=top,
+        folds=folds,
+        seeds=seeds,
+        gpus_per_trial=gpus_per_trial,
+        cpus_per_trial=cpus_per_trial,
+        concurrent=concurrent,
+        address=address,
+    )
+    display.print_confirmation(confirmation, as_json)
 
 
 @app.command()
@@ -189,7 +224,7 @@ def retrain(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,
     address: Address = None,
 ) -> None:
-    """Train the best trial again, longer: the bundle."""
+    """Train the chosen trial again, longer: the bundle."""
     from ich_ray.final.retrain import retrain as retrain_best
 
     retrain_best(folder, workers=workers, address=address)
@@ -197,12 +232,36 @@ def retrain(
 
 
 @app.command()
-def calibrate(folder: SearchFolder) -> None:
-    """Fit temperature and threshold, on their own patients."""
+def calibrate(
+    folder: SearchFolder,
+    method: CalibrationMethod = "temperature",
+    beta: Beta = None,
+    sensitivity: Sensitivity = None,
+    conservative: Conservative = False,
+) -> None:
+    """Fit probabilities and thresholds, on their own patients."""
     from ich_ray.final.calibration import calibrate as calibrate_bundle
 
-    calibrate_bundle(folder)
+    calibrate_bundle(folder, method=method, beta=beta, sensitivity=sensitivity, conservative=conservative)
     print(open_search(folder).files.calibration.read_text(), end="")
+
+
+@app.command()
+def recalibrate(
+    bundle: BundleFolder,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The site's patients, prepared like the bundle's.")],
+    out: Out,
+    method: CalibrationMethod = "platt",
+    beta: Beta = None,
+    sensitivity: Sensitivity = None,
+    conservative: Conservative = False,
+) -> None:
+    """Fit a bundle to the labelled patients of another site."""
+    from ich_ray.final.recalibration import recalibrate as recalibrate_bundle
+
+    wishes: dict[str, Any] = {"beta": beta, "sensitivity": sensitivity, "conservative": conservative}
+    found = recalibrate_bundle(bundle, dataset, out, method=method, **wishes)
+    print(found.model_dump_json(indent=1))
 
 
 @app.command()
@@ -257,13 +316,13 @@ def run(
         limit_rejected=_share(limit_rejected),
         address=address,
     )
-    _print_run(result, as_json)
+    display.print_run(result, as_json)
     _exit_with_rejected(result.dataset.manifest)
 
 
 @app.command()
 def predict(
-    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder with model.safetensors and card.json.")],
+    bundle: BundleFolder,
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="DICOM files or folders of them.")],
     out: Annotated[str, typer.Option("--out", help="CSV file to write.")],
 ) -> None:
@@ -323,88 +382,6 @@ def _share(text: str) -> float:
 def _exit_with_rejected(manifest: DatasetManifest) -> None:
     if manifest.rejected:
         raise typer.Exit(REJECTED_SOME)
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column in {"state", "role", "parameters", "reason"} else "right")
-    return table
-
-
-def _show(table: Table) -> None:
-    # A pipe has no width, and rich's 80 columns would cut the parameters of a trial short.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def _print_dataset(manifest: DatasetManifest, root: str) -> None:
-    counts = f"{manifest.accepted} accepted, {manifest.rejected} rejected, {manifest.duplicate} duplicate"
-    print(f"{manifest.listed} files: {counts}, {manifest.excluded} excluded  {root}")
-    if manifest.reasons:
-        reasons = _table("", "reason", "files")
-        for reason, files in sorted(manifest.reasons.items(), key=lambda item: (-item[1], item[0])):
-            reasons.add_row(reason, str(files))
-        _show(reasons)
-    roles = _table("", "role", "slices", "patients", "positives", "prevalence")
-    for role, count in manifest.roles.items():
-        share = f"{count.positives / count.slices:.3f}" if count.slices else "-"
-        roles.add_row(role, str(count.slices), str(count.patients), str(count.positives), share)
-    _show(roles)
-    for note in manifest.notes:
-        print(note)
-
-
-def _print_search(found: SearchResult, top: int, as_json: bool) -> None:
-    ranked = found.ranked()
-    if as_json:
-        trials = [{**trial.model_dump(mode="json"), "value": trial.value} for trial in ranked[:top]]
-        print(json.dumps({"search": found.record.model_dump(mode="json"), "trials": trials}, indent=1))
-        return
-    states = ", ".join(f"{found.count(state)} {state}" for state in ("completed", "pruned", "failed", "running"))
-    print(f"{found.record.name}: {len(found.trials)} of {found.record.trials} trials: {states}")
-    table = _table("", "trial", "state", found.objective.metric, "images", "seconds", "parameters")
-    for trial in ranked[:top]:
-        seconds = f"{trial.reports[-1].elapsed_s:.0f}" if trial.reports else "-"
-        state = f"{trial.state} ({trial.reason})" if trial.reason else trial.state
-        value = "-" if trial.value is None else f"{trial.value:.4f}"
-        table.add_row(str(trial.number), state, value, str(trial.images_seen), seconds, _parameters(trial))
-    _show(table)
-
-
-def _parameters(trial: TrialResult) -> str:
-    return " ".join(
-        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in trial.parameters.items()
-    )
-
-
-def _print_run(result: RunResult, as_json: bool) -> None:
-    best, card = result.search.best(), result.card
-    if as_json:
-        found: dict[str, Any] = {"best_trial": best.model_dump(mode="json"), "card": card}
-        print(json.dumps({**found, "bundle": str(result.bundle), "report": str(result.report)}, indent=1))
-        return
-    print(f"best trial        {best.number} of {len(result.search.trials)}: {_parameters(best)}")
-    print(f"selection score   {best.objective.metric} {best.value:.3f} on validation patients (optimistic: it chose)")
-    for name, point in card["test"]["operating_points"].items():
-        figures = ", ".join(
-            f"{metric} {_interval(point[metric])}" for metric in ("sensitivity", "specificity", "ppv", "f2")
-        )
-        print(f"operating point   {name}: probability >= {point['threshold']:.3f}")
-        print(f"on test patients  {figures}")
-    metrics = card["test"]["metrics"]
-    print(f"                  average_precision {_interval(metrics['average_precision'])}")
-    for note in card["test"].get("notes", []):
-        print(f"note              {note}")
-    print(f"report            {result.report}\nbundle            {result.bundle}")
-
-
-def _interval(figure: dict[str, float | None]) -> str:
-    if figure["value"] is None:
-        return "undefined"
-    if figure["low"] is None or figure["high"] is None:
-        return f"{figure['value']:.3f}"
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 if __name__ == "__main__":

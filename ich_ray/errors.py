@@ -4,7 +4,8 @@
     ├── ConfigError              what was asked cannot be done as written      exit 2
     │   ├── SpaceError           a search space file
     │   ├── LabelError           a label table
-    │   └── RoleError            patients cannot be divided into roles
+    │   ├── RoleError            patients cannot be divided into roles
+    │   └── SensitivityError     no threshold reaches the sensitivity asked for
     ├── RejectionLimitError      more inputs were rejected than allowed        exit 4
     ├── IntegrityError           a file is not what its manifest says          exit 5
     ├── Rejection                one file is not accepted (becomes a row)
@@ -16,6 +17,7 @@ exceptions cross Ray processes by pickling and a keyword-only constructor fails 
 
 from __future__ import annotations
 
+import math
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,6 +32,7 @@ __all__ = [
     "Rejection",
     "RejectionLimitError",
     "RoleError",
+    "SensitivityError",
     "SpaceError",
     "TrialFailure",
     "nearest",
@@ -58,6 +61,24 @@ class LabelError(ConfigError):
 
 class RoleError(ConfigError):
     """Patients that cannot be divided into train, validation, calibration and test."""
+
+
+class SensitivityError(ConfigError):
+    """No threshold reaches the sensitivity asked for.
+
+    Args:
+        message: what it says.
+        best: the highest sensitivity, or bound of it, that can be reached.
+        threshold: where it is reached.
+    """
+
+    def __init__(self, message: str, best: float = math.nan, threshold: float = math.nan) -> None:
+        super().__init__(message, best, threshold)
+        self.best = best
+        self.threshold = threshold
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class RejectionLimitError(IchRayError):

@@ -132,6 +132,17 @@ class Ranking:
         tp = hits[self._ends]
         return tp, total[self._ends] - tp
 
+    def threshold(self, step: int) -> float:
+        """A threshold that calls positive all down to the distinct score number `step`.
+
+        It lies half-way between that score and the next lower one (0 below the lowest), so that rounding in the sixth
+        digit changes no decision.
+        """
+        last = float(self.thresholds[step])
+        below = float(self.thresholds[step + 1]) if step + 1 < len(self.thresholds) else 0.0
+        middle = (last + below) / 2
+        return middle if below < middle < last else last
+
     def statistics(self, weights: NDArray[Any] | None = None) -> tuple[float, float]:
         """Average precision and the area under the ROC curve.
 
@@ -185,9 +196,8 @@ def brier(labels: NDArray[Any], probabilities: NDArray[Any], weights: NDArray[An
 def best_f_beta(labels: NDArray[Any], probabilities: NDArray[Any], beta: float = 2.0) -> tuple[float, float]:
     """The threshold with the highest F-beta, and that F-beta.
 
-    The threshold lies half-way between the last probability called positive and the next lower one (0 below the
-    lowest), so that rounding in the sixth digit changes no decision. Of equals the highest threshold, which calls fewer
-    slices positive. Both are NaN without a positive.
+    Of equals the highest threshold, which calls fewer slices positive (see `Ranking.threshold` for where it lies). Both
+    are NaN without a positive.
     """
     ranking = Ranking(labels, probabilities)
     tp, fp = ranking.counts()
@@ -196,10 +206,7 @@ def best_f_beta(labels: NDArray[Any], probabilities: NDArray[Any], beta: float =
     square = beta * beta
     values = (1 + square) * tp / (tp + fp + square * tp[-1])
     best = int(np.argmax(values))
-    last = float(ranking.thresholds[best])
-    below = float(ranking.thresholds[best + 1]) if best + 1 < len(tp) else 0.0
-    middle = (last + below) / 2
-    return (middle if below < middle < last else last), float(values[best])
+    return ranking.threshold(best), float(values[best])
 
 
 def floors(prevalence: float) -> dict[str, float]:

@@ -136,11 +136,11 @@ def _finish(files: SearchFiles) -> UPath:
     from ich_ray.final.calibration import calibrate
     from ich_ray.final.evaluate import evaluate
     from ich_ray.final.report.page import report
-    from ich_ray.final.retrain import retrain
+    from ich_ray.final.retrain import chosen_trial, retrain
 
-    best = open_search(files.root).best()
-    if not files.retraining.exists() or read_json(files.retraining)["trial"] != best.number:
-        progress.say(f"retrain: trial {best.number}")
+    chosen = chosen_trial(open_search(files.root))
+    if not files.retraining.exists() or read_json(files.retraining)["trial"] != chosen.number:
+        progress.say(f"retrain: trial {chosen.number}")
         retrain(files.root)
     if not read_json(files.bundle / "card.json")["operating_points"]:
         progress.say("calibrate")

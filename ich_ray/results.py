@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.storage import Location, Record, SearchFiles, locate, read_record
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "SearchResult",
     "TrialResult",
     "TrialState",
+    "finite",
     "open_search",
 ]
 
@@ -36,7 +39,7 @@ class Report(Record):
 
     Attributes:
         images_seen: training images shown so far: the budget unit.
-        metrics: by name; a non-finite value is None.
+        metrics: by name; a non-finite value becomes None, which JSON can hold.
         elapsed_s: training time of the trial so far, over all attempts.
         time: when it reached the ledger, seconds since 1970.
     """
@@ -45,6 +48,16 @@ class Report(Record):
     metrics: dict[str, float | None]
     elapsed_s: float
     time: float
+
+    @field_validator("metrics")
+    @classmethod
+    def _finite(cls, metrics: dict[str, float | None]) -> dict[str, float | None]:
+        return finite(metrics)
+
+
+def finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The metrics with None for what is not finite."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
 
 
 class CheckpointReference(Record):
@@ -75,6 +88,8 @@ class TrialResult(Record):
         seed: of its weights and batches.
         at_chance: it spent its budget and its average precision is at most 1.5 times the prevalence.
         cost_gpu_s: accelerator seconds of all attempts.
+        repeats: in a confirmation, the trial of the search that this one trains again.
+        fold: in a confirmation on folds, the one it validates on.
     """
 
     number: int = Field(ge=0)
@@ -92,6 +107,8 @@ class TrialResult(Record):
     started: float = 0.0
     ended: float | None = None
     where: str = ""
+    repeats: int | None = None
+    fold: int | None = None
 
     @property
     def images_seen(self) -> int:
@@ -103,7 +120,7 @@ class TrialResult(Record):
         best: Report | None = None
         for report in self.reports:
             value = report.metrics.get(self.objective.metric)
-            if value is None or not math.isfinite(value):
+            if value is None:
                 continue
             if best is None or self.objective.better(value, best.metrics[self.objective.metric] or 0.0):
                 best = report

@@ -147,6 +147,10 @@ class SearchFiles:
     def confirmation(self) -> UPath:
         return self.final / "confirm.json"
 
+    def confirming(self, kind: str) -> SearchFiles:
+        """The trainings behind a confirmation on `folds` or `seeds`: a search folder of their own."""
+        return SearchFiles(self.final / f"confirm-{kind}")
+
     @property
     def calibration(self) -> UPath:
         return self.final / "calibration.json"

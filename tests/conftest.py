@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The first example of a test pays for imports and compiling, on machines that do other things, too.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 # Before PyTorch is loaded, here and in the workers that tests start: two threads on a network of a few filters spend
 # their time waiting for each other (100 img/s where one thread reaches 700, on a busy machine).

@@ -27,6 +27,7 @@ LEVELS = [
     {"search"},
     {"final"},
     {"cluster", "pipeline"},
+    {"display"},
     {"cli"},
 ]
 # The functional core must run where Ray is not installed.

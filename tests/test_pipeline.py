@@ -76,6 +76,16 @@ def test_another_best_trial_is_retrained_and_all_after_it(ran: list[str], tmp_pa
     assert ran == ["prepare", "run_search --resume", "retrain", "calibrate", "evaluate", "report"]
 
 
+def test_a_confirmed_trial_is_not_retrained_again(ran: list[str], tmp_path: Path) -> None:
+    run(tmp_path)
+    files = SearchFiles(locate(tmp_path / "search"))
+    write_json(files.confirmation, {"chosen": 0})  # the best is trial 1
+    write_json(files.retraining, {"trial": 0})
+    ran.clear()
+    run(tmp_path)
+    assert ran == ["prepare", "run_search --resume", "report"]
+
+
 def test_a_mistake_in_the_space_costs_no_decoding(ran: list[str], tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("name: x\nparametres: {}\n")

@@ -93,6 +93,11 @@ def test_the_earliest_best_report_counts_and_only_finite_ones(values: list[float
     assert trial.metrics == ({"average_precision": values[best // 100 - 1]} if best else {})
 
 
+def test_what_is_not_finite_is_none_in_a_report() -> None:
+    report = Report(images_seen=1, metrics={"a": math.nan, "b": -math.inf, "c": None, "d": 0.5}, elapsed_s=1, time=0)
+    assert report.metrics == {"a": None, "b": None, "c": None, "d": 0.5}
+
+
 def test_an_objective_says_which_is_better() -> None:
     assert Objective().better(0.2, 0.1)
     assert not Objective(metric="log_loss", mode="min").better(0.2, 0.1)

@@ -150,16 +150,17 @@ class PreparedDataset:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, where: Location, verify: bool = False) -> PreparedDataset:
+    def open(cls, where: Location, verify: bool = False, *, fingerprint: str | None = None) -> PreparedDataset:
         """Open a dataset, in milliseconds: blocks are mapped when first read.
 
         Args:
             where: the folder that `prepare` wrote.
             verify: read every block and compare its SHA-256 with the manifest.
+            fingerprint: of the dataset that must lie there, as a search wrote it down.
 
         Raises:
             ConfigError: there is no dataset.
-            IntegrityError: a file is damaged or missing, named.
+            IntegrityError: a file is damaged or missing, named; or another dataset lies there.
         """
         files = DatasetFiles(locate(where))
         if not files.manifest.exists():
@@ -167,6 +168,11 @@ class PreparedDataset:
                 f"{files.root}: a prepared dataset holds dataset.json, got none; run `ich-ray prepare` first"
             )
         manifest = read_record(files.manifest, DatasetManifest, "prepare the dataset again")
+        if fingerprint not in {None, manifest.fingerprint}:
+            raise IntegrityError(
+                f"{files.root}: the fingerprint must be {fingerprint}, that of the search, got {manifest.fingerprint}; "
+                "put the dataset back where every machine sees it, or search again"
+            )
         for block in manifest.blocks:
             path = files.root / block.file
             if not path.exists():

@@ -1,9 +1,4 @@
-"""A trained network with its card: save, load, verify, predict. Needs neither Ray nor the search it came from.
-
-The probability of a slice is sigmoid((logit + prior_shift) / temperature), in this order and only here: first the logit
-is freed of the training class weights, then it is tempered. Both steps rise with the logit, so neither changes a
-ranking.
-"""
+"""A trained network with its card: save, load, verify, predict. Needs neither Ray nor the search it came from."""
 
 from __future__ import annotations
 
@@ -15,12 +10,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from safetensors.torch import load, save
-from scipy.special import expit
 
 from ich_ray.errors import ConfigError, IntegrityError, Rejection
 from ich_ray.final.card import Card, OperatingPoint, WeightsNote, read_card, write_card
 from ich_ray.model.networks import Network, build_network
-from ich_ray.model.training import EVALUATION_BATCH, predict_logits
+from ich_ray.model.training import EVALUATION_BATCH, batch_logits, predict_logits
 from ich_ray.storage import Location, locate, sha256, write_bytes
 
 if TYPE_CHECKING:
@@ -31,7 +25,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import SliceSet
 
-__all__ = ["OPERATING_POINT", "Bundle", "Prediction", "calibrated", "load_bundle", "predict"]
+__all__ = ["OPERATING_POINT", "Bundle", "Prediction", "load_bundle", "predict"]
 
 OPERATING_POINT = "f2"
 WEIGHTS_FILE = "model.safetensors"
@@ -48,11 +42,6 @@ class Prediction:
     operating_point: str = ""
     threshold: float | None = None
     reason: str = ""
-
-
-def calibrated(logits: NDArray[np.float32], prior_shift: float, temperature: float) -> NDArray[np.float64]:
-    """Probabilities of logits, as the module says."""
-    return np.asarray(expit((np.asarray(logits, np.float64) + prior_shift) / temperature))
 
 
 class Bundle:
@@ -82,12 +71,11 @@ class Bundle:
                 f"images: uint8 [n, {', '.join(map(str, self.card.image_shape))}] must be given, got {images.dtype} "
                 f"{list(images.shape)}"
             )
-        parts = [np.empty(0, np.float32)]
-        with torch.inference_mode():
-            for start in range(0, len(images), EVALUATION_BATCH):
-                batch = torch.from_numpy(images[start : start + EVALUATION_BATCH]).to(self.device)
-                parts.append(self.network(batch).cpu().numpy())
-        return np.concatenate(parts)
+        starts = range(0, len(images), EVALUATION_BATCH)
+        return batch_logits(
+            self.network,
+            (torch.from_numpy(images[start : start + EVALUATION_BATCH]).to(self.device) for start in starts),
+        )
 
     def slice_logits(self, slices: SliceSet) -> NDArray[np.float32]:
         """Raw logits of slices of a prepared dataset, in their order."""
@@ -95,7 +83,7 @@ class Bundle:
 
     def calibrated(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probabilities of raw logits."""
-        return calibrated(logits, self.card.prior_shift, self.card.temperature)
+        return self.card.scaling(logits)
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Calibrated probabilities float64 `[n]` of images uint8 `[n, channels, rows, columns]`."""

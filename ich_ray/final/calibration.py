@@ -6,139 +6,167 @@ neither images nor labels of any other role.
 
 from __future__ import annotations
 
-import math
+import time
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import expit
-
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.final.card import OperatingPoint, write_card
-from ich_ray.metrics import best_f_beta, confusion, log_loss
+from ich_ray.errors import ConfigError
+from ich_ray.final.card import CalibrationNote, OperatingPoint, write_card
+from ich_ray.final.operating import Wanted, operating_points
+from ich_ray.final.scaling import METHODS, Method, Scaling, fit_scaling
+from ich_ray.metrics import log_loss
 from ich_ray.progress import say
 from ich_ray.results import open_search
 from ich_ray.storage import Location, Record, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import SliceSet
-    from ich_ray.results import SearchResult
+    from ich_ray.final.card import Card
 
-__all__ = ["Calibration", "calibrate", "fit_temperature", "open_dataset"]
-
-# Wide enough for any network that learned something; reached only by labels that the logits part perfectly.
-_LOG_TEMPERATURE = (math.log(0.05), math.log(20.0))
+__all__ = ["Calibration", "calibrate", "check_method", "fit_calibration", "with_calibration"]
 
 
 class Calibration(Record):
     """calibration.json.
 
     Attributes:
+        dataset: fingerprint of the dataset whose patients it was fitted on.
         prior_shift: log(w0 / w1) of the training class weights, added to the logit before the temperature divides it.
-        log_loss_before: of the raw network, `log_loss_after`: of the calibrated one, both on the calibration slices.
+        bias: what Platt's method adds after that; 0 for a temperature alone.
+        log_loss_before: of the scaling in force until now, `log_loss_after`: of this one, both on these slices.
         operating_points: thresholds on the calibrated probability, with what they gave on these same slices.
+        notes: which usual operating points could not be reached, and why.
     """
 
     format: Literal[1] = 1
+    dataset: str = ""
     slices: int
     patients: int
     positives: int
     prevalence: float
+    method: Method = "temperature"
     temperature: float
     prior_shift: float
+    bias: float = 0.0
     log_loss_before: float
     log_loss_after: float
     operating_points: dict[str, OperatingPoint]
+    notes: tuple[str, ...] = ()
 
 
-def fit_temperature(labels: NDArray[np.float32], logits: NDArray[np.float64]) -> float:
-    """The T that minimizes the log loss of sigmoid(logit / T), for logits float `[n]`.
-
-    Guo et al., "On calibration of modern neural networks" (2017), section 4.2, with one class. The loss is convex in
-    1 / T, so a bounded search finds its minimum.
-    """
-
-    def loss(log_temperature: float) -> float:
-        return log_loss(labels, expit(logits / math.exp(log_temperature)))
-
-    return math.exp(minimize_scalar(loss, bounds=_LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-6}).x)
-
-
-def open_dataset(found: SearchResult) -> PreparedDataset:
-    """The dataset that a search was made on.
-
-    Raises:
-        IntegrityError: another dataset lies there now.
-    """
-    dataset = PreparedDataset.open(found.record.dataset)
-    if dataset.manifest.fingerprint != found.record.fingerprint:
-        raise IntegrityError(
-            f"{found.record.dataset}: the fingerprint must be {found.record.fingerprint}, that of the search, got "
-            f"{dataset.manifest.fingerprint}; put the dataset back or search again"
-        )
-    return dataset
-
-
-def calibrate(search: Location) -> Calibration:
-    """Fit the temperature and the F2-optimal threshold; write calibration.json and the bundle's card.
+def calibrate(
+    search: Location,
+    *,
+    method: Method = "temperature",
+    beta: float | None = None,
+    sensitivity: float | None = None,
+    conservative: bool = False,
+) -> Calibration:
+    """Fit probabilities and operating points; write calibration.json and the bundle's card.
 
     Test figures that the card may hold belong to the calibration before and are taken out; the count of openings stays.
 
+    Args:
+        search: the search folder, with its bundle.
+        method: `temperature`, or `platt`, which also moves the logits: better where classes were sampled differently.
+        beta: also find the threshold with the highest F-beta of this beta.
+        sensitivity: also find one of at least this sensitivity.
+        conservative: targets of sensitivity hold for its lower 95 % bound.
+
     Raises:
         ConfigError: no bundle, or calibration patients without a positive or a negative slice.
+        SensitivityError: no threshold reaches `sensitivity`.
         IntegrityError: the bundle is damaged, or the dataset is another one.
     """
     from ich_ray.final.bundle import load_bundle  # loads PyTorch
     from ich_ray.model.training import prior_shift
 
+    wanted = Wanted(beta, sensitivity, conservative)
+    check_method(method)
     found = open_search(search)
-    dataset = open_dataset(found)
+    dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
     bundle = load_bundle(found.files.bundle)
     slices = dataset.role("calibration")
-    positives = int(slices.labels.sum())
+    counts = dataset.manifest.roles["train"]
+    shift = prior_shift(bundle.card.parameters.loss, counts.positives, counts.slices - counts.positives)
+    calibration = fit_calibration(slices, bundle.slice_logits(slices), Scaling(), method, shift, wanted)
+    write_json(found.files.calibration, calibration.model_dump(mode="json"))
+    write_card(found.files.bundle, with_calibration(bundle.card.model_copy(update={"calibrations": ()}), calibration))
+    return calibration
+
+
+def check_method(method: str) -> None:
+    """Refuse a method that does not exist.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"--method: one of {', '.join(METHODS)} must be given, got {method!r}")
+
+
+def fit_calibration(
+    slices: SliceSet, logits: NDArray[np.float32], before: Scaling, method: Method, shift: float, wanted: Wanted
+) -> Calibration:
+    """Fit `method` and the operating points to raw logits `[n]` of `slices`.
+
+    Args:
+        slices: of patients who trained nothing.
+        logits: of these slices, in their order.
+        before: the scaling in force until now, to compare with.
+        method: how to fit.
+        shift: of the training class weights.
+        wanted: operating points.
+
+    Raises:
+        ConfigError: there is no slice with haemorrhage, or none without.
+        SensitivityError: see `Wanted`.
+    """
+    labels, positives = slices.labels, int(slices.labels.sum())
     if not 0 < positives < len(slices):
         raise ConfigError(
             f"calibration role: slices with and without haemorrhage must be there, got {positives} positive of "
             f"{len(slices)}; prepare a dataset with more patients"
         )
-    counts = dataset.manifest.roles["train"]
-    shift = prior_shift(bundle.card.parameters.loss, counts.positives, counts.slices - counts.positives)
-    calibration = _fit(slices, bundle.slice_logits(slices), shift)
-    write_json(found.files.calibration, calibration.model_dump(mode="json"))
-    fitted = {name: getattr(calibration, name) for name in ("temperature", "prior_shift", "operating_points")}
-    write_card(found.files.bundle, bundle.card.model_copy(update={**fitted, "test": None}))
-    point = calibration.operating_points["f2"]
-    say(
-        f"  calibrated on {len(slices):,} slices: temperature {calibration.temperature:.2f}, log loss "
-        f"{calibration.log_loss_before:.3f} -> {calibration.log_loss_after:.3f}, threshold {point.threshold:.3f}"
+    scaling = fit_scaling(method, labels, logits, shift)
+    probabilities = scaling(logits)
+    points, notes = operating_points(labels, probabilities, slices.patients, wanted)
+    calibration = Calibration(
+        dataset=slices.dataset.manifest.fingerprint,
+        slices=len(slices),
+        patients=len(set(slices.patients)),
+        positives=positives,
+        prevalence=slices.prevalence,
+        method=method,
+        temperature=scaling.temperature,
+        prior_shift=scaling.prior_shift,
+        bias=scaling.bias,
+        log_loss_before=log_loss(labels, before(logits)),
+        log_loss_after=log_loss(labels, probabilities),
+        operating_points=points,
+        notes=notes,
     )
+    _tell(calibration)
     return calibration
 
 
-def _fit(slices: SliceSet, raw: NDArray[np.float32], shift: float) -> Calibration:
-    labels, logits = slices.labels, raw.astype(np.float64)
-    temperature = fit_temperature(labels, logits + shift)
-    probabilities = expit((logits + shift) / temperature)
-    threshold, f2 = best_f_beta(labels, probabilities, 2.0)
-    decisions = confusion(labels, probabilities, threshold)
-    point = OperatingPoint(
-        threshold=threshold,
-        sensitivity=decisions.sensitivity,
-        specificity=decisions.specificity,
-        ppv=decisions.ppv,
-        f2=f2,
+def with_calibration(card: Card, calibration: Calibration) -> Card:
+    """The card with a calibration in force and without the test figures of the one before."""
+    values = calibration.model_dump(include={*CalibrationNote.model_fields})
+    note = CalibrationNote(created=time.time(), **values)
+    fitted = {name: getattr(calibration, name) for name in ("temperature", "prior_shift", "bias", "operating_points")}
+    return card.model_copy(update={**fitted, "calibrations": (*card.calibrations, note), "test": None})
+
+
+def _tell(calibration: Calibration) -> None:
+    moved = f", bias {calibration.bias:+.2f}" if calibration.method == "platt" else ""
+    thresholds = ", ".join(f"{name} {point.threshold:.3f}" for name, point in calibration.operating_points.items())
+    say(
+        f"  calibrated on {calibration.slices:,} slices: temperature {calibration.temperature:.2f}{moved}, log loss "
+        f"{calibration.log_loss_before:.3f} -> {calibration.log_loss_after:.3f}, thresholds: {thresholds}"
     )
-    return Calibration(
-        slices=len(slices),
-        patients=len(set(slices.patients)),
-        positives=int(labels.sum()),
-        prevalence=slices.prevalence,
-        temperature=temperature,
-        prior_shift=shift,
-        log_loss_before=log_loss(labels, expit(logits)),
-        log_loss_after=log_loss(labels, probabilities),
-        operating_points={"f2": point},
-    )
+    for note in calibration.notes:
+        say(f"  {note}")

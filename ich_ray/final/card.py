@@ -12,13 +12,14 @@ from pydantic import Field
 from ich_ray.ct.windowing import WindowSpec
 from ich_ray.data.dataset import RoleCounts
 from ich_ray.errors import ConfigError
+from ich_ray.final.scaling import Method, Scaling
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.storage import Record, read_record, write_json
 
 if TYPE_CHECKING:
     from upath import UPath
 
-__all__ = ["INTENDED_USE", "LIMITATIONS", "Card", "OperatingPoint", "read_card", "write_card"]
+__all__ = ["INTENDED_USE", "LIMITATIONS", "CalibrationNote", "Card", "OperatingPoint", "read_card", "write_card"]
 
 INTENDED_USE = (
     "Research on detecting intracranial haemorrhage on single axial non-contrast head-CT slices, by people who check "
@@ -35,10 +36,17 @@ LIMITATIONS = (
 
 
 class OperatingPoint(Record):
-    """A threshold on the calibrated probability, with what it gave on the calibration patients; None if undefined."""
+    """A threshold on the calibrated probability, with what it gave on the calibration patients; None if undefined.
+
+    Attributes:
+        rule: how the threshold was chosen.
+        sensitivity_bound: a one-sided lower 95 % bound that takes the slices of a patient as one.
+    """
 
     threshold: float
+    rule: str = ""
     sensitivity: float | None
+    sensitivity_bound: float | None = None
     specificity: float | None
     ppv: float | None
     f2: float | None
@@ -61,6 +69,26 @@ class SearchNote(Record):
     selection_value: float | None
 
 
+class CalibrationNote(Record):
+    """Which patients calibrated it, and how well that went.
+
+    Attributes:
+        dataset: fingerprint of the dataset that they are of.
+        log_loss_before: of these slices with what was in force before; `log_loss_after`: with what was fitted.
+    """
+
+    dataset: str
+    created: float
+    method: Method
+    slices: int
+    patients: int
+    positives: int
+    prevalence: float
+    log_loss_before: float
+    log_loss_after: float
+    notes: tuple[str, ...] = ()
+
+
 class WeightsNote(Record):
     """The file beside the card, and its hash."""
 
@@ -73,8 +101,10 @@ class Card(Record):
 
     Attributes:
         size: rows and columns of the images.
-        temperature: and `prior_shift`: the probability is sigmoid((logit + prior_shift) / temperature).
+        temperature: with `prior_shift` and `bias`: the probability is
+            sigmoid((logit + prior_shift) / temperature + bias).
         operating_points: by name; empty until calibrated.
+        calibrations: the one in force last; those before it are kept.
         test: a summary of the evaluation, None before it.
         openings: how often the test patients were looked at.
     """
@@ -92,7 +122,9 @@ class Card(Record):
     search: SearchNote
     temperature: float = Field(default=1.0, gt=0)
     prior_shift: float = 0.0
+    bias: float = 0.0
     operating_points: dict[str, OperatingPoint] = Field(default_factory=dict)
+    calibrations: tuple[CalibrationNote, ...] = ()
     test: dict[str, Any] | None = None
     openings: int = 0
     weights: WeightsNote
@@ -100,6 +132,11 @@ class Card(Record):
     intended_use: str = INTENDED_USE
     limitations: tuple[str, ...] = LIMITATIONS
     not_a_medical_device: Literal[True] = True
+
+    @property
+    def scaling(self) -> Scaling:
+        """What turns its logits into probabilities."""
+        return Scaling(self.prior_shift, self.temperature, self.bias)
 
 
 def read_card(folder: UPath) -> Card:

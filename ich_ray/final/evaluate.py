@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
-from ich_ray.final.calibration import open_dataset
 from ich_ray.final.card import Card, OperatingPoint, write_card
 from ich_ray.metrics import (
     Confusion,
@@ -119,7 +119,7 @@ def evaluate(search: Location) -> Evaluation:
     from ich_ray.final.bundle import load_bundle  # loads PyTorch
 
     found = open_search(search)
-    dataset = open_dataset(found)
+    dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
     bundle = load_bundle(found.files.bundle)
     if not bundle.card.operating_points or not found.files.calibration.exists():
         raise ConfigError(

@@ -11,15 +11,14 @@ Ray Train keeps nothing of ours: its own storage is removed afterwards, and noth
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
-from ich_ray.final.calibration import open_dataset
 from ich_ray.final.card import Card, DatasetNote, SearchNote, WeightsNote, read_card
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
@@ -110,7 +109,7 @@ def retrain(
     """
     found = open_search(search)
     trial = chosen_trial(found)
-    dataset = open_dataset(found)
+    dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
     parameters = Hyperparameters.model_validate(trial.parameters)
     plan = _plan(found, trial, parameters)
     folder = locate(plan.folder)
@@ -224,12 +223,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(plan: _Plan, shard: Any, device: Any) -> None:
-    from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.training import Budget, train
 
-    dataset, folder = PreparedDataset.open(plan.dataset), locate(plan.folder)
-    if dataset.manifest.fingerprint != plan.fingerprint:
-        raise IntegrityError(f"{plan.dataset}: every worker must see the dataset of the search; share its folder")
+    dataset, folder = PreparedDataset.open(plan.dataset, fingerprint=plan.fingerprint), locate(plan.folder)
     objective = Objective.model_validate(plan.objective)
     resume, reports = _newest(folder)
     if _patience_over(reports, objective):
@@ -253,7 +249,7 @@ def _train(plan: _Plan, shard: Any, device: Any) -> None:
 
 
 def _report(progress: Progress) -> Report:
-    metrics = {name: value if math.isfinite(value) else None for name, value in progress.metrics.items()}
+    metrics: dict[str, float | None] = {**progress.metrics}
     return Report(images_seen=progress.images_seen, metrics=metrics, elapsed_s=progress.elapsed_s, time=time.time())
 
 
@@ -338,7 +334,6 @@ def _bundle(
     image_shape: tuple[int, int, int],
     state: UPath,
 ) -> Bundle:
-    from ich_ray.data.dataset import PreparedDataset
     from ich_ray.final.bundle import WEIGHTS_FILE, Bundle
     from ich_ray.model.networks import build_network
     from ich_ray.model.training import TrainingState

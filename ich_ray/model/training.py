@@ -35,14 +35,23 @@ from ich_ray.model.parallel import ALONE, Shard
 from ich_ray.model.state import TrainingState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
     from ich_ray.model.hyperparameters import Hyperparameters
 
-__all__ = ["Budget", "Progress", "TrainingState", "class_weights", "predict_logits", "prior_shift", "train"]
+__all__ = [
+    "Budget",
+    "Progress",
+    "TrainingState",
+    "batch_logits",
+    "class_weights",
+    "predict_logits",
+    "prior_shift",
+    "train",
+]
 
 # One batch size for every forward pass that is not training: the same slice then gets the same logit everywhere.
 EVALUATION_BATCH = 128
@@ -122,24 +131,29 @@ def predict_logits(
     network: nn.Module, slices: SliceSet, device: torch.device | str = "cpu", batch_size: int = EVALUATION_BATCH
 ) -> NDArray[np.float32]:
     """Logits of all `slices` in their order, float32 `[n]`, in evaluation mode and full precision."""
-    device = torch.device(device)
-    return _logits(network, place(slices, device, "host"), np.arange(len(slices)), batch_size, nullcontext())
+    placed = place(slices, torch.device(device), "host")
+    return batch_logits(network, _batches(placed, np.arange(len(slices)), batch_size))
 
 
-def _logits(
-    network: nn.Module,
-    images: PlacedImages,
-    positions: NDArray[np.int64],
-    batch_size: int,
-    precision: AbstractContextManager[Any],
+def _batches(images: PlacedImages, positions: NDArray[np.int64], batch_size: int) -> Iterator[torch.Tensor]:
+    for start in range(0, len(positions), batch_size):
+        yield images.take(positions[start : start + batch_size])
+
+
+def batch_logits(
+    network: nn.Module, batches: Iterable[torch.Tensor], precision: AbstractContextManager[Any] | None = None
 ) -> NDArray[np.float32]:
+    """Logits of all batches after each other, float32 `[n]`, in evaluation mode; in full precision if none is given.
+
+    Args:
+        network: on the device of the batches.
+        batches: uint8 `[any, channels, rows, columns]` each, taken one at a time.
+        precision: a context such as autocast.
+    """
     was_training = network.training
     network.eval()
-    with torch.inference_mode(), precision:
-        parts = [
-            network(images.take(positions[start : start + batch_size]))
-            for start in range(0, len(positions), batch_size)
-        ]
+    with torch.inference_mode(), precision or nullcontext():
+        parts = [network(batch) for batch in batches]
     network.train(was_training)
     return torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.float32)
 
@@ -278,7 +292,8 @@ class _Run:
     def report(self) -> Progress:
         started = time.perf_counter()
         positions = self.shard.part(np.arange(len(self.validation)))
-        own = _logits(self.network, self.validation_images, positions, EVALUATION_BATCH, _precision(self.device))
+        batches = _batches(self.validation_images, positions, EVALUATION_BATCH)
+        own = batch_logits(self.network, batches, _precision(self.device))
         logits = self.shard.gathered(own, len(self.validation), self.device)
         if not np.isfinite(logits).all():
             raise TrialFailure("diverged", f"a validation logit is not finite after {self.images_seen} images")

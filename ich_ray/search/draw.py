@@ -27,6 +27,7 @@ __all__ = [
     "Draw",
     "Given",
     "Kind",
+    "Listed",
     "ParameterSpec",
     "RandomSuggest",
     "SearchSpace",
@@ -93,6 +94,14 @@ class Given:
         if not inside:
             raise LookupError(name)
         return self._values[name]
+
+
+class Listed(NamedTuple):
+    """A trial to be run as it stands: its parameters, and in a confirmation which trial it repeats on which fold."""
+
+    parameters: Mapping[str, Parameter]
+    repeats: int | None = None
+    fold: int | None = None
 
 
 class Draw(NamedTuple):

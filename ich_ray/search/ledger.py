@@ -7,7 +7,6 @@ from what stands here.
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -87,7 +86,9 @@ class Ledger:
         self.record = self.record.model_copy(update={"amendments": amendments})
         self._write_record()
 
-    def add(self, parameters: Mapping[str, Parameter]) -> TrialResult:
+    def add(
+        self, parameters: Mapping[str, Parameter], *, repeats: int | None = None, fold: int | None = None
+    ) -> TrialResult:
         """The next trial: numbered, seeded and on disk before anything trains."""
         number = max(self.trials, default=-1) + 1
         return self._write(
@@ -97,6 +98,8 @@ class Ledger:
                 parameters=dict(parameters),
                 seed=trial_seed(self.record.seed, number),
                 started=time.time(),
+                repeats=repeats,
+                fold=fold,
             )
         )
 
@@ -122,8 +125,7 @@ class Ledger:
         """
         trial = self.trials[number]
         if images_seen > trial.images_seen:
-            finite = {name: _finite(value) for name, value in metrics.items()}
-            report = Report(images_seen=images_seen, metrics=finite, elapsed_s=elapsed_s, time=time.time())
+            report = Report(images_seen=images_seen, metrics=dict(metrics), elapsed_s=elapsed_s, time=time.time())
             changes |= {"reports": (*trial.reports, report), "checkpoint": checkpoint or trial.checkpoint}
         if end:
             return self._end(trial.model_copy(update=changes), end)
@@ -166,10 +168,6 @@ class Ledger:
     def _drop_checkpoint(self, number: int) -> None:
         """A trial that has ended is never resumed: its state would only fill the disk."""
         remove(self.files.checkpoint(number))
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def trial_seed(seed: int, number: int) -> int:

@@ -26,12 +26,13 @@ from ich_ray.search.space import SearchSpace, load_space
 from ich_ray.storage import Location, SearchFiles, exclusive, locate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from ich_ray.search.draw import Listed
     from ich_ray.search.preflight import Slots
     from ich_ray.search.trial import Trainer
 
-__all__ = ["run_search"]
+__all__ = ["locked", "run_listed", "run_search"]
 
 DEFAULT_TRIALS = 20
 # A trial whose process died is started again this often, from its newest checkpoint.
@@ -96,7 +97,7 @@ def run_search(
             slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         print(plan_search(checked, data, wanted, slots))
         return SearchResult(files, asked, ())
-    with _locked(files), connected(address):
+    with locked(files), connected(address):
         slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         check_machines(data, files.root)
         ledger = Ledger.open(out) if begun else Ledger.create(out, asked)
@@ -106,6 +107,27 @@ def run_search(
             ledger.amend(warm_start=teacher)
         _Run(checked, data, ledger, slots, wanted=wanted, hours=hours, warm=warm, trainer=_trainer).go()
     return open_search(out)
+
+
+def run_listed(
+    space: SearchSpace,
+    dataset: PreparedDataset,
+    ledger: Ledger,
+    slots: Slots,
+    listed: Sequence[Listed],
+    *,
+    go_on: str,
+    trainer: Trainer | None = None,
+) -> None:
+    """Run what a ledger left unfinished and then `listed`, with every trial in the ledger; hold `locked` meanwhile.
+
+    Raises:
+        IchRayError: it was interrupted; `go_on` is what its reader is told to do.
+    """
+    wanted = len(ledger.trials) + len(listed)
+    run = _Run(space, dataset, ledger, slots, wanted=wanted, hours=None, warm=[], listed=listed, trainer=trainer)
+    run.go_on = go_on
+    run.go()
 
 
 def _check_numbers(trials: int | None, hours: float | None) -> None:
@@ -169,7 +191,7 @@ def _warm(space: SearchSpace, where: str | None) -> list[TrialResult]:
 
 
 @contextmanager
-def _locked(files: SearchFiles) -> Iterator[None]:
+def locked(files: SearchFiles) -> Iterator[None]:
     """Hold the search; a folder that was made only for the lock goes away with it."""
     try:
         with exclusive(files.lock, "a search"):
@@ -184,6 +206,8 @@ def _locked(files: SearchFiles) -> Iterator[None]:
 class _Run:
     """One run of the driver over a search."""
 
+    go_on = "add --resume to go on"
+
     def __init__(
         self,
         space: SearchSpace,
@@ -195,6 +219,7 @@ class _Run:
         hours: float | None,
         warm: list[TrialResult],
         trainer: Trainer | None,
+        listed: Sequence[Listed] | None = None,
     ) -> None:
         from ich_ray.search.bookkeeper import Bookkeeper
         from ich_ray.search.halving import Halving, Rungs
@@ -207,7 +232,13 @@ class _Run:
         rungs = Rungs.rebuilt(space.budget, space.objective, ledger.trials.values())
         self.halving = Halving(space.budget, space.objective, rungs, self.out_of_time)
         self.sampler = LedgerSampler(
-            space, ledger, wanted=wanted, concurrent=slots.concurrent, out_of_time=self.out_of_time, warm=warm
+            space,
+            ledger,
+            wanted=wanted,
+            concurrent=slots.concurrent,
+            out_of_time=self.out_of_time,
+            warm=warm,
+            listed=listed,
         )
         settings = TrialSettings(
             dataset=str(dataset.files.root),
@@ -241,7 +272,7 @@ class _Run:
             ended = len(self.ledger.trials) - unfinished
             raise IchRayError(
                 f"{self.ledger.files.root}: a search runs until its {self.wanted} trials have ended, "
-                f"got interrupted after {ended}; add --resume to go on, nothing is lost"
+                f"got interrupted after {ended}; {self.go_on}, nothing is lost"
             )
         say(self.books.summary())
 
@@ -255,7 +286,7 @@ class _Run:
             cause = str(error).strip().splitlines()[-1]
             raise IchRayError(
                 f"{self.ledger.files.root}: a search needs its cluster and room for its files, got {cause}; "
-                "remove the cause and add --resume to go on, nothing is lost"
+                f"remove the cause and {self.go_on}, nothing is lost"
             ) from error
 
     def _fit(self, todo: int) -> None:

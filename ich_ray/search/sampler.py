@@ -2,8 +2,9 @@
 
 The study lives in memory and is rebuilt from the ledger at every start: completed trials with their value, pruned ones
 with their intermediate values as PRUNED, the rest as FAIL, so that nothing stays RUNNING. Suggests, in this order:
-trials that a former driver left unfinished, the space's points, then what TPE thinks best. Each suggestion stands in
-the ledger before Tune hears of it.
+trials that a former driver left unfinished, the space's points, then what TPE thinks best. Where the trials are listed
+there is nothing to choose: they run in their order, and Optuna is not asked. Each suggestion stands in the ledger
+before Tune hears of it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
     from ich_ray.results import Parameter, TrialResult
-    from ich_ray.search.draw import SearchSpace
+    from ich_ray.search.draw import Listed, SearchSpace
     from ich_ray.search.ledger import Ledger
 
 __all__ = ["LedgerSampler", "fitting"]
@@ -49,17 +50,19 @@ class LedgerSampler(Searcher):
         concurrent: int,
         out_of_time: Callable[[], bool],
         warm: Sequence[TrialResult] = (),
+        listed: Iterable[Listed] | None = None,
     ) -> None:
         super().__init__()
         self._space, self._ledger = space, ledger
         self._wanted, self._concurrent, self._out_of_time = wanted, concurrent, out_of_time
         self._requeued = deque(ledger.unfinished)
+        self._listed = None if listed is None else deque(listed)
         finished = [trial for _, trial in sorted(ledger.trials.items()) if trial.state != "running"]
         # Not the search's own seed: after a resume TPE would draw the same first trials again.
         self.study = _study(space, trial_seed(ledger.record.seed, len(finished)))
-        for trial in (*warm, *finished):
+        for trial in (*warm, *finished) if listed is None else ():
             self.study.add_trial(_as_optuna(space, trial))
-        self._live: dict[str, tuple[int, optuna.Trial]] = {}
+        self._live: dict[str, tuple[int, optuna.Trial | None]] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config; None while every slot is taken; FINISHED at the end."""
@@ -74,17 +77,23 @@ class LedgerSampler(Searcher):
             "number": record.number,
             "parameters": record.parameters,
             "seed": record.seed,
+            "fold": record.fold,
             "reported": record.images_seen,
             "again": again,
         }
 
-    def _requeue(self) -> tuple[TrialResult, optuna.Trial]:
+    def _requeue(self) -> tuple[TrialResult, optuna.Trial | None]:
         record = self._requeued.popleft()
+        if self._listed is not None:
+            return record, None
         trial = self._ask(record.parameters)
         self._space.draw(_Asked(trial))
         return record, trial
 
-    def _draw(self) -> tuple[TrialResult, optuna.Trial]:
+    def _draw(self) -> tuple[TrialResult, optuna.Trial | None]:
+        if self._listed is not None:
+            parameters, repeats, fold = self._listed.popleft()
+            return self._ledger.add(parameters, repeats=repeats, fold=fold), None
         number = len(self._ledger.trials)
         trial = self._ask(self._space.points[number] if number < len(self._space.points) else {})
         return self._ledger.add(self._space.draw(_Asked(trial)).parameters), trial
@@ -105,6 +114,8 @@ class LedgerSampler(Searcher):
             reason = "worker_died" if error else "error"
             detail = f"its process was lost {record.attempts} times" if error else "it ended without a result"
             record = self._ledger.finish(number, Verdict("failed", reason, detail))
+        if trial is None:
+            return
         state, value, intermediate = _outcome(record)
         for images_seen, reported in intermediate.items():
             trial.report(reported, images_seen)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+from ich_ray.data.folds import HeldOut
 from ich_ray.errors import IchRayError, TrialFailure
 from ich_ray.storage import Location, locate, sha256, write_bytes
 
@@ -176,15 +177,16 @@ class Together:
     def __call__(
         self,
         parameters: Hyperparameters,
-        dataset: PreparedDataset,  # noqa: ARG002  (each worker maps it for itself)
+        dataset: PreparedDataset,
         settings: TrialSettings,
         seed: int,
         resume: UPath | None,
     ) -> Generator[_Step, None, None]:
         group = _group(settings.workers)
-        job = {"trainer": self.trainer, "parameters": parameters, "settings": settings, "seed": seed, "resume": resume}
+        fold = dataset.fold if isinstance(dataset, HeldOut) else None  # each worker maps the dataset for itself
+        told = {"parameters": parameters, "fold": fold, "settings": settings, "seed": seed, "resume": resume}
         try:
-            group.start(job)
+            group.start({"trainer": self.trainer, **told})
             while True:
                 yield group.next()
                 group.answer(True)
@@ -302,6 +304,7 @@ def _train(
     *,
     trainer: Trainer,
     parameters: Hyperparameters,
+    fold: int | None,
     settings: TrialSettings,
     seed: int,
     resume: UPath | None,
@@ -312,7 +315,7 @@ def _train(
     from ich_ray.search.trial import opened
 
     shard = Shard(get_context().get_world_rank(), get_context().get_world_size())
-    dataset = opened(settings.dataset, settings.fingerprint)
+    dataset = opened(settings, fold)
     with closing(trainer(parameters, dataset, settings, seed, resume, shard)) as steps:
         for report, progress in enumerate(steps, start=1):
             step = _step(progress, settings) if shard.rank == 0 else None

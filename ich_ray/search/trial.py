@@ -8,7 +8,6 @@ Tune a raised error is a lost worker. Decides nothing: the driver stops it by no
 from __future__ import annotations
 
 import gc
-import math
 import os
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from ray import tune
 
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.folds import HeldOut
 from ich_ray.errors import IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import CheckpointReference
+from ich_ray.results import CheckpointReference, finite
 from ich_ray.search.together import WorkersLost
 from ich_ray.storage import Location, SearchFiles, locate, read_json, sha256, write_json
 
@@ -153,13 +153,13 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
     if kept is None and config["reported"]:
         checkpoints.note = f"no good checkpoint after {config['reported']} images: started again"
     parameters = Hyperparameters(**config["parameters"])
-    dataset = opened(settings.dataset, settings.fingerprint)
+    dataset = opened(settings, config["fold"])
     resume = kept.file if kept else None
     with closing(trainer(parameters, dataset, settings, config["seed"], resume)) as steps:
         for progress in steps:
             report = {
                 "images_seen": progress.images_seen,
-                "metrics": {name: value if math.isfinite(value) else None for name, value in progress.metrics.items()},
+                "metrics": finite(progress.metrics),
                 "elapsed_s": progress.elapsed_s,
             }
             history.append(report)
@@ -173,16 +173,16 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
     raise TrialFailure("error", f"training ended at {seen} of {settings.images} images")
 
 
+def opened(settings: TrialSettings, fold: int | None) -> PreparedDataset:
+    """The dataset of the search, with one fold held out if given."""
+    dataset = _whole(settings.dataset, settings.fingerprint)
+    return dataset if fold is None else HeldOut(dataset, fold)
+
+
 @lru_cache(maxsize=1)
-def opened(where: str, fingerprint: str) -> PreparedDataset:
+def _whole(where: str, fingerprint: str) -> PreparedDataset:
     """Opened once a process: its pages are shared, its slice table is not."""
-    dataset = PreparedDataset.open(where)
-    if dataset.manifest.fingerprint != fingerprint:
-        raise IntegrityError(
-            f"{where}: the dataset must stay the one the search began with ({fingerprint}), "
-            f"got {dataset.manifest.fingerprint}; prepare it again or start a new search"
-        )
-    return dataset
+    return PreparedDataset.open(where, fingerprint=fingerprint)
 
 
 @dataclass(frozen=True)

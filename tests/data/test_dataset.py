@@ -65,6 +65,13 @@ def test_what_is_no_dataset(tmp_path: Path) -> None:
         PreparedDataset.open(tmp_path)
 
 
+def test_another_dataset_at_its_place_is_refused(dataset: PreparedDataset) -> None:
+    root, own = dataset.files.root, dataset.manifest.fingerprint
+    assert PreparedDataset.open(root, fingerprint=own).manifest == dataset.manifest
+    with pytest.raises(IntegrityError, match=rf"the fingerprint must be f00d, .*, got {own}; put the dataset back"):
+        PreparedDataset.open(root, fingerprint="f00d")
+
+
 def test_damage_is_found_and_named(dataset: PreparedDataset) -> None:
     root, rows = dataset.files.root, np.arange(COUNT)
     path = root / dataset.manifest.blocks[2].file

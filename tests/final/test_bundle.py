@@ -13,7 +13,7 @@ import pytest
 from ich_ray.ct import windowing
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError, Rejection
-from ich_ray.final.bundle import Bundle, calibrated, load_bundle, predict
+from ich_ray.final.bundle import Bundle, load_bundle, predict
 from ich_ray.final.calibration import calibrate
 from ich_ray.storage import SearchFiles, read_json, write_json
 from tests.prepared import make_dataset
@@ -115,11 +115,6 @@ def test_a_bad_card_is_found(copy: Path, tmp_path: Path) -> None:
         load_bundle(copy)
     with pytest.raises(ConfigError, match=r"a bundle holds card.json, got none"):
         load_bundle(tmp_path / "absent")
-
-
-def test_calibrated_shifts_before_it_tempers() -> None:
-    found = calibrated(np.array([0.0, 2.0], np.float32), prior_shift=-1.0, temperature=2.0)
-    assert found == pytest.approx([1 / (1 + np.exp(0.5)), 1 / (1 + np.exp(-0.5))])
 
 
 def test_images_of_another_shape_are_refused(search: SearchFiles) -> None:

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.special import expit
 
+from ich_ray import cli
 from ich_ray.data.dataset import PreparedDataset, SliceSet
-from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.final.bundle import calibrated, load_bundle
-from ich_ray.final.calibration import Calibration, calibrate, fit_temperature
+from ich_ray.errors import ConfigError, IntegrityError, SensitivityError
+from ich_ray.final.bundle import load_bundle
+from ich_ray.final.calibration import Calibration, calibrate
+from ich_ray.final.scaling import Method
 from ich_ray.metrics import confusion, log_loss
 from ich_ray.storage import SearchFiles, read_json, write_json
 from tests.prepared import make_dataset
@@ -29,14 +30,6 @@ def search(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -
     files = make_search(tmp_path_factory.mktemp("searches") / "search", dataset)
     make_bundle(files, dataset)
     return files
-
-
-def test_the_temperature_of_overconfident_logits_is_found() -> None:
-    rng = np.random.default_rng(0)
-    logits = rng.normal(-1, 2, 20_000)
-    labels = (rng.random(20_000) < expit(logits)).astype(np.float32)
-    assert fit_temperature(labels, logits) == pytest.approx(1, abs=0.05)
-    assert fit_temperature(labels, 3 * logits) == pytest.approx(3, abs=0.15)
 
 
 def test_calibrate_writes_what_it_found(search: SearchFiles, dataset: PreparedDataset) -> None:
@@ -84,15 +77,40 @@ def test_the_labels_of_other_roles_do_not_matter(search: SearchFiles, monkeypatc
     assert calibrate(search.root) == before
 
 
-@given(
-    st.lists(st.floats(-12, 12, width=32), min_size=2, max_size=30),
-    st.floats(-3, 3),
-    st.floats(0.3, 20),
-)
-def test_calibration_never_changes_the_ranking(logits: list[float], shift: float, temperature: float) -> None:
-    raw = np.array(logits, np.float32)
-    order = np.argsort(raw, kind="stable")
-    assert (np.diff(calibrated(raw, shift, temperature)[order]) >= 0).all()
+@pytest.mark.parametrize("method", ["temperature", "platt"])
+def test_either_method_is_what_the_bundle_then_does(
+    search: SearchFiles, dataset: PreparedDataset, method: Method
+) -> None:
+    found = calibrate(search.root, method=method, beta=1, sensitivity=0.8)
+    assert found.method == method
+    assert (found.bias != 0) == (method == "platt")
+    assert list(found.operating_points)[:3] == ["f2", "f1", "sensitivity_80"]
+    slices, bundle = dataset.role("calibration"), load_bundle(search.bundle)
+    logits = bundle.slice_logits(slices)
+    expected = expit((logits.astype(float) + found.prior_shift) / found.temperature + found.bias)
+    assert bundle.calibrated(logits) == pytest.approx(expected)
+    assert log_loss(slices.labels, expected) == pytest.approx(found.log_loss_after)
+    (note,) = bundle.card.calibrations
+    assert (note.dataset, note.method, note.positives) == (dataset.manifest.fingerprint, method, found.positives)
+
+
+def test_a_sensitivity_out_of_reach_changes_nothing(search: SearchFiles) -> None:
+    before = calibrate(search.root)
+    with pytest.raises(SensitivityError, match=r"lower 95 % bound of the sensitivity of at least 0.99"):
+        calibrate(search.root, sensitivity=0.99, conservative=True)
+    assert Calibration.model_validate(read_json(search.calibration)) == before
+    with pytest.raises(ConfigError, match="--method: one of temperature, platt must be given, got 'isotonic'"):
+        calibrate(search.root, method="isotonic")  # type: ignore[arg-type]
+
+
+def test_the_command_line_passes_its_wishes_on(search: SearchFiles, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call(["calibrate", str(search.root), "--method", "platt", "--beta", "0.5"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["method"], printed["operating_points"]["f0.5"]["rule"]) == ("platt", "highest F0.5")
+    assert cli.call(["calibrate", str(search.root), "--sensitivity", "0.99", "--conservative"]) == 2
+    said = capsys.readouterr().err
+    assert "got at most 0." in said
+    assert said.count("\n") == 1
 
 
 def test_no_positive_is_a_clear_error(search: SearchFiles, monkeypatch: pytest.MonkeyPatch) -> None:

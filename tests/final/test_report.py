@@ -220,7 +220,7 @@ class TestMissingParts:
         edit(SearchFiles(changed).search, fingerprint="0123456789abcdef")
         found = Page(render(gather(changed)))
         assert found.images == []
-        assert "0123456789abcdef was searched" in found.text
+        assert "the fingerprint must be 0123456789abcdef" in found.text
 
     def test_no_search_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"search\.json"):
@@ -385,3 +385,41 @@ class TestGallery:
     def test_no_identifier_of_a_slice_reaches_the_page(self, page: Page, evaluated: Inputs) -> None:
         assert evaluated.predictions is not None
         assert not any(str(slice_id) in page.text for slice_id in evaluated.predictions.slice_ids)
+
+
+class TestConfirmation:
+    @pytest.fixture
+    def confirmed(self, changed: UPath) -> Page:
+        """The second best trial is confirmed; the model still comes from the best one."""
+        found = open_search(changed)
+        one, other = found.ranked()[:2]
+        candidates = [
+            {"trial": one.number, "selection_value": one.value, "values": [0.61, None], "mean": 0.61, "spread": None},
+            {"trial": other.number, "selection_value": other.value, "values": [0.6, 0.7], "mean": 0.65,
+             "spread": 0.0707},
+        ]  # fmt: skip
+        value = {"format": 1, "kind": "folds", "parts": 2, "objective": {}, "chosen": other.number,
+                 "candidates": candidates, "images": 36000, "cost_gpu_s": 0, "created": 0}  # fmt: skip
+        write_json(found.files.confirmation, value)
+        return Page(render(gather(changed)))
+
+    def test_selection_confirmation_and_test_figures_are_apart(self, confirmed: Page, changed: UPath) -> None:
+        one, other = open_search(changed).ranked()[:2]
+        table = confirmed.text[confirmed.text.index("Spread (SD)") :]
+        assert f"{one.number} 1 failed 0.6100 – 1 {one.value:.4f}" in table
+        assert f"{other.number} chosen 0.6500 0.0707 2 {other.value:.4f}" in table
+        assert "trained again on 2 folds of the train and validation patients, without early stopping" in confirmed.text
+        assert "36,000 images were seen for it" in table
+        tests = confirmed.text[confirmed.text.index("Measured on patients") : confirmed.text.index("Selection score")]
+        assert "0.6500" not in tests
+        assert f"{other.value:.4f}" not in tests
+
+    def test_what_was_chosen_is_said_and_asked_for(self, confirmed: Page, changed: UPath) -> None:
+        one, other = open_search(changed).ranked()[:2]
+        assert f"Trial {other.number}, a " in confirmed.text
+        assert "had the best mean average precision (AP) of the 2 best trials when they were trained" in confirmed.text
+        stale = f"The model comes from trial {one.number}, but trial {other.number} has become the confirmed one since"
+        assert stale in confirmed.text
+
+    def test_without_one_the_page_has_no_such_part(self, page: Page) -> None:
+        assert "confirmation" not in page.ids

@@ -155,7 +155,8 @@ class TestSpace:
         ],
     )
     def test_rungs(self, budget: dict[str, int], expected: list[int]) -> None:
-        assert rungs({"budget": budget}) == expected
+        assert rungs({"budget": {"report_every": 100, **budget}}) == expected
+        assert rungs({}) == []
 
     @pytest.mark.parametrize(
         ("name", "expected"),

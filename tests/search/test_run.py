@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.final.confirm import confirm
+from ich_ray.final.retrain import chosen_trial
 from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search import bookkeeper, ledger, run
@@ -116,6 +118,18 @@ def test_a_search_is_extended_without_touching_what_is_done(data: Path, space: P
     assert found.record.wanted == 19
     for name, content in before.items():
         assert (copied / "trials" / name).read_bytes() == content
+
+
+def test_its_best_trials_are_confirmed_on_folds(copied: Path) -> None:
+    best = open_search(copied).ranked()[:2]
+    confirmation = confirm(copied, top=2, folds=2, _trainer=FakeTrainer())
+    trainings = open_search(SearchFiles(locate(copied)).confirming("folds").root)
+    check_invariants(trainings, 4)
+    told = [(trial.repeats, trial.fold) for trial in trainings.trials]
+    assert told == [(best[0].number, 0), (best[1].number, 0), (best[0].number, 1), (best[1].number, 1)]
+    assert trainings.trials[3].parameters == best[1].parameters
+    assert [candidate.values for candidate in confirmation.candidates] == [(trial.value,) * 2 for trial in best]
+    assert chosen_trial(open_search(copied)).number == confirmation.chosen == best[0].number
 
 
 def test_a_finished_search_stays_as_it_is(data: Path, space: Path, copied: Path) -> None:

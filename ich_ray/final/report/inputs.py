@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError
 from ich_ray.final.calibration import Calibration
+from ich_ray.final.confirm import Confirmation
 from ich_ray.final.evaluate import Evaluation
-from ich_ray.final.retrain import Retraining
+from ich_ray.final.retrain import Retraining, chosen_trial
 from ich_ray.results import SearchResult, TrialResult, open_search
 from ich_ray.storage import Location, read_json, read_record, read_table
 
@@ -47,11 +48,14 @@ class Inputs:
 
     Attributes:
         best: None while no trial has completed.
+        chosen: what is retrained: the trial that the confirmation chose, else the best one.
         dataset_problem: why `dataset` is None.
     """
 
     search: SearchResult
     best: TrialResult | None
+    chosen: TrialResult | None
+    confirmation: Confirmation | None
     retraining: Retraining | None
     calibration: Calibration | None
     evaluation: Evaluation | None
@@ -75,9 +79,12 @@ def gather(where: Location) -> Inputs:
     files = search.files
     dataset, problem = _dataset(search)
     card = files.bundle / "card.json"
+    best = _best(search)
     return Inputs(
         search=search,
-        best=_best(search),
+        best=best,
+        chosen=chosen_trial(search) if best else None,
+        confirmation=_read(files.confirmation, Confirmation),
         retraining=_read(files.retraining, Retraining),
         calibration=_read(files.calibration, Calibration),
         evaluation=_read(files.evaluation, Evaluation),
@@ -116,12 +123,6 @@ def _predictions(path: UPath) -> Predictions | None:
 def _dataset(search: SearchResult) -> tuple[PreparedDataset | None, str]:
     """The dataset that the search used, or why its slices cannot be shown: the page needs them only for examples."""
     try:
-        dataset = PreparedDataset.open(search.record.dataset)
+        return PreparedDataset.open(search.record.dataset, fingerprint=search.record.fingerprint), ""
     except IchRayError as error:
         return None, f"The prepared dataset cannot be read: {error}"
-    if dataset.manifest.fingerprint != search.record.fingerprint:
-        return None, (
-            f"Another dataset lies at the place of the one that was searched: fingerprint {search.record.fingerprint} "
-            f"was searched, {dataset.manifest.fingerprint} is there now."
-        )
-    return dataset, ""

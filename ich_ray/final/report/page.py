@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from upath import UPath
 
+    from ich_ray.final.confirm import Confirmation
     from ich_ray.final.evaluate import Evaluation
     from ich_ray.final.report.inputs import Inputs
     from ich_ray.results import SearchResult, TrialResult
@@ -148,6 +149,7 @@ def _content(inputs: Inputs) -> dict[str, Any]:
         "gallery": gallery(inputs),
         **_test_content(inputs.evaluation),
         **_search_content(inputs),
+        **_confirmation_content(inputs.confirmation),
         **_dataset_content(inputs),
         **_provenance_content(inputs),
     }
@@ -183,6 +185,16 @@ def _search_content(inputs: Inputs) -> dict[str, Any]:
     }
 
 
+def _confirmation_content(confirmation: Confirmation | None) -> dict[str, Any]:
+    if confirmation is None:
+        return {"confirmation": []}
+    return {
+        "confirmation": tables.confirmation_rows(confirmation),
+        "confirmed_on": summary.confirmed_on(confirmation),
+        "confirmation_images": confirmation.images,
+    }
+
+
 def _dataset_content(inputs: Inputs) -> dict[str, Any]:
     dataset = inputs.dataset
     if dataset is None:
@@ -207,7 +219,8 @@ def _provenance_content(inputs: Inputs) -> dict[str, Any]:
         "cost": tables.cost_facts(inputs.search),
         "retraining": tables.retraining_facts(inputs.retraining) if inputs.retraining else [],
         "calibration": tables.calibration_facts(inputs.calibration) if inputs.calibration else [],
-        "winner": [(name, setting(value)) for name, value in inputs.best.parameters.items()] if inputs.best else [],
+        "chosen": inputs.chosen,
+        "winner": [(name, setting(value)) for name, value in inputs.chosen.parameters.items()] if inputs.chosen else [],
         "space": yaml.safe_dump(record.space, sort_keys=False, default_flow_style=None, width=100),
     }
 

@@ -13,11 +13,12 @@ from ich_ray import metrics
 from ich_ray.final.report.style import count, metric_name, number, percent
 
 if TYPE_CHECKING:
+    from ich_ray.final.confirm import Confirmation
     from ich_ray.final.evaluate import Estimate, Evaluation
     from ich_ray.final.report.inputs import Inputs
     from ich_ray.results import TrialState
 
-__all__ = ["Missing", "at_chance", "missing", "sentences", "warnings"]
+__all__ = ["Missing", "at_chance", "confirmed_on", "missing", "sentences", "warnings"]
 
 _ENDINGS: dict[TrialState, str] = {
     "completed": "finished",
@@ -43,7 +44,7 @@ def missing(inputs: Inputs) -> list[Missing]:
     if inputs.best is None:
         found.append(Missing("A completed trial", f"ich-ray search {data} --space FILE.yaml --out {where} --resume"))
     for part, value, verb in (
-        ("Retraining of the best trial", inputs.retraining, "retrain"),
+        ("Retraining of the chosen trial", inputs.retraining, "retrain"),
         ("Calibration and operating point", inputs.calibration, "calibrate"),
         ("Evaluation on the test patients", inputs.evaluation, "evaluate"),
     ):
@@ -109,10 +110,11 @@ def _openings(inputs: Inputs) -> str | None:
 
 
 def _stale(inputs: Inputs) -> str | None:
-    if inputs.retraining is None or inputs.best is None or inputs.retraining.trial == inputs.best.number:
+    if inputs.retraining is None or inputs.chosen is None or inputs.retraining.trial == inputs.chosen.number:
         return None
+    became = "the confirmed one" if inputs.confirmation else "the best one"
     return (
-        f"The model comes from trial {inputs.retraining.trial}, but trial {inputs.best.number} has become the best one "
+        f"The model comes from trial {inputs.retraining.trial}, but trial {inputs.chosen.number} has become {became} "
         "since: retrain to use it."
     )
 
@@ -137,18 +139,30 @@ def _searched(inputs: Inputs) -> list[str]:
 
 
 def _won(inputs: Inputs) -> list[str]:
-    if inputs.best is None:
+    if inputs.chosen is None:
         return ["No trial has completed, so there is no best one yet."]
-    best = inputs.best
     metric = metric_name(inputs.search.objective.metric)
-    architecture = best.parameters.get("architecture")
-    what = f"Trial {best.number}" + (f", a {architecture}," if architecture else "")
-    first = f"{what} had the best {metric} on the validation patients"
+    architecture = inputs.chosen.parameters.get("architecture")
+    what = f"Trial {inputs.chosen.number}" + (f", a {architecture}," if architecture else "")
+    again = inputs.confirmation
+    first = (
+        f"{what} had the best mean {metric} of the {len(again.candidates)} best trials when they were trained again "
+        f"{confirmed_on(again)}"
+        if again
+        else f"{what} had the best {metric} on the validation patients"
+    )
     if inputs.retraining is None:
         return [f"{first}; it has not been retrained, so there is no model yet."]
     if inputs.evaluation is None:
         return [f"{first} and was retrained; its test figures are not there yet."]
     return [f"{first} and was retrained and calibrated."]
+
+
+def confirmed_on(confirmation: Confirmation) -> str:
+    """What differed between the trainings of a candidate."""
+    if confirmation.kind == "seeds":
+        return f"with {confirmation.parts} other seeds"
+    return f"on {confirmation.parts} folds of the train and validation patients"
 
 
 def _tested(inputs: Inputs) -> list[str]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.final.calibration import Calibration
+    from ich_ray.final.confirm import Confirmation
     from ich_ray.final.evaluate import Counts, Estimate, Evaluation, PointFigures
     from ich_ray.final.report.inputs import Inputs
     from ich_ray.final.retrain import Retraining
@@ -24,6 +25,7 @@ __all__ = [
     "TrialTable",
     "accounting",
     "calibration_facts",
+    "confirmation_rows",
     "cost_facts",
     "data_facts",
     "figures",
@@ -140,6 +142,22 @@ def trial_table(trials: Sequence[TrialResult], best: int | None) -> TrialTable:
     )
 
 
+def confirmation_rows(confirmation: Confirmation) -> list[dict[str, Any]]:
+    """The candidates of a confirmation in the order of the search: selection score, then mean, spread and n."""
+    return [
+        {
+            "number": candidate.trial,
+            "chosen": candidate.trial == confirmation.chosen,
+            "selection": number(candidate.selection_value, 4),
+            "mean": number(candidate.mean, 4),
+            "spread": number(candidate.spread, 4),
+            "n": sum(value is not None for value in candidate.values),
+            "failed": candidate.values.count(None),
+        }
+        for candidate in confirmation.candidates
+    ]
+
+
 def accounting(dataset: PreparedDataset) -> Facts:
     """Every listed file, by what became of it."""
     manifest = dataset.manifest
@@ -191,8 +209,8 @@ def provenance_facts(inputs: Inputs) -> Facts:
         ("Seed of the search", str(record.seed)),
         ("Trials asked for", count(asked(inputs.search))),
     ]
-    if inputs.best is not None:
-        facts.append((f"Seed of trial {inputs.best.number}", str(inputs.best.seed)))
+    if inputs.chosen is not None:
+        facts.append((f"Seed of trial {inputs.chosen.number}", str(inputs.chosen.seed)))
     if weights:
         facts.append((f"SHA-256 of {weights.get('file', 'the weights')}", str(weights.get("sha256", "–"))))
     if inputs.evaluation is not None:

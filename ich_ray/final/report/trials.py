@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import ValidationError
 
 from ich_ray.final.report.style import (
     MODEL,
@@ -21,6 +22,7 @@ from ich_ray.final.report.style import (
     plain,
     setting,
 )
+from ich_ray.search.draw import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,16 +51,11 @@ Scale = Literal["linear", "log", "choice"]
 
 
 def rungs(space: dict[str, Any]) -> list[int]:
-    """Where ASHA compares: `first_rung * reduction^k` below the budget (3 if not said); none without a first rung."""
-    budget = space.get("budget", {})
-    images, rung, reduction = budget.get("images"), budget.get("first_rung"), budget.get("reduction", 3)
-    if not images or not rung or reduction <= 1:
+    """Where ASHA compares; none where the space has no budget of ours."""
+    try:
+        return Budget.model_validate(space.get("budget", {})).rungs()
+    except ValidationError:
         return []
-    found = []
-    while rung < images:
-        found.append(int(rung))
-        rung *= reduction
-    return found
 
 
 def scale(space: dict[str, Any], name: str) -> Scale:

@@ -1,0 +1,74 @@
+"""A dataset seen with one fold held out: what validation and training are to one part of a confirmation.
+
+The pool is the train and validation patients. Those of one fold are validated on and the others trained on, so that
+each patient of the pool is held out once over all folds. Calibration and test patients cannot be reached from here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ich_ray.data.dataset import PreparedDataset, SliceSet
+from ich_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ich_ray.data.dataset import Role
+
+__all__ = ["HeldOut", "check_folds", "folds_of"]
+
+POOL: tuple[Role, ...] = ("train", "validation")
+
+
+class HeldOut(PreparedDataset):
+    """A view of a dataset: fold `fold` of its pool is `validation`, the rest of the pool `train`."""
+
+    def __init__(self, whole: PreparedDataset, fold: int) -> None:
+        super().__init__(whole.files, whole.manifest)
+        self._whole, self.fold = whole, fold
+
+    def role(self, role: Role) -> SliceSet:
+        """The slices of `train` or `validation` in this view; they are read through the whole dataset's mapping.
+
+        Raises:
+            ValueError: another role was asked for, which no confirmation may see.
+        """
+        if role not in POOL:
+            raise ValueError(f"role must be train or validation where a fold is held out, got {role}")
+        held_out = self._whole.column("fold") == self.fold
+        pool = np.isin(self._whole.column("role"), POOL)
+        return SliceSet(self._whole, np.flatnonzero(pool & (held_out if role == "validation" else ~held_out)))
+
+
+def folds_of(dataset: PreparedDataset) -> list[int]:
+    """The folds that the pool of a dataset is divided into, in order; empty if it never was."""
+    if "fold" not in dataset.slices.column_names:
+        return []
+    pool = np.isin(dataset.column("role"), POOL)
+    return sorted({int(fold) for fold in dataset.column("fold")[pool]})
+
+
+def check_folds(dataset: PreparedDataset, wanted: int) -> list[int]:
+    """The first `wanted` folds, each of which can be trained without and validated on.
+
+    Raises:
+        ConfigError: there are fewer, or one lacks positive or negative slices on either side.
+    """
+    found = folds_of(dataset)
+    if len(found) < 2:
+        raise ConfigError(
+            f"{dataset.files.root}: --folds needs a dataset whose patients are divided into folds, got {len(found)}; "
+            "prepare it again, or confirm with --seeds"
+        )
+    if not 2 <= wanted <= len(found):
+        raise ConfigError(f"--folds: must be from 2 to {len(found)}, the folds of this dataset, got {wanted}")
+    for fold in found[:wanted]:
+        view = HeldOut(dataset, fold)
+        for labels, side in ((view.role("validation").labels, "in"), (view.role("train").labels, "outside")):
+            if not 0 < labels.sum() < len(labels):
+                raise ConfigError(
+                    f"{dataset.files.root}: slices with and without haemorrhage must be {side} fold {fold}, got "
+                    f"{int(labels.sum())} positive of {len(labels)}; confirm with --seeds, or prepare more patients"
+                )
+    return found[:wanted]

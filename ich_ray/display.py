@@ -1,0 +1,122 @@
+"""What the command line prints of a dataset, a search and a run: tables for people, JSON for programs, on stdout.
+
+Knows records and nothing of verbs or flags.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ich_ray.data.dataset import DatasetManifest
+    from ich_ray.final.confirm import Confirmation
+    from ich_ray.pipeline import RunResult
+    from ich_ray.results import SearchResult, TrialResult
+
+__all__ = ["print_confirmation", "print_dataset", "print_run", "print_search"]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in {"state", "role", "parameters", "reason"} else "right")
+    return table
+
+
+def _show(table: Table) -> None:
+    # A pipe has no width, and rich's 80 columns would cut the parameters of a trial short.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def print_dataset(manifest: DatasetManifest, root: str) -> None:
+    """What `prepare` made: files, reasons of rejection, roles."""
+    counts = f"{manifest.accepted} accepted, {manifest.rejected} rejected, {manifest.duplicate} duplicate"
+    print(f"{manifest.listed} files: {counts}, {manifest.excluded} excluded  {root}")
+    if manifest.reasons:
+        reasons = _table("reason", "files")
+        for reason, files in sorted(manifest.reasons.items(), key=lambda item: (-item[1], item[0])):
+            reasons.add_row(reason, str(files))
+        _show(reasons)
+    roles = _table("role", "slices", "patients", "positives", "prevalence")
+    for role, count in manifest.roles.items():
+        share = f"{count.positives / count.slices:.3f}" if count.slices else "-"
+        roles.add_row(role, str(count.slices), str(count.patients), str(count.positives), share)
+    _show(roles)
+    for note in manifest.notes:
+        print(note)
+
+
+def print_search(found: SearchResult, top: int, as_json: bool) -> None:
+    """The best `top` trials of a search, as a table or as JSON."""
+    ranked = found.ranked()
+    if as_json:
+        trials = [{**trial.model_dump(mode="json"), "value": trial.value} for trial in ranked[:top]]
+        print(json.dumps({"search": found.record.model_dump(mode="json"), "trials": trials}, indent=1))
+        return
+    states = ", ".join(f"{found.count(state)} {state}" for state in ("completed", "pruned", "failed", "running"))
+    print(f"{found.record.name}: {len(found.trials)} of {found.record.trials} trials: {states}")
+    table = _table("trial", "state", found.objective.metric, "images", "seconds", "parameters")
+    for trial in ranked[:top]:
+        seconds = f"{trial.reports[-1].elapsed_s:.0f}" if trial.reports else "-"
+        state = f"{trial.state} ({trial.reason})" if trial.reason else trial.state
+        value = "-" if trial.value is None else f"{trial.value:.4f}"
+        table.add_row(str(trial.number), state, value, str(trial.images_seen), seconds, _parameters(trial))
+    _show(table)
+
+
+def _parameters(trial: TrialResult) -> str:
+    return " ".join(
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in trial.parameters.items()
+    )
+
+
+def print_confirmation(confirmation: Confirmation, as_json: bool) -> None:
+    """What each candidate reached in its trainings, and which was chosen."""
+    if as_json:
+        print(confirmation.model_dump_json(indent=1))
+        return
+    print(f"chosen  trial {confirmation.chosen}, by the mean of {confirmation.parts} {confirmation.kind}")
+    table = _table("trial", "selection", "mean", "spread", "n", "each")
+    for candidate in confirmation.candidates:
+        there = [f"{value:.4f}" for value in candidate.values if value is not None]
+        mean, spread = ("-" if value is None else f"{value:.4f}" for value in (candidate.mean, candidate.spread))
+        selection = f"{candidate.selection_value:.4f}"
+        each = " ".join("failed" if value is None else f"{value:.4f}" for value in candidate.values)
+        table.add_row(str(candidate.trial), selection, mean, spread, str(len(there)), each)
+    _show(table)
+
+
+def print_run(result: RunResult, as_json: bool) -> None:
+    """The end of the road: the winner, its operating point on the test patients, and where everything lies."""
+    best, card = result.search.best(), result.card
+    if as_json:
+        found: dict[str, Any] = {"best_trial": best.model_dump(mode="json"), "card": card}
+        print(json.dumps({**found, "bundle": str(result.bundle), "report": str(result.report)}, indent=1))
+        return
+    print(f"best trial        {best.number} of {len(result.search.trials)}: {_parameters(best)}")
+    print(f"selection score   {best.objective.metric} {best.value:.3f} on validation patients (optimistic: it chose)")
+    for name, point in card["test"]["operating_points"].items():
+        figures = ", ".join(
+            f"{metric} {_interval(point[metric])}" for metric in ("sensitivity", "specificity", "ppv", "f2")
+        )
+        print(f"operating point   {name}: probability >= {point['threshold']:.3f}")
+        print(f"on test patients  {figures}")
+    metrics = card["test"]["metrics"]
+    print(f"                  average_precision {_interval(metrics['average_precision'])}")
+    for note in card["test"].get("notes", []):
+        print(f"note              {note}")
+    print(f"report            {result.report}\nbundle            {result.bundle}")
+
+
+def _interval(figure: dict[str, float | None]) -> str:
+    if figure["value"] is None:
+        return "undefined"
+    if figure["low"] is None or figure["high"] is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"

@@ -1,0 +1,105 @@
+"""An existing bundle, calibrated again on the labelled patients of another site.
+
+Knows a bundle and a prepared dataset; no search, and not the data that trained the network. It fits on the train,
+validation and calibration roles together, as none of these patients trained this network, and leaves the test role
+closed, so that the site can still measure what it got.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ich_ray.data.dataset import PreparedDataset, SliceSet
+from ich_ray.errors import ConfigError
+from ich_ray.final.calibration import Calibration, check_method, fit_calibration, with_calibration
+from ich_ray.final.operating import Wanted
+from ich_ray.storage import Location, locate
+
+if TYPE_CHECKING:
+    from ich_ray.final.card import Card
+    from ich_ray.final.scaling import Method
+
+__all__ = ["recalibrate"]
+
+# Ten events for each number that is fitted: Peduzzi et al., "A simulation study of the number of events per variable in
+# logistic regression analysis" (1996). Slices of one patient are one event.
+_PATIENTS_PER_NUMBER = 10
+_NUMBERS: dict[Method, int] = {"temperature": 1, "platt": 2}
+
+
+def recalibrate(
+    bundle: Location,
+    dataset: Location,
+    out: Location,
+    *,
+    method: Method = "platt",
+    beta: float | None = None,
+    sensitivity: float | None = None,
+    conservative: bool = False,
+) -> Calibration:
+    """Fit probabilities and operating points of a bundle to a site's own patients; write another bundle.
+
+    The network stays as it is. The new card keeps the calibrations before and the fingerprints of all their datasets;
+    figures of the old test patients are taken out, as they belong to the calibration before.
+
+    Args:
+        bundle: what to calibrate; it is not changed.
+        dataset: of the site, prepared with the windows and the size of the bundle.
+        out: folder of the new bundle.
+        method: `platt` moves the probabilities to the prevalence of the site, which a `temperature` cannot.
+        beta: also find the threshold with the highest F-beta of this beta.
+        sensitivity: also find one of at least this sensitivity.
+        conservative: targets of sensitivity hold for its lower 95 % bound.
+
+    Raises:
+        ConfigError: no bundle or dataset, other windows or size, the bundle's own dataset, or too few patients.
+        SensitivityError: no threshold reaches `sensitivity`.
+        IntegrityError: the bundle or the dataset is damaged.
+    """
+    from ich_ray.final.bundle import load_bundle  # loads PyTorch
+
+    wanted = Wanted(beta, sensitivity, conservative)
+    check_method(method)
+    loaded, site, target = load_bundle(bundle), PreparedDataset.open(dataset), locate(out)
+    if target == locate(bundle) or (target / "card.json").exists():
+        raise ConfigError(
+            f"--out {target}: a folder without a bundle must be given, got one with a bundle; name another"
+        )
+    _check_fit(loaded.card, site)
+    slices = SliceSet(site, np.flatnonzero(site.column("role") != "test"))
+    _check_patients(slices, method)
+    card = loaded.card
+    found = fit_calibration(slices, loaded.slice_logits(slices), card.scaling, method, card.prior_shift, wanted)
+    loaded.card = with_calibration(card, found)
+    loaded.save(target)
+    return found
+
+
+def _check_fit(card: Card, site: PreparedDataset) -> None:
+    manifest = site.manifest
+    if (manifest.windows, manifest.size) != (card.windows, card.size):
+        windows = ",".join(f"{window.name}={window.center_hu:g}/{window.width_hu:g}" for window in card.windows)
+        raise ConfigError(
+            f"{site.files.root}: windows and size must be those of the bundle, got "
+            f"{','.join(window.name for window in manifest.windows)} at {manifest.size} px; prepare it with --size "
+            f"{card.size} --windows {windows}"
+        )
+    if manifest.fingerprint == card.dataset.fingerprint:
+        raise ConfigError(
+            f"{site.files.root}: patients of another site must be given, got the dataset that trained the bundle; run "
+            "`ich-ray calibrate` on its search"
+        )
+
+
+def _check_patients(slices: SliceSet, method: Method) -> None:
+    needed = _PATIENTS_PER_NUMBER * _NUMBERS[method]
+    for label, what in ((1, "with"), (0, "without")):
+        held = len(set(slices.patients[slices.labels == label]))
+        if held < needed:
+            hint = "use --method temperature, which needs 10, or label" if method == "platt" and held >= 10 else "label"
+            raise ConfigError(
+                f"{slices.dataset.files.root}: at least {needed} patients with a slice {what} haemorrhage must be "
+                f"there outside the test role to fit by {method}, got {held}; {hint} more patients"
+            )

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+
+from ich_ray import cli
+from ich_ray.data.dataset import PreparedDataset, SliceSet
+from ich_ray.errors import ConfigError
+from ich_ray.final.bundle import Bundle, load_bundle
+from ich_ray.final.calibration import calibrate
+from ich_ray.final.recalibration import recalibrate
+from ich_ray.metrics import confusion, log_loss
+from ich_ray.storage import read_json, write_json
+from tests.prepared import make_dataset
+from tests.searched import make_bundle, make_search
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibrated bundle with test figures."""
+    folder = tmp_path_factory.mktemp("home")
+    dataset = make_dataset(folder / "dataset")
+    files = make_search(folder / "search", dataset)
+    make_bundle(files, dataset)
+    calibrate(files.root)
+    card = read_json(files.bundle / "card.json")
+    write_json(files.bundle / "card.json", {**card, "test": {"slices": 1}, "openings": 1})
+    return Path(str(files.bundle))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_dataset(tmp_path_factory.mktemp("site") / "dataset", patients=80, seed=5)
+
+
+def other_roles(site: PreparedDataset) -> SliceSet:
+    return SliceSet(site, np.flatnonzero(site.column("role") != "test"))
+
+
+def test_the_new_card_names_both_calibrations(bundle: Path, site: PreparedDataset, tmp_path: Path) -> None:
+    found = recalibrate(bundle, site.files.root, tmp_path / "new")
+    old, new = load_bundle(bundle).card, load_bundle(tmp_path / "new").card
+    assert [note.dataset for note in new.calibrations] == [old.dataset.fingerprint, site.manifest.fingerprint]
+    assert [note.method for note in new.calibrations] == ["temperature", "platt"]
+    assert (new.calibrations[1].positives, new.test, new.openings) == (found.positives, None, 1)
+    assert (new.dataset, new.weights.sha256) == (old.dataset, old.weights.sha256)
+    assert new.operating_points == found.operating_points != old.operating_points
+    assert old.test == {"slices": 1}, "the first bundle stays as it was"
+
+
+def test_it_fits_a_site_whose_scans_look_otherwise(
+    bundle: Path, site: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits that overlap, are 2.5 times too large and 3 too high there come back to the rate of the site."""
+    noise = np.random.default_rng(0).normal(-1, 1, len(site))
+    monkeypatch.setattr(Bundle, "slice_logits", lambda self, slices: 2.5 * (noise[slices.rows] + 2 * slices.labels) + 3)
+    found = recalibrate(bundle, site.files.root, tmp_path / "new", sensitivity=0.8)
+    slices, new = other_roles(site), load_bundle(tmp_path / "new")
+    probabilities = new.calibrated(new.slice_logits(slices))
+    assert probabilities.mean() == pytest.approx(slices.prevalence, abs=1e-4)
+    before = load_bundle(bundle).calibrated(new.slice_logits(slices))
+    assert found.log_loss_before == pytest.approx(log_loss(slices.labels, before))
+    assert found.log_loss_after == pytest.approx(log_loss(slices.labels, probabilities))
+    assert found.log_loss_after < found.log_loss_before - 0.1
+    again = expit(logit(probabilities) * 1.3)
+    assert log_loss(slices.labels, again) > found.log_loss_after, "no other slope does better"
+    point = found.operating_points["sensitivity_80"]
+    assert confusion(slices.labels, probabilities, point.threshold).sensitivity == point.sensitivity
+    assert 0.8 <= (point.sensitivity or 0) < 0.85
+
+
+def test_the_labels_of_its_test_role_do_not_matter(
+    bundle: Path, site: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = recalibrate(bundle, site.files.root, tmp_path / "one")
+    original = PreparedDataset.label
+
+    def scrambled(self: PreparedDataset, name: str) -> np.ndarray:
+        labels, test = original(self, name).copy(), self.column("role") == "test"
+        labels[test] = 1 - labels[test]
+        return labels
+
+    monkeypatch.setattr(PreparedDataset, "label", scrambled)
+    assert recalibrate(bundle, site.files.root, tmp_path / "two") == before
+
+
+def test_what_does_not_fit_is_refused(bundle: Path, site: PreparedDataset, tmp_path: Path) -> None:
+    small = make_dataset(tmp_path / "small", patients=20, size=16)
+    message = r"--size 32 --windows brain=40/80,subdural=80/200,bone=600/2800"
+    with pytest.raises(ConfigError, match=message):
+        recalibrate(bundle, small.files.root, tmp_path / "new")
+    few = make_dataset(tmp_path / "few", patients=20, seed=3)
+    with pytest.raises(ConfigError, match=r"at least 20 patients with a slice with .*, got 1\d; use --method"):
+        recalibrate(bundle, few.files.root, tmp_path / "new")
+    fewer = make_dataset(tmp_path / "fewer", patients=9, seed=3)
+    with pytest.raises(ConfigError, match=r"at least 10 patients .* fit by temperature, got \d; label more"):
+        recalibrate(bundle, fewer.files.root, tmp_path / "new", method="temperature")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match="a folder without a bundle must be given"):
+        recalibrate(bundle, site.files.root, bundle)
+    home = read_json(bundle / "card.json")["dataset"]["fingerprint"]  # type: ignore[arg-type]
+    own = make_dataset(tmp_path / "own")
+    assert own.manifest.fingerprint == home
+    with pytest.raises(ConfigError, match="got the dataset that trained the bundle"):
+        recalibrate(bundle, own.files.root, tmp_path / "new")
+
+
+def test_one_command_does_it(
+    bundle: Path, site: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new"
+    command = ["recalibrate", str(bundle), str(site.files.root), "--out", str(out)]
+    assert cli.call([*command, "--method", "temperature"]) == 0
+    assert json.loads(capsys.readouterr().out)["dataset"] == site.manifest.fingerprint
+    assert load_bundle(out).card.calibrations[-1].method == "temperature"
+    assert cli.call(command) == 2
+    assert capsys.readouterr().err.count("\n") == 1
