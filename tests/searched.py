@@ -69,4 +69,4 @@ def make_bundle(files: SearchFiles, dataset: PreparedDataset, parameters: Hyperp
     for progress in train(parameters, *roles, budget=Budget(1200, 1200), seed=10):
         state = files.final / "state.safetensors"
         progress.state().save(state)
-    return retrain._bundle(found, found.best(), parameters, dataset.image_shape, state)
+    return retrain._bundle(found, found.best(), parameters, dataset, state)

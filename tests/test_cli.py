@@ -7,8 +7,9 @@ import pytest
 
 from ich_ray import cli
 from ich_ray.errors import ConfigError, IntegrityError, RejectionLimitError
-from ich_ray.results import Objective, Report, SearchRecord, TrialResult
+from ich_ray.results import Objective, Report, TrialResult
 from ich_ray.storage import SearchFiles, locate, write_json
+from tests.records import make_record
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -79,10 +80,7 @@ def test_shares(text: str, share: float) -> None:
 
 def make_search(folder: Path) -> None:
     files = SearchFiles(locate(folder))
-    record = SearchRecord(
-        name="tiny", space={"objective": {}}, dataset="d", fingerprint="f", prevalence=0.2, seed=0, trials=3,
-        versions={}, created=0.0,
-    )  # fmt: skip
+    record = make_record(name="tiny", trials=3)
     write_json(files.search, record.model_dump(mode="json"))
     for number, (state, value) in enumerate([("completed", 0.5), ("completed", 0.7), ("running", 0.9)]):
         report = Report(

@@ -33,7 +33,7 @@ LEVELS = [
 # The functional core must run where Ray is not installed.
 MAY_IMPORT_RAY = {
     "runtime", "cluster", "data.prepare", "search.sampler", "search.halving", "search.trial", "search.run",
-    "search.together", "search.bookkeeper", "search.preflight", "final.confirm", "final.retrain",
+    "search.together", "search.bookkeeper", "search.preflight", "final.confirm", "final.distributed",
 }  # fmt: skip
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -3,35 +3,21 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import ich_ray
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.results import Objective, Report, SearchRecord, SearchResult, TrialResult, open_search
+from ich_ray.results import Objective, Report, SearchResult, TrialResult, open_search
 from ich_ray.search.ledger import Ledger, Verdict
+from tests.records import make_record
 
 BEST = {"max": 2, "min": 0}
 
 
-def record(**space: Any) -> SearchRecord:
-    return SearchRecord(
-        name="x",
-        space={"name": "x", **space},
-        dataset="",
-        fingerprint="f",
-        prevalence=0.1,
-        seed=0,
-        trials=9,
-        versions={},
-        created=0.0,
-    )
-
-
 def search(folder: Path, objective: dict[str, str] | None = None) -> SearchResult:
     """Completed with 0.3 and 0.5, pruned with 0.9 after less, failed, running."""
-    ledger = Ledger.create(folder / "s", record(**({"objective": objective} if objective else {})))
+    ledger = Ledger.create(folder / "s", make_record(space={"objective": objective} if objective else {}))
     metric = ledger.record.objective.metric
     ends = [("completed", 0.3), ("pruned", 0.9), ("completed", 0.5), ("failed", math.nan)]
     for number, (state, value) in enumerate(ends):
@@ -59,7 +45,7 @@ def test_the_best_is_the_best_report_of_completed_trials(tmp_path: Path, objecti
 
 
 def test_a_search_without_a_completed_trial_says_so(tmp_path: Path) -> None:
-    ledger = Ledger.create(tmp_path / "s", record())
+    ledger = Ledger.create(tmp_path / "s", make_record())
     ledger.add({})
     ledger.report(0, 100, {"average_precision": 0.9}, 1.0, end=Verdict("pruned", "rung_100"))
     with pytest.raises(IchRayError) as caught:
@@ -75,7 +61,7 @@ def test_a_frame_carries_every_trial(tmp_path: Path) -> None:
     assert frame["average_precision"].isna().tolist() == [False, False, False, True, True]
     assert frame["param_momentum"].isna().tolist() == [True, True, True, True, False]
     assert list(frame["images_seen"]) == [200, 100, 200, 200, 0]
-    assert Ledger.create(tmp_path / "empty", record()).files.search.exists()
+    assert Ledger.create(tmp_path / "empty", make_record()).files.search.exists()
     assert len(open_search(tmp_path / "empty").to_frame()) == 0
 
 
@@ -113,11 +99,11 @@ def test_trials_are_in_order_of_their_numbers(tmp_path: Path) -> None:
 
 
 def test_amendments_change_what_is_wanted() -> None:
-    amended = record().model_copy(
+    amended = make_record().model_copy(
         update={"amendments": ({"time": 1.0, "trials": 20}, {"time": 2.0, "warm_start": "/a"}, {"trials": 30})}
     )
-    assert (record().wanted, amended.wanted) == (9, 30)
-    assert (record().warm_start, amended.warm_start) == (None, "/a")
+    assert (make_record().wanted, amended.wanted) == (9, 30)
+    assert (make_record().warm_start, amended.warm_start) == (None, "/a")
 
 
 def test_no_search_is_told(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import pickletools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,20 +16,13 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError, Rejection
 from ich_ray.final.bundle import Bundle, load_bundle, predict
 from ich_ray.final.calibration import calibrate
-from ich_ray.storage import SearchFiles, read_json, write_json
-from tests.prepared import make_dataset
-from tests.searched import make_bundle, make_search
+from ich_ray.storage import SearchFiles, locate, read_json, write_json
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return make_dataset(tmp_path_factory.mktemp("prepared") / "dataset")
-
-
-@pytest.fixture(scope="module")
-def search(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
-    files = make_search(tmp_path_factory.mktemp("searches") / "search", dataset)
-    make_bundle(files, dataset)
+def search(retrained: SearchFiles, tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
+    files = SearchFiles(locate(tmp_path_factory.mktemp("searches") / "search"))
+    shutil.copytree(str(retrained.root), str(files.root))
     calibrate(files.root)
     return files
 

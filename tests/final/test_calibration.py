@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +16,14 @@ from ich_ray.final.bundle import load_bundle
 from ich_ray.final.calibration import Calibration, calibrate
 from ich_ray.final.scaling import Method
 from ich_ray.metrics import confusion, log_loss
-from ich_ray.storage import SearchFiles, read_json, write_json
-from tests.prepared import make_dataset
-from tests.searched import make_bundle, make_search
+from ich_ray.storage import SearchFiles, locate, read_json, write_json
+from tests.searched import make_search
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return make_dataset(tmp_path_factory.mktemp("prepared") / "dataset")
-
-
-@pytest.fixture(scope="module")
-def search(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
-    files = make_search(tmp_path_factory.mktemp("searches") / "search", dataset)
-    make_bundle(files, dataset)
+def search(retrained: SearchFiles, tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
+    files = SearchFiles(locate(tmp_path_factory.mktemp("searches") / "search"))
+    shutil.copytree(str(retrained.root), str(files.root))
     return files
 
 

@@ -14,25 +14,11 @@ from ich_ray.final import evaluate as module
 from ich_ray.final.calibration import calibrate
 from ich_ray.final.evaluate import Evaluation, evaluate
 from ich_ray.storage import SearchFiles, locate, read_json
-from tests.prepared import make_dataset
-from tests.searched import make_bundle, make_search
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return make_dataset(tmp_path_factory.mktemp("prepared") / "dataset")
 
 
 @pytest.fixture(autouse=True)
 def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RESAMPLES", 100)
-
-
-@pytest.fixture(scope="module")
-def retrained(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
-    files = make_search(tmp_path_factory.mktemp("searches") / "search", dataset)
-    make_bundle(files, dataset)
-    return files
 
 
 @pytest.fixture

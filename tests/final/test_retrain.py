@@ -12,21 +12,16 @@ import torch
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.final import retrain as module
 from ich_ray.final.bundle import load_bundle
-from ich_ray.final.retrain import Retraining, _patience_over, _resources, chosen_trial, retrain
+from ich_ray.final.checkpoints import keep, newest, state_file
+from ich_ray.final.distributed import _resources, patience_over
+from ich_ray.final.retrain import Retraining, chosen_trial, retrain
 from ich_ray.model.training import TrainingState
 from ich_ray.results import Objective, Report, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.preflight import Machine
 from ich_ray.storage import read_json, write_json
-from tests.prepared import make_dataset
 from tests.searched import PARAMETERS, make_search
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return make_dataset(tmp_path_factory.mktemp("prepared") / "dataset")
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +40,10 @@ def report(images_seen: int, value: float | None) -> Report:
 def test_patience_counts_reports_after_the_best() -> None:
     values = [0.2, 0.5, 0.4, 0.4, 0.4, 0.4]
     reports = [report(number, value) for number, value in enumerate(values)]
-    assert not _patience_over(reports, Objective())
-    assert _patience_over([*reports, report(6, 0.5)], Objective())
-    assert not _patience_over([*reports, report(6, 0.6)], Objective())
-    assert _patience_over([report(number, None) for number in range(5)], Objective())
+    assert not patience_over(reports, Objective())
+    assert patience_over([*reports, report(6, 0.5)], Objective())
+    assert not patience_over([*reports, report(6, 0.6)], Objective())
+    assert patience_over([report(number, None) for number in range(5)], Objective())
 
 
 def of(*kinds: tuple[float | None, float | None, int]) -> list[Machine]:
@@ -101,13 +96,13 @@ def test_only_the_newest_and_the_best_state_stay(tmp_path: Path) -> None:
     for number, value in enumerate([0.2, 0.5, 0.4], start=1):
         reports.append(report(number, value))
         state = TrainingState({"weights.a": torch.zeros(1)}, {"images_seen": number, "elapsed_s": 0.0, "plan": {}})
-        module._keep(folder, state, reports, Objective())
+        keep(folder, state, reports, Objective())
     assert sorted(file.name[-15:-12] for file in folder.glob("state-*")) == ["002", "003"]
-    state, known = module._newest(folder)
+    state, known = newest(folder)
     assert state is not None
     assert (state.images_seen, len(known)) == (3, 3)
-    module._state_file(folder, 3).write_bytes(b"torn")
-    state, known = module._newest(folder)
+    state_file(folder, 3).write_bytes(b"torn")
+    state, known = newest(folder)
     assert state is not None
     assert (state.images_seen, len(known)) == (2, 2)
 

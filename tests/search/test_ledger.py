@@ -7,19 +7,15 @@ from pathlib import Path
 import pytest
 
 from ich_ray.errors import ConfigError
-from ich_ray.results import CheckpointReference, SearchRecord, open_search
+from ich_ray.results import CheckpointReference, open_search
 from ich_ray.search.ledger import Ledger, Verdict, differences, trial_seed
+from tests.records import make_record
 
-RECORD = SearchRecord(
-    name="x",
+RECORD = make_record(
     space={"name": "x", "budget": {"images": 900}, "parameters": {"dropout": {"uniform": [0, 0.5]}}},
-    dataset="/data",
     fingerprint="f00d",
     prevalence=0.2,
-    seed=0,
     trials=3,
-    versions={},
-    created=0.0,
 )
 
 

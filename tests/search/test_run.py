@@ -17,13 +17,14 @@ import pytest
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.final.confirm import confirm
 from ich_ray.final.retrain import chosen_trial
-from ich_ray.results import SearchRecord, SearchResult, open_search
+from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search import bookkeeper, ledger, run
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.run import run_search
 from ich_ray.storage import SearchFiles, exclusive, locate, write_bytes
 from tests.prepared import make_dataset
+from tests.records import make_record
 from tests.search.fakes import SPACE, FakeTrainer
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -258,18 +259,7 @@ def test_a_plan_is_printed_and_nothing_written(
 def test_a_warm_start_is_remembered(data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(run, "say", said.append)
-    record = SearchRecord(
-        name="first",
-        space={"name": "first"},
-        dataset="",
-        fingerprint="",
-        prevalence=0.1,
-        seed=0,
-        trials=1,
-        versions={},
-        created=0.0,
-    )
-    first = Ledger.create(tmp_path / "first", record)
+    first = Ledger.create(tmp_path / "first", make_record(name="first"))
     first.add({"architecture": "resnet18", "learning_rate": 1e-3, "dropout": 0.1, "optimizer": "adam"})
     first.report(0, 900, {"average_precision": 0.5}, 1.0, end=Verdict("completed"))
     keys: dict[str, Any] = {"hours": 1e-9, "_trainer": FakeTrainer()}  # over before anything trains

@@ -7,21 +7,17 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from ich_ray.results import SearchRecord
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.sampler import LedgerSampler, fitting
 from ich_ray.search.space import parse_space
+from tests.records import make_record
 from tests.search.fakes import SPACE
 
 SOURCE = yaml.safe_load(SPACE)
 
 
 def new(folder: Path, **keys: Any) -> Ledger:
-    source = SOURCE | keys
-    record = SearchRecord(
-        name="x", space=source, dataset="", fingerprint="", prevalence=0.1, seed=0, trials=9, versions={}, created=0.0
-    )
-    return Ledger.create(folder / "s", record)
+    return Ledger.create(folder / "s", make_record(space=SOURCE | keys))
 
 
 def sampler(ledger: Ledger, wanted: int = 9, concurrent: int = 2, **keys: Any) -> LedgerSampler:
