@@ -24,6 +24,7 @@ __all__ = [
     "Report",
     "SearchRecord",
     "SearchResult",
+    "Setup",
     "TrialResult",
     "TrialState",
     "finite",
@@ -78,6 +79,28 @@ class Objective(Record):
         return one > other if self.mode == "max" else one < other
 
 
+class Setup(Record):
+    """How a trial was computed.
+
+    Attributes:
+        device: its name, `cpu` for those.
+        workers: processes that trained it together.
+        images: where the training images lay: all of them on the device, or on the host for a batch at a time.
+        mode: precision, memory layout and compilation, such as `bfloat16 channels_last compiled`.
+        rates: images a second that a worker reached in each mode that was tried; empty where nothing was chosen.
+    """
+
+    device: str
+    workers: int
+    images: Literal["device", "host"]
+    mode: str
+    rates: dict[str, float] = Field(default_factory=dict)
+
+    def __str__(self) -> str:
+        workers = f"{self.workers} x " if self.workers > 1 else ""
+        return f"{workers}{self.device}, {self.mode}, images on {self.images}"
+
+
 class TrialResult(Record):
     """One trial: a draw, what it reported, and how it ended.
 
@@ -107,6 +130,7 @@ class TrialResult(Record):
     started: float = 0.0
     ended: float | None = None
     where: str = ""
+    setup: Setup | None = None
     repeats: int | None = None
     fold: int | None = None
 
@@ -241,6 +265,7 @@ class SearchResult:
                 "attempts": trial.attempts,
                 "seconds": trial.reports[-1].elapsed_s if trial.reports else 0.0,
                 "at_chance": trial.at_chance,
+                "setup": str(trial.setup or ""),
                 **trial.metrics,
                 **{f"param_{name}": value for name, value in trial.parameters.items()},
             }

@@ -71,7 +71,8 @@ class Shard:
         flat = self.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
         start = 0
         for weight in weights:
-            weight.grad = flat[start : start + weight.numel()].view_as(weight).clone()
+            own = flat[start : start + weight.numel()].view_as(weight)
+            weight.grad = torch.empty_like(weight).copy_(own)  # in the weight's own memory layout
             start += weight.numel()
 
     def gathered(self, own: NDArray[np.float32], count: int, device: torch.device) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune import Callback
 
 from ich_ray.progress import say
-from ich_ray.results import CheckpointReference
+from ich_ray.results import CheckpointReference, Setup
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,6 +66,8 @@ class Bookkeeper(Callback):
         }
         if result.get("note"):
             changes["detail"] = result["note"]
+        if result.get("setup"):
+            changes["setup"] = Setup.model_validate(result["setup"])
         verdict = self._halving.verdicts.get(number)
         if "failure" in result:
             self._ledger.finish(number, self._halving.verdicts[number], **changes)

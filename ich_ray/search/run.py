@@ -28,6 +28,7 @@ from ich_ray.storage import Location, SearchFiles, exclusive, locate
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ich_ray.data.dataset import Placement
     from ich_ray.search.draw import Listed
     from ich_ray.search.preflight import Slots
     from ich_ray.search.trial import Trainer
@@ -55,6 +56,7 @@ def run_search(
     plan: bool = False,
     seed: int = 0,
     warm_start: Location | None = None,
+    placement: Placement = "auto",
     address: str | None = None,
     _trainer: Trainer | None = None,
 ) -> SearchResult:
@@ -74,6 +76,8 @@ def run_search(
         plan: print what would be done, write nothing, and return the search without trials.
         seed: of the draws and of every trial.
         warm_start: another search whose trials the sampler may learn from.
+        placement: `device` keeps the images of each trial in accelerator memory, `host` never; `auto` does where they
+            fit into half of the trial's part of it.
         address: a Ray cluster; this machine if not given.
 
     Raises:
@@ -105,7 +109,9 @@ def run_search(
             ledger.amend(trials=wanted)
         if teacher != ledger.record.warm_start:
             ledger.amend(warm_start=teacher)
-        _Run(checked, data, ledger, slots, wanted=wanted, hours=hours, warm=warm, trainer=_trainer).go()
+        _Run(
+            checked, data, ledger, slots, wanted=wanted, hours=hours, warm=warm, placement=placement, trainer=_trainer
+        ).go()
     return open_search(out)
 
 
@@ -249,6 +255,7 @@ class _Run:
             cpus=slots.cpus,
             gpus=slots.gpus,
             workers=slots.workers,
+            placement=placement,
         )
         trainer = trainer or train_model
         self.function = trial_function(settings, Together(trainer) if slots.workers > 1 else trainer)

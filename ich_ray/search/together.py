@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.results import Setup
     from ich_ray.search.trial import Trainer, TrialSettings
 
 __all__ = ["Together", "WorkersLost", "nothing_left_behind", "run_workers"]
@@ -109,6 +110,7 @@ class _Step:
     images_seen: int
     metrics: dict[str, float]
     elapsed_s: float
+    setup: Setup | None
     data: bytes
 
     def state(self) -> _Step:
@@ -326,7 +328,7 @@ def _train(
 def _step(progress: Any, settings: TrialSettings) -> _Step:
     last = progress.images_seen >= settings.images
     data = b"" if last else progress.state().packed()
-    return _Step(progress.images_seen, progress.metrics, progress.elapsed_s, data)
+    return _Step(progress.images_seen, progress.metrics, progress.elapsed_s, progress.setup, data)
 
 
 @contextmanager

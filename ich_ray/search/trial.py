@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ray import tune
 
-from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.dataset import Placement, PreparedDataset
 from ich_ray.data.folds import HeldOut
 from ich_ray.errors import IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ich_ray.model.parallel import Shard
     from ich_ray.model.training import Progress
+    from ich_ray.results import Setup
 
 __all__ = ["Checkpoints", "Kept", "Trainer", "TrialSettings", "as_failure", "opened", "train_model", "trial_function"]
 
@@ -50,6 +51,7 @@ class TrialSettings:
         cpus: threads a trial may use.
         gpus: accelerators it has, perhaps a fraction of one.
         workers: processes that train it together, each with its share of the CPUs, and one of the accelerators if any.
+        placement: where the images lie, see `data.dataset.place`.
     """
 
     dataset: str
@@ -60,6 +62,12 @@ class TrialSettings:
     cpus: float
     gpus: float
     workers: int = 1
+    placement: Placement = "auto"
+
+    @property
+    def neighbors(self) -> int:
+        """Trials on one accelerator, this one counted."""
+        return int(1 / self.gpus + 1e-9) if 0 < self.gpus < 1 else 1
 
 
 class _State(Protocol):
@@ -76,6 +84,8 @@ class _Progress(Protocol):
     def metrics(self) -> dict[str, float]: ...
     @property
     def elapsed_s(self) -> float: ...
+    @property
+    def setup(self) -> Setup | None: ...
     def state(self) -> _State: ...
 
 
@@ -111,6 +121,8 @@ def train_model(
             device=device,
             resume=TrainingState.load(resume) if resume else None,
             shard=shard,
+            placement=settings.placement,
+            trials=settings.neighbors,
         )
     finally:
         if device.type == "cuda":
@@ -167,7 +179,12 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
             last = progress.images_seen >= settings.images
             reference = None if last else checkpoints.save(progress, history)
             tune.report(
-                {**report, "checkpoint": reference.model_dump() if reference else None, "note": checkpoints.note}
+                {
+                    **report,
+                    "checkpoint": reference.model_dump() if reference else None,
+                    "note": checkpoints.note,
+                    "setup": progress.setup.model_dump() if progress.setup else None,
+                }
             )
     seen = history[-1]["images_seen"] if history else 0
     raise TrialFailure("error", f"training ended at {seen} of {settings.images} images")

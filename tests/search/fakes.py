@@ -18,6 +18,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.parallel import Shard
+from ich_ray.results import Setup
 from ich_ray.search.trial import TrialSettings
 from ich_ray.storage import Location, locate, sha256, write_bytes
 
@@ -52,6 +53,7 @@ class FakeProgress:
     images_seen: int
     metrics: dict[str, float]
     elapsed_s: float
+    setup: Setup | None = None
 
     def state(self) -> FakeState:
         return FakeState(self.images_seen)

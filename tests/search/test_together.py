@@ -21,7 +21,7 @@ from ich_ray.storage import sha256
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE, FakeWorker
 
-STEP = _Step(100, {"average_precision": 0.5}, 1.0, b"state")
+STEP = _Step(100, {"average_precision": 0.5}, 1.0, None, b"state")
 
 
 def test_workers_wait_at_the_desk_until_they_may_go_on() -> None:
