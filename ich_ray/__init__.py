@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ich_ray.final.retrain import retrain
     from ich_ray.pipeline import demo, run
     from ich_ray.results import SearchResult, TrialResult, open_search
+    from ich_ray.search.export import export
     from ich_ray.search.run import run_search
 
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "confirm": "ich_ray.final.confirm",
     "demo": "ich_ray.pipeline",
     "evaluate": "ich_ray.final.evaluate",
+    "export": "ich_ray.search.export",
     "load_bundle": "ich_ray.final.bundle",
     "open_search": "ich_ray.results",
     "prepare": "ich_ray.data.prepare",
@@ -53,6 +55,7 @@ __all__ = [
     "confirm",
     "demo",
     "evaluate",
+    "export",
     "load_bundle",
     "open_search",
     "prepare",

@@ -57,6 +57,12 @@ WorkersPerTrial = Annotated[
     int | None,
     typer.Option("--workers-per-trial", min=1, help="Processes that train one network; default one a GPU."),
 ]
+Images = Annotated[
+    Literal["auto", "device", "host"],
+    typer.Option(
+        "--placement", help="Where training images lie; auto: in GPU memory if half of a trial's part holds all."
+    ),
+]
 LimitRejected = Annotated[
     str, typer.Option("--limit-rejected", help="Largest share of files that may be rejected, such as 5% or 0.05.")
 ]
@@ -148,12 +154,18 @@ def search(
     gpus_per_trial: GpusPerTrial = None,
     cpus_per_trial: CpusPerTrial = None,
     workers_per_trial: WorkersPerTrial = None,
-    hours: Annotated[float | None, typer.Option("--hours", min=0, help="Start no trial after this long.")] = None,
+    hours: Annotated[float | None, typer.Option("--hours", min=0, help="End it after this long.")] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option("--gpu-hours", min=0, help="End it after so many GPU hours of all trials together.")
+    ] = None,
     concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trials at a time.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and run nothing.")] = False,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Same seed, same result; default 0, or that of the search.")
+    ] = None,
     warm_start: Annotated[str | None, typer.Option("--warm-start", help="Learn from another search first.")] = None,
+    placement: Images = "auto",
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -169,21 +181,23 @@ def search(
         cpus_per_trial=cpus_per_trial,
         workers_per_trial=workers_per_trial,
         hours=hours,
+        gpu_hours=gpu_hours,
         concurrent=concurrent,
         resume=resume,
         plan=plan,
         seed=seed,
         warm_start=warm_start,
+        placement=placement,
         address=address,
     )
     if not plan:
-        display.print_search(found, 10, as_json)
+        display.print_search(found, None, as_json)
 
 
 @app.command()
 def results(
     folder: SearchFolder,
-    top: Annotated[int, typer.Option("--top", min=1, help="Trials to show.")] = 10,
+    top: Annotated[int | None, typer.Option("--top", min=1, help="Best trials to show; 10, or all as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
     """The trials of a search, best first, at any time."""
@@ -219,15 +233,29 @@ def confirm(
 
 
 @app.command()
+def export(
+    folder: SearchFolder,
+    tensorboard: Annotated[str | None, typer.Option("--tensorboard", help="A new folder for event files.")] = None,
+    optuna: Annotated[str | None, typer.Option("--optuna", help="A new SQLite file, for optuna-dashboard.")] = None,
+    mlflow: Annotated[str | None, typer.Option("--mlflow", help="A tracking URI, such as sqlite:///runs.db.")] = None,
+) -> None:
+    """Write a search for TensorBoard, Optuna or MLflow."""
+    from ich_ray.search.export import export as export_search
+
+    print("\n".join(export_search(folder, tensorboard=tensorboard, optuna=optuna, mlflow=mlflow)))
+
+
+@app.command()
 def retrain(
     folder: SearchFolder,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,
+    placement: Images = "auto",
     address: Address = None,
 ) -> None:
     """Train the chosen trial again, longer: the bundle."""
     from ich_ray.final.retrain import retrain as retrain_best
 
-    retrain_best(folder, workers=workers, address=address)
+    retrain_best(folder, workers=workers, placement=placement, address=address)
     print(f"bundle  {open_search(folder).files.bundle}")
 
 

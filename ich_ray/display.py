@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ich_ray.results import SearchResult, TrialResult
 
 __all__ = ["print_confirmation", "print_dataset", "print_run", "print_search"]
+
+_TABLE_ROWS = 10
 
 
 def _table(*columns: str) -> Table:
@@ -51,22 +54,24 @@ def print_dataset(manifest: DatasetManifest, root: str) -> None:
         print(note)
 
 
-def print_search(found: SearchResult, top: int, as_json: bool) -> None:
-    """The best `top` trials of a search, as a table or as JSON."""
+def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
+    """The best `top` trials of a search; by default ten as a table, all as JSON."""
     ranked = found.ranked()
     if as_json:
         trials = [{**trial.model_dump(mode="json"), "value": trial.value} for trial in ranked[:top]]
         print(json.dumps({"search": found.record.model_dump(mode="json"), "trials": trials}, indent=1))
         return
     states = ", ".join(f"{found.count(state)} {state}" for state in ("completed", "pruned", "failed", "running"))
-    print(f"{found.record.name}: {len(found.trials)} of {found.record.trials} trials: {states}")
+    print(f"{found.record.name}: {len(found.trials)} of {found.record.wanted} trials: {states}")
     table = _table("trial", "state", found.objective.metric, "images", "seconds", "parameters")
-    for trial in ranked[:top]:
+    for trial in ranked[: top or _TABLE_ROWS]:
         seconds = f"{trial.reports[-1].elapsed_s:.0f}" if trial.reports else "-"
         state = f"{trial.state} ({trial.reason})" if trial.reason else trial.state
         value = "-" if trial.value is None else f"{trial.value:.4f}"
         table.add_row(str(trial.number), state, value, str(trial.images_seen), seconds, _parameters(trial))
     _show(table)
+    for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
+        print(f"{count} trials on {setup}")
 
 
 def _parameters(trial: TrialResult) -> str:

@@ -1,7 +1,7 @@
 """What people see while they wait: lines and bars on stderr, never on stdout.
 
 Silent until the command line calls `show`, so that a library caller or a Ray worker prints nothing. Where stderr is
-not a terminal a bar becomes one line every few seconds.
+not a terminal a bar becomes one line every few seconds, and a board is not there at all.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Advance", "bar", "say", "show"]
+    from rich.console import RenderableType
+
+__all__ = ["Advance", "bar", "board", "say", "show"]
 
 _LINE_EVERY_S = 5.0
 
@@ -62,6 +65,19 @@ def bar(what: str, total: int, unit: str) -> Iterator[Advance]:
             say(f"  {what}: {done}/{total}, {_rate(done, started, unit, note)}")
 
     yield lines
+
+
+@contextmanager
+def board() -> Iterator[Callable[[RenderableType], None] | None]:
+    """Lines at the foot of the terminal that are drawn over and over, below what is said meanwhile.
+
+    The block is given a function that draws them, or None where stderr is not a terminal. They are gone after it.
+    """
+    if _console.quiet or not _console.is_interactive:
+        yield None
+        return
+    with Live(console=_console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
+        yield lambda lines: live.update(lines, refresh=True)
 
 
 def _rate(done: int, started: float, unit: str, note: str) -> str:

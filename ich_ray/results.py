@@ -251,26 +251,45 @@ class SearchResult:
             )
         return ranked[0]
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row per trial: state, objective, images_seen, best metrics and `param_*` columns."""
+    def to_frame(self, reports: bool = False) -> pd.DataFrame:
+        """Everything that the ledger holds, as a table; `attrs["search"]` is search.json.
+
+        Args:
+            reports: a row per report instead: `number` and the report's fields, a column per metric.
+
+        Returns:
+            One row per trial: its record's fields, `value` and `images_seen`, the metrics of its best report, `reports`
+            as a count, `seconds` of training, and the parameters as `param_*`. What a trial has not is missing.
+        """
         import pandas as pd
 
-        return pd.DataFrame(
-            {
-                "number": trial.number,
-                "state": trial.state,
-                "reason": trial.reason,
-                "images_seen": trial.images_seen,
-                "reports": len(trial.reports),
-                "attempts": trial.attempts,
-                "seconds": trial.reports[-1].elapsed_s if trial.reports else 0.0,
-                "at_chance": trial.at_chance,
-                "setup": str(trial.setup or ""),
-                **trial.metrics,
-                **{f"param_{name}": value for name, value in trial.parameters.items()},
-            }
-            for trial in self.trials
-        )
+        rows = [_report_row(trial, report) for trial in self.trials for report in trial.reports] if reports else None
+        frame = pd.DataFrame([_trial_row(trial) for trial in self.trials] if rows is None else rows)
+        frame.attrs["search"] = self.record.model_dump(mode="json")
+        return frame
+
+
+def _trial_row(trial: TrialResult) -> dict[str, Any]:
+    plain = trial.model_dump(exclude={"objective", "parameters", "reports", "checkpoint", "setup"})
+    return {
+        **plain,
+        "objective": trial.objective.metric,
+        "mode": trial.objective.mode,
+        "setup": str(trial.setup) if trial.setup else None,
+        "value": trial.value,
+        "images_seen": trial.images_seen,
+        "reports": len(trial.reports),
+        "seconds": trial.reports[-1].elapsed_s if trial.reports else 0.0,
+        "checkpoint": trial.checkpoint.file if trial.checkpoint else None,
+        "checkpoint_sha256": trial.checkpoint.sha256 if trial.checkpoint else None,
+        "checkpoint_images_seen": trial.checkpoint.images_seen if trial.checkpoint else None,
+        **trial.metrics,
+        **{f"param_{name}": value for name, value in trial.parameters.items()},
+    }
+
+
+def _report_row(trial: TrialResult, report: Report) -> dict[str, Any]:
+    return {"number": trial.number, **report.model_dump(exclude={"metrics"}), **report.metrics}
 
 
 def open_search(where: Location) -> SearchResult:

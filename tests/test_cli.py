@@ -8,7 +8,7 @@ import pytest
 from ich_ray import cli
 from ich_ray.errors import ConfigError, IntegrityError, RejectionLimitError
 from ich_ray.results import Objective, Report, TrialResult
-from ich_ray.storage import SearchFiles, locate, write_json
+from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from tests.records import make_record
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -104,6 +104,29 @@ def test_results_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFi
     printed = json.loads(capsys.readouterr().out)
     assert printed["search"]["name"] == "tiny"
     assert [(trial["number"], trial["value"]) for trial in printed["trials"]] == [(1, 0.7)]
+
+
+def test_results_as_json_is_the_whole_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_search(tmp_path)
+    record = read_json(locate(tmp_path) / "search.json")
+    record["amendments"] = [{"time": 1.0, "trials": 12}]
+    write_json(locate(tmp_path) / "search.json", record)
+    first = read_json(locate(tmp_path) / "trials" / "00000.json")
+    for number in range(3, 12):
+        write_json(locate(tmp_path) / "trials" / f"{number:05d}.json", {**first, "number": number})
+    assert cli.call(["results", str(tmp_path), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["search"] == record
+    assert len(printed["trials"]) == 12
+    for trial in printed["trials"]:
+        value = trial.pop("value")
+        assert trial == read_json(locate(tmp_path) / "trials" / f"{trial['number']:05d}.json")
+        assert value == trial["reports"][0]["metrics"]["average_precision"]
+        assert trial.keys() == TrialResult.model_fields.keys()
+    assert cli.call(["results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tiny: 12 of 12 trials: 11 completed, 0 pruned, 0 failed, 1 running"
+    assert sum(line.split()[0].isdigit() for line in lines if line.strip()) == 10
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

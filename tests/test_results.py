@@ -5,10 +5,11 @@ import math
 from pathlib import Path
 
 import pytest
+from upath import UPath
 
 import ich_ray
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.results import Objective, Report, SearchResult, TrialResult, open_search
+from ich_ray.results import CheckpointReference, Objective, Report, SearchResult, TrialResult, open_search
 from ich_ray.search.ledger import Ledger, Verdict
 from tests.records import make_record
 
@@ -63,6 +64,40 @@ def test_a_frame_carries_every_trial(tmp_path: Path) -> None:
     assert list(frame["images_seen"]) == [200, 100, 200, 200, 0]
     assert Ledger.create(tmp_path / "empty", make_record()).files.search.exists()
     assert len(open_search(tmp_path / "empty").to_frame()) == 0
+
+
+def test_a_frame_leaves_no_field_of_the_records_out(tmp_path: Path) -> None:
+    found = search(tmp_path)
+    reference = CheckpointReference(file="checkpoints/00004/a.safetensors", sha256="aa", images_seen=100)
+    running = found.trials[4].model_copy(update={"checkpoint": reference, "where": "host:1", "cost_gpu_s": 2.5})
+    found.trials = (*found.trials[:4], running)
+    trials, reports = found.to_frame(), found.to_frame(reports=True)
+    fields = TrialResult.model_fields.keys() - {"parameters"} | {"param_dropout", "param_optimizer", "param_momentum"}
+    assert fields <= set(trials.columns)
+    assert set(reports.columns) == Report.model_fields.keys() - {"metrics"} | {"number", "average_precision", "f2"}
+    assert trials.attrs["search"] == found.record.model_dump(mode="json") == reports.attrs["search"]
+    last = trials.iloc[4]
+    assert (last["checkpoint"], last["checkpoint_sha256"], last["checkpoint_images_seen"]) == (
+        "checkpoints/00004/a.safetensors", "aa", 100,
+    )  # fmt: skip
+    assert (last["where"], last["cost_gpu_s"], last["objective"], last["mode"]) == (
+        "host:1", 2.5, "average_precision", "max",
+    )  # fmt: skip
+    assert trials["value"].tolist()[:3] == [0.3, 0.9, 0.5]
+    assert trials["seed"].tolist() == [trial.seed for trial in found.trials]
+    rows = [(0, 100), (0, 200), (1, 100), (2, 100), (2, 200), (3, 100), (3, 200)]
+    assert list(zip(reports["number"], reports["images_seen"], strict=True)) == rows
+    assert reports["average_precision"].tolist()[:5] == pytest.approx([0.3, 0.2, 0.9, 0.5, 0.4])
+    assert reports["time"].tolist() == [report.time for trial in found.trials for report in trial.reports]
+
+
+def test_a_search_is_read_from_object_storage(tmp_path: Path) -> None:
+    search(tmp_path)
+    for path in (tmp_path / "s").rglob("*.json"):
+        (UPath("memory://results") / str(path.relative_to(tmp_path / "s"))).write_bytes(path.read_bytes())
+    found = open_search("memory://results")
+    assert [trial.number for trial in found.trials] == [0, 1, 2, 3, 4]
+    assert found.best().number == 2
 
 
 @pytest.mark.parametrize(

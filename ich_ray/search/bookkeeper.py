@@ -1,45 +1,73 @@
-"""Tune's reports, written into the ledger and said to people.
+"""Tune's reports, written into the ledger, counted, and said to people.
 
 The only place where a running trial meets the ledger: a Tune callback in the driver, called after the scheduler has
-decided, so that a last report and the final state are one write. Decides nothing.
+decided, so that a last report and the final state are one write. Decides nothing; how the counts look is in table.py.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
 from ich_ray.progress import say
 from ich_ray.results import CheckpointReference, Setup
+from ich_ray.search.plan import expected_course
+from ich_ray.search.table import RungCount, Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ray.tune.experiment import Trial
 
     from ich_ray.results import TrialResult
+    from ich_ray.search.draw import SearchSpace
     from ich_ray.search.halving import Halving
     from ich_ray.search.ledger import Ledger
     from ich_ray.search.sampler import LedgerSampler
 
 __all__ = ["Bookkeeper"]
 
-_STATUS_EVERY_S = 5.0
+_LINE_EVERY_S = 5.0
+# Drawing a table of 20 lines takes the driver 4 ms.
+_TABLE_EVERY_S = 0.5
+# What the plan says of a trial's images weighs as much as this many trials that have ended.
+_PLAN_WEIGHS = 3
 
 
 class Bookkeeper(Callback):
-    """Writes what happens to each trial."""
+    """Writes what happens to each trial.
 
-    def __init__(self, ledger: Ledger, halving: Halving, sampler: LedgerSampler, wanted: int, gpus: float) -> None:
-        self._ledger, self._halving, self._sampler = ledger, halving, sampler
-        self._wanted, self._gpus = wanted, gpus
+    Attributes:
+        draw: draws the table on a terminal; None where lines are said instead.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        ledger: Ledger,
+        halving: Halving,
+        sampler: LedgerSampler,
+        *,
+        wanted: int,
+        gpus: float,
+        deadline: float,
+    ) -> None:
+        self._space, self._ledger, self._halving, self._sampler = space, ledger, halving, sampler
+        self._wanted, self._gpus, self._deadline = wanted, gpus, deadline
+        self.draw: Callable[[Standing], None] | None = None
         self._marks: dict[int, float] = {}
         self._running: set[int] = set()
-        self._last_status = self._started = time.monotonic()
-        self._images_before = self._images()
-        self._ended = 0
+        self._started: float | None = None
+        self._last_line = self._last_table = time.monotonic()
+        self._expected = expected_course(space.budget, wanted).images / wanted
+        self._images_before = self._images = sum(trial.images_seen for trial in ledger.trials.values())
+        self._ended: Counter[str] = Counter()
+        self._ended_images = 0
+        self._stopped: Counter[str] = Counter()
         self._best: TrialResult | None = None
         for trial in ledger.trials.values():
             self._count(trial)
@@ -47,8 +75,9 @@ class Bookkeeper(Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         number = trial.config["number"]
         if trial.config["again"] or number in self._marks:
-            self._ledger.start(number)
+            self._ledger.start(number, cost_gpu_s=self._cost(number))
         self._marks[number] = time.time()
+        self._started = self._started or time.monotonic()
         self._running.add(number)
 
     def on_trial_result(
@@ -68,7 +97,7 @@ class Bookkeeper(Callback):
             changes["detail"] = result["note"]
         if result.get("setup"):
             changes["setup"] = Setup.model_validate(result["setup"])
-        verdict = self._halving.verdicts.get(number)
+        verdict, before = self._halving.verdicts.get(number), self._ledger.trials[number].images_seen
         if "failure" in result:
             self._ledger.finish(number, self._halving.verdicts[number], **changes)
         else:
@@ -82,6 +111,7 @@ class Bookkeeper(Callback):
                 end=verdict,
                 **changes,
             )
+        self._images += self._ledger.trials[number].images_seen - before
         if verdict:
             self._say_ended(number)
 
@@ -94,17 +124,49 @@ class Bookkeeper(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002
         now = time.monotonic()
-        if now - self._last_status < _STATUS_EVERY_S:
-            return
-        self._last_status = now
-        self._fail_lost(trials)
-        waiting = len(self._ledger.trials) - self._ended - len(self._running)
-        images = self._images() - self._images_before
-        rate = images / (now - self._started)
-        counts = f"{self._ended}/{self._wanted} trials ended, {len(self._running)} running"
-        if waiting:
-            counts += f", {waiting} waiting for a free slot"
-        say(f"  {counts}, {images:,} images ({rate:,.0f}/s); {self._said_best()}")
+        if now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            self._fail_lost(trials)
+            if not self.draw:
+                say(self.standing(now).line())
+        if self.draw and now - self._last_table >= _TABLE_EVERY_S:
+            self._last_table = now
+            self.draw(self.standing(now))
+
+    def standing(self, now: float) -> Standing:
+        """Where the search stands at `now` of the monotonic clock."""
+        elapsed_s = now - self._started if self._started else 0.0
+        images = self._images - self._images_before
+        rate = images / elapsed_s if elapsed_s else 0.0
+        return Standing(
+            name=self._space.name,
+            metric=self._space.objective.metric,
+            wanted=self._wanted,
+            budget=self._space.budget.images,
+            ended=dict(self._ended),
+            waiting=len(self._ledger.trials) - self._ended.total() - len(self._running),
+            running=[self._ledger.trials[number] for number in sorted(self._running)],
+            best=self._best,
+            rungs=[
+                RungCount(level, len(values), self._stopped[f"rung_{level}"])
+                for level, values in self._halving.rungs.reached.items()
+            ],
+            images=images,
+            images_per_s=rate,
+            elapsed_s=elapsed_s,
+            left_s=self._left_s(rate),
+            searched=[spec.name for spec in self._space.parameters if spec.kind != "fixed"],
+        )
+
+    def _left_s(self, rate: float) -> float | None:
+        """From the images that trials took so far, which are few at first: then the plan's expectation counts more."""
+        until = self._deadline - time.time()
+        if not rate:
+            return until if math.isfinite(until) else None
+        ended = self._ended.total()
+        each = (self._ended_images + _PLAN_WEIGHS * self._expected) / (ended + _PLAN_WEIGHS)
+        under_way = self._images - self._ended_images
+        return max(0.0, min(until, ((self._wanted - ended) * each - under_way) / rate))
 
     def _fail_lost(self, trials: Iterable[Trial]) -> None:
         """Tune drops a trial without a word when a reused worker cannot be reset: it would hold its slot for ever."""
@@ -114,9 +176,6 @@ class Bookkeeper(Callback):
                 self._sampler.on_trial_complete(trial.trial_id, error=True)
                 self._say_ended(number)
 
-    def _images(self) -> int:
-        return sum(trial.images_seen for trial in self._ledger.trials.values())
-
     def _cost(self, number: int) -> float:
         """Accelerator seconds so far, counting what attempts spent that were lost."""
         now = time.time()
@@ -124,8 +183,20 @@ class Bookkeeper(Callback):
         self._marks[number] = now
         return self._ledger.trials[number].cost_gpu_s + spent
 
+    def gpu_seconds(self) -> float:
+        """Accelerator seconds of all trials, the running ones up to now.
+
+        What the trials of a killed driver did after their last report is not known and not counted.
+        """
+        now = time.time()
+        running = sum(now - self._marks[number] for number in self._running)
+        return sum(trial.cost_gpu_s for trial in self._ledger.trials.values()) + running * self._gpus
+
     def _count(self, trial: TrialResult) -> None:
-        self._ended += trial.state != "running"
+        if trial.state != "running":
+            self._ended[trial.state] += 1
+            self._ended_images += trial.images_seen
+            self._stopped[trial.reason] += 1
         if trial.state != "completed" or trial.value is None:
             return
         if self._best is None or trial.objective.better(trial.value, self._best.value or 0.0):
@@ -146,11 +217,8 @@ class Bookkeeper(Callback):
 
     def summary(self) -> str:
         """One line on a search that has ended."""
-        trials = self._ledger.trials.values()
-        states = ", ".join(
-            f"{sum(trial.state == state for trial in trials)} {state}" for state in ("completed", "pruned", "failed")
-        )
+        states = ", ".join(f"{self._ended[state]} {state}" for state in ("completed", "pruned", "failed"))
         return (
-            f"search {self._ledger.record.name}: {self._ended} trials ended ({states}), {self._images():,} images; "
-            f"{self._said_best()}"
+            f"search {self._ledger.record.name}: {self._ended.total()} trials ended ({states}), "
+            f"{self._images:,} images; {self._said_best()}"
         )

@@ -184,6 +184,7 @@ class SearchSpace:
         parameters: in an order in which every condition is decided before what depends on it.
         points: tried first; a point may leave parameters to the draw.
         source: the file's content, as written.
+        listed: the trials of a grid or of a list of candidates, as they are run, when there are no others; else None.
     """
 
     name: str
@@ -192,6 +193,7 @@ class SearchSpace:
     parameters: tuple[ParameterSpec, ...]
     points: tuple[dict[str, Parameter], ...]
     source: dict[str, Any]
+    listed: tuple[dict[str, Parameter], ...] | None = None
 
     def draw(self, suggest: Suggest) -> Draw:
         """One trial's parameters, each from `suggest` where the space leaves a choice."""

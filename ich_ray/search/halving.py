@@ -78,16 +78,17 @@ class Halving(TrialScheduler):
     """Tune's scheduler: ends trials by rung, by budget, by time, or because they failed.
 
     Attributes:
+        rungs: what the trials reached.
         verdicts: by trial number, those that have ended.
     """
 
-    def __init__(self, budget: Budget, objective: Objective, rungs: Rungs, out_of_time: Callable[[], bool]) -> None:
+    def __init__(self, budget: Budget, objective: Objective, rungs: Rungs, limit: Callable[[], Verdict | None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._images = budget.images
         self._key = f"metrics/{objective.metric}"
         self._name = objective.metric
-        self._rungs = rungs
-        self._out_of_time = out_of_time
+        self.rungs = rungs
+        self._limit = limit
         self.verdicts: dict[int, Verdict] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
@@ -104,12 +105,12 @@ class Halving(TrialScheduler):
         value, images_seen = result.get(self._key), result["images_seen"]
         if value is None or not math.isfinite(value):
             return Verdict("failed", "diverged", f"{self._name} is not finite at {images_seen} images")
-        rung = self._rungs.offer(number, images_seen, value)
+        rung = self.rungs.offer(number, images_seen, value)
         if images_seen >= self._images:
             return Verdict("completed")
         if rung is not None:
             return Verdict("pruned", f"rung_{rung}")
-        return Verdict("pruned", "hours", "the search's --hours were over") if self._out_of_time() else None
+        return self._limit()
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None: ...
 

@@ -103,9 +103,9 @@ class Ledger:
             )
         )
 
-    def start(self, number: int) -> TrialResult:
+    def start(self, number: int, **changes: Any) -> TrialResult:
         """One more attempt at a trial begins; the first one is counted when it is added."""
-        return self._change(number, attempts=self.trials[number].attempts + 1)
+        return self._change(number, attempts=self.trials[number].attempts + 1, **changes)
 
     def report(
         self,

@@ -8,10 +8,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.search.draw import SearchSpace
+    from ich_ray.search.draw import Budget, SearchSpace
     from ich_ray.search.preflight import Slots
 
-__all__ = ["Plan", "plan_search"]
+__all__ = ["Course", "Plan", "expected_course", "plan_search"]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How trials are expected to fare.
+
+    Attributes:
+        reaching: trials expected to start, then to pass each rung.
+        images: training images expected of all trials together.
+    """
+
+    reaching: tuple[int, ...]
+    images: int
 
 
 @dataclass(frozen=True)
@@ -55,14 +68,8 @@ class Plan:
 
 
 def plan_search(space: SearchSpace, dataset: PreparedDataset, trials: int, slots: Slots) -> Plan:
-    """The expected course of `trials` trials: 1/reduction of them pass each rung once it has its peers."""
-    budget = space.budget
-    rungs = tuple(budget.rungs())
-    reaching = [trials]
-    for _ in rungs:
-        spared = min(reaching[-1], budget.min_peers)
-        reaching.append(max(spared, math.ceil(reaching[-1] / budget.reduction)))
-    segments = [after - before for before, after in zip((0, *rungs), (*rungs, budget.images), strict=True)]
+    """What `trials` trials of a space would do on these slots."""
+    course = expected_course(space.budget, trials)
     roles = dataset.manifest.roles
     mapped = (roles["train"].slices + roles["validation"].slices) * math.prod(dataset.image_shape)
     return Plan(
@@ -72,9 +79,20 @@ def plan_search(space: SearchSpace, dataset: PreparedDataset, trials: int, slots
         cpus=slots.cpus,
         gpus=slots.gpus,
         workers=slots.workers,
-        rungs=rungs,
-        reaching=tuple(reaching),
-        images=sum(count * images for count, images in zip(reaching, segments, strict=True)),
-        images_at_most=trials * budget.images,
+        rungs=tuple(space.budget.rungs()),
+        reaching=course.reaching,
+        images=course.images,
+        images_at_most=trials * space.budget.images,
         mapped_bytes=mapped,
     )
+
+
+def expected_course(budget: Budget, trials: int) -> Course:
+    """1/reduction of `trials` trials pass each rung once it has its peers."""
+    rungs = budget.rungs()
+    reaching = [trials]
+    for _ in rungs:
+        spared = min(reaching[-1], budget.min_peers)
+        reaching.append(max(spared, math.ceil(reaching[-1] / budget.reduction)))
+    segments = [after - before for before, after in zip((0, *rungs), (*rungs, budget.images), strict=True)]
+    return Course(tuple(reaching), sum(count * images for count, images in zip(reaching, segments, strict=True)))

@@ -7,7 +7,6 @@ goes into a temporary folder. Trains nothing: trial.py does.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import tempfile
 import time
@@ -17,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError
-from ich_ray.progress import say
+from ich_ray.progress import board, say
 from ich_ray.results import SearchRecord, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search.ledger import Ledger, differences
+from ich_ray.search.draw import Listed
+from ich_ray.search.ledger import Ledger, Verdict, differences
+from ich_ray.search.limits import Limits
 from ich_ray.search.plan import plan_search
 from ich_ray.search.space import SearchSpace, load_space
 from ich_ray.storage import Location, SearchFiles, exclusive, locate
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ich_ray.data.dataset import Placement
-    from ich_ray.search.draw import Listed
     from ich_ray.search.preflight import Slots
     from ich_ray.search.trial import Trainer
 
@@ -51,10 +51,11 @@ def run_search(
     cpus_per_trial: float | None = None,
     workers_per_trial: int | None = None,
     hours: float | None = None,
+    gpu_hours: float | None = None,
     concurrent: int | None = None,
     resume: bool = False,
     plan: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     warm_start: Location | None = None,
     placement: Placement = "auto",
     address: str | None = None,
@@ -66,15 +67,17 @@ def run_search(
         dataset: a prepared dataset.
         space: the YAML file of the search space.
         out: the search folder, new or (with `resume`) begun before.
-        trials: in all, counting those already there; 20 if not given, or what the search was begun with.
+        trials: in all, counting those already there; if not given what the search was begun with, all of a grid or of
+            a list of candidates, else 20.
         gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one; of 2 or more each has a worker of its own.
         cpus_per_trial: CPUs, and so threads, of all workers of a trial; 1 each if not given.
         workers_per_trial: processes that train one network together; as many as GPUs if not given.
         hours: after which no trial is started and running ones are stopped at their next report.
+        gpu_hours: the same, of accelerators times hours, over all trials since the search began.
         concurrent: trials at a time; as many as fit if not given.
         resume: go on with the search in `out`; unfinished trials continue from their checkpoints.
         plan: print what would be done, write nothing, and return the search without trials.
-        seed: of the draws and of every trial.
+        seed: of the draws and of every trial; that of the search in `out` if not given, else 0.
         warm_start: another search whose trials the sampler may learn from.
         placement: `device` keeps the images of each trial in accelerator memory, `host` never; `auto` does where they
             fit into half of the trial's part of it.
@@ -84,12 +87,18 @@ def run_search(
         ConfigError: it cannot be done as asked; nothing has been started and nothing overwritten.
         IchRayError: it was interrupted; the message says how to go on.
     """
-    _check_numbers(trials, hours)
+    if trials is not None and trials < 1:
+        raise ConfigError(f"--trials: must be at least 1, got {trials}; ask for one or more")
+    limits = Limits(hours, gpu_hours)
     checked, data = load_space(space), PreparedDataset.open(dataset)
-    asked = _record(checked, data, trials, seed)
+    _check_listed(checked, trials, warm_start)
     files = SearchFiles(locate(out))
-    begun = _begun(files, asked, trials, resume)
-    wanted = trials or (begun.wanted if begun else DEFAULT_TRIALS)
+    there = open_search(files.root).record if files.search.exists() else None
+    if seed is None:
+        seed = there.seed if there else 0
+    asked = _record(checked, data, trials or len(checked.listed or ()) or DEFAULT_TRIALS, seed)
+    begun = _begun(files, there, asked, trials, resume)
+    wanted = trials or (begun or asked).wanted
     teacher = str(locate(warm_start)) if warm_start is not None else begun.warm_start if begun else None
     warm = _warm(checked, teacher)
 
@@ -103,15 +112,16 @@ def run_search(
         return SearchResult(files, asked, ())
     with locked(files), connected(address):
         slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
+        limits.check(slots.gpus)
         check_machines(data, files.root)
         ledger = Ledger.open(out) if begun else Ledger.create(out, asked)
         if wanted != ledger.record.wanted:
             ledger.amend(trials=wanted)
         if teacher != ledger.record.warm_start:
             ledger.amend(warm_start=teacher)
-        _Run(
-            checked, data, ledger, slots, wanted=wanted, hours=hours, warm=warm, placement=placement, trainer=_trainer
-        ).go()
+        listed = _listed(checked, ledger, wanted)
+        keys: dict[str, Any] = {"warm": warm, "listed": listed, "placement": placement, "trainer": _trainer}
+        _Run(checked, data, ledger, slots, wanted=wanted, limits=limits, **keys).go()
     return open_search(out)
 
 
@@ -131,19 +141,28 @@ def run_listed(
         IchRayError: it was interrupted; `go_on` is what its reader is told to do.
     """
     wanted = len(ledger.trials) + len(listed)
-    run = _Run(space, dataset, ledger, slots, wanted=wanted, hours=None, warm=[], listed=listed, trainer=trainer)
+    keys: dict[str, Any] = {"warm": [], "listed": listed, "trainer": trainer}
+    run = _Run(space, dataset, ledger, slots, wanted=wanted, limits=Limits(), **keys)
     run.go_on = go_on
     run.go()
 
 
-def _check_numbers(trials: int | None, hours: float | None) -> None:
-    if trials is not None and trials < 1:
-        raise ConfigError(f"--trials: must be at least 1, got {trials}; ask for one or more")
-    if hours is not None and not hours > 0:
-        raise ConfigError(f"--hours: must be above 0, got {hours}; leave it out for no limit")
+def _check_listed(space: SearchSpace, trials: int | None, warm_start: Location | None) -> None:
+    if space.listed is None:
+        return
+    if trials is not None and trials > len(space.listed):
+        raise ConfigError(
+            f"--trials: the space {space.name} lists {len(space.listed)} trials and no more, got {trials}; "
+            "leave it out to run all"
+        )
+    if warm_start is not None:
+        raise ConfigError(
+            f"--warm-start {warm_start}: the trials of the space {space.name} are listed, so that nothing can be "
+            "learned for them; leave it out"
+        )
 
 
-def _record(space: SearchSpace, dataset: PreparedDataset, trials: int | None, seed: int) -> SearchRecord:
+def _record(space: SearchSpace, dataset: PreparedDataset, trials: int, seed: int) -> SearchRecord:
     validation = dataset.manifest.roles.get("validation")
     return SearchRecord(
         name=space.name,
@@ -152,21 +171,22 @@ def _record(space: SearchSpace, dataset: PreparedDataset, trials: int | None, se
         fingerprint=dataset.manifest.fingerprint,
         prevalence=validation.positives / validation.slices if validation and validation.slices else 0.0,
         seed=seed,
-        trials=trials or DEFAULT_TRIALS,
+        trials=trials,
         versions={name: version(name) for name in _PACKAGES},
         created=time.time(),
     )
 
 
-def _begun(files: SearchFiles, asked: SearchRecord, trials: int | None, resume: bool) -> SearchRecord | None:
+def _begun(
+    files: SearchFiles, there: SearchRecord | None, asked: SearchRecord, trials: int | None, resume: bool
+) -> SearchRecord | None:
     """The search to go on with, None for a new one."""
-    if not files.search.exists():
+    if there is None:
         if resume:
             say(f"{files.root}: no search to resume, starting it")
         return None
     if not resume:
         raise ConfigError(Ledger.occupied(files, asked))
-    there = open_search(files.root).record
     if changed := differences(there, asked):
         raise ConfigError(
             f"{files.root}: --resume goes on with the same search, got another one ({'; '.join(changed)}); "
@@ -180,10 +200,17 @@ def _begun(files: SearchFiles, asked: SearchRecord, trials: int | None, resume: 
     return there
 
 
+def _listed(space: SearchSpace, ledger: Ledger, wanted: int) -> list[Listed] | None:
+    """What a ledger lacks of a space's listed trials; None where trials are drawn."""
+    if space.listed is None:
+        return None
+    return [Listed(parameters) for parameters in space.listed[len(ledger.trials) : wanted]]
+
+
 def _warm(space: SearchSpace, where: str | None) -> list[TrialResult]:
     if where is None:
         return []
-    from ich_ray.search.sampler import fitting
+    from ich_ray.search.study import fitting
 
     other = open_search(where)
     if other.objective != space.objective:
@@ -222,10 +249,11 @@ class _Run:
         slots: Slots,
         *,
         wanted: int,
-        hours: float | None,
+        limits: Limits,
         warm: list[TrialResult],
         trainer: Trainer | None,
         listed: Sequence[Listed] | None = None,
+        placement: Placement = "auto",
     ) -> None:
         from ich_ray.search.bookkeeper import Bookkeeper
         from ich_ray.search.halving import Halving, Rungs
@@ -233,16 +261,15 @@ class _Run:
         from ich_ray.search.together import Together
         from ich_ray.search.trial import TrialSettings, train_model, trial_function
 
-        self.ledger, self.slots, self.wanted = ledger, slots, wanted
-        self.deadline = time.time() + hours * 3600 if hours else math.inf
+        self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
         rungs = Rungs.rebuilt(space.budget, space.objective, ledger.trials.values())
-        self.halving = Halving(space.budget, space.objective, rungs, self.out_of_time)
+        self.halving = Halving(space.budget, space.objective, rungs, self.over)
         self.sampler = LedgerSampler(
             space,
             ledger,
             wanted=wanted,
             concurrent=slots.concurrent,
-            out_of_time=self.out_of_time,
+            out_of_time=lambda: self.over() is not None,
             warm=warm,
             listed=listed,
         )
@@ -259,10 +286,13 @@ class _Run:
         )
         trainer = trainer or train_model
         self.function = trial_function(settings, Together(trainer) if slots.workers > 1 else trainer)
-        self.books = Bookkeeper(ledger, self.halving, self.sampler, wanted, slots.gpus)
+        self.books = Bookkeeper(
+            space, ledger, self.halving, self.sampler, wanted=wanted, gpus=slots.gpus, deadline=limits.deadline
+        )
 
-    def out_of_time(self) -> bool:
-        return time.time() >= self.deadline
+    def over(self) -> Verdict | None:
+        """How a trial ends that is stopped because the search has had its time; None while it has some."""
+        return self.limits.over(self.books.gpu_seconds() if self.limits.gpu_hours else 0.0)
 
     def go(self) -> None:
         """Run until every trial has ended.
@@ -274,8 +304,11 @@ class _Run:
         if todo:
             say(f"search {self.ledger.record.name}: {todo} trials to run, {self.slots.concurrent} at a time")
             self._tune(todo)
+        if over := self.over():
+            for number in self.sampler.waiting:
+                self.ledger.finish(number, over)
         unfinished = len(self.ledger.unfinished)
-        if unfinished or (len(self.ledger.trials) < self.wanted and not self.out_of_time()):
+        if unfinished or (len(self.ledger.trials) < self.wanted and not over):
             ended = len(self.ledger.trials) - unfinished
             raise IchRayError(
                 f"{self.ledger.files.root}: a search runs until its {self.wanted} trials have ended, "
@@ -288,7 +321,8 @@ class _Run:
         from ray.tune import TuneError
 
         try:
-            self._fit(todo)
+            with board() as self.books.draw:
+                self._fit(todo)
         except (RayError, TuneError) as error:  # Tune wraps whatever the ledger raised, as text
             cause = str(error).strip().splitlines()[-1]
             raise IchRayError(

@@ -14,24 +14,20 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState as OptunaState
 from ray.tune.search import Searcher
 
-from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.search.draw import Given
 from ich_ray.search.ledger import Verdict, trial_seed
+from ich_ray.search.study import as_optuna, outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from optuna.distributions import BaseDistribution
 
     from ich_ray.results import Parameter, TrialResult
     from ich_ray.search.draw import Listed, SearchSpace
     from ich_ray.search.ledger import Ledger
 
-__all__ = ["LedgerSampler", "fitting"]
+__all__ = ["LedgerSampler"]
 
 
 class LedgerSampler(Searcher):
@@ -61,8 +57,13 @@ class LedgerSampler(Searcher):
         # Not the search's own seed: after a resume TPE would draw the same first trials again.
         self.study = _study(space, trial_seed(ledger.record.seed, len(finished)))
         for trial in (*warm, *finished) if listed is None else ():
-            self.study.add_trial(_as_optuna(space, trial))
+            self.study.add_trial(as_optuna(space, trial))
         self._live: dict[str, tuple[int, optuna.Trial | None]] = {}
+
+    @property
+    def waiting(self) -> list[int]:
+        """Trials that a former driver left unfinished and that have not been started again."""
+        return [trial.number for trial in self._requeued]
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config; None while every slot is taken; FINISHED at the end."""
@@ -116,7 +117,7 @@ class LedgerSampler(Searcher):
             record = self._ledger.finish(number, Verdict("failed", reason, detail))
         if trial is None:
             return
-        state, value, intermediate = _outcome(record)
+        state, value, intermediate = outcome(record)
         for images_seen, reported in intermediate.items():
             trial.report(reported, images_seen)
         self.study.tell(trial, value if state == OptunaState.COMPLETE else None, state)
@@ -131,60 +132,12 @@ class LedgerSampler(Searcher):
         raise NotImplementedError("a search is resumed from its ledger, never from Tune's state")
 
 
-def fitting(space: SearchSpace, trials: Iterable[TrialResult]) -> list[TrialResult]:
-    """The finished trials, of another search perhaps, whose networks this space could have drawn.
-
-    Ranges may differ, and so may what is named at all: a trial fits if all its hyperparameters, defaults included, can
-    be drawn here.
-    """
-    return [trial for trial in trials if trial.state != "running" and (_projected(space, trial)) is not None]
-
-
-def _projected(space: SearchSpace, trial: TrialResult) -> dict[str, Parameter] | None:
-    """The trial's parameters in this space's terms, None if it does not fit."""
-    there = Hyperparameters.model_validate(trial.parameters)
-    try:
-        here = space.draw(Given(there.model_dump()))
-    except LookupError:
-        return None
-    return here.parameters if here.hyperparameters == there else None
-
-
 def _study(space: SearchSpace, seed: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
     return optuna.create_study(direction="maximize" if space.objective.mode == "max" else "minimize", sampler=sampler)
-
-
-def _outcome(record: TrialResult) -> tuple[OptunaState, float | None, dict[int, float]]:
-    """State, value and finite intermediate values by images_seen, as Optuna should know them."""
-    metric = record.objective.metric
-    intermediate = {
-        report.images_seen: value for report in record.reports if (value := report.metrics.get(metric)) is not None
-    }
-    if record.state == "completed" and record.value is not None:
-        return OptunaState.COMPLETE, record.value, intermediate
-    if record.state == "pruned" and intermediate:
-        return OptunaState.PRUNED, None, intermediate
-    return OptunaState.FAIL, None, intermediate
-
-
-def _as_optuna(space: SearchSpace, record: TrialResult) -> optuna.trial.FrozenTrial:
-    parameters = _projected(space, record)
-    if parameters is None:
-        raise ValueError(f"trial {record.number} does not fit the space {space.name}")
-    recorder = _Recorder(parameters)
-    space.draw(recorder)
-    state, value, intermediate = _outcome(record)
-    return optuna.trial.create_trial(
-        state=state,
-        value=value,
-        params={name: parameters[name] for name in recorder.distributions},
-        distributions=recorder.distributions,
-        intermediate_values=intermediate,
-    )
 
 
 class _Asked:
@@ -201,23 +154,3 @@ class _Asked:
 
     def int(self, name: str, low: int, high: int) -> int:
         return int(self._trial.suggest_int(name, low, high))
-
-
-class _Recorder(Given):
-    """Draws given values again and notes the distributions they came from."""
-
-    def __init__(self, values: Mapping[str, Parameter]) -> None:
-        super().__init__(values)
-        self.distributions: dict[str, BaseDistribution] = {}
-
-    def categorical(self, name: str, choices: Sequence[Parameter]) -> Parameter:
-        self.distributions[name] = CategoricalDistribution(list(choices))
-        return super().categorical(name, choices)
-
-    def float(self, name: str, low: float, high: float, log: bool) -> float:
-        self.distributions[name] = FloatDistribution(low, high, log=log)
-        return super().float(name, low, high, log)
-
-    def int(self, name: str, low: int, high: int) -> int:
-        self.distributions[name] = IntDistribution(low, high)
-        return super().int(name, low, high)

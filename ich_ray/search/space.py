@@ -1,35 +1,27 @@
 """Search space files: YAML in, a checked `SearchSpace` out.
 
-Everything that can be wrong with a space is found here, before anything starts, so that no trial ever meets it. How a
-space is drawn from is in draw.py.
+Everything that can be wrong with a space is found here, before anything starts, so that no trial ever meets it. What
+holds for one parameter alone is in parameters.py, how a space is drawn from in draw.py.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ich_ray.errors import SpaceError, nearest
-from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import Objective, Parameter
-from ich_ray.search.draw import (
-    KINDS,
-    Budget,
-    Kind,
-    ParameterSpec,
-    RandomSuggest,
-    SearchSpace,
-    is_integer,
-    is_number,
-    same,
-)
+from ich_ray.search.draw import Budget, ParameterSpec, RandomSuggest, SearchSpace
+from ich_ray.search.listed import MOST_COMBINATIONS, candidate_specs, combinations, completed, in_order
+from ich_ray.search.parameters import ParameterRules
 from ich_ray.storage import Location, locate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 __all__ = ["SearchSpace", "load_space", "parse_space"]
 
@@ -100,18 +92,14 @@ class _File(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[\w.-]+$")]
     objective: Objective = Objective()
     budget: Budget
-    parameters: Annotated[dict[str, Any], Field(min_length=1)]
+    parameters: Annotated[dict[str, Any], Field(min_length=1)] | None = None
+    sampler: Literal["tpe", "grid"] = "tpe"
     points: list[dict[str, Any]] = []
+    candidates: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
 
 
-class _Checker:
+class _Checker(ParameterRules):
     """Every rule of a space file, with the file's name for the messages."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-
-    def error(self, key: str, message: str) -> SpaceError:
-        return SpaceError(f"{self.file}: {key}: {message}" if key else f"{self.file}: {message}")
 
     def space(self, source: Any) -> SearchSpace:
         if not isinstance(source, dict):
@@ -122,14 +110,68 @@ class _Checker:
             raise self._structure(error) from None
         self._objective(file.objective)
         self._budget(file.budget)
-        specs = {name: self._parameter(name, spec) for name, spec in file.parameters.items()}
+        if file.candidates is not None:
+            return self._candidates(file, file.candidates, source)
+        if file.parameters is None:
+            raise self.error("parameters", "must be given, got nothing; add it, or candidates")
+        specs = {name: self.parameter(name, spec) for name, spec in file.parameters.items()}
         for spec in specs.values():
             self._condition(spec, specs)
         ordered = self._order(specs)
         points = tuple(self._point(index, point, specs) for index, point in enumerate(file.points))
-        space = SearchSpace(file.name, file.objective, file.budget, ordered, points, source)
+        listed = self._grid(ordered, points) if file.sampler == "grid" else None
+        space = SearchSpace(file.name, file.objective, file.budget, ordered, points, source, listed)
         self._try_draws(space)
         return space
+
+    def _candidates(self, file: _File, written: list[dict[str, Any]], source: dict[str, Any]) -> SearchSpace:
+        """A space that is a list: its values are checked one by one, as there is nothing to draw."""
+        others = {"parameters": file.parameters, "points": file.points, "sampler": file.sampler != "tpe"}
+        for key, other in others.items():
+            if other:
+                raise self.error(key, f"{key} or candidates must be given, got both; remove one")
+        for index, candidate in enumerate(written):
+            self._candidate(f"candidates[{index}]", candidate)
+        whole = completed(written)
+        for index, candidate in enumerate(whole):
+            if (first := whole.index(candidate)) < index:
+                raise self.error(
+                    f"candidates[{index}]", f"every candidate must be listed once, got candidates[{first}] again"
+                )
+        return SearchSpace(file.name, file.objective, file.budget, candidate_specs(whole), (), source, tuple(whole))
+
+    def _candidate(self, key: str, candidate: dict[str, Any]) -> None:
+        if not candidate:
+            raise self.error(key, "must name at least one parameter, got none; remove it")
+        for name, value in candidate.items():
+            self.known(key, name)
+            try:
+                self.accepted(name, self.scalar(name, value))
+            except SpaceError as error:
+                raise self.error(key, str(error).removeprefix(f"{self.file}: ")) from None
+
+    def _grid(
+        self, specs: tuple[ParameterSpec, ...], points: tuple[dict[str, Parameter], ...]
+    ) -> tuple[dict[str, Parameter], ...]:
+        """All combinations, counted before anything starts."""
+        for spec in specs:
+            if spec.kind in {"uniform", "loguniform"}:
+                raise self.error(
+                    spec.name, f"a grid needs choice, int or fixed, got {spec.kind}; list the values as a choice"
+                )
+        grid = tuple(islice(combinations(specs), MOST_COMBINATIONS + 1))
+        if len(grid) > MOST_COMBINATIONS:
+            raise self.error(
+                "parameters",
+                f"a grid must have at most {MOST_COMBINATIONS:,} combinations, got more; list fewer values or leave "
+                "out sampler: grid",
+            )
+        for index, point in enumerate(points):
+            if point not in grid:
+                raise self.error(
+                    f"points[{index}]", f"must be one whole combination of the grid, got {point}; give every parameter"
+                )
+        return in_order(grid, points)
 
     def _structure(self, error: ValidationError) -> SpaceError:
         """The first problem of pydantic's, in the words of the other rules."""
@@ -179,83 +221,6 @@ class _Checker:
                     f"must be a multiple of report_every, so that rungs fall on reports, got {key}={images}, "
                     f"report_every={budget.report_every}; use {_multiple(images, budget.report_every)}",
                 )
-
-    def _parameter(self, name: str, written: Any) -> ParameterSpec:
-        known = Hyperparameters.model_fields
-        if name not in known:
-            raise self.error(
-                name, f"must be a parameter of the model, got {name!r}{nearest(name, known)}; known: {', '.join(known)}"
-            )
-        body = dict(written) if isinstance(written, dict) else {"fixed": written}
-        when = self._when(name, body.pop("when", {}))
-        for key in body:
-            if key not in KINDS:
-                allowed = ", ".join((*KINDS, "when"))
-                raise self.error(name, f"the key must be one of {allowed}, got {key!r}{nearest(str(key), KINDS)}")
-        if len(body) != 1:
-            raise self.error(name, f"exactly one of {', '.join(KINDS)} must be given, got {list(body) or 'none'}")
-        kind = next(kind for kind in KINDS if kind in body)
-        return ParameterSpec(name, kind, self._values(name, kind, body[kind]), when)
-
-    def _values(self, name: str, kind: Kind, value: Any) -> tuple[Parameter, ...]:
-        if kind == "choice":
-            values = self._choices(name, value)
-        elif kind == "fixed":
-            values = (self._scalar(name, value),)
-        else:
-            values = self._range(name, kind, value)
-        for one in values:
-            self._accepted(name, one)
-        return values
-
-    def _choices(self, name: str, value: Any) -> tuple[Parameter, ...]:
-        if not isinstance(value, list) or not value:
-            raise self.error(
-                name, f"choice must be a list of at least one value, got {value!r}; list the values to try"
-            )
-        values = tuple(self._scalar(name, one) for one in value)
-        for index, one in enumerate(values):
-            if any(same(one, earlier) for earlier in values[:index]):
-                raise self.error(name, f"every choice must be listed once, got {one!r} twice; remove one")
-        return values
-
-    def _scalar(self, name: str, value: Any) -> Parameter:
-        if isinstance(value, bool | str) or is_number(value):
-            return value
-        raise self.error(name, f"a value must be text, a finite number, true or false, got {value!r}")
-
-    def _range(self, name: str, kind: Kind, value: Any) -> tuple[Parameter, ...]:
-        is_right: Callable[[object], bool] = is_integer if kind == "int" else is_number
-        if not isinstance(value, list) or len(value) != 2 or not all(map(is_right, value)):
-            what = "integers" if kind == "int" else "finite numbers"
-            raise self.error(name, f"{kind} must be [low, high], two {what}, got {value!r}")
-        low, high = value if kind == "int" else map(float, value)
-        if low >= high:
-            raise self.error(
-                name, f"low < high must hold, got low={low}, high={high}; swap them, or use fixed for one value"
-            )
-        if kind == "loguniform" and low <= 0:
-            raise self.error(name, f"low > 0 must hold for loguniform, got low={low}; raise it, or use uniform")
-        return (low, high)
-
-    def _accepted(self, name: str, value: Parameter) -> None:
-        """A value that the model refuses is refused here, before any trial draws it."""
-        try:
-            Hyperparameters.model_validate({name: value}, strict=True)
-        except ValidationError as error:
-            for problem in error.errors():
-                if problem["loc"][:1] == (name,):
-                    rule = problem["msg"][0].lower() + problem["msg"][1:]
-                    guess = nearest(value, _literals(name)) if isinstance(value, str) else ""
-                    raise self.error(name, f"{rule}, got {value!r}{guess}") from None
-
-    def _when(self, name: str, written: Any) -> dict[str, tuple[Parameter, ...]]:
-        if not isinstance(written, dict):
-            raise self.error(name, f"when must be a mapping of parameter to value or list of values, got {written!r}")
-        return {
-            str(parent): tuple(self._scalar(name, one) for one in (values if isinstance(values, list) else [values]))
-            for parent, values in written.items()
-        }
 
     def _condition(self, spec: ParameterSpec, specs: Mapping[str, ParameterSpec]) -> None:
         for parent, values in spec.when.items():
@@ -317,11 +282,6 @@ class _Checker:
 
 def _multiple(images: int, report_every: int) -> int:
     return max(1, round(images / report_every)) * report_every
-
-
-def _literals(name: str) -> list[str]:
-    annotation = Hyperparameters.model_fields[name].annotation
-    return [str(value) for value in getattr(annotation, "__args__", ())]
 
 
 def _kind_of(source: object) -> str:

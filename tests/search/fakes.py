@@ -71,7 +71,8 @@ class FakeTrainer:
 
     Attributes:
         wait_s: for each report.
-        diverge_above: learning rate above which its first report is a TrialFailure; so with NaN and ValueError below.
+        diverge_above: learning rate above which its first report is a TrialFailure; below a NaN, a ValueError, and too
+            little memory.
         kill_once: a file; when it is there, the first process to find it removes it and kills itself after a report.
     """
 
@@ -79,6 +80,7 @@ class FakeTrainer:
     diverge_above: float = math.inf
     nan_above: float = math.inf
     raise_above: float = math.inf
+    full_above: float = math.inf
     kill_once: str = ""
 
     def __call__(
@@ -94,6 +96,10 @@ class FakeTrainer:
         while seen < settings.images:
             time.sleep(self.wait_s)
             seen += settings.report_every
+            if parameters.learning_rate > self.full_above:
+                import torch
+
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             if parameters.learning_rate > self.raise_above:
                 raise ValueError("planted")
             if parameters.learning_rate > self.diverge_above:

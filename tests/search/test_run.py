@@ -163,11 +163,15 @@ def test_a_dead_worker_is_started_again_from_its_checkpoint(data: Path, space: P
 
 
 def test_trials_that_raise_or_report_nan_do_not_end_the_search(data: Path, space: Path, tmp_path: Path) -> None:
-    trainer = FakeTrainer(raise_above=1e-2, nan_above=1e-3)
+    space.write_text(SPACE + "points: [{learning_rate: 0.09}]\n")
+    trainer = FakeTrainer(full_above=0.08, raise_above=1e-2, nan_above=1e-3)
     found = run_search(data, space, tmp_path / "s", trials=12, _trainer=trainer)
     check_invariants(found, 12)
     reasons = {trial.reason: trial for trial in found.trials if trial.state == "failed"}
-    assert set(reasons) == {"error", "diverged"}
+    assert set(reasons) == {"error", "diverged", "out_of_memory"}
+    full = found.trials[0]
+    assert (full.reason, full.attempts) == ("out_of_memory", 1)
+    assert full.detail == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
     assert reasons["error"].detail == "ValueError: planted"
     assert reasons["diverged"].detail == "average_precision is not finite at 100 images"
     assert reasons["diverged"].reports[0].metrics["average_precision"] is None
@@ -181,6 +185,29 @@ def test_time_that_is_over_ends_it_cleanly(data: Path, space: Path, tmp_path: Pa
     found = run_search(data, space, tmp_path / "s", hours=5 / 3600, resume=True, _trainer=FakeTrainer(wait_s=2))
     check_invariants(found, len(found.trials))
     assert [(trial.state, trial.reason) for trial in found.trials] == [("pruned", "hours")] * 2
+
+
+def test_a_search_whose_time_is_over_leaves_nothing_unfinished(data: Path, space: Path, copied: Path) -> None:
+    ledger = Ledger.open(copied)
+    ledger.amend(trials=18)
+    for number, value in ((16, 0.3), (17, None)):
+        ledger.add({"architecture": "resnet18", "learning_rate": 1e-3, "dropout": 0.1, "optimizer": "adam"})
+        if value:
+            ledger.report(number, 100, {"average_precision": value}, 1.0)
+    found = run_search(data, space, copied, hours=1e-9, resume=True)
+    assert [(trial.state, trial.reason) for trial in found.trials[16:]] == [("pruned", "hours")] * 2
+
+
+def test_a_resumed_search_keeps_its_seed(data: Path, space: Path, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"hours": 1e-9, "_trainer": FakeTrainer()}  # over before anything trains
+    assert run_search(data, space, tmp_path / "s", trials=3, seed=7, **keys).record.seed == 7
+    found = run_search(data, space, tmp_path / "s", resume=True, **keys)
+    assert (found.record.seed, found.record.wanted) == (7, 3)
+    run_search(data, space, tmp_path / "s", resume=True, seed=7, **keys)
+    with pytest.raises(ConfigError, match="got another one \\(seed: there 7, asked 0\\)"):
+        run_search(data, space, tmp_path / "s", resume=True, seed=0, **keys)
+    with pytest.raises(ConfigError, match="got this very search; add --resume"):
+        run_search(data, space, tmp_path / "s")
 
 
 def test_the_same_seed_on_one_slot_writes_the_same_ledger(data: Path, space: Path, tmp_path: Path) -> None:
@@ -223,6 +250,7 @@ def test_a_full_disk_stops_it_with_the_cause(
         ({"cpus_per_trial": 64}, "--cpus-per-trial: a trial must fit on one machine, got 64 where the largest has 2"),
         ({"trials": 0}, "--trials: must be at least 1, got 0"),
         ({"hours": -1}, "--hours: must be above 0, got -1"),
+        ({"gpu_hours": 2}, "--gpu-hours: has a meaning only where trials hold GPUs, got 0 GPU a trial; use --hours"),
         ({"concurrent": 0}, "--concurrent: must be at least 1, got 0"),
         ({"dataset": "nowhere"}, "nowhere: a prepared dataset holds dataset.json, got none"),
         ({"warm_start": "nowhere"}, "nowhere: a search holds search.json, got none"),

@@ -8,8 +8,9 @@ import yaml
 from optuna.trial import TrialState
 
 from ich_ray.search.ledger import Ledger, Verdict
-from ich_ray.search.sampler import LedgerSampler, fitting
+from ich_ray.search.sampler import LedgerSampler
 from ich_ray.search.space import parse_space
+from ich_ray.search.study import fitting
 from tests.records import make_record
 from tests.search.fakes import SPACE
 

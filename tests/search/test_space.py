@@ -120,7 +120,8 @@ def test_a_parameter_that_cannot_be_drawn_is_refused(tmp_path: Path, line: str, 
         (GOOD.replace("name: good\n", ""), "space.yaml: name: must be given, got nothing; add it"),
         (
             GOOD + "pionts: []\n",
-            "space.yaml: pionts: the key must be one of name, objective, budget, parameters, points, got 'pionts' "
+            "space.yaml: pionts: the key must be one of name, objective, budget, parameters, sampler, "
+            "points, candidates, got 'pionts' "
             "(did you mean 'points'?)",
         ),
         (

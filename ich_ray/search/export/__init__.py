@@ -1,0 +1,72 @@
+"""A search in the formats of other tools, written from its ledger at any time: never over something that is there.
+
+Knows which tools there are and what must not be overwritten; how each is written is in the module of its name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ich_ray.errors import ConfigError
+from ich_ray.results import open_search
+from ich_ray.storage import Location, is_local, locate
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+__all__ = ["export"]
+
+
+def export(
+    search: Location,
+    *,
+    tensorboard: Location | None = None,
+    optuna: Location | None = None,
+    mlflow: str | None = None,
+) -> list[str]:
+    """Write the trials of a search for other tools to open; running trials are written as far as they have come.
+
+    Args:
+        search: a search folder or URI, running or finished.
+        tensorboard: a new folder: one folder of event files per trial.
+        optuna: a new SQLite file: an Optuna storage with one study.
+        mlflow: a tracking URI: one new experiment there, one run per trial.
+
+    Returns:
+        How to open each of them, one line each.
+
+    Raises:
+        ConfigError: nothing was asked for, or it is there already; nothing was written over.
+    """
+    if tensorboard is None and optuna is None and mlflow is None:
+        raise ConfigError("export: at least one of --tensorboard, --optuna and --mlflow must be given, got none")
+    found = open_search(search)
+    folder = _new("--tensorboard", tensorboard) if tensorboard is not None else None
+    file = _new("--optuna", optuna) if optuna is not None else None
+    said = []
+    if folder is not None:
+        from ich_ray.search.export.tensorboard import write_events
+
+        write_events(found, folder)
+        said.append(f"tensorboard --logdir {folder}")
+    if file is not None:
+        from ich_ray.search.export.optuna import write_study
+
+        write_study(found, file)
+        said.append(f"optuna-dashboard sqlite:///{file}")
+    if mlflow is not None:
+        from ich_ray.search.export.mlflow import write_experiment
+
+        write_experiment(found, mlflow)
+        said.append(f"mlflow ui --backend-store-uri {mlflow}")
+    return said
+
+
+def _new(flag: str, where: Location) -> UPath:
+    """A place on this machine where nothing is yet."""
+    path = locate(where)
+    if not is_local(path):
+        raise ConfigError(f"{flag} {path}: must be a local path, got a URI; write it here and copy it")
+    if path.exists():
+        raise ConfigError(f"{flag} {path}: must be new, got one that is there; choose another name or remove it")
+    return path

@@ -1,0 +1,93 @@
+"""A ledger's trials in Optuna's words: states, values and the distributions that parameters came from.
+
+Knows nothing of Ray, of samplers or of files: sampler.py tells these trials to a running study, export writes them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState as OptunaState
+
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.search.draw import Given
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from optuna.distributions import BaseDistribution
+
+    from ich_ray.results import Parameter, TrialResult
+    from ich_ray.search.draw import SearchSpace
+
+__all__ = ["Recorder", "as_optuna", "fitting", "outcome"]
+
+
+def fitting(space: SearchSpace, trials: Iterable[TrialResult]) -> list[TrialResult]:
+    """The finished trials, of another search perhaps, whose networks this space could have drawn.
+
+    Ranges may differ, and so may what is named at all: a trial fits if all its hyperparameters, defaults included, can
+    be drawn here.
+    """
+    return [trial for trial in trials if trial.state != "running" and (_projected(space, trial)) is not None]
+
+
+def _projected(space: SearchSpace, trial: TrialResult) -> dict[str, Parameter] | None:
+    """The trial's parameters in this space's terms, None if it does not fit."""
+    there = Hyperparameters.model_validate(trial.parameters)
+    try:
+        here = space.draw(Given(there.model_dump()))
+    except LookupError:
+        return None
+    return here.parameters if here.hyperparameters == there else None
+
+
+def outcome(record: TrialResult) -> tuple[OptunaState, float | None, dict[int, float]]:
+    """State, value and finite intermediate values by images_seen, as Optuna should know them."""
+    metric = record.objective.metric
+    intermediate = {
+        report.images_seen: value for report in record.reports if (value := report.metrics.get(metric)) is not None
+    }
+    if record.state == "completed" and record.value is not None:
+        return OptunaState.COMPLETE, record.value, intermediate
+    if record.state == "pruned" and intermediate:
+        return OptunaState.PRUNED, None, intermediate
+    return OptunaState.FAIL, None, intermediate
+
+
+def as_optuna(space: SearchSpace, record: TrialResult) -> optuna.trial.FrozenTrial:
+    parameters = _projected(space, record)
+    if parameters is None:
+        raise ValueError(f"trial {record.number} does not fit the space {space.name}")
+    recorder = Recorder(parameters)
+    space.draw(recorder)
+    state, value, intermediate = outcome(record)
+    return optuna.trial.create_trial(
+        state=state,
+        value=value,
+        params={name: parameters[name] for name in recorder.distributions},
+        distributions=recorder.distributions,
+        intermediate_values=intermediate,
+    )
+
+
+class Recorder(Given):
+    """Draws given values again and notes the distributions they came from."""
+
+    def __init__(self, values: Mapping[str, Parameter]) -> None:
+        super().__init__(values)
+        self.distributions: dict[str, BaseDistribution] = {}
+
+    def categorical(self, name: str, choices: Sequence[Parameter]) -> Parameter:
+        self.distributions[name] = CategoricalDistribution(list(choices))
+        return super().categorical(name, choices)
+
+    def float(self, name: str, low: float, high: float, log: bool) -> float:
+        self.distributions[name] = FloatDistribution(low, high, log=log)
+        return super().float(name, low, high, log)
+
+    def int(self, name: str, low: int, high: int) -> int:
+        self.distributions[name] = IntDistribution(low, high)
+        return super().int(name, low, high)

@@ -1,0 +1,157 @@
+"""What people see of a search while it runs: one line, or a table that fits their terminal.
+
+Draws what the bookkeeper counted. Counts nothing itself, reads no files and knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+    from ich_ray.results import Parameter, TrialResult
+
+__all__ = ["RungCount", "Standing", "said_parameters"]
+
+# What a reader looks for first; others follow in the order of the space.
+_FIRST = ("architecture", "learning_rate", "batch_size", "optimizer", "dropout")
+_STATES = ("completed", "pruned", "failed")
+
+
+@dataclass(frozen=True)
+class RungCount:
+    """How many trials reached a rung, and how many of them it stopped."""
+
+    images_seen: int
+    reached: int
+    stopped: int
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a running search stands.
+
+    Attributes:
+        wanted: trials in all.
+        budget: images of a trial that is never stopped.
+        ended: trials by final state.
+        waiting: trials of a former run that have no slot yet.
+        running: those that have one, by number.
+        best: the best completed trial, None before one has completed.
+        images: training images shown in this run, in `elapsed_s`.
+        left_s: seconds until the last trial has ended, None while nothing is known.
+        searched: names of the parameters that are not fixed, in the order of the space.
+    """
+
+    name: str
+    metric: str
+    wanted: int
+    budget: int
+    ended: Mapping[str, int]
+    waiting: int
+    running: Sequence[TrialResult]
+    best: TrialResult | None
+    rungs: Sequence[RungCount]
+    images: int
+    images_per_s: float
+    elapsed_s: float
+    left_s: float | None
+    searched: Sequence[str]
+
+    def line(self) -> str:
+        """All of it that fits a line of a log."""
+        counts = f"{self._ended()}/{self.wanted} trials ended, {self._under_way()}"
+        best = f"best {self.best.value:.4f} (trial {self.best.number})" if self.best else "none completed yet"
+        return f"  {counts}, {self.images:,} images ({self.images_per_s:,.0f}/s), {self._left()}; {best}"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The head, then as many running trials as the terminal has lines for."""
+        states = ", ".join(f"{self.ended.get(state, 0)} {state}" for state in _STATES)
+        head = [
+            f"search {self.name}: {self._ended()} of {self.wanted} trials ended, {self._under_way()}",
+            f"ended     {states}",
+            f"images    {self.images:,} ({self.images_per_s:,.0f}/s) in {_clock(self.elapsed_s)}, {self._left()}",
+            *self._best_lines(),
+            *self._rung_lines(options.max_width),
+            "",
+        ]
+        # One line for the titles, one for what is left out, one for the cursor.
+        for line in [*head, *self._running_lines(max(1, options.size.height - len(head) - 3))]:
+            yield Text(line, no_wrap=True, overflow="ellipsis")
+
+    def _ended(self) -> int:
+        return sum(self.ended.values())
+
+    def _under_way(self) -> str:
+        running = f"{len(self.running)} running"
+        return f"{running}, {self.waiting} waiting for a free slot" if self.waiting else running
+
+    def _left(self) -> str:
+        return "time left unknown" if self.left_s is None else f"about {_clock(self.left_s)} left"
+
+    def _best_lines(self) -> list[str]:
+        if self.best is None:
+            return ["best      none completed yet"]
+        found = f"best      {self.metric} {self.best.value:.4f}, trial {self.best.number}"
+        return [found, f"          {said_parameters(self.best.parameters, self.searched)}"]
+
+    def _rung_lines(self, width: int) -> list[str]:
+        """Rungs side by side; the last ones are left out where the terminal is too narrow."""
+        if not self.rungs:
+            return []
+        columns = [(f"{rung.images_seen:,}", f"{rung.reached:,}", f"{rung.stopped:,}") for rung in self.rungs]
+        widths = [max(len(text) for text in column) + 2 for column in columns]
+        shown = sum(end <= width - 8 for end in accumulate(widths))
+        return [
+            f"{title:8}"
+            + "".join(f"{column[row]:>{wide}}" for column, wide in zip(columns[:shown], widths, strict=False))
+            for row, title in enumerate(("rung", "reached", "stopped"))
+        ]
+
+    def _running_lines(self, room: int) -> list[str]:
+        rows = [("trial", "images", self.metric, "parameters")]
+        for trial in self.running[:room]:
+            value = trial.reports[-1].metrics.get(self.metric) if trial.reports else None
+            rows.append(
+                (
+                    str(trial.number),
+                    f"{trial.images_seen:,} / {self.budget:,}",
+                    "-" if value is None else f"{value:.4f}",
+                    said_parameters(trial.parameters, self.searched),
+                )
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [
+            "  ".join([f"{text:>{wide}}" for text, wide in zip(row, widths, strict=False)] + [row[3]]) for row in rows
+        ]
+        return [*lines, f"and {len(self.running) - room} more"] if len(self.running) > room else lines
+
+
+def said_parameters(parameters: Mapping[str, Parameter], searched: Sequence[str] | None = None) -> str:
+    """`plain_cnn learning_rate=0.001 ...`, what is looked for first in front.
+
+    Args:
+        parameters: of a trial.
+        searched: names to keep; all if not given.
+    """
+    names = [name for name in (parameters if searched is None else searched) if name in parameters]
+    ordered = [name for name in _FIRST if name in names] + [name for name in names if name not in _FIRST]
+    return " ".join(_said(name, parameters[name]) for name in ordered)
+
+
+def _said(name: str, value: Parameter) -> str:
+    if name == "architecture":
+        return str(value)
+    return f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
