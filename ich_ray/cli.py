@@ -121,6 +121,13 @@ def prepare(
     size: Size = 128,
     windows: Windows = DEFAULT_WINDOWS,
     seed: Seed = 0,
+    split: Annotated[
+        Literal["patient", "slice"],
+        typer.Option("--split", help="What roles are drawn by; slice leaks, and only reproduces systems split so."),
+    ] = "patient",
+    without_preamble: Annotated[
+        bool, typer.Option("--without-preamble", help="Read files that lack the DICOM preamble too, and flag them.")
+    ] = False,
     limit_rejected: LimitRejected = "5%",
     address: Address = None,
     as_json: Json = False,
@@ -135,6 +142,8 @@ def prepare(
         size=size,
         windows=windows,
         seed=seed,
+        split=split,
+        without_preamble=without_preamble,
         limit_rejected=_share(limit_rejected),
         address=address,
     )
@@ -293,11 +302,16 @@ def recalibrate(
 
 
 @app.command()
-def evaluate(folder: SearchFolder) -> None:
+def evaluate(
+    folder: SearchFolder,
+    prevalence: Annotated[
+        float | None, typer.Option("--prevalence", help="Give PPV and NPV for this share of positive slices, too.")
+    ] = None,
+) -> None:
     """Open the test patients and write down the figures."""
     from ich_ray.final.evaluate import evaluate as evaluate_bundle
 
-    evaluate_bundle(folder)
+    evaluate_bundle(folder, prevalence=prevalence)
     print(open_search(folder).files.evaluation.read_text(), end="")
 
 
@@ -352,16 +366,32 @@ def run(
 def predict(
     bundle: BundleFolder,
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="DICOM files or folders of them.")],
-    out: Annotated[str, typer.Option("--out", help="CSV file to write.")],
+    out: Annotated[str, typer.Option("--out", help="Table to write: .csv, .json or .parquet.")],
+    point: Annotated[str, typer.Option("--point", help="Operating point that decides, such as sensitivity_95.")] = "f2",
+    by: Annotated[Literal["slice", "study"], typer.Option("--by", help="A row for each.")] = "slice",
+    heatmaps: Annotated[
+        str | None, typer.Option("--heatmaps", help="Folder for a Grad-CAM picture of each slice.")
+    ] = None,
+    address: Address = None,
 ) -> None:
-    """Probability and decision for each file."""
-    from ich_ray.final.bundle import predict as predict_files
+    """Probability and decision for each file or study."""
+    from ich_ray.final.archive import predict as predict_files
 
-    rows, rejected = predict_files(bundle, paths, out)
-    positive = sum(row.decision == "positive" for row in rows)
-    print(f"{len(rows)} rows: {positive} positive, {rejected} rejected  {out}")
-    if rejected:
+    found = predict_files(bundle, [*paths], out, point=point, by=by, heatmaps=heatmaps, address=address)
+    print(f"{found.inputs} inputs: {found.positive} positive slices, {found.rejected} rejected  {out}")
+    if found.rejected:
         raise typer.Exit(REJECTED_SOME)
+
+
+@app.command()
+def export_onnx(
+    bundle: BundleFolder,
+    out: Annotated[str, typer.Argument(metavar="FILE", help="ONNX file to write.")],
+) -> None:
+    """Write a bundle as ONNX, checked with ONNX Runtime."""
+    from ich_ray.final.export import export_onnx as write_onnx
+
+    print(f"onnx  {write_onnx(bundle, out)}")
 
 
 def main() -> None:

@@ -61,6 +61,8 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         trials = [{**trial.model_dump(mode="json"), "value": trial.value} for trial in ranked[:top]]
         print(json.dumps({"search": found.record.model_dump(mode="json"), "trials": trials}, indent=1))
         return
+    if found.record.leak:
+        print(found.record.leak)
     states = ", ".join(f"{found.count(state)} {state}" for state in ("completed", "pruned", "failed", "running"))
     print(f"{found.record.name}: {len(found.trials)} of {found.record.wanted} trials: {states}")
     table = _table("trial", "state", found.objective.metric, "images", "seconds", "parameters")

@@ -1,7 +1,7 @@
-"""How good a ranking, a probability or a decision is, and how sure one can be.
+"""How good a ranking, a probability or a decision is.
 
-Knows labels, scores, weights and which patient a slice belongs to; knows nothing of files, networks or roles. NumPy
-only, so that the training loop needs nothing else; the tests hold every figure equal to scikit-learn's.
+Knows labels, scores and weights; knows nothing of files, networks, roles or patients. NumPy only, so that the training
+loop needs nothing else; the tests hold every figure equal to scikit-learn's.
 
 An undefined figure (a PPV without positive calls, an average precision without positives) is NaN, never 0: a zero would
 read as a bad model where there is no measurement. Whoever writes JSON turns NaN into null.
@@ -13,9 +13,8 @@ Shapes: labels are 0 or 1, `[n]`; scores and probabilities are floats, `[n]`; we
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Confusion",
-    "Interval",
     "Ranking",
     "at_chance",
     "average_precision",
@@ -35,12 +33,9 @@ __all__ = [
     "floors",
     "log_loss",
     "losses",
-    "patient_bootstrap",
     "ranking_note",
     "roc_auc",
 ]
-
-Statistics = Callable[["NDArray[np.float64]"], dict[str, float]]
 
 # Below this many positives two standard errors of average precision exceed 0.03: more than good trials differ by.
 POSITIVES_TO_RANK = 1000
@@ -109,7 +104,7 @@ def confusion(
 
 
 class Ranking:
-    """Labels sorted once by falling score, so that each set of weights costs two cumulative sums.
+    """Labels sorted once by falling score, so that each set of weights costs a cumulative sum.
 
     Equal scores are one step of the curve, as one threshold cannot part them.
     """
@@ -121,6 +116,13 @@ class Ranking:
         ordered = scores[self._order]
         self._ends = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1) if len(ordered) else np.arange(0)
         self.thresholds = ordered[self._ends]
+        # For each positive: how many slices and positives its step of equal scores ends with, and begins after.
+        self._positive = np.flatnonzero(self._truth > 0.5)
+        ends, starts = self._ends + 1, np.append(0, self._ends[:-1] + 1) if len(self._ends) else self._ends
+        step = np.searchsorted(self._ends, self._positive)
+        self._called, self._above = ends[step], starts[step]
+        self._hits = np.searchsorted(self._positive, self._called)
+        self._hits_above = np.searchsorted(self._positive, self._above)
 
     def counts(self, weights: NDArray[Any] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """True and false positives when everything down to each distinct score is called positive."""
@@ -150,14 +152,16 @@ class Ranking:
         trapezoidal, so that ties count half (Hanley & McNeil 1982). Both are NaN without a positive, the ROC area also
         without a negative.
         """
-        tp, fp = self.counts(weights)
-        if not len(tp) or tp[-1] <= 0:
+        drawn = np.ones(len(self._order)) if weights is None else np.asarray(weights, np.float64)[self._order]
+        hits, total = np.append(0.0, np.cumsum(drawn[self._positive])), np.append(0.0, np.cumsum(drawn))
+        if hits[-1] <= 0:
             return math.nan, math.nan
-        called = tp + fp
-        step = np.diff(tp, prepend=0.0)
+        found, tp, called = drawn[self._positive], hits[self._hits], total[self._called]
         precision = np.divide(tp, called, out=np.zeros_like(tp), where=called > 0)
-        area = float(np.dot(np.diff(fp, prepend=0.0), tp - step / 2))
-        return float(np.dot(step, precision) / tp[-1]), _ratio(area, tp[-1] * fp[-1])
+        negatives = total[-1] - hits[-1]
+        above = called - tp + total[self._above] - hits[self._hits_above]  # twice the negatives above, ties half
+        area = float(np.dot(found, negatives - above / 2))
+        return float(np.dot(found, precision) / hits[-1]), _ratio(area, hits[-1] * negatives)
 
 
 def average_precision(labels: NDArray[Any], scores: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
@@ -254,50 +258,3 @@ def ranking_note(positives: int, validation_positives: int) -> str | None:
         f"{note}, where the standard error of average precision is up to {error:.2f}; trials closer than "
         f"{2 * error:.2f} cannot be told apart, and {POSITIVES_TO_RANK:,} validation positives would part them at 0.03"
     )
-
-
-class Interval(NamedTuple):
-    """A figure and its percentile interval; NaN where undefined."""
-
-    value: float
-    low: float
-    high: float
-
-
-def patient_bootstrap(
-    statistics: Statistics,
-    patients: NDArray[Any],
-    *,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """Percentile intervals of figures when patients, not slices, are drawn again with replacement.
-
-    Slices of one patient resemble each other, so intervals that draw slices are too narrow (Field & Welsh,
-    "Bootstrapping clustered data", 2007). A resample in which a figure is undefined does not count for that figure.
-
-    Args:
-        statistics: weights `[n]` -> figures by name; with unit weights it gives the values themselves.
-        patients: whose slice each is, `[n]`.
-        resamples: how often all patients are drawn.
-        confidence: the share of resamples inside the interval.
-        seed: of the draws.
-    """
-    names, of_slice = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    values = statistics(np.ones(len(of_slice)))
-    drawn: dict[str, NDArray[np.float64]] = {name: np.full(resamples, math.nan) for name in values}
-    rng = np.random.default_rng(seed)
-    for index in range(resamples):
-        times = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)).astype(np.float64)
-        for name, value in statistics(times[of_slice]).items():
-            drawn[name][index] = value
-    return {name: _interval(value, drawn[name], confidence) for name, value in values.items()}
-
-
-def _interval(value: float, drawn: NDArray[np.float64], confidence: float) -> Interval:
-    defined = drawn[np.isfinite(drawn)]
-    if not math.isfinite(value) or not len(defined):
-        return Interval(value, math.nan, math.nan)
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(value, float(low), float(high))

@@ -19,17 +19,26 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "LEAK",
     "CheckpointReference",
     "Objective",
     "Report",
     "SearchRecord",
     "SearchResult",
     "Setup",
+    "Split",
     "TrialResult",
     "TrialState",
     "finite",
     "open_search",
 ]
+
+# What roles were drawn by. With `slice`, the test slices are of patients whom training saw.
+Split = Literal["patient", "slice"]
+LEAK = (
+    "LEAKS ON PURPOSE: roles were drawn by slice, so one patient stands in several of them. Every figure is inflated, "
+    "none is available as a patient-level figure, and all this can do is to reproduce systems that were split this way."
+)
 
 TrialState = Literal["running", "completed", "pruned", "failed"]
 Parameter = str | int | float | bool
@@ -168,6 +177,7 @@ class SearchRecord(Record):
         space: the search space as written in its file.
         dataset: where the prepared dataset lies; `fingerprint` says which one it is.
         prevalence: of `any` among the validation slices.
+        split: of the dataset; see `LEAK`.
         amendments: later changes, such as more trials: `{"time": ..., "trials": 200}`.
     """
 
@@ -177,11 +187,17 @@ class SearchRecord(Record):
     dataset: str
     fingerprint: str
     prevalence: float
+    split: Split = "patient"
     seed: int
     trials: int
     versions: dict[str, str]
     created: float
     amendments: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def leak(self) -> str:
+        """Why no figure of this search holds for other patients; empty if nothing is wrong."""
+        return LEAK if self.split == "slice" else ""
 
     @property
     def objective(self) -> Objective:

@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -34,7 +35,6 @@ __all__ = [
     "SearchFiles",
     "exclusive",
     "is_local",
-    "local_copy",
     "locate",
     "read_json",
     "read_record",
@@ -44,6 +44,7 @@ __all__ = [
     "write_bytes",
     "write_json",
     "write_table",
+    "writing",
 ]
 
 Location: TypeAlias = "str | os.PathLike[str] | UPath"
@@ -61,9 +62,24 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 
 def locate(where: Location) -> UPath:
-    """The path or URI `where`; local paths are made absolute, so that they mean the same on another process."""
-    path = UPath(where)
-    return UPath(path.expanduser().absolute()) if is_local(path) else path
+    """The path or URI `where`; local paths are made absolute, so that they mean the same on another process.
+
+    Listings of object storage are not remembered: other processes write there, and `results` must see it.
+
+    Raises:
+        ConfigError: nothing here can read such a URI.
+    """
+    try:
+        path = UPath(where)
+        if not is_local(path):
+            path = UPath(path, use_listings_cache=False)
+            _ = path.fs
+            return path
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: a file system for it must be installed, got {error}; s3:// comes with this package"
+        ) from None
+    return UPath(path.expanduser().absolute())
 
 
 def is_local(path: UPath) -> bool:
@@ -175,14 +191,27 @@ def write_bytes(path: UPath, data: bytes) -> None:
     Locally: a temporary name beside it, fsync, rename, fsync of the folder (a rename alone survives a killed
     process but not a power loss). Object stores put whole objects, so there one write is enough.
     """
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: UPath) -> Iterator[IO[bytes]]:
+    """A file to write piece by piece; it stands at `path`, whole, when the block ends without an error, and not before.
+
+    For an object store the pieces wait in a temporary file of this machine.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not is_local(path):
-        path.write_bytes(data)
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            path.fs.put_file(file.name, path.path)
         return
     temporary = Path(str(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")))
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(str(path))
@@ -267,37 +296,6 @@ def sha256(data: bytes | UPath) -> str:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def local_copy(path: UPath, digest: str) -> Path:
-    """A file of object storage on this node: fetched once for all processes, and verified before it is used.
-
-    Copies lie in `$ICH_RAY_CACHE`, else in the user's cache folder, under their SHA-256; they may be removed when
-    nothing runs.
-
-    Args:
-        path: what to fetch.
-        digest: its SHA-256, in hexadecimal.
-
-    Raises:
-        IntegrityError: the file is missing or another one.
-    """
-    cache = os.environ.get("ICH_RAY_CACHE")
-    home = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ich_ray"
-    copy = home.expanduser() / f"{digest}{path.suffix}"
-    if copy.exists():
-        return copy
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(copy.with_suffix(".lock"))):
-        if not copy.exists():
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError:
-                raise IntegrityError(f"{path}: a file of the manifest must be there, got none") from None
-            if sha256(data) != digest:
-                raise IntegrityError(f"{path}: SHA-256 must equal the manifest's; prepare the dataset again")
-            write_bytes(UPath(copy), data)
-    return copy
 
 
 @contextmanager

@@ -55,6 +55,7 @@ def make_dataset(folder: Path, patients: int = 60, size: int = 32, seed: int = 0
             "block": block_of,
             "row": row_of,
             "flags": [""] * count,
+            "representation": np.where(patient % 3 == 0, "uint12", "int16").tolist(),
         }
     )
     pq.write_table(table, str(files.slices))

@@ -21,7 +21,7 @@ REPOSITORY = PACKAGE.parent
 # A module may import from its own level and from those before it.
 LEVELS = [
     {"errors"},
-    {"storage", "metrics", "ct", "progress", "runtime", "results"},
+    {"storage", "cache", "metrics", "resampling", "reliability", "ct", "progress", "runtime", "results"},
     {"data"},
     {"model"},
     {"search"},
@@ -33,7 +33,8 @@ LEVELS = [
 # The functional core must run where Ray is not installed.
 MAY_IMPORT_RAY = {
     "runtime", "cluster", "data.prepare", "search.sampler", "search.halving", "search.trial", "search.run",
-    "search.together", "search.bookkeeper", "search.preflight", "final.confirm", "final.distributed",
+    "search.together", "search.bookkeeper", "search.preflight", "final.archive", "final.confirm",
+    "final.distributed",
 }  # fmt: skip
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -28,6 +28,12 @@ def test_local_paths_are_absolute_and_uris_stay_uris(tmp_path: Path, monkeypatch
     assert not is_local(locate("memory://bucket/a"))
 
 
+def test_a_uri_that_nothing_here_can_read_is_one_line() -> None:
+    for uri, got in (("nonsense://bucket/a", "Unsupported filesystem"), ("gs://bucket/a", "install gcsfs")):
+        with pytest.raises(ConfigError, match=f"{uri[:2]}.*: a file system for it must be installed, got .*{got}"):
+            locate(uri)
+
+
 def test_the_names_on_disk_are_the_contract() -> None:
     dataset, search = DatasetFiles(locate("/d")), SearchFiles(locate("/s"))
     assert [str(path) for path in (dataset.manifest, dataset.slices, dataset.rejected, dataset.blocks)] == [

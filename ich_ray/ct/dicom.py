@@ -35,6 +35,7 @@ FLAGS = {
     "extreme_hu": "HU below -4,096 or above 30,000: wrapped words or metal; clipped by every window",
     "high_bits": "bits above BitsStored were set and are ignored",
     "lossy": "the transfer syntax is lossy",
+    "no_preamble": "the file begins with its meta information; read because that was asked for",
     "near_empty": "less than 1 % of the pixels between -100 and 200 HU, as above the skull",
     "not_512": "not 512 pixels a side",
     "not_square": "padded to a square with black before resizing",
@@ -110,16 +111,21 @@ class CTSlice:
         return (self.stored * np.float64(self.slope) + self.intercept).astype(np.float32)
 
 
-def read_slice(source: bytes | bytearray | memoryview | Location) -> CTSlice:
+def read_slice(source: bytes | bytearray | memoryview | Location, without_preamble: bool = False) -> CTSlice:
     """Read one CT slice from a path, a URI or the bytes of a file.
 
     With bytes the words are a view of them: they must not change while the slice is in use.
+
+    Args:
+        source: the file.
+        without_preamble: see `elements.parse`.
 
     Raises:
         Rejection: the file is not accepted; its `reason` is the code of the contract. Reasons in `EXCLUSIONS` mean
             that nothing is wrong with the file.
     """
-    elements = parse(memoryview(source if isinstance(source, bytes | bytearray | memoryview) else _bytes_of(source)))
+    data = source if isinstance(source, bytes | bytearray | memoryview) else _bytes_of(source)
+    elements = parse(memoryview(data), without_preamble)
     _check_kind(elements)
     slice_id = _slice_id(elements)
     patient = elements.text(PATIENT)

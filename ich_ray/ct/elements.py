@@ -76,8 +76,13 @@ class Elements:
         return int.from_bytes(value, "little" if self.order == "<" else "big", signed=signed)
 
 
-def parse(data: memoryview) -> Elements:
-    """The elements of a DICOM file with a preamble.
+def parse(data: memoryview, without_preamble: bool = False) -> Elements:
+    """The elements of a DICOM file.
+
+    Args:
+        data: the file.
+        without_preamble: accept, and flag, a file that begins with its meta information (group 0002), as some archives
+            export them. One that has none is never read: its encoding would be a guess.
 
     Raises:
         Rejection: `not_dicom`, `preamble_executable`, `size_limit`, `inflate_limit`, `truncated_header`,
@@ -85,12 +90,9 @@ def parse(data: memoryview) -> Elements:
     """
     if len(data) > FILE_LIMIT_BYTES:
         raise Rejection("size_limit", f"a file may have {FILE_LIMIT_BYTES} bytes, got {len(data)}")
-    if len(data) < 132 or bytes(data[128:132]) != b"DICM":
-        raise Rejection("not_dicom", "no DICM after a preamble of 128 bytes")
-    if bytes(data[:4]).startswith(_EXECUTABLES):
-        raise Rejection("preamble_executable", "the preamble starts like a program")
+    flags = _check_preamble(data, without_preamble)
     meta = _Walk(data, explicit=True, order="<")
-    start = meta.run(132, only_group=0x0002)
+    start = meta.run(0 if flags else 132, only_group=0x0002)
     syntax = Elements(data, "", "<", meta.spans).text(_TRANSFER_SYNTAX)
     if not syntax:
         raise Rejection("truncated_header", "no transfer syntax in the file meta information")
@@ -102,8 +104,19 @@ def parse(data: memoryview) -> Elements:
     walk.run(start)
     if not walk.spans or max(walk.spans) < 0x00280000:
         raise Rejection("truncated_header", "the file ends before the description of the image")
-    flags = ("vr_encoding",) if explicit == (syntax == IMPLICIT_LITTLE) else ()
+    flags += ("vr_encoding",) if explicit == (syntax == IMPLICIT_LITTLE) else ()
     return Elements(data, syntax, order, {**meta.spans, **walk.spans}, tuple(walk.fragments), flags)
+
+
+def _check_preamble(data: memoryview, without_preamble: bool) -> tuple[str, ...]:
+    """The flag of a file without preamble, nothing for one with it (PS3.10 7.1)."""
+    if len(data) < 132 or bytes(data[128:132]) != b"DICM":
+        if without_preamble and bytes(data[:2]) == b"\2\0":
+            return ("no_preamble",)
+        raise Rejection("not_dicom", "no DICM after a preamble of 128 bytes")
+    if bytes(data[:4]).startswith(_EXECUTABLES):
+        raise Rejection("preamble_executable", "the preamble starts like a program")
+    return ()
 
 
 def _inflate(data: memoryview) -> memoryview:

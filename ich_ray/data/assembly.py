@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ich_ray.ct.windowing import WindowSpec
     from ich_ray.data.labels import LabelTable
     from ich_ray.data.pseudonyms import Pseudonyms
+    from ich_ray.results import Split
 
 __all__ = ["Assembly", "assemble", "fingerprint"]
 
@@ -89,6 +90,7 @@ def assemble(
     pseudonyms: Pseudonyms,
     seed: int,
     digest: Callable[[str], str],
+    split: Split = "patient",
 ) -> Assembly:
     """Settle duplicates, conflicts, labels, roles and folds.
 
@@ -98,6 +100,7 @@ def assemble(
         pseudonyms: with the key that the rows were made with.
         seed: of the roles.
         digest: of the pixel words of a file; called only where one slice_id stands in several files.
+        split: what roles and folds are drawn by; `slice` puts one patient, and equal pixels, into several roles.
 
     Raises:
         ConfigError: no slice is in the label table.
@@ -115,7 +118,10 @@ def assemble(
     stems = pc.replace_substring_regex(rows["file"].combine_chunks().take(pa.array(refused)), r"^.*/|\.[^./]*$", "")
     unmatched = np.setdiff1d(np.arange(len(labels)), [*places, *labels.find(stems)])
     accepted, values = rows.take(kept), labels.values[places[kept]]
-    roles, folds = _divide(accepted, values, labels, places[kept], (pseudonyms, seed))
+    if split == "slice":
+        roles, folds = _divide_slices(accepted, values, labels, seed)
+    else:
+        roles, folds = _divide(accepted, values, labels, places[kept], (pseudonyms, seed))
     without_file = labels.slice_ids.take(pa.array(unmatched))
     table = pa.table(
         {
@@ -124,7 +130,7 @@ def assemble(
             "detail": pa.array([*details[refused], *["a label without a file"] * len(unmatched)], pa.string()),
         }
     )
-    return Assembly(_flag_shared_pixels(accepted, roles), values, roles, folds, table, len(unmatched))
+    return Assembly(_flag_shared_pixels(accepted, roles, split), values, roles, folds, table, len(unmatched))
 
 
 def _column(rows: pa.Table, name: str) -> NDArray[np.object_]:
@@ -201,18 +207,30 @@ def _divide(
     return roles, assign_folds(tokens, positive, roles, seed)
 
 
-def _flag_shared_pixels(accepted: pa.Table, roles: NDArray[np.object_]) -> pa.Table:
+def _divide_slices(
+    accepted: pa.Table, values: NDArray[np.int8], labels: LabelTable, seed: int
+) -> tuple[NDArray[np.object_], NDArray[np.int8]]:
+    """Roles and folds as if each slice were a patient of its own: leaky, and known to be."""
+    if labels.roles is not None:
+        raise RoleError("--split slice: it draws the roles, but the label table has its own; remove one of the two")
+    names, positive = _column(accepted, "slice_id"), values[:, _ANY]
+    roles = assign_roles(names, positive, seed)
+    return roles, assign_folds(names, positive, roles, seed)
+
+
+def _flag_shared_pixels(accepted: pa.Table, roles: NDArray[np.object_], split: Split) -> pa.Table:
     """Flag images that stand under two patients; near-empty slices may well be alike.
 
     Raises:
-        RoleError: such an image is in two roles, so that a model could be tested on what it was trained on.
+        RoleError: such an image is in two roles that were drawn by patient, so that a model could be tested on what
+            it was trained on.
     """
     flags, patients = _column(accepted, "flags"), _column(accepted, "patient").astype(str)
     full = np.flatnonzero(~np.array(["near_empty" in flag for flag in flags], bool))
     images = _column(accepted, "pixels")[full].astype(str)
     for image in np.unique(images[_partners(images, patients[full]) > 1]):
         rows = full[images == image]
-        if len(set(roles[rows])) > 1:
+        if split == "patient" and len(set(roles[rows])) > 1:
             who, where = (" and ".join(sorted(set(names[rows]))) for names in (patients, roles))
             raise RoleError(
                 f"roles: equal pixels must not stand in two roles, got one image of {who} in {where}; remove one, or "

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ich_ray.ct.dicom import read_slice
+from ich_ray.ct.dicom import CTSlice, read_slice
 from ich_ray.ct.windowing import WindowSpec, window_slice
 from ich_ray.errors import IchRayError, Rejection
 from ich_ray.storage import sha256, write_bytes
@@ -42,6 +42,7 @@ ROWS = pa.schema(
         ("token", pa.string()),  # masked, see pseudonyms.py
         ("position_mm", pa.float32()),
         ("flags", pa.string()),
+        ("representation", pa.string()),  # of the words in the file, such as int16 or uint12
         ("pixels", pa.string()),  # digest of the windowed image
         ("chunk", pa.int32()),
         ("row", pa.int32()),  # of the block, -1 without an image
@@ -51,7 +52,11 @@ ROWS = pa.schema(
 
 @dataclass(frozen=True)
 class ChunkJob:
-    """What all chunks of a dataset have in common; `plan` tells rows of other settings apart."""
+    """What all chunks of a dataset have in common; `plan` tells rows of other settings apart.
+
+    Attributes:
+        without_preamble: see `ich_ray.ct.elements.parse`.
+    """
 
     images: UPath
     blocks: UPath
@@ -59,6 +64,10 @@ class ChunkJob:
     size: int
     pseudonyms: Pseudonyms
     plan: str
+    without_preamble: bool = False
+
+    def read(self, file: str) -> CTSlice:
+        return read_slice(self.images / file, self.without_preamble)
 
     def block(self, number: int) -> UPath:
         return self.blocks / f"{number:05d}.arrow"
@@ -108,7 +117,7 @@ def finished_chunk(job: ChunkJob, number: int) -> pa.Table | None:
     facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     size_bytes = int(facts.get("bytes", "0"))
     whole = not size_bytes or (job.block(number).exists() and job.block(number).stat().st_size == size_bytes)
-    return table if whole and facts.get("plan") == job.plan else None
+    return table if whole and facts.get("plan") == job.plan and table.schema.names == ROWS.names else None
 
 
 def block_facts(job: ChunkJob, number: int) -> tuple[int, str]:
@@ -123,9 +132,9 @@ def block_bytes(images: NDArray[np.uint8]) -> bytes:
     return _ipc(pa.table({"image": pa.FixedShapeTensorArray.from_numpy_ndarray(images)}))
 
 
-def words_digest(path: UPath) -> str:
+def words_digest(job: ChunkJob, file: str) -> str:
     """A digest of the stored words of a slice: what decides whether two files hold the same pixels."""
-    ct = read_slice(path)
+    ct = job.read(file)
     return hashlib.sha256(f"{ct.slope} {ct.intercept} {ct.stored.shape}".encode() + ct.stored.tobytes()).hexdigest()
 
 
@@ -140,7 +149,7 @@ def _ipc(table: pa.Table) -> bytes:
 def _read(job: ChunkJob, file: str, out: NDArray[np.uint8]) -> dict[str, Any]:
     """What the file says, its image in `out`; or the reason why not."""
     try:
-        ct = read_slice(job.images / file)
+        ct = job.read(file)
         out[:] = window_slice(ct, job.windows, job.size)
     except Rejection as rejection:
         return {"reason": rejection.reason, "detail": rejection.detail}
@@ -157,5 +166,6 @@ def _read(job: ChunkJob, file: str, out: NDArray[np.uint8]) -> dict[str, Any]:
         "token": names.masked_token(header.patient),
         "position_mm": header.position_mm,
         "flags": ",".join(header.flags),
+        "representation": f"{'int' if header.signed else 'uint'}{header.bits_stored}",
         "pixels": hashlib.sha256(out.data).hexdigest()[:32],
     }

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
+from ich_ray.cache import local_copy
 from ich_ray.ct.windowing import WindowSpec
 from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.results import LEAK, Split
 from ich_ray.storage import (
     DatasetFiles,
     Location,
     Record,
     is_local,
-    local_copy,
     locate,
     read_record,
     read_table,
@@ -91,6 +92,7 @@ class DatasetManifest(Record):
         fingerprint: of the pixels, labels and roles: equal for equal input, whatever the order of the work.
         reasons: rows of rejected.parquet by reason code.
         labels: positive accepted slices by label.
+        split: what roles and folds were drawn by; `slice` leaks.
     """
 
     format: Literal[1] = 1
@@ -107,9 +109,15 @@ class DatasetManifest(Record):
     roles: dict[Role, RoleCounts]
     labels: dict[str, int]
     notes: tuple[str, ...] = ()
+    split: Split = "patient"
     seed: int
     versions: dict[str, str]
     created: float
+
+    @property
+    def leak(self) -> str:
+        """Why no figure of this dataset holds for patients it has not seen; empty if nothing is wrong."""
+        return LEAK if self.split == "slice" else ""
 
 
 @dataclass(frozen=True)
@@ -178,9 +186,11 @@ class PreparedDataset:
                 f"{files.root}: the fingerprint must be {fingerprint}, that of the search, got {manifest.fingerprint}; "
                 "put the dataset back where every machine sees it, or search again"
             )
+        # One listing: object storage takes 50 ms to say that one file exists.
+        there = {path.name for path in files.blocks.iterdir()} if files.blocks.exists() else set()
         for block in manifest.blocks:
             path = files.root / block.file
-            if not path.exists():
+            if path.name not in there:
                 raise IntegrityError(f"{path}: a block of the dataset must be there; prepare the dataset again")
             if verify and sha256(path) != block.sha256:
                 raise IntegrityError(f"{path}: SHA-256 must equal the manifest's; prepare the dataset again")
@@ -254,7 +264,9 @@ class PreparedDataset:
     def _map(self, block: int) -> NDArray[np.uint8]:
         record = self.manifest.blocks[block]
         path = self.files.root / record.file
-        images = map_block(path if is_local(path) else locate(local_copy(path, record.sha256)))
+        if not is_local(path):
+            path = locate(local_copy(path, record.sha256, self.manifest.fingerprint))
+        images = map_block(path)
         if images.shape != (record.rows, *self.image_shape):
             raise IntegrityError(
                 f"{self.files.root / record.file}: {record.rows} images of {self.image_shape} must be there, got "

@@ -27,6 +27,7 @@ from ich_ray.data.listing import Listing, list_files
 from ich_ray.data.pseudonyms import Pseudonyms
 from ich_ray.data.writing import Work, finish
 from ich_ray.errors import ConfigError, IchRayError, Rejection, RejectionLimitError
+from ich_ray.results import LEAK
 from ich_ray.runtime import connected
 from ich_ray.storage import DatasetFiles, Location, exclusive, locate, read_json, sha256, write_json
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.data.labels import LabelTable
+    from ich_ray.results import Split
 
 __all__ = ["DEFAULT_LIMIT_REJECTED", "prepare"]
 
@@ -48,6 +50,7 @@ _CHUNK_FILES = (16, 256)
 _CHUNKS = 24
 _LARGEST_SIZE = 1024
 _FAILED = "chunk_failed"
+_BESIDE_BLOCKS = {"labels", "seed", "split"}  # what a plan may change without touching the blocks
 _LOOKED_AT = 64
 
 
@@ -59,6 +62,8 @@ def prepare(
     size: int = 128,
     windows: str = DEFAULT_WINDOWS,
     seed: int = 0,
+    split: Split = "patient",
+    without_preamble: bool = False,
     limit_rejected: float = DEFAULT_LIMIT_REJECTED,
     address: str | None = None,
 ) -> PreparedDataset:
@@ -73,6 +78,8 @@ def prepare(
         size: rows and columns of the images.
         windows: see `parse_windows`.
         seed: of the roles and folds.
+        split: `patient`, or `slice` to reproduce a system that was split so; it leaks, and all that follows says so.
+        without_preamble: accept files that begin with their meta information, and flag them `no_preamble`.
         limit_rejected: the share of the files that may be rejected.
         address: a Ray cluster; without one, this machine.
 
@@ -89,18 +96,21 @@ def prepare(
     if not listing.files:
         got = f"only {len(listing)} entries that are refused" if len(listing) else "an empty one"
         raise ConfigError(f"{source}: a folder with DICOM files must be given, got {got}; check the path")
-    plan = _plan(listing, locate(labels), size, specs, seed)
+    plan = {**_plan(listing, locate(labels), size, specs, seed), "split": split}
+    plan["without_preamble"] = without_preamble
+    if split == "slice":
+        progress.say(LEAK)
     if files.manifest.exists():
         _check_plan(files, plan, plan.keys() - {"key"})
         progress.say(f"{files.root}: already prepared")
         return _within_limit(PreparedDataset.open(files.root), limit_rejected)
-    _check_acquaintance(source, listing, table)
+    _check_acquaintance(source, listing, table, without_preamble)
     with exclusive(files.lock, "a dataset"):
         if files.plan.exists():
-            _check_plan(files, plan, plan.keys() - {"labels", "seed"})  # these do not touch the blocks
+            _check_plan(files, plan, plan.keys() - _BESIDE_BLOCKS)
         write_json(files.plan, plan)
         _say_missing_decoders()
-        work = Work(files, _job(source, files, specs, size, plan), listing, table, seed)
+        work = Work(files, _job(source, files, specs, size, plan), listing, table, seed, split)
         dataset = finish(work, _rows_of_all_files(work, address))
     return _within_limit(dataset, limit_rejected)
 
@@ -128,7 +138,7 @@ def _check_folders(source: UPath, files: DatasetFiles) -> None:
         )
 
 
-def _check_acquaintance(source: UPath, listing: Listing, table: LabelTable) -> None:
+def _check_acquaintance(source: UPath, listing: Listing, table: LabelTable, without_preamble: bool) -> None:
     """Refuse the labels of other files now, and not after hours of decoding.
 
     File names that are slice ids settle it; else some files are read. A table with less than a tenth of the files may
@@ -140,7 +150,7 @@ def _check_acquaintance(source: UPath, listing: Listing, table: LabelTable) -> N
     ids = []
     for file in listing.files[:: max(1, len(listing.files) // _LOOKED_AT)]:
         try:
-            ids.append(read_slice(source / file).header.slice_id)
+            ids.append(read_slice(source / file, without_preamble).header.slice_id)
         except Rejection:
             continue
     if ids and (table.find(pa.array(ids)) < 0).all():
@@ -165,7 +175,7 @@ def _plan(listing: Listing, labels: UPath, size: int, windows: tuple[WindowSpec,
 
 
 def _check_plan(files: DatasetFiles, plan: dict[str, Any], keys: set[str]) -> None:
-    before = read_json(files.plan) if files.plan.exists() else {}
+    before = {"split": "patient", "without_preamble": False, **(read_json(files.plan) if files.plan.exists() else {})}
     differing = sorted(key for key in keys if before.get(key) != plan[key])
     if differing:
         raise ConfigError(
@@ -177,8 +187,9 @@ def _check_plan(files: DatasetFiles, plan: dict[str, Any], keys: set[str]) -> No
 def _job(
     source: UPath, files: DatasetFiles, windows: tuple[WindowSpec, ...], size: int, plan: dict[str, Any]
 ) -> ChunkJob:
-    blocks_of = "".join(str(plan[key]) for key in sorted(plan.keys() - {"labels", "seed"}))
-    return ChunkJob(source, files.blocks, windows, size, Pseudonyms.load(), sha256(blocks_of.encode()))
+    blocks_of = "".join(str(plan[key]) for key in sorted(plan.keys() - _BESIDE_BLOCKS))
+    names = Pseudonyms.load()
+    return ChunkJob(source, files.blocks, windows, size, names, sha256(blocks_of.encode()), plan["without_preamble"])
 
 
 def _say_missing_decoders() -> None:

@@ -25,10 +25,12 @@ from ich_ray.data.dataset import LABELS, BlockRecord, DatasetManifest, PreparedD
 from ich_ray.data.labels import MISSING, LabelTable
 from ich_ray.data.sheets import write_sheets
 from ich_ray.errors import IchRayError
+from ich_ray.results import LEAK
 from ich_ray.storage import DatasetFiles, is_local, sha256, write_bytes, write_json, write_table
 
 if TYPE_CHECKING:
     from ich_ray.data.listing import Listing
+    from ich_ray.results import Split
 
 __all__ = ["Work", "finish"]
 
@@ -44,6 +46,7 @@ class Work:
     listing: Listing
     labels: LabelTable
     seed: int
+    split: Split = "patient"
 
 
 def finish(work: Work, rows: pa.Table) -> PreparedDataset:
@@ -69,7 +72,8 @@ def _write(work: Work, rows: pa.Table) -> None:
         work.labels,
         pseudonyms=work.job.pseudonyms,
         seed=work.seed,
-        digest=lambda file: words_digest(work.job.images / file),
+        digest=lambda file: words_digest(work.job, file),
+        split=work.split,
     )
     blocks, block, row = _blocks(work, assembly)
     write_table(work.files.slices, _slices(assembly, block, row))
@@ -130,6 +134,7 @@ def _slices(assembly: Assembly, block: pa.Array, row: pa.Array) -> pa.Table:
             "block": block,
             "row": row,
             "flags": accepted["flags"],
+            "representation": accepted["representation"],
         }
     )
 
@@ -149,6 +154,7 @@ def _manifest(work: Work, assembly: Assembly, blocks: tuple[BlockRecord, ...]) -
         roles=assembly.role_counts(),
         labels={name: int((assembly.values[:, label] == 1).sum()) for label, name in enumerate(LABELS)},
         notes=_notes(work, assembly),
+        split=work.split,
         seed=work.seed,
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         created=time.time(),
@@ -157,7 +163,8 @@ def _manifest(work: Work, assembly: Assembly, blocks: tuple[BlockRecord, ...]) -
 
 def _notes(work: Work, assembly: Assembly) -> tuple[str, ...]:
     flags = Counter(flag for text in assembly.accepted["flags"].to_pylist() for flag in filter(None, text.split(",")))
-    notes = [f"{count} accepted slices are flagged {flag}" for flag, count in flags.most_common()]
+    notes = [LEAK] if work.split == "slice" else []
+    notes += [f"{count} accepted slices are flagged {flag}" for flag, count in flags.most_common()]
     if assembly.unmatched:
         notes.append(f"{assembly.unmatched} labels have no file")
     if work.labels.collapsed:

@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from ich_ray.errors import ConfigError, IntegrityError, Rejection
+from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.final.card import Card, OperatingPoint, WeightsNote, read_card, write_card
 from ich_ray.model.networks import Network, build_network
 from ich_ray.model.training import EVALUATION_BATCH, batch_logits, predict_logits
 from ich_ray.storage import Location, locate, sha256, write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
-    from upath import UPath
 
     from ich_ray.data.dataset import SliceSet
+    from ich_ray.final.prediction import Prediction
 
-__all__ = ["OPERATING_POINT", "Bundle", "Prediction", "load_bundle", "predict"]
+__all__ = ["OPERATING_POINT", "Bundle", "load_bundle"]
 
 OPERATING_POINT = "f2"
 WEIGHTS_FILE = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One input file; a rejected one has a reason and no probability."""
-
-    file: str
-    slice_id: str = ""
-    probability: float | None = None
-    decision: Literal["positive", "negative", ""] = ""
-    operating_point: str = ""
-    threshold: float | None = None
-    reason: str = ""
 
 
 class Bundle:
@@ -103,68 +87,17 @@ class Bundle:
             )
         return point
 
-    def predict(self, paths: Iterable[Location]) -> list[Prediction]:
+    def predict(self, paths: Iterable[Location], point: str = OPERATING_POINT) -> list[Prediction]:
         """One row per file, in order; folders are searched for files, hidden ones left out.
 
+        For more rows than should lie in memory see `archive.predict`.
+
         Raises:
-            ConfigError: a path does not exist, or the bundle is not calibrated.
+            ConfigError: a path does not exist, there is no file, or the bundle has no such operating point.
         """
-        point = self.operating_point()
-        rows: list[Prediction] = []
-        waiting: list[Prediction] = []
-        images: list[NDArray[np.uint8]] = []
-        for row, image in self._read(_files(paths)):
-            waiting.append(row)
-            images += [] if image is None else [image]
-            if len(images) == EVALUATION_BATCH:
-                rows += self._decide(waiting, images, point)
-                waiting, images = [], []
-        return rows + self._decide(waiting, images, point)
+        from ich_ray.final.prediction import Predictor, list_inputs
 
-    def _read(self, files: Iterable[UPath]) -> Iterator[tuple[Prediction, NDArray[np.uint8] | None]]:
-        from ich_ray.ct.dicom import read_slice  # pydicom is not needed to load a bundle
-        from ich_ray.ct.windowing import window_slice
-
-        for file in files:
-            try:
-                found = read_slice(file)
-                image = window_slice(found, self.card.windows, self.card.size)
-            except Rejection as rejection:
-                yield Prediction(str(file), reason=rejection.reason), None
-            else:
-                yield Prediction(str(file), slice_id=found.header.slice_id), image
-
-    def _decide(
-        self, rows: list[Prediction], images: list[NDArray[np.uint8]], point: OperatingPoint
-    ) -> list[Prediction]:
-        if not images:
-            return rows
-        probabilities = iter(self.probabilities(np.stack(images)).tolist())
-        return [row if row.reason else _decided(row, next(probabilities), point.threshold) for row in rows]
-
-
-def _decided(row: Prediction, probability: float, threshold: float) -> Prediction:
-    return Prediction(
-        file=row.file,
-        slice_id=row.slice_id,
-        probability=probability,
-        decision="positive" if probability >= threshold else "negative",
-        operating_point=OPERATING_POINT,
-        threshold=threshold,
-    )
-
-
-def _files(paths: Iterable[Location]) -> list[UPath]:
-    files: list[UPath] = []
-    for path in map(locate, paths):
-        if path.is_dir():
-            below = (found for found in path.rglob("*") if not found.name.startswith(".") and not found.is_dir())
-            files += sorted(below, key=str)
-        elif path.exists():
-            files.append(path)
-        else:
-            raise ConfigError(f"{path}: a file or folder of slices must be there, got none; check the path")
-    return files
+        return [row for rows in Predictor(self, point).stream(list_inputs(paths)) for row in rows]
 
 
 def load_bundle(path: Location) -> Bundle:
@@ -188,24 +121,3 @@ def load_bundle(path: Location) -> Bundle:
     network = build_network(card.parameters.model_copy(update={"weights": "none"}), card.image_shape)
     network.load_state_dict(load(data))
     return Bundle(network, card)
-
-
-def predict(bundle: Location, paths: Iterable[Location], out: Location) -> tuple[list[Prediction], int]:
-    """Predict files and folders into a CSV with one row per input, written whole or not at all.
-
-    Returns:
-        The rows, and how many of them were rejected.
-
-    Raises:
-        ConfigError: a path or the bundle does not exist, nothing was given, or the bundle is not calibrated.
-        IntegrityError: the bundle is damaged.
-    """
-    rows = load_bundle(bundle).predict(paths)
-    if not rows:
-        raise ConfigError("predict: at least one file must be given, got none; check that the folder is not empty")
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(asdict(rows[0])))
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_bytes(locate(out), text.getvalue().encode())
-    return rows, sum(bool(row.reason) for row in rows)

@@ -12,8 +12,10 @@ from pydantic import Field
 from ich_ray.ct.windowing import WindowSpec
 from ich_ray.data.dataset import RoleCounts
 from ich_ray.errors import ConfigError
+from ich_ray.final.checklist import checklist
 from ich_ray.final.scaling import Method, Scaling
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.results import Split
 from ich_ray.storage import Record, read_record, write_json
 
 if TYPE_CHECKING:
@@ -53,10 +55,11 @@ class OperatingPoint(Record):
 
 
 class DatasetNote(Record):
-    """Which data made the model."""
+    """Which data made the model, and what their roles were drawn by: `slice` leaks, see `ich_ray.results.LEAK`."""
 
     fingerprint: str
     roles: dict[str, RoleCounts]
+    split: Split = "patient"
 
 
 class SearchNote(Record):
@@ -107,6 +110,7 @@ class Card(Record):
         calibrations: the one in force last; those before it are kept.
         test: a summary of the evaluation, None before it.
         openings: how often the test patients were looked at.
+        checklist: what CLAIM 2024 and TRIPOD+AI ask for, answered anew whenever the card is written.
     """
 
     format: Literal[1] = 1
@@ -132,6 +136,7 @@ class Card(Record):
     intended_use: str = INTENDED_USE
     limitations: tuple[str, ...] = LIMITATIONS
     not_a_medical_device: Literal[True] = True
+    checklist: dict[str, str] = Field(default_factory=dict)
 
     @property
     def scaling(self) -> Scaling:
@@ -154,4 +159,5 @@ def read_card(folder: UPath) -> Card:
 
 def write_card(folder: UPath, card: Card) -> None:
     """Write the card atomically."""
-    write_json(folder / "card.json", card.model_dump(mode="json"))
+    answered = card.model_copy(update={"checklist": checklist(card)})
+    write_json(folder / "card.json", answered.model_dump(mode="json"))

@@ -1,79 +1,41 @@
 """The one opening of the test patients.
 
-Knows a calibrated bundle and the test role. It chooses nothing: thresholds and temperature come from the card, which
+Knows a calibrated bundle and the test role. It chooses nothing: thresholds and probabilities come from the card, which
 were fitted without a test label. Each opening is written down before the first label is read.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.dataset import SUBTYPES, PreparedDataset
 from ich_ray.errors import ConfigError
-from ich_ray.final.card import Card, OperatingPoint, write_card
-from ich_ray.metrics import (
-    Confusion,
-    Interval,
-    Ranking,
-    at_chance,
-    confusion,
-    floors,
-    losses,
-    patient_bootstrap,
-    ranking_note,
-)
+from ich_ray.final.card import Card, write_card
+from ich_ray.final.figures import CONFIDENCE, Cases, Counts, Estimate, GroupFigures, PointFigures, measure
+from ich_ray.metrics import ranking_note
 from ich_ray.progress import say
+from ich_ray.reliability import ece_null_band
+from ich_ray.resampling import PatientDraws
 from ich_ray.results import open_search
 from ich_ray.storage import Location, Record, write_json, write_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import DatasetManifest, SliceSet
     from ich_ray.results import SearchResult
 
-__all__ = ["Estimate", "Evaluation", "evaluate"]
+__all__ = ["Counts", "Estimate", "Evaluation", "GroupFigures", "PointFigures", "evaluate"]
 
-RESAMPLES = 1000
-CONFIDENCE = 0.95
+RESAMPLES = 2000
 # With a hundred positives the 95 % interval of a sensitivity of one half is 0.2 wide, even if they were independent.
 _FEW_POSITIVES = 100
-_RATIOS = ("sensitivity", "specificity", "ppv", "npv", "f2", "accuracy")
-
-
-class Estimate(Record):
-    """A figure with its interval; None where undefined."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-
-class Counts(Record):
-    """Decisions against labels."""
-
-    tp: int
-    fp: int
-    fn: int
-    tn: int
-
-
-class PointFigures(Record):
-    """An operating point on the test slices."""
-
-    threshold: float
-    confusion: Counts
-    sensitivity: Estimate
-    specificity: Estimate
-    ppv: Estimate
-    npv: Estimate
-    f2: Estimate
-    accuracy: Estimate
 
 
 class Evaluation(Record):
@@ -83,6 +45,10 @@ class Evaluation(Record):
         opened: how often the test patients have been looked at with this bundle, this time included.
         floors: what knowing only the prevalence would give, beside each figure.
         at_chance: average precision is at most 1.5 times the prevalence.
+        ece_null: the expected calibration error that a perfect model of these probabilities shows: median and band.
+        patient_level: a patient is positive with any positive slice, and as probable as the most probable slice.
+        subtypes: slices of a subtype against all slices without haemorrhage.
+        representations: slices by how their scanner wrote them: pixel representation, and flags of their files.
     """
 
     format: Literal[1] = 1
@@ -99,6 +65,10 @@ class Evaluation(Record):
     confidence: float = CONFIDENCE
     resamples: int = RESAMPLES
     notes: tuple[str, ...]
+    ece_null: Estimate | None = None
+    patient_level: GroupFigures | None = None
+    subtypes: dict[str, GroupFigures] = {}  # noqa: RUF012  (a pydantic default, copied for each record)
+    representations: dict[str, GroupFigures] = {}  # noqa: RUF012
 
     @property
     def point(self) -> tuple[str, PointFigures] | None:
@@ -107,17 +77,23 @@ class Evaluation(Record):
         return (name, self.operating_points[name]) if name else None
 
 
-def evaluate(search: Location) -> Evaluation:
+def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation:
     """Measure the calibrated bundle on the test patients; write evaluation.json, predictions.parquet and the card.
 
     It may be done again, and the count says so: figures that followed a look at the test patients are no test.
 
+    Args:
+        search: the search folder, with its calibrated bundle.
+        prevalence: of slices with haemorrhage where the model is to be used; PPV and NPV are given for it, too.
+
     Raises:
-        ConfigError: no bundle, a bundle that is not calibrated, or no test slice.
+        ConfigError: no bundle, a bundle that is not calibrated, no test slice, or an impossible prevalence.
         IntegrityError: the bundle is damaged, or the dataset is another one.
     """
     from ich_ray.final.bundle import load_bundle  # loads PyTorch
 
+    if prevalence is not None and not 0 < prevalence < 1:
+        raise ConfigError(f"--prevalence: 0 < prevalence < 1 must hold, got {prevalence:g}; give a share such as 0.02")
     found = open_search(search)
     dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
     bundle = load_bundle(found.files.bundle)
@@ -132,71 +108,96 @@ def evaluate(search: Location) -> Evaluation:
     write_card(found.files.bundle, card)
     slices = dataset.role("test")
     probabilities = bundle.calibrated(bundle.slice_logits(slices))
-    evaluation = _measure(slices, probabilities, card, _notes(dataset.manifest, card))
+    evaluation = _measure(slices, probabilities, card, prevalence, _notes(dataset.manifest, card))
     _write(found, slices, probabilities, evaluation)
     write_card(found.files.bundle, card.model_copy(update={"test": _summary(evaluation)}))
-    _tell(evaluation)
+    _tell(evaluation, dataset.manifest.leak)
     return evaluation
 
 
-def _measure(slices: SliceSet, probabilities: NDArray[np.float64], card: Card, notes: tuple[str, ...]) -> Evaluation:
-    labels, prevalence = slices.labels, slices.prevalence
-    # What does not depend on the weights is computed once: a thousand resamples follow.
-    ranking, loss, square = Ranking(labels, probabilities), losses(labels, probabilities), (probabilities - labels) ** 2
+def _measure(
+    slices: SliceSet, probabilities: NDArray[np.float64], card: Card, stated: float | None, notes: tuple[str, ...]
+) -> Evaluation:
+    labels, points = slices.labels.astype(np.float64), card.operating_points
+    draws = PatientDraws(slices.patients, resamples=RESAMPLES)
+    every = np.arange(len(slices))
+    whole = measure(Cases(labels, probabilities, every, calibrated=True), points, draws, stated)
+    null = ece_null_band(probabilities)
 
-    def statistics(weights: NDArray[np.float64]) -> dict[str, float]:
-        ap, auc = ranking.statistics(weights)
-        figures = {
-            "average_precision": ap,
-            "roc_auc": auc,
-            "log_loss": float(weights @ loss / weights.sum()),
-            "brier": float(weights @ square / weights.sum()),
+    def groups(found: Iterator[tuple[str, NDArray[np.int64]]], calibrated: bool) -> dict[str, GroupFigures]:
+        return {
+            name: measure(Cases(labels[rows], probabilities[rows], rows, calibrated), points, draws, stated)
+            for name, rows in found
         }
-        for name, point in card.operating_points.items():
-            decisions = confusion(labels, probabilities, point.threshold, weights)
-            figures |= {f"{name}.{ratio}": value for ratio, value in _ratios(decisions).items()}
-        return figures
 
-    found = patient_bootstrap(statistics, slices.patients, resamples=RESAMPLES, confidence=CONFIDENCE)
-    estimates = {name: _estimate(interval) for name, interval in found.items()}
-    chance = at_chance(found["average_precision"].value, prevalence)
     return Evaluation(
         slices=len(slices),
-        patients=len(set(slices.patients)),
-        positives=int(labels.sum()),
-        prevalence=prevalence,
+        patients=whole.patients,
+        positives=whole.positives,
+        prevalence=whole.prevalence,
         opened=card.openings,
         time=time.time(),
-        metrics={name: estimate for name, estimate in estimates.items() if "." not in name},
-        operating_points={
-            name: _tested(point, confusion(labels, probabilities, point.threshold), name, estimates)
-            for name, point in card.operating_points.items()
-        },
-        floors=floors(prevalence),
-        at_chance=chance,
-        notes=(*notes, *(["At chance: average precision is at most 1.5 times the prevalence."] if chance else [])),
+        metrics=whole.metrics,
+        operating_points=whole.operating_points,
+        floors=whole.floors,
+        at_chance=whole.at_chance,
+        resamples=RESAMPLES,
+        ece_null=Estimate(value=null.value, low=null.low, high=null.high),
+        patient_level=measure(_patients(labels, probabilities, draws), points, draws),
+        subtypes=groups(_subtypes(slices), calibrated=False),
+        representations=groups(_representations(slices), calibrated=True),
+        notes=(*notes, *_found(whole, null.high)),
     )
 
 
-def _ratios(decisions: Confusion) -> dict[str, float]:
-    return {name: decisions.f_beta(2) if name == "f2" else getattr(decisions, name) for name in _RATIOS}
+def _patients(labels: NDArray[np.float64], probabilities: NDArray[np.float64], draws: PatientDraws) -> Cases:
+    """One case for each patient: any positive slice, the most probable one."""
+    truth, most = np.zeros(draws.patients), np.zeros(draws.patients)
+    np.maximum.at(truth, draws.of_slice, labels)
+    np.maximum.at(most, draws.of_slice, probabilities)
+    _, rows = np.unique(draws.of_slice, return_index=True)
+    return Cases(truth, most, rows, calibrated=False)
 
 
-def _tested(point: OperatingPoint, decisions: Confusion, name: str, estimates: dict[str, Estimate]) -> PointFigures:
-    counts = Counts(tp=int(decisions.tp), fp=int(decisions.fp), fn=int(decisions.fn), tn=int(decisions.tn))
-    ratios: dict[str, Any] = {ratio: estimates[f"{name}.{ratio}"] for ratio in _RATIOS}
-    return PointFigures(threshold=point.threshold, confusion=counts, **ratios)
+def _subtypes(slices: SliceSet) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """For each subtype that is labelled, its slices and those without any haemorrhage."""
+    for name in SUBTYPES:
+        held = slices.dataset.label(name)[slices.rows] == 1
+        if held.any():
+            yield name, np.flatnonzero(held | (slices.labels == 0))
 
 
-def _estimate(interval: Interval) -> Estimate:
-    value, low, high = (part if math.isfinite(part) else None for part in interval)
-    return Estimate(value=value, low=low, high=high)
+def _representations(slices: SliceSet) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """The test slices of each pixel representation, then those with each flag, if they are not all."""
+    columns = {
+        name: slices.dataset.column(name)[slices.rows]
+        for name in ("representation", "flags")
+        if name in slices.dataset.slices.column_names
+    }
+    for column in columns.values():
+        held = [{part for part in str(text or "").split(",") if part} for text in column]
+        for name in sorted(set().union(*held)):
+            rows = np.flatnonzero([name in parts for parts in held])
+            if len(rows) < len(slices):
+                yield name, rows
+
+
+def _found(whole: GroupFigures, null_high: float) -> list[str]:
+    notes = ["At chance: average precision is at most 1.5 times the prevalence."] if whole.at_chance else []
+    error = whole.metrics["ece"].value
+    if error is not None and error > null_high:
+        notes.append(
+            f"The expected calibration error of {error:.3f} is more than a perfect model would show by chance "
+            f"(up to {null_high:.3f}): the probabilities do not quite mean what they say."
+        )
+    return notes
 
 
 def _notes(manifest: DatasetManifest, card: Card) -> tuple[str, ...]:
     roles = manifest.roles
     ranked = ranking_note(sum(counts.positives for counts in roles.values()), roles["validation"].positives)
-    notes = [ranked] if ranked else []
+    notes = [manifest.leak] if manifest.leak else []
+    notes += [ranked] if ranked else []
     if roles["test"].positives < _FEW_POSITIVES:
         notes.append(f"{roles['test'].positives} test positives: read the intervals, not the figures.")
     if card.openings > 1:
@@ -221,11 +222,12 @@ def _write(found: SearchResult, slices: SliceSet, probabilities: NDArray[np.floa
 
 
 def _summary(evaluation: Evaluation) -> dict[str, Any]:
-    kept = {"slices", "patients", "positives", "prevalence", "metrics", "operating_points", "floors", "at_chance"}
-    return evaluation.model_dump(mode="json", include=kept | {"confidence", "notes"})
+    return evaluation.model_dump(mode="json", exclude={"format", "opened", "time", "resamples"})
 
 
-def _tell(evaluation: Evaluation) -> None:
+def _tell(evaluation: Evaluation, leak: str) -> None:
+    if leak:
+        say(leak)
     point, floor = evaluation.operating_points["f2"], evaluation.floors["average_precision"]
     ap, sensitivity, ppv = (
         "undefined" if estimate.value is None else f"{estimate.value:.3f}"

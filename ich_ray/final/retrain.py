@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError, IntegrityError
-from ich_ray.final.card import Card, DatasetNote, SearchNote, WeightsNote, read_card
+from ich_ray.final.card import LIMITATIONS, Card, DatasetNote, SearchNote, WeightsNote, read_card
 from ich_ray.final.checkpoints import best_report, read_reports, state_file
 from ich_ray.final.distributed import Plan, fit
 from ich_ray.model.hyperparameters import Hyperparameters
@@ -190,7 +190,8 @@ def _bundle(
         image_shape=image_shape,
         size=manifest.size,
         windows=manifest.windows,
-        dataset=DatasetNote(fingerprint=manifest.fingerprint, roles={**manifest.roles}),
+        dataset=DatasetNote(fingerprint=manifest.fingerprint, roles={**manifest.roles}, split=manifest.split),
+        limitations=(*filter(None, [manifest.leak]), *LIMITATIONS),
         search=SearchNote(
             name=found.record.name,
             trial=trial.number,

@@ -92,6 +92,8 @@ def run_search(
     limits = Limits(hours, gpu_hours)
     checked, data = load_space(space), PreparedDataset.open(dataset)
     _check_listed(checked, trials, warm_start)
+    if data.manifest.leak:
+        say(data.manifest.leak)
     files = SearchFiles(locate(out))
     there = open_search(files.root).record if files.search.exists() else None
     if seed is None:
@@ -170,6 +172,7 @@ def _record(space: SearchSpace, dataset: PreparedDataset, trials: int, seed: int
         dataset=str(dataset.files.root),
         fingerprint=dataset.manifest.fingerprint,
         prevalence=validation.positives / validation.slices if validation and validation.slices else 0.0,
+        split=dataset.manifest.split,
         seed=seed,
         trials=trials,
         versions={name: version(name) for name in _PACKAGES},

@@ -368,6 +368,24 @@ def test_exit_codes_of_prepare(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "row 147: Label must be 0 or 1, got '2'" in capsys.readouterr().err
 
 
+def test_02_files_without_preamble_are_read_and_recorded_when_asked(folder: Path) -> None:
+    labels = write_cohort(folder / "bare")
+    for path in (folder / "bare").iterdir():
+        path.write_bytes(path.read_bytes()[132:])
+    arguments = ["prepare", str(folder / "bare"), "--labels", str(labels), "--size", "16", "--out"]
+    assert cli.call([*arguments, str(folder / "bare-no"), "--limit-rejected", "100%"]) != 0
+    assert cli.call([*arguments, str(folder / "bare-yes"), "--without-preamble"]) == 0
+    dataset = PreparedDataset.open(folder / "bare-yes")
+    assert len(dataset) == PATIENTS * SLICES
+    assert {flag for flags in dataset.column("flags") for flag in flags.split(",")} >= {"no_preamble"}
+    assert f"{PATIENTS * SLICES} accepted slices are flagged no_preamble" in dataset.manifest.notes
+    assert cli.call([*arguments, str(folder / "bare-yes")]) == 2  # another plan
+    data = (folder / "bare" / "ID_000.dcm").read_bytes()
+    without_meta = data[12 + int.from_bytes(data[8:12], "little") :]
+    with pytest.raises(Rejection, match="not_dicom"):  # its encoding would be a guess
+        read_slice(without_meta, without_preamble=True)
+
+
 def test_38_a_device_is_not_read() -> None:
     with pytest.raises(Rejection, match="not_regular"):
         read_file(locate("/dev/zero"))

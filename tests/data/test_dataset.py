@@ -199,7 +199,7 @@ def test_remote_blocks_are_fetched_once_and_verified(
     expected = every_image(PreparedDataset.open(tmp_path / "local"))
     one = PreparedDataset.open(remote, verify=True)
     assert np.array_equal(one.gather(np.arange(3)), expected[:3])
-    cache = tmp_path / "cache"
+    cache = tmp_path / "cache" / one.manifest.fingerprint
     assert {path.stem for path in cache.glob("*.arrow")} == {one.manifest.blocks[0].sha256}
     assert np.array_equal(one.gather(np.arange(COUNT)), expected)
     for block in one.manifest.blocks:

@@ -1,7 +1,7 @@
 """From object storage to object storage: files, labels and the dataset behind URIs.
 
-Needs s3fs and moto's server, an S3 stand-in on this machine; skipped without them. The memory file system of fsspec
-lies in one process, so with it the chunks are worked on here.
+S3 is played by moto's server on this machine. The memory file system of fsspec lies in one process, so with it the
+chunks are worked on here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 from upath import UPath
@@ -20,7 +21,10 @@ from upath import UPath
 from ich_ray.data.chunks import run_chunk
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.prepare import prepare
+from ich_ray.errors import IntegrityError
+from ich_ray.results import SearchRecord, open_search
 from ich_ray.runtime import connected
+from ich_ray.search.ledger import Ledger
 from tests.data.folders import PATIENTS, SLICES, spoil, write_cohort
 from tests.data.test_prepare import check_complete
 
@@ -45,12 +49,12 @@ def check(root: UPath, tmp_path: Path) -> None:
     spoil(tmp_path / "images", labels)
     upload(tmp_path / "images", root / "images")
     (root / "labels.csv").write_bytes(labels.read_bytes())
-    dataset = prepare(root / "images", root / "labels.csv", root / "out", size=16, limit_rejected=1)
+    dataset = prepare(str(root / "images"), str(root / "labels.csv"), str(root / "out"), size=16, limit_rejected=1)
     check_complete(dataset)
     assert dataset.manifest.accepted == PATIENTS * SLICES
     assert dataset.manifest.reasons["not_dicom"] == 1
     assert (root / "out" / "sheets" / "train.png").exists()
-    again = prepare(root / "images", root / "labels.csv", root / "out", size=16, limit_rejected=1)
+    again = prepare(str(root / "images"), str(root / "labels.csv"), str(root / "out"), size=16, limit_rejected=1)
     assert again.manifest == dataset.manifest
     local = prepare(tmp_path / "images", labels, tmp_path / "out", size=16, limit_rejected=1)
     assert local.manifest.fingerprint == dataset.manifest.fingerprint
@@ -67,11 +71,10 @@ def test_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check(UPath(f"memory://{tmp_path.name}"), tmp_path)
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[UPath]:
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[UPath]:
     """A bucket of a stand-in for S3 that listens on this machine only."""
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto")
+    monkeypatch = pytest.MonkeyPatch()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -84,12 +87,12 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[UPath]:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait(port)
-        root = UPath("s3://slices")
-        root.fs.mkdir("slices")
-        yield root
+        boto3.client("s3").create_bucket(Bucket="slices")
+        yield UPath("s3://slices/of/a/team")
     finally:
         server.kill()
         server.wait()
+        monkeypatch.undo()
 
 
 def _wait(port: int) -> None:
@@ -105,6 +108,30 @@ def _wait(port: int) -> None:
 
 
 @pytest.mark.slow
-def test_on_s3(tmp_path: Path, bucket: UPath) -> None:
+def test_on_s3(tmp_path: Path, bucket: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
     with connected(cpus=2):
         check(bucket, tmp_path)
+    out = PreparedDataset.open("s3://slices/of/a/team/out")
+    hashes = [block.sha256 for block in out.manifest.blocks]
+    assert sorted(path.stem for path in (tmp_path / "cache").rglob("*.arrow")) == sorted(hashes)
+    block = bucket / "out" / out.manifest.blocks[0].file
+    whole = block.read_bytes()
+    block.write_bytes(whole[:-900] + bytes([whole[-900] ^ 1]) + whole[-899:])
+    assert len(out.gather(np.arange(3))) == 3  # this node has its copies
+    monkeypatch.setenv("ICH_RAY_CACHE", str(tmp_path / "other-node"))
+    with pytest.raises(IntegrityError, match=rf"s3://slices/of/a/team/out/{out.manifest.blocks[0].file}: SHA-256 must"):
+        PreparedDataset.open(bucket / "out").gather(np.arange(len(out)))
+    assert not list((tmp_path / "other-node").rglob("*.arrow"))
+
+
+@pytest.mark.slow
+def test_a_search_on_s3_is_read_while_another_machine_writes_it(bucket: UPath) -> None:
+    record = SearchRecord(name="far", space={}, dataset="s3://x", fingerprint="f", prevalence=0.1, seed=0, trials=2,
+                          versions={}, created=0.0)  # fmt: skip
+    ledger = Ledger.create(str(bucket / "search"), record)
+    ledger.add({"learning_rate": 0.1})
+    assert len(open_search(str(bucket / "search")).trials) == 1
+    client, key = boto3.client("s3"), "of/a/team/search/trials/0000{}.json"
+    text = client.get_object(Bucket="slices", Key=key.format(0))["Body"].read()
+    client.put_object(Bucket="slices", Key=key.format(1), Body=text.replace(b'"number": 0', b'"number": 1'))
+    assert [trial.number for trial in open_search(str(bucket / "search")).trials] == [0, 1]

@@ -23,6 +23,7 @@ from ich_ray.data import chunks, writing
 from ich_ray.data.dataset import ROLES, PreparedDataset
 from ich_ray.data.prepare import prepare
 from ich_ray.errors import ConfigError, IchRayError, LabelError, RejectionLimitError, RoleError
+from ich_ray.results import LEAK
 from ich_ray.runtime import connected
 from tests.ct.files import compressed_image, head, make
 from tests.data.folders import PATIENTS, SLICES, add_rows, label_rows, spoil, write, write_cohort
@@ -76,7 +77,9 @@ def test_a_clean_folder(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
     assert dataset.slices.schema.names == [
         "slice_id", "file", "patient", "study", "series", "position_mm", "role", "fold", "epidural",
         "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any", "block", "row", "flags",
+        "representation",
     ]  # fmt: skip
+    assert set(dataset.column("representation")) == {"int16"}
 
 
 def test_every_bad_file_is_one_row_with_its_reason(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
@@ -270,6 +273,35 @@ def test_equal_pixels_under_two_patients(tmp_path: Path, cohort: tuple[Path, Pat
     table.write_text(table.read_text().replace("ID_twin,0,train", "ID_twin,0,test"))
     with pytest.raises(RoleError, match=r"equal pixels must not stand in two roles, .* in test and train"):
         prepare(cohort[0], table, tmp_path / "leak", size=16)
+
+
+def test_a_split_by_slice_leaks_and_says_so(
+    tmp_path: Path, cohort: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(cohort[0] / "twin.dcm", "ID_twin", 50, hu=read_slice(cohort[0] / "ID_000.dcm").hu())
+    add_rows(cohort[1], *label_rows("ID_twin", False))
+    arguments = ["prepare", *map(str, cohort), "--size", "16", "--out", str(tmp_path / "leaky")]
+    arguments.insert(2, "--labels")
+    progress.show()
+    assert cli.call([*arguments, "--split", "slice"]) == 0
+    progress.show(False)
+    captured = capsys.readouterr()
+    assert LEAK in captured.err
+    assert LEAK in captured.out
+    leaky = PreparedDataset.open(tmp_path / "leaky")
+    assert leaky.manifest.split == "slice"
+    assert leaky.manifest.notes[0] == LEAK
+    roles = set(zip(leaky.column("patient"), leaky.column("role"), strict=True))
+    assert len(roles) > len(set(leaky.column("patient")))
+    assert all(counts.positives for counts in leaky.manifest.roles.values())
+    with pytest.raises(ConfigError, match="got a difference in split"):
+        prepare(*cohort, tmp_path / "leaky", size=16)
+    honest = prepare(*cohort, tmp_path / "honest", size=16)
+    assert honest.manifest.leak == ""
+    assert honest.manifest.fingerprint != leaky.manifest.fingerprint
+    table = wide_table(tmp_path / "wide.csv", {patient: ROLES[patient // 2 % 4] for patient in range(PATIENTS)})
+    with pytest.raises(RoleError, match="--split slice: it draws the roles, but the label table has its own"):
+        prepare(cohort[0], table, tmp_path / "both", size=16, split="slice")
 
 
 @pytest.mark.parametrize("step", ["slices", "rejected", "manifest", "kept"])

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
 import csv
+import json
+import pickle
 import pickletools
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ich_ray.ct import windowing
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError, Rejection
-from ich_ray.final.bundle import Bundle, load_bundle, predict
+from ich_ray.final.archive import Totals, predict
+from ich_ray.final.bundle import Bundle, load_bundle
 from ich_ray.final.calibration import calibrate
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
 
@@ -38,12 +43,12 @@ def copy(search: SearchFiles, tmp_path: Path) -> Path:
 def scans(dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files that hold the number of a slice of the dataset, read by stand-ins for ct/dicom.py and ct/windowing.py."""
 
-    def read_slice(path: Path) -> SimpleNamespace:
+    def read_slice(path: Any) -> SimpleNamespace:
         text = path.read_text()
         if not text.isdigit():
             raise Rejection("not_dicom", "no preamble")
         name = dataset.column("slice_id")[int(text)]
-        return SimpleNamespace(header=SimpleNamespace(slice_id=name), row=int(text))
+        return SimpleNamespace(header=SimpleNamespace(slice_id=name, study="s"), row=int(text))
 
     def window_slice(found: SimpleNamespace, windows: object, size: int) -> np.ndarray:
         assert (windows, size) == (dataset.manifest.windows, dataset.manifest.size)
@@ -71,11 +76,51 @@ def test_a_bundle_comes_back_as_it_was(search: SearchFiles, dataset: PreparedDat
     assert repr(one) == "Bundle(plain_cnn, calibrated)"
 
 
-def test_no_pickle_and_no_path_of_this_machine(search: SearchFiles, dataset: PreparedDataset) -> None:
+def test_no_pickle_and_no_path_of_this_machine(
+    search: SearchFiles, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte is a length, JSON, or a number of a tensor that JSON names; and loading needs no unpickler."""
     assert sorted(path.name for path in search.bundle.iterdir()) == ["card.json", "model.safetensors"]
+    data = (search.bundle / "model.safetensors").read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    tensors = json.loads(data[8:begin])
+    assert all(tensor["dtype"] in {"F32", "I64"} for tensor in tensors.values())
+    spans = sorted(tensor["data_offsets"] for tensor in tensors.values())
+    assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])]
+    assert begin + spans[-1][1] == len(data)
     with pytest.raises(ValueError, match=r"."):
-        list(pickletools.genops((search.bundle / "model.safetensors").read_bytes()))
+        list(pickletools.genops(data))
     assert str(dataset.files.root) not in (search.bundle / "card.json").read_text()
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("a bundle was unpickled")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(module, name, refused)
+    load_bundle(search.bundle)
+
+
+def test_the_card_answers_the_guidelines_or_says_not_available(search: SearchFiles, copy: Path) -> None:
+    bundle = load_bundle(copy)
+    found = bundle.card.checklist
+    assert all(answer.strip() for answer in found.values())
+    for topic in ("Demographics: age, sex, ethnicity", "Testing on data of other sites",
+                  "Performance and its uncertainty"):  # fmt: skip
+        assert found[topic] == "not available"
+    assert found["Data partitions, and their size"].startswith("disjoint by patient; train: 33 patients, 132 slices")
+    assert "brain (40/80 HU)" in found["Preprocessing"]
+    assert found["Uses of the test patients"] == "not opened"
+    assert found["Selection of the model"].startswith("trial 0 of 3 in search by-hand, by average_precision")
+    assert "f2: " in found["Operating points and how they were chosen"]
+    figure = {"value": 0.81, "low": 0.7, "high": 0.9}
+    test = {"metrics": {"average_precision": figure}, "patients": 9, "prevalence": 0.25}
+    bundle.card = bundle.card.model_copy(update={"test": test, "openings": 2})
+    bundle.save(copy)
+    again = load_bundle(copy).card.checklist
+    assert again["Performance and its uncertainty"].startswith(
+        "average precision 0.810 (0.700 to 0.900) on 9 test patients, where chance gives 0.250"
+    )
+    assert again["Uses of the test patients"] == "opened 2 times"
 
 
 def test_the_card_says_what_it_must(search: SearchFiles, dataset: PreparedDataset) -> None:
@@ -120,15 +165,16 @@ def test_predict_gives_every_input_a_row(
     search: SearchFiles, scans: Path, dataset: PreparedDataset, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.csv"
-    rows, rejected = predict(search.bundle, [scans], out)
+    found = predict(search.bundle, [scans], out)
     test = dataset.role("test")
-    assert (len(rows), rejected) == (len(test) + 1, 1)
     written = list(csv.DictReader(out.open()))
     assert list(written[0]) == [
-        "file", "slice_id", "probability", "decision", "operating_point", "threshold", "reason",
+        "file", "slice_id", "study", "probability", "decision", "operating_point", "threshold", "heatmap", "reason",
     ]  # fmt: skip
     assert written[0]["file"].endswith("a.txt")
     assert (written[0]["reason"], written[0]["probability"], written[0]["decision"]) == ("not_dicom", "", "")
+    positive = sum(row["decision"] == "positive" for row in written)
+    assert found == Totals(inputs=len(test) + 1, positive=positive, rejected=1)
     bundle = load_bundle(search.bundle)
     expected = bundle.calibrated(bundle.slice_logits(test))
     np.testing.assert_allclose([float(row["probability"]) for row in written[1:]], expected, atol=1e-6)

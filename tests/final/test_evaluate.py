@@ -6,14 +6,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy.special import expit
 from sklearn import metrics as sklearn_metrics
 
+from ich_ray import cli, progress
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.final import evaluate as module
+from ich_ray.final import retrain
+from ich_ray.final.bundle import load_bundle
 from ich_ray.final.calibration import calibrate
 from ich_ray.final.evaluate import Evaluation, evaluate
-from ich_ray.storage import SearchFiles, locate, read_json
+from ich_ray.results import LEAK, open_search
+from ich_ray.storage import SearchFiles, locate, read_json, write_json
+from tests.searched import PARAMETERS
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +61,16 @@ def test_figures_stand_in_the_files(search: SearchFiles, dataset: PreparedDatase
     assert point.f2.value == pytest.approx(
         sklearn_metrics.fbeta_score(labels, probabilities >= point.threshold, beta=2)
     )
-    for estimate in (*found.metrics.values(), point.sensitivity, point.specificity, point.ppv, point.accuracy):
+    assert list(found.metrics) == [
+        "average_precision", "roc_auc", "log_loss", "brier", "ece", "calibration_slope", "calibration_intercept",
+    ]  # fmt: skip
+    for estimate in (
+        *list(found.metrics.values())[:4],
+        point.sensitivity,
+        point.specificity,
+        point.ppv,
+        point.accuracy,
+    ):
         assert estimate.low is not None
         assert estimate.high is not None
         assert estimate.low <= (estimate.value or 0) <= estimate.high
@@ -65,6 +80,31 @@ def test_figures_stand_in_the_files(search: SearchFiles, dataset: PreparedDatase
     assert "too few to rank models" in found.notes[0]
     card = read_json(search.bundle / "card.json")
     assert card["test"]["metrics"] == read_json(search.evaluation)["metrics"]
+
+
+def test_a_slice_level_split_is_said_wherever_a_figure_stands(
+    search: SearchFiles, dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(str(dataset.files.root), tmp_path / "leaky")
+    for path, changes in (
+        (tmp_path / "leaky" / "dataset.json", {"split": "slice"}),
+        (search.search, {"split": "slice", "dataset": str(tmp_path / "leaky")}),
+    ):
+        write_json(locate(path), {**read_json(locate(path)), **changes})
+    found, leaky = open_search(search.root), PreparedDataset.open(tmp_path / "leaky")
+    retrain._bundle(found, found.best(), PARAMETERS, leaky, search.final / "state.safetensors")
+    calibrate(search.root)
+    progress.show()
+    evaluation = evaluate(search.root)
+    progress.show(False)
+    assert LEAK in capsys.readouterr().err
+    assert evaluation.notes[0] == LEAK
+    card = read_json(search.bundle / "card.json")
+    assert card["limitations"][0] == card["test"]["notes"][0] == LEAK
+    assert card["dataset"]["split"] == "slice"
+    assert evaluation.metrics["average_precision"].low is not None  # patients are still drawn whole
+    assert cli.call(["results", str(search.root)]) == 0
+    assert capsys.readouterr().out.startswith(LEAK)
 
 
 def test_each_opening_is_counted_before_a_label_is_read(search: SearchFiles, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,10 +135,90 @@ def test_a_model_at_chance_is_called_so(search: SearchFiles, monkeypatch: pytest
     assert any(note.startswith("At chance") for note in found.notes)
 
 
+def test_a_stated_prevalence_moves_ppv_and_npv(search: SearchFiles, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrate(search.root)
+    assert cli.call(["evaluate", str(search.root), "--prevalence", "0.02"]) == 0
+    found = Evaluation.model_validate_json(capsys.readouterr().out)
+    point = found.operating_points["f2"]
+    assert point.stated is not None
+    sensitivity, specificity = point.sensitivity.value, point.specificity.value
+    assert sensitivity is not None
+    assert specificity is not None
+    alarms = (1 - specificity) * 0.98
+    assert point.stated.ppv.value == pytest.approx(0.02 * sensitivity / (0.02 * sensitivity + alarms))
+    assert point.stated.npv.value == pytest.approx(0.98 * specificity / (0.98 * specificity + 0.02 * (1 - sensitivity)))
+    assert cli.call(["evaluate", str(search.root), "--prevalence", "2"]) == 2
+    assert read_json(search.bundle / "card.json")["openings"] == 1, "a mistake opens nothing"
+
+
+def test_groups_are_measured_apart(
+    search: SearchFiles, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate(search.root)
+    overlapping = np.random.default_rng(3).normal(size=len(dataset)) + 2 * dataset.label("any")
+    monkeypatch.setattr("ich_ray.final.bundle.predict_logits", lambda network, slices, device: overlapping[slices.rows])
+    found, test = evaluate(search.root), dataset.role("test")
+    probabilities = np.array(pq.read_table(str(search.predictions))["probability"])
+    threshold = found.operating_points["f2"].threshold
+
+    by_patient = {name: test.patients == name for name in set(test.patients)}
+    truth = [test.labels[rows].max() for rows in by_patient.values()]
+    most = [probabilities[rows].max() for rows in by_patient.values()]
+    assert found.patient_level is not None
+    assert (found.patient_level.cases, found.patient_level.positives) == (len(truth), sum(truth))
+    assert found.patient_level.metrics["roc_auc"].value == pytest.approx(sklearn_metrics.roc_auc_score(truth, most))
+    assert found.patient_level.operating_points["f2"].sensitivity.value == pytest.approx(
+        sklearn_metrics.recall_score(truth, np.array(most) >= threshold)
+    )
+    assert list(found.patient_level.metrics) == ["average_precision", "roc_auc"]
+
+    subtype = dataset.label("subdural")[test.rows] == 1
+    group = found.subtypes["subdural"]
+    assert (group.positives, group.cases) == (subtype.sum(), subtype.sum() + (test.labels == 0).sum())
+    assert group.operating_points["f2"].sensitivity.value == pytest.approx((probabilities[subtype] >= threshold).mean())
+    assert group.operating_points["f2"].specificity == found.operating_points["f2"].specificity
+    assert group.floors["average_precision"] == group.prevalence != found.prevalence
+
+    uint12 = dataset.column("representation")[test.rows] == "uint12"
+    assert list(found.representations) == ["int16", "uint12"]
+    assert found.representations["uint12"].cases == uint12.sum()
+    assert found.representations["uint12"].metrics["log_loss"].value == pytest.approx(
+        sklearn_metrics.log_loss(test.labels[uint12], probabilities[uint12])
+    )
+
+
+def test_probabilities_are_held_against_what_a_perfect_model_shows(
+    search: SearchFiles, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate(search.root)
+    shift = load_bundle(search.bundle).card.scaling
+    rng = np.random.default_rng(5)
+    odds = rng.normal(0, 1.5, len(dataset))
+    labels = (rng.random(len(dataset)) < expit(odds)).astype(np.float32)
+    monkeypatch.setattr(PreparedDataset, "label", lambda self, name: labels * (name == "any"))
+    for stretch in (1, 4):
+        logits = (stretch * odds - shift.bias) * shift.temperature - shift.prior_shift
+        monkeypatch.setattr(
+            "ich_ray.final.bundle.predict_logits", lambda network, slices, device, of=logits: of[slices.rows]
+        )
+        found = evaluate(search.root)
+        error, null = found.metrics["ece"].value, found.ece_null
+        assert error is not None
+        assert null is not None
+        assert null.high is not None
+        assert (error > null.high) == (stretch == 4)
+        assert any("more than a perfect model" in note for note in found.notes) == (stretch == 4)
+        slope = found.metrics["calibration_slope"]
+        assert slope.value is not None
+        assert (slope.value < 0.5) == (stretch == 4)
+
+
 def test_undefined_figures_are_null(search: SearchFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     calibrate(search.root)
     monkeypatch.setattr(PreparedDataset, "label", lambda self, name: np.zeros(len(self), np.float32))
     found = evaluate(search.root)
     assert found.metrics["average_precision"].value is None
     assert found.operating_points["f2"].sensitivity.value is None
+    assert found.metrics["calibration_slope"].value is None
+    assert found.subtypes == {}
     assert found.at_chance

@@ -26,7 +26,7 @@ from ich_ray.final.report import summary, tables
 from ich_ray.final.report.gallery import examples, grey_png, pick
 from ich_ray.final.report.inputs import Inputs, gather
 from ich_ray.final.report.page import MOST_TRIALS, render, report
-from ich_ray.results import SearchResult, open_search
+from ich_ray.results import LEAK, SearchResult, open_search
 from ich_ray.storage import SearchFiles, read_json, write_json
 from tests.final.fake_search import SPACE, STAGES, Stage, build_search, fake_trials
 
@@ -260,6 +260,15 @@ class TestWarnings:
     def test_a_second_opening_is_said(self, changed: UPath) -> None:
         edit(SearchFiles(changed).evaluation, opened=2)
         assert any("opened 2 times" in warning for warning in summary.warnings(gather(changed)))
+
+    def test_a_slice_level_split_is_a_banner(self, page: Page, changed: UPath) -> None:
+        assert "LEAKS" not in page.text
+        edit(changed / "search.json", split="slice")
+        found = render(gather(changed))
+        assert f'<p class="leaks" role="alert">{LEAK}</p>' in found
+        assert found.index(LEAK) < found.index('class="lead"')
+        assert "not patient-level figures" in found
+        assert "patients whom no earlier step had seen" not in found
 
     def test_a_bundle_of_a_trial_that_is_no_longer_best_is_said(self, changed: UPath) -> None:
         edit(SearchFiles(changed).retraining, trial=1)

@@ -142,6 +142,7 @@ def _content(inputs: Inputs) -> dict[str, Any]:
         "name": inputs.search.record.name,
         "made": moment(time.time()),
         "sentences": summary.sentences(inputs),
+        "leaks": inputs.search.record.leak,
         "warnings": summary.warnings(inputs),
         "missing": summary.missing(inputs),
         "intended_use": _texts(inputs, "intended_use"),

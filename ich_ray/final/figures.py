@@ -1,0 +1,219 @@
+"""Every figure of a group of cases, with its interval and its floor.
+
+A case is a slice, or a patient. Knows labels, probabilities, fixed thresholds and whose case each is; chooses nothing
+and opens no file. All groups of an evaluation use the same draws of patients, so that a group in which few patients
+have a case gets the wide interval that it deserves.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ich_ray.metrics import Confusion, Ranking, at_chance, brier, confusion, floors, log_loss, losses
+from ich_ray.reliability import BINS, bin_of, ece, recalibration, recalibration_terms, stepped
+from ich_ray.resampling import Interval, PatientDraws, interval
+from ich_ray.storage import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from ich_ray.final.card import OperatingPoint
+
+__all__ = ["CONFIDENCE", "Cases", "Counts", "Estimate", "GroupFigures", "PointFigures", "StatedFigures", "measure"]
+
+CONFIDENCE = 0.95
+_RATIOS = ("sensitivity", "specificity", "ppv", "npv", "f2", "accuracy")
+
+
+class Estimate(Record):
+    """A figure with its interval; None where undefined."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class Counts(Record):
+    """Decisions against labels."""
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+
+
+class StatedFigures(Record):
+    """What sensitivity and specificity would mean at another prevalence."""
+
+    prevalence: float
+    ppv: Estimate
+    npv: Estimate
+
+
+class PointFigures(Record):
+    """An operating point on the cases of a group; PPV and NPV at the prevalence of these cases."""
+
+    threshold: float
+    confusion: Counts
+    sensitivity: Estimate
+    specificity: Estimate
+    ppv: Estimate
+    npv: Estimate
+    f2: Estimate
+    accuracy: Estimate
+    stated: StatedFigures | None = None
+
+
+class GroupFigures(Record):
+    """A group of cases.
+
+    Attributes:
+        cases: slices, or patients.
+        metrics: those that need no threshold.
+        floors: what knowing only the prevalence of the group would give.
+        at_chance: average precision is at most 1.5 times that prevalence.
+    """
+
+    cases: int
+    patients: int
+    positives: int
+    prevalence: float
+    metrics: dict[str, Estimate]
+    operating_points: dict[str, PointFigures]
+    floors: dict[str, float]
+    at_chance: bool
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What is measured.
+
+    Attributes:
+        labels: 0 or 1, `[n]`.
+        probabilities: `[n]`.
+        rows: where each case stands among the slices of the draws, `[n]`: this says whose it is.
+        calibrated: whether the probabilities are meant as such for these labels.
+    """
+
+    labels: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
+    rows: NDArray[np.int64]
+    calibrated: bool
+
+
+def measure(
+    cases: Cases, points: Mapping[str, OperatingPoint], draws: PatientDraws, stated: float | None = None
+) -> GroupFigures:
+    """All figures of a group.
+
+    Args:
+        cases: the group.
+        points: thresholds by name, fixed before.
+        draws: of the patients of the whole evaluation.
+        stated: another prevalence to give PPV and NPV for.
+    """
+    labels = cases.labels
+    prevalence = float(labels.mean()) if len(labels) else 0.0
+    found = _ranked(cases, draws) | (_probable(cases, draws) if cases.calibrated else {})
+    return GroupFigures(
+        cases=len(labels),
+        patients=len(np.unique(draws.of_slice[cases.rows])),
+        positives=int(labels.sum()),
+        prevalence=prevalence,
+        metrics={name: _estimate(figure) for name, figure in found.items()},
+        operating_points={name: _decided(cases, point.threshold, draws, stated) for name, point in points.items()},
+        floors=floors(prevalence),
+        at_chance=at_chance(found["average_precision"].value, prevalence),
+    )
+
+
+def _ranked(cases: Cases, draws: PatientDraws) -> dict[str, Interval]:
+    ranking = Ranking(cases.labels, cases.probabilities)
+    values = ranking.statistics()
+    drawn = np.array([ranking.statistics(weights) for weights in draws.weights(cases.rows)])
+    names = ("average_precision", "roc_auc")
+    return {
+        name: interval(value, column, CONFIDENCE) for name, value, column in zip(names, values, drawn.T, strict=True)
+    }
+
+
+def _probable(cases: Cases, draws: PatientDraws) -> dict[str, Interval]:
+    """Figures of the probabilities themselves: all of them sums, or made of sums, over slices."""
+    labels, probabilities = cases.labels, cases.probabilities
+    slope, intercept = recalibration(labels, probabilities)
+    gaps = (probabilities - labels)[:, None] * (bin_of(probabilities)[:, None] == np.arange(BINS))
+    terms = recalibration_terms(labels, probabilities, slope, intercept)
+    simple = [np.ones(len(labels)), losses(labels, probabilities), (probabilities - labels) ** 2]
+    sums = draws.sums(np.column_stack([*simple, gaps, terms]), cases.rows)
+    slopes, intercepts = stepped(sums[:, 3 + BINS :], slope, intercept)
+    with np.errstate(invalid="ignore"):
+        loss, square, *bins = (sums[:, 1 : 3 + BINS] / sums[:, :1]).T
+    drawn = {
+        "log_loss": (log_loss(labels, probabilities), loss),
+        "brier": (brier(labels, probabilities), square),
+        "ece": (ece(labels, probabilities), np.abs(bins).sum(axis=0)),
+        "calibration_slope": (slope, slopes),
+        "calibration_intercept": (intercept, intercepts),
+    }
+    return {name: interval(value, values, CONFIDENCE) for name, (value, values) in drawn.items()}
+
+
+def _decided(cases: Cases, threshold: float, draws: PatientDraws, stated: float | None) -> PointFigures:
+    positive, called = cases.labels > 0.5, cases.probabilities >= threshold
+    cells = np.column_stack([positive & called, ~positive & called, positive & ~called, ~positive & ~called])
+    drawn = draws.sums(cells, cases.rows)
+    found = confusion(cases.labels, cases.probabilities, threshold)
+    counts = Counts(tp=int(found.tp), fp=int(found.fp), fn=int(found.fn), tn=int(found.tn))
+    values, resampled = _ratios(found), _ratios_of(drawn)
+    estimates = {name: _estimate(interval(values[name], resampled[name], CONFIDENCE)) for name in _RATIOS}
+    restated = None if stated is None else _at_prevalence(stated, values, resampled)
+    return PointFigures(threshold=threshold, confusion=counts, **estimates, stated=restated)
+
+
+def _ratios(decisions: Confusion) -> dict[str, Any]:
+    return {name: decisions.f_beta(2) if name == "f2" else getattr(decisions, name) for name in _RATIOS}
+
+
+def _ratios_of(drawn: NDArray[np.float64]) -> dict[str, Any]:
+    """The same ratios, `[resamples]` each, of true and false positives and negatives `[resamples, 4]`."""
+    tp, fp, fn, tn = drawn.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "sensitivity": tp / (tp + fn),
+            "specificity": tn / (tn + fp),
+            "ppv": tp / (tp + fp),
+            "npv": tn / (tn + fn),
+            "f2": 5 * tp / (5 * tp + 4 * fn + fp),
+            "accuracy": (tp + tn) / drawn.sum(axis=1),
+        }
+
+
+def _at_prevalence(prevalence: float, values: dict[str, Any], resampled: dict[str, Any]) -> StatedFigures:
+    """PPV and NPV by Bayes' theorem from sensitivity and specificity."""
+    (ppv, npv), (drawn_ppv, drawn_npv) = (
+        _bayes(found["sensitivity"], found["specificity"], prevalence) for found in (values, resampled)
+    )
+    return StatedFigures(
+        prevalence=prevalence,
+        ppv=_estimate(interval(float(ppv), drawn_ppv, CONFIDENCE)),
+        npv=_estimate(interval(float(npv), drawn_npv, CONFIDENCE)),
+    )
+
+
+def _bayes(sensitivity: Any, specificity: Any, prevalence: float) -> tuple[Any, Any]:
+    sensitivity, specificity = np.asarray(sensitivity), np.asarray(specificity)
+    found, missed = sensitivity * prevalence, (1 - sensitivity) * prevalence
+    alarms, cleared = (1 - specificity) * (1 - prevalence), specificity * (1 - prevalence)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return found / (found + alarms), cleared / (cleared + missed)
+
+
+def _estimate(figure: Interval) -> Estimate:
+    value, low, high = (part if math.isfinite(part) else None for part in figure)
+    return Estimate(value=value, low=low, high=high)

@@ -1,0 +1,174 @@
+"""Files in, a row of what the model says of each out; rows by study on request.
+
+Knows files and bundles, not labels. Every input has exactly one row: a probability with the decision at an operating
+point, or the reason why there is none. Images live for one batch only, so memory does not grow with the archive. Rows
+carry the UIDs that the files carry, so that they can be found again: treat them like the files.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ich_ray.data.listing import list_files
+from ich_ray.errors import ConfigError, Rejection
+from ich_ray.model.training import EVALUATION_BATCH
+from ich_ray.storage import Location, locate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from ich_ray.final.bundle import Bundle
+    from ich_ray.final.heatmaps import HeatMaps
+
+__all__ = ["Input", "Prediction", "Predictor", "Studies", "StudyPrediction", "list_inputs"]
+
+Decision = Literal["positive", "negative", ""]
+Input = tuple[str, str]  # a file, and why it is refused before it is opened; empty if it is not
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One input file; a rejected one has a reason and no probability."""
+
+    file: str
+    slice_id: str = ""
+    study: str = ""
+    probability: float | None = None
+    decision: Decision = ""
+    operating_point: str = ""
+    threshold: float | None = None
+    heatmap: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class StudyPrediction:
+    """One study, as probable as its most probable slice, which is `file`; a rejected file has a row of its own."""
+
+    study: str
+    slices: int
+    positive_slices: int
+    probability: float | None
+    decision: Decision
+    operating_point: str
+    threshold: float | None
+    file: str
+    reason: str = ""
+
+
+def list_inputs(paths: Iterable[Location]) -> list[Input]:
+    """The files at `paths`, in order; folders are searched, hidden files left out, links that lead out refused.
+
+    Raises:
+        ConfigError: a path does not exist, or there is no file at all.
+    """
+    found: list[Input] = []
+    for path in map(locate, paths):
+        if path.is_dir():
+            listing = list_files(path)
+            inside = sorted([*((name, "") for name in listing.files), *listing.refused])
+            found += [(str(path / name), reason) for name, reason in inside if not name.split("/")[-1].startswith(".")]
+        elif path.exists():
+            found.append((str(path), ""))
+        else:
+            raise ConfigError(f"{path}: a file or folder of slices must be there, got none; check the path")
+    if not found:
+        raise ConfigError("predict: at least one file must be given, got none; check that the folder is not empty")
+    return found
+
+
+class Predictor:
+    """A bundle at one of its operating points.
+
+    Raises:
+        ConfigError: the bundle has no such operating point.
+    """
+
+    def __init__(self, bundle: Bundle, point: str, heatmaps: HeatMaps | None = None) -> None:
+        self.bundle, self.point, self.heatmaps = bundle, point, heatmaps
+        self.threshold = bundle.operating_point(point).threshold
+
+    def stream(self, inputs: Iterable[Input]) -> Iterator[list[Prediction]]:
+        """Rows in order, a batch at a time; the next batch is decoded while the network works on this one."""
+        waiting = iter(inputs)
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self.read, list(islice(waiting, EVALUATION_BATCH)))
+            while (batch := ahead.result())[0]:
+                ahead = reader.submit(self.read, list(islice(waiting, EVALUATION_BATCH)))
+                yield self.decide(*batch)
+
+    def read(self, inputs: Sequence[Input]) -> tuple[list[Prediction], list[NDArray[np.uint8]]]:
+        """Rows without decisions, and the image of each row without a reason."""
+        from ich_ray.ct.dicom import read_slice  # pydicom is not needed to load a bundle
+        from ich_ray.ct.windowing import window_slice
+
+        rows, images = [], []
+        for file, reason in inputs:
+            row = Prediction(file, reason=reason)
+            try:
+                if not reason:
+                    found = read_slice(locate(file))
+                    images.append(window_slice(found, self.bundle.card.windows, self.bundle.card.size))
+                    row = Prediction(file, slice_id=found.header.slice_id, study=found.header.study)
+            except Rejection as rejection:
+                row = Prediction(file, reason=rejection.reason)
+            except MemoryError:
+                row = Prediction(file, reason="out_of_memory")
+            rows.append(row)
+        return rows, images
+
+    def decide(self, rows: Sequence[Prediction], images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        """The rows with probability, decision and, if asked for, heat map."""
+        if not images:
+            return list(rows)
+        pixels = np.stack(images)
+        probabilities = self.bundle.probabilities(pixels)
+        accepted = [row.file for row in rows if not row.reason]
+        maps = [""] * len(accepted)
+        if self.heatmaps is not None:
+            maps = self.heatmaps.write(accepted, pixels, probabilities, self.threshold)
+        told = zip(probabilities.tolist(), maps, strict=True)
+        return [row if row.reason else self._decided(row, *next(told)) for row in rows]
+
+    def _decided(self, row: Prediction, probability: float, heatmap: str) -> Prediction:
+        return replace(
+            row,
+            probability=probability,
+            decision="positive" if probability >= self.threshold else "negative",
+            operating_point=self.point,
+            threshold=self.threshold,
+            heatmap=heatmap,
+        )
+
+
+class Studies:
+    """Rows gathered by study: memory grows with studies, not with slices."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, StudyPrediction] = {}
+
+    def add(self, rows: Iterable[Prediction]) -> None:
+        for row in rows:
+            # A file without a study, or rejected, stands for itself.
+            key = f"study {row.study}" if row.study and not row.reason else f"file {row.file}"
+            self._found[key] = _joined(self._found.get(key), row)
+
+    def rows(self) -> list[StudyPrediction]:
+        """In the order in which they were first met."""
+        return list(self._found.values())
+
+
+def _joined(before: StudyPrediction | None, row: Prediction) -> StudyPrediction:
+    slices = (before.slices if before else 0) + (not row.reason)
+    positive = (before.positive_slices if before else 0) + (row.decision == "positive")
+    if before is not None and (row.probability or 0) <= (before.probability or 0):
+        return replace(before, slices=slices, positive_slices=positive)
+    decided = (row.probability, row.decision, row.operating_point, row.threshold, row.file, row.reason)
+    return StudyPrediction(row.study, slices, positive, *decided)

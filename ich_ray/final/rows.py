@@ -1,0 +1,97 @@
+"""Rows written one after another into CSV, JSON or Parquet, by the suffix of the file.
+
+Knows flat dataclasses of text, numbers and None; holds a few hundred rows at a time, however many there are. The file
+is there when all rows are in it, and not before.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from typing import IO, TYPE_CHECKING, Any
+
+from ich_ray.errors import ConfigError
+from ich_ray.storage import writing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import pyarrow as pa
+    from upath import UPath
+
+__all__ = ["SUFFIXES", "as_table", "check_suffix", "writing_rows"]
+
+SUFFIXES = (".csv", ".json", ".parquet")
+
+
+def check_suffix(path: UPath) -> None:
+    """Refuse a file whose suffix names no format.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"--out {path.name}: the suffix must be one of {', '.join(SUFFIXES)}, got {path.suffix!r}")
+
+
+@contextmanager
+def writing_rows(path: UPath, kind: type[Any]) -> Iterator[Callable[[Sequence[Any]], None]]:
+    """A function that appends rows of the dataclass `kind`.
+
+    Raises:
+        ConfigError: the suffix names no format.
+    """
+    check_suffix(path)
+    with writing(path) as file, {".csv": _csv, ".json": _json, ".parquet": _parquet}[path.suffix](file, kind) as append:
+        yield append
+
+
+@contextmanager
+def _csv(file: IO[bytes], kind: type[Any]) -> Iterator[Callable[[Sequence[Any]], None]]:
+    text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+    writer = csv.DictWriter(text, [field.name for field in fields(kind)])
+    writer.writeheader()
+    yield lambda rows: writer.writerows(map(asdict, rows))
+    text.detach()
+
+
+@contextmanager
+def _json(file: IO[bytes], kind: type[Any]) -> Iterator[Callable[[Sequence[Any]], None]]:
+    """One array with a row a line."""
+    del kind
+    separator = b"[\n"
+
+    def append(rows: Sequence[Any]) -> None:
+        nonlocal separator
+        for row in rows:
+            file.write(separator + json.dumps(asdict(row), allow_nan=False).encode())
+            separator = b",\n"
+
+    yield append
+    file.write(b"\n]\n" if separator == b",\n" else b"[]\n")
+
+
+@contextmanager
+def _parquet(file: IO[bytes], kind: type[Any]) -> Iterator[Callable[[Sequence[Any]], None]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(file, schema(kind)) as writer:
+        yield lambda rows: writer.write_table(as_table(rows, kind))
+
+
+def schema(kind: type[Any]) -> pa.Schema:
+    """The Arrow schema of a dataclass: `int`, `float | None`, and text for all else."""
+    import pyarrow as pa
+
+    numbers = {"int": pa.int64(), "float | None": pa.float64()}
+    return pa.schema([(field.name, numbers.get(str(field.type), pa.string())) for field in fields(kind)])
+
+
+def as_table(rows: Sequence[Any], kind: type[Any]) -> pa.Table:
+    """Rows of the dataclass `kind` as an Arrow table."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema(kind))

@@ -1,0 +1,102 @@
+"""Copies of remote files: right when opened again, and no more of them than asked."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from upath import UPath
+
+from ich_ray.cache import local_copy
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError
+from ich_ray.storage import sha256
+
+DATA = bytes(range(250)) * 4000  # 1 MB
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ICH_RAY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def remote(home: Path, data: bytes = DATA, name: str = "block.arrow") -> UPath:
+    path = UPath(f"memory://{home.parent.name}/{name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def flip(copy: Path) -> None:
+    """Change one byte, and leave size and time of change as they were."""
+    facts, data = copy.stat(), bytearray(copy.read_bytes())
+    data[7] ^= 1
+    time.sleep(0.02)  # clocks of file systems tick in milliseconds
+    copy.write_bytes(data)
+    os.utime(copy, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def test_a_copy_is_fetched_once_and_hashed_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = remote(home)
+    copy = local_copy(path, sha256(DATA), "one")
+    assert copy == home / "one" / f"{sha256(DATA)}.arrow"
+    assert copy.read_bytes() == DATA
+    path.unlink()
+    monkeypatch.setattr("ich_ray.cache.sha256", lambda _: pytest.fail("hashed again"))
+    assert local_copy(path, copy.stem, "one") == copy
+
+
+def test_a_flipped_byte_is_seen_when_the_copy_is_opened_again(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = remote(home)
+    copy = local_copy(path, sha256(DATA), "one")
+    for damage in (flip, lambda copy: copy.write_bytes(DATA[:-1]), Path.unlink):
+        damage(copy)
+        assert local_copy(path, sha256(DATA), "one").read_bytes() == DATA
+    path.unlink()
+    flip(copy)
+    with pytest.raises(IntegrityError, match=r"block.arrow: a file of the manifest must be there, got none"):
+        local_copy(path, sha256(DATA), "one")
+
+
+def test_what_a_disk_loses_by_itself_is_seen_within_a_day(home: Path) -> None:
+    path = remote(home)
+    copy = local_copy(path, sha256(DATA), "one")
+    flip(copy)
+    facts = copy.stat()  # nobody wrote: the times are those of the last verification
+    stamp = copy.with_suffix(".verified")
+    stamp.write_text(f"{facts.st_ino} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}")
+    assert local_copy(path, sha256(DATA), "one").read_bytes() != DATA
+    os.utime(stamp, (0, stamp.stat().st_mtime - 25 * 3600))
+    assert local_copy(path, sha256(DATA), "one").read_bytes() == DATA
+
+
+def test_the_least_recently_used_dataset_makes_room(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ICH_RAY_CACHE_GB", "0.0035")
+    (home / "mine").mkdir(parents=True)
+    (home / "mine" / "thesis").write_bytes(DATA * 9)
+    path = remote(home)
+    for second, dataset in enumerate(("one", "two", "three")):
+        local_copy(path, sha256(DATA), dataset)
+        os.utime(home / dataset / ".used", (second, second))
+    local_copy(path, sha256(DATA), "one")  # used again: two is the oldest now
+    local_copy(path, sha256(DATA), "four")
+    assert {each.name for each in home.iterdir()} == {"one", "three", "four", "mine"}
+    monkeypatch.setenv("ICH_RAY_CACHE_GB", "0")
+    other = remote(home, DATA[::-1], "other.arrow")
+    local_copy(other, sha256(DATA[::-1]), "four")
+    assert {each.name for each in home.iterdir()} == {"four", "mine"}
+    assert len(list((home / "four").glob("*.arrow"))) == 2  # never its own
+
+
+def test_a_cache_that_cannot_be(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = remote(home)
+    for text in ("much", "-1", "nan"):
+        monkeypatch.setenv("ICH_RAY_CACHE_GB", text)
+        with pytest.raises(ConfigError, match=f"ICH_RAY_CACHE_GB: a size in GB must be given, got '{text}'"):
+            local_copy(path, sha256(DATA), "one")
+    home.rename(home.with_name("moved"))
+    home.write_text("in the way")
+    with pytest.raises(IchRayError, match="cache: copies of remote files must be written, got"):
+        local_copy(path, sha256(DATA), "one")
