@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ich_ray.cluster.doctor import doctor
+    from ich_ray.cluster.jobs import Job, jobs, logs, stop, submit
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.data.prepare import prepare
     from ich_ray.errors import IchRayError
@@ -27,15 +29,19 @@ if TYPE_CHECKING:
 _HOMES = {
     "Bundle": "ich_ray.final.bundle",
     "IchRayError": "ich_ray.errors",
+    "Job": "ich_ray.cluster.jobs",
     "PreparedDataset": "ich_ray.data.dataset",
     "SearchResult": "ich_ray.results",
     "TrialResult": "ich_ray.results",
     "calibrate": "ich_ray.final.calibration",
     "confirm": "ich_ray.final.confirm",
     "demo": "ich_ray.pipeline",
+    "doctor": "ich_ray.cluster.doctor",
     "evaluate": "ich_ray.final.evaluate",
     "export": "ich_ray.search.export",
+    "jobs": "ich_ray.cluster.jobs",
     "load_bundle": "ich_ray.final.bundle",
+    "logs": "ich_ray.cluster.jobs",
     "open_search": "ich_ray.results",
     "prepare": "ich_ray.data.prepare",
     "recalibrate": "ich_ray.final.recalibration",
@@ -43,20 +49,26 @@ _HOMES = {
     "retrain": "ich_ray.final.retrain",
     "run": "ich_ray.pipeline",
     "run_search": "ich_ray.search.run",
+    "stop": "ich_ray.cluster.jobs",
+    "submit": "ich_ray.cluster.jobs",
 }
 
 __all__ = [
     "Bundle",
     "IchRayError",
+    "Job",
     "PreparedDataset",
     "SearchResult",
     "TrialResult",
     "calibrate",
     "confirm",
     "demo",
+    "doctor",
     "evaluate",
     "export",
+    "jobs",
     "load_bundle",
+    "logs",
     "open_search",
     "prepare",
     "recalibrate",
@@ -64,6 +76,8 @@ __all__ = [
     "retrain",
     "run",
     "run_search",
+    "stop",
+    "submit",
 ]
 __version__ = "0.1.0"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.exceptions import TyperException
 
-from ich_ray import __version__, display, progress
+from ich_ray import __version__, cluster_verbs, display, progress
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.results import open_search
@@ -392,6 +392,10 @@ def export_onnx(
     from ich_ray.final.export import export_onnx as write_onnx
 
     print(f"onnx  {write_onnx(bundle, out)}")
+
+
+for _verb in cluster_verbs.VERBS:
+    app.command(**_verb.settings)(_verb.function)
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def _table(*columns: str) -> Table:
 
 def _show(table: Table) -> None:
     # A pipe has no width, and rich's 80 columns would cut the parameters of a trial short.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
 
 
 def print_dataset(manifest: DatasetManifest, root: str) -> None:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from ich_ray.errors import ConfigError, IchRayError
-from ich_ray.storage import Location, Record, SearchFiles, locate, read_record
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError
+from ich_ray.storage import Line, Location, Record, RelativeFile, SearchFiles, locate, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pandas as pd
+    from upath import UPath
 
 __all__ = [
     "LEAK",
@@ -41,7 +42,7 @@ LEAK = (
 )
 
 TrialState = Literal["running", "completed", "pruned", "failed"]
-Parameter = str | int | float | bool
+Parameter = Line | int | float | bool
 
 
 class Report(Record):
@@ -73,7 +74,7 @@ def finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
 class CheckpointReference(Record):
     """A resumable state: `file` relative to the search folder, its SHA-256, and where training stood."""
 
-    file: str
+    file: RelativeFile
     sha256: str
     images_seen: int
 
@@ -128,7 +129,7 @@ class TrialResult(Record):
     objective: Objective = Objective()
     parameters: dict[str, Parameter]
     state: TrialState = "running"
-    reason: str = ""
+    reason: Line = ""
     detail: str = ""
     reports: tuple[Report, ...] = ()
     checkpoint: CheckpointReference | None = None
@@ -138,7 +139,7 @@ class TrialResult(Record):
     cost_gpu_s: float = 0.0
     started: float = 0.0
     ended: float | None = None
-    where: str = ""
+    where: Line = ""
     setup: Setup | None = None
     repeats: int | None = None
     fold: int | None = None
@@ -182,7 +183,7 @@ class SearchRecord(Record):
     """
 
     format: Literal[1] = 1
-    name: str
+    name: Line
     space: dict[str, Any]
     dataset: str
     fingerprint: str
@@ -321,6 +322,13 @@ def open_search(where: Location) -> SearchResult:
     remedy = "restore the file or start a new search"
     record = read_record(files.search, SearchRecord, remedy)
     names = files.trials.glob("[0-9]*.json") if files.trials.exists() else []
-    found = [read_record(name, TrialResult, remedy) for name in names]
+    found = [_read_trial(files, name, remedy) for name in names]
     trials = tuple(sorted(found, key=lambda trial: trial.number))
     return SearchResult(files, record, trials)
+
+
+def _read_trial(files: SearchFiles, path: UPath, remedy: str) -> TrialResult:
+    trial = read_record(path, TrialResult, remedy)
+    if path.name != files.trial(trial.number).name:
+        raise IntegrityError(f"{path}: must hold the trial of its name, got number {trial.number}; {remedy}")
+    return trial

@@ -9,14 +9,15 @@ import logging
 import os
 import socket
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["connected"]
+__all__ = ["cluster_address", "connected", "knock", "on_node"]
 
 # Ray warns about its own future defaults on every start; none of these concern a user of this package.
 _QUIET = {
@@ -26,6 +27,7 @@ _QUIET = {
 }
 
 _KNOCK_S = 10.0
+_TOKEN = Path("~/.ray/auth_token")
 
 
 @contextmanager
@@ -48,10 +50,11 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address and address != "local":
-        _join(address)
+    where = cluster_address(address)
+    if where:
+        _join(where)
     else:
+        unwritten = not _TOKEN.expanduser().exists()
         ray.init(
             address="local",
             num_cpus=cpus,
@@ -60,29 +63,56 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
             logging_level=logging.ERROR,
             _temp_dir=f"/tmp/ich{os.getuid()}",  # noqa: S108  (a UNIX socket path may have 107 characters)
         )
+        if unwritten and _TOKEN.expanduser().exists():
+            _TOKEN.expanduser().chmod(0o600)  # Ray has just made it, for all to read
     try:
         yield
     finally:
         ray.shutdown()
 
 
+def cluster_address(address: str | None) -> str | None:
+    """The cluster that is meant by `address` or ``RAY_ADDRESS``; None for this machine alone."""
+    where = address or os.environ.get("RAY_ADDRESS")
+    return None if where == "local" else where or None
+
+
+def on_node(node: str, function: Any, *arguments: Any) -> Any:
+    """A reference to what `function` returns on the node of that id; it waits for no resources."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments)
+
+
 def _join(address: str) -> None:
     import ray
+    from ray.exceptions import AuthenticationError
 
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    listens = False
     try:
-        _knock(address)
+        if host and port.isdigit():
+            knock(host, int(port))
+            listens = True
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError, SystemExit) as error:
-        first_line = str(error).strip().partition("\n")[0] or type(error).__name__
+    except (AuthenticationError, OSError, RuntimeError, ValueError, SystemExit) as error:
+        problem = str(error).strip().partition("\n")[0] or type(error).__name__
+        if isinstance(error, AuthenticationError) or (listens and "Failed to connect" in problem):
+            mode = os.environ.get("RAY_AUTH_MODE", "not set")
+            problem = f"no welcome: a token that is wrong or missing (RAY_AUTH_MODE is {mode}), or no Ray"
         raise ConfigError(
-            f"--address {address}: a Ray cluster must answer there, got: {first_line}; check the address, that the "
-            "cluster is up, and that RAY_AUTH_TOKEN or ~/.ray/auth_token holds its token"
+            f"--address {address}: a Ray cluster must answer there, got {problem}; check the address, that the cluster "
+            "is up, and for one with a token RAY_AUTH_MODE=token and its token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
         ) from None
 
 
-def _knock(address: str) -> None:
-    """Fail within seconds where nobody listens: Ray itself tries for 327 s and then leaves by SystemExit."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        with socket.create_connection((host, int(port)), timeout=_KNOCK_S):
-            pass
+def knock(host: str, port: int) -> None:
+    """Fail within seconds where nobody listens: Ray itself tries for 327 s and then leaves by SystemExit.
+
+    Raises:
+        OSError: nobody does.
+    """
+    with socket.create_connection((host, port), timeout=_KNOCK_S):
+        pass

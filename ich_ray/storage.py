@@ -15,10 +15,10 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
 from ich_ray.errors import ConfigError, IntegrityError
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DatasetFiles",
+    "Line",
     "Location",
     "Record",
+    "RelativeFile",
     "SearchFiles",
     "exclusive",
     "is_local",
@@ -50,6 +52,8 @@ __all__ = [
 Location: TypeAlias = "str | os.PathLike[str] | UPath"
 
 _HASH_CHUNK_BYTES = 1 << 20
+# The largest we write is the manifest of a dataset, 200 bytes a block; a file beyond this was not written by us.
+_LARGEST_JSON_BYTES = 64 << 20
 
 
 class Record(BaseModel):
@@ -59,6 +63,26 @@ class Record(BaseModel):
 
 
 Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def _below(file: str) -> str:
+    if not file or "\\" in file or "://" in file or any(part in {"", ".", ".."} for part in file.split("/")):
+        raise ValueError(f"a file below this folder, not {file[:80]!r},")
+    return file
+
+
+# A name in a record that somebody else may have written: it cannot lead out of the folder that holds the record.
+RelativeFile = Annotated[str, AfterValidator(_below)]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"printable characters only, not {text[:80]!r},")
+    return text
+
+
+# A text that is shown to people as it is: it cannot steer their terminal.
+Line = Annotated[str, AfterValidator(_printable)]
 
 
 def locate(where: Location) -> UPath:
@@ -231,15 +255,22 @@ def write_json(path: UPath, value: Any) -> None:
 
 
 def read_json(path: UPath) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, which may come from anyone.
 
     Raises:
-        IntegrityError: the file is not JSON.
+        IntegrityError: the file is not JSON, or far larger than any of ours.
     """
+    remedy = "restore the file from a copy"
+    if is_local(path) and path.exists() and not path.is_file():  # a pipe would never end, nor would /dev/zero
+        raise IntegrityError(f"{path}: must be a file, got something else; {remedy}")
+    with path.open("rb") as file:
+        data = file.read(_LARGEST_JSON_BYTES + 1)
+    if len(data) > _LARGEST_JSON_BYTES:
+        raise IntegrityError(f"{path}: must be JSON of at most {_LARGEST_JSON_BYTES >> 20} MiB, got more; {remedy}")
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise IntegrityError(f"{path}: must be JSON, got {error}; restore the file from a copy") from None
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path}: must be JSON, got {error}; {remedy}") from None
 
 
 def read_record(path: UPath, kind: type[Kind], remedy: str) -> Kind:

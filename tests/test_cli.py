@@ -15,7 +15,11 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def verbs() -> list[str]:
-    return [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
+    return [
+        command.name or command.callback.__name__.replace("_", "-")
+        for command in cli.app.registered_commands
+        if command.callback
+    ]
 
 
 @pytest.mark.parametrize("verb", verbs())
@@ -34,7 +38,7 @@ def test_every_verb_stands_in_the_readme_and_has_help(verb: str, capsys: pytest.
         (["prepare", "x", "--labels", "y", "--out", "z", "--limit-rejected", "lots"], "a share from 0 to 1"),
         (["results", "nowhere"], "a search holds search.json, got none"),
         (["retrain", "nowhere"], "a search holds search.json, got none"),
-        (["predict", "nowhere", "x", "--out", "y"], "nowhere"),
+        (["predict", "nowhere", "x", "--out", "y.csv"], "nowhere"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(

@@ -28,12 +28,12 @@ LEVELS = [
     {"final"},
     {"cluster", "pipeline"},
     {"display"},
-    {"cli"},
+    {"cli", "cluster_verbs"},
 ]
 # The functional core must run where Ray is not installed.
 MAY_IMPORT_RAY = {
-    "runtime", "cluster", "data.prepare", "search.sampler", "search.halving", "search.trial", "search.run",
-    "search.together", "search.bookkeeper", "search.preflight", "final.archive", "final.confirm",
+    "runtime", "cluster.jobs", "cluster.doctor", "data.prepare", "search.sampler", "search.halving", "search.trial",
+    "search.run", "search.together", "search.bookkeeper", "search.preflight", "final.archive", "final.confirm",
     "final.distributed",
 }  # fmt: skip
 

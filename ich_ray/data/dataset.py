@@ -26,6 +26,7 @@ from ich_ray.storage import (
     DatasetFiles,
     Location,
     Record,
+    RelativeFile,
     is_local,
     locate,
     read_record,
@@ -72,7 +73,7 @@ _STAGES = 3
 class BlockRecord(Record):
     """One Arrow IPC file, relative to the dataset folder."""
 
-    file: str
+    file: RelativeFile
     rows: int
     sha256: str
 

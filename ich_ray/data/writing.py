@@ -12,6 +12,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -29,11 +30,18 @@ from ich_ray.results import LEAK
 from ich_ray.storage import DatasetFiles, is_local, sha256, write_bytes, write_json, write_table
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ich_ray.data.listing import Listing
     from ich_ray.results import Split
 
 __all__ = ["Work", "finish"]
 
+# Blocks that lost images and are written again: 1,500 of 3,000 slices took 0.9 to 1.4 s one after the other, of which
+# 0.2 s were computing, and 0.6 to 1.0 s so many at a time; on object storage it is waiting alone.
+_AT_A_TIME = 8
+_IN_MEMORY_BYTES = 2**28
+_KEPT = "-kept.arrow"
 _PACKAGES = ("ich_ray", "numba", "numpy", "pyarrow", "pydicom", "ray")
 
 
@@ -96,26 +104,43 @@ def _remove_leftovers(files: DatasetFiles, kept: set[str]) -> None:
 def _blocks(work: Work, assembly: Assembly) -> tuple[tuple[BlockRecord, ...], pa.Array, pa.Array]:
     """The blocks with accepted images only, and where each accepted slice lies.
 
-    A block that lost images is written again under another name, so that a run killed here finds the first one whole.
+    Several at a time: they wait for the disk, or for object storage, and hash and copy outside the interpreter's lock.
     """
     chunk = assembly.accepted["chunk"].to_numpy()
     row = assembly.accepted["row"].to_numpy().copy()
     block = np.zeros(len(chunk), np.int32)
-    records: list[BlockRecord] = []
     by_chunk = np.argsort(chunk, kind="stable")
     numbers, starts = np.unique(chunk[by_chunk], return_index=True)
-    for number, here in zip(numbers, np.split(by_chunk, starts[1:]), strict=False):  # without any, one empty part
-        path = work.job.block(int(number))
-        count, digest = block_facts(work.job, int(number))
-        if len(here) < count:
-            order = here[np.argsort(row[here])]
-            data = block_bytes(np.ascontiguousarray(map_block(path)[row[order]]))
-            path = path.with_name(f"{path.stem}-kept.arrow")
-            write_bytes(path, data)
-            digest, row[order] = sha256(data), np.arange(len(order))
-        block[here] = len(records)
-        records.append(BlockRecord(file=f"{work.files.blocks.name}/{path.name}", rows=len(here), sha256=digest))
-    return tuple(records), pa.array(block, pa.int32()), pa.array(row, pa.int32())
+    places = np.split(by_chunk, starts[1:])[: len(numbers)]  # without any number there is one empty part
+    block_bytes_most = max(map(len, places), default=0) * len(work.job.windows) * work.job.size**2
+    at_a_time = min(_AT_A_TIME, max(2, _IN_MEMORY_BYTES // max(block_bytes_most, 1)))
+    with ThreadPoolExecutor(at_a_time) as pool:
+        kept = [pool.submit(_kept, work, int(number), row[here]) for number, here in zip(numbers, places, strict=True)]
+        try:
+            records = tuple(each.result() for each in kept)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    for number, (here, record) in enumerate(zip(places, records, strict=True)):
+        block[here] = number
+        if record.file.endswith(_KEPT):
+            row[here] = np.argsort(np.argsort(row[here]))
+    return records, pa.array(block, pa.int32()), pa.array(row, pa.int32())
+
+
+def _kept(work: Work, number: int, rows: NDArray[np.int32]) -> BlockRecord:
+    """The block of a chunk with the images at `rows` only.
+
+    One that loses images is written again under another name, so that a run killed here finds the first one whole.
+    """
+    path = work.job.block(number)
+    count, digest = block_facts(work.job, number)
+    if len(rows) < count:
+        data = block_bytes(np.ascontiguousarray(map_block(path)[np.sort(rows)]))
+        path = path.with_name(f"{path.stem}{_KEPT}")
+        write_bytes(path, data)
+        digest = sha256(data)
+    return BlockRecord(file=f"{work.files.blocks.name}/{path.name}", rows=len(rows), sha256=digest)
 
 
 def _slices(assembly: Assembly, block: pa.Array, row: pa.Array) -> pa.Table:

@@ -6,6 +6,7 @@ once and holds one batch at a time, and rows come back in the order of the input
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -107,6 +108,7 @@ def _through_ray(order: _Order, inputs: list[Input], address: str | None) -> Ite
     with connected(address):
         import ray
 
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.op_resource_reservation_enabled = False

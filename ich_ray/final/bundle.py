@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ich_ray.errors import ConfigError, IntegrityError
@@ -119,5 +120,11 @@ def load_bundle(path: Location) -> Bundle:
             "restore the file or retrain"
         )
     network = build_network(card.parameters.model_copy(update={"weights": "none"}), card.image_shape)
-    network.load_state_dict(load(data))
+    try:
+        network.load_state_dict(load(data))
+    except (SafetensorError, RuntimeError) as error:
+        line = str(error).strip().splitlines()[-1].strip()
+        raise IntegrityError(
+            f"{file}: must be the weights of its card, got {line}; restore the file or retrain"
+        ) from None
     return Bundle(network, card)

@@ -16,7 +16,7 @@ from ich_ray.final.checklist import checklist
 from ich_ray.final.scaling import Method, Scaling
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import Split
-from ich_ray.storage import Record, read_record, write_json
+from ich_ray.storage import Record, RelativeFile, read_record, write_json
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -95,7 +95,7 @@ class CalibrationNote(Record):
 class WeightsNote(Record):
     """The file beside the card, and its hash."""
 
-    file: str
+    file: RelativeFile
     sha256: str
 
 

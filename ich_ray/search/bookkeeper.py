@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Bookkeeper"]
 
 _LINE_EVERY_S = 5.0
-# Drawing a table of 20 lines takes the driver 4 ms.
+# Drawing 20 lines takes the driver 2 ms.
 _TABLE_EVERY_S = 0.5
 # What the plan says of a trial's images weighs as much as this many trials that have ended.
 _PLAN_WEIGHS = 3

@@ -54,6 +54,7 @@ class Plan:
         rungs = ", ".join(
             f"{count} trials past {level:,}" for level, count in zip(self.rungs, self.reaching[1:], strict=True)
         )
+        copied = ", and copied for each trial to its GPU where they fit into half of what is free" if self.gpus else ""
         saved = 1 - self.images / self.images_at_most
         return "\n".join(
             [
@@ -62,7 +63,7 @@ class Plan:
                 + (f", in {self.workers} workers" if self.workers > 1 else ""),
                 f"  rungs: {rungs or 'none, no trial is stopped early'}",
                 f"  images: about {self.images:,}, {saved:.0%} less than the {self.images_at_most:,} without stopping",
-                f"  memory: {self.mapped_bytes / 2**20:,.0f} MiB of images, mapped once a machine",
+                f"  images in memory: {self.mapped_bytes / 2**20:,.0f} MiB, mapped once a machine{copied}",
             ]
         )
 

@@ -17,9 +17,9 @@ import ray
 import yaml
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.experimental.internal_kv import _internal_kv_get
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ich_ray.errors import ConfigError
+from ich_ray.runtime import on_node
 from ich_ray.storage import DatasetFiles, is_local, locate, read_json
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _startable(alive: list[dict[str, Any]]) -> list[Machine]:
     if head is None or not _scales():
         return []
     try:
-        config = ray.get(_on(head["NodeID"], _bootstrap_config), timeout=_ANSWER_WITHIN_S)
+        config = ray.get(on_node(head["NodeID"], _bootstrap_config), timeout=_ANSWER_WITHIN_S)
     except (ray.exceptions.RayError, TimeoutError):
         return []
     return autoscaled(config, len(alive) - 1)
@@ -195,7 +195,7 @@ def check_machines(dataset: PreparedDataset, search: UPath, witness: str = ".loc
         return
     where, seen = str(dataset.files.root), str(search / witness) if is_local(search) else None
     asked = {
-        _on(node["NodeID"], _look, where, dataset.manifest.fingerprint, seen): node["NodeManagerAddress"]
+        on_node(node["NodeID"], _look, where, dataset.manifest.fingerprint, seen): node["NodeManagerAddress"]
         for node in alive
     }
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
@@ -225,11 +225,6 @@ def _look(dataset: str, fingerprint: str, witness: str | None) -> str:
     if witness and not os.path.exists(witness):  # noqa: PTH110  (a plain string from another machine)
         return f"{os.path.dirname(witness)}: every machine must see the search folder, got none"  # noqa: PTH120
     return ""
-
-
-def _on(node: str, function: Any, *arguments: Any) -> Any:
-    task = ray.remote(num_cpus=0, max_retries=0)(function)
-    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments)
 
 
 def check_roles(dataset: PreparedDataset) -> None:

@@ -76,7 +76,7 @@ def run_search(
         gpu_hours: the same, of accelerators times hours, over all trials since the search began.
         concurrent: trials at a time; as many as fit if not given.
         resume: go on with the search in `out`; unfinished trials continue from their checkpoints.
-        plan: print what would be done, write nothing, and return the search without trials.
+        plan: print what would be done and what it takes, write nothing, and return the search without trials.
         seed: of the draws and of every trial; that of the search in `out` if not given, else 0.
         warm_start: another search whose trials the sampler may learn from.
         placement: `device` keeps the images of each trial in accelerator memory, `host` never; `auto` does where they
@@ -108,9 +108,13 @@ def run_search(
 
     check_roles(data)
     if plan:
+        from ich_ray.search.estimate import costs
+
         with connected(address):
             slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
-        print(plan_search(checked, data, wanted, slots))
+        planned = plan_search(checked, data, wanted, slots)
+        searches = [open_search(where) if where else None for where in (files.root if begun else None, teacher)]
+        print(f"{planned}\n{costs(checked, data, planned, *searches)}")
         return SearchResult(files, asked, ())
     with locked(files), connected(address):
         slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)

@@ -1,14 +1,16 @@
-"""A poison file among many: its decoder dies in a Ray worker, and only its own row says so."""
+"""A poison file among many: its decoder dies or hangs in a Ray worker, and only its own row says so."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from ich_ray.ct.decoder import FRAME_LIMIT_S
 from ich_ray.data.prepare import prepare
 from ich_ray.runtime import connected
 from tests.ct.planted import plant_decoder, poison
@@ -39,4 +41,22 @@ def test_poison_costs_its_own_row_only(tmp_path: Path) -> None:
         ("ID_001x.dcm", "ID_011x.dcm", "ID_101x.dcm"), "decoder_crash"
     )
     assert spoiled.manifest.accepted == PATIENTS * SLICES
+    assert spoiled.manifest.fingerprint == clean.manifest.fingerprint
+
+
+@pytest.mark.slow
+def test_a_decoder_that_hangs_costs_ten_seconds_and_its_own_row(tmp_path: Path) -> None:
+    labels = write_cohort(tmp_path / "images")
+    clean = prepare(tmp_path / "images", labels, tmp_path / "clean", size=16)
+    (tmp_path / "images" / "ID_011x.dcm").write_bytes(poison("HANG", SOPInstanceUID="ID_011x", PatientID="ID_011x"))
+    started = time.monotonic()
+    spoiled = prepare(tmp_path / "images", labels, tmp_path / "spoiled", size=16, limit_rejected=1)
+    assert FRAME_LIMIT_S <= time.monotonic() - started < 6 * FRAME_LIMIT_S
+    assert pq.read_table(str(spoiled.files.rejected)).to_pylist() == [
+        {
+            "file": "ID_011x.dcm",
+            "reason": "decoder_crash",
+            "detail": "the decoder died, or was not done in 10 s",
+        }
+    ]
     assert spoiled.manifest.fingerprint == clean.manifest.fingerprint

@@ -171,6 +171,7 @@ def _card(files: SearchFiles, dataset: PreparedDataset) -> None:
         "intended_use": "Research on detectors of intracranial haemorrhage.",
         "limitations": ["Slices are judged one by one, without their neighbors."],
         "not_a_medical_device": True,
+        "checklist": {"Intended use": "research", "Demographics: age, sex, ethnicity": "not available"},
     }
     write_json(files.bundle / "card.json", card)
 
@@ -206,6 +207,15 @@ def _evaluation(files: SearchFiles, dataset: PreparedDataset, signal: float) -> 
     precision = 0.79 if signal else p
     floors = {"average_precision": p, "roc_auc": 0.5, "log_loss": -p * np.log(p) - (1 - p) * np.log(1 - p),
               "brier": p * (1 - p), "f2": 5 * p / (4 * p + 1), "accuracy": max(p, 1 - p), "ppv": p}  # fmt: skip
+    point = {
+        "threshold": threshold,
+        "confusion": {"tp": tp, "fp": fp, "fn": fn, "tn": tn},
+        **{name: _interval(figure) for name, figure in figures.items()},
+    }
+    stated = {"prevalence": 0.02, "ppv": _interval(0.27), "npv": _interval(0.998)}
+    group = {"cases": 61, "patients": 17, "positives": 9, "prevalence": 0.148, "floors": {"average_precision": 0.148},
+             "metrics": {"average_precision": _interval(0.66), "roc_auc": _interval(0.88)},
+             "operating_points": {"f2": point}, "at_chance": False}  # fmt: skip
     value = {
         "format": 1,
         "slices": len(labels),
@@ -219,14 +229,24 @@ def _evaluation(files: SearchFiles, dataset: PreparedDataset, signal: float) -> 
             "roc_auc": _interval(0.87 if signal else 0.5),
             "log_loss": _interval(0.44),
             "brier": _interval(0.14),
+            "ece": _interval(0.07),
+            "calibration_slope": {"value": 1.31, "low": 0.9, "high": 1.7},
+            "calibration_intercept": {"value": -0.2, "low": -0.5, "high": 0.1},
         },
-        "operating_points": {
-            "f2": {
-                "threshold": threshold,
-                "confusion": {"tp": tp, "fp": fp, "fn": fn, "tn": tn},
-                **{name: _interval(figure) for name, figure in figures.items()},
-            }
+        "operating_points": {"f2": {**point, "stated": stated}},
+        "ece_null": {"value": 0.061, "low": 0.031, "high": 0.102},
+        "patient_level": {**group, "cases": 18, "positives": 11},
+        "subtypes": {
+            "subdural": group,
+            "epidural": {
+                **group,
+                "cases": 3,
+                "positives": 0,
+                "at_chance": True,
+                "metrics": {**group["metrics"], "roc_auc": {}},
+            },
         },
+        "representations": {"int16": group},
         "floors": floors,
         "at_chance": not signal,
         "confidence": 0.95,

@@ -209,9 +209,8 @@ def test_ray_data_gives_the_same_rows_in_the_same_order(
     monkeypatch.setattr(archive, "EVALUATION_BATCH", 4)
     there = predict(bundle, [scans], tmp_path / "there.parquet", heatmaps=tmp_path / "maps")
     assert there == here
-    one, other = (
-        pq.read_table(tmp_path / f"{name}.parquet").drop(["probability", "heatmap"]) for name in ("here", "there")
-    )
+    tables = [pq.read_table(tmp_path / f"{name}.parquet") for name in ("here", "there")]
+    one, other = (table.drop(["probability", "heatmap"]) for table in tables)
     assert one.equals(other)
     probabilities = [table["probability"].to_pylist() for table in tables]
     assert probabilities[1] == [None if value is None else pytest.approx(value, abs=1e-6) for value in probabilities[0]]

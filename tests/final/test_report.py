@@ -304,6 +304,39 @@ class TestSize:
         assert len(json.loads(found.scripts[0])["curves"]["data"]) == MOST_TRIALS
 
 
+class TestGroups:
+    def test_groups_stand_beside_their_own_chance(self, page: Page) -> None:
+        assert "By patient, at operating point f2" in page.text
+        assert "patients 18 11 0.660 (0.600 to 0.720) 0.148 0.880 (0.820 to 0.940)" in page.text
+        assert "subdural 61 9 0.660" in page.text
+        assert "epidural at chance 3 0 0.660 (0.600 to 0.720) 0.148 –" in page.text
+        assert "By scanner representation" in page.text
+
+    def test_figures_of_the_probabilities(self, page: Page, evaluated: Inputs) -> None:
+        assert evaluated.evaluation is not None
+        rows = {row.name: row for row in tables.figures(evaluated.evaluation)}
+        assert rows["ECE"].floor == "perfect: 0.031 to 0.102"
+        assert rows["ECE"].clears is None
+        assert (rows["Calibration slope"].value, rows["Calibration slope"].at) == ("1.310", {})
+        assert "ECE mean gap between probability and share of positives, in 15 bins 0.070" in page.text
+
+    def test_ppv_at_a_stated_prevalence(self, page: Page, evaluated: Inputs) -> None:
+        assert evaluated.evaluation is not None
+        assert evaluated.evaluation.point is not None
+        rows = {row.name: row for row in tables.operating_figures(evaluated.evaluation, evaluated.evaluation.point[1])}
+        stated = rows["PPV at a prevalence of 0.020"]
+        assert (stated.value, stated.floor, stated.clears) == ("0.270", "0.020", True)
+        assert rows["NPV at a prevalence of 0.020"].floor == "0.980"
+
+    def test_an_evaluation_without_groups_is_still_shown(self, changed: UPath) -> None:
+        edit(SearchFiles(changed).evaluation, patient_level=None, subtypes={}, representations={}, ece_null=None)
+        assert "By patient" not in Page(render(gather(changed))).text
+
+    def test_the_checklist_is_on_the_page(self, page: Page) -> None:
+        assert "What CLAIM 2024 and TRIPOD+AI ask to be said" in page.text
+        assert "Demographics: age, sex, ethnicity not available" in page.text
+
+
 class TestTables:
     def test_floors_of_an_operating_point(self, evaluated: Inputs) -> None:
         evaluation = evaluated.evaluation
@@ -317,7 +350,7 @@ class TestTables:
         assert rows["PPV"].floor == "0.278"
         assert rows["NPV"].floor == "0.722"
         assert rows["F2"].floor == "0.658"
-        assert all(row.clears for row in rows.values())
+        assert all(row.clears for name, row in rows.items() if "at a prevalence" not in name)
 
     def test_log_loss_clears_its_floor_from_below(self, evaluated: Inputs) -> None:
         assert evaluated.evaluation is not None

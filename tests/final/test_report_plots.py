@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ich_ray.final.evaluate import Counts, Estimate, PointFigures
 from ich_ray.final.report import performance, style
+from ich_ray.final.report.bands import precision_recall_band, roc_band
 from ich_ray.final.report.parallel import axis, parallel_coordinates
 from ich_ray.final.report.timeline import slots, timeline
 from ich_ray.final.report.trials import (
@@ -118,11 +120,53 @@ class TestReliability:
 
     def test_counts_are_drawn_below(self) -> None:
         figure = performance.reliability(LABELS, PROBABILITIES)
-        assert [trace.type for trace in figure.data] == ["scatter", "scatter", "bar"]
-        assert sum(figure.data[2].y) == 6
-        assert figure.data[2].yaxis == "y2"
+        assert [trace.type for trace in figure.data] == ["scatter", "scatter", "scatter", "bar"]
+        assert sum(figure.data[3].y) == 6
+        assert figure.data[3].yaxis == "y2"
         assert figure.layout.yaxis.title.text == "observed share of haemorrhage"
         assert figure.layout.yaxis.domain[0] > figure.layout.yaxis2.domain[1]
+
+
+class TestBands:
+    def test_a_band_lies_around_its_line(self) -> None:
+        rng = np.random.default_rng(0)
+        labels = (rng.random(3000) < 0.2).astype(int)
+        probabilities, patients = 1 / (1 + np.exp(-rng.normal(2 * labels, 1))), np.repeat(np.arange(300), 10)
+        for band, curve, name in (
+            (roc_band(labels, probabilities, patients), roc_curve(labels, probabilities), "roc"),
+            (precision_recall_band(labels, probabilities, patients), None, "pr"),
+        ):
+            if curve is not None:
+                line = np.interp(band.x, curve[0], curve[1])
+            else:
+                ppv, sensitivity, _ = precision_recall_curve(labels, probabilities)
+                line = np.array([ppv[sensitivity >= x - 1e-12][-1] for x in band.x])
+            assert (np.diff(band.x) > 0).all()
+            inside = (band.low <= line + 0.01) & (line - 0.01 <= band.high)
+            assert inside.mean() > 0.97, name
+            assert 0.01 < (band.high - band.low)[20:80].mean() < 0.15, name
+
+    def test_fewer_patients_give_a_wider_band(self) -> None:
+        rng = np.random.default_rng(1)
+        skill = rng.normal(0, 1.5, 40)[np.arange(800) // 20]  # slices of a patient resemble each other
+        labels = (rng.random(800) < 0.3).astype(int)
+        probabilities = 1 / (1 + np.exp(-(labels + skill)))
+        wide, narrow = (
+            roc_band(labels, probabilities, patients) for patients in (np.arange(800) // 20, np.arange(800))
+        )
+        assert (wide.high - wide.low).mean() > 1.2 * (narrow.high - narrow.low).mean()
+
+    def test_shares_of_a_perfect_model(self) -> None:
+        """Of ten slices at 0.5 two to eight are positive in 97.9 % of cases, three to seven in 89.1 %."""
+        band = performance.perfect_shares(np.array([0.5, 0.0]), np.array([10, 4]))
+        assert (band.low.tolist(), band.high.tolist()) == ([0.2, 0.0], [0.8, 0.0])
+
+    def test_bands_are_drawn(self) -> None:
+        patients = np.arange(6)
+        band = roc_band(LABELS, PROBABILITIES, patients)
+        shade = performance.roc(LABELS, PROBABILITIES, POINT, band).data[3]
+        assert (shade.fill, len(shade.x)) == ("toself", 2 * len(band.x))
+        assert performance.reliability(LABELS, PROBABILITIES).data[2].name == "a perfect model, 95 %"
 
 
 def test_the_histogram_is_of_shares_of_each_truth() -> None:

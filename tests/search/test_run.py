@@ -19,7 +19,7 @@ from ich_ray.final.confirm import confirm
 from ich_ray.final.retrain import chosen_trial
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search import bookkeeper, ledger, run
+from ich_ray.search import bookkeeper, estimate, ledger, run
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.run import run_search
 from ich_ray.storage import SearchFiles, exclusive, locate, write_bytes
@@ -276,12 +276,30 @@ def test_two_drivers_never_share_a_search(data: Path, space: Path, tmp_path: Pat
 
 
 def test_a_plan_is_printed_and_nothing_written(
-    data: Path, space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("_COUNT_S", "_MEASURE_S", "_MEASURE_EACH_S"):
+        monkeypatch.setattr(estimate, name, 0)
+    space.write_text(SPACE + "points: [{architecture: plain_cnn, blocks: 1}]\n")
     found = run_search(data, space, tmp_path / "s", trials=27, plan=True)
     assert found.trials == ()
-    assert "search tiny: 27 trials, 2 at a time, each on 1 CPU and 0 GPU" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "search tiny: 27 trials, 2 at a time, each on 1 CPU and 0 GPU" in printed
+    assert "images/s a trial (a single plain_cnn measured here for a moment" in printed
     assert not (tmp_path / "s").exists()
+
+
+def test_a_plan_of_more_trials_knows_the_speed_of_the_search(
+    data: Path, space: Path, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "_COUNT_S", 0)
+    before = {path: path.read_bytes() for path in copied.rglob("*.json")}
+    run_search(data, space, copied, trials=100, resume=True, plan=True)
+    # The trainer claims a second for 1,000 images.
+    trained = sum(bool(trial.reports) for trial in open_search(copied).trials)
+    said = f"hours at 1,000 images/s a trial (as {trained} trials of {copied} trained)"
+    assert said in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in copied.rglob("*.json")} == before
 
 
 def test_a_warm_start_is_remembered(data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from ich_ray.final.report import performance, summary, tables, trials
+from ich_ray.final.report import groups, performance, summary, tables, trials
+from ich_ray.final.report.bands import precision_recall_band, roc_band
 from ich_ray.final.report.gallery import gallery
 from ich_ray.final.report.inputs import gather
 from ich_ray.final.report.parallel import parallel_coordinates
@@ -115,11 +116,11 @@ def _test_figures(inputs: Inputs) -> dict[str, go.Figure]:
     predictions, evaluation = inputs.predictions, inputs.evaluation
     if predictions is None or evaluation is None or not 0 < predictions.labels.sum() < len(predictions.labels):
         return {}
-    data = (predictions.labels, predictions.probabilities)
+    data, patients = (predictions.labels, predictions.probabilities), predictions.patients
     point = evaluation.point[1] if evaluation.point else None
     found = {
-        "precision-recall": performance.precision_recall(*data, point),
-        "roc": performance.roc(*data, point),
+        "precision-recall": performance.precision_recall(*data, point, precision_recall_band(*data, patients)),
+        "roc": performance.roc(*data, point, roc_band(*data, patients)),
         "reliability": performance.reliability(*data),
         "histogram": performance.histogram(*data, point.threshold if point else None),
     }
@@ -158,11 +159,12 @@ def _content(inputs: Inputs) -> dict[str, Any]:
 
 def _test_content(evaluation: Evaluation | None) -> dict[str, Any]:
     if evaluation is None:
-        return {"evaluation": None, "free_rows": [], "points": [], "hundred": []}
+        return {"evaluation": None, "free_rows": [], "groups": [], "points": [], "hundred": []}
     points = evaluation.operating_points.items()
     return {
         "evaluation": evaluation,
         "free_rows": tables.figures(evaluation),
+        "groups": groups.group_tables(evaluation),
         "points": [(name, point, tables.operating_figures(evaluation, point)) for name, point in points],
         "hundred": tables.of_hundred(evaluation.point[1].confusion) if evaluation.point else [],
     }
@@ -217,6 +219,7 @@ def _provenance_content(inputs: Inputs) -> dict[str, Any]:
     return {
         "provenance": tables.provenance_facts(inputs),
         "versions": list(record.versions.items()),
+        "checklist": list((inputs.card or {}).get("checklist", {}).items()),
         "cost": tables.cost_facts(inputs.search),
         "retraining": tables.retraining_facts(inputs.retraining) if inputs.retraining else [],
         "calibration": tables.calibration_facts(inputs.calibration) if inputs.calibration else [],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from plotly.subplots import make_subplots
 
+from ich_ray.final.report.bands import perfect_shares
 from ich_ray.final.report.style import MODEL, NEGATIVE, POSITIVE, REFERENCE, blank, count, percent
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.final.evaluate import Counts, Estimate, PointFigures
+    from ich_ray.final.report.bands import Band
 
 __all__ = [
     "ReliabilityBins",
@@ -34,6 +36,8 @@ __all__ = [
 
 MOST_POINTS = 1500  # of a curve: more than its pixels, and 110,000 test slices would be megabytes
 _BINS = 20
+_SHADE = "rgba(132,104,211,0.2)"  # of MODEL
+_GREY = "rgba(135,141,148,0.25)"  # of REFERENCE
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,10 @@ def _thinned(points: int) -> NDArray[np.int64]:
 
 
 def precision_recall(
-    labels: NDArray[np.int64], probabilities: NDArray[np.float64], point: PointFigures | None
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    point: PointFigures | None,
+    band: Band | None = None,
 ) -> go.Figure:
     """PPV against sensitivity.
 
@@ -99,10 +106,17 @@ def precision_recall(
     _reference(figure, [0, 1], [prevalence, prevalence], f"chance: prevalence {prevalence:.3f}")
     if point is not None:
         _operating_point(figure, point, point.sensitivity, point.ppv, "PPV")
+    if band is not None:
+        _shade(figure, band, "95 % of resamples")
     return _unit_square(figure)
 
 
-def roc(labels: NDArray[np.int64], probabilities: NDArray[np.float64], point: PointFigures | None) -> go.Figure:
+def roc(
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    point: PointFigures | None,
+    band: Band | None = None,
+) -> go.Figure:
     """Sensitivity against 1 - specificity."""
     curve = threshold_curve(labels, probabilities)
     keep = _thinned(len(curve.thresholds))
@@ -119,6 +133,8 @@ def roc(labels: NDArray[np.int64], probabilities: NDArray[np.float64], point: Po
     _reference(figure, [0, 1], [0, 1], "chance")
     if point is not None and point.specificity.value is not None:
         _operating_point(figure, point, _complement(point.specificity), point.sensitivity, "sensitivity")
+    if band is not None:
+        _shade(figure, band, "95 % of resamples")
     return _unit_square(figure)
 
 
@@ -132,6 +148,20 @@ def _complement(interval: Estimate) -> Estimate:
 def _reference(figure: go.Figure, x: list[float], y: list[float], name: str) -> None:
     figure.add_scatter(
         x=x, y=y, mode="lines", name=name, line={"color": REFERENCE, "width": 1.5, "dash": "dash"}, hoverinfo="skip"
+    )
+
+
+def _shade(figure: go.Figure, band: Band, name: str, color: str = _SHADE) -> None:
+    """The area between the two ends of a band."""
+    figure.add_scatter(
+        x=np.concatenate([band.x, band.x[::-1]]),
+        y=np.concatenate([band.high, band.low[::-1]]),
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor=color,
+        name=name,
+        hoverinfo="skip",
     )
 
 
@@ -236,6 +266,7 @@ def reliability(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -
         name="model",
         hovertemplate="probability %{x:.3f}<br>observed %{y:.3f}<br>%{customdata:,} slices<extra></extra>",
     )
+    _shade(figure, perfect_shares(bins.predicted, bins.counts), "a perfect model, 95 %", _GREY)
     figure.add_bar(
         x=bins.centers,
         y=bins.counts,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.final.report.style import count, duration, metric_title, metric_words, moment, number, percent, setting
@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 _LOWER_IS_BETTER = {"log_loss", "brier"}
+_ON_NO_SCALE = {"calibration_slope", "calibration_intercept"}  # of 0 to 1
 _POINT_FIGURES = ("sensitivity", "specificity", "ppv", "npv", "f2", "accuracy")
 Facts = list[tuple[str, str]]
 
@@ -79,8 +80,18 @@ def _row(name: str, interval: Estimate, floor: float | None) -> FigureRow:
 
 
 def figures(evaluation: Evaluation) -> list[FigureRow]:
-    """Figures that need no threshold, in the order of evaluation.json."""
-    return [_row(name, interval, evaluation.floors.get(name)) for name, interval in evaluation.metrics.items()]
+    """Figures that need no threshold, in the order of evaluation.json.
+
+    Beside the calibration error stands what a perfect model shows, as chance has no meaning there.
+    """
+    rows = {name: _row(name, interval, evaluation.floors.get(name)) for name, interval in evaluation.metrics.items()}
+    null = evaluation.ece_null
+    if "ece" in rows and null is not None:
+        perfect = f"perfect: {number(null.low)} to {number(null.high)}"
+        rows["ece"] = replace(rows["ece"], floor=perfect)
+    for name in _ON_NO_SCALE & rows.keys():
+        rows[name] = replace(rows[name], at={})
+    return list(rows.values())
 
 
 def operating_figures(evaluation: Evaluation, point: PointFigures) -> list[FigureRow]:
@@ -90,7 +101,13 @@ def operating_figures(evaluation: Evaluation, point: PointFigures) -> list[Figur
     """
     flagged = (point.confusion.tp + point.confusion.fp) / max(evaluation.slices, 1)
     floors = {"sensitivity": flagged, "specificity": 1 - flagged, "npv": 1 - evaluation.prevalence, **evaluation.floors}
-    return [_row(name, getattr(point, name), floors.get(name)) for name in _POINT_FIGURES]
+    rows = [_row(name, getattr(point, name), floors.get(name)) for name in _POINT_FIGURES]
+    if point.stated is not None:
+        rest = 1 - point.stated.prevalence
+        for name, figure, floor in (("ppv", point.stated.ppv, 1 - rest), ("npv", point.stated.npv, rest)):
+            row = _row(name, figure, floor)
+            rows.append(replace(row, name=f"{row.name} at a prevalence of {number(point.stated.prevalence)}"))
+    return rows
 
 
 def of_hundred(confusion: Counts) -> list[tuple[str, str, int]]:
@@ -265,7 +282,9 @@ def calibration_facts(calibration: Calibration) -> Facts:
             f"{count(calibration.slices)} slices of {count(calibration.patients)} patients, "
             f"{count(calibration.positives)} positive ({percent(calibration.prevalence)})",
         ),
+        ("Method", calibration.method),
         ("Temperature", number(calibration.temperature)),
+        *([("Bias", number(calibration.bias))] if calibration.bias else []),
         ("Shift of the logit for the class weights", number(calibration.prior_shift)),
         ("Log loss before", number(calibration.log_loss_before, 4)),
         ("Log loss after", number(calibration.log_loss_after, 4)),

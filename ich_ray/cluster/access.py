@@ -1,0 +1,156 @@
+"""How a cluster is reached from outside: the dashboard's address and the token, and where both come from.
+
+Refuses what would give the token away. Opens no connection and knows nothing of Ray: jobs.py and doctor.py do.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, urlsplit
+
+from ich_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Access", "Token", "find_token", "is_loopback", "open_to_others", "reach", "token_file"]
+
+# Where `ray dashboard cluster.yaml` puts its end of the tunnel.
+TUNNEL = "http://localhost:8265"
+# A token is 64 characters; a file far longer is something else.
+_TOKEN_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Token:
+    """What a cluster asks for, and where it was found."""
+
+    value: str = field(repr=False)
+    source: str
+
+
+@dataclass(frozen=True)
+class Access:
+    """The dashboard of a cluster: `http://host:port` and what to show it."""
+
+    url: str
+    token: Token | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token.value}"} if self.token else {}
+
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        parts = urlsplit(self.url)
+        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def reach(address: str | None, environ: Mapping[str, str] = os.environ) -> Access:
+    """The dashboard at `address`, with the token of this user.
+
+    Args:
+        address: such as ``http://localhost:8265``; if not given ``RAY_API_SERVER_ADDRESS``, an ``http`` address in
+            ``RAY_ADDRESS``, or the near end of the tunnel that `ray dashboard cluster.yaml` opens.
+        environ: the environment.
+
+    Raises:
+        ConfigError: it is no such address, the token's file is open to others, or the token would travel unencrypted.
+    """
+    url = address or environ.get("RAY_API_SERVER_ADDRESS") or _http(environ.get("RAY_ADDRESS", "")) or TUNNEL
+    parts = _split(url if "://" in url else f"http://{url}")
+    token = find_token(environ)
+    if token and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        raise ConfigError(
+            f"--address {url}: a token must not travel unencrypted, got http to another machine; open a tunnel with "
+            f"`ray dashboard cluster.yaml` and use {TUNNEL}, or use https"
+        )
+    return Access(f"{parts.scheme}://{parts.netloc}", token)
+
+
+def _http(address: str) -> str:
+    return address if address.startswith(("http://", "https://")) else ""
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of an address that jobs can be sent to; Ray itself would import a module named by another scheme."""
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ConfigError(
+            f"--address {url}: jobs go to the dashboard of a cluster, got no http or https address; "
+            f"use {TUNNEL} and keep `ray dashboard cluster.yaml` open"
+        )
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            f"--address {parts.scheme}://...@{parts.hostname}: an address is shown and stored and must hold no "
+            "password, got one; leave it out, the token comes from RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+        )
+    return parts
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine and nobody else can listen on the way."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def token_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the token lies, if it lies in a file."""
+    named = environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named).expanduser() if named else Path(environ.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
+
+
+def find_token(environ: Mapping[str, str] = os.environ) -> Token | None:
+    """The token in ``RAY_AUTH_TOKEN``, else in the file; None without one or with ``RAY_AUTH_MODE=disabled``.
+
+    The order is Ray's own.
+
+    Raises:
+        ConfigError: others can read the file, or it is none.
+    """
+    if environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return None
+    if environ.get("RAY_AUTH_TOKEN"):
+        return Token(_checked(environ["RAY_AUTH_TOKEN"], "RAY_AUTH_TOKEN"), "RAY_AUTH_TOKEN")
+    path = token_file(environ)
+    if not path.is_file():
+        if environ.get("RAY_AUTH_TOKEN_PATH"):
+            raise ConfigError(f"RAY_AUTH_TOKEN_PATH: must name the token's file, got none at {path}; correct it")
+        return None
+    if open_to_others(path):
+        mode = path.stat().st_mode & 0o777
+        raise ConfigError(
+            f"{path}: only you may read a token, got mode {mode:04o}; `chmod 600 {path}`, and make a new token if "
+            "others use this machine"
+        )
+    with path.open("rb") as file:
+        text = file.read(_TOKEN_BYTES + 1).decode("ascii", "replace")
+    return Token(_checked(text, str(path)), str(path))
+
+
+def open_to_others(path: Path) -> bool:
+    """Whether the group or others may read or write a file."""
+    return bool(path.stat().st_mode & 0o077)
+
+
+def _checked(text: str, source: str) -> str:
+    """A token that fits in a header; anything else is a mistake, or an attempt to add headers."""
+    value = text.strip()
+    if not value or len(value) > _TOKEN_BYTES or not (value.isascii() and value.isprintable()) or " " in value:
+        raise ConfigError(
+            f"{source}: a token must be one word of printable characters, got {len(value)} characters that are not; "
+            "copy the cluster's token again"
+        )
+    return value

@@ -1,0 +1,96 @@
+"""What travels with a job: its command and its search space, checked before anything leaves this machine.
+
+Everything else in a command must mean the same on the cluster's machines. Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ich_ray.cluster.secrets import refuse_secrets
+from ich_ray.errors import ConfigError, nearest
+from ich_ray.search.space import load_space
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["VERBS", "Parcel", "pack"]
+
+VERBS = (
+    "prepare",
+    "search",
+    "confirm",
+    "retrain",
+    "calibrate",
+    "evaluate",
+    "report",
+    "run",
+    "predict",
+    "audit",
+    "doctor",
+)
+# Flags whose value is a place; the first argument of every verb is one too.
+_PLACES = ("--out", "--labels", "--warm-start", "--storage")
+_LARGEST_SPACE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A command as the job runs it, and the files that it finds in its working folder, by name."""
+
+    command: tuple[str, ...]
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+def pack(command: Sequence[str]) -> Parcel:
+    """Make a command ready to travel.
+
+    Raises:
+        ConfigError: it is none for a cluster, a place in it means nothing there, or it holds a secret.
+        SpaceError: the search space is not right.
+    """
+    if not command or command[0] not in VERBS:
+        got = repr(command[0]) + nearest(command[0], VERBS) if command else "nothing"
+        raise ConfigError(f"submit: a job is one of {', '.join(VERBS)}, got {got}; try `-- search ...`")
+    refuse_secrets("\n".join(command), "submit")
+    files: dict[str, bytes] = {}
+    packed, flag = [command[0]], "" if _is_flag(command[1:2]) else "the first argument"
+    for word in command[1:]:
+        name, equals, value = word.partition("=") if word.startswith("--") else (flag, "", word)
+        if name == "--space" and value:
+            value = _take(value, files)
+        elif name in (*_PLACES, "the first argument") and value:
+            _check_place(value, name)
+        packed.append(f"{name}={value}" if equals else value if not word.startswith("--") else word)
+        flag = word if word.startswith("--") and not equals else ""
+    return Parcel(tuple(packed), files)
+
+
+def _is_flag(words: Sequence[str]) -> bool:
+    return bool(words) and words[0].startswith("-")
+
+
+def _take(where: str, files: dict[str, bytes]) -> str:
+    """Read a search space of this machine; returns its name in the job's working folder."""
+    path = Path(where).expanduser()
+    if not path.is_file():
+        _check_place(where, "--space", "a file of this machine, or ")
+        return where
+    if path.stat().st_size > _LARGEST_SPACE_BYTES:
+        raise ConfigError(f"--space {where}: must be at most 1 MB, got {path.stat().st_size:,} bytes; check the path")
+    data = path.read_bytes()
+    load_space(path)
+    refuse_secrets(data.decode("utf-8", "replace"), f"--space {where}")
+    files[path.name] = data
+    return path.name
+
+
+def _check_place(where: str, name: str, also: str = "") -> None:
+    if not os.path.isabs(where) and "://" not in where:  # noqa: PTH117  (a path of another machine)
+        raise ConfigError(
+            f"submit: {name}: must be {also}an absolute path that every machine of the cluster sees, or a URI, got "
+            f"{where!r}; say where it lies on the cluster"
+        )

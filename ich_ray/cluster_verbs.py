@@ -1,0 +1,132 @@
+"""The verbs of the command line that look at a cluster from outside; cli.py registers them.
+
+Like cli.py they only call one public function each and print what it returns.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ich_ray.progress import say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ich_ray.cluster.jobs import Job
+
+__all__ = ["VERBS", "Verb"]
+
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="The cluster's dashboard; default RAY_API_SERVER_ADDRESS, else the local tunnel."),
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="What `ich-ray submit` printed.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
+
+
+def submit(
+    context: typer.Context,
+    command: Annotated[list[str], typer.Argument(metavar="-- VERB ...", help="What to run, as it would be here.")],
+    address: Address = None,
+    cpus: Annotated[float, typer.Option("--cpus", min=0, help="CPUs the command itself holds; 0: on the head.")] = 0,
+    gpus: Annotated[float, typer.Option("--gpus", min=0, help="GPUs it holds, to calibrate or evaluate.")] = 0,
+    python: Annotated[str, typer.Option("--python", help="The interpreter of the cluster.")] = "python",
+) -> None:
+    """Run a verb on a cluster, and return at once."""
+    from ich_ray.cluster.jobs import submit as submit_job
+
+    _check_flags(context, command)
+    job = submit_job(command, address=address, cpus=cpus, gpus=gpus, python=python)
+    say(f"submitted; `ich-ray logs {job} --follow` shows how it goes on")
+    print(job)
+
+
+def jobs(address: Address = None, as_json: Json = False) -> None:
+    """The jobs of a cluster, newest first."""
+    from ich_ray.cluster.jobs import jobs as list_jobs
+
+    found = list_jobs(address)
+    if as_json:
+        print(json.dumps([asdict(job) for job in found], indent=1))
+        return
+    for job in found:
+        print(f"{job.id}  {_state(job)}  {_times(job)}  {job.command}")
+
+
+def logs(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job has ended.")] = False,
+    address: Address = None,
+) -> None:
+    """What a job has printed; --follow ends as it ends."""
+    from ich_ray.cluster.jobs import logs as job_logs
+    from ich_ray.cluster.jobs import outcome
+
+    for piece in job_logs(job, address=address, follow=follow):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    if follow:
+        ended = outcome(job, address)
+        say(f"{job}: {_state(ended)}")
+        if ended.state != "succeeded":
+            raise typer.Exit(ended.exit_code or 1)
+
+
+def stop(job: JobId, address: Address = None) -> None:
+    """Stop a job; a search can be resumed."""
+    from ich_ray.cluster.jobs import stop as stop_job
+
+    print(f"{job}  {'stopping' if stop_job(job, address) else 'had ended before'}")
+
+
+def doctor(
+    address: Annotated[
+        str | None, typer.Option("--address", help="A Ray cluster, from inside: auto on its head.")
+    ] = None,
+    storage: Annotated[str | None, typer.Option("--storage", help="What every machine must read and write.")] = None,
+    cluster_file: Annotated[str | None, typer.Option("--cluster-file", help="Search it for secrets.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What would break a search here, or on a cluster."""
+    from ich_ray.cluster.doctor import doctor as examine
+
+    findings = examine(address=address, storage=storage, cluster_file=cluster_file)
+    print(json.dumps([asdict(finding) for finding in findings], indent=1) if as_json else "\n".join(map(str, findings)))
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _check_flags(context: typer.Context, command: list[str]) -> None:
+    """Read the command as this machine would, so that a misspelt flag is told before it travels."""
+    verbs = context.find_root().command
+    if known := verbs.get_command(context, command[0]):  # type: ignore[attr-defined]
+        known.make_context(command[0], command[1:], parent=context.find_root())
+
+
+def _state(job: Job) -> str:
+    why = {None: "", 0: "", 3: " (exit 3: some inputs were rejected)"}
+    return job.state + why.get(job.exit_code, f" (exit {job.exit_code})")
+
+
+def _times(job: Job) -> str:
+    if job.started is None:
+        return "not started"
+    took = (job.ended or time.time()) - job.started
+    return f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(job.started))} for {took / 60:.0f} min"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A function, and how the command line takes its arguments."""
+
+    function: Callable[..., None]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+VERBS = (Verb(submit), Verb(jobs), Verb(logs), Verb(stop), Verb(doctor))

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ich_ray import cli
+from ich_ray.cluster.checks import Finding, check, skew_s
+from ich_ray.cluster.doctor import doctor
+from ich_ray.cluster.probe import Facts, look, open_ports
+from ich_ray.errors import ConfigError
+
+GIB = 1 << 30
+GOOD: dict[str, Any] = {
+    "machine": "a",
+    "versions": {"ich_ray": "0.1.0", "ray": "2.60.0", "torch": "2.14.0", "python": "3.11.7"},
+    "gpus": 1.0, "torch_gpus": 1, "storage": "", "sent": 10.0, "began": 11.0, "answered": 12.0, "received": 13.0,
+    "disk_free_bytes": 50 * GIB, "shm_free_bytes": 8 * GIB, "open_ports": (22,), "token_mode": 0o600,
+    "token_file": "/h/.ray/auth_token", "auth_mode": "token",
+}  # fmt: skip
+
+
+def facts(**changes: Any) -> Facts:
+    return Facts(**{**GOOD, **changes})
+
+
+def test_a_fit_cluster_has_one_line_each() -> None:
+    findings = check([facts(is_head=True), facts(machine="b")], "127.0.0.1:8265", is_cluster=True)
+    assert [(finding.level, finding.what, finding.found) for finding in findings] == [
+        ("ok", "versions", "2 machines: ich_ray 0.1.0, ray 2.60.0, torch 2.14.0, python 3.11.7"),
+        ("ok", "gpus", "torch sees 2"),
+        ("ok", "storage", "read and written from 2 of 2"),
+        ("ok", "clock", "all within 2 s"),
+        ("ok", "disk", "at least 50 GiB free"),
+        ("ok", "token", "demanded by every machine"),
+        ("ok", "dashboard", "port 8265 is closed to other machines"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "what", "found"),
+    [
+        ({"versions": GOOD["versions"] | {"torch": "2.13.0"}}, "problem", "versions",
+         "torch must be the same on all machines, got 2.14.0 but on b 2.13.0"),
+        ({"torch_gpus": 0}, "problem", "gpus", "b: torch must see the 1 that Ray promises, got 0"),
+        ({"torch_gpus": "OSError: libcudart"}, "problem", "gpus", "b: torch must load, got OSError: libcudart"),
+        ({"storage": "FileNotFoundError: x"}, "problem", "storage",
+         "b: must read and write it, got FileNotFoundError: x"),
+        ({"began": 17.0, "answered": 18.0}, "warning", "clock", "b: must agree within 2 s, got +5.0 s"),
+        ({"began": -990.0, "answered": -989.0}, "problem", "clock", "b: must agree within 2 s, got -1000.0 s"),
+        ({"disk_free_bytes": GIB}, "problem", "disk", "b: 20 GiB free for Ray's files are good, got 1.0"),
+        ({"disk_free_bytes": 9 * GIB}, "warning", "disk", "b: 20 GiB free for Ray's files are good, got 9.0"),
+        ({"shm_free_bytes": GIB // 16}, "warning", "shm", "b: 2 GiB free in /dev/shm are good, got 0.1"),
+        ({"token_mode": 0o644}, "problem", "token", "b: only its user may read /h/.ray/auth_token, got mode 0644"),
+        ({"auth_mode": ""}, "problem", "token", "every machine must demand it, got RAY_AUTH_MODE unset on b"),
+        ({"is_head": True, "open_ports": (22, 8265)}, "problem", "dashboard",
+         "must listen on 127.0.0.1 only, got port 8265 of b open to other machines"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_machine(changes: dict[str, Any], level: str, what: str, found: str) -> None:
+    machines = [facts(), facts(machine="c"), facts(**{"machine": "b", **changes})]
+    bad = [finding for finding in check(machines, "127.0.0.1:8265", is_cluster=True) if finding.level != "ok"]
+    assert [(finding.level, finding.what, finding.found) for finding in bad] == [(level, what, found)]
+    assert bad[0].remedy
+    assert "\n" not in str(bad[0])
+
+
+@pytest.mark.parametrize(
+    ("sent", "began", "answered", "received", "skew"),
+    [
+        (10, 11, 12, 13, 0.0),
+        (10, 10, 13, 13, 0.0),
+        (10, 20, 21, 13, 8.0),  # it answered 8 s after we had its answer
+        (10, 3, 12, 13, -7.0),  # it began 7 s before we asked
+        (10, 10, 12.9, 13, 0.0),
+    ],
+)
+def test_the_least_skew_that_the_order_of_events_allows(
+    sent: float, began: float, answered: float, received: float, skew: float
+) -> None:
+    assert skew_s(facts(sent=sent, began=began, answered=answered, received=received)) == skew
+
+
+def test_one_machine_needs_no_token_but_a_closed_dashboard() -> None:
+    alone = facts(auth_mode="", gpus=None, torch_gpus=0, token_mode=0o644, open_ports=(8265,), storage=None)
+    assert [(f.level, f.what) for f in check([alone], None, is_cluster=False)] == [
+        ("ok", "versions"), ("ok", "gpus"), ("ok", "disk"), ("warning", "token"), ("problem", "dashboard"),
+    ]  # fmt: skip
+
+
+def test_open_ports_are_those_that_listen_beyond_loopback(tmp_path: Path) -> None:
+    head = "  sl  local_address rem_address   st\n"
+    (tmp_path / "tcp").write_text(
+        head
+        + "   0: 0100007F:2049 00000000:0000 0A\n"  # 127.0.0.1:8265
+        + "   1: 00000000:2050 00000000:0000 0A\n"  # 0.0.0.0:8272
+        + "   2: 0500000A:0016 00000000:0000 0A\n"  # 10.0.0.5:22
+        + "   3: 0500000A:0017 00000000:0000 01\n"  # connected, not listening
+    )
+    (tmp_path / "tcp6").write_text(
+        head
+        + f"   0: {'0' * 24}01000000:0050 0:0 0A\n"  # ::1
+        + f"   1: {'0' * 32}:01BB 0:0 0A\n"  # ::
+        + f"   2: {'0' * 16}FFFF00000100007F:0051 0:0 0A\n"  # 127.0.0.1 in IPv6
+    )
+    tables = (str(tmp_path / "tcp"), str(tmp_path / "tcp6"))
+    assert open_ports(tables) == (22, 443, 8272)
+    assert open_ports((str(tmp_path / "none"),)) == ()
+
+
+def test_storage_is_written_and_read_and_left_clean(tmp_path: Path) -> None:
+    assert look("m", str(tmp_path / "s")).storage == ""
+    assert look("m", str(tmp_path / "s"), witness="w").storage.startswith("FileNotFoundError")  # type: ignore[union-attr]
+    (tmp_path / "file").write_text("")
+    lines = {finding.what: finding for finding in doctor(storage=tmp_path / "shared")}
+    assert lines["storage"].level == "ok"
+    assert list((tmp_path / "shared").iterdir()) == []
+    broken = {finding.what: finding for finding in doctor(storage=tmp_path / "file" / "below")}
+    assert broken["storage"].level == "problem"
+    assert "this: must read and write it, got NotADirectoryError" in broken["storage"].found
+
+
+def test_a_cluster_file_with_a_secret_fails_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("cluster_name: x\npassword: correct-horse\n")
+    assert cli.call(["doctor", "--cluster-file", str(tmp_path / "mine.yaml")]) == 1
+    assert "problem secrets   mine.yaml line 2: must hold none, got a password; take it out" in capsys.readouterr().out
+    assert cli.call(["doctor", "--cluster-file", str(tmp_path / "none.yaml")]) == 2
+    with pytest.raises(ConfigError, match=r"--cluster-file .*none\.yaml: must be a file, got none"):
+        doctor(cluster_file=tmp_path / "none.yaml")
+
+
+def test_a_finding_is_one_line() -> None:
+    assert str(Finding("ok", "disk", "fine")) == "ok      disk      fine"
+    assert str(Finding("problem", "disk", "full", "free some")) == "problem disk      full; free some"

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ich_ray.cluster.packing import pack
+from ich_ray.errors import ConfigError, SpaceError
+from tests.search.fakes import SPACE
+
+
+@pytest.fixture
+def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spaces").mkdir()
+    path = tmp_path / "spaces" / "mine.yaml"
+    path.write_text(SPACE)
+    return path
+
+
+@pytest.mark.parametrize("given", [["--space", "spaces/mine.yaml"], ["--space=spaces/mine.yaml"]])
+def test_the_space_travels_and_everything_else_stays_as_typed(given: list[str], space: Path) -> None:
+    parcel = pack(["search", "/shared/D", *given, "--out=s3://bucket/S", "--trials", "9", "--resume", "--seed=3"])
+    shipped = ["--space=mine.yaml"] if len(given) == 1 else ["--space", "mine.yaml"]
+    assert parcel.command == (
+        "search", "/shared/D", *shipped, "--out=s3://bucket/S", "--trials", "9", "--resume", "--seed=3",
+    )  # fmt: skip
+    assert parcel.files == {"mine.yaml": SPACE.encode()}
+
+
+def test_a_space_of_the_cluster_stays_there(space: Path) -> None:
+    parcel = pack(["search", "/shared/D", "--space", "/shared/other.yaml", "--out", "/shared/S"])
+    assert parcel.command[3] == "/shared/other.yaml"
+    assert parcel.files == {}
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ([], "submit: a job is one of prepare, search, .* got nothing"),
+        (["serch"], r"got 'serch' \(did you mean 'search'\?\)"),
+        (["submit", "--", "search"], "got 'submit'"),
+        (["search", "D", "--space", "spaces/mine.yaml", "--out", "/S"], "the first argument: must be an absolute path"),
+        (["search", "/D", "--space", "spaces/mine.yaml", "--out", "S"], "--out: must be an absolute path .* got 'S'"),
+        (["search", "/D", "--space", "spaces/mine.yaml", "--out=S"], "--out: must be an absolute path .* got 'S'"),
+        (["search", "/D", "--space", "none.yaml", "--out", "/S"], "--space: must be a file of this machine, or an abs"),
+        (["search", "--space", "spaces/mine.yaml", "--warm-start", "../S", "/D"], "--warm-start: must be an absolute"),
+        (["search", "/D", "--out", "s3://me:hunter2hunter2@store/S"], "got a password in an address in line 4"),
+    ],
+)
+def test_a_command_that_cannot_travel_is_refused(command: list[str], says: str, space: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        pack(command)
+
+
+def test_a_space_is_checked_before_it_travels(space: Path) -> None:
+    call = ["search", "/D", "--space", str(space), "--out", "/S"]
+    space.write_text(SPACE.replace("reduction", "redaction"))
+    with pytest.raises(SpaceError, match="redaction"):
+        pack(call)
+    space.write_text(SPACE + "# AKIA" + "Q3EXAMPLEKEY7ABC\n")
+    with pytest.raises(ConfigError, match="must hold no secret, got an AWS access key in line"):
+        pack(call)
+    space.write_bytes(b" " * (1 << 20) + b" ")
+    with pytest.raises(ConfigError, match="must be at most 1 MB, got 1,048,577 bytes"):
+        pack(call)
