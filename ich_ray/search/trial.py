@@ -111,6 +111,8 @@ def train_model(
     shard = shard or ALONE
     torch.set_num_threads(max(1, int(settings.cpus) // settings.workers))
     device = torch.device(f"cuda:{shard.rank}" if settings.gpus and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     try:
         yield from train(
             parameters,
