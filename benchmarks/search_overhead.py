@@ -9,12 +9,13 @@ slot trained nothing, from the last report of a trial to the start of the next o
 from __future__ import annotations
 
 import argparse
-import resource
+import io
 import statistics
 import sys
 import tempfile
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,10 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from ich_ray.results import SearchRecord, SearchResult, open_search
+import numpy as np
+
+from ich_ray import cli
+from ich_ray.results import SearchRecord, SearchResult
 from ich_ray.runtime import connected
 from ich_ray.search import ledger
 from ich_ray.search.run import run_search
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REPORTS = 4
+READING = {"the best ten": [], "all as JSON": ["--json", "--top", "100000"]}
 SPACE = """
 name: overhead
 budget: {images: 400, report_every: 100, first_rung: 400}
@@ -85,12 +90,9 @@ def main() -> None:
         make_dataset(folder / "data")
         (folder / "space.yaml").write_text(SPACE)
         measure(folder, "warm-up", 4, report_s)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found = measure(folder, "with", given.trials, report_s)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        started = time.perf_counter()
-        open_search(folder / "with").to_frame()
-        read_s = time.perf_counter() - started
+        with watched(folder / "with" / "trials") as memory:
+            found = measure(folder, "with", given.trials, report_s)
+        reading = {what: reading_s(str(folder / "with"), arguments) for what, arguments in READING.items()}
         few = max(given.trials // 5, 20)
         some = measure(folder, "some", few, report_s)
         with mock.patch.object(ledger, "write_bytes"), mock.patch("ich_ray.search.run.open_search"), kept() as ledgers:
@@ -102,7 +104,38 @@ def main() -> None:
     print(f"idle between two trials of a slot: median {statistics.median(idle):.4f} s, 99 % {late:.4f} s")
     print(f"workers used: {len({trial.where for trial in found.trials})}")
     print(f"ledger on / off, {few} trials: {seconds(some) / seconds(unwritten):.2f} x")
-    print(f"driver grew by {grown:.0f} MiB; reading the results took {read_s:.2f} s")
+    grown_kib = np.polyfit(*zip(*memory[len(memory) // 5 :], strict=True), 1)[0]
+    print(f"driver memory: {memory[-1][1] / 1024:.0f} MiB at the end, growing by {grown_kib:.1f} KiB a trial")
+    print(f"results of {given.trials} trials: " + ", ".join(f"{what} {s:.2f} s" for what, s in reading.items()))
+
+
+def reading_s(folder: str, arguments: list[str]) -> float:
+    """Seconds of `ich-ray results` in a process that has started."""
+    started = time.perf_counter()
+    with redirect_stdout(io.StringIO()):
+        assert cli.call(["results", folder, *arguments]) == 0
+    return time.perf_counter() - started
+
+
+@contextmanager
+def watched(trials: Path) -> Iterator[list[tuple[int, float]]]:
+    """Trials begun and the driver's resident KiB, twice a second."""
+    seen: list[tuple[int, float]] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            begun = sum(1 for _ in trials.iterdir()) if trials.exists() else 0
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            seen.extend([(begun, pages * 4.0)] if begun else [])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

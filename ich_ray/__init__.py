@@ -23,16 +23,19 @@ if TYPE_CHECKING:
     from ich_ray.final.retrain import retrain
     from ich_ray.pipeline import demo, run
     from ich_ray.results import SearchResult, TrialResult, open_search
+    from ich_ray.search.audit import Audit, audit
     from ich_ray.search.export import export
     from ich_ray.search.run import run_search
 
 _HOMES = {
+    "Audit": "ich_ray.search.audit",
     "Bundle": "ich_ray.final.bundle",
     "IchRayError": "ich_ray.errors",
     "Job": "ich_ray.cluster.jobs",
     "PreparedDataset": "ich_ray.data.dataset",
     "SearchResult": "ich_ray.results",
     "TrialResult": "ich_ray.results",
+    "audit": "ich_ray.search.audit",
     "calibrate": "ich_ray.final.calibration",
     "confirm": "ich_ray.final.confirm",
     "demo": "ich_ray.pipeline",
@@ -54,12 +57,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "Audit",
     "Bundle",
     "IchRayError",
     "Job",
     "PreparedDataset",
     "SearchResult",
     "TrialResult",
+    "audit",
     "calibrate",
     "confirm",
     "demo",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 REJECTED_SOME = 3
+BROKEN = 5
 
 
 def _print_version(wanted: bool) -> None:
@@ -252,6 +253,19 @@ def export(
     from ich_ray.search.export import export as export_search
 
     print("\n".join(export_search(folder, tensorboard=tensorboard, optuna=optuna, mlflow=mlflow)))
+
+
+@app.command()
+def audit(
+    where: Annotated[str, typer.Argument(metavar="PATH", help="A search or a prepared dataset.")], as_json: Json = False
+) -> None:
+    """Check that nothing was lost; exit code 5 if something was."""
+    from ich_ray.search.audit import audit as audit_files
+
+    found = audit_files(where)
+    display.print_audit(found, as_json)
+    if found.breached:
+        raise typer.Exit(BROKEN)
 
 
 @app.command()

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from ich_ray.final.confirm import Confirmation
     from ich_ray.pipeline import RunResult
     from ich_ray.results import SearchResult, TrialResult
+    from ich_ray.search.audit import Audit
 
-__all__ = ["print_confirmation", "print_dataset", "print_run", "print_search"]
+__all__ = ["print_audit", "print_confirmation", "print_dataset", "print_run", "print_search"]
 
 _TABLE_ROWS = 10
 
@@ -74,6 +75,18 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
     _show(table)
     for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
         print(f"{count} trials on {setup}")
+
+
+def print_audit(found: Audit, as_json: bool) -> None:
+    """A line an invariant, and one each for what is wrong."""
+    if as_json:
+        print(found.model_dump_json(indent=1))
+        return
+    print(f"{found.where}: {found.state}")
+    for check in found.checks:
+        print(f"{check.invariant}  {check.state:9}  {check.rule}: {check.found}")
+        for breach in check.breaches:
+            print(f"               {breach}")
 
 
 def _parameters(trial: TrialResult) -> str:

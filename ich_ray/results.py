@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LEAK",
     "CheckpointReference",
+    "Ending",
     "Objective",
     "Report",
     "SearchRecord",
@@ -171,6 +172,24 @@ class TrialResult(Record):
         return dict(self.best_report.metrics) if self.best_report else {}
 
 
+class Ending(Record):
+    """All trials of a search have ended; as seen by the driver that brought it there.
+
+    Attributes:
+        trials: in the ledger.
+        asked: trials asked for by then.
+        sampler: trials that the sampler was told as they stand in the ledger.
+        tune: trials that Tune ran, with those that had ended before this driver.
+        out_of_time: its budget of time was over, so that fewer than asked may be right.
+    """
+
+    trials: int
+    asked: int
+    sampler: int
+    tune: int
+    out_of_time: bool
+
+
 class SearchRecord(Record):
     """search.json: what was asked. It never changes, except by appended amendments.
 
@@ -214,6 +233,12 @@ class SearchRecord(Record):
         """Another search that the sampler has learned from."""
         where = self._amended("warm_start", None)
         return None if where is None else str(where)
+
+    @property
+    def ended(self) -> Ending | None:
+        """The last time that all trials had ended, None before."""
+        told = self._amended("ended", None)
+        return None if told is None else Ending.model_validate(told)
 
     def _amended(self, key: str, first: Any) -> Any:
         return next((change[key] for change in reversed(self.amendments) if key in change), first)

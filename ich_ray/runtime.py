@@ -8,6 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
+import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +31,9 @@ _QUIET = {
 
 _KNOCK_S = 10.0
 _TOKEN = Path("~/.ray/auth_token")
+# A head that comes back within this time is none that was lost; after 60 s Ray ends the process without a word of ours.
+_PATIENCE_S = 40.0
+_KNOCK_EVERY_S = 2.0
 
 
 @contextmanager
@@ -36,6 +42,9 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
 
     A Ray started here is private (``address="local"``: with no address Ray would attach to any cluster already
     running on the machine) and ends with the block.
+
+    A head that dies meanwhile ends the process with one line and exit code 1: calls into Ray hang from then on, its
+    shutdown among them, until Ray's own core ends the process.
 
     Args:
         address: a cluster address such as ``auto`` or ``10.0.0.1:6379``.
@@ -65,9 +74,13 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         )
         if unwritten and _TOKEN.expanduser().exists():
             _TOKEN.expanduser().chmod(0o600)  # Ray has just made it, for all to read
+    over = threading.Event()
+    if not (address or "").startswith("ray://"):
+        threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address, over), daemon=True).start()
     try:
         yield
     finally:
+        over.set()
         ray.shutdown()
 
 
@@ -84,6 +97,23 @@ def on_node(node: str, function: Any, *arguments: Any) -> Any:
 
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments)
+
+
+def _watch(head: str, over: threading.Event) -> None:
+    """End the process when nobody has answered at the head's address for a while."""
+    host, _, port = head.rpartition(":")
+    answered = time.monotonic()
+    while not over.wait(_KNOCK_EVERY_S):
+        try:
+            knock(host, int(port))
+            answered = time.monotonic()
+        except OSError:
+            if time.monotonic() - answered < _PATIENCE_S or over.is_set():
+                continue
+            line = f"ich-ray: {head}: the head of the cluster must answer, got nothing for {_PATIENCE_S:.0f} s"
+            hint = "see to the cluster and run the command again, a search with --resume: nothing finished is lost"
+            print(f"{line}; {hint}", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 def _join(address: str) -> None:

@@ -6,6 +6,7 @@ whole or absent, and every name below a root is formed here. Knows nothing of wh
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -36,6 +37,7 @@ __all__ = [
     "RelativeFile",
     "SearchFiles",
     "exclusive",
+    "is_held",
     "is_local",
     "locate",
     "read_json",
@@ -353,3 +355,15 @@ def exclusive(lock: UPath, what: str) -> Iterator[None]:
         yield
     finally:
         guard.release()
+
+
+def is_held(lock: UPath) -> bool:
+    """Whether a process is inside `exclusive(lock)` now; without writing, and never so on object storage."""
+    if not is_local(lock) or not lock.exists():
+        return False
+    with Path(str(lock)).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

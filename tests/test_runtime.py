@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import os
+import socket
+import threading
 import time
 
 import pytest
 
+from ich_ray import runtime
 from ich_ray.errors import ConfigError
 from ich_ray.runtime import connected
 
@@ -26,3 +30,31 @@ def test_a_private_ray_ends_with_its_block_and_an_inner_block_shares_it(monkeypa
             assert ray.cluster_resources()["CPU"] == 1
         assert ray.is_initialized()
     assert not ray.is_initialized()
+
+
+class Ended(Exception):
+    """In place of the end of the process."""
+
+
+def test_a_head_that_no_longer_answers_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(runtime, "_KNOCK_EVERY_S", 0.02)
+    monkeypatch.setattr(runtime, "_PATIENCE_S", 0.2)
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        threading.Timer(0.5, over.set).start()
+        runtime._watch(address, over)
+    assert capsys.readouterr().err == ""
+    started = time.monotonic()
+    with pytest.raises(Ended, match="1"):
+        runtime._watch(address, threading.Event())
+    assert 0.2 <= time.monotonic() - started < 5
+    said = capsys.readouterr().err
+    assert said.startswith(f"ich-ray: {address}: the head of the cluster must answer, got nothing for 0 s; see to the")
+    assert said.count("\n") == 1

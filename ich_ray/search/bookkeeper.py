@@ -121,6 +121,10 @@ class Bookkeeper(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         self._say_ended(trial.config["number"])
+        _forget(trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        _forget(trial)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002
         now = time.monotonic()
@@ -222,3 +226,13 @@ class Bookkeeper(Callback):
             f"search {self._ledger.record.name}: {self._ended.total()} trials ended ({states}), "
             f"{self._images:,} images; {self._said_best()}"
         )
+
+
+def _forget(trial: Trial) -> None:
+    """Drop Tune's own statistics of a trial that has ended; the ledger has its reports.
+
+    Tune holds running means of every number in a result, config included, until the search is over: 26 of the 49 KB
+    that a trial of four reports left in the driver.
+    """
+    trial.metric_analysis.clear()
+    trial.metric_n_steps.clear()

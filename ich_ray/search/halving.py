@@ -92,6 +92,8 @@ class Halving(TrialScheduler):
         self.verdicts: dict[int, Verdict] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
+        if "unwritable" in result:  # Tune ends the search with it, and the trial stays unfinished
+            raise OSError(result["unwritable"])
         number = trial.config["number"]
         verdict = self.verdicts.get(number) or self._judge(number, result)
         if verdict is None:

@@ -7,6 +7,7 @@ from what stands here.
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -121,12 +122,16 @@ class Ledger:
         """Append a report; with `end` the trial's final state, reason and detail are written in the same moment.
 
         A report that the trial has made before (it repeats those that a lost attempt may have kept to itself) changes
-        nothing but its end.
+        nothing but its end, and where its newest state lies.
         """
         trial = self.trials[number]
         if images_seen > trial.images_seen:
-            report = Report(images_seen=images_seen, metrics=dict(metrics), elapsed_s=elapsed_s, time=time.time())
-            changes |= {"reports": (*trial.reports, report), "checkpoint": checkpoint or trial.checkpoint}
+            # Interned, because each result comes with names of its own: a third of what a report weighs in memory.
+            named = {sys.intern(name): value for name, value in metrics.items()}
+            report = Report(images_seen=images_seen, metrics=named, elapsed_s=elapsed_s, time=time.time())
+            changes["reports"] = (*trial.reports, report)
+        if checkpoint:
+            changes["checkpoint"] = checkpoint
         if end:
             return self._end(trial.model_copy(update=changes), end)
         return self._change(number, **changes)

@@ -15,9 +15,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.progress import board, say
-from ich_ray.results import SearchRecord, SearchResult, TrialResult, open_search
+from ich_ray.results import Ending, SearchRecord, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.draw import Listed
 from ich_ray.search.ledger import Ledger, Verdict, differences
@@ -308,10 +308,12 @@ class _Run:
             IchRayError: it was interrupted before.
         """
         todo = self.wanted - len(self.ledger.trials) + len(self.ledger.unfinished)
+        ran = {number for number, trial in self.ledger.trials.items() if trial.state != "running"}
         if todo:
             say(f"search {self.ledger.record.name}: {todo} trials to run, {self.slots.concurrent} at a time")
-            self._tune(todo)
+            ran |= self._tune(todo)
         if over := self.over():
+            ran.update(self.sampler.waiting)  # by an earlier driver
             for number in self.sampler.waiting:
                 self.ledger.finish(number, over)
         unfinished = len(self.ledger.unfinished)
@@ -321,15 +323,38 @@ class _Run:
                 f"{self.ledger.files.root}: a search runs until its {self.wanted} trials have ended, "
                 f"got interrupted after {ended}; {self.go_on}, nothing is lost"
             )
+        self._end(ran, over)
         say(self.books.summary())
 
-    def _tune(self, todo: int) -> None:
+    def _end(self, ran: set[int], over: Verdict | None) -> None:
+        """Compare what the ledger, the sampler and Tune know (I4 of `ich-ray audit`) and note it.
+
+        Raises:
+            IntegrityError: they differ.
+        """
+        known = len(self.ledger.trials)
+        ending = Ending(
+            trials=known,
+            asked=self.wanted,
+            sampler=self.sampler.told(),
+            tune=len(ran & self.ledger.trials.keys()) - len(ran - self.ledger.trials.keys()),
+            out_of_time=over is not None,
+        )
+        if known and ending != self.ledger.record.ended:
+            self.ledger.amend(ended=ending.model_dump())
+        if not known == ending.sampler == ending.tune:
+            raise IntegrityError(
+                f"{self.ledger.files.root}: ledger, sampler and Tune must know the same trials, got {known}, "
+                f"{ending.sampler} and {ending.tune}; {self.go_on}, which rebuilds the others from the ledger"
+            )
+
+    def _tune(self, todo: int) -> set[int]:
         from ray.exceptions import RayError
         from ray.tune import TuneError
 
         try:
             with board() as self.books.draw:
-                self._fit(todo)
+                return self._fit(todo)
         except (RayError, TuneError) as error:  # Tune wraps whatever the ledger raised, as text
             cause = str(error).strip().splitlines()[-1]
             raise IchRayError(
@@ -337,13 +362,14 @@ class _Run:
                 f"remove the cause and {self.go_on}, nothing is lost"
             ) from error
 
-    def _fit(self, todo: int) -> None:
+    def _fit(self, todo: int) -> set[int]:
+        """Numbers of the trials that Tune ran."""
         from ray import tune
 
         from ich_ray.search.together import nothing_left_behind
 
         with tempfile.TemporaryDirectory() as folder, _quiet(self.slots.concurrent), nothing_left_behind():
-            tune.run(
+            analysis = tune.run(
                 self.function,
                 name="search",
                 num_samples=todo,
@@ -359,6 +385,7 @@ class _Run:
                 trial_dirname_creator=_name,
                 verbose=0,
             )
+        return {trial.config["number"] for trial in analysis.trials}
 
 
 def _name(trial: Any) -> str:

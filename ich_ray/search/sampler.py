@@ -10,7 +10,7 @@ before Tune hears of it.
 from __future__ import annotations
 
 import warnings
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, cast
 
 import optuna
@@ -55,9 +55,10 @@ class LedgerSampler(Searcher):
         self._listed = None if listed is None else deque(listed)
         finished = [trial for _, trial in sorted(ledger.trials.items()) if trial.state != "running"]
         # Not the search's own seed: after a resume TPE would draw the same first trials again.
-        self.study = _study(space, trial_seed(ledger.record.seed, len(finished)))
+        self.study = _study(space, trial_seed(ledger.record.seed, len(ledger.trials)))
         for trial in (*warm, *finished) if listed is None else ():
             self.study.add_trial(as_optuna(space, trial))
+        self._warm = len(warm)
         self._live: dict[str, tuple[int, optuna.Trial | None]] = {}
 
     @property
@@ -121,6 +122,21 @@ class LedgerSampler(Searcher):
         for images_seen, reported in intermediate.items():
             trial.report(reported, images_seen)
         self.study.tell(trial, value if state == OptunaState.COMPLETE else None, state)
+
+    def told(self) -> int:
+        """How many trials of the ledger the study holds as they stand there, less those that it should not hold.
+
+        Those that are waiting, or listed, are no concern of the study's and count as told.
+        """
+        if self._listed is not None:
+            return len(self._ledger.trials)
+        held = self.study.get_trials(deepcopy=False)[self._warm :]
+        # Optuna gives pruned trials their last intermediate value.
+        here = Counter((trial.state, trial.value if trial.state == OptunaState.COMPLETE else None) for trial in held)
+        there = Counter(
+            outcome(self._ledger.trials[number])[:2] for number in self._ledger.trials if number not in self.waiting
+        )
+        return (here & there).total() - (here - there).total() + len(self._requeued)
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing to save: the state is the ledger."""

@@ -162,10 +162,13 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
     history = list(kept.reports) if kept else []
     # A lost attempt may have kept reports to itself; the driver ignores those that it has.
     for report in history:
-        if report["images_seen"] > config["reported"]:
-            tune.report(report)
+        if kept and report["images_seen"] > config["reported"]:
+            tune.report({**report, "checkpoint": kept.reference.model_dump()})
     if kept is None and config["reported"]:
         checkpoints.note = f"no good checkpoint after {config['reported']} images: started again"
+    elif kept and kept.images_seen < config["reported"]:
+        why = checkpoints.note or "the newest checkpoint was missing"
+        checkpoints.note = f"{why}: went back from {config['reported']} to {kept.images_seen} images"
     parameters = Hyperparameters(**config["parameters"])
     dataset = opened(settings, config["fold"])
     resume = kept.file if kept else None
@@ -179,7 +182,11 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
             history.append(report)
             # The last report needs no state: the trial is over when it arrives.
             last = progress.images_seen >= settings.images
-            reference = None if last else checkpoints.save(progress, history)
+            try:
+                reference = None if last else checkpoints.save(progress, history)
+            except OSError as error:  # the search's folder, which every trial needs: no failure of this one
+                tune.report({"unwritable": f"{checkpoints.folder}: {error.strerror or error}"})
+                return
             tune.report(
                 {
                     **report,
@@ -209,8 +216,12 @@ class Kept:
     """A state that can be resumed: its file, and all that the trial had reported by then."""
 
     file: UPath
-    images_seen: int
+    reference: CheckpointReference
     reports: tuple[dict[str, Any], ...]
+
+    @property
+    def images_seen(self) -> int:
+        return self.reference.images_seen
 
 
 class Checkpoints:
@@ -219,18 +230,18 @@ class Checkpoints:
     Beside each `a.safetensors` stands `a.json`, written after it, with its hash: a state with another hash is none.
 
     Attributes:
+        folder: where they lie.
         note: what was found wrong, for the ledger.
     """
 
     def __init__(self, files: SearchFiles, number: int) -> None:
-        self._root = files.root
-        self._folder = files.checkpoint(number)
+        self.folder = files.checkpoint(number)
         self._turn = 0
         self.note = ""
 
     def newest(self) -> Kept | None:
         """The newest state that is whole, else the one before, else None."""
-        indices = [self._folder / f"{name}.json" for name in "ab"]
+        indices = [self.folder / f"{name}.json" for name in "ab"]
         found = []
         for turn, index in enumerate(indices):
             if index.exists():
@@ -248,21 +259,23 @@ class Checkpoints:
     def _entry(self, index: UPath) -> Kept | None:
         try:
             entry = read_json(index)
-            file = self._folder / f"{index.stem}.safetensors"  # whatever the entry says: it may come from anyone
+            file = self.folder / f"{index.stem}.safetensors"  # whatever the entry says: it may come from anyone
             if sha256(file) != entry["sha256"]:
                 return None
-            return Kept(file, entry["images_seen"], tuple(entry["reports"]))
-        except (OSError, KeyError, TypeError, IntegrityError):
+            return Kept(file, self._reference(file, entry["sha256"], entry["images_seen"]), tuple(entry["reports"]))
+        except (OSError, KeyError, TypeError, ValueError, IntegrityError):
             return None
 
     def save(self, progress: _Progress, reports: list[dict[str, Any]]) -> CheckpointReference:
         name = "ab"[self._turn]
         self._turn = 1 - self._turn
-        file = self._folder / f"{name}.safetensors"
+        file = self.folder / f"{name}.safetensors"
         written = progress.state().save(file)
-        reference = CheckpointReference(
-            file=f"checkpoints/{self._folder.name}/{file.name}", sha256=written, images_seen=progress.images_seen
-        )
+        reference = self._reference(file, written, progress.images_seen)
         entry = {**reference.model_dump(), "file": file.name, "reports": reports}
-        write_json(self._folder / f"{name}.json", entry)
+        write_json(self.folder / f"{name}.json", entry)
         return reference
+
+    def _reference(self, file: UPath, digest: str, images_seen: int) -> CheckpointReference:
+        name = f"checkpoints/{self.folder.name}/{file.name}"
+        return CheckpointReference(file=name, sha256=digest, images_seen=images_seen)

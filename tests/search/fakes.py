@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -38,11 +39,14 @@ parameters:
 @dataclass(frozen=True)
 class FakeState:
     images_seen: int
+    disk_is_full: bool = False
 
     def packed(self) -> bytes:
         return json.dumps({"images_seen": self.images_seen}).encode()
 
     def save(self, path: Location) -> str:
+        if self.disk_is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         data = self.packed()
         write_bytes(locate(path), data)
         return sha256(data)
@@ -53,10 +57,11 @@ class FakeProgress:
     images_seen: int
     metrics: dict[str, float]
     elapsed_s: float
+    disk_is_full: bool = False
     setup: Setup | None = None
 
     def state(self) -> FakeState:
-        return FakeState(self.images_seen)
+        return FakeState(self.images_seen, self.disk_is_full)
 
 
 def curve(parameters: Hyperparameters, images_seen: int) -> float:
@@ -71,8 +76,11 @@ class FakeTrainer:
 
     Attributes:
         wait_s: for each report.
-        diverge_above: learning rate above which its first report is a TrialFailure; below a NaN, a ValueError, and too
-            little memory.
+        diverge_above: learning rate above which its first report is a TrialFailure; so with NaN and ValueError below.
+        full_above: the same for memory.
+        full_from: images_seen of the first report whose state the disk has no room for.
+        log: a file that gets a line `seed images_seen` for each report that was trained.
+        kill_above: learning rate above which it kills its process at its first report.
         kill_once: a file; when it is there, the first process to find it removes it and kills itself after a report.
     """
 
@@ -81,7 +89,10 @@ class FakeTrainer:
     nan_above: float = math.inf
     raise_above: float = math.inf
     full_above: float = math.inf
+    full_from: float = math.inf
+    kill_above: float = math.inf
     kill_once: str = ""
+    log: str = ""
 
     def __call__(
         self,
@@ -100,6 +111,8 @@ class FakeTrainer:
                 import torch
 
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            if parameters.learning_rate > self.kill_above:
+                os.kill(os.getpid(), signal.SIGKILL)
             if parameters.learning_rate > self.raise_above:
                 raise ValueError("planted")
             if parameters.learning_rate > self.diverge_above:
@@ -109,7 +122,12 @@ class FakeTrainer:
                 with suppress(FileNotFoundError):
                     Path(self.kill_once).unlink()
                     os.kill(os.getpid(), signal.SIGKILL)
-            yield FakeProgress(seen, {"average_precision": value, "train_loss": 1 - value}, seen / 1000)
+            if self.log:
+                with Path(self.log).open("a") as log:
+                    log.write(f"{seed} {seen}\n")
+            yield FakeProgress(
+                seen, {"average_precision": value, "train_loss": 1 - value}, seen / 1000, seen >= self.full_from
+            )
 
 
 @dataclass(frozen=True)

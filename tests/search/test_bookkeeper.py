@@ -14,6 +14,7 @@ from ich_ray.search.halving import Halving, Rungs
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.space import parse_space
 from ich_ray.search.table import RungCount
+from tests.search.test_limits import books, start
 
 SPACE = {
     "name": "tiny",
@@ -104,3 +105,15 @@ def test_a_table_is_drawn_at_most_twice_a_second_and_lines_are_said_without_one(
     assert len(said) in {1, 2}
     assert said[0].startswith("  0/10 trials ended, 0 running, 0 images (0/s)")
     assert 15 <= len(drawn) <= 20
+
+
+def test_tune_keeps_nothing_of_a_trial_that_has_ended(tmp_path: Path) -> None:
+    ledger, _, keeper = books(tmp_path)
+    for number, ended in enumerate((keeper.on_trial_complete, keeper.on_trial_error)):
+        ledger.add({})
+        trial = start(keeper, number)
+        kept = SimpleNamespace(
+            config=trial.config, metric_analysis={"images_seen": {"max": 1}}, metric_n_steps={"a": 1}
+        )
+        ended(0, [], kept)  # type: ignore[arg-type]
+        assert (kept.metric_analysis, kept.metric_n_steps) == ({}, {})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ray.cluster_utils import Cluster
 from ich_ray.errors import ConfigError
 from ich_ray.final.retrain import retrain
 from ich_ray.runtime import connected
+from ich_ray.search import preflight
 from ich_ray.search.preflight import check_machines
 from ich_ray.search.run import run_search
 from ich_ray.storage import locate, read_json
@@ -61,3 +63,18 @@ def test_a_machine_that_sees_other_data_is_named(cluster: Cluster, tmp_path: Pat
         dataset.manifest = dataset.manifest.model_copy(update={"fingerprint": "other"})
         with pytest.raises(ConfigError, match=r"machine [\d.]+: .*must read this dataset \(other\), got [0-9a-f]{16}"):
             check_machines(dataset, locate(tmp_path / "data"))
+
+
+def test_a_machine_that_does_not_answer_is_named(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make_dataset(tmp_path / "data", patients=12)
+    monkeypatch.setattr(preflight, "_ANSWER_WITHIN_S", 1)
+    monkeypatch.setattr(preflight, "_look", lambda *_: time.sleep(15))
+    with (
+        connected(cluster.address),
+        pytest.raises(
+            ConfigError, match=r"machine [\d.]+: must answer within 1 s, got nothing; check it with `ray sta"
+        ),
+    ):
+        check_machines(dataset, locate(tmp_path / "data"))

@@ -57,6 +57,16 @@ def test_a_report_that_is_told_again_changes_nothing(ledger: Ledger) -> None:
     assert [report.metrics["average_precision"] for report in ledger.trials[0].reports] == [0.5]
 
 
+def test_a_report_that_is_told_again_says_where_the_newest_state_lies(ledger: Ledger) -> None:
+    ledger.add({"dropout": 0.1})
+    old, new = (CheckpointReference(file=f"{name}.safetensors", sha256=name, images_seen=100) for name in "ab")
+    ledger.report(0, 100, {"average_precision": 0.5}, 1.0, checkpoint=old)
+    ledger.report(0, 100, {"average_precision": 0.5}, 1.0)
+    assert ledger.trials[0].checkpoint == old
+    ledger.report(0, 100, {"average_precision": 0.5}, 1.0, checkpoint=new)
+    assert ledger.trials[0].checkpoint == new
+
+
 @pytest.mark.parametrize(
     ("value", "state", "flag"), [(0.3, "completed", True), (0.31, "completed", False), (0.3, "pruned", False)]
 )

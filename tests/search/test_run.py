@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 
-from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.final.confirm import confirm
 from ich_ray.final.retrain import chosen_trial
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search import bookkeeper, estimate, ledger, run
+from ich_ray.search.audit import audit
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.run import run_search
+from ich_ray.search.sampler import LedgerSampler
 from ich_ray.storage import SearchFiles, exclusive, locate, write_bytes
 from tests.prepared import make_dataset
 from tests.records import make_record
@@ -51,7 +53,9 @@ def space(tmp_path: Path) -> Path:
 
 
 def check_invariants(found: SearchResult, trials: int) -> None:
-    """I1 to I3 and I5 to I7 of a search that has ended."""
+    """A search that has ended: as the audit sees it, and once more by other means."""
+    ended = audit(found.files.root)
+    assert (ended.state, ended.breached) == ("ended", ())
     assert [trial.number for trial in found.trials] == list(range(trials))
     assert Counter(trial.state for trial in found.trials).keys() <= {"completed", "pruned", "failed"}
     for trial in found.trials:
@@ -131,6 +135,7 @@ def test_its_best_trials_are_confirmed_on_folds(copied: Path) -> None:
     assert trainings.trials[3].parameters == best[1].parameters
     assert [candidate.values for candidate in confirmation.candidates] == [(trial.value,) * 2 for trial in best]
     assert chosen_trial(open_search(copied)).number == confirmation.chosen == best[0].number
+    assert (audit(trainings.files.root).state, audit(trainings.files.root).breached) == ("ended", ())
 
 
 def test_a_finished_search_stays_as_it_is(data: Path, space: Path, copied: Path) -> None:
@@ -149,6 +154,20 @@ def test_a_finished_search_stays_as_it_is(data: Path, space: Path, copied: Path)
     with pytest.raises(ConfigError, match=r"seed: there 0, asked 3"):
         run_search(data, space, copied, resume=True, seed=3)
     assert {path: path.read_bytes() for path in copied.rglob("*.json")} == before
+
+
+def test_the_end_compares_ledger_sampler_and_tune(data: Path, space: Path, copied: Path) -> None:
+    ended = open_search(copied).record.ended
+    assert ended is not None
+    assert ended.model_dump() == {"trials": 16, "asked": 16, "sampler": 16, "tune": 16, "out_of_time": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LedgerSampler, "told", lambda _: 15)
+        with pytest.raises(IntegrityError, match="must know the same trials, got 16, 15 and 16; add --resume"):
+            run_search(data, space, copied, resume=True)
+    breach = "search.json: 16 trials had ended, got 15 with the sampler and 16 with Tune"
+    assert [check.breaches for check in audit(copied).breached] == [(breach,)]
+    run_search(data, space, copied, resume=True)
+    assert audit(copied).breached == ()
 
 
 def test_a_dead_worker_is_started_again_from_its_checkpoint(data: Path, space: Path, tmp_path: Path) -> None:
@@ -243,6 +262,19 @@ def test_a_full_disk_stops_it_with_the_cause(
     assert 1 <= len(open_search(tmp_path / "s").trials) <= 6
 
 
+@pytest.mark.slow
+def test_a_full_disk_under_a_checkpoint_fails_no_trial(data: Path, space: Path, tmp_path: Path) -> None:
+    space.write_text(SPACE.replace("first_rung: 100", "first_rung: 900"))
+    with pytest.raises(IchRayError, match=r"got .*checkpoints/0000[01]: No space left on device; remove the cause"):
+        run_search(data, space, tmp_path / "s", trials=2, _trainer=FakeTrainer(full_from=300))
+    before = open_search(tmp_path / "s")
+    assert before.count("running") == len(before.trials)
+    assert max(trial.images_seen for trial in before.trials) == 200
+    found = run_search(data, space, tmp_path / "s", resume=True, _trainer=FakeTrainer())
+    check_invariants(found, 2)
+    assert found.count("completed") == 2
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -263,6 +295,32 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError) as caught:
         run_search(**({"dataset": data, "space": space, "out": tmp_path / "s"} | keys))
     assert message in str(caught.value)
+    assert time.monotonic() - started < 5
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            ("first_rung: 100", "first_rung: 1000"),
+            "space.yaml: budget.first_rung: first_rung <= images must hold, got first_rung=1000, images=900; "
+            "lower first_rung or raise images",
+        ),
+        (
+            ("[0.0, 0.6]", "[0.6, 0.0]"),
+            "space.yaml: dropout: low < high must hold, got low=0.6, high=0.0; swap them, or use fixed for one value",
+        ),
+    ],
+)
+def test_a_space_that_cannot_be_drawn_is_refused_before_anything_is_written(
+    data: Path, space: Path, tmp_path: Path, wrong: tuple[str, str], message: str
+) -> None:
+    space.write_text(SPACE.replace(*wrong))
+    started = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        run_search(data, space, tmp_path / "s")
+    assert str(caught.value) == message
     assert time.monotonic() - started < 5
     assert not (tmp_path / "s").exists()
 
@@ -320,6 +378,7 @@ DRIVER = """
 import sys
 from ich_ray import errors
 from ich_ray.search.run import run_search
+from ich_ray.search.sampler import LedgerSampler
 from tests.search.fakes import FakeTrainer
 try:
     run_search(*sys.argv[1:4], trials=8, _trainer=FakeTrainer(wait_s=0.15))

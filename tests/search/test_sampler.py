@@ -45,6 +45,36 @@ def run_some(ledger: Ledger, suggest: LedgerSampler) -> None:
     suggest.on_trial_complete("t3", error=True)
 
 
+def test_a_resumed_search_draws_no_trial_twice(tmp_path: Path) -> None:
+    ledger = new(tmp_path)
+    first = sampler(ledger)
+    for number in range(2):
+        first.suggest(f"t{number}")  # killed before any has ended
+    again = sampler(ledger)
+    for number in range(4):
+        again.suggest(f"u{number}")
+        if number < 2:
+            end(ledger, number, "completed", [0.5])
+            again.on_trial_complete(f"u{number}", {})
+    drawn = [tuple(sorted(trial.parameters.items())) for trial in ledger.trials.values()]
+    assert len(set(drawn)) == len(drawn) == 4
+
+
+def test_what_it_was_told_is_compared_with_the_ledger(tmp_path: Path) -> None:
+    ledger = new(tmp_path)
+    suggest = sampler(ledger)
+    assert suggest.told() == 0
+    run_some(ledger, suggest)
+    assert suggest.told() == 4
+    suggest.suggest("t4")
+    end(ledger, 4, "completed", [0.6])
+    assert suggest.told() == 3  # Optuna still has it running: one trial too few, and one too many
+    suggest.on_trial_complete("t4", {})
+    assert suggest.told() == 5
+    again = sampler(ledger, warm=list(ledger.trials.values()))
+    assert again.told() == 5
+
+
 def test_optuna_is_told_the_truth(tmp_path: Path) -> None:
     ledger = new(tmp_path)
     suggest = sampler(ledger)

@@ -1,0 +1,171 @@
+"""Is a prepared dataset whole? Every listed file is one row, every row has its image, every block is the one written.
+
+Reads the files as they are, whatever is wrong with them, and names all that it finds; repairs nothing. Knows nothing of
+what the pixels should be: the hashes in the manifest vouch for them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ich_ray.data.dataset import DatasetManifest
+from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.progress import bar
+from ich_ray.storage import DatasetFiles, Record, locate, read_record, read_table, sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ich_ray.storage import Location
+
+__all__ = ["Check", "audit_dataset", "checked"]
+
+I8 = "files listed = accepted + rejected + duplicate + excluded; block rows = slices; block hashes match"
+# Rows of rejected.parquet that are labels and not files.
+_NO_FILE = "file_missing"
+
+
+class Check(Record):
+    """One invariant, checked.
+
+    Attributes:
+        invariant: its name, `I1` to `I8`.
+        rule: what must hold.
+        state: `unchecked` if what it speaks of cannot be read from here.
+        found: what was counted, in a line.
+        breaches: what is wrong, each with its name.
+    """
+
+    invariant: str
+    rule: str
+    state: Literal["ok", "breach", "unchecked"]
+    found: str
+    breaches: tuple[str, ...] = ()
+
+
+def checked(invariant: str, rule: str, found: str, breaches: Iterator[str] | list[str]) -> Check:
+    """A check that could be made: a breach if there is any."""
+    named = tuple(breaches)
+    return Check(invariant=invariant, rule=rule, state="breach" if named else "ok", found=found, breaches=named)
+
+
+def audit_dataset(where: Location, fingerprint: str | None = None) -> Check:
+    """Check I8: reads every block once.
+
+    Args:
+        where: the dataset.
+        fingerprint: which one it should be, if that is known.
+    """
+    try:
+        files = DatasetFiles(locate(where))
+        if not files.manifest.exists():
+            return Check(invariant="I8", rule=I8, state="unchecked", found=f"no dataset can be read at {where}")
+        manifest = read_record(files.manifest, DatasetManifest, "prepare the dataset again")
+    except IntegrityError as error:
+        return checked("I8", I8, "the manifest is damaged", [str(error)])
+    except (
+        OSError,
+        ImportError,
+        ValueError,
+        ConfigError,
+    ) as error:  # a mount, credentials, a file system nobody installed
+        found = f"no dataset can be read at {where}: {type(error).__name__}"
+        return Check(invariant="I8", rule=I8, state="unchecked", found=found)
+    breaches = [*_identity(manifest, fingerprint), *_counts(manifest), *_rows(files, manifest)]
+    return checked("I8", I8, _said(manifest), [*breaches, *_blocks(files, manifest)])
+
+
+def _said(manifest: DatasetManifest) -> str:
+    parts = ", ".join(f"{getattr(manifest, name)} {name}" for name in ("accepted", "rejected", "duplicate", "excluded"))
+    return f"{manifest.listed} files: {parts}; {len(manifest.blocks)} blocks"
+
+
+def _identity(manifest: DatasetManifest, fingerprint: str | None) -> Iterator[str]:
+    if fingerprint is not None and manifest.fingerprint != fingerprint:
+        yield f"dataset.json: fingerprint must be the search's {fingerprint}, got {manifest.fingerprint}"
+
+
+def _counts(manifest: DatasetManifest) -> Iterator[str]:
+    parts = manifest.accepted + manifest.rejected + manifest.duplicate + manifest.excluded
+    if parts != manifest.listed:
+        yield f"dataset.json: {manifest.listed} files were listed, got {parts} counted"
+    rows = sum(block.rows for block in manifest.blocks)
+    if rows != manifest.accepted:
+        yield f"dataset.json: {manifest.accepted} slices were accepted, got {rows} rows in blocks"
+
+
+def _rows(files: DatasetFiles, manifest: DatasetManifest) -> Iterator[str]:
+    """The two tables against the manifest and each other."""
+    tables = {}
+    for path in (files.slices, files.rejected):
+        try:
+            tables[path.name] = read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            yield f"{path.name}: must be readable, got {str(error).splitlines()[0]}"
+    slices, refused = tables.get(files.slices.name), tables.get(files.rejected.name)
+    try:
+        if slices is not None:
+            yield from _accepted(slices, manifest)
+        if refused is not None:
+            yield from _refused(refused, manifest)
+        if slices is not None and refused is not None:
+            yield from _twice(slices, refused)
+    except KeyError as error:
+        yield f"{files.slices.name}, {files.rejected.name}: a column must be there, got none named {error}"
+
+
+def _accepted(slices: pa.Table, manifest: DatasetManifest) -> Iterator[str]:
+    if len(slices) != manifest.accepted:
+        yield f"slices.parquet: {manifest.accepted} accepted slices must be there, got {len(slices)}"
+    lengths = np.array([block.rows for block in manifest.blocks], np.int64)
+    blocks, rows = (slices[name].to_numpy().astype(np.int64) for name in ("block", "row"))
+    inside = (blocks >= 0) & (blocks < len(lengths)) & (rows >= 0)
+    inside[inside] = rows[inside] < lengths[blocks[inside]]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    images = len(np.unique(starts[blocks[inside]] + rows[inside]))
+    if images != len(slices) or images != lengths.sum():
+        yield f"slices.parquet: {lengths.sum()} images must have one row each, got {images} in {len(slices)} rows"
+    roles = Counter(slices["role"].to_pylist())
+    for role, counts in manifest.roles.items():
+        if roles[role] != counts.slices:
+            yield f"slices.parquet: {counts.slices} {role} slices must be there, got {roles[role]}"
+    pairs = set(zip(slices["patient"].to_pylist(), slices["role"].to_pylist(), strict=True))
+    for patient, count in Counter(patient for patient, _ in pairs).items():
+        if count > 1:
+            yield f"slices.parquet: a patient must be in one role, got {patient} in {count}"
+
+
+def _refused(refused: pa.Table, manifest: DatasetManifest) -> Iterator[str]:
+    reasons = Counter(refused["reason"].to_pylist())
+    for reason in sorted(reasons.keys() | manifest.reasons.keys()):
+        if reasons[reason] != manifest.reasons.get(reason, 0):
+            told = manifest.reasons.get(reason, 0)
+            yield f"rejected.parquet: {told} rows with reason {reason} must be there, got {reasons[reason]}"
+    files = len(refused) - reasons[_NO_FILE]
+    told = manifest.rejected + manifest.duplicate + manifest.excluded
+    if files != told:
+        yield f"rejected.parquet: {told} files that were not accepted must be there, got {files}"
+
+
+def _twice(slices: pa.Table, refused: pa.Table) -> Iterator[str]:
+    is_file = pc.not_equal(refused["reason"], _NO_FILE)
+    names = np.concatenate([slices["file"].to_numpy(), refused.filter(is_file)["file"].to_numpy()]).astype(str)
+    found, times = np.unique(names, return_counts=True)
+    for name in found[times > 1]:
+        yield f"slices.parquet, rejected.parquet: each file must be one row, got {name} in several"
+
+
+def _blocks(files: DatasetFiles, manifest: DatasetManifest) -> Iterator[str]:
+    with bar("audit", len(manifest.blocks), "blocks") as advance:
+        for number, block in enumerate(manifest.blocks):
+            path = files.root / block.file
+            if not path.exists():
+                yield f"{block.file}: the block must be there, got none"
+            elif sha256(path) != block.sha256:
+                yield f"{block.file}: SHA-256 must equal the manifest's, got another one"
+            advance(number + 1)

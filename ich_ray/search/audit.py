@@ -1,0 +1,52 @@
+"""Is a search, or a dataset, what it says it is? The invariants I1 to I8, checked on the files alone.
+
+Works while the search runs, after it and offline; starts nothing, writes nothing, repairs nothing, and needs neither
+Ray nor PyTorch. What each invariant asks of a search is in invariants.py, of a dataset in data/audit.py.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ich_ray.data.audit import Check, audit_dataset
+from ich_ray.errors import ConfigError
+from ich_ray.search.invariants import Evidence, check_search
+from ich_ray.storage import DatasetFiles, Location, Record, SearchFiles, locate
+
+__all__ = ["Audit", "Check", "audit"]
+
+
+class Audit(Record):
+    """What was found.
+
+    Attributes:
+        state: of the search: at work now, ended, or interrupted (`--resume` goes on with it); `prepared` of a dataset.
+    """
+
+    where: str
+    state: Literal["at work", "ended", "interrupted", "prepared"]
+    checks: tuple[Check, ...]
+
+    @property
+    def breached(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.state == "breach")
+
+
+def audit(where: Location) -> Audit:
+    """Check a search with its dataset, or a dataset alone.
+
+    Raises:
+        ConfigError: there is neither.
+        IntegrityError: search.json is damaged, so that nothing can be said about the search.
+    """
+    root = locate(where)
+    if SearchFiles(root).search.exists():
+        found = Evidence.read(SearchFiles(root))
+        dataset = audit_dataset(found.record.dataset, found.record.fingerprint)
+        return Audit(where=str(root), state=found.state, checks=(*check_search(found), dataset))
+    if DatasetFiles(root).manifest.exists():
+        return Audit(where=str(root), state="prepared", checks=(audit_dataset(root),))
+    raise ConfigError(
+        f"{root}: an audit needs search.json or dataset.json, got neither; give a folder that `ich-ray search` or "
+        "`ich-ray prepare` wrote"
+    )
