@@ -10,7 +10,7 @@ Reached: a report whose value without noise is 95 % of the best possible one. A 
 needs more images. Regret: the best possible value less that of the chosen parameters, without noise; all methods may
 show the same number of images, and the ones that ours needs to confirm (top 3, three seeds) are among them.
 
-    python benchmarks/search_efficiency.py [--seeds 20] [--noise 0.02]
+    python benchmarks/search_efficiency.py [--seeds 20] [--noise 0.02] [--only images]
 """
 
 from __future__ import annotations
@@ -246,8 +246,11 @@ def images_to_reach(method: Method, noise: float, seed: int, at_most: int) -> in
     raise AssertionError
 
 
-def after(method: Method, noise: float, seed: int, images: int) -> Course:
-    return next(so_far for so_far, _ in course(method, noise, seed) if so_far.images >= images)
+def snapshots(method: Method, noise: float, seed: int, images: list[int]) -> Iterator[Course]:
+    """A search when it has shown so many images, then so many."""
+    steps = course(method, noise, seed)
+    for count in images:
+        yield next(so_far for so_far, _ in steps if so_far.images >= count)
 
 
 def regret(parameters: Parameters) -> float:
@@ -275,7 +278,7 @@ def mean_and_error(values: list[float]) -> str:
 
 
 def print_images(seeds: int, noise: float, folder: Callable[[], Path]) -> None:
-    at_most = 400 * IMAGES
+    at_most = 400 * IMAGES  # counted as that many where a search has not reached it by then
     methods: dict[str, Callable[[int, Path], Method]] = {"ours": Ours, "random": Random, "stock": Stock}
     needed: dict[str, list[int]] = {name: [] for name in methods}
     for seed in range(seeds):
@@ -298,23 +301,25 @@ def print_images(seeds: int, noise: float, folder: Callable[[], Path]) -> None:
 def print_regret(seeds: int, noise: float, folder: Callable[[], Path]) -> None:
     images = 40 * IMAGES
     spent = CONFIRMED * REPEATS * IMAGES
-    found: dict[str, list[float]] = {"ours, confirmed": [], "ours, no confirmation": [], "stock": []}
+    found: dict[str, list[float]] = {}
     for seed in range(seeds):
-        ours = after(Ours(seed, folder()), noise, seed, images - spent)
-        found["ours, confirmed"].append(regret(confirmed(ours, noise, seed)))
-        ours = after(Ours(seed, folder()), noise, seed, images)
-        best = max(ours.complete, key=lambda training: max(training.values))
-        found["ours, no confirmation"].append(regret(best.parameters))
-        stock = after(Stock(seed, folder()), noise, seed, images)
+        searches = snapshots(Ours(seed, folder()), noise, seed, [images - spent, images])
+        choices = {"ours, confirmed": confirmed(next(searches), noise, seed)}
+        ours = next(searches)
+        choices["ours, not confirmed"] = max(ours.complete, key=lambda training: max(training.values)).parameters
+        (stock,) = snapshots(Stock(seed, folder()), noise, seed, [images])
         # What get_best_result gives: the best last report of any trial, stopped or not.
-        found["stock"].append(regret(max(stock.trainings, key=lambda t: t.values[-1] if t.values else 0).parameters))
+        choices["stock"] = max(stock.trainings, key=lambda training: training.values[-1]).parameters
+        for name, tried in (("best tried by ours", ours), ("best tried by stock", stock)):
+            choices[name] = min((training.parameters for training in tried.trainings), key=regret)
+        for name, parameters in choices.items():
+            found.setdefault(name, []).append(regret(parameters))
     print(f"regret after {images // IMAGES} full trainings of images, {seeds} seeds, noise {noise:g}; mean ± its error")
     for name, regrets in found.items():
-        print(f"  {name:22} {mean_and_error(regrets)}")
-    own = found["ours, confirmed"]
-    for name in ("stock", "ours, no confirmation"):
-        gain = [other - mine for other, mine in zip(found[name], own, strict=True)]
-        print(f"  {name} - ours, confirmed: {mean_and_error(gain)} per seed")
+        print(f"  {name:20} {mean_and_error(regrets)}")
+    for name, own in (("stock", "ours, confirmed"), ("best tried by stock", "best tried by ours")):
+        gain = [other - mine for other, mine in zip(found[name], found[own], strict=True)]
+        print(f"  {name} less {own}: {mean_and_error(gain)} per seed; above 0 is for ours")
 
 
 def _unwritten(path: Path, content: bytes) -> None:
@@ -324,6 +329,7 @@ def _unwritten(path: Path, content: bytes) -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seeds", type=int, default=20)
+    arguments.add_argument("--only", choices=["images", "regret"], help="one of the two comparisons")
     arguments.add_argument("--noise", type=float, default=0.02)
     given = arguments.parse_args()
     warnings.simplefilter("ignore")
@@ -333,8 +339,9 @@ def main() -> None:
         def folder() -> Path:
             return Path(temporary) / str(next(made))
 
-        print_images(given.seeds, given.noise, folder)
-        print_regret(given.seeds, given.noise, folder)
+        for name, compare in (("images", print_images), ("regret", print_regret)):
+            if given.only in {None, name}:
+                compare(given.seeds, given.noise, folder)
 
 
 if __name__ == "__main__":

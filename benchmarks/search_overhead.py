@@ -106,15 +106,16 @@ def main() -> None:
     print(f"ledger on / off, {few} trials: {seconds(some) / seconds(unwritten):.2f} x")
     grown_kib = np.polyfit(*zip(*memory[len(memory) // 5 :], strict=True), 1)[0]
     print(f"driver memory: {memory[-1][1] / 1024:.0f} MiB at the end, growing by {grown_kib:.1f} KiB a trial")
-    print(f"results of {given.trials} trials: " + ", ".join(f"{what} {s:.2f} s" for what, s in reading.items()))
+    told = [f"{what} {wall:.2f} s ({cpu:.2f} s of CPU)" for what, (wall, cpu) in reading.items()]
+    print(f"results of {given.trials} trials: {', '.join(told)}")
 
 
-def reading_s(folder: str, arguments: list[str]) -> float:
-    """Seconds of `ich-ray results` in a process that has started."""
-    started = time.perf_counter()
+def reading_s(folder: str, arguments: list[str]) -> tuple[float, float]:
+    """Seconds of `ich-ray results` in a process that has started, and of them on its CPU, free of other work."""
+    started, used = time.perf_counter(), time.process_time()
     with redirect_stdout(io.StringIO()):
         assert cli.call(["results", folder, *arguments]) == 0
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - used
 
 
 @contextmanager

@@ -51,7 +51,19 @@ Trials = Annotated[int | None, typer.Option("--trials", min=1, help="How many tr
 GpusPerTrial = Annotated[
     float | None, typer.Option("--gpus-per-trial", min=0, help="May be a fraction; default 1 where there are GPUs.")
 ]
-CpusPerTrial = Annotated[int, typer.Option("--cpus-per-trial", min=1, help="CPUs, and threads, of a trial.")]
+CpusPerTrial = Annotated[
+    int | None, typer.Option("--cpus-per-trial", min=1, help="CPUs, and threads, of a trial; default 1 a worker.")
+]
+WorkersPerTrial = Annotated[
+    int | None,
+    typer.Option("--workers-per-trial", min=1, help="Processes that train one network; default one a GPU."),
+]
+Images = Annotated[
+    Literal["auto", "device", "host"],
+    typer.Option(
+        "--placement", help="Where training images lie; auto: in GPU memory if half of a trial's part holds all."
+    ),
+]
 LimitRejected = Annotated[
     str, typer.Option("--limit-rejected", help="Largest share of files that may be rejected, such as 5% or 0.05.")
 ]
@@ -154,7 +166,8 @@ def search(
     out: Out,
     trials: Trials = None,
     gpus_per_trial: GpusPerTrial = None,
-    cpus_per_trial: CpusPerTrial = 1,
+    cpus_per_trial: CpusPerTrial = None,
+    workers_per_trial: WorkersPerTrial = None,
     hours: Annotated[float | None, typer.Option("--hours", min=0, help="End it after this long.")] = None,
     gpu_hours: Annotated[
         float | None, typer.Option("--gpu-hours", min=0, help="End it after so many GPU hours of all trials together.")
@@ -166,6 +179,7 @@ def search(
         int | None, typer.Option("--seed", min=0, help="Same seed, same result; default 0, or that of the search.")
     ] = None,
     warm_start: Annotated[str | None, typer.Option("--warm-start", help="Learn from another search first.")] = None,
+    placement: Images = "auto",
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -179,6 +193,7 @@ def search(
         trials=trials,
         gpus_per_trial=gpus_per_trial,
         cpus_per_trial=cpus_per_trial,
+        workers_per_trial=workers_per_trial,
         hours=hours,
         gpu_hours=gpu_hours,
         concurrent=concurrent,
@@ -186,6 +201,7 @@ def search(
         plan=plan,
         seed=seed,
         warm_start=warm_start,
+        placement=placement,
         address=address,
     )
     if not plan:
@@ -209,7 +225,7 @@ def confirm(
     folds: Annotated[int | None, typer.Option("--folds", min=2, help="Folds to hold out in turn; default 5.")] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="New seeds, in place of folds.")] = None,
     gpus_per_trial: GpusPerTrial = None,
-    cpus_per_trial: CpusPerTrial = 1,
+    cpus_per_trial: CpusPerTrial = None,
     concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trainings at a time.")] = None,
     address: Address = None,
     as_json: Json = False,
@@ -260,12 +276,13 @@ def audit(
 def retrain(
     folder: SearchFolder,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,
+    placement: Images = "auto",
     address: Address = None,
 ) -> None:
     """Train the chosen trial again, longer: the bundle."""
     from ich_ray.final.retrain import retrain as retrain_best
 
-    retrain_best(folder, workers=workers, address=address)
+    retrain_best(folder, workers=workers, placement=placement, address=address)
     print(f"bundle  {open_search(folder).files.bundle}")
 
 
@@ -345,7 +362,8 @@ def run(
     windows: Windows = DEFAULT_WINDOWS,
     trials: Trials = None,
     gpus_per_trial: GpusPerTrial = None,
-    cpus_per_trial: CpusPerTrial = 1,
+    cpus_per_trial: CpusPerTrial = None,
+    workers_per_trial: WorkersPerTrial = None,
     seed: Seed = 0,
     limit_rejected: LimitRejected = "5%",
     address: Address = None,
@@ -364,6 +382,7 @@ def run(
         trials=trials,
         gpus_per_trial=gpus_per_trial,
         cpus_per_trial=cpus_per_trial,
+        workers_per_trial=workers_per_trial,
         seed=seed,
         limit_rejected=_share(limit_rejected),
         address=address,

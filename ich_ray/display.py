@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -72,6 +73,8 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
         table.add_row(str(trial.number), state, value, str(trial.images_seen), seconds, _parameters(trial))
     _show(table)
+    for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
+        print(f"{count} trials on {setup}")
 
 
 def print_audit(found: Audit, as_json: bool) -> None:

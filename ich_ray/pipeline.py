@@ -64,7 +64,8 @@ def run(
     windows: str = DEFAULT_WINDOWS,
     trials: int | None = None,
     gpus_per_trial: float | None = None,
-    cpus_per_trial: int = 1,
+    cpus_per_trial: int | None = None,
+    workers_per_trial: int | None = None,
     seed: int = 0,
     limit_rejected: float = 0.05,
     address: str | None = None,
@@ -81,6 +82,7 @@ def run(
         trials: how many to draw; the search's default if not given.
         gpus_per_trial: may be a fraction; all trials share what there is.
         cpus_per_trial: also the threads of a trial.
+        workers_per_trial: processes that train one network together.
         seed: of roles, draws, weights and batches.
         limit_rejected: largest share of files that may be rejected.
         address: a Ray cluster; a private one on this machine if not given.
@@ -109,6 +111,7 @@ def run(
             trials=trials,
             gpus_per_trial=gpus_per_trial,
             cpus_per_trial=cpus_per_trial,
+            workers_per_trial=workers_per_trial,
             seed=seed,
             resume=files.search.exists(),
         )

@@ -27,6 +27,7 @@ __all__ = [
     "Report",
     "SearchRecord",
     "SearchResult",
+    "Setup",
     "Split",
     "TrialResult",
     "TrialState",
@@ -89,6 +90,28 @@ class Objective(Record):
         return one > other if self.mode == "max" else one < other
 
 
+class Setup(Record):
+    """How a trial was computed.
+
+    Attributes:
+        device: its name, `cpu` for those.
+        workers: processes that trained it together.
+        images: where the training images lay: all of them on the device, or on the host for a batch at a time.
+        mode: precision, memory layout and compilation, such as `bfloat16 channels_last compiled`.
+        rates: images a second that a worker reached in each mode that was tried; empty where nothing was chosen.
+    """
+
+    device: str
+    workers: int
+    images: Literal["device", "host"]
+    mode: str
+    rates: dict[str, float] = Field(default_factory=dict)
+
+    def __str__(self) -> str:
+        workers = f"{self.workers} x " if self.workers > 1 else ""
+        return f"{workers}{self.device}, {self.mode}, images on {self.images}"
+
+
 class TrialResult(Record):
     """One trial: a draw, what it reported, and how it ended.
 
@@ -118,6 +141,7 @@ class TrialResult(Record):
     started: float = 0.0
     ended: float | None = None
     where: Line = ""
+    setup: Setup | None = None
     repeats: int | None = None
     fold: int | None = None
 
@@ -288,11 +312,12 @@ class SearchResult:
 
 
 def _trial_row(trial: TrialResult) -> dict[str, Any]:
-    plain = trial.model_dump(exclude={"objective", "parameters", "reports", "checkpoint"})
+    plain = trial.model_dump(exclude={"objective", "parameters", "reports", "checkpoint", "setup"})
     return {
         **plain,
         "objective": trial.objective.metric,
         "mode": trial.objective.mode,
+        "setup": str(trial.setup) if trial.setup else None,
         "value": trial.value,
         "images_seen": trial.images_seen,
         "reports": len(trial.reports),

@@ -124,6 +124,14 @@ def average_float(
     side = words.shape[0]
     slope, intercept = rescale
     sums = np.empty(side, np.float64)
+    # What each output column takes of its first and last pixel, and where they are: divisions, so not once per row.
+    firsts, lasts = np.empty(size, np.int64), np.empty(size, np.int64)
+    of_first, of_last = np.empty(size, np.float64), np.empty(size, np.float64)
+    for column in range(size):
+        left, right = column * side, (column + 1) * side
+        firsts[column], lasts[column] = left // size, (right + size - 1) // size - 1
+        of_first[column] = float(min(right, (firsts[column] + 1) * size) - left)
+        of_last[column] = float(right - lasts[column] * size) if lasts[column] > firsts[column] else 0.0
     for channel in range(channels):
         low, width = lows_hu[channel], widths_hu[channel]
         half = float(side * side) * width
@@ -136,8 +144,8 @@ def average_float(
                     hu = words[line, column] * slope + intercept
                     sums[column] += weight * (min(max(hu, low), low + width) - low)
             for column in range(size):
-                left, right = column * side, (column + 1) * side
-                total = 0.0
-                for step in range(left // size, (right + size - 1) // size):
-                    total += float(min(right, (step + 1) * size) - max(left, step * size)) * sums[step]
+                first, last = firsts[column], lasts[column]
+                total = of_first[column] * sums[first] + of_last[column] * sums[last]
+                for step in range(first + 1, last):
+                    total += float(size) * sums[step]
                 out[channel, row, column] = np.uint8(min((510.0 * total + half) / (2.0 * half), 255.0))

@@ -51,6 +51,7 @@ __all__ = [
     "RoleCounts",
     "SliceSet",
     "as_index",
+    "fits_device",
     "map_block",
     "place",
 ]
@@ -62,7 +63,7 @@ ROLES: tuple[Role, ...] = ("train", "validation", "calibration", "test")
 
 Placement = Literal["auto", "device", "host"]
 
-# Of the free accelerator memory; the rest is for weights, activations and the other trials of this device.
+# Of the accelerator memory of a trial; the rest is for weights, activations and gradients.
 DEVICE_SHARE = 0.5
 
 # Buffers of page-locked memory: one is filled while one is copied and one waits for its turn.
@@ -145,6 +146,10 @@ class SliceSet:
     @property
     def prevalence(self) -> float:
         return float(self.labels.mean()) if len(self) else 0.0
+
+    @property
+    def image_bytes(self) -> int:
+        return len(self) * math.prod(self.dataset.image_shape)
 
     def gather(self, positions: NDArray[np.int64], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """Images at `positions` of this set, uint8 `[len(positions), channels, rows, columns]`."""
@@ -376,25 +381,53 @@ def as_index(positions: NDArray[np.int64], device: torch.device) -> torch.Tensor
     return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
 
 
+def fits_device(needed_bytes: int, free_bytes: int, total_bytes: int, *, taken_bytes: int = 0, trials: int = 1) -> bool:
+    """Whether a trial may keep so many bytes of images in the memory of its accelerator.
+
+    It may use DEVICE_SHARE of its own part, an equal one for each of `trials` on the device whether they have started
+    or not; and never more than that share of what is free now.
+
+    Args:
+        needed_bytes: to be kept.
+        free_bytes: what no process uses.
+        total_bytes: all of it.
+        taken_bytes: images that the trial keeps there already.
+        trials: on this device at a time.
+    """
+    own_bytes = min(total_bytes / trials, free_bytes + taken_bytes)
+    return needed_bytes + taken_bytes <= DEVICE_SHARE * own_bytes
+
+
 def place(
-    slices: SliceSet, device: torch.device, where: Placement = "auto", share: float = DEVICE_SHARE
+    slices: SliceSet, device: torch.device, where: Placement = "auto", *, taken_bytes: int = 0, trials: int = 1
 ) -> PlacedImages:
     """Put the images of `slices` where batches are taken fastest.
 
     Args:
         slices: the images, in the order of their positions.
         device: where batches are wanted.
-        where: `device` for all at once, `host` for batch after batch; `auto` is `device` if the device is an
-            accelerator and they fit into `share` of its free memory.
-        share: of the memory that is free now, by whichever process.
+        where: `device` for all at once, `host` for batch after batch; `auto` is `device` if that is an accelerator and
+            `fits_device` says so, else `host`.
+        taken_bytes: images of the same trial that are on the device already.
+        trials: that share the device.
+
+    Raises:
+        torch.OutOfMemoryError: `device` was asked for and has no room.
     """
     import torch
 
-    if where == "auto":
-        where = "host"
-        if device.type == "cuda":
-            needed_bytes = len(slices) * math.prod(slices.dataset.image_shape)
-            where = "device" if needed_bytes <= share * torch.cuda.mem_get_info(device)[0] else "host"
-    if where == "device":
-        return _DeviceImages(slices, device)
+    if where == "device" or (
+        where == "auto" and device.type == "cuda" and _may_stay(slices, device, taken_bytes, trials)
+    ):
+        try:
+            return _DeviceImages(slices, device)
+        except torch.OutOfMemoryError:  # another process was faster
+            if where == "device":
+                raise
     return _StagedImages(slices, device) if device.type == "cuda" else _HostImages(slices, device)
+
+
+def _may_stay(slices: SliceSet, device: torch.device, taken_bytes: int, trials: int) -> bool:
+    import torch
+
+    return fits_device(slices.image_bytes, *torch.cuda.mem_get_info(device), taken_bytes=taken_bytes, trials=trials)

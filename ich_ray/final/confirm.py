@@ -85,7 +85,7 @@ def confirm(
     folds: int | None = None,
     seeds: int | None = None,
     gpus_per_trial: float | None = None,
-    cpus_per_trial: float = 1,
+    cpus_per_trial: float | None = None,
     concurrent: int | None = None,
     address: str | None = None,
     _trainer: Trainer | None = None,
@@ -100,7 +100,7 @@ def confirm(
         folds: hold out so many of the dataset's folds one after another; 5 if neither this nor `seeds` is given.
         seeds: train on the search's own train and validation patients, with so many new seeds.
         gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one.
-        cpus_per_trial: CPUs, and so threads, of a training.
+        cpus_per_trial: CPUs, and so threads, of a training; 1 a worker if not given.
         concurrent: trainings at a time; as many as fit if not given.
         address: a Ray cluster; this machine if not given.
 

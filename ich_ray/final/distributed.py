@@ -11,11 +11,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.dataset import Placement, PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, TrialFailure
 from ich_ray.final.checkpoints import best_report, keep, newest
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import Objective, Report
+from ich_ray.results import Objective, Report, Setup
 from ich_ray.storage import locate, remove
 
 if TYPE_CHECKING:
@@ -41,45 +41,43 @@ class Plan:
     images: int
     report_every: int
     seed: int
+    placement: Placement = "auto"
 
 
-def fit(plan: Plan, workers: int, gpus_per_worker: float | None) -> str:
-    """Run Ray Train to its end; the device of rank 0.
+def fit(plan: Plan, workers: int, gpus_per_worker: float | None) -> tuple[str, Setup | None]:
+    """Run Ray Train to its end; the device of rank 0, and how it computed if there was anything left to do.
 
     Raises:
         ConfigError: more workers or accelerators than there are.
         TrialFailure: the training failed, as it would again.
         IchRayError: workers died too often.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
     from ich_ray.search.preflight import machines
+    from ich_ray.search.together import WorkersLost, run_workers
 
     resources = _resources(machines(), workers, gpus_per_worker)
     # Ray checks that every worker sees its storage, so it lies in the search, which they all see.
     storage = locate(plan.folder) / "ray_train"
-    trainer = TorchTrainer(
-        _worker,  # type: ignore[arg-type]  # a value may be returned: Result.return_value
-        train_loop_config={"plan": plan},
-        torch_config=TorchConfig(backend="nccl" if resources["GPU"] >= 1 else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=resources["GPU"] > 0, resources_per_worker=resources),
-        run_config=RunConfig(storage_path=str(storage), failure_config=FailureConfig(max_failures=_MAX_FAILURES)),
-    )
     try:
-        result: Any = trainer.fit()
-    except TrainingFailedError as error:
+        outcome: dict[str, Any] = run_workers(
+            _worker,
+            {"plan": plan},
+            workers=workers,
+            resources=resources,
+            nccl=resources["GPU"] >= 1,
+            storage=storage,
+            max_failures=_MAX_FAILURES,
+        )
+    except WorkersLost as error:
         raise IchRayError(
-            f"retrain: the workers must finish within {_MAX_FAILURES} failures, got: "
-            f"{str(error).strip().splitlines()[-1]}; retrain again to go on from the newest state"
+            f"retrain: the workers must finish within {_MAX_FAILURES} failures, got: {error}; retrain again to go on "
+            "from the newest state"
         ) from error
     finally:
         remove(storage)
-    outcome: dict[str, Any] = result.return_value
     if "failure" in outcome:
         raise TrialFailure(*outcome["failure"])
-    return str(outcome["device"])
+    return str(outcome["device"]), outcome["setup"]
 
 
 def _resources(found: list[Machine], workers: int, gpus_per_worker: float | None) -> dict[str, float]:
@@ -110,20 +108,23 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     context = get_context()
     device = get_device()
     try:
-        _train(config["plan"], Shard(context.get_world_rank(), context.get_world_size()), device)
+        setup = _train(config["plan"], Shard(context.get_world_rank(), context.get_world_size()), device)
     except TrialFailure as failure:
+        if failure.reason == "out_of_memory" and context.get_world_size() > 1:
+            raise  # of this worker alone perhaps: the others wait for it until Ray Train ends them
         return {"failure": (failure.reason, failure.detail)}
-    return {"device": str(device)}
+    return {"device": str(device), "setup": setup}
 
 
-def _train(plan: Plan, shard: Any, device: Any) -> None:
+def _train(plan: Plan, shard: Any, device: Any) -> Setup | None:
     from ich_ray.model.training import Budget, train
 
     dataset, folder = PreparedDataset.open(plan.dataset, fingerprint=plan.fingerprint), locate(plan.folder)
     objective = Objective.model_validate(plan.objective)
     resume, reports = newest(folder)
     if patience_over(reports, objective):
-        return
+        return None
+    setup = None
     stream = train(
         Hyperparameters.model_validate(plan.parameters),
         dataset.role("train"),
@@ -133,13 +134,16 @@ def _train(plan: Plan, shard: Any, device: Any) -> None:
         device=device,
         resume=resume,
         shard=shard,
+        placement=plan.placement,
     )
     for progress in stream:
+        setup = progress.setup
         reports.append(_report(progress))
         if shard.rank == 0:
             keep(folder, progress.state(), reports, objective)
         if patience_over(reports, objective):
-            return
+            break
+    return setup
 
 
 def _report(progress: Progress) -> Report:

@@ -11,6 +11,7 @@ import json
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ich_ray.data.dataset import PreparedDataset
@@ -21,7 +22,7 @@ from ich_ray.final.distributed import Plan, fit
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.state import TrainingState
 from ich_ray.progress import say
-from ich_ray.results import Report, SearchResult, TrialResult, open_search
+from ich_ray.results import Report, SearchResult, Setup, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.storage import Location, Record, locate, read_json, remove, sha256, write_json
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
+    from ich_ray.data.dataset import Placement
     from ich_ray.final.bundle import Bundle
 
 __all__ = ["Retraining", "chosen_trial", "retrain"]
@@ -52,6 +54,7 @@ class Retraining(Record):
     stopped_early: bool
     seconds: float
     device: str
+    setup: Setup | None = None
 
 
 def chosen_trial(found: SearchResult) -> TrialResult:
@@ -69,7 +72,12 @@ def chosen_trial(found: SearchResult) -> TrialResult:
 
 
 def retrain(
-    search: Location, *, workers: int = 1, gpus_per_worker: float | None = None, address: str | None = None
+    search: Location,
+    *,
+    workers: int = 1,
+    gpus_per_worker: float | None = None,
+    placement: Placement = "auto",
+    address: str | None = None,
 ) -> Bundle:
     """Train the chosen trial's hyperparameters again, with early stopping on the validation slices.
 
@@ -81,6 +89,7 @@ def retrain(
         search: the search folder, on storage that every worker can reach.
         workers: processes that train one network together.
         gpus_per_worker: one if the cluster has any and this is not given, else as given; 0 trains on CPUs.
+        placement: where the images lie while training, see `data.dataset.place`.
         address: of a Ray cluster.
 
     Raises:
@@ -91,12 +100,12 @@ def retrain(
     trial = chosen_trial(found)
     dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
     parameters = Hyperparameters.model_validate(trial.parameters)
-    plan = _plan(found, trial, parameters)
+    plan = replace(_plan(found, trial, parameters), placement=placement)
     folder = locate(plan.folder)
     say(f"  retraining trial {trial.number} for at most {plan.images:,} images, {workers} worker(s)")
     started = time.monotonic()
     with connected(address), _told(folder, found.objective.metric):
-        device = fit(plan, workers, gpus_per_worker)
+        device, setup = fit(plan, workers, gpus_per_worker)
     reports = read_reports(folder)
     best = best_report(reports, found.objective)
     if best is None:
@@ -113,6 +122,7 @@ def retrain(
         stopped_early=reports[-1].images_seen < plan.images,
         seconds=time.monotonic() - started,
         device=device,
+        setup=setup,
     )
     bundle = _bundle(found, trial, parameters, dataset, state_file(folder, best.images_seen))
     write_json(found.files.retraining, retraining.model_dump(mode="json"))

@@ -7,6 +7,7 @@ does not divide by their number.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,13 +15,37 @@ import torch
 from torch import distributed, nn
 from torch.nn.functional import batch_norm
 
+from ich_ray.errors import IchRayError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["ALONE", "Shard"]
+__all__ = ["ALONE", "PeerLost", "Shard"]
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+class PeerLost(IchRayError):
+    """Another process of the group has ended: this one cannot go on, and is not the reason."""
+
+
+@contextmanager
+def _with_peers() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # gloo says no more of it
+        raise PeerLost(f"every worker must take part, got {str(error).splitlines()[0]}") from None
+
+
+def _sum(tensor: torch.Tensor) -> torch.Tensor:
+    with _with_peers():
+        distributed.all_reduce(tensor)
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -36,9 +61,7 @@ class Shard:
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, in place."""
-        if self.count > 1:
-            distributed.all_reduce(tensor)
-        return tensor
+        return _sum(tensor) if self.count > 1 else tensor
 
     def sum_gradients(self, weights: list[nn.Parameter]) -> None:
         """Give every process the gradient of the global batch."""
@@ -48,7 +71,8 @@ class Shard:
         flat = self.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
         start = 0
         for weight in weights:
-            weight.grad = flat[start : start + weight.numel()].view_as(weight).clone()
+            own = flat[start : start + weight.numel()].view_as(weight)
+            weight.grad = torch.empty_like(weight).copy_(own)  # in the weight's own memory layout
             start += weight.numel()
 
     def gathered(self, own: NDArray[np.float32], count: int, device: torch.device) -> NDArray[np.float32]:
@@ -63,8 +87,9 @@ class Shard:
         """The network with the first process's weights, and batch statistics taken over all processes."""
         if self.count == 1:
             return network
-        for tensor in network.state_dict().values():
-            distributed.broadcast(tensor, 0)
+        with _with_peers():
+            for tensor in network.state_dict().values():
+                distributed.broadcast(tensor, 0)
         for path, module in list(network.named_modules()):
             if isinstance(module, nn.BatchNorm2d):
                 network.set_submodule(path, _SharedBatchNorm(module))
@@ -79,15 +104,11 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(_: Any, own: torch.Tensor) -> torch.Tensor:
-        total = own.clone()
-        distributed.all_reduce(total)
-        return total
+        return _sum(own.clone())
 
     @staticmethod
     def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
-        total = gradient.contiguous().clone()
-        distributed.all_reduce(total)
-        return total
+        return _sum(gradient.contiguous().clone())
 
 
 class _SharedBatchNorm(nn.BatchNorm2d):
@@ -106,7 +127,7 @@ class _SharedBatchNorm(nn.BatchNorm2d):
         wide = values.float()
         own = torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))])
         count = torch.tensor([values.numel() / self.num_features], device=values.device)
-        distributed.all_reduce(count)
+        _sum(count)
         mean, square = _Sum.apply(own) / count
         variance = (square - mean.square()).clamp(min=0)
         self._track(mean.detach(), variance.detach() * count / (count - 1))

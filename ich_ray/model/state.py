@@ -36,11 +36,15 @@ class TrainingState:
             key.removeprefix(f"{name}."): value for key, value in self.tensors.items() if key.startswith(f"{name}.")
         }
 
-    def save(self, path: Location) -> str:
-        """Write one safetensors file atomically, the numbers as JSON in its header; returns its SHA-256."""
+    def packed(self) -> bytes:
+        """One safetensors file, the numbers as JSON in its header."""
         from safetensors.torch import save
 
-        data = save(self.tensors, metadata={"numbers": json.dumps(self.numbers)})
+        return save(self.tensors, metadata={"numbers": json.dumps(self.numbers)})
+
+    def save(self, path: Location) -> str:
+        """Write it `packed`, whole or not at all; returns its SHA-256."""
+        data = self.packed()
         write_bytes(locate(path), data)
         return sha256(data)
 

@@ -31,8 +31,10 @@ from ich_ray.data.dataset import PlacedImages, Placement, SliceSet, as_index, pl
 from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.metrics import Ranking, best_f_beta, log_loss
 from ich_ray.model.networks import Network, build_network
+from ich_ray.model.pace import Pace, pace_for, usual_pace
 from ich_ray.model.parallel import ALONE, Shard
 from ich_ray.model.state import TrainingState
+from ich_ray.results import Setup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -87,12 +89,14 @@ class Progress:
             `metrics.floors`. NaN where undefined.
         elapsed_s: time in training and validation so far, over all attempts.
         images_per_s: training images per second since the report before, without validation.
+        setup: how it is computed; of the first worker if there are several.
     """
 
     images_seen: int
     metrics: dict[str, float]
     elapsed_s: float
     images_per_s: float
+    setup: Setup
     _capture: Callable[[], TrainingState] = field(repr=False, compare=False)
 
     def state(self) -> TrainingState:
@@ -169,10 +173,11 @@ def train(
     resume: TrainingState | None = None,
     shard: Shard = ALONE,
     placement: Placement = "auto",
+    trials: int = 1,
 ) -> Iterator[Progress]:
     """Train one network, yielding a `Progress` at each report; the last one is at `budget.images`.
 
-    On CUDA in bf16 autocast, on a CPU in float32. Seeds PyTorch's global generator.
+    In the fastest mode that `pace` finds for an accelerator, on a CPU in float32. Seeds PyTorch's global generator.
 
     Args:
         parameters: the draw.
@@ -184,19 +189,24 @@ def train(
         resume: a state of the same plan; reports before it are not repeated.
         shard: this process's part when several train one network.
         placement: where the images lie, see `place`.
+        trials: that share the device, each with an equal part of its memory.
 
     Raises:
         TrialFailure: `diverged` when the loss or a logit is not finite, `out_of_memory` on an accelerator.
         ConfigError: the parameters do not fit the images, or the state belongs to another plan.
     """
-    run = _Run(parameters, train, validation, seed=seed, device=torch.device(device), shard=shard, placement=placement)
+    run = _Run(parameters, train, validation, seed=seed, device=torch.device(device), shard=shard)
     try:
-        run.start(resume)
+        run.start(resume, budget, placement, trials)
         while run.images_seen < budget.images:
             run.until(min(budget.images, (run.images_seen // budget.report_every + 1) * budget.report_every))
             yield run.report()
     except torch.OutOfMemoryError as error:
-        raise TrialFailure("out_of_memory", str(error).split(". ")[0]) from None
+        detail = str(error).split(". ")[0]
+    else:
+        return
+    del run  # outside of the handler nothing else holds it, and others on the device need its memory
+    raise TrialFailure("out_of_memory", detail)
 
 
 class _Run:
@@ -211,18 +221,17 @@ class _Run:
         seed: int,
         device: torch.device,
         shard: Shard,
-        placement: Placement,
     ) -> None:
         positives = int(slices.labels.sum())
         self._counts = (positives, len(slices) - positives)
         self.parameters, self.slices, self.validation, self.seed = parameters, slices, validation, seed
-        self.device, self.shard, self.placement = device, shard, placement
+        self.device, self.shard = device, shard
         fingerprint = slices.dataset.manifest.fingerprint
         self.plan = {"parameters": parameters.model_dump(), "seed": seed, "slices": len(slices), "data": fingerprint}
         self.images_seen, self.elapsed_s = 0, 0.0
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def start(self, resume: TrainingState | None) -> None:
+    def start(self, resume: TrainingState | None, budget: Budget, placement: Placement, trials: int) -> None:
         w0, w1 = class_weights(self.parameters.loss, *self._counts)
         labels = torch.from_numpy(self.slices.labels)
         self.labels = labels.to(self.device)
@@ -231,11 +240,33 @@ class _Run:
         network = build_network(self.parameters, self.slices.dataset.image_shape)
         self.network: Network = self.shard.synchronized(network.to(self.device))
         self.trainable = [weight for weight in self.network.parameters() if weight.requires_grad]
+        self.images = place(self.slices, self.device, placement, trials=trials)
+        taken = self.slices.image_bytes if self.images.where == "device" else 0
+        self.validation_images = place(self.validation, self.device, placement, taken_bytes=taken, trials=trials)
+        self.pace = self._pace(budget.images - (resume.images_seen if resume else 0))
         self.optimizer = _optimizer(self.parameters, self.trainable, self.device)
-        self.images = place(self.slices, self.device, self.placement)
-        self.validation_images = place(self.validation, self.device, self.placement)
         if resume is not None:
             self._restore(resume)
+
+    def _pace(self, images: int) -> Pace:
+        """Before there is an optimizer: its state follows the memory layout of the weights."""
+        if self.device.type != "cuda":
+            return usual_pace(self.network)
+        batch = self.images.take(self.shard.part(self._stream(0, self.parameters.batch_size)))
+        free = {"learning_rate", "decay", "momentum", "weight_decay", "optimizer", "loss", "weights"}
+        what = (str(self.device), batch.shape, *self.parameters.model_dump(exclude=free).items())
+        return pace_for(self.network, batch, what, images_left=images // self.shard.count, shard=self.shard)
+
+    @property
+    def setup(self) -> Setup:
+        cuda = self.device.type == "cuda"
+        return Setup(
+            device=torch.cuda.get_device_name(self.device) if cuda else str(self.device.type),
+            workers=self.shard.count,
+            images=self.images.where,
+            mode=str(self.pace.mode),
+            rates=self.pace.rates,
+        )
 
     def until(self, end: int) -> None:
         """Train to exactly `end` images."""
@@ -268,8 +299,7 @@ class _Run:
             group["lr"] = self.parameters.learning_rate / (1 + self.parameters.decay * epoch)
         index = as_index(positions, self.device)
         self.optimizer.zero_grad()
-        with _precision(self.device):
-            logits = self.network(self.images.take(positions))
+        logits = self.pace.logits(self.images.take(positions))
         loss = binary_cross_entropy_with_logits(logits, self.labels[index], self.weights[index], reduction="sum")
         (loss / take).backward()  # type: ignore[no-untyped-call]
         self.shard.sum_gradients(self.trainable)
@@ -293,13 +323,13 @@ class _Run:
         started = time.perf_counter()
         positions = self.shard.part(np.arange(len(self.validation)))
         batches = _batches(self.validation_images, positions, EVALUATION_BATCH)
-        own = batch_logits(self.network, batches, _precision(self.device))
+        own = batch_logits(self.network, batches, self.pace.mode.precision(self.device))
         logits = self.shard.gathered(own, len(self.validation), self.device)
         if not np.isfinite(logits).all():
             raise TrialFailure("diverged", f"a validation logit is not finite after {self.images_seen} images")
         metrics = self._metrics(logits)
         self.elapsed_s += self._interval_s + time.perf_counter() - started
-        return Progress(self.images_seen, metrics, self.elapsed_s, self.images_per_s, self._capture)
+        return Progress(self.images_seen, metrics, self.elapsed_s, self.images_per_s, self.setup, self._capture)
 
     def _metrics(self, logits: NDArray[np.float32]) -> dict[str, float]:
         labels = self.validation.labels
@@ -333,9 +363,16 @@ class _Run:
         per_weight: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in state.part("optimizer").items():
             index, _, key = name.partition(".")
-            per_weight.setdefault(int(index), {})[key] = value.clone()
+            per_weight.setdefault(int(index), {})[key] = _laid_out_as(self.trainable[int(index)], value)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": per_weight})
         self.images_seen, self.elapsed_s = state.images_seen, float(state.numbers["elapsed_s"])
+
+
+def _laid_out_as(weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A copy in the memory layout of the weight that it is for: fused optimizers go through both in memory order."""
+    if value.shape != weight.shape:
+        return value.clone()
+    return torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _optimizer(parameters: Hyperparameters, weights: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
@@ -345,10 +382,6 @@ def _optimizer(parameters: Hyperparameters, weights: list[nn.Parameter], device:
         return torch.optim.SGD(weights, rate, parameters.momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
     kind = torch.optim.Adam if parameters.optimizer == "adam" else torch.optim.AdamW
     return kind(weights, rate, weight_decay=decay, fused=fused)
-
-
-def _precision(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
 def _mix(*numbers: int) -> int:

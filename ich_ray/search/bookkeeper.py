@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune import Callback
 
 from ich_ray.progress import say
-from ich_ray.results import CheckpointReference
+from ich_ray.results import CheckpointReference, Setup
 from ich_ray.search.plan import expected_course
 from ich_ray.search.table import RungCount, Standing
 
@@ -95,6 +95,8 @@ class Bookkeeper(Callback):
         }
         if result.get("note"):
             changes["detail"] = result["note"]
+        if result.get("setup"):
+            changes["setup"] = Setup.model_validate(result["setup"])
         verdict, before = self._halving.verdicts.get(number), self._ledger.trials[number].images_seen
         if "failure" in result:
             self._ledger.finish(number, self._halving.verdicts[number], **changes)

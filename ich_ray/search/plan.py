@@ -43,6 +43,7 @@ class Plan:
     concurrent: int
     cpus: float
     gpus: float
+    workers: int
     rungs: tuple[int, ...]
     reaching: tuple[int, ...]
     images: int
@@ -58,7 +59,8 @@ class Plan:
         return "\n".join(
             [
                 f"search {self.name}: {self.trials} trials, {self.concurrent} at a time, "
-                f"each on {self.cpus:g} CPU and {self.gpus:g} GPU",
+                f"each on {self.cpus:g} CPU and {self.gpus:g} GPU"
+                + (f", in {self.workers} workers" if self.workers > 1 else ""),
                 f"  rungs: {rungs or 'none, no trial is stopped early'}",
                 f"  images: about {self.images:,}, {saved:.0%} less than the {self.images_at_most:,} without stopping",
                 f"  images in memory: {self.mapped_bytes / 2**20:,.0f} MiB, mapped once a machine{copied}",
@@ -77,6 +79,7 @@ def plan_search(space: SearchSpace, dataset: PreparedDataset, trials: int, slots
         concurrent=min(slots.concurrent, trials),
         cpus=slots.cpus,
         gpus=slots.gpus,
+        workers=slots.workers,
         rungs=tuple(space.budget.rungs()),
         reaching=course.reaching,
         images=course.images,

@@ -63,32 +63,38 @@ class Machine:
 
 @dataclass(frozen=True)
 class Slots:
-    """What a trial holds, and how many run at a time."""
+    """What a trial holds, in how many processes it trains, and how many trials run at a time."""
 
     cpus: float
     gpus: float
     concurrent: int
+    workers: int = 1
 
 
 def plan_slots(
-    found: list[Machine], gpus_per_trial: float | None, cpus_per_trial: float, concurrent: int | None
+    found: list[Machine],
+    gpus_per_trial: float | None,
+    cpus_per_trial: float | None,
+    concurrent: int | None,
+    workers_per_trial: int | None = None,
 ) -> Slots:
-    """Resources of a trial and how many fit.
+    """Resources of a trial and how many fit; where nothing is said, a CPU and a GPU (if there are any) a worker.
 
     Raises:
-        ConfigError: no machine holds one trial.
+        ConfigError: no machine holds one trial, or its workers do not fit its resources.
     """
     has_gpus = any(machine.gpus for machine in found)
-    gpus = (1.0 if has_gpus else 0.0) if gpus_per_trial is None else float(gpus_per_trial)
+    gpus = float(max(1, workers_per_trial or 1) * has_gpus if gpus_per_trial is None else gpus_per_trial)
     there = ", ".join(machine.said() for machine in found) or "none"
-    for flag, value in (("--cpus-per-trial", cpus_per_trial), ("--gpus-per-trial", gpus)):
+    for flag, value in (("--cpus-per-trial", cpus_per_trial or 0), ("--gpus-per-trial", gpus)):
         if value < 0 or (value > 1 and value != int(value)):
             raise ConfigError(f"{flag}: must be a fraction up to 1 or a whole number, got {value:g}; round it")
-    if not cpus_per_trial:
-        raise ConfigError("--cpus-per-trial: must be above 0, got 0; give each trial 1")
+    workers = _workers(gpus, cpus_per_trial, workers_per_trial)
+    cpus_flag = "--workers-per-trial" if cpus_per_trial is None and workers > 1 else "--cpus-per-trial"
+    cpus_per_trial = workers if cpus_per_trial is None else cpus_per_trial
     largest = {
         "--gpus-per-trial": (gpus, max((gpus if m.gpus is None else m.gpus for m in found), default=0.0)),
-        "--cpus-per-trial": (
+        cpus_flag: (
             cpus_per_trial,
             max((cpus_per_trial if m.cpus is None else m.cpus for m in found), default=0.0),
         ),
@@ -107,7 +113,24 @@ def plan_slots(
         )
     if concurrent is not None and concurrent < 1:
         raise ConfigError(f"--concurrent: must be at least 1, got {concurrent}; leave it out for what fits")
-    return Slots(cpus_per_trial, gpus, min(concurrent, fitting) if concurrent else fitting)
+    return Slots(cpus_per_trial, gpus, min(concurrent, fitting) if concurrent else fitting, workers)
+
+
+def _workers(gpus: float, cpus: float | None, asked: int | None) -> int:
+    """Processes of a trial: one an accelerator, or as many as asked on CPUs."""
+    workers = max(1, int(gpus)) if asked is None else asked
+    if workers < 1:
+        raise ConfigError(f"--workers-per-trial: must be at least 1, got {workers}; leave it out for one a GPU")
+    if gpus > 0 and workers != max(1, gpus):
+        raise ConfigError(
+            f"--workers-per-trial: each worker of a trial must have a GPU of its own, got {workers} with "
+            f"--gpus-per-trial {gpus:g}; leave one of them out, or give --gpus-per-trial 0"
+        )
+    if cpus is not None and (cpus <= 0 or cpus < workers > 1):
+        raise ConfigError(
+            f"--cpus-per-trial: must be above 0 and at least 1 a worker, got {cpus:g} for {workers}; leave it out"
+        )
+    return workers
 
 
 def machines() -> list[Machine]:

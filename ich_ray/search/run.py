@@ -29,6 +29,7 @@ from ich_ray.storage import Location, SearchFiles, exclusive, locate
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ich_ray.data.dataset import Placement
     from ich_ray.search.preflight import Slots
     from ich_ray.search.trial import Trainer
 
@@ -47,7 +48,8 @@ def run_search(
     *,
     trials: int | None = None,
     gpus_per_trial: float | None = None,
-    cpus_per_trial: float = 1,
+    cpus_per_trial: float | None = None,
+    workers_per_trial: int | None = None,
     hours: float | None = None,
     gpu_hours: float | None = None,
     concurrent: int | None = None,
@@ -55,6 +57,7 @@ def run_search(
     plan: bool = False,
     seed: int | None = None,
     warm_start: Location | None = None,
+    placement: Placement = "auto",
     address: str | None = None,
     _trainer: Trainer | None = None,
 ) -> SearchResult:
@@ -66,8 +69,9 @@ def run_search(
         out: the search folder, new or (with `resume`) begun before.
         trials: in all, counting those already there; if not given what the search was begun with, all of a grid or of
             a list of candidates, else 20.
-        gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one.
-        cpus_per_trial: CPUs, and so threads, of a trial.
+        gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one; of 2 or more each has a worker of its own.
+        cpus_per_trial: CPUs, and so threads, of all workers of a trial; 1 each if not given.
+        workers_per_trial: processes that train one network together; as many as GPUs if not given.
         hours: after which no trial is started and running ones are stopped at their next report.
         gpu_hours: the same, of accelerators times hours, over all trials since the search began.
         concurrent: trials at a time; as many as fit if not given.
@@ -75,6 +79,8 @@ def run_search(
         plan: print what would be done and what it takes, write nothing, and return the search without trials.
         seed: of the draws and of every trial; that of the search in `out` if not given, else 0.
         warm_start: another search whose trials the sampler may learn from.
+        placement: `device` keeps the images of each trial in accelerator memory, `host` never; `auto` does where they
+            fit into half of the trial's part of it.
         address: a Ray cluster; this machine if not given.
 
     Raises:
@@ -105,13 +111,13 @@ def run_search(
         from ich_ray.search.estimate import costs
 
         with connected(address):
-            slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent)
+            slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         planned = plan_search(checked, data, wanted, slots)
         searches = [open_search(where) if where else None for where in (files.root if begun else None, teacher)]
         print(f"{planned}\n{costs(checked, data, planned, *searches)}")
         return SearchResult(files, asked, ())
     with locked(files), connected(address):
-        slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent)
+        slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         limits.check(slots.gpus)
         check_machines(data, files.root)
         ledger = Ledger.open(out) if begun else Ledger.create(out, asked)
@@ -120,7 +126,7 @@ def run_search(
         if teacher != ledger.record.warm_start:
             ledger.amend(warm_start=teacher)
         listed = _listed(checked, ledger, wanted)
-        keys: dict[str, Any] = {"warm": warm, "listed": listed, "trainer": _trainer}
+        keys: dict[str, Any] = {"warm": warm, "listed": listed, "placement": placement, "trainer": _trainer}
         _Run(checked, data, ledger, slots, wanted=wanted, limits=limits, **keys).go()
     return open_search(out)
 
@@ -254,10 +260,12 @@ class _Run:
         warm: list[TrialResult],
         trainer: Trainer | None,
         listed: Sequence[Listed] | None = None,
+        placement: Placement = "auto",
     ) -> None:
         from ich_ray.search.bookkeeper import Bookkeeper
         from ich_ray.search.halving import Halving, Rungs
         from ich_ray.search.sampler import LedgerSampler
+        from ich_ray.search.together import Together
         from ich_ray.search.trial import TrialSettings, train_model, trial_function
 
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
@@ -280,8 +288,11 @@ class _Run:
             report_every=space.budget.report_every,
             cpus=slots.cpus,
             gpus=slots.gpus,
+            workers=slots.workers,
+            placement=placement,
         )
-        self.function = trial_function(settings, trainer or train_model)
+        trainer = trainer or train_model
+        self.function = trial_function(settings, Together(trainer) if slots.workers > 1 else trainer)
         self.books = Bookkeeper(
             space, ledger, self.halving, self.sampler, wanted=wanted, gpus=slots.gpus, deadline=limits.deadline
         )
@@ -355,7 +366,9 @@ class _Run:
         """Numbers of the trials that Tune ran."""
         from ray import tune
 
-        with tempfile.TemporaryDirectory() as folder, _quiet(self.slots.concurrent):
+        from ich_ray.search.together import nothing_left_behind
+
+        with tempfile.TemporaryDirectory() as folder, _quiet(self.slots.concurrent), nothing_left_behind():
             analysis = tune.run(
                 self.function,
                 name="search",

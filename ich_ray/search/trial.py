@@ -1,8 +1,8 @@
 """One trial as a Tune function: model/training.py, reported to the driver and resumable after every report.
 
 Runs in a worker process that serves many trials one after another: the dataset stays mapped, accelerator memory is
-released at each end. Never raises through Tune: a trial that fails reports so, because to Tune a raised error is a lost
-worker. Decides nothing: the driver stops it by not coming back from a report.
+released at each end. Raises through Tune only when its own workers are lost: a trial that fails reports so, because to
+Tune a raised error is a lost worker. Decides nothing: the driver stops it by not coming back from a report.
 """
 
 from __future__ import annotations
@@ -17,17 +17,22 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ray import tune
 
-from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.dataset import Placement, PreparedDataset
 from ich_ray.data.folds import HeldOut
 from ich_ray.errors import IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import CheckpointReference, finite
+from ich_ray.search.together import WorkersLost
 from ich_ray.storage import Location, SearchFiles, locate, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from upath import UPath
 
-__all__ = ["Checkpoints", "Kept", "Trainer", "TrialSettings", "trial_function"]
+    from ich_ray.model.parallel import Shard
+    from ich_ray.model.training import Progress
+    from ich_ray.results import Setup
+
+__all__ = ["Checkpoints", "Kept", "Trainer", "TrialSettings", "as_failure", "opened", "train_model", "trial_function"]
 
 # A worker is reused only when the thread of its last trial has ended; Tune's 2 s are short for freeing a large model,
 # and what takes longer costs the *next* trial. Set in the worker, because a cluster's workers do not inherit the
@@ -45,6 +50,8 @@ class TrialSettings:
         images: the budget; a report comes every `report_every`.
         cpus: threads a trial may use.
         gpus: accelerators it has, perhaps a fraction of one.
+        workers: processes that train it together, each with its share of the CPUs, and one of the accelerators if any.
+        placement: where the images lie, see `data.dataset.place`.
     """
 
     dataset: str
@@ -54,6 +61,13 @@ class TrialSettings:
     report_every: int
     cpus: float
     gpus: float
+    workers: int = 1
+    placement: Placement = "auto"
+
+    @property
+    def neighbors(self) -> int:
+        """Trials on one accelerator, this one counted."""
+        return int(1 / self.gpus + 1e-9) if 0 < self.gpus < 1 else 1
 
 
 class _State(Protocol):
@@ -70,25 +84,35 @@ class _Progress(Protocol):
     def metrics(self) -> dict[str, float]: ...
     @property
     def elapsed_s(self) -> float: ...
+    @property
+    def setup(self) -> Setup | None: ...
     def state(self) -> _State: ...
 
 
-# (parameters, dataset, settings, seed, file of the state to resume) -> one progress per report
-Trainer: TypeAlias = Callable[
-    [Hyperparameters, PreparedDataset, TrialSettings, int, "UPath | None"], Generator["_Progress", None, None]
-]
+# (parameters, dataset, settings, seed, file of the state to resume) -> one progress per report; where a trial has
+# several workers each is called with its shard after these
+Trainer: TypeAlias = Callable[..., Generator["_Progress", None, None]]
 
 
 def train_model(
-    parameters: Hyperparameters, dataset: PreparedDataset, settings: TrialSettings, seed: int, resume: UPath | None
-) -> Generator[_Progress, None, None]:
-    """The trainer of every real search."""
+    parameters: Hyperparameters,
+    dataset: PreparedDataset,
+    settings: TrialSettings,
+    seed: int,
+    resume: UPath | None,
+    shard: Shard | None = None,
+) -> Generator[Progress, None, None]:
+    """The trainer of every real search; with a shard, one worker of it."""
     import torch
 
+    from ich_ray.model.parallel import ALONE
     from ich_ray.model.training import Budget, TrainingState, train
 
-    torch.set_num_threads(max(1, int(settings.cpus)))
-    device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
+    shard = shard or ALONE
+    torch.set_num_threads(max(1, int(settings.cpus) // settings.workers))
+    device = torch.device(f"cuda:{shard.rank}" if settings.gpus and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     try:
         yield from train(
             parameters,
@@ -98,6 +122,9 @@ def train_model(
             seed=seed,
             device=device,
             resume=TrainingState.load(resume) if resume else None,
+            shard=shard,
+            placement=settings.placement,
+            trials=settings.neighbors,
         )
     finally:
         if device.type == "cuda":
@@ -112,12 +139,21 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _THREAD_TIMEOUT_S
         try:
             _run(settings, trainer, config)
-        except TrialFailure as failure:
-            tune.report({"failure": failure.reason, "detail": failure.detail})
+        except WorkersLost:
+            raise  # to Tune a lost worker, which this is
         except Exception as error:  # noqa: BLE001  (whatever it is, it is this trial's end and not the search's)
-            tune.report({"failure": "error", "detail": f"{type(error).__name__}: {error}"[:500]})
+            failure = as_failure(error)
+            tune.report({"failure": failure.reason, "detail": failure.detail})
 
     return trial
+
+
+def as_failure(error: Exception) -> TrialFailure:
+    """What ended a trial, as the ledger will have it; torch need not be there for that."""
+    if isinstance(error, TrialFailure):
+        return error
+    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return TrialFailure("out_of_memory" if full else "error", f"{type(error).__name__}: {error}"[:500])
 
 
 def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> None:
@@ -134,9 +170,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
         why = checkpoints.note or "the newest checkpoint was missing"
         checkpoints.note = f"{why}: went back from {config['reported']} to {kept.images_seen} images"
     parameters = Hyperparameters(**config["parameters"])
-    dataset = _dataset(settings.dataset, settings.fingerprint)
-    if config["fold"] is not None:
-        dataset = HeldOut(dataset, config["fold"])
+    dataset = opened(settings, config["fold"])
     resume = kept.file if kept else None
     with closing(trainer(parameters, dataset, settings, config["seed"], resume)) as steps:
         for progress in steps:
@@ -154,14 +188,25 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
                 tune.report({"unwritable": f"{checkpoints.folder}: {error.strerror or error}"})
                 return
             tune.report(
-                {**report, "checkpoint": reference.model_dump() if reference else None, "note": checkpoints.note}
+                {
+                    **report,
+                    "checkpoint": reference.model_dump() if reference else None,
+                    "note": checkpoints.note,
+                    "setup": progress.setup.model_dump() if progress.setup else None,
+                }
             )
     seen = history[-1]["images_seen"] if history else 0
     raise TrialFailure("error", f"training ended at {seen} of {settings.images} images")
 
 
+def opened(settings: TrialSettings, fold: int | None) -> PreparedDataset:
+    """The dataset of the search, with one fold held out if given."""
+    dataset = _whole(settings.dataset, settings.fingerprint)
+    return dataset if fold is None else HeldOut(dataset, fold)
+
+
 @lru_cache(maxsize=1)
-def _dataset(where: str, fingerprint: str) -> PreparedDataset:
+def _whole(where: str, fingerprint: str) -> PreparedDataset:
     """Opened once a process: its pages are shared, its slice table is not."""
     return PreparedDataset.open(where, fingerprint=fingerprint)
 

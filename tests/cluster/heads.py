@@ -39,6 +39,7 @@ def ray_environment(token_file: Path) -> dict[str, str]:
     interpreter = Path(sys.executable).parent
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
         "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "PATH": f"{interpreter}{os.pathsep}{os.environ['PATH']}",
     }

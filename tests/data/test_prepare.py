@@ -20,6 +20,7 @@ from ich_ray import cli, progress
 from ich_ray.ct.dicom import read_slice
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows, window_slice
 from ich_ray.data import chunks, writing
+from ich_ray.data.audit import audit_dataset
 from ich_ray.data.dataset import ROLES, PreparedDataset
 from ich_ray.data.prepare import prepare
 from ich_ray.errors import ConfigError, IchRayError, LabelError, RejectionLimitError, RoleError
@@ -294,6 +295,13 @@ def test_a_split_by_slice_leaks_and_says_so(
     roles = set(zip(leaky.column("patient"), leaky.column("role"), strict=True))
     assert len(roles) > len(set(leaky.column("patient")))
     assert all(counts.positives for counts in leaky.manifest.roles.values())
+    check = audit_dataset(tmp_path / "leaky")
+    assert check.state == "ok"
+    assert check.found.endswith(LEAK)
+    shutil.copytree(tmp_path / "leaky", tmp_path / "denied")
+    denied = leaky.manifest.model_copy(update={"split": "patient"})
+    (tmp_path / "denied" / "dataset.json").write_text(denied.model_dump_json())
+    assert "a patient must be in one role" in audit_dataset(tmp_path / "denied").breaches[0]
     with pytest.raises(ConfigError, match="got a difference in split"):
         prepare(*cohort, tmp_path / "leaky", size=16)
     honest = prepare(*cohort, tmp_path / "honest", size=16)

@@ -117,6 +117,7 @@ def test_retrain_with_one_worker(dataset: PreparedDataset, tmp_path: Path, clust
     values = {entry.images_seen: entry.metrics["average_precision"] for entry in record.reports}
     assert values[record.best_images_seen] == max(value or 0 for value in values.values())
     assert not list(files.final.glob("retraining-*"))
+    assert str(record.setup) == "cpu, float32, images on host"
     assert bundle.card.search.trial == record.trial == 0
     assert bundle.card.search.selection_value == 0.8
     assert (bundle.card.temperature, bundle.card.operating_points) == (1.0, {})

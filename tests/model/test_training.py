@@ -5,6 +5,7 @@ import math
 import os
 import pickletools
 import socket
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ich_ray.errors import ConfigError, IntegrityError, TrialFailure
 from ich_ray.metrics import average_precision, floors, log_loss
 from ich_ray.model import training
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.pace import usual_pace
 from ich_ray.model.parallel import Shard
 from ich_ray.model.training import (
     Budget,
@@ -27,6 +29,7 @@ from ich_ray.model.training import (
     prior_shift,
     train,
 )
+from ich_ray.results import Setup
 from tests.prepared import make_dataset
 
 QUICK = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.2, filters=8, dense=16)
@@ -206,6 +209,53 @@ def test_out_of_memory_ends_the_trial(dataset: PreparedDataset, monkeypatch: pyt
     monkeypatch.setattr(training._Run, "_step", full)
     with pytest.raises(TrialFailure, match="out_of_memory: CUDA out of memory"):
         reports(dataset)
+
+
+def test_its_memory_is_free_when_the_failure_is_told(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other trials on the device need it, and empty_cache frees only what nothing refers to."""
+    runs: list[weakref.ref[training._Run]] = []
+
+    def full(self: training._Run, _: int) -> None:
+        runs.append(weakref.ref(self))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training._Run, "_step", full)
+    steps = train(QUICK, dataset.role("train"), dataset.role("validation"), budget=Budget(100, 100), seed=3)
+    try:
+        next(steps)
+    except TrialFailure:
+        assert runs[0]() is None
+    assert len(runs) == 1
+
+
+def test_how_it_was_computed_is_told(dataset: PreparedDataset) -> None:
+    setup = reports(dataset, images=16, every=16)[0].setup
+    assert setup == Setup(device="cpu", workers=1, images="host", mode="float32", rates={})
+    assert str(setup) == "cpu, float32, images on host"
+    assert reports(dataset, images=16, every=16, placement="device")[0].setup.images == "device"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_state_goes_on_in_another_memory_layout(
+    dataset: PreparedDataset, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moments lie as their weights do; what was kept in the usual layout is laid out again."""
+    roles, keys = (dataset.role("train"), dataset.role("validation")), {"budget": Budget(64, 32), "seed": 3}
+    parameters = QUICK.model_copy(update={"optimizer": optimizer, "dropout": 0.0})
+    state = next(train(parameters, *roles, **keys)).state()  # type: ignore[arg-type]
+    resumed: list[training._Run] = []
+    original = training._Run._restore
+    monkeypatch.setattr(training._Run, "_restore", lambda self, state: (original(self, state), resumed.append(self)))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        monkeypatch.setattr(
+            training, "usual_pace", lambda network, layout=layout: usual_pace(network.to(memory_format=layout))
+        )
+        next(train(parameters, *roles, resume=state, **keys))  # type: ignore[arg-type]
+        run = resumed.pop()
+        for weight, kept in run.optimizer.state.items():
+            for value in kept.values():
+                if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                    assert value.stride() == weight.stride()
 
 
 @pytest.mark.parametrize(("images", "every"), [(0, 0), (100, 0), (100, 101)])

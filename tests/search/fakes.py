@@ -18,6 +18,8 @@ from upath import UPath
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.parallel import Shard
+from ich_ray.results import Setup
 from ich_ray.search.trial import TrialSettings
 from ich_ray.storage import Location, locate, sha256, write_bytes
 
@@ -39,10 +41,13 @@ class FakeState:
     images_seen: int
     disk_is_full: bool = False
 
+    def packed(self) -> bytes:
+        return json.dumps({"images_seen": self.images_seen}).encode()
+
     def save(self, path: Location) -> str:
         if self.disk_is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        data = json.dumps({"images_seen": self.images_seen}).encode()
+        data = self.packed()
         write_bytes(locate(path), data)
         return sha256(data)
 
@@ -53,6 +58,7 @@ class FakeProgress:
     metrics: dict[str, float]
     elapsed_s: float
     disk_is_full: bool = False
+    setup: Setup | None = None
 
     def state(self) -> FakeState:
         return FakeState(self.images_seen, self.disk_is_full)
@@ -71,6 +77,7 @@ class FakeTrainer:
     Attributes:
         wait_s: for each report.
         diverge_above: learning rate above which its first report is a TrialFailure; so with NaN and ValueError below.
+        full_above: the same for memory.
         full_from: images_seen of the first report whose state the disk has no room for.
         log: a file that gets a line `seed images_seen` for each report that was trained.
         kill_above: learning rate above which it kills its process at its first report.
@@ -81,6 +88,7 @@ class FakeTrainer:
     diverge_above: float = math.inf
     nan_above: float = math.inf
     raise_above: float = math.inf
+    full_above: float = math.inf
     full_from: float = math.inf
     kill_above: float = math.inf
     kill_once: str = ""
@@ -99,6 +107,10 @@ class FakeTrainer:
         while seen < settings.images:
             time.sleep(self.wait_s)
             seen += settings.report_every
+            if parameters.learning_rate > self.full_above:
+                import torch
+
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             if parameters.learning_rate > self.kill_above:
                 os.kill(os.getpid(), signal.SIGKILL)
             if parameters.learning_rate > self.raise_above:
@@ -116,3 +128,45 @@ class FakeTrainer:
             yield FakeProgress(
                 seen, {"average_precision": value, "train_loss": 1 - value}, seen / 1000, seen >= self.full_from
             )
+
+
+@dataclass(frozen=True)
+class FakeWorker:
+    """What each worker of a trial runs: `curve`, in step with its peers, where rank 1 fails as told.
+
+    Attributes:
+        wait_s, kill_once: as of FakeTrainer.
+        raise_at: an exception and the images after which rank 1 raises it while the others wait for it.
+        pids: a folder in which each worker leaves its number.
+    """
+
+    wait_s: float = 0.0
+    kill_once: str = ""
+    raise_at: tuple[Exception, int] | None = None
+    pids: str = ""
+
+    def __call__(
+        self,
+        parameters: Hyperparameters,
+        dataset: PreparedDataset,
+        settings: TrialSettings,
+        seed: int,
+        resume: UPath | None,
+        shard: Shard,
+    ) -> Generator[FakeProgress, None, None]:
+        import torch
+
+        if self.pids:
+            (Path(self.pids) / str(os.getpid())).touch()
+        seen = json.loads(resume.read_text())["images_seen"] if resume else 0
+        while seen < settings.images:
+            seen += settings.report_every
+            time.sleep(self.wait_s)
+            if shard.rank == 1 and seen >= 300 and self.kill_once:
+                with suppress(FileNotFoundError):
+                    Path(self.kill_once).unlink()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            if shard.rank == 1 and self.raise_at and seen >= self.raise_at[1]:
+                raise self.raise_at[0]
+            together = int(shard.total(torch.ones(1)))
+            yield FakeProgress(seen, {"average_precision": curve(parameters, seen), "workers": together}, seen / 1000)

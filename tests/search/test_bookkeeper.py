@@ -112,8 +112,6 @@ def test_tune_keeps_nothing_of_a_trial_that_has_ended(tmp_path: Path) -> None:
     for number, ended in enumerate((keeper.on_trial_complete, keeper.on_trial_error)):
         ledger.add({})
         trial = start(keeper, number)
-        kept = SimpleNamespace(
-            config=trial.config, metric_analysis={"images_seen": {"max": 1}}, metric_n_steps={"a": 1}
-        )
+        kept = SimpleNamespace(config=trial.config, metric_analysis={"a": {"max": 1}}, metric_n_steps={"a": {}})
         ended(0, [], kept)  # type: ignore[arg-type]
         assert (kept.metric_analysis, kept.metric_n_steps) == ({}, {})

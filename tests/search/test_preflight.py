@@ -23,17 +23,60 @@ CLUSTER = [Machine("machine", 4, 0, 1), Machine("gpu", 16, 4, 3)]
         (CLUSTER, None, 1, None, Slots(1, 1, 12)),
         (CLUSTER, 0.25, 1, None, Slots(1, 0.25, 48)),
         (CLUSTER, 0.4, 1, None, Slots(1, 0.4, 24)),  # two of 0.4 share one GPU, not five two of them
-        (CLUSTER, 2, 1, None, Slots(1, 2, 6)),
-        (CLUSTER, 2, 1, 4, Slots(1, 2, 4)),
+        (CLUSTER, 2, 2, None, Slots(2, 2, 6, 2)),
+        (CLUSTER, 2, 2, 4, Slots(2, 2, 4, 2)),
         (CLUSTER, 0, 1, None, Slots(1, 0, 52)),
         (CLUSTER, 1, 8, None, Slots(8, 1, 6)),
-        ([Machine("unknown", None, None, 2)], 8, 1, 3, Slots(1, 8, 3)),
+        ([Machine("unknown", None, None, 2)], 8, 8, 3, Slots(8, 8, 3, 8)),
     ],
 )
 def test_as_many_trials_as_fit(
     found: list[Machine], gpus: float | None, cpus: float, concurrent: int | None, slots: Slots
 ) -> None:
     assert plan_slots(found, gpus, cpus, concurrent) == slots
+
+
+@pytest.mark.parametrize(
+    ("found", "gpus", "cpus", "workers", "slots"),
+    [
+        (LAPTOP, None, None, None, Slots(1, 0, 2, 1)),
+        (LAPTOP, None, None, 2, Slots(2, 0, 1, 2)),
+        ([Machine("machine", 8, 0, 2)], None, 4, 2, Slots(4, 0, 4, 2)),
+        (CLUSTER, 2, None, None, Slots(2, 2, 6, 2)),
+        (CLUSTER, None, None, 2, Slots(2, 2, 6, 2)),
+        (CLUSTER, 0, None, 2, Slots(2, 0, 26, 2)),
+        (CLUSTER, 0.25, None, None, Slots(1, 0.25, 48, 1)),
+    ],
+)
+def test_workers_are_counted_with_their_trial(
+    found: list[Machine], gpus: float | None, cpus: float | None, workers: int | None, slots: Slots
+) -> None:
+    assert plan_slots(found, gpus, cpus, None, workers) == slots
+
+
+@pytest.mark.parametrize(
+    ("found", "gpus", "cpus", "workers", "message"),
+    [
+        (
+            CLUSTER,
+            2,
+            None,
+            3,
+            "--workers-per-trial: each worker of a trial must have a GPU of its own, got 3 with --gpus-per-trial 2; "
+            "leave one of them out, or give --gpus-per-trial 0",
+        ),
+        (CLUSTER, 0.5, None, 2, "must have a GPU of its own, got 2 with --gpus-per-trial 0.5"),
+        (CLUSTER, 2, 1, None, "--cpus-per-trial: must be above 0 and at least 1 a worker, got 1 for 2; leave it out"),
+        (LAPTOP, None, None, 3, "--workers-per-trial: a trial must fit on one machine, got 3 where the largest has 2 "),
+        (LAPTOP, None, None, 0, "--workers-per-trial: must be at least 1, got 0; leave it out for one a GPU"),
+    ],
+)
+def test_workers_that_do_not_fit_are_refused(
+    found: list[Machine], gpus: float | None, cpus: float | None, workers: int, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_slots(found, gpus, cpus, None, workers)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +89,7 @@ def test_as_many_trials_as_fit(
             "--gpus-per-trial: a trial must fit on one machine, got 1 where the largest has 0 "
             "(1 x machine (2 CPU, 0 GPU)); ask for at most 0, or use a cluster that has more",
         ),
-        (CLUSTER, 8, 1, "--gpus-per-trial: a trial must fit on one machine, got 8 where the largest has 4 "),
+        (CLUSTER, 8, 8, "--gpus-per-trial: a trial must fit on one machine, got 8 where the largest has 4 "),
         (LAPTOP, 0, 3, "--cpus-per-trial: a trial must fit on one machine, got 3 where the largest has 2 "),
         (
             [Machine("a", 1, 4, 1), Machine("b", 8, 0, 1)],
@@ -56,7 +99,7 @@ def test_as_many_trials_as_fit(
         ),
         (CLUSTER, 1.5, 1, "--gpus-per-trial: must be a fraction up to 1 or a whole number, got 1.5; round it"),
         (CLUSTER, -1, 1, "--gpus-per-trial: must be a fraction up to 1 or a whole number, got -1; round it"),
-        (LAPTOP, 0, 0, "--cpus-per-trial: must be above 0, got 0; give each trial 1"),
+        (LAPTOP, 0, 0, "--cpus-per-trial: must be above 0 and at least 1 a worker, got 0 for 1; leave it out"),
     ],
 )
 def test_what_can_never_run_is_refused(found: list[Machine], gpus: float, cpus: float, message: str) -> None:

@@ -182,11 +182,15 @@ def test_a_dead_worker_is_started_again_from_its_checkpoint(data: Path, space: P
 
 
 def test_trials_that_raise_or_report_nan_do_not_end_the_search(data: Path, space: Path, tmp_path: Path) -> None:
-    trainer = FakeTrainer(raise_above=1e-2, nan_above=1e-3)
+    space.write_text(SPACE + "points: [{learning_rate: 0.09}]\n")
+    trainer = FakeTrainer(full_above=0.08, raise_above=1e-2, nan_above=1e-3)
     found = run_search(data, space, tmp_path / "s", trials=12, _trainer=trainer)
     check_invariants(found, 12)
     reasons = {trial.reason: trial for trial in found.trials if trial.state == "failed"}
-    assert set(reasons) == {"error", "diverged"}
+    assert set(reasons) == {"error", "diverged", "out_of_memory"}
+    full = found.trials[0]
+    assert (full.reason, full.attempts) == ("out_of_memory", 1)
+    assert full.detail == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
     assert reasons["error"].detail == "ValueError: planted"
     assert reasons["diverged"].detail == "average_precision is not finite at 100 images"
     assert reasons["diverged"].reports[0].metrics["average_precision"] is None

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from ich_ray.search.trial import Checkpoints
+from ich_ray.errors import TrialFailure
+from ich_ray.search.trial import Checkpoints, as_failure
 from ich_ray.storage import SearchFiles, locate, sha256
 from tests.search.fakes import FakeProgress
 
@@ -83,3 +85,17 @@ def test_the_good_one_is_never_overwritten_after_a_resume(files: SearchFiles) ->
     Path(str(files.checkpoint(3) / "b.safetensors")).write_bytes(b"torn")
     assert kept.file.name == "a.safetensors"
     assert resumed(files) == 300
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "detail"),
+    [
+        (TrialFailure("diverged", "loss is nan"), "diverged", "loss is nan"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", "OutOfMemoryError: CUDA out of memory"),
+        (MemoryError("host"), "out_of_memory", "MemoryError: host"),
+        (ValueError("planted"), "error", "ValueError: planted"),
+    ],
+)
+def test_every_error_becomes_a_reason(error: Exception, reason: str, detail: str) -> None:
+    failure = as_failure(error)
+    assert (failure.reason, failure.detail) == (reason, detail)

@@ -261,6 +261,7 @@ def cost_facts(search: SearchResult) -> Facts:
         ("Training, summed over trials", duration(training_s)),
         ("Accelerator time, summed over trials", duration(sum(trial.cost_gpu_s for trial in trials))),
         ("Images per second of training", f"{images / training_s:,.0f}" if training_s else "–"),
+        ("Computed on", "; ".join(dict.fromkeys(str(trial.setup) for trial in trials if trial.setup)) or "–"),
     ]
 
 
@@ -270,7 +271,7 @@ def retraining_facts(retraining: Retraining) -> Facts:
         ("Weights kept at", f"{count(retraining.best_images_seen)} images"),
         ("Stopped early", "yes" if retraining.stopped_early else "no"),
         ("Workers", str(retraining.workers)),
-        ("Device", retraining.device),
+        ("Computed on", str(retraining.setup or retraining.device)),
         ("Time", duration(retraining.seconds)),
     ]
 

@@ -1,0 +1,58 @@
+"""kuberay.yaml by its structure: what KubeRay would only tell when it is too late."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from ich_ray import cli
+from ich_ray.cluster.secrets import find_secrets
+
+FILE = Path(__file__).parents[1] / "kuberay.yaml"
+SPEC: dict[str, Any] = yaml.safe_load(FILE.read_text())["spec"]
+CLUSTER: dict[str, Any] = SPEC["rayClusterSpec"]
+GROUPS = [CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]]
+
+
+def test_the_command_is_one_of_ours_and_goes_on_where_it_was() -> None:
+    program, verb, *arguments = shlex.split(SPEC["entrypoint"])
+    assert program == "ich-ray"
+    command = typer.main.get_group(cli.app).commands[verb]
+    given = command.make_context(verb, arguments).params
+    assert given["resume"] is True
+    assert all(str(given[place]).startswith("/mnt/ich_ray/") for place in ("dataset", "space", "out"))
+    assert SPEC["backoffLimit"] == 1
+
+
+def test_nothing_is_left_running_and_workers_start_from_zero() -> None:
+    assert SPEC["shutdownAfterJobFinishes"] is True
+    assert CLUSTER["enableInTreeAutoscaling"] is True
+    assert CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert [(group["replicas"], group["minReplicas"]) for group in CLUSTER["workerGroupSpecs"]] == [(0, 0)]
+
+
+def test_the_token_is_demanded_and_nothing_is_open_to_the_world() -> None:
+    assert CLUSTER["authOptions"] == {"mode": "token"}
+    assert CLUSTER["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert find_secrets(FILE.read_text()) == []
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=["head", "worker"])
+def test_every_pod_has_the_shared_folder_and_room_for_objects(group: dict[str, Any]) -> None:
+    pod = group["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/mnt/ich_ray", "/dev/shm"}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+
+def test_its_ray_is_ours() -> None:
+    constraints = (FILE.parent / "constraints.txt").read_text().splitlines()
+    assert f"ray=={CLUSTER['rayVersion']}" in constraints
+    assert f"ray:{CLUSTER['rayVersion']}-" in FILE.read_text()
