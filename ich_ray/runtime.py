@@ -75,7 +75,7 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         if unwritten and _TOKEN.expanduser().exists():
             _TOKEN.expanduser().chmod(0o600)  # Ray has just made it, for all to read
     over = threading.Event()
-    if not (address or "").startswith("ray://"):
+    if not (where or "").startswith("ray://"):
         threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address, over), daemon=True).start()
     try:
         yield

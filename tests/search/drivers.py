@@ -6,6 +6,7 @@ command line itself with a trainer that costs nothing.
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -24,6 +25,7 @@ _PRELOADED = ["ray.tune", "optuna", "ich_ray.cli", "ich_ray.search.run", "ich_ra
 
 # Ray gives its own processes 30 s, which a machine with 30 others at work may not do.
 _NO_RAY = "The current node timed out during startup"
+_STUCK_S = 200
 
 
 class Driver:
@@ -94,6 +96,7 @@ def _drive(arguments: list[str], said: Path, trainer: FakeTrainer) -> None:
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    faulthandler.dump_traceback_later(_STUCK_S, file=file)  # what it waits for, where a test waits for it in vain
     trial.train_model = trainer  # type: ignore[assignment]
     progress.show()
     sys.exit(cli.call(arguments))
