@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 import yaml
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get
 
 from ich_ray.errors import ConfigError
@@ -159,9 +162,21 @@ def _startable(alive: list[dict[str, Any]]) -> list[Machine]:
 
 def _scales() -> bool:
     """Whether an autoscaler with node types of its own is at work; without one Ray reports `node_<id>` as types."""
-    status = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
-    active = status.get("autoscaler_report", {}).get("active_nodes") or {}
-    return any(not name.startswith("node_") for name in active)
+    return any(not name.startswith("node_") for name in _node_types())
+
+
+def _node_types() -> set[str]:
+    """The types of the nodes that are up, as the autoscaler calls them; its second version keeps them elsewhere."""
+    if not is_autoscaler_v2(fetch_from_server=True):
+        status = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
+        return set(status.get("autoscaler_report", {}).get("active_nodes") or {})
+    address, deadline = ray.get_runtime_context().gcs_address, time.monotonic() + _ANSWER_WITHIN_S
+    while True:
+        found = get_cluster_status(address)
+        names = {node.ray_node_type_name for node in [*found.active_nodes, *found.idle_nodes]}
+        if names or time.monotonic() > deadline:
+            return names
+        time.sleep(1)  # a head that has just started has not reported yet
 
 
 def autoscaled(config: Mapping[str, Any], workers: int) -> list[Machine]:
@@ -169,9 +184,9 @@ def autoscaled(config: Mapping[str, Any], workers: int) -> list[Machine]:
     room = max(0, int(config.get("max_workers", 0)) - workers)
     found = []
     for name, kind in (config.get("available_node_types") or {}).items():
-        if name == config.get("head_node_type"):
-            continue
-        count = min(int(kind.get("max_workers", room)), room)
+        # On machines of one's own the head and the workers are of one type; elsewhere the head's has no workers.
+        most = 0 if name == config.get("head_node_type") else room
+        count = min(int(kind.get("max_workers", most)), room)
         resources = kind.get("resources") or {}
         cpus, gpus = resources.get("CPU"), resources.get("GPU", 0.0 if resources else None)
         if count:

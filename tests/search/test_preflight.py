@@ -127,6 +127,13 @@ def test_an_autoscaler_counts_what_it_can_still_start() -> None:
     ]
     assert autoscaled(config, workers=10) == []
     assert autoscaled({}, workers=0) == []
+    # `ray up` on machines of one's own: one type for all.
+    own = {
+        "max_workers": 2,
+        "head_node_type": "own",
+        "available_node_types": {"own": {"resources": {}, "max_workers": 2}},
+    }
+    assert autoscaled(own, workers=0) == [Machine("own", None, None, 2)]
 
 
 def test_a_role_without_positives_is_refused(tmp_path: Path) -> None:
