@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,19 +17,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# Ray's SSH knows no port, so it is told how to reach one.
-_RELAY = """
-import os, socket, sys, threading
-line = socket.create_connection((sys.argv[1], int(sys.argv[2])))
-def up():
-    while data := os.read(0, 65536):
-        line.sendall(data)
-    line.shutdown(socket.SHUT_WR)
-threading.Thread(target=up, daemon=True).start()
-while data := line.recv(65536):
-    while data:
-        data = data[os.write(1, data):]
-"""
+# Ray's SSH knows no other; nobody else listens on the loopback addresses below.
+PORT = 22
 
 
 def missing() -> str:
@@ -38,6 +28,10 @@ def missing() -> str:
         return f"needs {', '.join(programs)}"
     if os.geteuid() != 0:
         return "needs root"
+    try:
+        socket.create_server(("127.0.0.11", PORT)).close()
+    except OSError:
+        return f"needs port {PORT} of 127.0.0.11"
     done = subprocess.run([_program("unshare"), "--pid", "--fork", "--mount-proc", "true"], check=False)
     return "needs PID namespaces" if done.returncode else ""
 
@@ -49,47 +43,53 @@ def _program(name: str) -> str:
 @dataclass(frozen=True)
 class Hosts:
     addresses: tuple[str, ...]
-    port: int
     key: Path
-    proxy: str
 
     def run(self, address: str, command: str) -> str:
         """What a command prints there."""
         options = ["-i", str(self.key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-        call = ["ssh", *options, "-p", str(self.port), f"{getpass.getuser()}@{address}", command]
+        call = ["ssh", *options, f"{getpass.getuser()}@{address}", command]
         return subprocess.run(call, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
 @contextmanager
-def running_hosts(folder: Path, count: int, port: int) -> Iterator[Hosts]:
+def running_hosts(folder: Path, count: int) -> Iterator[Hosts]:
     key, addresses = folder / "key", tuple(f"127.0.0.{number + 11}" for number in range(count))
     for name in ("key", "host_key"):
         subprocess.run([_program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
-    (folder / "relay.py").write_text(_RELAY)
     Path("/run/sshd").mkdir(exist_ok=True)
     with ExitStack() as stack:
         for address in addresses:
-            stack.enter_context(_sshd(folder, address, port))
-        hosts = Hosts(addresses, port, key, f"{sys.executable} {folder}/relay.py %h {port}")
+            stack.enter_context(_sshd(folder, address))
+        hosts = Hosts(addresses, key)
         for address in addresses:
             _wait_for(hosts, address)
         yield hosts
 
 
 @contextmanager
-def _sshd(folder: Path, address: str, port: int) -> Iterator[None]:
+def _sshd(folder: Path, address: str) -> Iterator[None]:
     home = folder / address
     home.mkdir()
     (home / "ich_ray_env").symlink_to(Path(sys.executable).parents[1])
     config = folder / f"sshd-{address}"
     config.write_text(
-        f"ListenAddress {address}\nPort {port}\nHostKey {folder}/host_key\nAuthorizedKeysFile {folder}/key.pub\n"
-        f"SetEnv HOME={home}\nPidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n"
+        f"ListenAddress {address}\nPort {PORT}\nHostKey {folder}/host_key\nAuthorizedKeysFile {folder}/key.pub\n"
+        f"PidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n"
         "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
     )
-    command = [_program("unshare"), "--pid", "--fork", "--kill-child", "--mount-proc"]
+    # ssh takes the home from there, whatever HOME says.
+    passwd = folder / f"passwd-{address}"
+    passwd.write_text(f"{getpass.getuser()}:x:0:0::{home}:/bin/bash\nsshd:x:105:65534::/run/sshd:/usr/sbin/nologin\n")
+    # And each its own files of Ray: one host's clean-up would remove what the other still uses.
+    own, common = folder / f"ray-{address}", folder / "ray"
+    own.mkdir()
+    common.mkdir(exist_ok=True)
+    mounts = f"mount --bind {passwd} /etc/passwd && mount --bind {own} {common}"
+    begin = f"{mounts} && exec {_program('sshd')} -D -e -f {config}"
+    command = [_program("unshare"), "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", begin]
     with (folder / f"{address}.log").open("wb") as log:
-        process = subprocess.Popen([*command, _program("sshd"), "-D", "-e", "-f", str(config)], stderr=log)
+        process = subprocess.Popen(command, stderr=log)
         try:
             yield
         finally:
