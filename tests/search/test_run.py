@@ -102,7 +102,9 @@ def test_a_search_ends_with_every_trial_in_one_state(finished: tuple[SearchResul
     assert found.trials[0].parameters["learning_rate"] == 0.05
     failed = found.trials[0]
     assert (failed.state, failed.reason, failed.detail) == ("failed", "diverged", "loss is nan at 100 images")
-    assert len({trial.where for trial in found.trials}) == 2  # both slots, and workers reused
+    assert (
+        1 <= len({trial.where for trial in found.trials}) <= 2
+    )  # workers are reused; a late one may find nothing to do
     root = Path(str(found.files.root))
     assert {path.name for path in root.iterdir()} <= {"search.json", "trials", "checkpoints", ".lock"}
     assert list((root / "checkpoints").iterdir()) == []
