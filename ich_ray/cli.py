@@ -276,13 +276,23 @@ def audit(
 def retrain(
     folder: SearchFolder,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,
+    patients: Annotated[
+        Literal["train", "train+validation"],
+        typer.Option("--patients", help="Who trains; with validation patients, as long as was best without them."),
+    ] = "train",
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Train so often; the best on validation is the bundle.")
+    ] = 1,
     placement: Images = "auto",
     address: Address = None,
 ) -> None:
     """Train the chosen trial again, longer: the bundle."""
     from ich_ray.final.retrain import retrain as retrain_best
 
-    retrain_best(folder, workers=workers, placement=placement, address=address)
+    bundle = retrain_best(folder, workers=workers, patients=patients, seeds=seeds, placement=placement, address=address)
+    card = bundle.card
+    if seeds > 1 and card.retraining is not None:
+        print(f"seeds   validation {card.search.objective}: {card.retraining.validation}")
     print(f"bundle  {open_search(folder).files.bundle}")
 
 

@@ -1,12 +1,13 @@
-"""A dataset seen with one fold held out: what validation and training are to one part of a confirmation.
+"""A dataset seen with one fold held out, or with none: what trains and validates in confirmations and retrainings.
 
 The pool is the train and validation patients. Those of one fold are validated on and the others trained on, so that
-each patient of the pool is held out once over all folds. Calibration and test patients cannot be reached from here.
+each patient of the pool is held out once over all folds; a last training may take them all. Calibration and test
+patients cannot be reached from here.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -14,11 +15,16 @@ from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.errors import ConfigError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ich_ray.data.dataset import Role
 
-__all__ = ["HeldOut", "check_folds", "folds_of"]
+__all__ = ["HeldOut", "Patients", "check_folds", "folds_of", "roles_of", "trained_and_validated"]
 
 POOL: tuple[Role, ...] = ("train", "validation")
+
+# Who trains: with the validation patients among them nobody is left to stop on or to choose by.
+Patients = Literal["train", "train+validation"]
 
 
 class HeldOut(PreparedDataset):
@@ -37,16 +43,31 @@ class HeldOut(PreparedDataset):
         if role not in POOL:
             raise ValueError(f"role must be train or validation where a fold is held out, got {role}")
         held_out = self._whole.column("fold") == self.fold
-        pool = np.isin(self._whole.column("role"), POOL)
+        pool = _pool(self._whole)
         return SliceSet(self._whole, np.flatnonzero(pool & (held_out if role == "validation" else ~held_out)))
+
+
+def _pool(dataset: PreparedDataset) -> NDArray[np.bool_]:
+    return np.isin(dataset.column("role"), POOL)
+
+
+def roles_of(patients: Patients) -> tuple[Role, ...]:
+    """The roles that train."""
+    return POOL if patients == "train+validation" else ("train",)
+
+
+def trained_and_validated(dataset: PreparedDataset, patients: Patients) -> tuple[SliceSet, SliceSet | None]:
+    """The slices to learn from, and those to validate on if there are any left."""
+    if patients == "train":
+        return dataset.role("train"), dataset.role("validation")
+    return SliceSet(dataset, np.flatnonzero(_pool(dataset))), None
 
 
 def folds_of(dataset: PreparedDataset) -> list[int]:
     """The folds that the pool of a dataset is divided into, in order; empty if it never was."""
     if "fold" not in dataset.slices.column_names:
         return []
-    pool = np.isin(dataset.column("role"), POOL)
-    return sorted({int(fold) for fold in dataset.column("fold")[pool]})
+    return sorted({int(fold) for fold in dataset.column("fold")[_pool(dataset)]})
 
 
 def check_folds(dataset: PreparedDataset, wanted: int) -> list[int]:

@@ -90,8 +90,9 @@ def calibrate(
     dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
     bundle = load_bundle(found.files.bundle)
     slices = dataset.role("calibration")
-    counts = dataset.manifest.roles["train"]
-    shift = prior_shift(bundle.card.parameters.loss, counts.positives, counts.slices - counts.positives)
+    trained = [dataset.manifest.roles[role] for role in bundle.card.trained_by]
+    positives, count = sum(role.positives for role in trained), sum(role.slices for role in trained)
+    shift = prior_shift(bundle.card.parameters.loss, positives, count - positives)
     calibration = fit_calibration(slices, bundle.slice_logits(slices), Scaling(), method, shift, wanted)
     write_json(found.files.calibration, calibration.model_dump(mode="json"))
     write_card(found.files.bundle, with_calibration(bundle.card.model_copy(update={"calibrations": ()}), calibration))

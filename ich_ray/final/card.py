@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ich_ray.ct.windowing import WindowSpec
-from ich_ray.data.dataset import RoleCounts
+from ich_ray.data.dataset import Role, RoleCounts
+from ich_ray.data.folds import Patients, roles_of
 from ich_ray.errors import ConfigError
 from ich_ray.final.checklist import checklist
+from ich_ray.final.retraining import Spread
 from ich_ray.final.scaling import Method, Scaling
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import Split
@@ -29,6 +31,7 @@ __all__ = [
     "CalibrationNote",
     "Card",
     "OperatingPoint",
+    "RetrainingNote",
     "check_site",
     "read_card",
     "write_card",
@@ -83,6 +86,27 @@ class SearchNote(Record):
     selection_value: float | None
 
 
+class RetrainingNote(Record):
+    """How the weights were trained after the search had chosen the hyperparameters.
+
+    Attributes:
+        patients: who trained them.
+        images: the budget, and `budget`, where it comes from; the weights are those at `best_images_seen`.
+        seeds: all that were tried with validation patients held out; `seed` made these weights, chosen by `rule`.
+        validation: mean, std, low and high of the objective over `seeds` on the validation patients, who also chose:
+            no figure of performance. None if there is none.
+    """
+
+    patients: Patients
+    images: int
+    budget: str
+    best_images_seen: int
+    seed: int
+    seeds: tuple[int, ...]
+    rule: str
+    validation: Spread | None = None
+
+
 class CalibrationNote(Record):
     """Which patients calibrated it, and how well that went.
 
@@ -115,6 +139,7 @@ class Card(Record):
 
     Attributes:
         size: rows and columns of the images.
+        retraining: None in cards of older versions.
         temperature: with `prior_shift` and `bias`: the probability is
             sigmoid((logit + prior_shift) / temperature + bias).
         operating_points: by name; empty until calibrated.
@@ -137,6 +162,7 @@ class Card(Record):
     label: str = "any"
     dataset: DatasetNote
     search: SearchNote
+    retraining: RetrainingNote | None = None
     temperature: float = Field(default=1.0, gt=0)
     prior_shift: float = 0.0
     bias: float = 0.0
@@ -152,6 +178,11 @@ class Card(Record):
     limitations: tuple[str, ...] = LIMITATIONS
     not_a_medical_device: Literal[True] = True
     checklist: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def trained_by(self) -> tuple[Role, ...]:
+        """The roles whose patients trained the weights."""
+        return roles_of(self.retraining.patients if self.retraining else "train")
 
     @property
     def scaling(self) -> Scaling:

@@ -65,6 +65,7 @@ def _model(card: Card) -> dict[str, str]:
         ),
         "Initial weights": "random" if card.parameters.weights == "none" else card.parameters.weights,
         "Training": settings,
+        "Final training": _retrained(card),
         "Selection of the model": (
             f"trial {chosen.trial} of {chosen.trials} in search {chosen.name}, by {chosen.objective} on the validation "
             "patients"
@@ -73,6 +74,17 @@ def _model(card: Card) -> dict[str, str]:
         "Explanations": "Grad-CAM heat maps on request; they show where, not why, and have not been validated",
         "Limitations": " ".join(card.limitations),
     }
+
+
+def _retrained(card: Card) -> str:
+    note = card.retraining
+    if note is None:
+        return NOT_AVAILABLE
+    trained = (
+        f"on {' and '.join(card.trained_by)} patients; weights at {note.best_images_seen:,} images of {note.images:,}"
+    )
+    measured = f"; {card.search.objective} on the validation patients: {note.validation}" if note.validation else ""
+    return f"{trained} ({note.budget}); seed {note.seed}, {note.rule}{measured}"
 
 
 def _performance(card: Card) -> dict[str, str]:

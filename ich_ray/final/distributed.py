@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.dataset import Placement, PreparedDataset
+from ich_ray.data.folds import Patients, trained_and_validated
 from ich_ray.errors import ConfigError, IchRayError, TrialFailure
 from ich_ray.final.checkpoints import best_report, keep, newest
 from ich_ray.model.hyperparameters import Hyperparameters
@@ -41,6 +42,7 @@ class Plan:
     images: int
     report_every: int
     seed: int
+    patients: Patients = "train"
     placement: Placement = "auto"
 
 
@@ -121,14 +123,15 @@ def _train(plan: Plan, shard: Any, device: Any) -> Setup | None:
 
     dataset, folder = PreparedDataset.open(plan.dataset, fingerprint=plan.fingerprint), locate(plan.folder)
     objective = Objective.model_validate(plan.objective)
+    training, validation = trained_and_validated(dataset, plan.patients)
     resume, reports = newest(folder)
-    if patience_over(reports, objective):
+    if validation is not None and patience_over(reports, objective):
         return None
     setup = None
     stream = train(
         Hyperparameters.model_validate(plan.parameters),
-        dataset.role("train"),
-        dataset.role("validation"),
+        training,
+        validation,
         budget=Budget(plan.images, plan.report_every),
         seed=plan.seed,
         device=device,
@@ -141,7 +144,7 @@ def _train(plan: Plan, shard: Any, device: Any) -> Setup | None:
         reports.append(_report(progress))
         if shard.rank == 0:
             keep(folder, progress.state(), reports, objective)
-        if patience_over(reports, objective):
+        if validation is not None and patience_over(reports, objective):
             break
     return setup
 

@@ -86,7 +86,7 @@ class Progress:
         metrics: on the validation slices: average_precision, roc_auc, f2 and f2_threshold (the best threshold on these
             very slices), log_loss; and train_loss, the mean weighted loss since the report before. Log loss and
             threshold are of probabilities corrected for the class weights (`prior_shift`), so that they compare with
-            `metrics.floors`. NaN where undefined.
+            `metrics.floors`. NaN where undefined. Without validation slices train_loss alone.
         elapsed_s: time in training and validation so far, over all attempts.
         images_per_s: training images per second since the report before, without validation.
         setup: how it is computed; of the first worker if there are several.
@@ -165,7 +165,7 @@ def batch_logits(
 def train(
     parameters: Hyperparameters,
     train: SliceSet,
-    validation: SliceSet,
+    validation: SliceSet | None,
     *,
     budget: Budget,
     seed: int,
@@ -182,7 +182,7 @@ def train(
     Args:
         parameters: the draw.
         train: slices to learn from.
-        validation: slices to report on.
+        validation: slices to report on; None where all patients train, who leave none to measure with.
         budget: images to show and images between reports.
         seed: of weights, order and dropout; on one CPU the same seed gives the same numbers.
         device: where to train.
@@ -216,7 +216,7 @@ class _Run:
         self,
         parameters: Hyperparameters,
         slices: SliceSet,
-        validation: SliceSet,
+        validation: SliceSet | None,
         *,
         seed: int,
         device: torch.device,
@@ -242,7 +242,8 @@ class _Run:
         self.trainable = [weight for weight in self.network.parameters() if weight.requires_grad]
         self.images = place(self.slices, self.device, placement, trials=trials)
         taken = self.slices.image_bytes if self.images.where == "device" else 0
-        self.validation_images = place(self.validation, self.device, placement, taken_bytes=taken, trials=trials)
+        if self.validation is not None:
+            self.validation_images = place(self.validation, self.device, placement, taken_bytes=taken, trials=trials)
         self.pace = self._pace(budget.images - (resume.images_seen if resume else 0))
         self.optimizer = _optimizer(self.parameters, self.trainable, self.device)
         if resume is not None:
@@ -321,18 +322,19 @@ class _Run:
 
     def report(self) -> Progress:
         started = time.perf_counter()
-        positions = self.shard.part(np.arange(len(self.validation)))
-        batches = _batches(self.validation_images, positions, EVALUATION_BATCH)
-        own = batch_logits(self.network, batches, self.pace.mode.precision(self.device))
-        logits = self.shard.gathered(own, len(self.validation), self.device)
-        if not np.isfinite(logits).all():
-            raise TrialFailure("diverged", f"a validation logit is not finite after {self.images_seen} images")
-        metrics = self._metrics(logits)
+        metrics = {} if self.validation is None else self._validated(self.validation)
+        metrics["train_loss"] = self.train_loss
         self.elapsed_s += self._interval_s + time.perf_counter() - started
         return Progress(self.images_seen, metrics, self.elapsed_s, self.images_per_s, self.setup, self._capture)
 
-    def _metrics(self, logits: NDArray[np.float32]) -> dict[str, float]:
-        labels = self.validation.labels
+    def _validated(self, validation: SliceSet) -> dict[str, float]:
+        positions = self.shard.part(np.arange(len(validation)))
+        batches = _batches(self.validation_images, positions, EVALUATION_BATCH)
+        own = batch_logits(self.network, batches, self.pace.mode.precision(self.device))
+        logits = self.shard.gathered(own, len(validation), self.device)
+        if not np.isfinite(logits).all():
+            raise TrialFailure("diverged", f"a validation logit is not finite after {self.images_seen} images")
+        labels = validation.labels
         shift = prior_shift(self.parameters.loss, *self._counts)
         probabilities = 1 / (1 + np.exp(-(logits.astype(np.float64) + shift)))
         ap, auc = Ranking(labels, logits).statistics()
@@ -343,7 +345,6 @@ class _Run:
             "f2": f2,
             "f2_threshold": threshold,
             "log_loss": log_loss(labels, probabilities),
-            "train_loss": self.train_loss,
         }
 
     def _capture(self) -> TrainingState:

@@ -275,6 +275,36 @@ class TestWarnings:
         assert any("comes from trial 1, but trial" in warning for warning in summary.warnings(gather(changed)))
 
 
+class TestRetraining:
+    RUNS = (
+        {"seed": 5, "value": 0.81, "best_images_seen": 10_500, "images_seen": 12_000},
+        {"seed": 6, "value": 0.77, "best_images_seen": 8_000, "images_seen": 10_500},
+        {"seed": 7, "reason": "diverged"},
+    )
+
+    def test_seeds_are_told_with_their_spread(self, page: Page, changed: UPath) -> None:
+        assert "seeds" not in page.ids
+        edit(SearchFiles(changed).retraining, seed=5, images=18_000, budget="twice", runs=self.RUNS)
+        found = Page(render(gather(changed)))
+        assert "mean 0.7900, SD 0.0283, 0.7700 to 0.8100 over 2 seeds, 1 more failed" in found.text
+        assert "5 the bundle 0.8100 10,500 6 0.7700 8,000 7 diverged – –" in found.text
+        assert "Budget of a seed 18,000 images: twice" in found.text
+        assert "measured on the validation patients" in found.text
+
+    def test_validation_patients_who_train_leave_no_figure(self, changed: UPath) -> None:
+        path = SearchFiles(changed).retraining
+        reports = [{**one, "metrics": {"train_loss": 0.5}} for one in read_json(path)["reports"]]
+        edit(path, patients="train+validation", seed=5, reports=reports, rehearsal=self.RUNS)
+        html = render(gather(changed))
+        found = Page(html)
+        assert "Patients who trained train and validation" in found.text
+        assert "Measured before the validation patients trained, too." in found.text
+        assert "nobody is left to measure it" in found.text
+        assert "<b>the bundle</b>" not in html
+        values = json.loads(found.scripts[0])["retraining"]["data"][0]["y"]
+        assert np.frombuffer(base64.b64decode(values["bdata"]), values["dtype"]).tolist() == [0.5] * len(reports)
+
+
 class TestEscaping:
     def test_names_and_reasons_from_data_cannot_become_markup(self, tmp_path: Path) -> None:
         hostile = "</script><script>alert(1)</script>"

@@ -1,23 +1,29 @@
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from ich_ray.data.dataset import PreparedDataset
-from ich_ray.errors import ConfigError, IchRayError, IntegrityError
+from ich_ray.data.dataset import PreparedDataset, Role, RoleCounts
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
 from ich_ray.final.bundle import load_bundle
+from ich_ray.final.calibration import calibrate
 from ich_ray.final.checkpoints import keep, newest, state_file
-from ich_ray.final.distributed import _resources, patience_over
-from ich_ray.final.retrain import Retraining, chosen_trial, retrain
+from ich_ray.final.distributed import Plan, _resources, _train, patience_over
+from ich_ray.final.retrain import chosen_trial, retrain
+from ich_ray.final.retraining import Retraining, SeedRun, best_run, planned, spread
+from ich_ray.model.parallel import ALONE
 from ich_ray.model.training import TrainingState
-from ich_ray.results import Objective, Report, open_search
+from ich_ray.results import Objective, Report, Setup, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.preflight import Machine
 from ich_ray.storage import read_json, write_json
@@ -82,6 +88,68 @@ def test_the_chosen_trial(dataset: PreparedDataset, tmp_path: Path) -> None:
         chosen_trial(open_search(files.root))
 
 
+SEEDS = [
+    SeedRun(seed=1, value=0.7, best_images_seen=300),
+    SeedRun(seed=2, reason="diverged"),
+    SeedRun(seed=3, value=0.9, best_images_seen=500),
+    SeedRun(seed=4, value=0.9, best_images_seen=200),
+]
+
+
+def test_the_best_seed_on_validation_is_kept_and_all_are_told() -> None:
+    best = best_run(SEEDS, Objective())
+    assert best is not None
+    assert best.seed == 3
+    lowest = best_run(SEEDS, Objective(metric="log_loss", mode="min"))
+    assert lowest is not None
+    assert lowest.seed == 1
+    assert best_run([SEEDS[1]], Objective()) is None
+    found = spread(SEEDS)
+    assert found is not None
+    assert (found.seeds, found.failed, found.low, found.high) == (3, 1, 0.7, 0.9)
+    assert found.mean == pytest.approx(2.5 / 3)
+    assert found.std == pytest.approx(0.11547, abs=1e-5)
+    assert str(found) == "mean 0.8333, SD 0.1155, 0.7000 to 0.9000 over 3 seeds, 1 more failed"
+    assert spread([SEEDS[1]]) is None
+
+
+def test_what_a_retraining_may_see(dataset: PreparedDataset, tmp_path: Path) -> None:
+    found = open_search(make_search(tmp_path / "search", dataset).root)
+    roles = {"train": RoleCounts(slices=300, patients=1, positives=1),
+             "validation": RoleCounts(slices=100, patients=1, positives=1)}  # fmt: skip
+    trial = found.best()  # its best report was its last, at 600 images
+    assert planned(found, trial, roles, "train", ())[0] == 1200
+    images, source = planned(found, trial, roles, "train+validation", ())
+    assert images == 800
+    assert source.endswith("the best report of trial 0, which had seen 600 images")
+    measured = [run for run in SEEDS if run.value is not None]
+    assert planned(found, trial, roles, "train+validation", measured)[0] == 400  # the median of 200, 300, 500
+
+
+def test_seeds_that_nothing_can_tell_apart_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--seeds 3 first and then with --patients train\+validation alone"):
+        retrain(tmp_path, seeds=3, patients="train+validation")
+    with pytest.raises(ConfigError, match="--seeds: must be at least 1, got 0"):
+        retrain(tmp_path, seeds=0)
+
+
+def test_a_failed_seed_of_several_is_a_finding(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = make_search(tmp_path / "search", dataset)
+
+    def fail(*_: object) -> None:
+        raise TrialFailure("diverged", "the loss is nan")
+
+    monkeypatch.setattr("ich_ray.final.retrain.fit", fail)
+    monkeypatch.setattr("ich_ray.final.retrain.connected", lambda _: nullcontext())
+    with pytest.raises(IchRayError, match="one seed at least must get to its end, got diverged, diverged"):
+        retrain(files.root, seeds=2)
+    with pytest.raises(TrialFailure, match="diverged: the loss is nan"):
+        retrain(files.root)
+    assert not files.retraining.exists()
+
+
 def test_another_dataset_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
     files = make_search(tmp_path / "search", dataset)
     write_json(files.search, {**read_json(files.search), "fingerprint": "other"})
@@ -123,8 +191,68 @@ def test_retrain_with_one_worker(dataset: PreparedDataset, tmp_path: Path, clust
     assert (bundle.card.temperature, bundle.card.operating_points) == (1.0, {})
     images = dataset.role("validation").gather(torch.arange(8).numpy())
     assert load_bundle(files.bundle).logits(images).tolist() == bundle.logits(images).tolist()
+    assert (record.patients, record.images, record.seed, len(record.runs)) == ("train", 800, 10, 1)
+    note = bundle.card.retraining
+    assert note is not None
+    assert (note.patients, note.images, note.seeds, note.rule) == ("train", 800, (10,), "the only one")
+    assert note.validation is not None
+    assert note.validation.mean == max(value or 0 for value in values.values())
     with pytest.raises(ConfigError, match="--workers: each of 1 or more workers needs a CPU and 0 GPU"):
         retrain(files.root, workers=3)
+
+
+@pytest.mark.slow
+def test_seeds_and_then_all_patients(dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One search through both: three seeds, killed after the second; then all patients for as long as was best."""
+    files = make_search(tmp_path / "search", dataset, images=200, report_every=100)
+    trained: list[int] = []
+    killed = False
+
+    def fit_here(plan: Plan, *_: object) -> tuple[str, Setup | None]:
+        nonlocal killed
+        if len(trained) == 2 and not killed:
+            killed = True
+            raise KeyboardInterrupt
+        trained.append(plan.seed)
+        return "cpu", _train(plan, ALONE, torch.device("cpu"))
+
+    monkeypatch.setattr("ich_ray.final.retrain.fit", fit_here)
+    monkeypatch.setattr("ich_ray.final.retrain.connected", lambda _: nullcontext())
+    with pytest.raises(KeyboardInterrupt):
+        retrain(files.root, seeds=3)
+    assert not files.retraining.exists()
+    bundle = retrain(files.root, seeds=3)
+    assert trained[0] == 10
+    assert len(trained) == 3 == len(set(trained)), "what had ended was not trained again"
+    record = Retraining.model_validate(read_json(files.retraining))
+    assert [run.seed for run in record.runs] == trained
+    values = [run.value for run in record.runs]
+    best = max(record.runs, key=lambda run: run.value or 0)
+    assert (record.seed, record.best_images_seen) == (best.seed, best.best_images_seen)
+    note = bundle.card.retraining
+    assert note is not None
+    assert note.validation is not None
+    assert note.validation.mean == pytest.approx(sum(value or 0 for value in values) / 3)
+    assert (note.validation.low, note.validation.high) == (min(values, key=float), max(values, key=float))  # type: ignore[arg-type]
+    assert not list(files.final.glob("retraining-*"))
+
+    again = retrain(files.root, patients="train+validation")
+    folded = Retraining.model_validate(read_json(files.retraining))
+    share = (len(dataset.role("train")) + len(dataset.role("validation"))) / len(dataset.role("train"))
+    seen = sorted(run.best_images_seen for run in record.runs)[1]
+    assert folded.images == round(seen * share) == folded.best_images_seen == folded.reports[-1].images_seen
+    assert not folded.stopped_early
+    assert all(report.metrics.keys() == {"train_loss"} for report in folded.reports)
+    assert folded.rehearsal == record.runs
+    assert again.card.trained_by == ("train", "validation")
+    assert again.card.retraining is not None
+    assert again.card.retraining.validation == note.validation
+    assert calibrate(files.root).prior_shift == pytest.approx(_shift(dataset, "train", "validation"))
+
+
+def _shift(dataset: PreparedDataset, *roles: Role) -> float:
+    labels = np.concatenate([dataset.role(role).labels for role in roles])
+    return math.log(labels.sum() / (1 - labels).sum())
 
 
 @pytest.mark.slow

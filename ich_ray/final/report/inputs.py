@@ -16,7 +16,8 @@ from ich_ray.errors import IchRayError
 from ich_ray.final.calibration import Calibration
 from ich_ray.final.confirm import Confirmation
 from ich_ray.final.evaluate import Evaluation
-from ich_ray.final.retrain import Retraining, chosen_trial
+from ich_ray.final.retrain import chosen_trial
+from ich_ray.final.retraining import Retraining
 from ich_ray.results import SearchResult, TrialResult, open_search
 from ich_ray.storage import Location, read_json, read_record, read_table
 

@@ -27,6 +27,7 @@ from ich_ray.final.report.parallel import parallel_coordinates
 from ich_ray.final.report.reliability import reliability
 from ich_ray.final.report.style import STATE_COLORS, count, metric_name, metric_title, moment, number, setting
 from ich_ray.final.report.timeline import slots, timeline
+from ich_ray.final.retraining import SEED_RULE
 from ich_ray.storage import write_bytes
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ich_ray.final.confirm import Confirmation
     from ich_ray.final.evaluate import Evaluation
     from ich_ray.final.report.inputs import Inputs
+    from ich_ray.final.retraining import Retraining
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.storage import Location
 
@@ -134,7 +136,7 @@ def _retraining_figures(inputs: Inputs) -> dict[str, go.Figure]:
     retraining = inputs.retraining
     if retraining is None or not retraining.reports:
         return {}
-    metric = inputs.search.objective.metric
+    metric = inputs.search.objective.metric if retraining.patients == "train" else "train_loss"
     return {"retraining": trials.retraining_curve(retraining.reports, metric, retraining.best_images_seen)}
 
 
@@ -222,11 +224,25 @@ def _provenance_content(inputs: Inputs) -> dict[str, Any]:
         "versions": list(record.versions.items()),
         "checklist": list((inputs.card or {}).get("checklist", {}).items()),
         "cost": tables.cost_facts(inputs.search),
-        "retraining": tables.retraining_facts(inputs.retraining) if inputs.retraining else [],
+        **_retraining_content(inputs.retraining),
         "calibration": tables.calibration_facts(inputs.calibration) if inputs.calibration else [],
         "chosen": inputs.chosen,
         "winner": [(name, setting(value)) for name, value in inputs.chosen.parameters.items()] if inputs.chosen else [],
         "space": yaml.safe_dump(record.space, sort_keys=False, default_flow_style=None, width=100),
+    }
+
+
+def _retraining_content(retraining: Retraining | None) -> dict[str, Any]:
+    if retraining is None:
+        return {"retraining": [], "seeds": [], "validated": True}
+    spread = retraining.spread
+    return {
+        "retraining": tables.retraining_facts(retraining),
+        "seeds": tables.seed_rows(retraining),
+        "seed_spread": str(spread) if spread else "",
+        "seed_rule": SEED_RULE,
+        "validated": retraining.patients == "train",
+        "rehearsed": bool(retraining.rehearsal),
     }
 
 

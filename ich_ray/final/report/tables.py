@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ich_ray.final.confirm import Confirmation
     from ich_ray.final.evaluate import Counts, Estimate, Evaluation, PointFigures
     from ich_ray.final.report.inputs import Inputs
-    from ich_ray.final.retrain import Retraining
+    from ich_ray.final.retraining import Retraining
     from ich_ray.results import SearchResult, TrialResult
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "provenance_facts",
     "retraining_facts",
     "roles",
+    "seed_rows",
     "trial_table",
 ]
 
@@ -266,13 +267,30 @@ def cost_facts(search: SearchResult) -> Facts:
 
 
 def retraining_facts(retraining: Retraining) -> Facts:
+    budget = f"{count(retraining.images)} images: {retraining.budget}" if retraining.images else ""
     return [
         ("Trial", str(retraining.trial)),
+        ("Patients who trained", retraining.patients.replace("+", " and ")),
+        *([("Budget of a seed", budget)] if budget else []),
         ("Weights kept at", f"{count(retraining.best_images_seen)} images"),
         ("Stopped early", "yes" if retraining.stopped_early else "no"),
         ("Workers", str(retraining.workers)),
         ("Computed on", str(retraining.setup or retraining.device)),
         ("Time", duration(retraining.seconds)),
+    ]
+
+
+def seed_rows(retraining: Retraining) -> list[dict[str, Any]]:
+    """The seeds that validation patients could measure, in the order in which they trained."""
+    return [
+        {
+            "seed": run.seed,
+            "kept": not retraining.rehearsal and run.seed == retraining.seed,
+            "value": number(run.value, 4),
+            "kept_at": count(run.best_images_seen) if run.value is not None else "–",
+            "failed": run.reason,
+        }
+        for run in (retraining.rehearsal or retraining.runs)
     ]
 
 

@@ -228,7 +228,8 @@ def _value_axis(figure: go.Figure, kind: Scale, order: list[Any]) -> None:
 
 def retraining_curve(reports: Sequence[Report], metric: str, kept: int) -> go.Figure:
     """The chosen trial trained again: the objective against images seen, with the weights that were kept."""
-    figure = blank("training images seen", f"validation {metric_name(metric)}")
+    measured = "mean loss while training" if metric == "train_loss" else f"validation {metric_name(metric)}"
+    figure = blank("training images seen", measured)
     figure.add_scatter(
         x=[report.images_seen for report in reports],
         y=_values(reports, metric),

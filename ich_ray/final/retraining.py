@@ -1,0 +1,153 @@
+"""What a retraining may see and what it was: its budget, its record, and which of its seeds becomes the bundle.
+
+Knows no networks and trains nothing, so that a report reads it without PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import TYPE_CHECKING, Any, Literal
+
+from ich_ray.data.folds import Patients, roles_of
+from ich_ray.results import Objective, Report, Setup
+from ich_ray.storage import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ich_ray.data.dataset import Role, RoleCounts
+    from ich_ray.results import SearchResult, TrialResult
+
+__all__ = ["SEED_RULE", "Retraining", "SeedRun", "Spread", "best_run", "planned", "spread"]
+
+# Times the budget of a search. The rate decays with epochs and not towards an end, so a winner's curve simply goes on;
+# a search stops it where ranking was cheap. Twice is room for that, and patience ends it sooner when nothing improves.
+BUDGET_FACTOR = 2
+SEED_RULE = "the seed with the best report on the validation patients; calibration and test patients took no part"
+
+
+class SeedRun(Record):
+    """One training of a retraining.
+
+    Attributes:
+        value: the objective of its best report; None where it failed, or where the validation patients trained.
+        best_images_seen: at which its weights were kept.
+        seconds: of the attempt that ended it.
+        reason: why it failed, empty if it did not.
+    """
+
+    seed: int
+    value: float | None = None
+    best_images_seen: int = 0
+    images_seen: int = 0
+    seconds: float = 0.0
+    device: str = ""
+    setup: Setup | None = None
+    reason: str = ""
+
+
+class Spread(Record):
+    """How far seeds lie apart; `std` is the sample standard deviation, None of a single one."""
+
+    seeds: int
+    failed: int
+    mean: float
+    std: float | None
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if self.std is None:
+            return f"{self.mean:.4f} (a single seed, so without a spread)"
+        failed = f", {self.failed} more failed" if self.failed else ""
+        between = f"{self.low:.4f} to {self.high:.4f}"
+        return f"mean {self.mean:.4f}, SD {self.std:.4f}, {between} over {self.seeds} seeds{failed}"
+
+
+class Retraining(Record):
+    """retraining.json. What is not of all seeds is of the one that became the bundle.
+
+    Attributes:
+        seconds: of all seeds together.
+        patients: who trained.
+        images: the budget of a seed, and `budget`, where it comes from.
+        runs: each seed, in the order in which they trained; empty in files of older versions.
+        rehearsal: where the validation patients trained, the seeds of the retraining before, which could be measured.
+    """
+
+    format: Literal[1] = 1
+    trial: int
+    parameters: dict[str, Any]
+    workers: int
+    reports: tuple[Report, ...]
+    best_images_seen: int
+    stopped_early: bool
+    seconds: float
+    device: str
+    setup: Setup | None = None
+    patients: Patients = "train"
+    images: int | None = None
+    budget: str = ""
+    seed: int | None = None
+    runs: tuple[SeedRun, ...] = ()
+    rehearsal: tuple[SeedRun, ...] = ()
+
+    @property
+    def spread(self) -> Spread | None:
+        """Of the seeds whose validation patients were held out: these, or those of the rehearsal."""
+        return spread(self.rehearsal or self.runs)
+
+
+def planned(
+    found: SearchResult,
+    trial: TrialResult,
+    roles: Mapping[Role, RoleCounts],
+    patients: Patients,
+    rehearsal: Sequence[SeedRun],
+) -> tuple[int, str]:
+    """The images that a seed may see, and where that number comes from.
+
+    Without validation patients it is fixed beforehand, in passes over the data: a network that was best after nine
+    passes over the training patients takes nine over all of them.
+
+    Args:
+        found: the search.
+        trial: what is trained again.
+        roles: slices of each role of its dataset.
+        patients: who trains.
+        rehearsal: seeds of an earlier retraining whose validation patients were held out; the median counts.
+    """
+    if patients == "train":
+        images = BUDGET_FACTOR * int(found.record.space["budget"]["images"])
+        return images, f"{BUDGET_FACTOR} times that of the search at most, ended by patience"
+    if rehearsal:
+        seen = statistics.median_low(run.best_images_seen for run in rehearsal)
+        source = f"the best report of the retraining without the validation patients (median of {len(rehearsal)})"
+    else:
+        seen = trial.best_report.images_seen if trial.best_report else trial.images_seen
+        source = f"the best report of trial {trial.number}"
+    share = sum(roles[role].slices for role in roles_of(patients)) / roles["train"].slices
+    return round(seen * share), f"as many passes over the data as {source}, which had seen {seen:,} images"
+
+
+def spread(runs: Sequence[SeedRun]) -> Spread | None:
+    """How the seeds that were measured lie apart; None if none was."""
+    values = [run.value for run in runs if run.value is not None]
+    if not values:
+        return None
+    return Spread(
+        seeds=len(values),
+        failed=sum(bool(run.reason) for run in runs),
+        mean=statistics.fmean(values),
+        std=statistics.stdev(values) if len(values) > 1 else None,
+        low=min(values),
+        high=max(values),
+    )
+
+
+def best_run(runs: Iterable[SeedRun], objective: Objective) -> SeedRun | None:
+    """By SEED_RULE, the earliest of equals; None if none was measured."""
+    measured = [(run.value, run) for run in runs if run.value is not None and math.isfinite(run.value)]
+    sign = 1 if objective.mode == "max" else -1
+    return max(measured, key=lambda found: sign * found[0])[1] if measured else None
