@@ -226,6 +226,7 @@ def confirm(
     seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="New seeds, in place of folds.")] = None,
     gpus_per_trial: GpusPerTrial = None,
     cpus_per_trial: CpusPerTrial = None,
+    workers_per_trial: WorkersPerTrial = None,
     concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trainings at a time.")] = None,
     address: Address = None,
     as_json: Json = False,
@@ -240,6 +241,7 @@ def confirm(
         seeds=seeds,
         gpus_per_trial=gpus_per_trial,
         cpus_per_trial=cpus_per_trial,
+        workers_per_trial=workers_per_trial,
         concurrent=concurrent,
         address=address,
     )
@@ -374,6 +376,9 @@ def run(
     gpus_per_trial: GpusPerTrial = None,
     cpus_per_trial: CpusPerTrial = None,
     workers_per_trial: WorkersPerTrial = None,
+    confirm: Annotated[
+        int, typer.Option("--confirm", min=0, help="Train so many of the best trials again on two folds; 0 does not.")
+    ] = 3,
     seed: Seed = 0,
     limit_rejected: LimitRejected = "5%",
     address: Address = None,
@@ -393,6 +398,7 @@ def run(
         gpus_per_trial=gpus_per_trial,
         cpus_per_trial=cpus_per_trial,
         workers_per_trial=workers_per_trial,
+        confirm=confirm,
         seed=seed,
         limit_rejected=_share(limit_rejected),
         address=address,

@@ -114,13 +114,18 @@ def print_confirmation(confirmation: Confirmation, as_json: bool) -> None:
 
 def print_run(result: RunResult, as_json: bool) -> None:
     """The end of the road: the winner, its operating point on the test patients, and where everything lies."""
-    best, card = result.search.best(), result.card
+    best, card, again = result.search.best(), result.card, result.confirmation
     if as_json:
         found: dict[str, Any] = {"best_trial": best.model_dump(mode="json"), "card": card}
+        found["confirmation"] = again.model_dump(mode="json") if again else None
         print(json.dumps({**found, "bundle": str(result.bundle), "report": str(result.report)}, indent=1))
         return
     print(f"best trial        {best.number} of {len(result.search.trials)}: {_parameters(best)}")
     print(f"selection score   {best.objective.metric} {best.value:.3f} on validation patients (optimistic: it chose)")
+    for candidate in again.candidates if again else ():
+        mean, spread = (_plain(value) for value in (candidate.mean, candidate.spread))
+        chosen = ", the chosen one" if again and candidate.trial == again.chosen else ""
+        print(f"confirmed         trial {candidate.trial}: mean {mean}, SD {spread} of {len(candidate.values)}{chosen}")
     for name, point in card["test"]["operating_points"].items():
         figures = ", ".join(
             f"{metric} {_interval(point[metric])}" for metric in ("sensitivity", "specificity", "ppv", "f2")
@@ -132,6 +137,10 @@ def print_run(result: RunResult, as_json: bool) -> None:
     for note in card["test"].get("notes", []):
         print(f"note              {note}")
     print(f"report            {result.report}\nbundle            {result.bundle}")
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _interval(figure: dict[str, float | None]) -> str:

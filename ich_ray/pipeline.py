@@ -1,4 +1,4 @@
-"""The whole road in order: prepare, search, retrain, calibrate, evaluate, report. Finished stages are skipped.
+"""The whole road in order: prepare, search, confirm, retrain, calibrate, evaluate, report. Finished stages are skipped.
 
 A stage is finished when its own files say so; nothing about the road itself is stored. The demo is this road on
 patients that the phantom makes.
@@ -15,28 +15,36 @@ from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.errors import ConfigError
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.storage import Location, SearchFiles, locate, read_json
+from ich_ray.storage import Location, SearchFiles, locate, read_json, read_record
 
 if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.final.confirm import Confirmation
 
 __all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "builtin_space", "demo", "run"]
 
+# A few trials on a few folds: six trainings to their end, about half of what a search of 100 trials costs, and
+# validated on twice as many patients. `ich-ray confirm` does more of it.
+CONFIRM_TOP = 3
+CONFIRM_PARTS = 2
+
 # Chosen so that the demo takes about five minutes on two cores and ASHA has trials to stop.
 DEMO_PATIENTS = 160
-DEMO_TRIALS = 12
+DEMO_TRIALS = 10
+DEMO_CONFIRM = 2
 # RSNA slices have 512 pixels a side; a quarter of that is 170 MB instead of 670.
 DEMO_SIZE = 256
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where everything of a run lies, opened."""
+    """Where everything of a run lies, opened; `confirmation` is None where nothing was confirmed."""
 
     dataset: PreparedDataset
     search: SearchResult
+    confirmation: Confirmation | None
     card: dict[str, Any]
     report: UPath
 
@@ -66,6 +74,7 @@ def run(
     gpus_per_trial: float | None = None,
     cpus_per_trial: int | None = None,
     workers_per_trial: int | None = None,
+    confirm: int = CONFIRM_TOP,
     seed: int = 0,
     limit_rejected: float = 0.05,
     address: str | None = None,
@@ -83,6 +92,7 @@ def run(
         gpus_per_trial: may be a fraction; all trials share what there is.
         cpus_per_trial: also the threads of a trial.
         workers_per_trial: processes that train one network together.
+        confirm: so many of the best trials are trained again before one of them is chosen; 0 takes the search's best.
         seed: of roles, draws, weights and batches.
         limit_rejected: largest share of files that may be rejected.
         address: a Ray cluster; a private one on this machine if not given.
@@ -115,8 +125,11 @@ def run(
             seed=seed,
             resume=files.search.exists(),
         )
+        if confirm:
+            slots = {"gpus_per_trial": gpus_per_trial, "cpus_per_trial": cpus_per_trial}
+            _confirm(files, dataset, confirm, {**slots, "workers_per_trial": workers_per_trial})
         page = _finish(files)
-    return RunResult(dataset, open_search(files.root), read_json(files.bundle / "card.json"), page)
+    return RunResult(dataset, open_search(files.root), _confirmed(files), read_json(files.bundle / "card.json"), page)
 
 
 def demo(out: Location) -> RunResult:
@@ -128,7 +141,39 @@ def demo(out: Location) -> RunResult:
     if not labels.exists():  # the phantom writes it last
         progress.say(f"phantom: {DEMO_PATIENTS} synthetic patients as DICOM below {root}")
         write_phantom(root / "dicom", patients=DEMO_PATIENTS, seed=0, size=DEMO_SIZE)
-    return run(images, labels, builtin_space("demo"), root, trials=DEMO_TRIALS)
+    return run(images, labels, builtin_space("demo"), root, trials=DEMO_TRIALS, confirm=DEMO_CONFIRM)
+
+
+def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, slots: dict[str, Any]) -> None:
+    """Unless there is nothing to choose among, or those that are best now were confirmed already."""
+    from ich_ray.data.folds import check_folds
+    from ich_ray.final.confirm import confirm
+
+    found = open_search(files.root)
+    best = [trial.number for trial in found.ranked() if trial.state == "completed" and trial.value is not None][:top]
+    before = _confirmed(files)
+    if before is not None and set(best) <= {candidate.trial for candidate in before.candidates}:
+        return
+    if len(best) < 2:
+        progress.say("confirm: skipped, as one trial alone has completed")
+        return
+    progress.say("confirm")
+    folds: int | None = CONFIRM_PARTS
+    seeds: int | None = None
+    try:
+        check_folds(dataset, CONFIRM_PARTS)
+    except ConfigError as error:  # too few patients, and nobody asked for folds
+        progress.say(f"  with new seeds in place of folds: {error}")
+        folds, seeds = None, CONFIRM_PARTS
+    confirm(files.root, top=top, folds=folds, seeds=seeds, **slots)
+
+
+def _confirmed(files: SearchFiles) -> Confirmation | None:
+    from ich_ray.final.confirm import Confirmation
+
+    if not files.confirmation.exists():
+        return None
+    return read_record(files.confirmation, Confirmation, "remove the file and confirm again")
 
 
 def _finish(files: SearchFiles) -> UPath:

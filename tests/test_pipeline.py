@@ -8,6 +8,8 @@ import pytest
 
 from ich_ray import pipeline
 from ich_ray.errors import ConfigError, SpaceError
+from ich_ray.final.retrain import chosen_trial
+from ich_ray.results import open_search
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from tests.prepared import make_dataset
 from tests.test_cli import make_search
@@ -15,6 +17,7 @@ from tests.test_cli import make_search
 STAGES = {
     "prepare": "ich_ray.data.prepare",
     "run_search": "ich_ray.search.run",
+    "confirm": "ich_ray.final.confirm",
     "retrain": "ich_ray.final.retrain",
     "calibrate": "ich_ray.final.calibration",
     "evaluate": "ich_ray.final.evaluate",
@@ -31,13 +34,16 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def stage(name: str) -> Any:
         def work(*_: Any, **options: Any) -> Any:
-            calls.append(f"{name} --resume" if options.get("resume") else name)
+            told = f" --top {options['top']} --folds {options.get('folds')}" if name == "confirm" else ""
+            calls.append(f"{name} --resume" if options.get("resume") else name + told)
             if name == "prepare":
                 return dataset
             if name == "run_search" and not files.search.exists():
                 make_search(tmp_path / "search")
+            if name == "confirm":
+                write_json(files.confirmation, confirmed(0, 1, 0))
             if name == "retrain":
-                write_json(files.retraining, {"trial": 1})
+                write_json(files.retraining, {"trial": chosen_trial(open_search(files.root)).number})
                 write_json(card, {"operating_points": {}, "test": None})
             if name == "calibrate":
                 write_json(card, {**read_json(card), "operating_points": {"f2": {}}})
@@ -54,33 +60,76 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def run(folder: Path, space: Path | str = "") -> pipeline.RunResult:
-    return pipeline.run("images", "labels", space or pipeline.builtin_space("demo"), folder)
+def confirmed(chosen: int, *trials: int) -> dict[str, Any]:
+    held = [{"trial": trial, "selection_value": 0.5, "values": [0.4], "mean": 0.4, "spread": None} for trial in trials]
+    return {"kind": "folds", "parts": 2, "objective": {}, "chosen": chosen, "candidates": held, "images": 1,
+            "cost_gpu_s": 0.0, "created": 0.0}  # fmt: skip
+
+
+def run(folder: Path, space: Path | str = "", confirm: int = 3) -> pipeline.RunResult:
+    return pipeline.run("images", "labels", space or pipeline.builtin_space("demo"), folder, confirm=confirm)
+
+
+CONFIRM = "confirm --top 3 --folds 2"
 
 
 def test_stages_run_in_order_and_finished_ones_are_skipped(ran: list[str], tmp_path: Path) -> None:
     result = run(tmp_path)
-    assert ran == ["prepare", "run_search", "retrain", "calibrate", "evaluate", "report"]
+    assert ran == ["prepare", "run_search", CONFIRM, "retrain", "calibrate", "evaluate", "report"]
     assert str(result.bundle) == str(tmp_path / "search" / "final" / "bundle")
     assert result.search.best().number == 1
+    assert result.confirmation is not None
+    assert result.confirmation.chosen == read_json(result.search.files.retraining)["trial"] == 0
     ran.clear()
     run(tmp_path)
     assert ran == ["prepare", "run_search --resume", "report"]
 
 
+def test_nothing_is_confirmed_if_not_asked_or_if_one_trial_alone_has_completed(ran: list[str], tmp_path: Path) -> None:
+    result = run(tmp_path, confirm=0)
+    assert ran == ["prepare", "run_search", "retrain", "calibrate", "evaluate", "report"]
+    assert result.confirmation is None
+    files = SearchFiles(locate(tmp_path / "search"))
+    write_json(files.trial(0), {**read_json(files.trial(0)), "state": "pruned"})
+    ran.clear()
+    run(tmp_path)
+    assert ran == ["prepare", "run_search --resume", "report"]
+
+
+def test_folds_that_cannot_be_held_out_give_way_to_seeds(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("slices with and without haemorrhage must be in fold 0")
+
+    monkeypatch.setattr("ich_ray.data.folds.check_folds", refuse)
+    run(tmp_path)
+    assert "confirm --top 3 --folds None" in ran
+
+
 def test_another_best_trial_is_retrained_and_all_after_it(ran: list[str], tmp_path: Path) -> None:
     run(tmp_path)
-    write_json(SearchFiles(locate(tmp_path / "search")).retraining, {"trial": 0})
+    files = SearchFiles(locate(tmp_path / "search"))
+    write_json(files.retraining, {"trial": 1})
     ran.clear()
     run(tmp_path)
     assert ran == ["prepare", "run_search --resume", "retrain", "calibrate", "evaluate", "report"]
 
 
-def test_a_confirmed_trial_is_not_retrained_again(ran: list[str], tmp_path: Path) -> None:
+def test_a_new_favorite_is_confirmed_beside_the_others(ran: list[str], tmp_path: Path) -> None:
     run(tmp_path)
     files = SearchFiles(locate(tmp_path / "search"))
-    write_json(files.confirmation, {"chosen": 0})  # the best is trial 1
-    write_json(files.retraining, {"trial": 0})
+    write_json(files.trial(2), {**read_json(files.trial(2)), "state": "completed"})
+    ran.clear()
+    run(tmp_path)
+    assert ran == ["prepare", "run_search --resume", CONFIRM, "report"]
+
+
+def test_a_wider_confirmation_by_hand_counts(ran: list[str], tmp_path: Path) -> None:
+    run(tmp_path)
+    files = SearchFiles(locate(tmp_path / "search"))
+    write_json(files.confirmation, confirmed(1, 0, 1, 7, 8))
+    write_json(files.retraining, {"trial": 1})
     ran.clear()
     run(tmp_path)
     assert ran == ["prepare", "run_search --resume", "report"]

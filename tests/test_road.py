@@ -11,6 +11,7 @@ import pytest
 
 import ich_ray
 from ich_ray import cli
+from ich_ray.final.confirm import Confirmation
 from ich_ray.storage import SearchFiles, locate, read_json
 from tests.data.real import real_data
 
@@ -33,7 +34,15 @@ def test_the_demo_finds_a_model_and_goes_on_where_it_stopped(
 ) -> None:
     assert cli.call(["demo", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    for start in ("best trial", "selection score", "operating point", "on test patients", "report", "bundle"):
+    for start in (
+        "best trial",
+        "selection score",
+        "confirmed",
+        "operating point",
+        "on test patients",
+        "report",
+        "bundle",
+    ):
         assert any(line.startswith(start) for line in said.splitlines()), start
     found = ich_ray.open_search(tmp_path / "search")
     assert len(found.trials) >= 8
@@ -43,7 +52,11 @@ def test_the_demo_finds_a_model_and_goes_on_where_it_stopped(
     assert {trial.parameters["architecture"] for trial in found.trials} == {"plain_cnn", "mobilenet_v3_small"}
     searched = {name for trial in found.trials for name in trial.parameters}
     assert {"batch_size", "learning_rate", "decay", "dropout", "optimizer"} <= searched
+    confirmation = Confirmation.model_validate(read_json(found.files.confirmation))
+    assert [candidate.trial for candidate in confirmation.candidates] == [trial.number for trial in found.ranked()[:2]]
+    assert all(None not in candidate.values and len(candidate.values) == 2 for candidate in confirmation.candidates)
     card = read_json(found.files.bundle / "card.json")
+    assert card["search"]["trial"] == confirmation.chosen
     assert 0.6 <= card["test"]["metrics"]["average_precision"]["value"] < 1
     assert card["openings"] == 1
     same_probabilities(tmp_path / "search", tmp_path / "dicom" / "stage_2_train")
@@ -52,6 +65,7 @@ def test_the_demo_finds_a_model_and_goes_on_where_it_stopped(
     assert cli.call(["demo", "--out", str(tmp_path), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["best_trial"]["number"] == found.best().number
+    assert again["confirmation"] == confirmation.model_dump(mode="json")
     assert again["card"]["openings"] == 1, "a second run must not open the test patients again"
     assert time.monotonic() - started < 120, "finished stages are skipped"
 

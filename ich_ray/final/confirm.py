@@ -86,6 +86,7 @@ def confirm(
     seeds: int | None = None,
     gpus_per_trial: float | None = None,
     cpus_per_trial: float | None = None,
+    workers_per_trial: int | None = None,
     concurrent: int | None = None,
     address: str | None = None,
     _trainer: Trainer | None = None,
@@ -101,6 +102,7 @@ def confirm(
         seeds: train on the search's own train and validation patients, with so many new seeds.
         gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one.
         cpus_per_trial: CPUs, and so threads, of a training; 1 a worker if not given.
+        workers_per_trial: processes that train one network together; one a GPU if not given.
         concurrent: trainings at a time; as many as fit if not given.
         address: a Ray cluster; this machine if not given.
 
@@ -123,7 +125,7 @@ def confirm(
     from ich_ray.search.run import locked
 
     with locked(files), connected(address):
-        slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent)
+        slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         check_machines(dataset, files.root)
         _train(found, files, dataset, candidates, parts, slots, _trainer)
     confirmation = _confirmation(found, open_search(files.root), candidates, kind, parts)
