@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.final import evaluate as evaluation
+from ich_ray.final.calibration import calibrate
+from ich_ray.final.evaluate import evaluate
 from ich_ray.final.report.page import report
+from ich_ray.results import open_search
+from ich_ray.storage import SearchFiles, read_json, write_json
 from tests.final.chromium import EXECUTABLE, Visit, visit
 from tests.final.fake_search import build_search
+from tests.searched import make_bundle
 
 pytestmark = [
     pytest.mark.browser,
@@ -28,6 +35,9 @@ FACTS = """({
       && plot.querySelector(".trace, .heatmaplayer image");
   }).length,
   pictures: [...document.images].every((image) => image.complete && image.naturalWidth > 0),
+  slices: document.querySelectorAll(".example img:first-of-type").length,
+  heat: document.querySelectorAll(".example img[alt*='heat map']").length,
+  tables: ["confirmation", "seeds"].filter((name) => document.getElementById(name)).length,
   scroll: document.documentElement.scrollWidth,
   width: document.documentElement.clientWidth,
   panel: getComputedStyle(document.querySelector("figure")).backgroundColor,
@@ -38,7 +48,26 @@ FACTS = """({
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(str(report(build_search(tmp_path_factory.mktemp("page"), trials=30))))
+    """Everything that a page can hold: seeds, a confirmation, and heat maps of a network that was really trained."""
+    folder = tmp_path_factory.mktemp("page")
+    files = SearchFiles(build_search(folder, "retrained", trials=30, size=64))
+    first, second = (trial.number for trial in open_search(files.root).ranked()[:2])
+    runs = [{"seed": seed, "value": 0.8 - seed / 100, "best_images_seen": 9000} for seed in range(3)]
+    write_json(files.retraining, {**read_json(files.retraining), "seed": 0, "images": 18_000, "runs": runs})
+    (files.bundle / "card.json").unlink()  # a made-up one
+    make_bundle(files, PreparedDataset.open(folder / "dataset"))
+    candidates = [
+        {"trial": trial, "selection_value": 0.8, "values": [0.7, 0.6], "mean": 0.65, "spread": 0.07}
+        for trial in (first, second)
+    ]
+    confirmed = {"kind": "folds", "parts": 2, "objective": {}, "chosen": first, "candidates": candidates,
+                 "images": 36_000, "cost_gpu_s": 0.0, "created": 0.0}  # fmt: skip
+    write_json(files.confirmation, confirmed)
+    calibrate(files.root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "RESAMPLES", 50)
+        evaluate(files.root, prevalence=0.02)
+    return Path(str(report(files.root)))
 
 
 def look(page: Path, name: str, width: int = 1280, dark: bool = False) -> Visit:
@@ -53,12 +82,19 @@ def test_it_draws_logs_nothing_asks_nobody_and_fits(page: Path, name: str, width
     found = look(page, name, width, dark)
     assert found.errors == []
     assert found.requests == []
-    assert found.facts["places"] == found.facts["drawn"] == 15
+    assert found.facts["places"] == found.facts["drawn"] == 16
     assert found.facts["pictures"]
+    assert found.facts["slices"] == found.facts["heat"] >= 8
+    assert found.facts["tables"] == 2
     assert found.facts["width"] == width
     assert found.facts["scroll"] <= width
     assert found.facts["plot"] == found.facts["panel"] == ("rgb(27, 30, 35)" if dark else "rgb(255, 255, 255)")
     assert found.facts["text"] == ("rgb(229, 228, 224)" if dark else "rgb(30, 34, 39)")
+
+
+def test_the_whole_page_is_one_small_file(page: Path) -> None:
+    assert page.stat().st_size < 8_000_000
+    assert sorted(path.name for path in page.parent.iterdir() if path.suffix in {".js", ".css", ".html"}) == [page.name]
 
 
 def test_the_browser_reports_what_it_must(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from plotly.offline import get_plotlyjs
 from ich_ray.final.report import groups, performance, summary, tables, trials
 from ich_ray.final.report.bands import precision_recall_band, roc_band
 from ich_ray.final.report.gallery import gallery
+from ich_ray.final.report.importance import importance_bars, importances
 from ich_ray.final.report.inputs import gather
 from ich_ray.final.report.parallel import parallel_coordinates
 from ich_ray.final.report.reliability import reliability
@@ -66,12 +67,15 @@ def report(search: Location) -> UPath:
 
 def render(inputs: Inputs) -> str:
     """The page as text."""
-    figures = {name: json.loads(figure.to_json()) for name, figure in _figures(inputs).items()}
+    mattered = importances(inputs.search, _compared_at(inputs.search))
+    drawn = _figures(inputs) | ({"importance": importance_bars(mattered)} if mattered.found else {})
+    figures = {name: json.loads(figure.to_json()) for name, figure in drawn.items()}
     script, library = (_HERE / "page.js").read_text(encoding="utf-8"), get_plotlyjs()
     environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"number": number, "thousands": count}
     return environment.get_template("page.html.j2").render(
         **_content(inputs),
+        mattered=mattered,
         drawn=set(figures),
         effects=[name.removeprefix("effect ") for name in figures if name.startswith("effect ")],
         figures=Markup(json.dumps(figures, allow_nan=False).replace("<", "\\u003c")),  # noqa: S704
@@ -108,6 +112,12 @@ def _search_figures(inputs: Inputs) -> dict[str, go.Figure]:
     if effects:
         found["parallel"] = parallel_coordinates(shown, space, objective, best)
     return found
+
+
+def _compared_at(search: SearchResult) -> int:
+    """Images that most trials saw: the first rung, else a whole budget."""
+    rungs = trials.rungs(search.record.space)
+    return rungs[0] if rungs else max((trial.images_seen for trial in search.trials), default=0)
 
 
 def _begun(search: SearchResult) -> list[TrialResult]:
