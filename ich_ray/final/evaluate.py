@@ -15,13 +15,13 @@ import pyarrow as pa
 from ich_ray.data.dataset import SUBTYPES, PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.final.card import Card, check_site, read_card, write_card
-from ich_ray.final.figures import CONFIDENCE, Cases, Counts, Estimate, GroupFigures, PointFigures, measure
+from ich_ray.final.figures import CONFIDENCE, Cases, Counts, Estimate, Figures, GroupFigures, PointFigures, measure
 from ich_ray.metrics import ranking_note
 from ich_ray.progress import say
 from ich_ray.reliability import ece_null_band
 from ich_ray.resampling import PatientDraws
 from ich_ray.results import open_search
-from ich_ray.storage import Location, Record, locate, write_json, write_table
+from ich_ray.storage import Location, locate, write_json, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,14 +38,12 @@ RESAMPLES = 2000
 _FEW_POSITIVES = 100
 
 
-class Evaluation(Record):
-    """evaluation.json. Intervals draw patients, not slices.
+class Evaluation(Figures):
+    """evaluation.json: the figures of all test slices, and of groups of them. Intervals draw patients, not slices.
 
     Attributes:
         dataset: fingerprint of the dataset whose test patients these are.
         opened: how often the test patients have been looked at with this bundle, this time included.
-        floors: what knowing only the prevalence would give, beside each figure.
-        at_chance: average precision is at most 1.5 times the prevalence.
         ece_null: the expected calibration error that a perfect model of these probabilities shows: median and band.
         patient_level: a patient is positive with any positive slice, and as probable as the most probable slice.
         subtypes: slices of a subtype against all slices without haemorrhage.
@@ -55,15 +53,8 @@ class Evaluation(Record):
     format: Literal[1] = 1
     dataset: str = ""
     slices: int
-    patients: int
-    positives: int
-    prevalence: float
     opened: int
     time: float
-    metrics: dict[str, Estimate]
-    operating_points: dict[str, PointFigures]
-    floors: dict[str, float]
-    at_chance: bool
     confidence: float = CONFIDENCE
     resamples: int = RESAMPLES
     notes: tuple[str, ...]
@@ -176,17 +167,11 @@ def _measure(
         }
 
     return Evaluation(
+        **whole.figures(),
         slices=len(slices),
-        patients=whole.patients,
-        positives=whole.positives,
-        prevalence=whole.prevalence,
         dataset=slices.dataset.manifest.fingerprint,
         opened=opened,
         time=time.time(),
-        metrics=whole.metrics,
-        operating_points=whole.operating_points,
-        floors=whole.floors,
-        at_chance=whole.at_chance,
         resamples=RESAMPLES,
         ece_null=Estimate(value=null.value, low=null.low, high=null.high),
         patient_level=measure(_patients(labels, probabilities, draws), points, draws),

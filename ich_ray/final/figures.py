@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 
     from ich_ray.final.card import OperatingPoint
 
-__all__ = ["CONFIDENCE", "Cases", "Counts", "Estimate", "GroupFigures", "PointFigures", "StatedFigures", "measure"]
+__all__ = [
+    "CONFIDENCE",
+    "Cases",
+    "Counts",
+    "Estimate",
+    "Figures",
+    "GroupFigures",
+    "PointFigures",
+    "StatedFigures",
+    "measure",
+]
 
 CONFIDENCE = 0.95
 _RATIOS = ("sensitivity", "specificity", "ppv", "npv", "f2", "accuracy")
@@ -70,17 +80,15 @@ class PointFigures(Record):
     stated: StatedFigures | None = None
 
 
-class GroupFigures(Record):
-    """A group of cases.
+class Figures(Record):
+    """What is measured of any cases.
 
     Attributes:
-        cases: slices, or patients.
         metrics: those that need no threshold.
-        floors: what knowing only the prevalence of the group would give.
+        floors: what knowing only the prevalence of the cases would give, beside each figure.
         at_chance: average precision is at most 1.5 times that prevalence.
     """
 
-    cases: int
     patients: int
     positives: int
     prevalence: float
@@ -88,6 +96,16 @@ class GroupFigures(Record):
     operating_points: dict[str, PointFigures]
     floors: dict[str, float]
     at_chance: bool
+
+
+class GroupFigures(Figures):
+    """A group of `cases`: slices, or patients."""
+
+    cases: int
+
+    def figures(self) -> dict[str, Any]:
+        """What it shares with whatever else is measured."""
+        return {name: getattr(self, name) for name in Figures.model_fields}
 
 
 @dataclass(frozen=True)
