@@ -89,6 +89,11 @@ class Watched:
 
         yield advance
 
+    def sample(self, over: threading.Event) -> None:
+        """Note the most memory of this process and its children until `over`."""
+        while not over.wait(0.5):
+            self.peak_bytes = max(self.peak_bytes, memory_bytes(psutil.Process()))
+
     def rate(self) -> float:
         (first, before), (last, after) = self.done[0], self.done[-1]
         return (after - before) / (last - first)
@@ -104,12 +109,7 @@ def memory_bytes(root: psutil.Process) -> int:
 
 def watched_prepare(images: Path, labels: Path, out: Path, memory: bool = False) -> Watched:
     watched, over = Watched(), threading.Event()
-
-    def sample() -> None:
-        while not over.wait(0.5):
-            watched.peak_bytes = max(watched.peak_bytes, memory_bytes(psutil.Process()))
-
-    sampler = threading.Thread(target=sample, daemon=True)
+    sampler = threading.Thread(target=watched.sample, args=(over,), daemon=True)
     if memory:
         sampler.start()
     whole = progress.bar

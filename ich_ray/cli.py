@@ -423,7 +423,8 @@ def predict(
     from ich_ray.final.archive import predict as predict_files
 
     found = predict_files(bundle, [*paths], out, point=point, by=by, heatmaps=heatmaps, address=address)
-    print(f"{found.inputs} inputs: {found.positive} positive slices, {found.rejected} rejected  {out}")
+    cases = f"{found.positive} of {found.cases} {'slices' if by == 'slice' else 'studies'} positive"
+    print(f"{found.inputs} inputs: {cases}, {found.rejected} rejected  {out}")
     if found.rejected:
         raise typer.Exit(REJECTED_SOME)
 

@@ -20,7 +20,7 @@ from ich_ray.runtime import connected
 from ich_ray.storage import Location, locate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ich_ray.final.prediction import Input
 
@@ -32,9 +32,16 @@ _WORTH_RAY = 5000
 
 @dataclass(frozen=True)
 class Totals:
-    """How many inputs there were, and what became of them."""
+    """How many inputs there were, and what became of them.
+
+    Attributes:
+        cases: slices with a probability, or by study, studies with one.
+        positive: of these.
+        rejected: files.
+    """
 
     inputs: int
+    cases: int
     positive: int
     rejected: int
 
@@ -90,17 +97,25 @@ def predict(
         raise ConfigError(f"--out {target}: a file that is no input must be given, got an input; name another")
     many = address is not None or len(inputs) >= _WORTH_RAY
     batches = _through_ray(order, inputs, address) if many else predictor.stream(inputs)
-    positive = rejected = done = 0
+    cases = positive = rejected = done = 0
     studies, kind = Studies(), Prediction if by == "slice" else StudyPrediction
     with progress.bar("Predicting", len(inputs), "slices") as advance, writing_rows(target, kind) as append:
         for rows in batches:
-            positive += sum(row.decision == "positive" for row in rows)
             rejected += sum(bool(row.reason) for row in rows)
             done += len(rows)
-            (append if by == "slice" else studies.add)(rows)
+            if by == "slice":
+                append(rows)
+                cases, positive = _counted(cases, positive, rows)
+            else:
+                studies.add(rows)
             advance(done, f"{rejected} rejected")
         append(studies.rows())
-    return Totals(len(inputs), positive, rejected)
+        cases, positive = _counted(cases, positive, studies.rows())
+    return Totals(len(inputs), cases, positive, rejected)
+
+
+def _counted(cases: int, positive: int, rows: Sequence[Prediction | StudyPrediction]) -> tuple[int, int]:
+    return cases + sum(not row.reason for row in rows), positive + sum(row.decision == "positive" for row in rows)
 
 
 def _through_ray(order: _Order, inputs: list[Input], address: str | None) -> Iterator[list[Prediction]]:

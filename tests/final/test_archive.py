@@ -6,10 +6,13 @@ import csv
 import json
 import sys
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from ich_ray import cli
@@ -20,7 +23,7 @@ from ich_ray.final.bundle import Bundle, load_bundle
 from ich_ray.final.calibration import calibrate
 from ich_ray.final.heat import overlay, strength
 from ich_ray.final.heatmaps import grad_cam
-from ich_ray.final.prediction import Prediction, Studies, list_inputs
+from ich_ray.final.prediction import Prediction, Predictor, Studies, list_inputs
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 from tests.data.folders import spoil, write_cohort
@@ -63,7 +66,8 @@ def test_every_kind_of_file_has_its_row_in_every_format(bundle: Path, scans: Pat
     for row in rows:
         assert (row["probability"] is None) == bool(row["reason"]) == (row["decision"] == "")
     assert found["ID_000.dcm"]["study"] == "st0"
-    assert kinds["csv"] == Totals(len(rows), sum(row["decision"] == "positive" for row in rows), len(expected))
+    positive = sum(row["decision"] == "positive" for row in rows)
+    assert kinds["csv"] == Totals(len(rows), len(rows) - len(expected), positive, len(expected))
 
 
 def test_another_operating_point_decides_on_request(bundle: Path, scans: Path, tmp_path: Path) -> None:
@@ -76,13 +80,18 @@ def test_another_operating_point_decides_on_request(bundle: Path, scans: Path, t
         predict(bundle, [scans], tmp_path / "out.json", point="f9")
 
 
-def test_studies_are_as_probable_as_their_most_probable_slice(bundle: Path, scans: Path, tmp_path: Path) -> None:
+def test_studies_are_as_probable_as_their_most_probable_slice(
+    bundle: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (scans / "page.txt").write_text("no slice")
     predict(bundle, [scans], tmp_path / "slices.parquet")
     assert cli.call(["predict", str(bundle), str(scans), "--out", str(tmp_path / "out.parquet"), "--by", "study"]) == 3
+    told = capsys.readouterr().out
     slices = pq.read_table(tmp_path / "slices.parquet").to_pylist()
     studies = {row["study"]: row for row in pq.read_table(tmp_path / "out.parquet").to_pylist()}
     assert set(studies) == {"", *(f"st{patient}" for patient in range(6))}
+    positive = sum(study["decision"] == "positive" for study in studies.values())
+    assert told.startswith(f"13 inputs: {positive} of 6 studies positive, 1 rejected")
     for name, study in studies.items():
         of = [row for row in slices if row["study"] == name]
         if not name:
@@ -111,13 +120,49 @@ def test_studies_by_hand() -> None:
     assert told == [("s", 3, 2, 0.7, "c"), ("t", 1, 0, 0.1, "b"), ("", 1, 1, 0.6, "d"), ("", 0, 0, None, "e")]
 
 
-def test_heat_maps_stand_beside_the_slice(bundle: Path, scans: Path, tmp_path: Path) -> None:
+def test_batches_on_several_threads_come_back_in_order(
+    bundle: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_bundle(bundle)
+    inputs = list_inputs([scans])
+    (whole,) = Predictor(loaded, "f2").stream(inputs)
+    monkeypatch.setattr("ich_ray.final.prediction.EVALUATION_BATCH", 2)
+    at_once: list[int] = []
+    networks = Barrier(3)
+
+    def meet(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        at_once.append(torch.get_num_threads())
+        networks.wait(60)  # passed only if three batches are in the network at a time
+        return Bundle.probabilities(loaded, images)
+
+    monkeypatch.setattr(loaded, "probabilities", meet)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        parts = list(Predictor(loaded, "f2").stream(inputs))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert [len(rows) for rows in parts] == [2] * 6
+    assert at_once == [1] * 6
+    rows = [row for rows in parts for row in rows]
+    assert [row.file for row in rows] == [row.file for row in whole]
+    assert [row.probability for row in rows] == pytest.approx([row.probability for row in whole], abs=1e-6)
+
+
+def test_heat_maps_stand_beside_the_slice(
+    bundle: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "maps"
     command = ["predict", str(bundle), str(scans), "--out", str(tmp_path / "out.json"), "--heatmaps", str(folder)]
     assert cli.call(command) == 0
     rows = json.loads((tmp_path / "out.json").read_text())
     assert sorted(row["heatmap"] for row in rows) == sorted(str(path) for path in folder.iterdir())
     assert len({row["heatmap"] for row in rows}) == len(rows) == 12
+    alone = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr("ich_ray.final.prediction.EVALUATION_BATCH", 2)  # of several threads, one makes maps at a time
+    assert cli.call(command) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == alone
     picture = np.asarray(Image.open(rows[0]["heatmap"]))
     assert picture.shape == (256, 512, 3)
     left, right = picture[:, :256], picture[:, 256:]

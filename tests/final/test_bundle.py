@@ -174,7 +174,7 @@ def test_predict_gives_every_input_a_row(
     assert written[0]["file"].endswith("a.txt")
     assert (written[0]["reason"], written[0]["probability"], written[0]["decision"]) == ("not_dicom", "", "")
     positive = sum(row["decision"] == "positive" for row in written)
-    assert found == Totals(inputs=len(test) + 1, positive=positive, rejected=1)
+    assert found == Totals(inputs=len(test) + 1, cases=len(test), positive=positive, rejected=1)
     bundle = load_bundle(search.bundle)
     expected = bundle.calibrated(bundle.slice_logits(test))
     np.testing.assert_allclose([float(row["probability"]) for row in written[1:]], expected, atol=1e-6)
