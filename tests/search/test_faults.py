@@ -212,11 +212,12 @@ def test_a_damaged_checkpoint_goes_back_and_says_so(arguments: list[str], tmp_pa
     kill(driver)
     torn, lost = open_search(out).trials
     assert torn.checkpoint
-    untold = out / "checkpoints" / "00000" / ("a.json" if torn.checkpoint.file.endswith("b.safetensors") else "b.json")
+    state = out / torn.checkpoint.file
+    letter, token = state.stem.split("-")
+    untold = state.with_name(f"{'b' if letter == 'a' else 'a'}-{token}.json")
     if json.loads(untold.read_text())["images_seen"] > torn.images_seen:
         untold.unlink()  # killed between the two: this state would be newer than the one that is torn here
     one_before = untold.exists()
-    state = out / torn.checkpoint.file
     state.write_bytes(state.read_bytes()[:5])
     shutil.rmtree(out / "checkpoints" / "00001")
     found = audit(out)
