@@ -80,6 +80,7 @@ class FakeTrainer:
         full_above: the same for memory.
         full_from: images_seen of the first report whose state the disk has no room for.
         log: a file that gets a line `seed images_seen` for each report that was trained.
+        hold: a file; while it is there, no trial goes beyond 300 images.
         kill_above: learning rate above which it kills its process at its first report.
         kill_once: a file; when it is there, the first process to find it removes it and kills itself after a report.
     """
@@ -92,6 +93,7 @@ class FakeTrainer:
     full_from: float = math.inf
     kill_above: float = math.inf
     kill_once: str = ""
+    hold: str = ""
     log: str = ""
 
     def __call__(
@@ -106,6 +108,8 @@ class FakeTrainer:
         seen = json.loads(resume.read_text())["images_seen"] if resume else 0
         while seen < settings.images:
             time.sleep(self.wait_s)
+            while self.hold and seen >= 300 and Path(self.hold).exists():
+                time.sleep(0.05)
             seen += settings.report_every
             if parameters.learning_rate > self.full_above:
                 import torch
