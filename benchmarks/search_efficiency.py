@@ -159,7 +159,9 @@ class Ours:
             created=0.0,
         )  # fmt: skip
         self._ledger = ledgers.Ledger.create(folder, record)
-        self._sampler = LedgerSampler(CHECKED, self._ledger, wanted=10**6, concurrent=SLOTS, out_of_time=lambda: False)
+        self._sampler = LedgerSampler(
+            CHECKED, self._ledger, wanted=10**6, concurrent=lambda: SLOTS, out_of_time=lambda: False
+        )
         rungs = Rungs(CHECKED.budget, CHECKED.objective)
         self._halving = Halving(CHECKED.budget, CHECKED.objective, rungs, lambda: None)
         self._configs: dict[str, dict[str, Any]] = {}

@@ -31,7 +31,7 @@ __all__ = ["LedgerSampler"]
 
 
 class LedgerSampler(Searcher):
-    """Suggests `wanted` trials in all and at most `concurrent` at a time.
+    """Suggests `wanted` trials in all and at most `concurrent()` at a time.
 
     Attributes:
         study: what Optuna knows.
@@ -43,7 +43,7 @@ class LedgerSampler(Searcher):
         ledger: Ledger,
         *,
         wanted: int,
-        concurrent: int,
+        concurrent: Callable[[], int],
         out_of_time: Callable[[], bool],
         warm: Sequence[TrialResult] = (),
         listed: Iterable[Listed] | None = None,
@@ -68,7 +68,7 @@ class LedgerSampler(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config; None while every slot is taken; FINISHED at the end."""
-        if len(self._live) >= self._concurrent:
+        if len(self._live) >= self._concurrent():
             return None
         if self._out_of_time() or not (self._requeued or len(self._ledger.trials) < self._wanted):
             return str(Searcher.FINISHED)

@@ -25,7 +25,7 @@ def new(folder: Path, **keys: Any) -> Ledger:
 def sampler(ledger: Ledger, wanted: int = 9, concurrent: int = 2, **keys: Any) -> LedgerSampler:
     space = parse_space(ledger.record.space, "x.yaml")
     keys = {"out_of_time": lambda: False} | keys
-    return LedgerSampler(space, ledger, wanted=wanted, concurrent=concurrent, **keys)
+    return LedgerSampler(space, ledger, wanted=wanted, concurrent=lambda: concurrent, **keys)
 
 
 def end(ledger: Ledger, number: int, state: str, values: list[float]) -> None:
