@@ -239,19 +239,19 @@ class Course:
 def course(method: Method, on: Landscape, noise: float, seed: int) -> Iterator[tuple[Course, Training]]:
     """Run a search on simulated slots, which all train equally fast; yields after each report."""
     so_far, slots = Course(), [(0, slot) for slot in range(SLOTS)]
-    on: dict[int, tuple[str, Training]] = {}
+    busy: dict[int, tuple[str, Training]] = {}
     while True:
         clock, slot = heapq.heappop(slots)
-        if slot not in on:
+        if slot not in busy:
             number = len(so_far.trainings)
             training = Training(on, method.start(str(number)), noise, (seed, number))
             so_far.trainings.append(training)
-            on[slot] = (str(number), training)
-        trial_id, training = on[slot]
+            busy[slot] = (str(number), training)
+        trial_id, training = busy[slot]
         measured = training.report()
         so_far.images += EVERY
         if not method.goes_on(trial_id, training, measured):
-            del on[slot]
+            del busy[slot]
         if training.images >= IMAGES:
             so_far.complete.append(training)
         heapq.heappush(slots, (clock + EVERY, slot))
