@@ -160,6 +160,24 @@ def prepare(
 
 
 @app.command()
+def probe(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder that `ich-ray prepare` wrote.")],
+    space: Space,
+    out: Out,
+    minibatches: Annotated[int, typer.Option("--minibatches", min=1, help="How many are fitted.")] = 10,
+    passes: Annotated[int, typer.Option("--passes", min=1, help="How often.")] = 10,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Find learning rates by overfitting a few minibatches."""
+    from ich_ray.recipes.probe import probe as probe_rates
+
+    display.print_probe(
+        probe_rates(dataset, space, out, minibatches=minibatches, passes=passes, seed=seed), out, as_json
+    )
+
+
+@app.command()
 def search(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder that `ich-ray prepare` wrote.")],
     space: Space,

@@ -14,13 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ich_ray.data.dataset import DatasetManifest
     from ich_ray.final.confirm import Confirmation
     from ich_ray.pipeline import RunResult
+    from ich_ray.recipes.probe import Probe
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.search.audit import Audit
 
-__all__ = ["print_audit", "print_confirmation", "print_dataset", "print_run", "print_search"]
+__all__ = ["print_audit", "print_confirmation", "print_dataset", "print_probe", "print_run", "print_search"]
 
 _TABLE_ROWS = 10
 
@@ -77,6 +80,22 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         print(f"{count} trials on {setup}")
 
 
+def print_probe(done: Probe, out: str, as_json: bool) -> None:
+    """The winners of a probe, and the files that it wrote."""
+    if as_json:
+        print(done.model_dump_json(indent=1))
+        return
+    winners = done.winners()
+    failed = sum(bool(candidate.failure) for candidate in done.candidates)
+    print(f"{len(done.candidates)} combinations fitted, {failed} of them failed; {len(winners)} winners")
+    table = _table("first loss", "last loss", "AP", "parameters")
+    for winner in winners:
+        figures = (winner.losses[0], winner.loss, winner.average_precision)
+        table.add_row(*("-" if value is None else f"{value:.4f}" for value in figures), _written(winner.parameters))
+    _show(table)
+    print(f"table  {out}/probe.csv\nplot   {out}/probe.html\nspace  {out}/space.yaml")
+
+
 def print_audit(found: Audit, as_json: bool) -> None:
     """A line an invariant, and one each for what is wrong."""
     if as_json:
@@ -90,9 +109,12 @@ def print_audit(found: Audit, as_json: bool) -> None:
 
 
 def _parameters(trial: TrialResult) -> str:
+    return _written(trial.parameters)
+
+
+def _written(parameters: Mapping[str, Any]) -> str:
     return " ".join(
-        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in trial.parameters.items()
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in parameters.items()
     )
 
 

@@ -27,6 +27,7 @@ LEVELS = [
     {"search"},
     {"final"},
     {"cluster", "pipeline"},
+    {"recipes"},
     {"display"},
     {"cli", "cluster_verbs"},
 ]

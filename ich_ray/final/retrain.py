@@ -137,7 +137,7 @@ def _plan(found: SearchResult, trial: TrialResult, parameters: Hyperparameters) 
         "fingerprint": found.record.fingerprint,
         "parameters": parameters.model_dump(),
         "objective": found.objective.model_dump(),
-        "images": BUDGET_FACTOR * int(budget["images"]),
+        "images": BUDGET_FACTOR * parameters.images_within(int(budget["images"])),
         "report_every": int(budget["report_every"]),
         "seed": trial.seed,
     }

@@ -28,8 +28,9 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ich_ray.data.dataset import PlacedImages, Placement, SliceSet, as_index, place
+from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError, TrialFailure
-from ich_ray.metrics import Ranking, best_f_beta, log_loss
+from ich_ray.metrics import Ranking, best_f_beta, confusion, log_loss
 from ich_ray.model.networks import Network, build_network
 from ich_ray.model.pace import Pace, pace_for, usual_pace
 from ich_ray.model.parallel import ALONE, Shard
@@ -86,7 +87,9 @@ class Progress:
         metrics: on the validation slices: average_precision, roc_auc, f2 and f2_threshold (the best threshold on these
             very slices), log_loss; and train_loss, the mean weighted loss since the report before. Log loss and
             threshold are of probabilities corrected for the class weights (`prior_shift`), so that they compare with
-            `metrics.floors`. NaN where undefined.
+            `metrics.floors`. sensitivity_at_half and specificity_at_half are not corrected: they are of the decisions
+            that the network makes itself where its output exceeds one half, as report B judged its candidates. NaN
+            where undefined.
         elapsed_s: time in training and validation so far, over all attempts.
         images_per_s: training images per second since the report before, without validation.
         setup: how it is computed; of the first worker if there are several.
@@ -180,7 +183,7 @@ def train(
     In the fastest mode that `pace` finds for an accelerator, on a CPU in float32. Seeds PyTorch's global generator.
 
     Args:
-        parameters: the draw.
+        parameters: the draw; where it names `training_slices`, so many are drawn from `train` with its own seed.
         train: slices to learn from.
         validation: slices to report on.
         budget: images to show and images between reports.
@@ -195,6 +198,8 @@ def train(
         TrialFailure: `diverged` when the loss or a logit is not finite, `out_of_memory` on an accelerator.
         ConfigError: the parameters do not fit the images, or the state belongs to another plan.
     """
+    if parameters.training_slices:
+        train = stratified(train, parameters.training_slices, seed)
     run = _Run(parameters, train, validation, seed=seed, device=torch.device(device), shard=shard)
     try:
         run.start(resume, budget, placement, trials)
@@ -254,6 +259,7 @@ class _Run:
             return usual_pace(self.network)
         batch = self.images.take(self.shard.part(self._stream(0, self.parameters.batch_size)))
         free = {"learning_rate", "decay", "momentum", "weight_decay", "optimizer", "loss", "weights"}
+        free |= {"training_slices", "epochs"}
         what = (str(self.device), batch.shape, *self.parameters.model_dump(exclude=free).items())
         return pace_for(self.network, batch, what, images_left=images // self.shard.count, shard=self.shard)
 
@@ -337,12 +343,15 @@ class _Run:
         probabilities = 1 / (1 + np.exp(-(logits.astype(np.float64) + shift)))
         ap, auc = Ranking(labels, logits).statistics()
         threshold, f2 = best_f_beta(labels, probabilities)
+        own = confusion(labels, logits, 0.0)
         return {
             "average_precision": ap,
             "roc_auc": auc,
             "f2": f2,
             "f2_threshold": threshold,
             "log_loss": log_loss(labels, probabilities),
+            "sensitivity_at_half": own.sensitivity,
+            "specificity_at_half": own.specificity,
             "train_loss": self.train_loss,
         }
 

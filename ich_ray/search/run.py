@@ -19,7 +19,7 @@ from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.progress import board, say
 from ich_ray.results import Ending, SearchRecord, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search.draw import Listed
+from ich_ray.search.draw import Listed, sampled
 from ich_ray.search.ledger import Ledger, Verdict, differences
 from ich_ray.search.limits import Limits
 from ich_ray.search.plan import plan_search
@@ -104,7 +104,7 @@ def run_search(
     teacher = str(locate(warm_start)) if warm_start is not None else begun.warm_start if begun else None
     warm = _warm(checked, teacher)
 
-    from ich_ray.search.preflight import check_machines, check_roles, machines, plan_slots
+    from ich_ray.search.preflight import check_machines, check_roles, check_trials, machines, plan_slots
 
     check_roles(data)
     if plan:
@@ -116,6 +116,8 @@ def run_search(
         searches = [open_search(where) if where else None for where in (files.root if begun else None, teacher)]
         print(f"{planned}\n{costs(checked, data, planned, *searches)}")
         return SearchResult(files, asked, ())
+    if _trainer is None:
+        check_trials(data, sampled(checked))
     with locked(files), connected(address):
         slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         limits.check(slots.gpus)

@@ -1,0 +1,63 @@
+"""Fitting a few minibatches again and again: a rate at which not even those are learned is no rate for the rest.
+
+Report A chose its learning rates so. Knows the training loop and some slices; which draws are tried, and what is done
+with the losses, is not known here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ich_ray.data.sampling import stratified
+from ich_ray.errors import TrialFailure
+from ich_ray.model.training import Budget, train
+
+if TYPE_CHECKING:
+    import torch
+
+    from ich_ray.data.dataset import SliceSet
+    from ich_ray.model.hyperparameters import Hyperparameters
+
+__all__ = ["Overfit", "minibatches", "overfit"]
+
+
+@dataclass(frozen=True)
+class Overfit:
+    """How well some minibatches were fitted.
+
+    Attributes:
+        losses: the mean weighted loss of each pass, as training saw it.
+        average_precision: on the same slices after the last pass; None if it was never reached.
+        failure: why it ended early, empty if it did not.
+    """
+
+    losses: tuple[float, ...]
+    average_precision: float | None
+    failure: str = ""
+
+
+def minibatches(slices: SliceSet, batch_size: int, count: int, seed: int) -> SliceSet:
+    """The slices of `count` minibatches, with the share of haemorrhage of all; all slices where there are fewer."""
+    return stratified(slices, min(count * batch_size, len(slices)), seed)
+
+
+def overfit(
+    parameters: Hyperparameters, slices: SliceSet, *, passes: int, seed: int, device: torch.device | str = "cpu"
+) -> Overfit:
+    """Train on `slices` alone, `passes` times over all of them.
+
+    Raises:
+        ConfigError: the parameters do not fit the images.
+    """
+    alone = parameters.model_copy(update={"training_slices": 0, "epochs": 0})
+    budget = Budget(passes * len(slices), len(slices))
+    losses: list[float] = []
+    precision = None
+    try:
+        for progress in train(alone, slices, slices, budget=budget, seed=seed, device=device):
+            losses.append(progress.metrics["train_loss"])
+            precision = progress.metrics["average_precision"]
+    except TrialFailure as failure:
+        return Overfit(tuple(losses), None, failure.reason)
+    return Overfit(tuple(losses), precision)
