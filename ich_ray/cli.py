@@ -230,10 +230,19 @@ def search(
 def results(
     folder: SearchFolder,
     top: Annotated[int | None, typer.Option("--top", min=1, help="Best trials to show; 10, or all as JSON.")] = None,
+    at_half: Annotated[
+        bool,
+        typer.Option("--at-half", help="What each decides by itself at its end: F2, specificity, PPV."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """The trials of a search, best first, at any time."""
-    display.print_search(open_search(folder), top, as_json)
+    if at_half:
+        from ich_ray.recipes.quick import quick_evaluation
+
+        display.print_quick(quick_evaluation(open_search(folder)), as_json)
+    else:
+        display.print_search(open_search(folder), top, as_json)
 
 
 @app.command()
@@ -294,13 +303,17 @@ def audit(
 def retrain(
     folder: SearchFolder,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,
+    slices: Annotated[
+        int | None, typer.Option("--slices", min=1, help="Train on a stratified sample, measured after each pass.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the sample at most.")] = None,
     placement: Images = "auto",
     address: Address = None,
 ) -> None:
     """Train the chosen trial again, longer: the bundle."""
     from ich_ray.final.retrain import retrain as retrain_best
 
-    retrain_best(folder, workers=workers, placement=placement, address=address)
+    retrain_best(folder, workers=workers, slices=slices, epochs=epochs, placement=placement, address=address)
     print(f"bundle  {open_search(folder).files.bundle}")
 
 

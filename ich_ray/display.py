@@ -14,16 +14,25 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ich_ray.data.dataset import DatasetManifest
     from ich_ray.final.confirm import Confirmation
     from ich_ray.pipeline import RunResult
     from ich_ray.recipes.probe import Probe
+    from ich_ray.recipes.quick import QuickRow
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.search.audit import Audit
 
-__all__ = ["print_audit", "print_confirmation", "print_dataset", "print_probe", "print_run", "print_search"]
+__all__ = [
+    "print_audit",
+    "print_confirmation",
+    "print_dataset",
+    "print_probe",
+    "print_quick",
+    "print_run",
+    "print_search",
+]
 
 _TABLE_ROWS = 10
 
@@ -94,6 +103,20 @@ def print_probe(done: Probe, out: str, as_json: bool) -> None:
         table.add_row(*("-" if value is None else f"{value:.4f}" for value in figures), _written(winner.parameters))
     _show(table)
     print(f"table  {out}/probe.csv\nplot   {out}/probe.html\nspace  {out}/space.yaml")
+
+
+def print_quick(rows: Sequence[QuickRow], as_json: bool) -> None:
+    """What the trials of a search decide at one half, in the order they were tried."""
+    if as_json:
+        print(json.dumps([row.figures() for row in rows], indent=1))
+        return
+    names = ("f2", "accuracy", "sensitivity", "specificity", "ppv")
+    table = _table("trial", *names, "AP", "images", "parameters")
+    for row in rows:
+        figures = row.figures()
+        shown = ("-" if figures[name] is None else f"{figures[name]:.4f}" for name in (*names, "average_precision"))
+        table.add_row(str(row.trial), *shown, str(row.images), _written(row.parameters))
+    _show(table)
 
 
 def print_audit(found: Audit, as_json: bool) -> None:
