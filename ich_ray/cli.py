@@ -423,6 +423,31 @@ def run(
 
 
 @app.command()
+def reproduce(
+    out: Out,
+    images: Annotated[
+        str | None, typer.Argument(metavar="[DICOM_DIR]", help="Folder of DICOM files; if none, a phantom's.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="Label table of the folder.")] = None,
+    scale: Annotated[
+        Literal["small", "full"], typer.Option("--scale", help="As they were, or in minutes on two cores.")
+    ] = "small",
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Of report A's ResNet50: imagenet, a safetensors file, or none.")
+    ] = None,
+    seed: Seed = 0,
+    limit_rejected: LimitRejected = "5%",
+    address: Address = None,
+) -> None:
+    """Run two published systems again, beside ours, on one page."""
+    from ich_ray.recipes.reproduce import reproduce as run_again
+
+    keys: dict[str, Any] = {"scale": scale, "weights": weights, "seed": seed, "address": address}
+    page = run_again(images, labels, out, limit_rejected=_share(limit_rejected), **keys)
+    print(f"page  {page}")
+
+
+@app.command()
 def predict(
     bundle: BundleFolder,
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="DICOM files or folders of them.")],

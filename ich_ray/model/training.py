@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -340,7 +341,7 @@ class _Run:
     def _metrics(self, logits: NDArray[np.float32]) -> dict[str, float]:
         labels = self.validation.labels
         shift = prior_shift(self.parameters.loss, *self._counts)
-        probabilities = 1 / (1 + np.exp(-(logits.astype(np.float64) + shift)))
+        probabilities = expit(logits.astype(np.float64) + shift)
         ap, auc = Ranking(labels, logits).statistics()
         threshold, f2 = best_f_beta(labels, probabilities)
         own = confusion(labels, logits, 0.0)

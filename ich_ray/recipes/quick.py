@@ -17,11 +17,11 @@ from ich_ray.data.folds import HeldOut
 from ich_ray.metrics import Confusion
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ich_ray.results import SearchResult, TrialResult
 
-__all__ = ["QuickRow", "Spread", "quick_evaluation", "spread"]
+__all__ = ["QuickRow", "Spread", "quick_evaluation", "spread_of"]
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def _row(trial: TrialResult, prevalence: float) -> QuickRow:
     )
 
 
-def spread(rows: Sequence[QuickRow], name: str) -> Spread | None:
-    """Mean and deviation of a figure over rows; None where fewer than two rows have it."""
-    values = tuple(float(value) for row in rows if (value := row.figures()[name]) is not None)
+def spread_of(figures: Sequence[Mapping[str, Any]], name: str) -> Spread | None:
+    """Mean and deviation of one of `figures`; None where fewer than two have it."""
+    values = tuple(float(value) for row in figures if (value := row[name]) is not None)
     if len(values) < 2:
         return None
     return Spread(statistics.fmean(values), statistics.stdev(values), values)

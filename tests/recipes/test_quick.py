@@ -7,7 +7,7 @@ import pytest
 
 from ich_ray.cli import call
 from ich_ray.data.folds import HeldOut
-from ich_ray.recipes.quick import quick_evaluation, spread
+from ich_ray.recipes.quick import quick_evaluation, spread_of
 from ich_ray.results import Report, SearchResult, TrialResult, open_search
 from ich_ray.search.space import load_space
 from ich_ray.storage import SearchFiles, locate, write_json
@@ -58,11 +58,11 @@ def test_folds_count_with_their_own_prevalence(tmp_path: Path) -> None:
     rows = quick_evaluation(open_search(files.root))
     held_out = [HeldOut(dataset, fold).role("validation").prevalence for fold in range(2)]
     assert [row.figures()["ppv"] for row in rows] == pytest.approx(held_out)
-    found = spread(rows, "accuracy")
+    found = spread_of([row.figures() for row in rows], "accuracy")
     assert found is not None
     assert found.values == pytest.approx(held_out)
     assert found.deviation == pytest.approx(abs(held_out[0] - held_out[1]) / 2**0.5)
-    assert spread(rows[:1], "accuracy") is None
+    assert spread_of([rows[0].figures()], "accuracy") is None
 
 
 def test_report_b_is_its_table() -> None:
