@@ -198,6 +198,9 @@ def search(
     ] = None,
     warm_start: Annotated[str | None, typer.Option("--warm-start", help="Learn from another search first.")] = None,
     placement: Images = "auto",
+    share_trunks: Annotated[
+        bool, typer.Option("--share-trunks", help="Compute what frozen layers make of each slice once, for all trials.")
+    ] = False,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -220,6 +223,7 @@ def search(
         seed=seed,
         warm_start=warm_start,
         placement=placement,
+        share_trunks=share_trunks,
         address=address,
     )
     if not plan:

@@ -9,17 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
+from ich_ray.data.features import FeaturesInMemory
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import TrialFailure
+from ich_ray.model.networks import build_network
 from ich_ray.model.training import Budget, train
+from ich_ray.model.trunk import as_features, is_divisible
 
 if TYPE_CHECKING:
-    import torch
-
     from ich_ray.data.dataset import SliceSet
     from ich_ray.model.hyperparameters import Hyperparameters
 
-__all__ = ["Overfit", "minibatches", "overfit"]
+__all__ = ["Overfit", "frozen_features", "minibatches", "overfit"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,35 @@ def minibatches(slices: SliceSet, batch_size: int, count: int, seed: int) -> Sli
     return stratified(slices, min(count * batch_size, len(slices)), seed)
 
 
+def frozen_features(
+    parameters: Hyperparameters, slices: SliceSet, *, seed: int, device: torch.device | str = "cpu"
+) -> FeaturesInMemory | None:
+    """What the frozen layers make of `slices`, once for all draws that freeze the same; None where none are frozen."""
+    if not is_divisible(parameters):
+        return None
+    torch.manual_seed(seed)  # as training does: without weights of a file, frozen layers are what the seed made them
+    network = build_network(parameters, slices.dataset.image_shape).to(device)
+    return FeaturesInMemory(slices.rows, as_features(network, parameters, slices))
+
+
 def overfit(
-    parameters: Hyperparameters, slices: SliceSet, *, passes: int, seed: int, device: torch.device | str = "cpu"
+    parameters: Hyperparameters,
+    slices: SliceSet,
+    *,
+    passes: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    features: FeaturesInMemory | None = None,
 ) -> Overfit:
     """Train on `slices` alone, `passes` times over all of them.
+
+    Args:
+        parameters: the draw.
+        slices: to be fitted.
+        passes: over them.
+        seed: of weights, order and dropout.
+        device: where to train.
+        features: what `frozen_features` gave for the same slices, seed and frozen layers.
 
     Raises:
         ConfigError: the parameters do not fit the images.
@@ -55,7 +83,7 @@ def overfit(
     losses: list[float] = []
     precision = None
     try:
-        for progress in train(alone, slices, slices, budget=budget, seed=seed, device=device):
+        for progress in train(alone, slices, slices, budget=budget, seed=seed, device=device, features=features):
             losses.append(progress.metrics["train_loss"])
             precision = progress.metrics["average_precision"]
     except TrialFailure as failure:

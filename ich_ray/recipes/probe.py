@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.data.dataset import SliceSet
+    from ich_ray.data.features import FeaturesInMemory
     from ich_ray.results import Parameter
     from ich_ray.search.draw import SearchSpace
 
@@ -145,10 +146,11 @@ def _begun(file: UPath, asked: Probe) -> Probe:
 def _fitted(begun: Probe, listed: Sequence[Mapping[str, Parameter]], data: PreparedDataset, file: UPath) -> Probe:
     import torch
 
-    from ich_ray.model.overfit import minibatches, overfit
+    from ich_ray.model.overfit import frozen_features, minibatches, overfit
 
     device, train, done = ("cuda" if torch.cuda.is_available() else "cpu"), data.role("train"), begun
     taken: dict[int, SliceSet] = {}
+    frozen: dict[tuple[object, ...], FeaturesInMemory | None] = {}
     with bar("Probing", len(listed), "combinations") as advance:
         for parameters in listed[len(begun.candidates) :]:
             drawn = Hyperparameters.model_validate(parameters)
@@ -156,8 +158,12 @@ def _fitted(begun: Probe, listed: Sequence[Mapping[str, Parameter]], data: Prepa
                 taken[drawn.batch_size] = minibatches(train, drawn.batch_size, begun.minibatches, begun.seed)
                 if (there := len(taken[drawn.batch_size])) < begun.minibatches * drawn.batch_size:
                     say(f"  {begun.minibatches} minibatches of {drawn.batch_size} need more slices than {there:,}")
-            started = time.monotonic()
-            found = overfit(drawn, taken[drawn.batch_size], passes=begun.passes, seed=begun.seed, device=device)
+            started, slices = time.monotonic(), taken[drawn.batch_size]
+            trunk = (drawn.architecture, drawn.weights, drawn.unfreeze_from, drawn.batch_size)
+            if trunk not in frozen:
+                frozen.clear()  # one at a time: those of 2,560 slices may take half a gigabyte
+                frozen[trunk] = frozen_features(drawn, slices, seed=begun.seed, device=device)
+            found = overfit(drawn, slices, passes=begun.passes, seed=begun.seed, device=device, features=frozen[trunk])
             tried = Candidate(parameters={**parameters}, **vars(found), seconds=time.monotonic() - started)
             done = done.model_copy(update={"candidates": (*done.candidates, tried)})
             write_json(file, done.model_dump(mode="json"))

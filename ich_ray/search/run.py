@@ -58,6 +58,7 @@ def run_search(
     seed: int | None = None,
     warm_start: Location | None = None,
     placement: Placement = "auto",
+    share_trunks: bool = False,
     address: str | None = None,
     _trainer: Trainer | None = None,
 ) -> SearchResult:
@@ -81,6 +82,8 @@ def run_search(
         warm_start: another search whose trials the sampler may learn from.
         placement: `device` keeps the images of each trial in accelerator memory, `host` never; `auto` does where they
             fit into half of the trial's part of it.
+        share_trunks: compute what frozen layers with given weights make of each slice once, into the dataset's folder,
+            for all trials that freeze the same.
         address: a Ray cluster; this machine if not given.
 
     Raises:
@@ -122,6 +125,10 @@ def run_search(
         slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         limits.check(slots.gpus)
         check_machines(data, files.root)
+        if share_trunks:
+            from ich_ray.search.trunks import share_trunks as share
+
+            share(data, sampled(checked), gpus=slots.gpus > 0)
         ledger = Ledger.open(out) if begun else Ledger.create(out, asked)
         if wanted != ledger.record.wanted:
             ledger.amend(trials=wanted)
