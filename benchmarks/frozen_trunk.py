@@ -2,8 +2,8 @@
 
 A ResNet whose `layer4` and head are trained, as report A's, for some steps: through all layers, and on features that
 were computed once before. Both in one process on one thread, in turns, and only processor time is counted: what else
-the machine does then falls on both. Prints the ratio (layers / features) with its quartiles over the turns, the cost of the
-features in trials of one pass, their size beside the images, and the largest difference of a validation logit.
+the machine does then falls on both. Prints the ratio (layers / features) with its quartiles over the turns, the cost of
+the features in passes of one trial, their size beside the images, and the largest difference of a validation logit.
 
     python benchmarks/frozen_trunk.py [--architecture resnet50] [--size 128] [--turns 6] [--images 32]
 """

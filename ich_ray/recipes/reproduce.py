@@ -176,13 +176,15 @@ class _Work:
         write_bytes(path, yaml.safe_dump(source, sort_keys=False, default_flow_style=None, width=120).encode())
         return path
 
-    def _searched(self, name: str, dataset: PreparedDataset, space: UPath, trials: int | None = None) -> SearchFiles:
+    def _searched(
+        self, name: str, dataset: PreparedDataset, space: UPath, trials: int | None = None, *, share: bool = False
+    ) -> SearchFiles:
         from ich_ray.search.run import run_search
 
         files = SearchFiles(self.root / name)
         progress.say(f"search: {name}")
-        resume = files.search.exists()
-        run_search(dataset.files.root, space, files.root, trials=trials, seed=self.seed, resume=resume)
+        keys: dict[str, Any] = {"seed": self.seed, "resume": files.search.exists(), "share_trunks": share}
+        run_search(dataset.files.root, space, files.root, trials=trials, **keys)
         return files
 
     def report_a(self) -> tuple[tuple[int, int], list[QuickRow]]:
@@ -193,7 +195,8 @@ class _Work:
         done = probe(
             self.windows.files.root, grid, folder, minibatches=MINIBATCHES, passes=self.scale.passes, seed=self.seed
         )
-        files = self._searched("report-a", self.windows, folder / "space.yaml", max(len(done.winners()), 1))
+        trials, share = max(len(done.winners()), 1), self.scale.name == "small"  # at full size 118 GB
+        files = self._searched("report-a", self.windows, folder / "space.yaml", trials, share=share)
         finish(files)
         failed = sum(bool(candidate.failure) for candidate in done.candidates)
         return (len(done.candidates), failed), quick_evaluation(open_search(files.root))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from ich_ray.data.features import ROWS_A_FILE, FeatureFiles, check_room, pool_ro
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import bar, say
-from ich_ray.storage import exclusive
+from ich_ray.storage import exclusive, is_held
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -63,7 +64,7 @@ def share_trunks(dataset: PreparedDataset, trials: Iterable[Hyperparameters], gp
     Ray must be connected.
 
     Raises:
-        ConfigError: they do not fit on the disk of the dataset, or weights are not there; nothing was written.
+        ConfigError: they do not fit on the disk of the dataset, it cannot be written, or weights are not there.
         IchRayError: a task failed; what is there is kept.
     """
     from ich_ray.model.networks import build_network
@@ -80,24 +81,30 @@ def share_trunks(dataset: PreparedDataset, trials: Iterable[Hyperparameters], gp
         needed = check_room(dataset, shape)
         say(f"frozen layers of {parameters.architecture} below {parameters.unfreeze_from}: {needed / 1e9:.2f} GB, once")
         job = _Job(str(dataset.files.root), dataset.manifest.fingerprint, parameters.model_dump(), key, gpus)
-        _alone(files, job, dataset, shape)
+        try:
+            _alone(files, job, dataset, shape)
+        except OSError as error:
+            raise ConfigError(
+                f"{files.root}: the folder of the dataset must take features of frozen layers, got "
+                f"{error.strerror or error}; make it writable or leave out --share-trunks"
+            ) from None
     return keys
 
 
 def _alone(files: FeatureFiles, job: _Job, dataset: PreparedDataset, shape: tuple[int, ...]) -> None:
     """Compute under the lock of the key, or wait for whoever does."""
-    waiting = False
+    told = False
     while not files.manifest.exists():
-        try:
-            with exclusive(files.lock, "features of frozen layers"):
-                if not files.manifest.exists():
-                    compute(files, job, dataset)
-                    files.finish(dataset, shape)
-        except ConfigError:
-            if not waiting:
+        if is_held(files.lock):
+            if not told:
                 say("  another search computes them, waiting for it")
-            waiting = True
+            told = True
             time.sleep(_WAIT_S)
+            continue
+        with suppress(ConfigError), exclusive(files.lock, "features of frozen layers"):  # taken meanwhile: wait
+            if not files.manifest.exists():
+                compute(files, job, dataset)
+                files.finish(dataset, shape)
 
 
 def compute(files: FeatureFiles, job: _Job, dataset: PreparedDataset) -> None:
