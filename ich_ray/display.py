@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from ich_ray.search.table import said_parameters
+
 if TYPE_CHECKING:
     from ich_ray.data.dataset import DatasetManifest
     from ich_ray.final.confirm import Confirmation
     from ich_ray.pipeline import RunResult
-    from ich_ray.results import SearchResult, TrialResult
+    from ich_ray.results import SearchResult
     from ich_ray.search.audit import Audit
 
 __all__ = ["print_audit", "print_confirmation", "print_dataset", "print_run", "print_search"]
@@ -71,7 +73,9 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         seconds = f"{trial.reports[-1].elapsed_s:.0f}" if trial.reports else "-"
         state = f"{trial.state} ({trial.reason})" if trial.reason else trial.state
         value = "-" if trial.value is None else f"{trial.value:.4f}"
-        table.add_row(str(trial.number), state, value, str(trial.images_seen), seconds, _parameters(trial))
+        table.add_row(
+            str(trial.number), state, value, str(trial.images_seen), seconds, said_parameters(trial.parameters)
+        )
     _show(table)
     for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
         print(f"{count} trials on {setup}")
@@ -87,13 +91,6 @@ def print_audit(found: Audit, as_json: bool) -> None:
         print(f"{check.invariant}  {check.state:9}  {check.rule}: {check.found}")
         for breach in check.breaches:
             print(f"               {breach}")
-
-
-def _parameters(trial: TrialResult) -> str:
-    return " ".join(
-        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in trial.parameters.items()
-    )
 
 
 def print_confirmation(confirmation: Confirmation, as_json: bool) -> None:
@@ -119,7 +116,7 @@ def print_run(result: RunResult, as_json: bool) -> None:
         found: dict[str, Any] = {"best_trial": best.model_dump(mode="json"), "card": card}
         print(json.dumps({**found, "bundle": str(result.bundle), "report": str(result.report)}, indent=1))
         return
-    print(f"best trial        {best.number} of {len(result.search.trials)}: {_parameters(best)}")
+    print(f"best trial        {best.number} of {len(result.search.trials)}: {said_parameters(best.parameters)}")
     print(f"selection score   {best.objective.metric} {best.value:.3f} on validation patients (optimistic: it chose)")
     for name, point in card["test"]["operating_points"].items():
         figures = ", ".join(

@@ -33,7 +33,7 @@ LEVELS = [
 # The functional core must run where Ray is not installed.
 MAY_IMPORT_RAY = {
     "runtime", "cluster.jobs", "cluster.doctor", "data.prepare", "search.sampler", "search.halving", "search.trial",
-    "search.run", "search.together", "search.bookkeeper", "search.preflight", "final.archive", "final.confirm",
+    "search.driver", "search.together", "search.bookkeeper", "search.preflight", "final.archive", "final.confirm",
     "final.distributed",
 }  # fmt: skip
 
