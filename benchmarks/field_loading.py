@@ -132,7 +132,7 @@ def of_datasets(folder: Path, images: np.memmap[Any, Any]) -> Epoch:
         _examples, features=features, cache_dir=str(folder / "cache"), gen_kwargs={"file": str(images.filename)}
     )
     made.save_to_disk(str(folder / "saved"))
-    data = datasets.load_from_disk(str(folder / "saved")).with_format("torch")
+    data = datasets.load_from_disk(str(folder / "saved")).with_format("torch", dtype=torch.uint8)
     batches = BatchSampler(RandomSampler(data), BATCH, drop_last=False)
     loader = DataLoader(data, batch_size=None, sampler=batches, num_workers=WORKERS, persistent_workers=True)
     return lambda: counted(batch["image"] for batch in loader)

@@ -37,7 +37,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.contest import Peer, absent, machine, ratios, spread, table
-from benchmarks.searchers.task import FIXED, METRIC, Task, notes
+from benchmarks.searchers.task import FIXED, METRIC, Task, losses, notes
 from ich_ray.ct.phantom import write_phantom
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.prepare import prepare
@@ -127,19 +127,6 @@ def killed(method: str, task: Task) -> tuple[int, int, int]:
     before = len(notes(task.notes))
     ended = Driver(method, task).wait()["ended"]
     return losses(notes(task.notes), before, set(ended))
-
-
-def losses(noted: list[dict[str, Any]], before: int, ended: set[str]) -> tuple[int, int, int]:
-    """Of the notes of a search whose first `before` are from before a kill, with the names of the trials that ended."""
-    begun = {note["trial"] for note in noted[:before]}
-    reached: dict[str, int] = {}
-    again = 0
-    for note in noted:
-        trial, start = note["trial"], note["at"] - note["images"]
-        again += min(note["images"], max(reached.get(trial, 0) - start, 0))
-        reached[trial] = max(reached.get(trial, 0), note["at"])
-    lost = begun - ended
-    return len(begun), len(lost), again + sum(reached[trial] for trial in lost)
 
 
 def again(dataset: str, parameters: dict[str, Any], seed: int) -> float:

@@ -48,10 +48,10 @@ class NotedTrainer:
     def __call__(
         self, parameters: Hyperparameters, dataset: PreparedDataset, settings: TrialSettings, seed: int, resume: Any
     ) -> Iterator[Progress]:
-        from ich_ray.model.training import TrainingState
+        from ich_ray.model.state import TrainingState
 
-        seen = TrainingState.load(resume).images_seen if resume else 0
-        return noted(self.task, str(seed), train_model(parameters, dataset, settings, seed, resume), seen)
+        begun = TrainingState.load(resume) if resume else None
+        return noted(self.task, str(seed), train_model(parameters, dataset, settings, seed, resume), begun)
 
 
 def search(task: Task) -> None:

@@ -20,6 +20,7 @@ from ich_ray.storage import locate, write_json
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from ich_ray.model.state import TrainingState
     from ich_ray.model.training import Progress
 
 # No `when`: not every peer has conditional parameters.
@@ -95,18 +96,30 @@ def note(file: Path, **facts: Any) -> None:
     os.close(handle)
 
 
-def noted(task: Task, name: str, steps: Generator[Progress, None, None], seen: int = 0) -> Iterator[Progress]:
-    """The steps of a training, each noted with its images and the seconds it took; `seen` by an earlier attempt."""
+def losses(all_notes: list[dict[str, Any]], before: int, ended: set[str]) -> tuple[int, int, int]:
+    """Of the notes of a search whose first `before` are from before a kill, with the names of the trials that ended."""
+    begun = {one["trial"] for one in all_notes[:before]}
+    reached: dict[str, int] = {}
+    again = 0
+    for one in all_notes:
+        trial, start = one["trial"], one["at"] - one["images"]
+        again += min(one["images"], max(reached.get(trial, 0) - start, 0))
+        reached[trial] = max(reached.get(trial, 0), one["at"])
+    lost = begun - ended
+    return len(begun), len(lost), again + sum(reached[trial] for trial in lost)
+
+
+def noted(
+    task: Task, name: str, steps: Generator[Progress, None, None], begun: TrainingState | None
+) -> Iterator[Progress]:
+    """The steps of a training, each noted with its images and the seconds that they took, evaluation among them."""
+    seen, busy_s = (begun.images_seen, float(begun.numbers["elapsed_s"])) if begun else (0, 0.0)
     note(task.notes, trial=name, images=0, at=seen, busy_s=0.0)
     with closing(steps):
-        while True:
-            started = time.perf_counter()
-            progress = next(steps, None)
-            if progress is None:
-                return
-            busy_s, images = time.perf_counter() - started, progress.images_seen - seen
-            seen = progress.images_seen
-            note(task.notes, trial=name, images=images, at=seen, busy_s=busy_s)
+        for progress in steps:
+            facts = {"images": progress.images_seen - seen, "busy_s": progress.elapsed_s - busy_s}
+            seen, busy_s = progress.images_seen, progress.elapsed_s
+            note(task.notes, trial=name, at=seen, **facts)
             yield progress
 
 
@@ -129,7 +142,7 @@ def trained(task: Task, parameters: dict[str, Any], name: str, resume: Path | No
         seed=task.trial_seed(name),
         resume=state,
     )
-    return noted(task, name, steps, state.images_seen if state else 0)  # type: ignore[arg-type]
+    return noted(task, name, steps, state)  # type: ignore[arg-type]
 
 
 def write_found(task: Task, parameters: dict[str, Any] | None, ended: list[str]) -> None:
