@@ -56,7 +56,9 @@ def in_turns(contestants: dict[str, Callable[[], T]], rounds: int) -> dict[str, 
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Median and range, such as `16.2 (15.0 to 17.9)`."""
+    """Median and range, such as `16.2 (15.0 to 17.9)`; of one value no range."""
+    if len(values) == 1:
+        return f"{values[0]:,.{digits}f}"
     low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high})"
 

@@ -12,6 +12,7 @@ less. Only ours and Hugging Face's shuffle all images exactly; the others shuffl
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import statistics
 import sys
@@ -146,6 +147,7 @@ def _examples(file: str) -> Iterator[dict[str, NDArray[np.uint8]]]:
 def of_ray_data(folder: Path, images: np.memmap[Any, Any]) -> Epoch:
     """Materialized in its object store, with a local shuffle buffer."""
     del folder
+    atexit.register(_UNTIL_THE_END.close)
     _UNTIL_THE_END.enter_context(connected(cpus=WORKERS))
     return of_ray(images)
 

@@ -199,8 +199,12 @@ def main() -> None:
                 named = f"{folder}/{method}{seed}"
                 shape = (TRIAL_IMAGES, REPORT_EVERY, SLOTS)
                 outcomes[method].append(whole(method, Task(dataset, named, seed, images, *shape)))
+                print(f"{method}, seed {seed}: {outcomes[method][-1]}", file=sys.stderr)
                 if not options.no_kill:
                     kills[method].append(killed(method, Task(dataset, f"{named}killed", seed, images // 2, *shape)))
+                    print(
+                        f"{method}, seed {seed}, killed: begun, lost, thrown away {kills[method][-1]}", file=sys.stderr
+                    )
         best = confirmed(dataset, outcomes)
     print(f"{images} images a search, {options.seeds} seed(s), {SIZE}x{SIZE}x3, {SLOTS} slots; {machine()}")
     print(table([*HEADER, "best confirmed AP"], rows(outcomes, best)))

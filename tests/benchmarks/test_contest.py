@@ -28,6 +28,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert ratios([10.0, 30.0, 8.0], [1.0, 2.0, 1.0]) == [10.0, 15.0, 8.0]
     assert spread(ratios([10.0, 30.0, 8.0], [1.0, 2.0, 1.0])) == "10.0 (8.0 to 15.0)"
     assert spread([1234.6, 999.0], 0) == "1,117 (999 to 1,235)"
+    assert spread([1234.6], 0) == "1,235"
 
 
 def test_a_peer_that_is_not_there_is_named() -> None:
