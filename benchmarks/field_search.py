@@ -14,6 +14,8 @@ of the images, and gone on with as its documentation says. Lost are trials begun
 does not know in the end; thrown away are the images of those, and images that a trial was shown twice.
 
     python benchmarks/field_search.py [--seeds 1] [--trials 8] [--only ours optuna_alone] [--no-kill]
+
+Interrupted (Ctrl-C) it confirms and tells what there is by then.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -74,21 +77,25 @@ class Driver:
             self.process = subprocess.Popen(command, stdout=said, stderr=said, env=surroundings)
 
     def wait(self) -> dict[str, Any]:
-        """What it found."""
-        if self.process.wait():
+        """What it found; when this is interrupted nothing goes on by itself."""
+        try:
+            code = self.process.wait()
+        except KeyboardInterrupt:
+            self.kill()
+            raise
+        if code:
             raise SystemExit(f"{self.method}: {self.said.read_text()[-3000:]}")
         found: dict[str, Any] = json.loads((Path(self.task.folder) / "found.json").read_text())
         return found
 
     def kill(self) -> None:
         """It and all that it started, at once."""
-        driver = psutil.Process(self.process.pid)
-        for process in (driver, *driver.children(recursive=True)):
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        self.process.wait()
+        if self.process.poll() is None:
+            driver = psutil.Process(self.process.pid)
+            for process in (driver, *driver.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.process.wait()
 
 
 @dataclass(frozen=True)
@@ -119,11 +126,13 @@ def killed(method: str, task: Task) -> tuple[int, int, int]:
     """Trials begun before the kill, how many of them are lost, and images thrown away."""
     task.write()
     driver = Driver(method, task)
-    while sum(note["images"] for note in notes(task.notes)) < task.images / 2:
-        if driver.process.poll() is not None:
-            driver.wait()
-        time.sleep(0.05)
-    driver.kill()
+    try:
+        while sum(note["images"] for note in notes(task.notes)) < task.images / 2:
+            if driver.process.poll() is not None:
+                driver.wait()
+            time.sleep(0.05)
+    finally:
+        driver.kill()
     before = len(notes(task.notes))
     ended = Driver(method, task).wait()["ended"]
     return losses(notes(task.notes), before, set(ended))
@@ -158,19 +167,24 @@ def confirmed(dataset: str, outcomes: dict[str, list[Outcome]]) -> dict[str, lis
 
 def rows(outcomes: dict[str, list[Outcome]], best: dict[str, list[float]]) -> list[list[str]]:
     ours = [one.wall_s for one in outcomes["ours"]]
-    return [
-        [
-            METHODS[method],
-            spread([one.wall_s for one in runs], 0),
-            spread(ratios([one.wall_s for one in runs], ours)),
-            spread([one.images for one in runs], 0),
-            spread([one.trials for one in runs], 0),
-            spread([100 * one.idle for one in runs], 0) + " %",
-            spread([one.idle_s_a_trial for one in runs]),
-            spread(best[method], 3) if best[method] else "no trial was completed",
-        ]
-        for method, runs in outcomes.items()
-    ]
+    told = []
+    for method, runs in outcomes.items():
+        if not runs:
+            continue
+        wall_s = [one.wall_s for one in runs][: len(ours)]
+        told.append(
+            [
+                METHODS[method],
+                spread(wall_s, 0),
+                spread(ratios(wall_s, ours[: len(wall_s)])),
+                spread([one.images for one in runs], 0),
+                spread([one.trials for one in runs], 0),
+                spread([100 * one.idle for one in runs], 0) + " %",
+                spread([one.idle_s_a_trial for one in runs]),
+                spread(best[method], 3) if best[method] else "no trial was completed",
+            ]
+        )
+    return told
 
 
 HEADER = ["search", "wall-clock s", "wall-clock / ours", "images", "trials", "slots idle", "idle s a trial"]
@@ -193,18 +207,19 @@ def main() -> None:
         prepare(made.images, made.labels, dataset, size=SIZE)
         outcomes: dict[str, list[Outcome]] = {method: [] for method in methods}
         kills: dict[str, list[tuple[int, int, int]]] = {method: [] for method in methods}
-        for seed in range(options.seeds):
-            first = seed % len(methods)
-            for method in methods[first:] + methods[:first]:
-                named = f"{folder}/{method}{seed}"
-                shape = (TRIAL_IMAGES, REPORT_EVERY, SLOTS)
-                outcomes[method].append(whole(method, Task(dataset, named, seed, images, *shape)))
-                print(f"{method}, seed {seed}: {outcomes[method][-1]}", file=sys.stderr)
-                if not options.no_kill:
-                    kills[method].append(killed(method, Task(dataset, f"{named}killed", seed, images // 2, *shape)))
-                    print(
-                        f"{method}, seed {seed}, killed: begun, lost, thrown away {kills[method][-1]}", file=sys.stderr
-                    )
+        try:
+            for seed in range(options.seeds):
+                first = seed % len(methods)
+                for method in methods[first:] + methods[:first]:
+                    one = Task(dataset, f"{folder}/{method}{seed}", seed, images, TRIAL_IMAGES, REPORT_EVERY, SLOTS)
+                    outcomes[method].append(whole(method, one))
+                    print(f"{method}, seed {seed}: {outcomes[method][-1]}", file=sys.stderr)
+                    if not options.no_kill:
+                        shorter = replace(one, folder=f"{one.folder}killed", images=images // 2)
+                        kills[method].append(killed(method, shorter))
+                        print(f"{method}, seed {seed}, killed: {kills[method][-1]}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("interrupted: this is what there is by now", file=sys.stderr)
         best = confirmed(dataset, outcomes)
     print(f"{images} images a search, {options.seeds} seed(s), {SIZE}x{SIZE}x3, {SLOTS} slots; {machine()}")
     print(table([*HEADER, "best confirmed AP"], rows(outcomes, best)))
@@ -213,6 +228,7 @@ def main() -> None:
         told = [
             [METHODS[method], *(spread(column, 0) for column in zip(*runs, strict=True))]
             for method, runs in kills.items()
+            if runs
         ]
         print(table(["search", "trials begun before", "of them lost", "images thrown away"], told))
     print(*absent([SYNE]), sep="\n")
