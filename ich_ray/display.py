@@ -13,14 +13,28 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from ich_ray.search.table import said_parameters
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ich_ray.data.dataset import DatasetManifest
     from ich_ray.final.confirm import Confirmation
     from ich_ray.pipeline import RunResult
-    from ich_ray.results import SearchResult, TrialResult
+    from ich_ray.recipes.probe import Probe
+    from ich_ray.recipes.quick import QuickRow
+    from ich_ray.results import SearchResult
     from ich_ray.search.audit import Audit
 
-__all__ = ["print_audit", "print_confirmation", "print_dataset", "print_run", "print_search"]
+__all__ = [
+    "print_audit",
+    "print_confirmation",
+    "print_dataset",
+    "print_probe",
+    "print_quick",
+    "print_run",
+    "print_search",
+]
 
 _TABLE_ROWS = 10
 
@@ -71,10 +85,44 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         seconds = f"{trial.reports[-1].elapsed_s:.0f}" if trial.reports else "-"
         state = f"{trial.state} ({trial.reason})" if trial.reason else trial.state
         value = "-" if trial.value is None else f"{trial.value:.4f}"
-        table.add_row(str(trial.number), state, value, str(trial.images_seen), seconds, _parameters(trial))
+        table.add_row(
+            str(trial.number), state, value, str(trial.images_seen), seconds, said_parameters(trial.parameters)
+        )
     _show(table)
     for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
         print(f"{count} trials on {setup}")
+
+
+def print_probe(done: Probe, out: str, as_json: bool) -> None:
+    """The winners of a probe, and the files that it wrote."""
+    if as_json:
+        print(done.model_dump_json(indent=1))
+        return
+    winners = done.winners()
+    failed = sum(bool(candidate.failure) for candidate in done.candidates)
+    print(f"{len(done.candidates)} combinations fitted, {failed} of them failed; {len(winners)} winners")
+    table = _table("first loss", "last loss", "AP", "parameters")
+    for winner in winners:
+        figures = (winner.losses[0], winner.loss, winner.average_precision)
+        table.add_row(
+            *("-" if value is None else f"{value:.4f}" for value in figures), said_parameters(winner.parameters)
+        )
+    _show(table)
+    print(f"table  {out}/probe.csv\nplot   {out}/probe.html\nspace  {out}/space.yaml")
+
+
+def print_quick(rows: Sequence[QuickRow], as_json: bool) -> None:
+    """What the trials of a search decide at one half, in the order they were tried."""
+    if as_json:
+        print(json.dumps([row.figures() for row in rows], indent=1))
+        return
+    names = ("f2", "accuracy", "sensitivity", "specificity", "ppv")
+    table = _table("trial", *names, "AP", "images", "parameters")
+    for row in rows:
+        figures = row.figures()
+        shown = ("-" if figures[name] is None else f"{figures[name]:.4f}" for name in (*names, "average_precision"))
+        table.add_row(str(row.trial), *shown, str(row.images), said_parameters(row.parameters))
+    _show(table)
 
 
 def print_audit(found: Audit, as_json: bool) -> None:
@@ -87,13 +135,6 @@ def print_audit(found: Audit, as_json: bool) -> None:
         print(f"{check.invariant}  {check.state:9}  {check.rule}: {check.found}")
         for breach in check.breaches:
             print(f"               {breach}")
-
-
-def _parameters(trial: TrialResult) -> str:
-    return " ".join(
-        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in trial.parameters.items()
-    )
 
 
 def print_confirmation(confirmation: Confirmation, as_json: bool) -> None:
@@ -120,7 +161,7 @@ def print_run(result: RunResult, as_json: bool) -> None:
         found["confirmation"] = again.model_dump(mode="json") if again else None
         print(json.dumps({**found, "bundle": str(result.bundle), "report": str(result.report)}, indent=1))
         return
-    print(f"best trial        {best.number} of {len(result.search.trials)}: {_parameters(best)}")
+    print(f"best trial        {best.number} of {len(result.search.trials)}: {said_parameters(best.parameters)}")
     print(f"selection score   {best.objective.metric} {best.value:.3f} on validation patients (optimistic: it chose)")
     for candidate in again.candidates if again else ():
         mean, spread = (_plain(value) for value in (candidate.mean, candidate.spread))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.final.confirm import Confirmation
 
-__all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "builtin_space", "demo", "run"]
+__all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "builtin_space", "demo", "finish", "run"]
 
 # A few trials on a few folds: six trainings to their end, about half of what a search of 100 trials costs, and
 # validated on twice as many patients. `ich-ray confirm` does more of it.
@@ -128,7 +128,7 @@ def run(
         if confirm:
             slots = {"gpus_per_trial": gpus_per_trial, "cpus_per_trial": cpus_per_trial}
             _confirm(files, dataset, confirm, {**slots, "workers_per_trial": workers_per_trial})
-        page = _finish(files)
+        page = finish(files)
     return RunResult(dataset, open_search(files.root), _confirmed(files), read_json(files.bundle / "card.json"), page)
 
 
@@ -176,8 +176,14 @@ def _confirmed(files: SearchFiles) -> Confirmation | None:
     return read_record(files.confirmation, Confirmation, "remove the file and confirm again")
 
 
-def _finish(files: SearchFiles) -> UPath:
-    """Everything after the search that its bundle's card does not say is done."""
+def finish(files: SearchFiles, *, slices: int | None = None, epochs: int | None = None) -> UPath:
+    """Everything after the search that its bundle's card does not say is done; returns the report.
+
+    Args:
+        files: of the search.
+        slices: with `epochs`, see `retrain`.
+        epochs: see `retrain`.
+    """
     from ich_ray.final.calibration import calibrate
     from ich_ray.final.evaluate import evaluate
     from ich_ray.final.report.page import report
@@ -186,7 +192,7 @@ def _finish(files: SearchFiles) -> UPath:
     chosen = chosen_trial(open_search(files.root))
     if not files.retraining.exists() or read_json(files.retraining)["trial"] != chosen.number:
         progress.say(f"retrain: trial {chosen.number}")
-        retrain(files.root)
+        retrain(files.root, slices=slices, epochs=epochs)
     if not read_json(files.bundle / "card.json")["operating_points"]:
         progress.say("calibrate")
         calibrate(files.root)

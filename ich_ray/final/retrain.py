@@ -79,6 +79,8 @@ def retrain(
     gpus_per_worker: float | None = None,
     patients: Patients = "train",
     seeds: int = 1,
+    slices: int | None = None,
+    epochs: int | None = None,
     placement: Placement = "auto",
     address: str | None = None,
 ) -> Bundle:
@@ -97,22 +99,26 @@ def retrain(
         patients: who trains.
         seeds: train it so many times, one after another, the first time with the trial's own seed. The bundle is the
             one with the best validation report; how far they lie apart is written down.
+        slices: train on so many, drawn at random with their share of haemorrhage, and measure after each pass.
+        epochs: passes at most; given with `slices`.
         placement: where the images lie while training, see `data.dataset.place`.
         address: of a Ray cluster.
 
     Raises:
-        ConfigError: no search, too many workers or accelerators asked for, or several seeds that nothing can tell
-            apart.
+        ConfigError: no search, too many workers, accelerators or slices asked for, or several seeds that nothing can
+            tell apart.
         IchRayError: no completed trial, or the training failed: of several seeds, every one.
     """
     _check_seeds(seeds, patients)
+    if slices is not None and patients != "train":
+        raise ConfigError(f"--slices: a sample needs validation patients to stop by, got --patients {patients}")
     found = open_search(search)
     trial = chosen_trial(found)
     dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
-    parameters = Hyperparameters.model_validate(trial.parameters)
+    parameters = _sized(Hyperparameters.model_validate(trial.parameters), dataset, slices, epochs)
     before = _rehearsal(found, trial, parameters) if patients != "train" else ()
-    images, budget = planned(found, trial, dataset.manifest.roles, patients, before)
-    plan = replace(_plan(found, parameters, images, patients), placement=placement)
+    images, budget = planned(found, trial, parameters, dataset.manifest.roles, patients, before, sampled=bool(slices))
+    plan = replace(_plan(found, parameters, images, patients, slices), placement=placement)
     plans = [_seeded(found, plan, trial_seed(trial.seed, number) if number else trial.seed) for number in range(seeds)]
     say(f"  retraining trial {trial.number} on {patients} for at most {images:,} images, {workers} worker(s)")
     with connected(address):
@@ -155,6 +161,21 @@ def _check_seeds(seeds: int, patients: Patients) -> None:
         )
 
 
+def _sized(
+    parameters: Hyperparameters, dataset: PreparedDataset, slices: int | None, epochs: int | None
+) -> Hyperparameters:
+    """The parameters with another number of slices to train on, and passes over them."""
+    if slices is None and epochs is None:
+        return parameters
+    if slices is None or epochs is None or slices < 1 or epochs < 1:
+        raise ConfigError(
+            f"--slices, --epochs: both must be given, at least 1 each, got {slices} and {epochs}; give both or none"
+        )
+    if slices > (there := dataset.manifest.roles["train"].slices):
+        raise ConfigError(f"--slices: at most the {there:,} training slices can be drawn, got {slices:,}; lower it")
+    return parameters.model_copy(update={"training_slices": slices, "epochs": epochs})
+
+
 def _rehearsal(found: SearchResult, trial: TrialResult, parameters: Hyperparameters) -> tuple[SeedRun, ...]:
     """The seeds of the retraining before, if it was of this trial, that validation patients could measure."""
     if not found.files.retraining.exists():
@@ -165,7 +186,9 @@ def _rehearsal(found: SearchResult, trial: TrialResult, parameters: Hyperparamet
     return before.rehearsal or tuple(run for run in before.runs if run.value is not None)
 
 
-def _plan(found: SearchResult, parameters: Hyperparameters, images: int, patients: Patients) -> Plan:
+def _plan(
+    found: SearchResult, parameters: Hyperparameters, images: int, patients: Patients, slices: int | None
+) -> Plan:
     """Without a seed, and so without a folder."""
     return Plan(
         folder="",
@@ -174,7 +197,7 @@ def _plan(found: SearchResult, parameters: Hyperparameters, images: int, patient
         parameters=parameters.model_dump(),
         objective=found.objective.model_dump(),
         images=images,
-        report_every=int(found.record.space["budget"]["report_every"]),
+        report_every=slices or int(found.record.space["budget"]["report_every"]),
         seed=0,
         patients=patients,
     )

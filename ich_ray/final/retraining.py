@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from ich_ray.data.dataset import Role, RoleCounts
+    from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import SearchResult, TrialResult
 
 __all__ = ["SEED_RULE", "Retraining", "SeedRun", "Spread", "best_run", "planned", "spread"]
@@ -102,9 +103,12 @@ class Retraining(Record):
 def planned(
     found: SearchResult,
     trial: TrialResult,
+    parameters: Hyperparameters,
     roles: Mapping[Role, RoleCounts],
     patients: Patients,
     rehearsal: Sequence[SeedRun],
+    *,
+    sampled: bool = False,
 ) -> tuple[int, str]:
     """The images that a seed may see, and where that number comes from.
 
@@ -114,12 +118,17 @@ def planned(
     Args:
         found: the search.
         trial: what is trained again.
+        parameters: its hyperparameters; a sample that they name is as large whoever trains.
         roles: slices of each role of its dataset.
         patients: who trains.
         rehearsal: seeds of an earlier retraining whose validation patients were held out; the median counts.
+        sampled: the sample and its passes were asked for, not the search's budget.
     """
+    if sampled:
+        images = parameters.epochs * parameters.training_slices
+        return images, f"{parameters.epochs} passes over {parameters.training_slices:,} slices, ended by patience"
     if patients == "train":
-        images = BUDGET_FACTOR * int(found.record.space["budget"]["images"])
+        images = BUDGET_FACTOR * parameters.images_within(int(found.record.space["budget"]["images"]))
         return images, f"{BUDGET_FACTOR} times that of the search at most, ended by patience"
     if rehearsal:
         seen = statistics.median_low(run.best_images_seen for run in rehearsal)
@@ -127,7 +136,8 @@ def planned(
     else:
         seen = trial.best_report.images_seen if trial.best_report else trial.images_seen
         source = f"the best report of trial {trial.number}"
-    share = sum(roles[role].slices for role in roles_of(patients)) / roles["train"].slices
+    held = sum(roles[role].slices for role in roles_of(patients))
+    share = 1.0 if parameters.training_slices else held / roles["train"].slices
     return round(seen * share), f"as many passes over the data as {source}, which had seen {seen:,} images"
 
 

@@ -15,8 +15,8 @@ from ray.tune import Callback
 
 from ich_ray.progress import say
 from ich_ray.results import CheckpointReference, Setup
-from ich_ray.search.plan import expected_course
-from ich_ray.search.table import RungCount, Standing
+from ich_ray.search.plan import expected_course, images_at_most
+from ich_ray.search.table import RungCount, Standing, said_best
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -63,7 +63,8 @@ class Bookkeeper(Callback):
         self._running: set[int] = set()
         self._started: float | None = None
         self._last_line = self._last_table = time.monotonic()
-        self._expected = expected_course(space.budget, wanted).images / wanted
+        granted = images_at_most(space, wanted) / (wanted * space.budget.images)
+        self._expected = granted * expected_course(space.budget, wanted).images / wanted
         self._images_before = self._images = sum(trial.images_seen for trial in ledger.trials.values())
         self._ended: Counter[str] = Counter()
         self._ended_images = 0
@@ -214,17 +215,14 @@ class Bookkeeper(Callback):
         value = f"{metric} {trial.value:.4f}" if trial.value is not None else f"no {metric}"
         why = f" ({trial.reason})" if trial.reason else " (at chance)" if trial.at_chance else ""
         seen = f"after {trial.images_seen:,} images"
-        say(f"trial {number} {trial.state}{why}: {value} {seen}; {self._said_best()}")
-
-    def _said_best(self) -> str:
-        return f"best {self._best.value:.4f} (trial {self._best.number})" if self._best else "none completed yet"
+        say(f"trial {number} {trial.state}{why}: {value} {seen}; {said_best(self._best)}")
 
     def summary(self) -> str:
         """One line on a search that has ended."""
         states = ", ".join(f"{self._ended[state]} {state}" for state in ("completed", "pruned", "failed"))
         return (
             f"search {self._ledger.record.name}: {self._ended.total()} trials ended ({states}), "
-            f"{self._images:,} images; {self._said_best()}"
+            f"{self._images:,} images; {said_best(self._best)}"
         )
 
 

@@ -4,8 +4,9 @@
 `Halving` puts it behind Tune's scheduler interface and decides every end of a trial, so that the ledger can write the
 last report and the final state in one moment. It writes nothing itself.
 
-Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020; the variant that stops a trial on
-arrival instead of pausing it for a later promotion.
+Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020; the variant that stops trials
+instead of pausing them for a later promotion. Unlike the usual one it judges a trial again at each report, not only on
+arrival: the first ones at a rung meet nobody there, and would otherwise train to their end however bad they are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import TrialScheduler
 
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.ledger import Verdict
 
 if TYPE_CHECKING:
@@ -31,9 +33,10 @@ __all__ = ["Halving", "Rungs"]
 class Rungs:
     """The best value of every trial at every rung that it has reached.
 
-    A trial that reaches a rung is stopped there if at least `min_peers` others have been there and it is not among the
-    best floor(n / reduction), at least one, of the n trials including itself. Its value is its best so far, because
-    trials are judged by their best report in the end.
+    A trial is stopped if at least `min_peers` others have been at the newest rung that it reached and it is not among
+    the best floor(n / reduction), at least one, of the n trials including itself. It is asked when it arrives and at
+    every report until its next rung, always with the values that trials had at the rung, so that equal numbers of
+    images are compared. A value there is the best so far, because trials are judged by their best report in the end.
     """
 
     def __init__(self, budget: Budget, objective: Objective) -> None:
@@ -59,13 +62,12 @@ class Rungs:
         if value is None or not math.isfinite(value):
             return None
         self._best[number] = max(self._best.get(number, -math.inf), self._sign * value)
-        stopped_at = None
-        for level, values in self.reached.items():
-            if images_seen >= level and number not in values:
-                values[number] = self._best[number]
-                if not self._stays(number, values):
-                    stopped_at = level
-        return stopped_at
+        passed = [level for level in self.reached if images_seen >= level]
+        new = [level for level in passed if number not in self.reached[level]]
+        for level in new:
+            self.reached[level][number] = self._best[number]
+        judged = new or passed[-1:]
+        return next((level for level in reversed(judged) if not self._stays(number, self.reached[level])), None)
 
     def _stays(self, number: int, values: Mapping[int, float]) -> bool:
         if len(values) - 1 < self._budget.min_peers:
@@ -84,7 +86,7 @@ class Halving(TrialScheduler):
 
     def __init__(self, budget: Budget, objective: Objective, rungs: Rungs, limit: Callable[[], Verdict | None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._images = budget.images
+        self._budget = budget
         self._key = f"metrics/{objective.metric}"
         self._name = objective.metric
         self.rungs = rungs
@@ -95,20 +97,21 @@ class Halving(TrialScheduler):
         if "unwritable" in result:  # Tune ends the search with it, and the trial stays unfinished
             raise OSError(result["unwritable"])
         number = trial.config["number"]
-        verdict = self.verdicts.get(number) or self._judge(number, result)
+        images = Hyperparameters.model_validate(trial.config.get("parameters", {})).images_within(self._budget.images)
+        verdict = self.verdicts.get(number) or self._judge(number, result, images)
         if verdict is None:
             return TrialScheduler.CONTINUE
         self.verdicts[number] = verdict
         return TrialScheduler.STOP
 
-    def _judge(self, number: int, result: Mapping[str, Any]) -> Verdict | None:
+    def _judge(self, number: int, result: Mapping[str, Any], images: int) -> Verdict | None:
         if "failure" in result:
             return Verdict("failed", result["failure"], result.get("detail", ""))
         value, images_seen = result.get(self._key), result["images_seen"]
         if value is None or not math.isfinite(value):
             return Verdict("failed", "diverged", f"{self._name} is not finite at {images_seen} images")
         rung = self.rungs.offer(number, images_seen, value)
-        if images_seen >= self._images:
+        if images_seen >= images:
             return Verdict("completed")
         if rung is not None:
             return Verdict("pruned", f"rung_{rung}")

@@ -1,26 +1,22 @@
 """A search from its space to its last trial: preflight, run, resume, extend.
 
-Tune starts the workers and moves reports; what it is told comes from the ledger, and everything it keeps for itself
-goes into a temporary folder. Trains nothing: trial.py does.
+Checks everything before anything starts. Drives nothing: driver.py does; trains nothing: trial.py does.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import tempfile
 import time
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.progress import board, say
-from ich_ray.results import Ending, SearchRecord, SearchResult, TrialResult, open_search
+from ich_ray.errors import ConfigError
+from ich_ray.progress import say
+from ich_ray.results import SearchRecord, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search.draw import Listed
-from ich_ray.search.ledger import Ledger, Verdict, differences
+from ich_ray.search.draw import Listed, sampled
+from ich_ray.search.ledger import Ledger, differences
 from ich_ray.search.limits import Limits
 from ich_ray.search.plan import plan_search
 from ich_ray.search.space import SearchSpace, load_space
@@ -36,8 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["locked", "run_listed", "run_search"]
 
 DEFAULT_TRIALS = 20
-# A trial whose process died is started again this often, from its newest checkpoint.
-RETRIES = 3
 _PACKAGES = ("ich_ray", "ray", "optuna", "torch", "torchvision", "numpy")
 
 
@@ -58,6 +52,7 @@ def run_search(
     seed: int | None = None,
     warm_start: Location | None = None,
     placement: Placement = "auto",
+    share_trunks: bool = False,
     address: str | None = None,
     _trainer: Trainer | None = None,
 ) -> SearchResult:
@@ -74,13 +69,15 @@ def run_search(
         workers_per_trial: processes that train one network together; as many as GPUs if not given.
         hours: after which no trial is started and running ones are stopped at their next report.
         gpu_hours: the same, of accelerators times hours, over all trials since the search began.
-        concurrent: trials at a time; as many as fit if not given.
+        concurrent: trials at a time; if not given as many as fit, also on machines that come or go meanwhile.
         resume: go on with the search in `out`; unfinished trials continue from their checkpoints.
         plan: print what would be done and what it takes, write nothing, and return the search without trials.
         seed: of the draws and of every trial; that of the search in `out` if not given, else 0.
         warm_start: another search whose trials the sampler may learn from.
         placement: `device` keeps the images of each trial in accelerator memory, `host` never; `auto` does where they
             fit into half of the trial's part of it.
+        share_trunks: compute what frozen layers with given weights make of each slice once, into the dataset's folder,
+            for all trials that freeze the same.
         address: a Ray cluster; this machine if not given.
 
     Raises:
@@ -104,22 +101,31 @@ def run_search(
     teacher = str(locate(warm_start)) if warm_start is not None else begun.warm_start if begun else None
     warm = _warm(checked, teacher)
 
-    from ich_ray.search.preflight import check_machines, check_roles, machines, plan_slots
+    from ich_ray.search.driver import Driver
+    from ich_ray.search.machines import Fleet
+    from ich_ray.search.preflight import check_machines, check_roles, check_trials, plan_slots, room
 
     check_roles(data)
     if plan:
         from ich_ray.search.estimate import costs
 
         with connected(address):
-            slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
+            slots = plan_slots(Fleet().machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         planned = plan_search(checked, data, wanted, slots)
         searches = [open_search(where) if where else None for where in (files.root if begun else None, teacher)]
         print(f"{planned}\n{costs(checked, data, planned, *searches)}")
         return SearchResult(files, asked, ())
+    if _trainer is None:
+        check_trials(data, sampled(checked))
     with locked(files), connected(address):
-        slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
+        fleet = Fleet()
+        slots = plan_slots(fleet.machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         limits.check(slots.gpus)
         check_machines(data, files.root)
+        if share_trunks:
+            from ich_ray.search.trunks import share_trunks as share
+
+            share(data, sampled(checked), gpus=slots.gpus > 0)
         ledger = Ledger.open(out) if begun else Ledger.create(out, asked)
         if wanted != ledger.record.wanted:
             ledger.amend(trials=wanted)
@@ -127,7 +133,8 @@ def run_search(
             ledger.amend(warm_start=teacher)
         listed = _listed(checked, ledger, wanted)
         keys: dict[str, Any] = {"warm": warm, "listed": listed, "placement": placement, "trainer": _trainer}
-        _Run(checked, data, ledger, slots, wanted=wanted, limits=limits, **keys).go()
+        keys["room"] = room(fleet, slots, concurrent)
+        Driver(checked, data, ledger, slots, wanted=wanted, limits=limits, **keys).go()
     return open_search(out)
 
 
@@ -148,7 +155,9 @@ def run_listed(
     """
     wanted = len(ledger.trials) + len(listed)
     keys: dict[str, Any] = {"warm": [], "listed": listed, "trainer": trainer}
-    run = _Run(space, dataset, ledger, slots, wanted=wanted, limits=Limits(), **keys)
+    from ich_ray.search.driver import Driver
+
+    run = Driver(space, dataset, ledger, slots, wanted=wanted, limits=Limits(), **keys)
     run.go_on = go_on
     run.go()
 
@@ -241,184 +250,3 @@ def locked(files: SearchFiles) -> Iterator[None]:
             files.lock.unlink(missing_ok=True)
             if not any(files.root.iterdir()):
                 files.root.rmdir()
-
-
-class _Run:
-    """One run of the driver over a search."""
-
-    go_on = "add --resume to go on"
-
-    def __init__(
-        self,
-        space: SearchSpace,
-        dataset: PreparedDataset,
-        ledger: Ledger,
-        slots: Slots,
-        *,
-        wanted: int,
-        limits: Limits,
-        warm: list[TrialResult],
-        trainer: Trainer | None,
-        listed: Sequence[Listed] | None = None,
-        placement: Placement = "auto",
-    ) -> None:
-        from ich_ray.search.bookkeeper import Bookkeeper
-        from ich_ray.search.halving import Halving, Rungs
-        from ich_ray.search.sampler import LedgerSampler
-        from ich_ray.search.together import Together
-        from ich_ray.search.trial import TrialSettings, train_model, trial_function
-
-        self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
-        rungs = Rungs.rebuilt(space.budget, space.objective, ledger.trials.values())
-        self.halving = Halving(space.budget, space.objective, rungs, self.over)
-        self.sampler = LedgerSampler(
-            space,
-            ledger,
-            wanted=wanted,
-            concurrent=slots.concurrent,
-            out_of_time=lambda: self.over() is not None,
-            warm=warm,
-            listed=listed,
-        )
-        settings = TrialSettings(
-            dataset=str(dataset.files.root),
-            fingerprint=dataset.manifest.fingerprint,
-            search=str(ledger.files.root),
-            images=space.budget.images,
-            report_every=space.budget.report_every,
-            cpus=slots.cpus,
-            gpus=slots.gpus,
-            workers=slots.workers,
-            placement=placement,
-        )
-        trainer = trainer or train_model
-        self.function = trial_function(settings, Together(trainer) if slots.workers > 1 else trainer)
-        self.books = Bookkeeper(
-            space, ledger, self.halving, self.sampler, wanted=wanted, gpus=slots.gpus, deadline=limits.deadline
-        )
-
-    def over(self) -> Verdict | None:
-        """How a trial ends that is stopped because the search has had its time; None while it has some."""
-        return self.limits.over(self.books.gpu_seconds() if self.limits.gpu_hours else 0.0)
-
-    def go(self) -> None:
-        """Run until every trial has ended.
-
-        Raises:
-            IchRayError: it was interrupted before.
-        """
-        todo = self.wanted - len(self.ledger.trials) + len(self.ledger.unfinished)
-        ran = {number for number, trial in self.ledger.trials.items() if trial.state != "running"}
-        if todo:
-            say(f"search {self.ledger.record.name}: {todo} trials to run, {self.slots.concurrent} at a time")
-            ran |= self._tune(todo)
-        if over := self.over():
-            ran.update(self.sampler.waiting)  # by an earlier driver
-            for number in self.sampler.waiting:
-                self.ledger.finish(number, over)
-        unfinished = len(self.ledger.unfinished)
-        if unfinished or (len(self.ledger.trials) < self.wanted and not over):
-            ended = len(self.ledger.trials) - unfinished
-            raise IchRayError(
-                f"{self.ledger.files.root}: a search runs until its {self.wanted} trials have ended, "
-                f"got interrupted after {ended}; {self.go_on}, nothing is lost"
-            )
-        self._end(ran, over)
-        say(self.books.summary())
-
-    def _end(self, ran: set[int], over: Verdict | None) -> None:
-        """Compare what the ledger, the sampler and Tune know (I4 of `ich-ray audit`) and note it.
-
-        Raises:
-            IntegrityError: they differ.
-        """
-        known = len(self.ledger.trials)
-        ending = Ending(
-            trials=known,
-            asked=self.wanted,
-            sampler=self.sampler.told(),
-            tune=len(ran & self.ledger.trials.keys()) - len(ran - self.ledger.trials.keys()),
-            out_of_time=over is not None,
-        )
-        if known and ending != self.ledger.record.ended:
-            self.ledger.amend(ended=ending.model_dump())
-        if not known == ending.sampler == ending.tune:
-            raise IntegrityError(
-                f"{self.ledger.files.root}: ledger, sampler and Tune must know the same trials, got {known}, "
-                f"{ending.sampler} and {ending.tune}; {self.go_on}, which rebuilds the others from the ledger"
-            )
-
-    def _tune(self, todo: int) -> set[int]:
-        from ray.exceptions import RayError
-        from ray.tune import TuneError
-
-        try:
-            with board() as self.books.draw:
-                return self._fit(todo)
-        except (RayError, TuneError) as error:  # Tune wraps whatever the ledger raised, as text
-            cause = str(error).strip().splitlines()[-1]
-            raise IchRayError(
-                f"{self.ledger.files.root}: a search needs its cluster and room for its files, got {cause}; "
-                f"remove the cause and {self.go_on}, nothing is lost"
-            ) from error
-
-    def _fit(self, todo: int) -> set[int]:
-        """Numbers of the trials that Tune ran."""
-        from ray import tune
-
-        from ich_ray.search.together import nothing_left_behind
-
-        with tempfile.TemporaryDirectory() as folder, _quiet(self.slots.concurrent), nothing_left_behind():
-            analysis = tune.run(
-                self.function,
-                name="search",
-                num_samples=todo,
-                search_alg=self.sampler,
-                scheduler=self.halving,
-                callbacks=[self.books],
-                resources_per_trial={"cpu": self.slots.cpus, "gpu": self.slots.gpus},
-                reuse_actors=True,
-                max_failures=RETRIES,
-                raise_on_failed_trial=False,
-                storage_path=folder,
-                trial_name_creator=_name,
-                trial_dirname_creator=_name,
-                verbose=0,
-            )
-        return {trial.config["number"] for trial in analysis.trials}
-
-
-def _name(trial: Any) -> str:
-    return f"trial-{trial.config['number']:05d}"
-
-
-@contextmanager
-def _quiet(slots: int) -> Iterator[None]:
-    """Tune without its own files, tables and limits, for the block.
-
-    One pending trial is Tune's default with a searcher of one's own; with reused actors it then never starts a second
-    one. Its state is never restored, so it need not be saved.
-    """
-    settings = {
-        "TUNE_MAX_PENDING_TRIALS_PG": str(slots + 1),
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-        "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
-        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-        "TUNE_RESULT_BUFFER_LENGTH": "1",
-        "RAY_AIR_NEW_OUTPUT": "0",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
-    os.environ.update(settings)
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

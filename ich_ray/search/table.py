@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ich_ray.results import Parameter, TrialResult
 
-__all__ = ["RungCount", "Standing", "said_parameters"]
+__all__ = ["RungCount", "Standing", "said_best", "said_parameters"]
 
 # What a reader looks for first; others follow in the order of the space.
 _FIRST = ("architecture", "learning_rate", "batch_size", "optimizer", "dropout")
@@ -69,8 +69,8 @@ class Standing:
     def line(self) -> str:
         """All of it that fits a line of a log."""
         counts = f"{self._ended()}/{self.wanted} trials ended, {self._under_way()}"
-        best = f"best {self.best.value:.4f} (trial {self.best.number})" if self.best else "none completed yet"
-        return f"  {counts}, {self.images:,} images ({self.images_per_s:,.0f}/s), {self._left()}; {best}"
+        images = f"{self.images:,} images ({self.images_per_s:,.0f}/s)"
+        return f"  {counts}, {images}, {self._left()}; {said_best(self.best)}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The head, then as many running trials as the terminal has lines for."""
@@ -133,6 +133,11 @@ class Standing:
             "  ".join([f"{text:>{wide}}" for text, wide in zip(row, widths, strict=False)] + [row[3]]) for row in rows
         ]
         return [*lines, f"and {len(self.running) - room} more"] if len(self.running) > room else lines
+
+
+def said_best(best: TrialResult | None) -> str:
+    """The best completed trial in a few words."""
+    return f"best {best.value:.4f} (trial {best.number})" if best else "none completed yet"
 
 
 def said_parameters(parameters: Mapping[str, Parameter], searched: Sequence[str] | None = None) -> str:

@@ -19,13 +19,14 @@ from ich_ray.final.bundle import load_bundle
 from ich_ray.final.calibration import calibrate
 from ich_ray.final.checkpoints import keep, newest, state_file
 from ich_ray.final.distributed import Plan, _resources, _train, patience_over
-from ich_ray.final.retrain import chosen_trial, retrain
+from ich_ray.final.retrain import _plan, _sized, chosen_trial, retrain
 from ich_ray.final.retraining import Retraining, SeedRun, best_run, planned, spread
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.parallel import ALONE
 from ich_ray.model.training import TrainingState
 from ich_ray.results import Objective, Report, Setup, open_search
 from ich_ray.runtime import connected
-from ich_ray.search.preflight import Machine
+from ich_ray.search.machines import Machine
 from ich_ray.storage import read_json, write_json
 from tests.searched import PARAMETERS, make_search
 
@@ -118,12 +119,14 @@ def test_what_a_retraining_may_see(dataset: PreparedDataset, tmp_path: Path) -> 
     roles = {"train": RoleCounts(slices=300, patients=1, positives=1),
              "validation": RoleCounts(slices=100, patients=1, positives=1)}  # fmt: skip
     trial = found.best()  # its best report was its last, at 600 images
-    assert planned(found, trial, roles, "train", ())[0] == 1200
-    images, source = planned(found, trial, roles, "train+validation", ())
+    assert planned(found, trial, PARAMETERS, roles, "train", ())[0] == 1200
+    images, source = planned(found, trial, PARAMETERS, roles, "train+validation", ())
     assert images == 800
     assert source.endswith("the best report of trial 0, which had seen 600 images")
     measured = [run for run in SEEDS if run.value is not None]
-    assert planned(found, trial, roles, "train+validation", measured)[0] == 400  # the median of 200, 300, 500
+    assert (
+        planned(found, trial, PARAMETERS, roles, "train+validation", measured)[0] == 400
+    )  # the median of 200, 300, 500
 
 
 def test_seeds_that_nothing_can_tell_apart_are_refused(tmp_path: Path) -> None:
@@ -315,3 +318,25 @@ def test_a_killed_worker_goes_on(dataset: PreparedDataset, tmp_path: Path, clust
     seen = [entry["images_seen"] for entry in read_json(files.retraining)["reports"]]
     assert seen == [400 * (number + 1) for number in range(len(seen))]
     assert killed
+
+
+def test_a_sample_in_epochs(dataset: PreparedDataset, tmp_path: Path) -> None:
+    files = make_search(tmp_path / "search", dataset)
+    found = open_search(files.root)
+    trial = found.best()
+    parameters = Hyperparameters.model_validate(trial.parameters)
+    sized = _sized(parameters, dataset, 40, 20)
+    roles = dataset.manifest.roles
+    images, source = planned(found, trial, sized, roles, "train", (), sampled=True)
+    assert source == "20 passes over 40 slices, ended by patience"
+    plan = _plan(found, sized, images, "train", 40)
+    assert (plan.images, plan.report_every) == (800, 40)
+    assert (plan.parameters["training_slices"], plan.parameters["epochs"]) == (40, 20)
+    assert planned(found, trial, parameters, roles, "train", ())[0] == 1200
+    assert planned(found, trial, sized, roles, "train+validation", ())[0] == 600, "a sample is as large for all"
+    with pytest.raises(ConfigError, match="--slices: a sample needs validation patients"):
+        retrain(files.root, slices=40, epochs=20, patients="train+validation")
+    with pytest.raises(ConfigError, match="--slices, --epochs: both must be given"):
+        _sized(parameters, dataset, 40, None)
+    with pytest.raises(ConfigError, match=r"--slices: at most the \d+ training slices can be drawn, got 100,000"):
+        _sized(parameters, dataset, 100_000, 1)

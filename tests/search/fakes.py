@@ -70,6 +70,14 @@ def curve(parameters: Hyperparameters, images_seen: int) -> float:
     return 0.15 + 0.75 * math.exp(-0.5 * miss) * (1 - math.exp(-images_seen / 300))
 
 
+def meet(folder: Path) -> None:
+    """Leave this process's number in `folder` and wait until two processes have."""
+    (folder / str(os.getpid())).touch()
+    deadline = time.monotonic() + 120
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 @dataclass(frozen=True)
 class FakeTrainer:
     """Reports `curve`, and fails as told.
@@ -80,6 +88,8 @@ class FakeTrainer:
         full_above: the same for memory.
         full_from: images_seen of the first report whose state the disk has no room for.
         log: a file that gets a line `seed images_seen` for each report that was trained.
+        hold: a file; while it is there, no trial goes beyond 300 images.
+        meet: a folder in which each process leaves its number; none goes on before there are two of them.
         kill_above: learning rate above which it kills its process at its first report.
         kill_once: a file; when it is there, the first process to find it removes it and kills itself after a report.
     """
@@ -92,7 +102,9 @@ class FakeTrainer:
     full_from: float = math.inf
     kill_above: float = math.inf
     kill_once: str = ""
+    hold: str = ""
     log: str = ""
+    meet: str = ""
 
     def __call__(
         self,
@@ -104,8 +116,12 @@ class FakeTrainer:
     ) -> Generator[FakeProgress, None, None]:
         assert dataset.manifest.fingerprint == settings.fingerprint
         seen = json.loads(resume.read_text())["images_seen"] if resume else 0
+        if self.meet:
+            meet(Path(self.meet))
         while seen < settings.images:
             time.sleep(self.wait_s)
+            while self.hold and seen >= 300 and Path(self.hold).exists():
+                time.sleep(0.05)
             seen += settings.report_every
             if parameters.learning_rate > self.full_above:
                 import torch

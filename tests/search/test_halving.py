@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from ich_ray.results import Objective, Report, TrialResult
 from ich_ray.search.draw import Budget
-from ich_ray.search.halving import Rungs
+from ich_ray.search.halving import Halving, Rungs
 
 BUDGET = Budget(images=900, report_every=100, first_rung=100, reduction=3, min_peers=2)
 MAX, MIN = Objective(), Objective(metric="log_loss", mode="min")
@@ -27,12 +28,23 @@ def test_a_hand_worked_search() -> None:
     assert rungs.offer(3, 100, 0.6) is None
     assert rungs.offer(4, 100, 0.55) == 100  # the best 5 // 3 = 1
     assert rungs.offer(5, 100, 0.58) is None  # the best 6 // 3 = 2 of 0.6, 0.58
-    assert rungs.offer(0, 200, 0.1) is None  # not a rung
-    assert rungs.offer(0, 300, 0.45) is None
-    assert rungs.reached[300] == {0: 0.5}  # its best so far
-    assert rungs.offer(3, 300, 0.61) is None
-    assert rungs.offer(5, 300, 0.59) == 300
-    assert sorted(rungs.reached[100].values()) == [0.2, 0.4, 0.5, 0.55, 0.58, 0.6]
+    assert rungs.offer(3, 300, 0.3) is None
+    assert rungs.reached[300] == {3: 0.6}  # its best so far
+    assert rungs.offer(5, 300, 0.59) is None  # one peer is less than two
+    assert rungs.offer(6, 100, 0.57) == 100
+    assert rungs.offer(6, 320, 0.58) == 300  # had it gone on
+    assert rungs.reached[300] == {3: 0.6, 5: 0.59, 6: 0.58}
+    assert sorted(rungs.reached[100].values()) == [0.2, 0.4, 0.5, 0.55, 0.57, 0.58, 0.6]
+
+
+def test_the_first_at_a_rung_is_judged_again_when_others_have_been_there() -> None:
+    rungs = Rungs(BUDGET, MAX)
+    assert rungs.offer(0, 100, 0.5) is None  # nobody there
+    assert rungs.offer(1, 100, 0.6) is None
+    assert rungs.offer(2, 100, 0.7) is None
+    assert rungs.offer(2, 200, 0.1) is None  # still the best there
+    assert rungs.offer(0, 200, 0.9) == 100  # by what it had at the rung
+    assert rungs.offer(1, 300, 0.6) is None  # a new rung, where nobody has been
 
 
 def test_smaller_can_be_better() -> None:
@@ -59,7 +71,8 @@ def test_a_report_told_twice_changes_nothing() -> None:
     for number, value in enumerate([0.5, 0.4, 0.6]):
         rungs.offer(number, 100, value)
     before = dict(rungs.reached[100])
-    assert rungs.offer(1, 100, 0.9) is None
+    assert rungs.offer(2, 100, 0.9) is None
+    assert rungs.offer(1, 100, 0.9) == 100  # 0.4 is not the best of three, as before
     assert rungs.reached[100] == before
 
 
@@ -86,3 +99,18 @@ def test_rebuilt_rungs_equal_the_undisturbed_ones() -> None:
     assert rebuilt.reached == undisturbed.reached
     assert len(rebuilt.reached[100]) > 20
     assert [rebuilt.offer(99, 100, value) for value in (0.01,)] == [undisturbed.offer(99, 100, 0.01)]
+
+
+def test_a_trial_of_few_epochs_ends_before_the_budget() -> None:
+    halving = Halving(BUDGET, MAX, Rungs(BUDGET, MAX), lambda: None)
+
+    def decision(number: int, images_seen: int, **parameters: int) -> str:
+        trial = SimpleNamespace(config={"number": number, "parameters": parameters})
+        report = {"images_seen": images_seen, "metrics/average_precision": 0.5}
+        return halving.on_trial_result(None, trial, report)  # type: ignore[arg-type]
+
+    assert decision(0, 200, epochs=4, training_slices=100) == "CONTINUE"
+    assert decision(0, 400, epochs=4, training_slices=100) == "STOP"
+    assert halving.verdicts[0].state == "completed"
+    assert decision(1, 400) == "CONTINUE"
+    assert decision(1, 900) == "STOP"
