@@ -148,8 +148,9 @@ def _contradiction(trial: TrialResult, budget: Budget | None) -> str:
         return "" if trial.reason else f"it is {trial.state}, got no reason"
     if trial.value is None:
         return f"it is completed, got no {trial.objective.metric}"
-    if budget and trial.images_seen < budget.images:
-        return f"it is completed, got {trial.images_seen} of {budget.images} images"
+    images = Hyperparameters.model_validate(trial.parameters).images_within(budget.images) if budget else 0
+    if trial.images_seen < images:
+        return f"it is completed, got {trial.images_seen} of {images} images"
     return ""
 
 
@@ -174,10 +175,11 @@ def _reports(found: Evidence) -> Check:
 def _kept_reports(files: SearchFiles, number: int) -> list[int]:
     """images_seen of the reports in the newest whole checkpoint of a trial: what a resume would tell the ledger."""
     newest: list[int] = []
-    for name in ("a.json", "b.json"):
+    folder = files.checkpoint(number)
+    for index in folder.glob("*.json") if folder.exists() else ():
         try:
-            entry = read_json(files.checkpoint(number) / name)
-            whole = sha256(files.checkpoint(number) / entry["file"]) == entry["sha256"]
+            entry = read_json(index)
+            whole = sha256(folder / f"{index.stem}.safetensors") == entry["sha256"]
             seen = [int(report["images_seen"]) for report in entry["reports"]]
         except (OSError, KeyError, TypeError, ValueError, IntegrityError):
             continue

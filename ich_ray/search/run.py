@@ -15,7 +15,7 @@ from ich_ray.errors import ConfigError
 from ich_ray.progress import say
 from ich_ray.results import SearchRecord, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search.draw import Listed
+from ich_ray.search.draw import Listed, sampled
 from ich_ray.search.ledger import Ledger, differences
 from ich_ray.search.limits import Limits
 from ich_ray.search.plan import plan_search
@@ -52,6 +52,7 @@ def run_search(
     seed: int | None = None,
     warm_start: Location | None = None,
     placement: Placement = "auto",
+    share_trunks: bool = False,
     address: str | None = None,
     _trainer: Trainer | None = None,
 ) -> SearchResult:
@@ -68,13 +69,15 @@ def run_search(
         workers_per_trial: processes that train one network together; as many as GPUs if not given.
         hours: after which no trial is started and running ones are stopped at their next report.
         gpu_hours: the same, of accelerators times hours, over all trials since the search began.
-        concurrent: trials at a time; as many as fit if not given.
+        concurrent: trials at a time; if not given as many as fit, also on machines that come or go meanwhile.
         resume: go on with the search in `out`; unfinished trials continue from their checkpoints.
         plan: print what would be done and what it takes, write nothing, and return the search without trials.
         seed: of the draws and of every trial; that of the search in `out` if not given, else 0.
         warm_start: another search whose trials the sampler may learn from.
         placement: `device` keeps the images of each trial in accelerator memory, `host` never; `auto` does where they
             fit into half of the trial's part of it.
+        share_trunks: compute what frozen layers with given weights make of each slice once, into the dataset's folder,
+            for all trials that freeze the same.
         address: a Ray cluster; this machine if not given.
 
     Raises:
@@ -99,22 +102,30 @@ def run_search(
     warm = _warm(checked, teacher)
 
     from ich_ray.search.driver import Driver
-    from ich_ray.search.preflight import check_machines, check_roles, machines, plan_slots
+    from ich_ray.search.machines import Fleet
+    from ich_ray.search.preflight import check_machines, check_roles, check_trials, plan_slots, room
 
     check_roles(data)
     if plan:
         from ich_ray.search.estimate import costs
 
         with connected(address):
-            slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
+            slots = plan_slots(Fleet().machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         planned = plan_search(checked, data, wanted, slots)
         searches = [open_search(where) if where else None for where in (files.root if begun else None, teacher)]
         print(f"{planned}\n{costs(checked, data, planned, *searches)}")
         return SearchResult(files, asked, ())
+    if _trainer is None:
+        check_trials(data, sampled(checked))
     with locked(files), connected(address):
-        slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
+        fleet = Fleet()
+        slots = plan_slots(fleet.machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         limits.check(slots.gpus)
         check_machines(data, files.root)
+        if share_trunks:
+            from ich_ray.search.trunks import share_trunks as share
+
+            share(data, sampled(checked), gpus=slots.gpus > 0)
         ledger = Ledger.open(out) if begun else Ledger.create(out, asked)
         if wanted != ledger.record.wanted:
             ledger.amend(trials=wanted)
@@ -122,6 +133,7 @@ def run_search(
             ledger.amend(warm_start=teacher)
         listed = _listed(checked, ledger, wanted)
         keys: dict[str, Any] = {"warm": warm, "listed": listed, "placement": placement, "trainer": _trainer}
+        keys["room"] = room(fleet, slots, concurrent)
         Driver(checked, data, ledger, slots, wanted=wanted, limits=limits, **keys).go()
     return open_search(out)
 
