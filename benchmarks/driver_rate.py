@@ -6,7 +6,7 @@ listened to. No Ray between them: what its transport and Tune's own loop cost co
 all of it on two slots). Rates are told by processor time, which other work leaves as it is; waiting for the disk comes
 on top, about 1.3 ms a report.
 
-    python benchmarks/driver_rate.py [--known 0 100 1000 10000] [--events 1000] [--slots 64]
+    python benchmarks/driver_rate.py [--known 0 100 1000] [--events 400] [--slots 64]
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ def milliseconds(spent: list[tuple[float, float]]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--known", type=int, nargs="+", default=[0, 100, 1000, 10000], help="trials that have ended")
-    parser.add_argument("--events", type=int, default=1000, help="reports to listen to")
+    parser.add_argument("--known", type=int, nargs="+", default=[0, 100, 1000], help="trials that have ended")
+    parser.add_argument("--events", type=int, default=400, help="reports to listen to")
     parser.add_argument("--slots", type=int, default=64, help="trials at a time")
     parser.add_argument("--report-s", type=float, default=100.0, help="seconds between two reports of a trial")
     asked = parser.parse_args()

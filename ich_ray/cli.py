@@ -160,6 +160,24 @@ def prepare(
 
 
 @app.command()
+def probe(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder that `ich-ray prepare` wrote.")],
+    space: Space,
+    out: Out,
+    minibatches: Annotated[int, typer.Option("--minibatches", min=1, help="How many are fitted.")] = 10,
+    passes: Annotated[int, typer.Option("--passes", min=1, help="How often.")] = 10,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Find learning rates by overfitting a few minibatches."""
+    from ich_ray.recipes.probe import probe as probe_rates
+
+    display.print_probe(
+        probe_rates(dataset, space, out, minibatches=minibatches, passes=passes, seed=seed), out, as_json
+    )
+
+
+@app.command()
 def search(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder that `ich-ray prepare` wrote.")],
     space: Space,
@@ -180,6 +198,9 @@ def search(
     ] = None,
     warm_start: Annotated[str | None, typer.Option("--warm-start", help="Learn from another search first.")] = None,
     placement: Images = "auto",
+    share_trunks: Annotated[
+        bool, typer.Option("--share-trunks", help="Compute what frozen layers make of each slice once, for all trials.")
+    ] = False,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -202,6 +223,7 @@ def search(
         seed=seed,
         warm_start=warm_start,
         placement=placement,
+        share_trunks=share_trunks,
         address=address,
     )
     if not plan:
@@ -212,10 +234,19 @@ def search(
 def results(
     folder: SearchFolder,
     top: Annotated[int | None, typer.Option("--top", min=1, help="Best trials to show; 10, or all as JSON.")] = None,
+    at_half: Annotated[
+        bool,
+        typer.Option("--at-half", help="What each decides by itself at its end: F2, specificity, PPV."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """The trials of a search, best first, at any time."""
-    display.print_search(open_search(folder), top, as_json)
+    if at_half:
+        from ich_ray.recipes.quick import quick_evaluation
+
+        display.print_quick(quick_evaluation(open_search(folder)), as_json)
+    else:
+        display.print_search(open_search(folder), top, as_json)
 
 
 @app.command()
@@ -276,13 +307,17 @@ def audit(
 def retrain(
     folder: SearchFolder,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,
+    slices: Annotated[
+        int | None, typer.Option("--slices", min=1, help="Train on a stratified sample, measured after each pass.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the sample at most.")] = None,
     placement: Images = "auto",
     address: Address = None,
 ) -> None:
     """Train the chosen trial again, longer: the bundle."""
     from ich_ray.final.retrain import retrain as retrain_best
 
-    retrain_best(folder, workers=workers, placement=placement, address=address)
+    retrain_best(folder, workers=workers, slices=slices, epochs=epochs, placement=placement, address=address)
     print(f"bundle  {open_search(folder).files.bundle}")
 
 
@@ -389,6 +424,31 @@ def run(
     )
     display.print_run(result, as_json)
     _exit_with_rejected(result.dataset.manifest)
+
+
+@app.command()
+def reproduce(
+    out: Out,
+    images: Annotated[
+        str | None, typer.Argument(metavar="[DICOM_DIR]", help="Folder of DICOM files; if none, a phantom's.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="Label table of the folder.")] = None,
+    scale: Annotated[
+        Literal["small", "full"], typer.Option("--scale", help="As they were, or in minutes on two cores.")
+    ] = "small",
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Of report A's ResNet50: imagenet, a safetensors file, or none.")
+    ] = None,
+    seed: Seed = 0,
+    limit_rejected: LimitRejected = "5%",
+    address: Address = None,
+) -> None:
+    """Run two published systems again, beside ours, on one page."""
+    from ich_ray.recipes.reproduce import reproduce as run_again
+
+    keys: dict[str, Any] = {"scale": scale, "weights": weights, "seed": seed, "address": address}
+    page = run_again(images, labels, out, limit_rejected=_share(limit_rejected), **keys)
+    print(f"page  {page}")
 
 
 @app.command()

@@ -16,13 +16,25 @@ from rich.table import Table
 from ich_ray.search.table import said_parameters
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ich_ray.data.dataset import DatasetManifest
     from ich_ray.final.confirm import Confirmation
     from ich_ray.pipeline import RunResult
+    from ich_ray.recipes.probe import Probe
+    from ich_ray.recipes.quick import QuickRow
     from ich_ray.results import SearchResult
     from ich_ray.search.audit import Audit
 
-__all__ = ["print_audit", "print_confirmation", "print_dataset", "print_run", "print_search"]
+__all__ = [
+    "print_audit",
+    "print_confirmation",
+    "print_dataset",
+    "print_probe",
+    "print_quick",
+    "print_run",
+    "print_search",
+]
 
 _TABLE_ROWS = 10
 
@@ -79,6 +91,38 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
     _show(table)
     for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
         print(f"{count} trials on {setup}")
+
+
+def print_probe(done: Probe, out: str, as_json: bool) -> None:
+    """The winners of a probe, and the files that it wrote."""
+    if as_json:
+        print(done.model_dump_json(indent=1))
+        return
+    winners = done.winners()
+    failed = sum(bool(candidate.failure) for candidate in done.candidates)
+    print(f"{len(done.candidates)} combinations fitted, {failed} of them failed; {len(winners)} winners")
+    table = _table("first loss", "last loss", "AP", "parameters")
+    for winner in winners:
+        figures = (winner.losses[0], winner.loss, winner.average_precision)
+        table.add_row(
+            *("-" if value is None else f"{value:.4f}" for value in figures), said_parameters(winner.parameters)
+        )
+    _show(table)
+    print(f"table  {out}/probe.csv\nplot   {out}/probe.html\nspace  {out}/space.yaml")
+
+
+def print_quick(rows: Sequence[QuickRow], as_json: bool) -> None:
+    """What the trials of a search decide at one half, in the order they were tried."""
+    if as_json:
+        print(json.dumps([row.figures() for row in rows], indent=1))
+        return
+    names = ("f2", "accuracy", "sensitivity", "specificity", "ppv")
+    table = _table("trial", *names, "AP", "images", "parameters")
+    for row in rows:
+        figures = row.figures()
+        shown = ("-" if figures[name] is None else f"{figures[name]:.4f}" for name in (*names, "average_precision"))
+        table.add_row(str(row.trial), *shown, str(row.images), said_parameters(row.parameters))
+    _show(table)
 
 
 def print_audit(found: Audit, as_json: bool) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
 
-__all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "builtin_space", "demo", "run"]
+__all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "builtin_space", "demo", "finish", "run"]
 
 # Chosen so that the demo takes about five minutes on two cores and ASHA has trials to stop.
 DEMO_PATIENTS = 160
@@ -115,7 +115,7 @@ def run(
             seed=seed,
             resume=files.search.exists(),
         )
-        page = _finish(files)
+        page = finish(files)
     return RunResult(dataset, open_search(files.root), read_json(files.bundle / "card.json"), page)
 
 
@@ -131,8 +131,14 @@ def demo(out: Location) -> RunResult:
     return run(images, labels, builtin_space("demo"), root, trials=DEMO_TRIALS)
 
 
-def _finish(files: SearchFiles) -> UPath:
-    """Everything after the search that its bundle's card does not say is done."""
+def finish(files: SearchFiles, *, slices: int | None = None, epochs: int | None = None) -> UPath:
+    """Everything after the search that its bundle's card does not say is done; returns the report.
+
+    Args:
+        files: of the search.
+        slices: with `epochs`, see `retrain`.
+        epochs: see `retrain`.
+    """
     from ich_ray.final.calibration import calibrate
     from ich_ray.final.evaluate import evaluate
     from ich_ray.final.report.page import report
@@ -141,7 +147,7 @@ def _finish(files: SearchFiles) -> UPath:
     chosen = chosen_trial(open_search(files.root))
     if not files.retraining.exists() or read_json(files.retraining)["trial"] != chosen.number:
         progress.say(f"retrain: trial {chosen.number}")
-        retrain(files.root)
+        retrain(files.root, slices=slices, epochs=epochs)
     if not read_json(files.bundle / "card.json")["operating_points"]:
         progress.say("calibrate")
         calibrate(files.root)

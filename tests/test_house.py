@@ -27,13 +27,14 @@ LEVELS = [
     {"search"},
     {"final"},
     {"cluster", "pipeline"},
+    {"recipes"},
     {"display"},
     {"cli", "cluster_verbs"},
 ]
 # The functional core must run where Ray is not installed.
 MAY_IMPORT_RAY = {
     "runtime", "cluster.jobs", "cluster.doctor", "data.prepare", "search.sampler", "search.halving", "search.trial",
-    "search.driver", "search.together", "search.bookkeeper", "search.preflight", "search.machines",
+    "search.driver", "search.together", "search.trunks", "search.bookkeeper", "search.preflight", "search.machines",
     "final.archive", "final.confirm", "final.distributed",
 }  # fmt: skip
 

@@ -73,7 +73,7 @@ def grad_cam(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         ConfigError: captum is not installed.
     """
     attr, card, network = check_captum(), bundle.card, bundle.network
-    *_, last, _head = stages(card.architecture, card.parameters.blocks).values()
+    *_, last, _head = stages(card.parameters).values()
     layer = network.body.get_submodule(last[-1])
     trainable = [weight for weight in network.parameters() if weight.requires_grad]
     network.requires_grad_(True)  # frozen stages would give no gradient

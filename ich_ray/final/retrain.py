@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.errors import IchRayError, IntegrityError
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.final.card import LIMITATIONS, Card, DatasetNote, SearchNote, WeightsNote, read_card
 from ich_ray.final.checkpoints import best_report, read_reports, state_file
 from ich_ray.final.distributed import Plan, fit
@@ -75,6 +75,8 @@ def retrain(
     search: Location,
     *,
     workers: int = 1,
+    slices: int | None = None,
+    epochs: int | None = None,
     gpus_per_worker: float | None = None,
     placement: Placement = "auto",
     address: str | None = None,
@@ -88,19 +90,21 @@ def retrain(
     Args:
         search: the search folder, on storage that every worker can reach.
         workers: processes that train one network together.
+        slices: train on so many, drawn at random with their share of haemorrhage, and measure after each pass.
+        epochs: passes at most; given with `slices`.
         gpus_per_worker: one if the cluster has any and this is not given, else as given; 0 trains on CPUs.
         placement: where the images lie while training, see `data.dataset.place`.
         address: of a Ray cluster.
 
     Raises:
-        ConfigError: no search, too many workers or accelerators asked for.
+        ConfigError: no search, too many workers, accelerators or slices asked for.
         IchRayError: no completed trial, or the training failed.
     """
     found = open_search(search)
     trial = chosen_trial(found)
     dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
-    parameters = Hyperparameters.model_validate(trial.parameters)
-    plan = replace(_plan(found, trial, parameters), placement=placement)
+    parameters = _sized(Hyperparameters.model_validate(trial.parameters), dataset, slices, epochs)
+    plan = replace(_plan(found, trial, parameters, slices), placement=placement)
     folder = locate(plan.folder)
     say(f"  retraining trial {trial.number} for at most {plan.images:,} images, {workers} worker(s)")
     started = time.monotonic()
@@ -130,15 +134,31 @@ def retrain(
     return bundle
 
 
-def _plan(found: SearchResult, trial: TrialResult, parameters: Hyperparameters) -> Plan:
+def _sized(
+    parameters: Hyperparameters, dataset: PreparedDataset, slices: int | None, epochs: int | None
+) -> Hyperparameters:
+    """The parameters with another number of slices to train on, and passes over them."""
+    if slices is None and epochs is None:
+        return parameters
+    if slices is None or epochs is None or slices < 1 or epochs < 1:
+        raise ConfigError(
+            f"--slices, --epochs: both must be given, at least 1 each, got {slices} and {epochs}; give both or none"
+        )
+    if slices > (there := dataset.manifest.roles["train"].slices):
+        raise ConfigError(f"--slices: at most the {there:,} training slices can be drawn, got {slices:,}; lower it")
+    return parameters.model_copy(update={"training_slices": slices, "epochs": epochs})
+
+
+def _plan(found: SearchResult, trial: TrialResult, parameters: Hyperparameters, slices: int | None) -> Plan:
     budget = found.record.space["budget"]
+    images = BUDGET_FACTOR * parameters.images_within(int(budget["images"]))
     told: dict[str, Any] = {
         "dataset": found.record.dataset,
         "fingerprint": found.record.fingerprint,
         "parameters": parameters.model_dump(),
         "objective": found.objective.model_dump(),
-        "images": BUDGET_FACTOR * int(budget["images"]),
-        "report_every": int(budget["report_every"]),
+        "images": parameters.epochs * parameters.training_slices if slices else images,
+        "report_every": slices or int(budget["report_every"]),
         "seed": trial.seed,
     }
     identity = sha256(json.dumps(told, sort_keys=True).encode())[:12]

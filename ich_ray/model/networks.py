@@ -1,7 +1,7 @@
 """Hyperparameters to a network: uint8 images in, one logit per slice out.
 
-Knows architectures, their stages, where their weights come from and how pixels are normalized (inside the module, so
-that nobody can forget it). Knows nothing of data, losses or optimizers.
+Knows architectures, their stages and how pixels are normalized (inside the module, so that nobody can forget it).
+Knows nothing of data, losses or optimizers.
 
 Array shapes: images are uint8 `[n, channels, rows, columns]`, logits float32 `[n]`.
 """
@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ich_ray.errors import ConfigError, IntegrityError, nearest
+from ich_ray.errors import ConfigError, nearest
+from ich_ray.model.stacked import StackedBody
+from ich_ray.model.weights import imagenet, read_weights, spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -164,23 +165,33 @@ def build_network(parameters: Hyperparameters, image_shape: tuple[int, int, int]
     Raises:
         ConfigError: the parameters do not fit each other, the image or the weights file.
     """
-    network = (
-        _plain(parameters, image_shape)
-        if parameters.architecture == "plain_cnn"
-        else _pretrained(parameters, image_shape[0])
-    )
+    if parameters.architecture in {"plain_cnn", "stacked_cnn"}:
+        network = _own(parameters, image_shape)
+    else:
+        network = _pretrained(parameters, image_shape[0])
     if parameters.weights not in {"none", "imagenet"}:
-        _load(network, _read(parameters.weights), parameters, image_shape[0])
+        _load(network, parameters, image_shape[0])
     _freeze(network, parameters)
     network.to(memory_format=torch.channels_last)
     return network.train()
 
 
-def _plain(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> Network:
+def _own(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> Network:
     if parameters.weights == "imagenet":
         raise ConfigError(
-            "weights: imagenet exists for torchvision families only, got architecture plain_cnn; use none"
+            "weights: imagenet exists for torchvision families only, got architecture "
+            f"{parameters.architecture}; use none"
         )
+    body = (
+        StackedBody(parameters, image_shape)
+        if parameters.architecture == "stacked_cnn"
+        else _plain(parameters, image_shape)
+    )
+    # CT windows clip most of a slice to black, so a quarter is nearer their mean than a half.
+    return Network(body, (0.25,) * image_shape[0], (0.25,) * image_shape[0])
+
+
+def _plain(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> _PlainBody:
     channels, *sides = image_shape
     stride = min(_LARGEST_STRIDE, max(1, 2 ** round(math.log2(min(sides) / _GRID))))
     if math.ceil(min(sides) / stride) < 2**parameters.blocks:
@@ -188,8 +199,7 @@ def _plain(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> Ne
             f"blocks: each block halves the image, {parameters.blocks} are too many for {min(sides)} px "
             f"(reduced {stride} times first); use fewer blocks or prepare larger images"
         )
-    # CT windows clip most of a slice to black, so a quarter is nearer their mean than a half.
-    return Network(_PlainBody(parameters, channels, stride), (0.25,) * channels, (0.25,) * channels)
+    return _PlainBody(parameters, channels, stride)
 
 
 def _pretrained(parameters: Hyperparameters, channels: int) -> Network:
@@ -199,7 +209,7 @@ def _pretrained(parameters: Hyperparameters, channels: int) -> Network:
     family = FAMILIES[name]
     body: nn.Module = torchvision.models.get_model(name, weights=None)
     if parameters.weights == "imagenet":
-        body.load_state_dict(_imagenet(name))
+        body.load_state_dict(imagenet(name))
     _adapt_stem(body, family.stem, channels)
     for path, module in list(body.get_submodule(family.classifier).named_modules(prefix=family.classifier)):
         if isinstance(module, nn.Dropout):
@@ -225,55 +235,15 @@ def _adapt_stem(body: nn.Module, path: str, channels: int) -> None:
         first.padding,  # type: ignore[arg-type]
         bias=first.bias is not None,
     )
-    new.weight.data = _spread(first.weight.data, channels)
+    new.weight.data = spread(first.weight.data, channels)
     if first.bias is not None and new.bias is not None:
         new.bias.data = first.bias.data
     body.set_submodule(path, new)
 
 
-def _spread(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """A first convolution for other channels: the mean over its own, scaled so that responses keep their size."""
-    return weight.mean(1, keepdim=True).repeat(1, channels, 1, 1) * (weight.shape[1] / channels)
-
-
-def _imagenet(name: str) -> dict[str, Any]:
-    import torchvision
-
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    expected = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
-    try:
-        state: dict[str, Any] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"weights: imagenet needs the file {expected}, got {type(error).__name__} while fetching it; copy "
-            f"{expected.name} there from a machine with a network, set TORCH_HOME, or use weights: none"
-        ) from None
-    return {_renamed(key): value for key, value in state.items()} if name == "densenet121" else state
-
-
-def _renamed(key: str) -> str:
-    """Old DenseNet files write `norm.1` where the module is called `norm1`."""
-    for word in ("norm", "relu", "conv"):
-        for number in "12":
-            key = key.replace(f".{word}.{number}.", f".{word}{number}.")
-    return key
-
-
-def _read(path: str) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not Path(path).is_file():
-        raise ConfigError(f"weights: one of none, imagenet or a safetensors file must be given, got {path!r}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise IntegrityError(f"{path}: must be a safetensors file, got {error}; fetch it again") from None
-
-
-def _load(network: Network, found: dict[str, torch.Tensor], parameters: Hyperparameters, channels: int) -> None:
+def _load(network: Network, parameters: Hyperparameters, channels: int) -> None:
     """Fill the body from a file of the same family (torchvision's names or those of a bundle); the head stays new."""
-    found = {key.removeprefix("body."): value for key, value in found.items()}
+    found = {key.removeprefix("body."): value for key, value in read_weights(parameters.weights).items()}
     family = FAMILIES.get(parameters.architecture)
     head = family.head if family else "head"
     wanted = network.body.state_dict()
@@ -282,7 +252,7 @@ def _load(network: Network, found: dict[str, torch.Tensor], parameters: Hyperpar
             continue
         given = found.get(key)
         if given is not None and family and key == f"{family.stem}.weight" and given.shape[1] != channels:
-            given = _spread(given, channels)
+            given = spread(given, channels)
         if given is None or given.shape != tensor.shape:
             got = "nothing" if given is None else f"shape {tuple(given.shape)}"
             raise ConfigError(
@@ -293,19 +263,21 @@ def _load(network: Network, found: dict[str, torch.Tensor], parameters: Hyperpar
     network.body.load_state_dict(wanted)
 
 
-def stages(architecture: str, blocks: int = 0) -> dict[str, tuple[str, ...]]:
+def stages(parameters: Hyperparameters) -> dict[str, tuple[str, ...]]:
     """The stages of an architecture from input to output, with the prefixes of their modules; `head` is the last."""
-    if architecture == "plain_cnn":
+    if parameters.architecture in {"plain_cnn", "stacked_cnn"}:
+        stacked = parameters.architecture == "stacked_cnn"
+        blocks = len(parameters.kernels_and_pools) if stacked else parameters.blocks
         names = ("stem", *(f"block{number + 1}" for number in range(blocks)))
         return {**{name: (f"blocks.{name}",) for name in names}, "head": ("head",)}
-    family = FAMILIES[architecture]
+    family = FAMILIES[parameters.architecture]
     return {**family.stages, "head": (family.classifier,)}
 
 
 def _freeze(network: Network, parameters: Hyperparameters) -> None:
     if parameters.unfreeze_from == "all":
         return
-    known = stages(parameters.architecture, parameters.blocks)
+    known = stages(parameters)
     if parameters.unfreeze_from not in known:
         raise ConfigError(
             f"unfreeze_from: {parameters.architecture} has the stages all, {', '.join(known)}, got "

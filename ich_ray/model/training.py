@@ -24,16 +24,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ich_ray.data.dataset import PlacedImages, Placement, SliceSet, as_index, place
+from ich_ray.data.features import FeatureImages, FeaturesInMemory
+from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError, TrialFailure
-from ich_ray.metrics import Ranking, best_f_beta, log_loss
+from ich_ray.metrics import Ranking, best_f_beta, confusion, log_loss
 from ich_ray.model.networks import Network, build_network
 from ich_ray.model.pace import Pace, pace_for, usual_pace
 from ich_ray.model.parallel import ALONE, Shard
 from ich_ray.model.state import TrainingState
+from ich_ray.model.trunk import Tail, shared
 from ich_ray.results import Setup
 
 if TYPE_CHECKING:
@@ -86,7 +90,9 @@ class Progress:
         metrics: on the validation slices: average_precision, roc_auc, f2 and f2_threshold (the best threshold on these
             very slices), log_loss; and train_loss, the mean weighted loss since the report before. Log loss and
             threshold are of probabilities corrected for the class weights (`prior_shift`), so that they compare with
-            `metrics.floors`. NaN where undefined.
+            `metrics.floors`. sensitivity_at_half and specificity_at_half are not corrected: they are of the decisions
+            that the network makes itself where its output exceeds one half, as report B judged its candidates. NaN
+            where undefined.
         elapsed_s: time in training and validation so far, over all attempts.
         images_per_s: training images per second since the report before, without validation.
         setup: how it is computed; of the first worker if there are several.
@@ -174,13 +180,14 @@ def train(
     shard: Shard = ALONE,
     placement: Placement = "auto",
     trials: int = 1,
+    features: FeaturesInMemory | None = None,
 ) -> Iterator[Progress]:
     """Train one network, yielding a `Progress` at each report; the last one is at `budget.images`.
 
     In the fastest mode that `pace` finds for an accelerator, on a CPU in float32. Seeds PyTorch's global generator.
 
     Args:
-        parameters: the draw.
+        parameters: the draw; where it names `training_slices`, so many are drawn from `train` with its own seed.
         train: slices to learn from.
         validation: slices to report on.
         budget: images to show and images between reports.
@@ -190,14 +197,18 @@ def train(
         shard: this process's part when several train one network.
         placement: where the images lie, see `place`.
         trials: that share the device, each with an equal part of its memory.
+        features: of the frozen layers, for all slices; if not given, those that lie beside the dataset for these very
+            layers are used, or else the layers themselves.
 
     Raises:
         TrialFailure: `diverged` when the loss or a logit is not finite, `out_of_memory` on an accelerator.
         ConfigError: the parameters do not fit the images, or the state belongs to another plan.
     """
+    if parameters.training_slices:
+        train = stratified(train, parameters.training_slices, seed)
     run = _Run(parameters, train, validation, seed=seed, device=torch.device(device), shard=shard)
     try:
-        run.start(resume, budget, placement, trials)
+        run.start(resume, budget, placement, trials, features)
         while run.images_seen < budget.images:
             run.until(min(budget.images, (run.images_seen // budget.report_every + 1) * budget.report_every))
             yield run.report()
@@ -231,7 +242,14 @@ class _Run:
         self.images_seen, self.elapsed_s = 0, 0.0
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def start(self, resume: TrainingState | None, budget: Budget, placement: Placement, trials: int) -> None:
+    def start(
+        self,
+        resume: TrainingState | None,
+        budget: Budget,
+        placement: Placement,
+        trials: int,
+        features: FeaturesInMemory | None = None,
+    ) -> None:
         w0, w1 = class_weights(self.parameters.loss, *self._counts)
         labels = torch.from_numpy(self.slices.labels)
         self.labels = labels.to(self.device)
@@ -240,22 +258,34 @@ class _Run:
         network = build_network(self.parameters, self.slices.dataset.image_shape)
         self.network: Network = self.shard.synchronized(network.to(self.device))
         self.trainable = [weight for weight in self.network.parameters() if weight.requires_grad]
-        self.images = place(self.slices, self.device, placement, trials=trials)
-        taken = self.slices.image_bytes if self.images.where == "device" else 0
-        self.validation_images = place(self.validation, self.device, placement, taken_bytes=taken, trials=trials)
+        self.stepped, self.images, self.validation_images = self._placed(placement, trials, features)
         self.pace = self._pace(budget.images - (resume.images_seen if resume else 0))
         self.optimizer = _optimizer(self.parameters, self.trainable, self.device)
         if resume is not None:
             self._restore(resume)
 
+    def _placed(
+        self, placement: Placement, trials: int, given: FeaturesInMemory | None
+    ) -> tuple[nn.Module, PlacedImages, PlacedImages]:
+        """What a step goes through, and its inputs: the network and images, or what is trained of it and features."""
+        dataset, rows = self.slices.dataset, np.concatenate([self.slices.rows, self.validation.rows])
+        features = given or shared(self.network, self.parameters, dataset)
+        if features is not None and features.covers(rows):
+            inputs = [FeatureImages(features, part, self.device) for part in (self.slices, self.validation)]
+            return Tail(self.network, self.parameters), inputs[0], inputs[1]
+        images = place(self.slices, self.device, placement, trials=trials)
+        taken = self.slices.image_bytes if images.where == "device" else 0
+        return self.network, images, place(self.validation, self.device, placement, taken_bytes=taken, trials=trials)
+
     def _pace(self, images: int) -> Pace:
         """Before there is an optimizer: its state follows the memory layout of the weights."""
         if self.device.type != "cuda":
-            return usual_pace(self.network)
+            return usual_pace(self.stepped)
         batch = self.images.take(self.shard.part(self._stream(0, self.parameters.batch_size)))
         free = {"learning_rate", "decay", "momentum", "weight_decay", "optimizer", "loss", "weights"}
+        free |= {"training_slices", "epochs"}
         what = (str(self.device), batch.shape, *self.parameters.model_dump(exclude=free).items())
-        return pace_for(self.network, batch, what, images_left=images // self.shard.count, shard=self.shard)
+        return pace_for(self.stepped, batch, what, images_left=images // self.shard.count, shard=self.shard)
 
     @property
     def setup(self) -> Setup:
@@ -323,7 +353,7 @@ class _Run:
         started = time.perf_counter()
         positions = self.shard.part(np.arange(len(self.validation)))
         batches = _batches(self.validation_images, positions, EVALUATION_BATCH)
-        own = batch_logits(self.network, batches, self.pace.mode.precision(self.device))
+        own = batch_logits(self.stepped, batches, self.pace.mode.precision(self.device))
         logits = self.shard.gathered(own, len(self.validation), self.device)
         if not np.isfinite(logits).all():
             raise TrialFailure("diverged", f"a validation logit is not finite after {self.images_seen} images")
@@ -334,15 +364,18 @@ class _Run:
     def _metrics(self, logits: NDArray[np.float32]) -> dict[str, float]:
         labels = self.validation.labels
         shift = prior_shift(self.parameters.loss, *self._counts)
-        probabilities = 1 / (1 + np.exp(-(logits.astype(np.float64) + shift)))
+        probabilities = expit(logits.astype(np.float64) + shift)
         ap, auc = Ranking(labels, logits).statistics()
         threshold, f2 = best_f_beta(labels, probabilities)
+        own = confusion(labels, logits, 0.0)
         return {
             "average_precision": ap,
             "roc_auc": auc,
             "f2": f2,
             "f2_threshold": threshold,
             "log_loss": log_loss(labels, probabilities),
+            "sensitivity_at_half": own.sensitivity,
+            "specificity_at_half": own.specificity,
             "train_loss": self.train_loss,
         }
 

@@ -15,7 +15,7 @@ from ray.tune import Callback
 
 from ich_ray.progress import say
 from ich_ray.results import CheckpointReference, Setup
-from ich_ray.search.plan import expected_course
+from ich_ray.search.plan import expected_course, images_at_most
 from ich_ray.search.table import RungCount, Standing, said_best
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class Bookkeeper(Callback):
         self._running: set[int] = set()
         self._started: float | None = None
         self._last_line = self._last_table = time.monotonic()
-        self._expected = expected_course(space.budget, wanted).images / wanted
+        granted = images_at_most(space, wanted) / (wanted * space.budget.images)
+        self._expected = granted * expected_course(space.budget, wanted).images / wanted
         self._images_before = self._images = sum(trial.images_seen for trial in ledger.trials.values())
         self._ended: Counter[str] = Counter()
         self._ended_images = 0

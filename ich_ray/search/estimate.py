@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ich_ray.errors import ConfigError
-from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.hyperparameters import STACKED_ONLY, Hyperparameters
 from ich_ray.search.draw import RandomSuggest
 from ich_ray.search.table import said_parameters
 
@@ -46,7 +46,9 @@ _MEASURE_S = 6.0
 _MEASURE_EACH_S = 0.7
 # A CPU shows as many images a second in steps of 8 as in larger ones, for all but the smallest networks.
 _IMAGES_A_STEP_ON_CPU = 8
-_NETWORK_FIELDS = {"architecture", "blocks", "filters", "dense", "unfreeze_from"}
+_NETWORK_FIELDS = {
+    "architecture", "blocks", "filters", "dense", "unfreeze_from", *STACKED_ONLY,
+}  # fmt: skip
 # Activations are counted for this many images: what a layer keeps once a batch is then nothing beside them.
 _IMAGES_COUNTED = 64
 
@@ -270,7 +272,9 @@ def _seconds_per_image(
     validation = dataset.role("validation")
     few = _few(validation, step)
     # A rate at which nothing diverges: it takes as long as any other.
-    trained = parameters.model_copy(update={"batch_size": step, "learning_rate": 1e-9})
+    trained = parameters.model_copy(
+        update={"batch_size": step, "learning_rate": 1e-9, "training_slices": 0, "epochs": 0}
+    )
     reports = train(
         trained, dataset.role("train"), few, budget=Budget(1000 * step, step), seed=0, device=device, placement="host"
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import TrialScheduler
 
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.ledger import Verdict
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Halving(TrialScheduler):
 
     def __init__(self, budget: Budget, objective: Objective, rungs: Rungs, limit: Callable[[], Verdict | None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._images = budget.images
+        self._budget = budget
         self._key = f"metrics/{objective.metric}"
         self._name = objective.metric
         self.rungs = rungs
@@ -96,20 +97,21 @@ class Halving(TrialScheduler):
         if "unwritable" in result:  # Tune ends the search with it, and the trial stays unfinished
             raise OSError(result["unwritable"])
         number = trial.config["number"]
-        verdict = self.verdicts.get(number) or self._judge(number, result)
+        images = Hyperparameters.model_validate(trial.config.get("parameters", {})).images_within(self._budget.images)
+        verdict = self.verdicts.get(number) or self._judge(number, result, images)
         if verdict is None:
             return TrialScheduler.CONTINUE
         self.verdicts[number] = verdict
         return TrialScheduler.STOP
 
-    def _judge(self, number: int, result: Mapping[str, Any]) -> Verdict | None:
+    def _judge(self, number: int, result: Mapping[str, Any], images: int) -> Verdict | None:
         if "failure" in result:
             return Verdict("failed", result["failure"], result.get("detail", ""))
         value, images_seen = result.get(self._key), result["images_seen"]
         if value is None or not math.isfinite(value):
             return Verdict("failed", "diverged", f"{self._name} is not finite at {images_seen} images")
         rung = self.rungs.offer(number, images_seen, value)
-        if images_seen >= self._images:
+        if images_seen >= images:
             return Verdict("completed")
         if rung is not None:
             return Verdict("pruned", f"rung_{rung}")

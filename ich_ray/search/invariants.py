@@ -148,8 +148,9 @@ def _contradiction(trial: TrialResult, budget: Budget | None) -> str:
         return "" if trial.reason else f"it is {trial.state}, got no reason"
     if trial.value is None:
         return f"it is completed, got no {trial.objective.metric}"
-    if budget and trial.images_seen < budget.images:
-        return f"it is completed, got {trial.images_seen} of {budget.images} images"
+    images = Hyperparameters.model_validate(trial.parameters).images_within(budget.images) if budget else 0
+    if trial.images_seen < images:
+        return f"it is completed, got {trial.images_seen} of {images} images"
     return ""
 
 

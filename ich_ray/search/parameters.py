@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ich_ray.errors import SpaceError, nearest
-from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.hyperparameters import STACKED_ONLY, Hyperparameters
 from ich_ray.search.draw import KINDS, Kind, ParameterSpec, is_integer, is_number, same
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ich_ray.results import Parameter
+    from ich_ray.search.draw import Budget
 
 __all__ = ["ParameterRules"]
 
@@ -101,6 +102,36 @@ class ParameterRules:
                     rule = problem["msg"][0].lower() + problem["msg"][1:]
                     guess = nearest(value, _literals(name)) if isinstance(value, str) else ""
                     raise self.error(name, f"{rule}, got {value!r}{guess}") from None
+
+    def read_by_its_architecture(self, key: str, drawn: Mapping[str, Parameter]) -> None:
+        """Values that only `stacked_cnn` reads would do nothing beside another architecture."""
+        architecture = drawn.get("architecture", Hyperparameters().architecture)
+        unread = [name for name in drawn if name in STACKED_ONLY]
+        if unread and architecture != "stacked_cnn":
+            raise self.error(
+                key,
+                f"{unread[0]} must stand beside architecture stacked_cnn, which alone reads it, got {architecture}; "
+                "remove it, or give it `when: {architecture: stacked_cnn}`",
+            )
+
+    def whole(self, key: str, drawn: Mapping[str, Parameter], budget: Budget) -> None:
+        """What must hold between the values of one trial."""
+        try:
+            parameters = Hyperparameters.model_validate(drawn)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise self.error(
+                key,
+                f"every draw must be a trial the model accepts: {problem['msg']}, got {dict(drawn)}; change one",
+            ) from None
+        images = parameters.epochs * parameters.training_slices
+        if images > budget.images or images % budget.report_every:
+            raise self.error(
+                key,
+                f"epochs times training_slices must be a multiple of report_every ({budget.report_every}) and at most "
+                f"budget.images ({budget.images}), got {parameters.epochs} x {parameters.training_slices}; change "
+                "one of them",
+            )
 
     def _when(self, name: str, written: Any) -> dict[str, tuple[Parameter, ...]]:
         if not isinstance(written, dict):

@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ich_ray.model.hyperparameters import Hyperparameters
+
 if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.search.draw import Budget, SearchSpace
     from ich_ray.search.preflight import Slots
 
-__all__ = ["Course", "Plan", "expected_course", "plan_search"]
+__all__ = ["Course", "Plan", "expected_course", "images_at_most", "plan_search"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Plan:
 
 def plan_search(space: SearchSpace, dataset: PreparedDataset, trials: int, slots: Slots) -> Plan:
     """What `trials` trials of a space would do on these slots."""
-    course = expected_course(space.budget, trials)
+    course, at_most = expected_course(space.budget, trials), images_at_most(space, trials)
     roles = dataset.manifest.roles
     mapped = (roles["train"].slices + roles["validation"].slices) * math.prod(dataset.image_shape)
     return Plan(
@@ -82,9 +84,19 @@ def plan_search(space: SearchSpace, dataset: PreparedDataset, trials: int, slots
         workers=slots.workers,
         rungs=tuple(space.budget.rungs()),
         reaching=course.reaching,
-        images=course.images,
-        images_at_most=trials * space.budget.images,
+        images=round(course.images * at_most / (trials * space.budget.images)),
+        images_at_most=at_most,
         mapped_bytes=mapped,
+    )
+
+
+def images_at_most(space: SearchSpace, trials: int) -> int:
+    """Training images of `trials` trials if none is stopped: the budget of each, or less where a listed one says so."""
+    if space.listed is None:
+        return trials * space.budget.images
+    return sum(
+        Hyperparameters.model_validate(parameters).images_within(space.budget.images)
+        for parameters in space.listed[:trials]
     )
 
 

@@ -19,14 +19,15 @@ from ich_ray.runtime import on_node
 from ich_ray.storage import DatasetFiles, is_local, locate, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from upath import UPath
 
     from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.search.machines import Fleet, Machine
 
-__all__ = ["Slots", "check_machines", "check_roles", "fitting", "plan_slots", "room"]
+__all__ = ["Slots", "check_machines", "check_roles", "check_trials", "fitting", "plan_slots", "room"]
 
 _ANSWER_WITHIN_S = 30
 # It takes the driver 1 ms.
@@ -187,3 +188,24 @@ def check_roles(dataset: PreparedDataset) -> None:
                 f"{dataset.files.root}: {role} must have positive and negative slices, got {positives} positive of "
                 f"{slices}; prepare a dataset with more patients"
             )
+
+
+def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) -> None:
+    """What trials need beyond a dataset: weights that are there or can be fetched, and enough slices to draw from.
+
+    Raises:
+        ConfigError: one of them is missing, named.
+        IntegrityError: a file of weights is damaged.
+    """
+    from ich_ray.model.weights import check_weights
+
+    found = list(trials)
+    slices = dataset.manifest.roles["train"].slices
+    most = max((parameters.training_slices for parameters in found), default=0)
+    if most > slices:
+        raise ConfigError(
+            f"training_slices: at most the {slices:,} training slices of {dataset.files.root} can be drawn, got "
+            f"{most:,}; lower it, or prepare more patients"
+        )
+    for architecture, weights in sorted({(parameters.architecture, parameters.weights) for parameters in found}):
+        check_weights(architecture, weights)

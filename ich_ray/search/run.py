@@ -15,7 +15,7 @@ from ich_ray.errors import ConfigError
 from ich_ray.progress import say
 from ich_ray.results import SearchRecord, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search.draw import Listed
+from ich_ray.search.draw import Listed, sampled
 from ich_ray.search.ledger import Ledger, differences
 from ich_ray.search.limits import Limits
 from ich_ray.search.plan import plan_search
@@ -52,6 +52,7 @@ def run_search(
     seed: int | None = None,
     warm_start: Location | None = None,
     placement: Placement = "auto",
+    share_trunks: bool = False,
     address: str | None = None,
     _trainer: Trainer | None = None,
 ) -> SearchResult:
@@ -75,6 +76,8 @@ def run_search(
         warm_start: another search whose trials the sampler may learn from.
         placement: `device` keeps the images of each trial in accelerator memory, `host` never; `auto` does where they
             fit into half of the trial's part of it.
+        share_trunks: compute what frozen layers with given weights make of each slice once, into the dataset's folder,
+            for all trials that freeze the same.
         address: a Ray cluster; this machine if not given.
 
     Raises:
@@ -100,7 +103,7 @@ def run_search(
 
     from ich_ray.search.driver import Driver
     from ich_ray.search.machines import Fleet
-    from ich_ray.search.preflight import check_machines, check_roles, plan_slots, room
+    from ich_ray.search.preflight import check_machines, check_roles, check_trials, plan_slots, room
 
     check_roles(data)
     if plan:
@@ -112,11 +115,17 @@ def run_search(
         searches = [open_search(where) if where else None for where in (files.root if begun else None, teacher)]
         print(f"{planned}\n{costs(checked, data, planned, *searches)}")
         return SearchResult(files, asked, ())
+    if _trainer is None:
+        check_trials(data, sampled(checked))
     with locked(files), connected(address):
         fleet = Fleet()
         slots = plan_slots(fleet.machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         limits.check(slots.gpus)
         check_machines(data, files.root)
+        if share_trunks:
+            from ich_ray.search.trunks import share_trunks as share
+
+            share(data, sampled(checked), gpus=slots.gpus > 0)
         ledger = Ledger.open(out) if begun else Ledger.create(out, asked)
         if wanted != ledger.record.wanted:
             ledger.amend(trials=wanted)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ich_ray.errors import SpaceError, nearest
 from ich_ray.results import Objective, Parameter
-from ich_ray.search.draw import Budget, ParameterSpec, RandomSuggest, SearchSpace
+from ich_ray.search.draw import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace
 from ich_ray.search.listed import MOST_COMBINATIONS, candidate_specs, combinations, completed, in_order
 from ich_ray.search.parameters import ParameterRules
 from ich_ray.storage import Location, locate
@@ -31,8 +31,6 @@ DIRECTIONS: dict[str, Literal["max", "min"]] = {
     "f2": "max",
     "log_loss": "min",
 }
-# Enough to meet every branch of a conditional space of ordinary size; together they cost about a millisecond.
-_TRY_DRAWS = 64
 
 
 def load_space(path: Location) -> SearchSpace:
@@ -134,6 +132,7 @@ class _Checker(ParameterRules):
             self._candidate(f"candidates[{index}]", candidate)
         whole = completed(written)
         for index, candidate in enumerate(whole):
+            self.whole(f"candidates[{index}]", candidate, file.budget)
             if (first := whole.index(candidate)) < index:
                 raise self.error(
                     f"candidates[{index}]", f"every candidate must be listed once, got candidates[{first}] again"
@@ -149,6 +148,7 @@ class _Checker(ParameterRules):
                 self.accepted(name, self.scalar(name, value))
             except SpaceError as error:
                 raise self.error(key, str(error).removeprefix(f"{self.file}: ")) from None
+        self.read_by_its_architecture(key, candidate)
 
     def _grid(
         self, specs: tuple[ParameterSpec, ...], points: tuple[dict[str, Parameter], ...]
@@ -269,15 +269,13 @@ class _Checker(ParameterRules):
 
     def _try_draws(self, space: SearchSpace) -> None:
         suggest = RandomSuggest(seed=0)
-        for _ in range(_TRY_DRAWS):
-            try:
-                space.draw(suggest)
-            except ValidationError as error:
-                problem = error.errors()[0]
-                raise self.error(
-                    "parameters",
-                    f"every draw must be a trial the model accepts: {problem['msg']}, got {problem['input']}",
-                ) from None
+        for _ in range(TRY_DRAWS):
+            drawn: dict[str, Parameter] = {}
+            for spec in space.parameters:
+                if spec.active(drawn):
+                    drawn[spec.name] = spec.draw(suggest)
+            self.read_by_its_architecture("parameters", drawn)
+            self.whole("parameters", drawn, space.budget)
 
 
 def _multiple(images: int, report_every: int) -> int:

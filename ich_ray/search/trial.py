@@ -48,7 +48,7 @@ class TrialSettings:
     Attributes:
         dataset: where it lies; `fingerprint` says which one it must be.
         search: the search folder, for checkpoints.
-        images: the budget; a report comes every `report_every`.
+        images: the budget, which a trial of few epochs does not spend; a report comes every `report_every`.
         cpus: threads a trial may use.
         gpus: accelerators it has, perhaps a fraction of one.
         workers: processes that train it together, each with its share of the CPUs, and one of the accelerators if any.
@@ -119,7 +119,7 @@ def train_model(
             parameters,
             dataset.role("train"),
             dataset.role("validation"),
-            budget=Budget(images=settings.images, report_every=settings.report_every),
+            budget=Budget(parameters.images_within(settings.images), settings.report_every),
             seed=seed,
             device=device,
             resume=TrainingState.load(resume) if resume else None,
@@ -171,6 +171,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
         why = checkpoints.note or "the newest checkpoint was missing"
         checkpoints.note = f"{why}: went back from {config['reported']} to {kept.images_seen} images"
     parameters = Hyperparameters(**config["parameters"])
+    images = parameters.images_within(settings.images)
     dataset = opened(settings, config["fold"])
     resume = kept.file if kept else None
     with closing(trainer(parameters, dataset, settings, config["seed"], resume)) as steps:
@@ -182,7 +183,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
             }
             history.append(report)
             # The last report needs no state: the trial is over when it arrives.
-            last = progress.images_seen >= settings.images
+            last = progress.images_seen >= images
             try:
                 reference = None if last else checkpoints.save(progress, history)
             except OSError as error:  # the search's folder, which every trial needs: no failure of this one
@@ -197,7 +198,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
                 }
             )
     seen = history[-1]["images_seen"] if history else 0
-    raise TrialFailure("error", f"training ended at {seen} of {settings.images} images")
+    raise TrialFailure("error", f"training ended at {seen} of {images} images")
 
 
 def opened(settings: TrialSettings, fold: int | None) -> PreparedDataset:

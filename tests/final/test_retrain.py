@@ -15,7 +15,8 @@ from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.final.bundle import load_bundle
 from ich_ray.final.checkpoints import keep, newest, state_file
 from ich_ray.final.distributed import _resources, patience_over
-from ich_ray.final.retrain import Retraining, chosen_trial, retrain
+from ich_ray.final.retrain import Retraining, _plan, _sized, chosen_trial, retrain
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.training import TrainingState
 from ich_ray.results import Objective, Report, open_search
 from ich_ray.runtime import connected
@@ -187,3 +188,19 @@ def test_a_killed_worker_goes_on(dataset: PreparedDataset, tmp_path: Path, clust
     seen = [entry["images_seen"] for entry in read_json(files.retraining)["reports"]]
     assert seen == [400 * (number + 1) for number in range(len(seen))]
     assert killed
+
+
+def test_a_sample_in_epochs(dataset: PreparedDataset, tmp_path: Path) -> None:
+    files = make_search(tmp_path / "search", dataset)
+    found = open_search(files.root)
+    trial = found.best()
+    parameters = Hyperparameters.model_validate(trial.parameters)
+    sized = _sized(parameters, dataset, 40, 20)
+    plan = _plan(found, trial, sized, 40)
+    assert (plan.images, plan.report_every) == (800, 40)
+    assert (plan.parameters["training_slices"], plan.parameters["epochs"]) == (40, 20)
+    assert _plan(found, trial, parameters, None).images == 1200
+    with pytest.raises(ConfigError, match="--slices, --epochs: both must be given"):
+        _sized(parameters, dataset, 40, None)
+    with pytest.raises(ConfigError, match=r"--slices: at most the \d+ training slices can be drawn, got 100,000"):
+        _sized(parameters, dataset, 100_000, 1)

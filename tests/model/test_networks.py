@@ -22,7 +22,7 @@ def trainable(network: nn.Module) -> set[str]:
 
 
 def test_the_table_holds_every_family() -> None:
-    assert {"plain_cnn", *FAMILIES} == set(ARCHITECTURES)
+    assert {"plain_cnn", "stacked_cnn", *FAMILIES} == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_uint8_in_float32_logits_out(architecture: str, channels: int) -> None:
 @pytest.mark.parametrize("architecture", FAMILIES, ids=str)
 def test_stages_cover_every_weight_in_order(architecture: str) -> None:
     network = build_network(Hyperparameters(architecture=architecture), (3, 64, 64))
-    prefixes = [prefix for group in stages(architecture).values() for prefix in group]
+    prefixes = [prefix for group in stages(Hyperparameters(architecture=architecture)).values() for prefix in group]
     places = []
     for name, _ in network.body.named_parameters():
         fits = [place for place, prefix in enumerate(prefixes) if name.startswith(f"{prefix}.")]

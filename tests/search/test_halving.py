@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from ich_ray.results import Objective, Report, TrialResult
 from ich_ray.search.draw import Budget
-from ich_ray.search.halving import Rungs
+from ich_ray.search.halving import Halving, Rungs
 
 BUDGET = Budget(images=900, report_every=100, first_rung=100, reduction=3, min_peers=2)
 MAX, MIN = Objective(), Objective(metric="log_loss", mode="min")
@@ -98,3 +99,18 @@ def test_rebuilt_rungs_equal_the_undisturbed_ones() -> None:
     assert rebuilt.reached == undisturbed.reached
     assert len(rebuilt.reached[100]) > 20
     assert [rebuilt.offer(99, 100, value) for value in (0.01,)] == [undisturbed.offer(99, 100, 0.01)]
+
+
+def test_a_trial_of_few_epochs_ends_before_the_budget() -> None:
+    halving = Halving(BUDGET, MAX, Rungs(BUDGET, MAX), lambda: None)
+
+    def decision(number: int, images_seen: int, **parameters: int) -> str:
+        trial = SimpleNamespace(config={"number": number, "parameters": parameters})
+        report = {"images_seen": images_seen, "metrics/average_precision": 0.5}
+        return halving.on_trial_result(None, trial, report)  # type: ignore[arg-type]
+
+    assert decision(0, 200, epochs=4, training_slices=100) == "CONTINUE"
+    assert decision(0, 400, epochs=4, training_slices=100) == "STOP"
+    assert halving.verdicts[0].state == "completed"
+    assert decision(1, 400) == "CONTINUE"
+    assert decision(1, 900) == "STOP"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from ich_ray.results import SearchRecord
 from ich_ray.search import run
 from ich_ray.search.draw import Given, RandomSuggest, SearchSpace
 from ich_ray.search.ledger import Ledger
-from ich_ray.search.space import parse_space
+from ich_ray.search.plan import images_at_most
+from ich_ray.search.space import load_space, parse_space
 from tests.search.test_sampler import end, sampler
 
 BUDGET = {"images": 900, "report_every": 100, "first_rung": 100}
@@ -178,3 +180,46 @@ def test_optuna_draws_conditions_to_any_depth(tmp_path: Path) -> None:
     again = sampler(Ledger.open(ledger.files.root)).study.trials
     assert [trial.params for trial in again] == [trial.params for trial in suggest.study.trials]
     assert max(len(trial.params) for trial in again) == 4
+
+
+SHORT = "budget: {images: 400, report_every: 100, first_rung: 400}"
+
+
+def listed(tmp_path: Path, *candidates: str) -> SearchSpace:
+    path = tmp_path / "space.yaml"
+    path.write_text(f"name: x\n{SHORT}\ncandidates:\n" + "".join(f"  - {{{one}}}\n" for one in candidates))
+    return load_space(path)
+
+
+def test_a_candidate_may_end_before_the_budget(tmp_path: Path) -> None:
+    space = listed(tmp_path, "epochs: 2, training_slices: 100", "epochs: 0, training_slices: 50")
+    assert images_at_most(space, 2) == 200 + 400
+    assert images_at_most(space, 1) == 200
+
+
+@pytest.mark.parametrize(
+    ("candidate", "message"),
+    [
+        (
+            "convolutions: 3/2",
+            "convolutions must stand beside architecture stacked_cnn, which alone reads it, got plain",
+        ),
+        ("architecture: stacked_cnn, convolutions: 3x2", "string should match pattern"),
+        ("epochs: 3", "epochs counts passes over training_slices, which must be given with it"),
+        ("epochs: 3, training_slices: 50", "must be a multiple of report_every (100)"),
+        ("epochs: 5, training_slices: 100", "at most budget.images (400), got 5 x 100"),
+    ],
+)
+def test_conditions_between_values(tmp_path: Path, candidate: str, message: str) -> None:
+    with pytest.raises(SpaceError, match=re.escape(message)) as caught:
+        listed(tmp_path, candidate)
+    assert str(caught.value).startswith("space.yaml: candidates[0]: ")
+
+
+def test_what_one_architecture_reads_needs_a_condition(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        f"name: x\n{SHORT}\nparameters:\n  architecture: {{choice: [plain_cnn, stacked_cnn]}}\n  dense_layers: 2\n"
+    )
+    with pytest.raises(SpaceError, match=r"parameters: dense_layers must stand beside .* `when: {architecture"):
+        load_space(path)

@@ -53,7 +53,8 @@ def test_a_trial_is_the_training_loop_reported(tmp_path: Path) -> None:
     for report, progress in zip(first.reports, alone, strict=True):
         assert report.images_seen == progress.images_seen
         assert report.metrics == pytest.approx(progress.metrics, rel=1e-5)
-    assert set(first.metrics) == {"average_precision", "roc_auc", "f2", "f2_threshold", "log_loss", "train_loss"}
+    figures = {"average_precision", "roc_auc", "f2", "f2_threshold", "log_loss", "train_loss"}
+    assert set(first.metrics) == {*figures, "sensitivity_at_half", "specificity_at_half"}
     assert found.best().value is not None
     assert first.setup == Setup(device="cpu", workers=1, images="host", mode="float32")
     assert found.to_frame()["setup"][0] == "cpu, float32, images on host"

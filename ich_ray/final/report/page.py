@@ -1,31 +1,23 @@
 """The report: one HTML file that shows a search, the model that came out of it, and what is still missing.
 
-Everything is inside the file (plotly.js, pictures, styles) and its content security policy allows nothing else: no
-network, no script but the two whose hashes it names. Words, tables and plots are made elsewhere; this puts them
-together. Jinja escapes all text; figures travel as JSON in which `<` is written as an escape.
+Words, tables and plots are made elsewhere, and so is the file around them (document.py); this puts them together.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from ich_ray.final.report import groups, performance, summary, tables, trials
 from ich_ray.final.report.bands import precision_recall_band, roc_band
+from ich_ray.final.report.document import document
 from ich_ray.final.report.gallery import gallery
 from ich_ray.final.report.inputs import gather
 from ich_ray.final.report.parallel import parallel_coordinates
 from ich_ray.final.report.reliability import reliability
-from ich_ray.final.report.style import STATE_COLORS, count, metric_name, metric_title, moment, number, setting
+from ich_ray.final.report.style import STATE_COLORS, metric_name, metric_title, moment, number, setting
 from ich_ray.final.report.timeline import slots, timeline
 from ich_ray.storage import write_bytes
 
@@ -40,8 +32,6 @@ if TYPE_CHECKING:
     from ich_ray.storage import Location
 
 __all__ = ["MOST_TRIALS", "render", "report"]
-
-_HERE = Path(__file__).parent
 
 # Best first. More lines than this neither read nor draw well, and the file must stay under 8 MB; the page says so.
 MOST_TRIALS = 400
@@ -64,25 +54,9 @@ def report(search: Location) -> UPath:
 
 def render(inputs: Inputs) -> str:
     """The page as text."""
-    figures = {name: json.loads(figure.to_json()) for name, figure in _figures(inputs).items()}
-    script, library = (_HERE / "page.js").read_text(encoding="utf-8"), get_plotlyjs()
-    environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"number": number, "thousands": count}
-    return environment.get_template("page.html.j2").render(
-        **_content(inputs),
-        drawn=set(figures),
-        effects=[name.removeprefix("effect ") for name in figures if name.startswith("effect ")],
-        figures=Markup(json.dumps(figures, allow_nan=False).replace("<", "\\u003c")),  # noqa: S704
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704
-        library=Markup(library),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        allowed=f"{_hash(library)} {_hash(script)}",
-    )
-
-
-def _hash(script: str) -> str:
-    """A script's name in a content security policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+    figures = _figures(inputs)
+    effects = [name.removeprefix("effect ") for name in figures if name.startswith("effect ")]
+    return document("page.html.j2", figures, {**_content(inputs), "effects": effects})
 
 
 def _figures(inputs: Inputs) -> dict[str, go.Figure]:

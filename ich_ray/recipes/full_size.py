@@ -1,0 +1,129 @@
+"""What the published systems would cost at their full size: images by arithmetic, hours from rates measured here.
+
+Trains nothing but a few batches of noise on this machine, in networks of full size. A figure of this file is planned
+and not measured, and says so wherever it is shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ich_ray.progress import say
+from ich_ray.recipes.scale import FULL, ours, report_a, report_b, retrained_slices
+from ich_ray.search.draw import sampled
+from ich_ray.search.estimate import first_draws
+from ich_ray.search.plan import expected_course, images_at_most
+from ich_ray.search.space import parse_space
+from ich_ray.storage import Record
+
+if TYPE_CHECKING:
+    from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.search.draw import SearchSpace
+
+__all__ = ["PlannedStage", "planned_stages", "rate"]
+
+# Of 752,803 slices; roles take 60 % of the patients for training. Only report A's probe and ours depend on it.
+_TRAIN = 450_000
+_FOLDS = 5
+# On a CPU a step of 2 images shows as many a second as larger ones do, and takes less memory.
+_IMAGES_A_STEP = {"cpu": 2, "cuda": 16}
+
+
+class PlannedStage(Record):
+    """One stage at full size.
+
+    Attributes:
+        images: that training would be shown.
+        images_per_s: of the network that stands for the stage, measured here on noise.
+        rated: which network that is.
+    """
+
+    stage: str
+    images: int
+    images_per_s: float
+    rated: str
+    device: str
+
+    @property
+    def hours(self) -> float:
+        return self.images / self.images_per_s / 3600
+
+
+@dataclass(frozen=True)
+class _Stage:
+    name: str
+    images: int
+    network: Hyperparameters
+    shape: tuple[int, int, int]
+
+
+def planned_stages() -> list[PlannedStage]:
+    """Every stage of both reports and of ours at full size."""
+    rates: dict[tuple[str, tuple[int, int, int]], tuple[float, str]] = {}
+    planned = []
+    for stage in _stages():
+        key = (stage.network.model_dump_json(), stage.shape)
+        if key not in rates:
+            say(f"  rate of {_called(stage.network)} at {stage.shape[1]} px")
+            rates[key] = rate(stage.network, stage.shape)
+        images_per_s, device = rates[key]
+        planned.append(
+            PlannedStage(
+                stage=stage.name,
+                images=stage.images,
+                images_per_s=images_per_s,
+                rated=f"{_called(stage.network)} at {'x'.join(map(str, (*stage.shape[1:], stage.shape[0])))}",
+                device=device,
+            )
+        )
+    return planned
+
+
+def _called(network: Hyperparameters) -> str:
+    blocks = f" {network.convolutions}" if network.architecture == "stacked_cnn" else ""
+    frozen = f" from {network.unfreeze_from}" if network.unfreeze_from != "all" else ""
+    return f"{network.architecture}{blocks}{frozen}"
+
+
+def _stages() -> list[_Stage]:
+    a = parse_space(report_a(FULL, "none", _TRAIN), "report_a")
+    b = parse_space(report_b(FULL, _TRAIN), "report_b")
+    own = parse_space(ours(FULL), FULL.ours)
+    stacked, residual = (
+        next(trial for trial in sampled(a) if trial.architecture == name) for name in ("stacked_cnn", "resnet50")
+    )
+    last = sampled(b)[-1]
+    windows, raw = (3, FULL.size_a, FULL.size_a), (1, FULL.size_b, FULL.size_b)
+    probed = sum(10 * FULL.passes * trial.batch_size for trial in sampled(a)) // 2
+    searched = expected_course(a.budget, 24).images // 2
+    folds = _FOLDS * last.epochs * last.training_slices
+    again = FULL.epochs * retrained_slices(FULL, _TRAIN)
+    return [
+        _Stage("report A, probe of the CNN: 120 combinations", probed, stacked, windows),
+        _Stage("report A, probe of ResNet50: 120 combinations", probed, residual, windows),
+        _Stage("report A, search among the winners, CNN", searched, stacked, windows),
+        _Stage("report A, search among the winners, ResNet50", searched, residual, windows),
+        _Stage("report B, ten candidates", images_at_most(b, len(b.listed or ())), last, raw),
+        _Stage("report B, five folds of m10", folds, last, raw),
+        _Stage(f"report B, m10 again, {FULL.epochs} epochs if patience does not end it", again, last, raw),
+        _Stage(f"ours, {FULL.trials} trials", _expected(own, FULL.trials), first_draws(own, 1)[0], windows),
+    ]
+
+
+def _expected(space: SearchSpace, trials: int) -> int:
+    return expected_course(space.budget, trials).images
+
+
+def rate(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tuple[float, str]:
+    """Images a second of forward and backward passes on noise, and the device's name."""
+    import torch
+
+    from ich_ray.model.networks import build_network
+    from ich_ray.model.pace import FIXED, measure
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = FIXED.laid_out(build_network(parameters.model_copy(update={"weights": "none"}), image_shape).to(device))
+    images = torch.randint(0, 256, (_IMAGES_A_STEP[device.type], *image_shape), dtype=torch.uint8, device=device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return measure(network, images, FIXED), name
