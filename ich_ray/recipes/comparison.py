@@ -92,7 +92,7 @@ def _table_1() -> Table:
             [
                 candidate.name,
                 number(candidate.printed),
-                f"{abs(candidate.f2_of_printed - candidate.f2):.0e}",
+                "under 1e-12" if abs(candidate.f2_of_printed - candidate.f2) < 1e-12 else "more",
                 number(decisions.ppv),
                 number(decisions.specificity),
                 number(candidate.sensitivity),
