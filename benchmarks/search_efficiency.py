@@ -1,10 +1,10 @@
 """How many training images a search needs, and how good its choice is: ours, random search and stock Ray Tune.
 
-Learning curves are computed, not trained: average precision over images_seen from a formula whose optimum is known,
-with noise between trainings (seeds) and between reports. Everything else is the real thing: our sampler, rungs and
-ledger (kept in memory), and Ray's own OptunaSearch and AsyncHyperBandScheduler, each driven report by report on the
-same simulated slots, with the same space, budget and rungs. Nothing here runs on a cluster, and a formula is not a
-network: the phantom is not measured.
+Learning curves are computed, not trained: average precision over images_seen from a formula whose optimum is known and
+lies elsewhere for each seed, with noise between trainings (seeds) and between reports. Everything else is the real
+thing: our sampler, rungs and ledger (kept in memory), and Ray's own OptunaSearch and AsyncHyperBandScheduler, each
+driven report by report on the same simulated slots, with the same space, budget and rungs. Nothing here runs on a
+cluster, and a formula is not a network.
 
 Reached: a report whose value without noise is 95 % of the best possible one. A ratio above 1 says that the other method
 needs more images. Regret: the best possible value less that of the chosen parameters, without noise; all methods may
@@ -61,44 +61,56 @@ CHECKED = parse_space(SPACE, "efficiency.yaml")
 IMAGES, EVERY = CHECKED.budget.images, CHECKED.budget.report_every
 SLOTS = 4
 FLOOR, CEILING = 0.15, 0.9
-BEST_RATE = {"sgd": -1.8, "adam": -3.0, "adamw": -3.0}
 CONFIRMED, REPEATS = 3, 3
 
 Parameters = dict[str, Any]
 
 
-def value(parameters: Parameters, images: int) -> float:
-    """Average precision without noise: an exponential approach to a ceiling, slower at small rates and much dropout.
+class Landscape:
+    """A problem of its own for each seed: where the optimum lies, and how far parameters depend on each other.
 
-    Small rates and dropout end higher than they begin, so that early ranks are not the last ones.
+    Attributes:
+        best: the value of the optimum at the end of the budget, by a fine search over what is not decided by sight.
     """
-    off = math.log10(parameters["learning_rate"]) - BEST_RATE[parameters["optimizer"]]
-    miss = (off / 0.9) ** 2
-    miss += 0.8 * ((parameters["dropout"] - 0.35) / 0.3) ** 2 + 0.3 * (math.log10(parameters["decay"]) + 2) ** 2
-    miss += 0.3 + 0.2 * (parameters["blocks"] - 3) ** 2 if parameters["architecture"] == "plain_cnn" else 0.0
-    miss += 0.15 * (parameters["batch_size"] == 128) + 0.1 * (parameters["optimizer"] == "adamw")
-    slow = 0.1 + 0.12 * max(0.0, -off) + 0.15 * parameters["dropout"]
-    return FLOOR + (CEILING - FLOOR) * math.exp(-0.5 * miss) * (1 - math.exp(-images / (slow * IMAGES)))
 
+    def __init__(self, seed: int) -> None:
+        random = np.random.default_rng((seed, 7))
+        self._rate = {"sgd": random.uniform(-2.5, -1.5), "adam": random.uniform(-3.7, -2.3)}
+        self._rate["adamw"] = self._rate["adam"] + random.uniform(-0.3, 0.3)
+        # The best rate over batch size (linear scaling would be 1) and architecture, the best dropout over decay.
+        self._scaling, self._smaller, self._coupled = random.uniform(0, [1, 0.5, 0.7])
+        rates, dropouts = np.linspace(-0.5, 0.5, 41), np.linspace(0.0, 0.6, 61)
+        fixed = {"architecture": "resnet18", "batch_size": 64, "optimizer": "adam", "decay": 0.01}
+        self.best = max(
+            self.value({**fixed, "learning_rate": 10 ** (self._rate["adam"] + rate), "dropout": dropout}, IMAGES)
+            for rate in rates
+            for dropout in dropouts
+        )
 
-def best_possible() -> float:
-    """The optimum of `value` at the end of the budget, by a fine search over what is not decided by sight."""
-    fixed = {"architecture": "resnet18", "batch_size": 64, "optimizer": "adam", "decay": 0.01}
-    return max(
-        value({**fixed, "learning_rate": 10**rate, "dropout": dropout}, IMAGES)
-        for rate in np.linspace(-3.2, -2.5, 141)
-        for dropout in np.linspace(0.1, 0.4, 121)
-    )
+    def value(self, parameters: Parameters, images: int) -> float:
+        """Average precision without noise: an exponential approach to a ceiling, slower at small rates, much dropout.
 
+        Small rates and dropout end higher than they begin, so that early ranks are not the last ones.
+        """
+        small = parameters["architecture"] == "plain_cnn"
+        off = math.log10(parameters["learning_rate"]) - self._rate[parameters["optimizer"]] - self._smaller * small
+        off -= self._scaling * math.log10(parameters["batch_size"] / 64)
+        dropped, decayed = (parameters["dropout"] - 0.35) / 0.3, math.log10(parameters["decay"]) + 2
+        miss = (off / 0.9) ** 2 + 0.8 * dropped**2 + 0.3 * decayed**2 + self._coupled * dropped * decayed
+        miss += 0.3 + 0.2 * (parameters["blocks"] - 3) ** 2 if small else 0.0
+        miss += 0.15 * (parameters["batch_size"] == 128) + 0.1 * (parameters["optimizer"] == "adamw")
+        slow = 0.1 + 0.12 * max(0.0, -off) + 0.15 * parameters["dropout"]
+        return FLOOR + (CEILING - FLOOR) * math.exp(-0.5 * miss) * (1 - math.exp(-images / (slow * IMAGES)))
 
-BEST = best_possible()
+    def regret(self, parameters: Parameters) -> float:
+        return self.best - self.value(parameters, IMAGES)
 
 
 class Training:
     """One network in training, as noisy as asked: half of the variance stays with the seed, half with each report."""
 
-    def __init__(self, parameters: Parameters, noise: float, seed: tuple[int, ...]) -> None:
-        self.parameters, self.images = parameters, 0
+    def __init__(self, on: Landscape, parameters: Parameters, noise: float, seed: tuple[int, ...]) -> None:
+        self.parameters, self.images, self._on = parameters, 0, on
         self._random, self._noise = np.random.default_rng(seed), noise / math.sqrt(2)
         self._offset = self._random.normal(0, self._noise) if noise else 0.0
         self.values: list[float] = []
@@ -106,8 +118,13 @@ class Training:
     def report(self) -> float:
         self.images += EVERY
         noise = self._random.normal(0, self._noise) if self._noise else 0.0
-        self.values.append(min(max(value(self.parameters, self.images) + self._offset + noise, 0.0), 1.0))
+        self.values.append(min(max(self.value + self._offset + noise, 0.0), 1.0))
         return self.values[-1]
+
+    @property
+    def value(self) -> float:
+        """Without noise, now."""
+        return self._on.value(self.parameters, self.images)
 
 
 class Method(Protocol):
@@ -142,7 +159,9 @@ class Ours:
             created=0.0,
         )  # fmt: skip
         self._ledger = ledgers.Ledger.create(folder, record)
-        self._sampler = LedgerSampler(CHECKED, self._ledger, wanted=10**6, concurrent=SLOTS, out_of_time=lambda: False)
+        self._sampler = LedgerSampler(
+            CHECKED, self._ledger, wanted=10**6, concurrent=lambda: SLOTS, out_of_time=lambda: False
+        )
         rungs = Rungs(CHECKED.budget, CHECKED.objective)
         self._halving = Halving(CHECKED.budget, CHECKED.objective, rungs, lambda: None)
         self._configs: dict[str, dict[str, Any]] = {}
@@ -217,52 +236,49 @@ class Course:
     complete: list[Training] = field(default_factory=list)
 
 
-def course(method: Method, noise: float, seed: int) -> Iterator[tuple[Course, Training]]:
+def course(method: Method, on: Landscape, noise: float, seed: int) -> Iterator[tuple[Course, Training]]:
     """Run a search on simulated slots, which all train equally fast; yields after each report."""
     so_far, slots = Course(), [(0, slot) for slot in range(SLOTS)]
-    on: dict[int, tuple[str, Training]] = {}
+    busy: dict[int, tuple[str, Training]] = {}
     while True:
         clock, slot = heapq.heappop(slots)
-        if slot not in on:
+        if slot not in busy:
             number = len(so_far.trainings)
-            training = Training(method.start(str(number)), noise, (seed, number))
+            training = Training(on, method.start(str(number)), noise, (seed, number))
             so_far.trainings.append(training)
-            on[slot] = (str(number), training)
-        trial_id, training = on[slot]
+            busy[slot] = (str(number), training)
+        trial_id, training = busy[slot]
         measured = training.report()
         so_far.images += EVERY
         if not method.goes_on(trial_id, training, measured):
-            del on[slot]
+            del busy[slot]
         if training.images >= IMAGES:
             so_far.complete.append(training)
         heapq.heappush(slots, (clock + EVERY, slot))
         yield so_far, training
 
 
-def images_to_reach(method: Method, noise: float, seed: int, at_most: int) -> int:
-    for so_far, training in course(method, noise, seed):
-        if value(training.parameters, training.images) >= 0.95 * BEST or so_far.images >= at_most:
+def images_to_reach(method: Method, on: Landscape, noise: float, seed: int, at_most: int) -> int:
+    for so_far, training in course(method, on, noise, seed):
+        if training.value >= 0.95 * on.best or so_far.images >= at_most:
             return so_far.images
     raise AssertionError
 
 
-def snapshots(method: Method, noise: float, seed: int, images: list[int]) -> Iterator[Course]:
+def snapshots(method: Method, on: Landscape, noise: float, seed: int, images: list[int]) -> Iterator[Course]:
     """A search when it has shown so many images, then so many."""
-    steps = course(method, noise, seed)
+    steps = course(method, on, noise, seed)
     for count in images:
         yield next(so_far for so_far, _ in steps if so_far.images >= count)
 
 
-def regret(parameters: Parameters) -> float:
-    return BEST - value(parameters, IMAGES)
-
-
-def confirmed(found: Course, noise: float, seed: int) -> Parameters:
+def confirmed(found: Course, on: Landscape, noise: float, seed: int) -> Parameters:
     """The best mean of the top trials over new seeds, as final/confirm.py chooses."""
     top = sorted(found.complete, key=lambda training: -max(training.values))[:CONFIRMED]
 
     def mean(position: int) -> float:
-        again = [Training(top[position].parameters, noise, (seed, 10**6, position, part)) for part in range(REPEATS)]
+        chosen = top[position].parameters
+        again = [Training(on, chosen, noise, (seed, 10**6, position, part)) for part in range(REPEATS)]
         return statistics.fmean(max(training.report() for _ in range(IMAGES // EVERY)) for training in again)
 
     return top[max(range(len(top)), key=mean)].parameters
@@ -282,8 +298,9 @@ def print_images(seeds: int, noise: float, folder: Callable[[], Path]) -> None:
     methods: dict[str, Callable[[int, Path], Method]] = {"ours": Ours, "random": Random, "stock": Stock}
     needed: dict[str, list[int]] = {name: [] for name in methods}
     for seed in range(seeds):
+        on = Landscape(seed)
         for name, method in methods.items():
-            needed[name].append(images_to_reach(method(seed, folder()), noise, seed, at_most))
+            needed[name].append(images_to_reach(method(seed, folder()), on, noise, seed, at_most))
     print(f"images to 95 % of the best AP, {seeds} seeds, noise {noise:g}; median [quartiles] of the ratio per seed")
     for name in ("random", "stock"):
         ratios = [other / own for other, own in zip(needed[name], needed["ours"], strict=True)]
@@ -303,17 +320,18 @@ def print_regret(seeds: int, noise: float, folder: Callable[[], Path]) -> None:
     spent = CONFIRMED * REPEATS * IMAGES
     found: dict[str, list[float]] = {}
     for seed in range(seeds):
-        searches = snapshots(Ours(seed, folder()), noise, seed, [images - spent, images])
-        choices = {"ours, confirmed": confirmed(next(searches), noise, seed)}
+        on = Landscape(seed)
+        searches = snapshots(Ours(seed, folder()), on, noise, seed, [images - spent, images])
+        choices = {"ours, confirmed": confirmed(next(searches), on, noise, seed)}
         ours = next(searches)
         choices["ours, not confirmed"] = max(ours.complete, key=lambda training: max(training.values)).parameters
-        (stock,) = snapshots(Stock(seed, folder()), noise, seed, [images])
+        (stock,) = snapshots(Stock(seed, folder()), on, noise, seed, [images])
         # What get_best_result gives: the best last report of any trial, stopped or not.
         choices["stock"] = max(stock.trainings, key=lambda training: training.values[-1]).parameters
         for name, tried in (("best tried by ours", ours), ("best tried by stock", stock)):
-            choices[name] = min((training.parameters for training in tried.trainings), key=regret)
+            choices[name] = min((training.parameters for training in tried.trainings), key=on.regret)
         for name, parameters in choices.items():
-            found.setdefault(name, []).append(regret(parameters))
+            found.setdefault(name, []).append(on.regret(parameters))
     print(f"regret after {images // IMAGES} full trainings of images, {seeds} seeds, noise {noise:g}; mean ± its error")
     for name, regrets in found.items():
         print(f"  {name:20} {mean_and_error(regrets)}")

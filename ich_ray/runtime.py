@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import ConfigError
+from ich_ray.progress import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,9 @@ _TOKEN = Path("~/.ray/auth_token")
 # A head that comes back within this time is none that was lost; after 60 s Ray ends the process without a word of ours.
 _PATIENCE_S = 40.0
 _KNOCK_EVERY_S = 2.0
+# While nobody answers: Ray's own threads connect again after a second, and abort with a page of addresses when the
+# head is another one.
+_KNOCK_AGAIN_S = 0.1
 
 
 @contextmanager
@@ -43,8 +47,8 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
     A Ray started here is private (``address="local"``: with no address Ray would attach to any cluster already
     running on the machine) and ends with the block.
 
-    A head that dies meanwhile ends the process with one line and exit code 1: calls into Ray hang from then on, its
-    shutdown among them, until Ray's own core ends the process.
+    A head that dies meanwhile, or is started again, ends the process with one line and exit code 1: calls into Ray hang
+    from then on, its shutdown among them, until Ray's own core ends the process.
 
     Args:
         address: a cluster address such as ``auto`` or ``10.0.0.1:6379``.
@@ -55,6 +59,7 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
     """
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
     import ray
+    from ray._private import worker
 
     if ray.is_initialized():
         yield
@@ -74,6 +79,7 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         )
         if unwritten and _TOKEN.expanduser().exists():
             _TOKEN.expanduser().chmod(0o600)  # Ray has just made it, for all to read
+    worker.print_to_stdstream = _say_first_line
     over = threading.Event()
     if not (where or "").startswith("ray://"):
         threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address, over), daemon=True).start()
@@ -99,21 +105,47 @@ def on_node(node: str, function: Any, *arguments: Any) -> Any:
     return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments)
 
 
+def _say_first_line(data: Any, ignore_prefix: bool = False) -> None:  # noqa: ARG001
+    """What Ray says of lost nodes, without the page of its log that follows; Ray prints both where results belong."""
+    say(f"Ray: {' '.join(data['lines'][:1]).strip().partition(chr(10))[0]}")
+
+
 def _watch(head: str, over: threading.Event) -> None:
-    """End the process when nobody has answered at the head's address for a while."""
+    """End the process when nobody has answered at the head's address for a while, or another head does."""
     host, _, port = head.rpartition(":")
-    answered = time.monotonic()
-    while not over.wait(_KNOCK_EVERY_S):
+    answered, silent = time.monotonic(), False
+    while not over.wait(_KNOCK_AGAIN_S if silent else _KNOCK_EVERY_S):
         try:
             knock(host, int(port))
-            answered = time.monotonic()
+            if silent and _is_another(head):
+                _leave(f"{head}: the head of the cluster must stay the one that it was, got one that was started again")
+            answered, silent = time.monotonic(), False
         except OSError:
-            if time.monotonic() - answered < _PATIENCE_S or over.is_set():
-                continue
-            line = f"ich-ray: {head}: the head of the cluster must answer, got nothing for {_PATIENCE_S:.0f} s"
-            hint = "see to the cluster and run the command again, a search with --resume: nothing finished is lost"
-            print(f"{line}; {hint}", file=sys.stderr, flush=True)
-            os._exit(1)
+            silent = True
+            if time.monotonic() - answered >= _PATIENCE_S and not over.is_set():
+                _leave(f"{head}: the head of the cluster must answer, got nothing for {_PATIENCE_S:.0f} s")
+
+
+def _is_another(head: str) -> bool:
+    """Whether a cluster answers at the address that this process has not joined; a head with Redis stays the same.
+
+    Raises:
+        OSError: none answers.
+    """
+    import ray
+    from ray._private.worker import global_worker
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    try:
+        return bool(GcsClient(address=head).cluster_id != global_worker.current_cluster_and_job[0])
+    except ray.exceptions.RpcError as error:  # it listens, but is not ready
+        raise ConnectionError(str(error)) from None
+
+
+def _leave(problem: str) -> None:
+    hint = "see to the cluster and run the command again, a search with --resume: nothing finished is lost"
+    print(f"ich-ray: {problem}; {hint}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _join(address: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows
 from ich_ray.data.dataset import LABELS, ROLES, BlockRecord, DatasetManifest, PreparedDataset, RoleCounts
@@ -15,8 +16,24 @@ from ich_ray.storage import DatasetFiles, locate, sha256, write_json
 SLICES_A_PATIENT = 4
 
 
-def make_dataset(folder: Path, patients: int = 60, size: int = 32, seed: int = 0, blocks: int = 2) -> PreparedDataset:
-    """Noise, with a brighter square where `any` is positive: a small network learns it in seconds."""
+def squares(rng: np.random.Generator, size: int, positive: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    images = rng.normal(90, 30, (len(positive), 3, size, size))
+    side = size // 4
+    for index in np.flatnonzero(positive):
+        y, x = rng.integers(0, size - side, 2)
+        images[index, :2, y : y + side, x : x + side] += 45
+    return images.clip(0, 255).astype(np.uint8)
+
+
+def make_dataset(
+    folder: Path,
+    patients: int = 60,
+    size: int = 32,
+    seed: int = 0,
+    blocks: int = 2,
+    images: NDArray[np.uint8] | None = None,
+) -> PreparedDataset:
+    """Noise, with a brighter square where `any` is positive, which a small network learns in seconds; or `images`."""
     rng = np.random.default_rng(seed)
     files = DatasetFiles(locate(folder))
     files.blocks.mkdir(parents=True)
@@ -26,12 +43,7 @@ def make_dataset(folder: Path, patients: int = 60, size: int = 32, seed: int = 0
     positive = rng.random(count) < 0.35
     labels[positive, rng.integers(0, len(LABELS) - 1, positive.sum())] = 1
     labels[:, -1] = positive
-    images = rng.normal(90, 30, (count, 3, size, size))
-    side = size // 4
-    for index in np.flatnonzero(positive):
-        y, x = rng.integers(0, size - side, 2)
-        images[index, :2, y : y + side, x : x + side] += 45
-    images = images.clip(0, 255).astype(np.uint8)
+    images = squares(rng, size, positive) if images is None else images
     role = np.array(ROLES, object)[np.searchsorted([0.55, 0.7, 0.85], patient / patients, side="right")]
     records, block_of, row_of = [], np.zeros(count, np.int32), np.zeros(count, np.int32)
     for block, rows in enumerate(np.array_split(np.arange(count), blocks)):

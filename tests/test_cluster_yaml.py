@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,17 @@ def test_every_node_demands_the_token(name: str, kind: str) -> None:
     assert config["file_mounts"][mounted] == mounted
     setup = config[f"{kind}_setup_commands"]
     assert any("test -s ~/.ray/auth_token" in line and "chmod 600 ~/.ray/auth_token" in line for line in setup)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_login_shells_find_this_ray_and_its_token(name: str, tmp_path: Path) -> None:
+    """`ray down` says `ray stop` to one."""
+    (line,) = (line for line in prepared(name)["setup_commands"] if ".profile" in line)
+    for _ in range(2):  # `ray up` a second time
+        subprocess.run(["bash", "-c", line], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, check=True)  # noqa: S607
+    (profile,) = (tmp_path / ".profile").read_text().splitlines()
+    home = "/home/ubuntu" if name == "cluster.yaml" else "$HOME"
+    assert profile == f"export PATH={home}/ich_ray_env/bin:$PATH RAY_AUTH_MODE=token"
 
 
 @pytest.mark.parametrize("name", FILES)

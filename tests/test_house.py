@@ -34,7 +34,7 @@ LEVELS = [
 # The functional core must run where Ray is not installed.
 MAY_IMPORT_RAY = {
     "runtime", "cluster.jobs", "cluster.doctor", "data.prepare", "search.sampler", "search.halving", "search.trial",
-    "search.driver", "search.together", "search.trunks", "search.bookkeeper", "search.preflight",
+    "search.driver", "search.together", "search.trunks", "search.bookkeeper", "search.preflight", "search.machines",
     "final.archive", "final.confirm", "final.distributed",
 }  # fmt: skip
 

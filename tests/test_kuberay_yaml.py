@@ -27,6 +27,11 @@ def test_the_command_is_one_of_ours_and_goes_on_where_it_was() -> None:
     assert given["resume"] is True
     assert all(str(given[place]).startswith("/mnt/ich_ray/") for place in ("dataset", "space", "out"))
     assert SPEC["backoffLimit"] == 1
+    # A search cannot see what KubeRay may start.
+    (group,) = CLUSTER["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert given["concurrent"] == group["maxReplicas"]
+    assert given["gpus_per_trial"] == int(limits["nvidia.com/gpu"])
 
 
 def test_nothing_is_left_running_and_workers_start_from_zero() -> None:

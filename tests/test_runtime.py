@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ich_ray import runtime
+from ich_ray import progress, runtime
 from ich_ray.errors import ConfigError
 from ich_ray.runtime import connected
 
@@ -58,3 +58,39 @@ def test_a_head_that_no_longer_answers_ends_the_process(
     said = capsys.readouterr().err
     assert said.startswith(f"ich-ray: {address}: the head of the cluster must answer, got nothing for 0 s; see to the")
     assert said.count("\n") == 1
+
+
+def test_a_head_that_was_started_again_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(code: int) -> None:
+        raise Ended(code)
+
+    heads = iter([False, True])  # the same one after a broken line, then another one
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(runtime, "_KNOCK_EVERY_S", 0.01)
+    monkeypatch.setattr(runtime, "_KNOCK_AGAIN_S", 0.01)
+    monkeypatch.setattr(runtime, "_is_another", lambda _: next(heads))
+    answers = iter([True, False, True, True, False, False, True])
+
+    def knock(*_: object) -> None:
+        if not next(answers):
+            raise ConnectionRefusedError
+
+    monkeypatch.setattr(runtime, "knock", knock)
+    with pytest.raises(Ended, match="1"):
+        runtime._watch("10.0.0.1:6379", threading.Event())
+    assert list(answers) == []
+    assert capsys.readouterr().err == (
+        "ich-ray: 10.0.0.1:6379: the head of the cluster must stay the one that it was, got one that was started "
+        "again; see to the cluster and run the command again, a search with --resume: nothing finished is lost\n"
+    )
+
+
+def test_only_the_first_line_of_what_ray_says_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+    progress.show()
+    try:
+        runtime._say_first_line({"lines": ["Raylet is terminated.\n    [state-dump]\n    [state-dump]\n"]})
+    finally:
+        progress.show(False)
+    assert capsys.readouterr() == ("", "Ray: Raylet is terminated.\n")

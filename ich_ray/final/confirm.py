@@ -119,11 +119,12 @@ def confirm(
     say(f"confirm: trial {numbers} of {found.record.name} again, each with {len(parts)} {kind}")
     files = found.files.confirming(kind)
 
-    from ich_ray.search.preflight import check_machines, machines, plan_slots
+    from ich_ray.search.machines import Fleet
+    from ich_ray.search.preflight import check_machines, plan_slots
     from ich_ray.search.run import locked
 
     with locked(files), connected(address):
-        slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent)
+        slots = plan_slots(Fleet().machines(), gpus_per_trial, cpus_per_trial, concurrent)
         check_machines(dataset, files.root)
         _train(found, files, dataset, candidates, parts, slots, _trainer)
     confirmation = _confirmation(found, open_search(files.root), candidates, kind, parts)

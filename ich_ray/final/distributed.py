@@ -20,7 +20,7 @@ from ich_ray.storage import locate, remove
 
 if TYPE_CHECKING:
     from ich_ray.model.training import Progress
-    from ich_ray.search.preflight import Machine
+    from ich_ray.search.machines import Machine
 
 __all__ = ["PATIENCE", "Plan", "fit", "patience_over"]
 
@@ -52,10 +52,10 @@ def fit(plan: Plan, workers: int, gpus_per_worker: float | None) -> tuple[str, S
         TrialFailure: the training failed, as it would again.
         IchRayError: workers died too often.
     """
-    from ich_ray.search.preflight import machines
+    from ich_ray.search.machines import Fleet
     from ich_ray.search.together import WorkersLost, run_workers
 
-    resources = _resources(machines(), workers, gpus_per_worker)
+    resources = _resources(Fleet().machines(), workers, gpus_per_worker)
     # Ray checks that every worker sees its storage, so it lies in the search, which they all see.
     storage = locate(plan.folder) / "ray_train"
     try:
@@ -89,13 +89,18 @@ def _resources(found: list[Machine], workers: int, gpus_per_worker: float | None
     gpus = float(any(machine.gpus for machine in found)) if gpus_per_worker is None else gpus_per_worker
     largest = int(max((machine.cpus or 1 for machine in found), default=0))
     for cpus in [1] if gpus else range(largest, 0, -1):
-        if 0 < workers <= sum(machine.count * min(machine.fits(cpus, gpus), workers) for machine in found):
+        if 0 < workers <= sum(machine.count * _holds(machine, cpus, gpus, workers) for machine in found):
             return {"CPU": cpus, "GPU": gpus}
     there = ", ".join(machine.said() for machine in found) or "none"
     raise ConfigError(
         f"--workers: each of 1 or more workers needs a CPU and {gpus:g} GPU of one machine, got {workers} workers and "
         f"{there}; ask for fewer workers"
     )
+
+
+def _holds(machine: Machine, cpus: float, gpus: float, workers: int) -> int:
+    """Workers on one machine; all of them where nobody knows."""
+    return workers if machine.is_unknown else min(machine.fits(cpus, gpus), workers)
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ich_ray.search.together import Together, nothing_left_behind
 from ich_ray.search.trial import TrialSettings, train_model, trial_function
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ich_ray.data.dataset import Placement, PreparedDataset
     from ich_ray.results import TrialResult
@@ -63,6 +63,7 @@ class Driver:
         trainer: Trainer | None,
         listed: Sequence[Listed] | None = None,
         placement: Placement = "auto",
+        room: Callable[[], int] | None = None,
     ) -> None:
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
         rungs = Rungs.rebuilt(space.budget, space.objective, ledger.trials.values())
@@ -71,7 +72,7 @@ class Driver:
             space,
             ledger,
             wanted=wanted,
-            concurrent=slots.concurrent,
+            concurrent=room or (lambda: slots.concurrent),
             out_of_time=lambda: self.over() is not None,
             warm=warm,
             listed=listed,

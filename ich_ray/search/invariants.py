@@ -175,10 +175,11 @@ def _reports(found: Evidence) -> Check:
 def _kept_reports(files: SearchFiles, number: int) -> list[int]:
     """images_seen of the reports in the newest whole checkpoint of a trial: what a resume would tell the ledger."""
     newest: list[int] = []
-    for name in ("a.json", "b.json"):
+    folder = files.checkpoint(number)
+    for index in folder.glob("*.json") if folder.exists() else ():
         try:
-            entry = read_json(files.checkpoint(number) / name)
-            whole = sha256(files.checkpoint(number) / entry["file"]) == entry["sha256"]
+            entry = read_json(index)
+            whole = sha256(folder / f"{index.stem}.safetensors") == entry["sha256"]
             seen = [int(report["images_seen"]) for report in entry["reports"]]
         except (OSError, KeyError, TypeError, ValueError, IntegrityError):
             continue

@@ -6,63 +6,32 @@ nothing that stays.
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
-import yaml
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray.autoscaler.v2.sdk import get_cluster_status
-from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.experimental.internal_kv import _internal_kv_get
 
 from ich_ray.errors import ConfigError
+from ich_ray.progress import say
 from ich_ray.runtime import on_node
 from ich_ray.storage import DatasetFiles, is_local, locate, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from upath import UPath
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.search.machines import Fleet, Machine
 
-__all__ = ["Machine", "Slots", "check_machines", "check_roles", "check_trials", "machines", "plan_slots"]
+__all__ = ["Slots", "check_machines", "check_roles", "check_trials", "fitting", "plan_slots", "room"]
 
 _ANSWER_WITHIN_S = 30
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A kind of machine: `count` of them are there or can be started; an unknown resource is None."""
-
-    name: str
-    cpus: float | None
-    gpus: float | None
-    count: int
-
-    def fits(self, cpus: float, gpus: float) -> int:
-        """Trials that one such machine holds at a time."""
-        by_cpu = sys.maxsize if self.cpus is None or not cpus else int(self.cpus / cpus)
-        if not gpus or self.gpus is None:
-            by_gpu = sys.maxsize
-        elif gpus < 1:
-            by_gpu = int(self.gpus) * int(1 / gpus + 1e-9)
-        else:
-            by_gpu = int(self.gpus / gpus)
-        return min(by_cpu, by_gpu)
-
-    def said(self) -> str:
-        def amount(value: float | None) -> str:
-            return "?" if value is None else f"{value:g}"
-
-        return f"{self.count} x {self.name} ({amount(self.cpus)} CPU, {amount(self.gpus)} GPU)"
+# It takes the driver 1 ms.
+_COUNT_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -109,15 +78,40 @@ def plan_slots(
                 f"{flag}: a trial must fit on one machine, got {asked:g} where the largest has {most:g} ({there}); "
                 f"ask for at most {most:g}, or use a cluster that has more"
             )
-    fitting = sum(machine.count * min(machine.fits(cpus_per_trial, gpus), 4096) for machine in found)
-    if not fitting:
+    at_a_time = fitting(found, cpus_per_trial, gpus, concurrent)
+    if not at_a_time:
         raise ConfigError(
             f"--gpus-per-trial {gpus:g} with --cpus-per-trial {cpus_per_trial:g}: both must fit on one machine, "
             f"got {there}; lower one of them"
         )
     if concurrent is not None and concurrent < 1:
         raise ConfigError(f"--concurrent: must be at least 1, got {concurrent}; leave it out for what fits")
-    return Slots(cpus_per_trial, gpus, min(concurrent, fitting) if concurrent else fitting, workers)
+    return Slots(cpus_per_trial, gpus, at_a_time, workers)
+
+
+def fitting(found: list[Machine], cpus: float, gpus: float, most: int | None) -> int:
+    """Trials that fit at a time; `most` if that is less, or where nobody knows how many do."""
+    count = sum(machine.count * machine.fits(cpus, gpus) for machine in found)
+    unknown = any(machine.is_unknown for machine in found)
+    return count if most is None else most if unknown else min(most, count)
+
+
+def room(fleet: Fleet, slots: Slots, most: int | None) -> Callable[[], int]:
+    """How many trials fit now, counted again every few seconds; those that began stay."""
+    counted, at_a_time = time.monotonic(), slots.concurrent
+    if most is None and any(machine.is_unknown for machine in fleet.machines()):
+        say(
+            f"the autoscaler's machines are not known before they come: {at_a_time} trials at a time, each on "
+            f"{slots.gpus:g} GPU, and more as they come; --concurrent and --gpus-per-trial say otherwise"
+        )
+
+    def now() -> int:
+        nonlocal counted, at_a_time
+        if time.monotonic() - counted >= _COUNT_EVERY_S:
+            counted, at_a_time = time.monotonic(), max(1, fitting(fleet.machines(), slots.cpus, slots.gpus, most))
+        return at_a_time
+
+    return now
 
 
 def _workers(gpus: float, cpus: float | None, asked: int | None) -> int:
@@ -135,69 +129,6 @@ def _workers(gpus: float, cpus: float | None, asked: int | None) -> int:
             f"--cpus-per-trial: must be above 0 and at least 1 a worker, got {cpus:g} for {workers}; leave it out"
         )
     return workers
-
-
-def machines() -> list[Machine]:
-    """The machines of the connected cluster, with those that its autoscaler may still start."""
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    kinds: dict[tuple[float, float], int] = {}
-    for node in alive:
-        resources = node["Resources"]
-        kind = (resources.get("CPU", 0.0), resources.get("GPU", 0.0))
-        kinds[kind] = kinds.get(kind, 0) + 1
-    live = [Machine("machine", cpus, gpus, count) for (cpus, gpus), count in kinds.items()]
-    return live + _startable(alive)
-
-
-def _startable(alive: list[dict[str, Any]]) -> list[Machine]:
-    """Worker types of the autoscaler, from the configuration that `ray up` left on the head; none without one."""
-    head = next((node for node in alive if "node:__internal_head__" in node["Resources"]), None)
-    if head is None or not _scales():
-        return []
-    try:
-        config = ray.get(on_node(head["NodeID"], _bootstrap_config), timeout=_ANSWER_WITHIN_S)
-    except (ray.exceptions.RayError, TimeoutError):
-        return []
-    return autoscaled(config, len(alive) - 1)
-
-
-def _scales() -> bool:
-    """Whether an autoscaler with node types of its own is at work; without one Ray reports `node_<id>` as types."""
-    return any(not name.startswith("node_") for name in _node_types())
-
-
-def _node_types() -> set[str]:
-    """The types of the nodes that are up, as the autoscaler calls them; its second version keeps them elsewhere."""
-    if not is_autoscaler_v2(fetch_from_server=True):
-        status = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
-        return set(status.get("autoscaler_report", {}).get("active_nodes") or {})
-    address, deadline = ray.get_runtime_context().gcs_address, time.monotonic() + _ANSWER_WITHIN_S
-    while True:
-        found = get_cluster_status(address)
-        names = {node.ray_node_type_name for node in [*found.active_nodes, *found.idle_nodes]}
-        if names or time.monotonic() > deadline:
-            return names
-        time.sleep(1)  # a head that has just started has not reported yet
-
-
-def autoscaled(config: Mapping[str, Any], workers: int) -> list[Machine]:
-    """The machines an autoscaler configuration can add to `workers` running ones."""
-    room = max(0, int(config.get("max_workers", 0)) - workers)
-    found = []
-    for name, kind in (config.get("available_node_types") or {}).items():
-        # On machines of one's own the head and the workers are of one type; elsewhere the head's has no workers.
-        most = 0 if name == config.get("head_node_type") else room
-        count = min(int(kind.get("max_workers", most)), room)
-        resources = kind.get("resources") or {}
-        cpus, gpus = resources.get("CPU"), resources.get("GPU", 0.0 if resources else None)
-        if count:
-            found.append(Machine(name, cpus, gpus, count))
-    return found
-
-
-def _bootstrap_config() -> dict[str, Any]:
-    path = Path("~/ray_bootstrap_config.yaml").expanduser()
-    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
 
 
 def check_machines(dataset: PreparedDataset, search: UPath, witness: str = ".lock") -> None:

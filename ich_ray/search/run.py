@@ -69,7 +69,7 @@ def run_search(
         workers_per_trial: processes that train one network together; as many as GPUs if not given.
         hours: after which no trial is started and running ones are stopped at their next report.
         gpu_hours: the same, of accelerators times hours, over all trials since the search began.
-        concurrent: trials at a time; as many as fit if not given.
+        concurrent: trials at a time; if not given as many as fit, also on machines that come or go meanwhile.
         resume: go on with the search in `out`; unfinished trials continue from their checkpoints.
         plan: print what would be done and what it takes, write nothing, and return the search without trials.
         seed: of the draws and of every trial; that of the search in `out` if not given, else 0.
@@ -102,14 +102,15 @@ def run_search(
     warm = _warm(checked, teacher)
 
     from ich_ray.search.driver import Driver
-    from ich_ray.search.preflight import check_machines, check_roles, check_trials, machines, plan_slots
+    from ich_ray.search.machines import Fleet
+    from ich_ray.search.preflight import check_machines, check_roles, check_trials, plan_slots, room
 
     check_roles(data)
     if plan:
         from ich_ray.search.estimate import costs
 
         with connected(address):
-            slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
+            slots = plan_slots(Fleet().machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         planned = plan_search(checked, data, wanted, slots)
         searches = [open_search(where) if where else None for where in (files.root if begun else None, teacher)]
         print(f"{planned}\n{costs(checked, data, planned, *searches)}")
@@ -117,7 +118,8 @@ def run_search(
     if _trainer is None:
         check_trials(data, sampled(checked))
     with locked(files), connected(address):
-        slots = plan_slots(machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
+        fleet = Fleet()
+        slots = plan_slots(fleet.machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         limits.check(slots.gpus)
         check_machines(data, files.root)
         if share_trunks:
@@ -131,6 +133,7 @@ def run_search(
             ledger.amend(warm_start=teacher)
         listed = _listed(checked, ledger, wanted)
         keys: dict[str, Any] = {"warm": warm, "listed": listed, "placement": placement, "trainer": _trainer}
+        keys["room"] = room(fleet, slots, concurrent)
         Driver(checked, data, ledger, slots, wanted=wanted, limits=limits, **keys).go()
     return open_search(out)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from optuna.distributions import BaseDistribution
 
-    from ich_ray.results import Parameter, TrialResult
+    from ich_ray.results import Objective, Parameter, TrialResult
     from ich_ray.search.draw import SearchSpace
 
 __all__ = ["Recorder", "as_optuna", "fitting", "outcome"]
@@ -44,8 +44,14 @@ def _projected(space: SearchSpace, trial: TrialResult) -> dict[str, Parameter] |
     return here.parameters if here.hyperparameters == there else None
 
 
-def outcome(record: TrialResult) -> tuple[OptunaState, float | None, dict[int, float]]:
-    """State, value and finite intermediate values by images_seen, as Optuna should know them."""
+def outcome(record: TrialResult, rungs: Sequence[int] = ()) -> tuple[OptunaState, float | None, dict[int, float]]:
+    """State, value and finite intermediate values by images_seen, as Optuna should know them.
+
+    Args:
+        record: of a trial that has ended.
+        rungs: if given, what a pruned trial had reached at each of them is all that is told of it. TPE ranks pruned
+            trials by their last step first, and one that was stopped between two rungs is no better for it.
+    """
     metric = record.objective.metric
     intermediate = {
         report.images_seen: value for report in record.reports if (value := report.metrics.get(metric)) is not None
@@ -53,8 +59,19 @@ def outcome(record: TrialResult) -> tuple[OptunaState, float | None, dict[int, f
     if record.state == "completed" and record.value is not None:
         return OptunaState.COMPLETE, record.value, intermediate
     if record.state == "pruned" and intermediate:
-        return OptunaState.PRUNED, None, intermediate
+        return OptunaState.PRUNED, None, _at(rungs, intermediate, record.objective) or intermediate
     return OptunaState.FAIL, None, intermediate
+
+
+def _at(rungs: Iterable[int], reported: Mapping[int, float], objective: Objective) -> dict[int, float]:
+    """The best value that had been reported by the time each rung was reached."""
+    best = max if objective.mode == "max" else min
+    arrivals = {level: min((images for images in reported if images >= level), default=None) for level in rungs}
+    return {
+        level: best(value for images, value in reported.items() if images <= arrival)
+        for level, arrival in arrivals.items()
+        if arrival is not None
+    }
 
 
 def as_optuna(space: SearchSpace, record: TrialResult) -> optuna.trial.FrozenTrial:
@@ -63,7 +80,7 @@ def as_optuna(space: SearchSpace, record: TrialResult) -> optuna.trial.FrozenTri
         raise ValueError(f"trial {record.number} does not fit the space {space.name}")
     recorder = Recorder(parameters)
     space.draw(recorder)
-    state, value, intermediate = outcome(record)
+    state, value, intermediate = outcome(record, space.budget.rungs())
     return optuna.trial.create_trial(
         state=state,
         value=value,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -228,7 +229,10 @@ class Kept:
 class Checkpoints:
     """The newest two states of a trial, in two files that take turns, so that a torn one never costs the other.
 
-    Beside each `a.safetensors` stands `a.json`, written after it, with its hash: a state with another hash is none.
+    Beside each `a-TOKEN.safetensors` stands `a-TOKEN.json`, written after it, with its hash: a state with another hash
+    is none. Every attempt has a token of its own, because one that was taken for lost may wake up (a machine that stood
+    still for a minute) and write once more before Ray ends it: it must not touch the files of the attempt that took
+    its place.
 
     Attributes:
         folder: where they lie.
@@ -237,25 +241,25 @@ class Checkpoints:
 
     def __init__(self, files: SearchFiles, number: int) -> None:
         self.folder = files.checkpoint(number)
-        self._turn = 0
         self.note = ""
+        token = secrets.token_hex(4)
+        self._names = (f"a-{token}", f"b-{token}")
+        self._saved = 0
+        self._superseded: list[list[UPath]] = []
 
     def newest(self) -> Kept | None:
         """The newest state that is whole, else the one before, else None."""
-        indices = [self.folder / f"{name}.json" for name in "ab"]
         found = []
-        for turn, index in enumerate(indices):
-            if index.exists():
-                entry = self._entry(index)
-                if entry:
-                    found.append((entry.images_seen, turn, entry))
-                else:
-                    self.note = f"checkpoint {index.stem} was damaged"
-        if not found:
-            return None
-        _, turn, entry = max(found, key=lambda item: item[0])
-        self._turn = 1 - turn
-        return entry
+        there = list(self.folder.iterdir()) if self.folder.exists() else []
+        for index in sorted(path for path in there if path.suffix == ".json"):
+            if entry := self._entry(index):
+                found.append(entry)
+            else:
+                self.note = f"checkpoint {index.stem} was damaged"
+        newest = max(found, key=lambda entry: entry.images_seen, default=None)
+        last = [path for path in there if newest and path.stem == newest.file.stem]
+        self._superseded = [[path for path in there if path not in last], last]
+        return newest
 
     def _entry(self, index: UPath) -> Kept | None:
         try:
@@ -268,8 +272,11 @@ class Checkpoints:
             return None
 
     def save(self, progress: _Progress, reports: list[dict[str, Any]]) -> CheckpointReference:
-        name = "ab"[self._turn]
-        self._turn = 1 - self._turn
+        # The state that was resumed stays until there is a newer one.
+        for superseded in self._superseded.pop(0) if self._superseded else ():
+            superseded.unlink(missing_ok=True)
+        name = self._names[self._saved % 2]
+        self._saved += 1
         file = self.folder / f"{name}.safetensors"
         written = progress.state().save(file)
         reference = self._reference(file, written, progress.images_seen)

@@ -70,6 +70,27 @@ def running_head(folder: Path, *more: str) -> Iterator[Head]:
             shutil.rmtree(f"/tmp/ich{os.getuid()}-{port}", ignore_errors=True)
 
 
+@contextmanager
+def running_worker(folder: Path, head: Head, address: str, prepare: str, **environ: str) -> Iterator[None]:
+    """A second machine: `ray start` at a loopback address, after a command in a mount namespace of its own."""
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", f"--address={head.address}", "--block",
+        f"--node-ip-address={address}", "--num-cpus=1", "--num-gpus=1", "--object-store-memory=100000000",
+        f"--dashboard-agent-listen-port={free_port()}", "--min-worker-port=0", "--max-worker-port=0",
+        "--disable-usage-stats",
+    ]  # fmt: skip
+    shell = ["unshare", "--mount", "sh", "-c", f"{prepare} && exec {' '.join(command)}"]
+    with (folder / "worker.log").open("wb") as log:
+        process = subprocess.Popen(
+            shell, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=ray_environment(head.token_file) | environ
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
 def _own_address() -> str:
     import ray.util
 

@@ -44,12 +44,19 @@ def _program(name: str) -> str:
 class Hosts:
     addresses: tuple[str, ...]
     key: Path
+    processes: tuple[subprocess.Popen[bytes], ...]
 
     def run(self, address: str, command: str) -> str:
         """What a command prints there."""
         options = ["-i", str(self.key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
         call = ["ssh", *options, f"{getpass.getuser()}@{address}", command]
         return subprocess.run(call, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+    def lose(self, address: str) -> None:
+        """As when somebody pulls its plug: all of its processes at once, its SSH among them."""
+        process = self.processes[self.addresses.index(address)]
+        process.kill()
+        process.wait(30)
 
 
 @contextmanager
@@ -59,16 +66,14 @@ def running_hosts(folder: Path, count: int) -> Iterator[Hosts]:
         subprocess.run([_program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
     Path("/run/sshd").mkdir(exist_ok=True)
     with ExitStack() as stack:
-        for address in addresses:
-            stack.enter_context(_sshd(folder, address))
-        hosts = Hosts(addresses, key)
+        hosts = Hosts(addresses, key, tuple(stack.enter_context(_sshd(folder, address)) for address in addresses))
         for address in addresses:
             _wait_for(hosts, address)
         yield hosts
 
 
 @contextmanager
-def _sshd(folder: Path, address: str) -> Iterator[None]:
+def _sshd(folder: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
     home = folder / address
     home.mkdir()
     (home / "ich_ray_env").symlink_to(Path(sys.executable).parents[1])
@@ -91,7 +96,7 @@ def _sshd(folder: Path, address: str) -> Iterator[None]:
     with (folder / f"{address}.log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
         try:
-            yield
+            yield process
         finally:
             process.kill()  # and with it everything that runs on this host
             process.wait(30)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import yaml
 
 import ich_ray
 from ich_ray.cluster.jobs import outcome
+from ich_ray.search.audit import audit
 from tests.cluster.heads import TOKEN, free_port, ray_environment, write_token
 from tests.cluster.hosts import Hosts, missing, running_hosts
 from tests.cluster.test_jobs import SPACE
@@ -54,7 +55,7 @@ def filled_in(hosts: Hosts, folder: Path, dashboard: int) -> dict[str, Any]:
     more = {
         "head": f"--dashboard-port={dashboard} --ray-client-server-port={free_port()} --temp-dir={folder}/ray "
         f"--dashboard-agent-listen-port={free_port()}",
-        "worker": f"--num-cpus=2 --dashboard-agent-listen-port={free_port()}",
+        "worker": f"--num-cpus=1 --dashboard-agent-listen-port={free_port()}",
     }
     for kind, flags in more.items():
         key = f"{kind}_start_ray_commands"
@@ -79,40 +80,57 @@ def ray(folder: Path, *arguments: str) -> str:
     return printed
 
 
+def until(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def both_train(search: Path) -> bool:
+    """Whether two trials have reported and run, of which each worker holds one."""
+    trials = ich_ray.open_search(search).trials if (search / "search.json").exists() else ()
+    return sum(trial.state == "running" and len(trial.reports) > 1 for trial in trials) == 2
+
+
 @pytest.mark.skipif(bool(missing()), reason=missing())
 def test_a_search_on_hosts_over_ssh(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head and two workers, of which one is lost half-way."""
     write_token(folder / "token", TOKEN)
     make_dataset(tmp_path / "data", patients=20)
-    (tmp_path / "mine.yaml").write_text(SPACE)
+    space = SPACE.replace("images: 400,", "images: 6000,").replace("first_rung: 200", "first_rung: 6000")
+    (tmp_path / "mine.yaml").write_text(space)
     dashboard = free_port()
-    with running_hosts(folder, 2) as hosts:
+    with running_hosts(folder, 3) as hosts:
         (folder / "mine.yaml").write_text(yaml.safe_dump(filled_in(hosts, folder, dashboard)))
         ray(folder, "up", "--yes", "--no-config-cache", str(folder / "mine.yaml"))
-        for address in hosts.addresses[:1]:
-            assert hosts.run(address, "stat -c %a ~/.ray/auth_token") == "600"
+        assert hosts.run(hosts.addresses[0], "stat -c %a ~/.ray/auth_token") == "600"
+        listing = "ps -eo args= | grep -E '[r]aylet|[g]cs_server|[r]ay::' | cut -c1-80 || true"
+        until(
+            lambda: all("raylet" in hosts.run(host, listing) for host in hosts.addresses), 200
+        )  # the head sets them up
 
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
         url = f"http://127.0.0.1:{dashboard}"
         job = ich_ray.submit(
-            ["search", f"{tmp_path}/data", f"--space={tmp_path}/mine.yaml", f"--out={tmp_path}/s", "--trials=3"],
+            ["search", f"{tmp_path}/data", f"--space={tmp_path}/mine.yaml", f"--out={tmp_path}/s", "--trials=4"],
             address=url,
         )
+        until(lambda: both_train(tmp_path / "s"), 300)
+        hosts.lose(hosts.addresses[2])
         printed = "".join(ich_ray.logs(job, address=url, follow=True))
         assert outcome(job, url).state == "succeeded", printed
+        assert "its process died, starting it again" in printed
+        audited = audit(tmp_path / "s")
+        assert (audited.state, audited.breached) == ("ended", ())
         found = ich_ray.open_search(tmp_path / "s")
-        assert len(found.trials) == 3
-        assert found.count("running") == 0
+        assert (len(found.trials), found.count("completed")) == (4, 4)
+        assert sorted(trial.attempts for trial in found.trials) == [1, 1, 1, 2]
         best = found.best()
         assert best.value == max(trial.value or 0 for trial in found.trials if trial.state == "completed")
-        # The head holds no work, so that all of it was done on the other host.
-        assert hosts.run(hosts.addresses[1], "ps -eo comm= | grep -c raylet") == "1"
 
         ray(folder, "down", "--yes", str(folder / "mine.yaml"))
         # Ray stops the head; a worker ends by itself when it has not heard of the head for a minute.
-        listing = "ps -eo args= | grep -E '[r]aylet|[g]cs_server|[r]ay::' | cut -c1-80 || true"
-        deadline = time.monotonic() + 180
         assert hosts.run(hosts.addresses[0], listing) == ""
-        while (left := hosts.run(hosts.addresses[1], listing)) and time.monotonic() < deadline:
-            time.sleep(2)
-        assert left == ""
+        until(lambda: hosts.run(hosts.addresses[1], listing) == "", 180)
     assert not [name for name in os.listdir("/dev/shm") if folder.name in name]

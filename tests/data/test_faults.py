@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.runtime import connected
 from tests.data.folders import spoil, write_cohort
 from tests.data.test_prepare import check_complete
+from tests.disks import free_bytes, small_disk
 
 # Prepares without Ray, so that one process does every step, and dies by SIGKILL at one rename.
 DYING = """
@@ -103,14 +103,8 @@ def test_killed_after_the_manifest_the_dataset_is_whole(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own, 4 MiB large."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)]
-    if os.getuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("no disk can be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: S607
+    with small_disk(tmp_path / "disk", 4) as folder:
+        yield folder
 
 
 def test_a_full_disk(
@@ -149,8 +143,7 @@ def test_a_full_disk(
 
 
 def _fill(spare: Path, free_kib: int) -> None:
-    facts = os.statvfs(spare.parent)
-    spare.write_bytes(b"\0" * (facts.f_bavail * facts.f_bsize - free_kib * 1024))
+    spare.write_bytes(b"\0" * (free_bytes(spare.parent) - free_kib * 1024))
 
 
 def test_a_disk_that_fills_up_after_the_blocks(

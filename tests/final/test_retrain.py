@@ -20,7 +20,7 @@ from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.training import TrainingState
 from ich_ray.results import Objective, Report, open_search
 from ich_ray.runtime import connected
-from ich_ray.search.preflight import Machine
+from ich_ray.search.machines import Machine
 from ich_ray.storage import read_json, write_json
 from tests.searched import PARAMETERS, make_search
 

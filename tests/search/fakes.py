@@ -88,6 +88,7 @@ class FakeTrainer:
         full_above: the same for memory.
         full_from: images_seen of the first report whose state the disk has no room for.
         log: a file that gets a line `seed images_seen` for each report that was trained.
+        hold: a file; while it is there, no trial goes beyond 300 images.
         meet: a folder in which each process leaves its number; none goes on before there are two of them.
         kill_above: learning rate above which it kills its process at its first report.
         kill_once: a file; when it is there, the first process to find it removes it and kills itself after a report.
@@ -101,6 +102,7 @@ class FakeTrainer:
     full_from: float = math.inf
     kill_above: float = math.inf
     kill_once: str = ""
+    hold: str = ""
     log: str = ""
     meet: str = ""
 
@@ -118,6 +120,8 @@ class FakeTrainer:
             meet(Path(self.meet))
         while seen < settings.images:
             time.sleep(self.wait_s)
+            while self.hold and seen >= 300 and Path(self.hold).exists():
+                time.sleep(0.05)
             seen += settings.report_every
             if parameters.learning_rate > self.full_above:
                 import torch

@@ -4,8 +4,10 @@
     driver SIGKILL or SIGINT            test_run.py: test_a_stopped_driver_loses_nothing
     trial worker SIGKILL by its pid     test_a_worker_killed_by_its_recorded_pid_is_started_again
     trial worker that always dies       test_a_trial_that_always_dies_fails_and_the_search_ends
-    node killed hard                    test_faults_cluster.py: test_a_node_killed_hard_leaves_no_gap
-    head (GCS) killed                   test_faults_cluster.py: test_a_head_that_dies_is_told_within_a_minute
+    node killed hard, node late         test_faults_cluster.py: test_a_node_that_joins_late_is_used_and_killed_hard_...
+    node taken away after a notice      test_faults_cluster.py: test_a_machine_taken_away_after_its_notice_leaves_no_gap
+    node that stands still              test_faults_cluster.py: test_a_machine_that_stood_still_spoils_nothing_when_...
+    head (GCS) killed, started again    test_faults_cluster.py: test_a_head_that_is_started_again_or_dies_is_told_in_...
     disk full                           test_a_full_disk_ends_it_with_the_cause; a stand-in of it in test_run.py
     checkpoint truncated or missing     test_a_damaged_checkpoint_goes_back_and_says_so; piece by piece in test_trial.py
     two drivers on one search           test_a_second_driver_is_refused_within_5_s
@@ -25,7 +27,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ import pytest
 
 from ich_ray.results import SearchResult, open_search
 from ich_ray.search.audit import audit
+from tests.disks import free_bytes, small_disk
 from tests.prepared import make_dataset
 from tests.search.drivers import Driver, family, reported
 from tests.search.fakes import SPACE, FakeTrainer
@@ -175,19 +177,13 @@ def test_a_trial_that_always_dies_fails_and_the_search_ends(arguments: list[str]
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own, 1 MiB large."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
-    if os.getuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("no disk can be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: S607
+    with small_disk(tmp_path / "disk", 1) as folder:
+        yield folder
 
 
 def test_a_full_disk_ends_it_with_the_cause(disk: Path, arguments: list[str]) -> None:
     out, spare = disk / "s", disk / "spare"
-    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
+    free = free_bytes(disk)
     for number, left_kib in enumerate((24, 4)):  # in pages of 4, of which each trial would need six
         used = sum(path.stat().st_blocks * 512 for path in disk.rglob("*") if path.is_file())
         spare.write_bytes(b"\0" * (free - used - left_kib * 1024))
@@ -212,11 +208,12 @@ def test_a_damaged_checkpoint_goes_back_and_says_so(arguments: list[str], tmp_pa
     kill(driver)
     torn, lost = open_search(out).trials
     assert torn.checkpoint
-    untold = out / "checkpoints" / "00000" / ("a.json" if torn.checkpoint.file.endswith("b.safetensors") else "b.json")
+    state = out / torn.checkpoint.file
+    letter, token = state.stem.split("-")
+    untold = state.with_name(f"{'b' if letter == 'a' else 'a'}-{token}.json")
     if json.loads(untold.read_text())["images_seen"] > torn.images_seen:
         untold.unlink()  # killed between the two: this state would be newer than the one that is torn here
     one_before = untold.exists()
-    state = out / torn.checkpoint.file
     state.write_bytes(state.read_bytes()[:5])
     shutil.rmtree(out / "checkpoints" / "00001")
     found = audit(out)

@@ -1,4 +1,7 @@
-"""What may happen to the cluster under a search, and that nothing is lost by it. The whole list is in test_faults.py"""
+"""What may happen to the cluster under a search, and that nothing is lost by it. The whole list is in test_faults.py
+
+All but the last test share one cluster, to which each adds the machines that it harms.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,17 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import ray
+from ray._private.node import Node
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-from ich_ray.results import open_search
+from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.audit import audit
 from tests.prepared import make_dataset
@@ -21,16 +29,36 @@ from tests.search.fakes import SPACE, FakeTrainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
+# A machine that stands still is given up after about ten seconds, where Ray's own settings take half a minute.
+HEALTH = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 4,
+}
+HEAD = {"num_cpus": 1, "include_dashboard": False, "_system_config": HEALTH}
+
 
 @pytest.fixture
+def hold(tmp_path: Path) -> Path:
+    """A file that holds all trials at 300 images as long as it is there."""
+    (tmp_path / "hold").touch()
+    return tmp_path / "hold"
+
+
+def ended(cluster: Cluster) -> None:
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A machine of one slot; tests may add others."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made = Cluster(initialize_head=True, head_node_args=HEAD)
     try:
         yield made
     finally:
-        ray.shutdown()
-        made.shutdown()
+        ended(made)
 
 
 @pytest.fixture
@@ -40,26 +68,98 @@ def arguments(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "data"), "--space", str(tmp_path / "space.yaml"), "--trials", "4"]
 
 
-def resumed(arguments: list[str], out: Path) -> Driver:
-    """A driver on this machine alone, once it has ended the search."""
-    driver = Driver([*arguments, "--resume"], out, FakeTrainer())
-    assert driver.wait(300) == 0, driver.said.read_text()
-    return driver
+def family(node: Node) -> list[psutil.Process]:
+    """The processes of a machine, those of trials included."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [raylet, *raylet.children(recursive=True)]
 
 
-def test_a_node_killed_hard_leaves_no_gap(cluster: Cluster, arguments: list[str], tmp_path: Path) -> None:
-    out, node = tmp_path / "s", cluster.add_node(num_cpus=1)
-    driver = Driver([*arguments, "--address", cluster.address], out, FakeTrainer(wait_s=0.3))
-    before = driver.until(lambda found: len(found.trials) == 2 and min(len(t.reports) for t in found.trials) >= 3)
+def kill(cluster: Cluster, node: Node) -> None:
+    """At once and altogether, as when a machine loses its power."""
+    for process in family(node):
+        process.kill()
     cluster.remove_node(node, allow_graceful=False)
+
+
+def held(driver: Driver, node: Node) -> tuple[SearchResult, int]:
+    """The search once a trial on that machine and another one are held, and the number of the first."""
+    found = driver.until(lambda found: [trial.images_seen for trial in found.trials] == [300, 300])
+    pids = {process.pid for process in family(node)}
+    (number,) = (trial.number for trial in found.trials if int(trial.where.split(":")[1]) in pids)
+    return found, number
+
+
+def check_end(driver: Driver, before: SearchResult, lost: int) -> None:
+    """The search has ended as it should, with one more attempt at the trial that was lost."""
     assert driver.wait(300) == 0, driver.said.read_text()
-    found = audit(out)
+    found = audit(driver.out)
     assert (found.state, found.breached) == ("ended", ())
-    after = open_search(out)
+    after = open_search(driver.out)
     assert after.count("completed") == 4
-    assert sorted(trial.attempts for trial in after.trials) == [1, 1, 1, 2]
+    assert [trial.number for trial in after.trials if trial.attempts == 2] == [lost]
+    check_kept(before, after)
+
+
+def check_kept(before: SearchResult, after: SearchResult) -> None:
     for trial in before.trials:
         assert after.trials[trial.number].reports[: len(trial.reports)] == trial.reports
+
+
+def test_a_node_that_joins_late_is_used_and_killed_hard_leaves_no_gap(
+    cluster: Cluster, arguments: list[str], tmp_path: Path, hold: Path
+) -> None:
+    driver = Driver([*arguments, "--address", cluster.address], tmp_path / "s", FakeTrainer(hold=str(hold)))
+    assert len(driver.until(lambda found: reported(found) == 3).trials) == 1
+    node = cluster.add_node(num_cpus=1)
+    before, lost = held(driver, node)
+    kill(cluster, node)
+    hold.unlink()
+    check_end(driver, before, lost)
+    said = driver.said.read_text()
+    assert f"trial {lost}: its process died, starting it again" in said
+    assert "state-dump" not in said  # of Ray's log
+
+
+def test_a_machine_taken_away_after_its_notice_leaves_no_gap(
+    cluster: Cluster, arguments: list[str], tmp_path: Path, hold: Path
+) -> None:
+    node = cluster.add_node(num_cpus=1)
+    driver = Driver([*arguments, "--address", cluster.address], tmp_path / "s", FakeTrainer(hold=str(hold)))
+    before, lost = held(driver, node)
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int((time.time() + 1) * 1000)
+    accepted: Any = GcsClient(address=cluster.address).drain_node(node.node_id, reason, "spot", deadline_ms)
+    assert accepted == (True, "")
+    time.sleep(1)
+    kill(cluster, node)
+    hold.unlink()
+    check_end(driver, before, lost)
+
+
+def test_a_machine_that_stood_still_spoils_nothing_when_it_goes_on(
+    cluster: Cluster, arguments: list[str], tmp_path: Path, hold: Path
+) -> None:
+    node, log = cluster.add_node(num_cpus=1), tmp_path / "log"
+    trainer = FakeTrainer(wait_s=0.2, hold=str(hold), log=str(log))
+    driver = Driver([*arguments, "--address", cluster.address], tmp_path / "s", trainer)
+    before, lost = held(driver, node)
+    still = family(node)
+    for process in still:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        driver.until(lambda _: "its process died, starting it again" in driver.said.read_text())
+        hold.unlink()  # the other trial ends, and the lost one goes on in its place
+        driver.until(lambda found: found.trials[lost].images_seen >= 500)
+    finally:
+        for process in still:
+            process.send_signal(signal.SIGCONT)
+    for _ in range(20):  # its worker saves a state at once, before its machine learns that it was given up
+        assert audit(tmp_path / "s").breached == ()
+        time.sleep(0.03)
+    check_end(driver, before, lost)
+    assert log.read_text().splitlines().count(f"{before.trials[lost].seed} 400") == 2
+    assert psutil.wait_procs(still, timeout=60)[1] == []
+    cluster.remove_node(node, allow_graceful=False)
 
 
 def test_a_killed_driver_gives_its_cpus_back(cluster: Cluster, arguments: list[str], tmp_path: Path) -> None:
@@ -77,19 +177,40 @@ def test_a_killed_driver_gives_its_cpus_back(cluster: Cluster, arguments: list[s
     assert audit(out).breached == ()
 
 
-def test_a_head_that_dies_is_told_within_a_minute(cluster: Cluster, arguments: list[str], tmp_path: Path) -> None:
+def test_a_head_that_is_started_again_or_dies_is_told_in_one_line(
+    cluster: Cluster, arguments: list[str], tmp_path: Path
+) -> None:
+    """The last test: it takes the cluster's head away."""
     out = tmp_path / "s"
-    driver = Driver([*arguments, "--address", cluster.address], out, FakeTrainer(wait_s=0.2))
-    driver.until(lambda found: reported(found) > 1)
-    os.kill(cluster.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
+    first = Driver([*arguments, "--address", cluster.address], out, FakeTrainer(wait_s=0.3))
+    first.until(lambda found: reported(found) > 1)
+    cluster.head_node.kill_gcs_server()
+    time.sleep(2)
+    cluster.head_node.start_gcs_server()
+    check_told(first, cluster, "must stay the one that it was, got one that was started again")
+
+    before, new = open_search(out), Cluster(initialize_head=True, head_node_args=HEAD)
+    try:
+        second = Driver([*arguments, "--resume", "--address", new.address], out, FakeTrainer(wait_s=0.3))
+        second.until(lambda found: reported(found) > reported(before) + 1)
+        os.kill(new.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
+        check_told(second, new, "must answer, got nothing for 40 s")
+    finally:
+        ended(new)
+    check_kept(before, open_search(out))
+
+    before = open_search(out)
+    third = Driver([*arguments, "--resume"], out, FakeTrainer())
+    assert third.wait(300) == 0, third.said.read_text()
+    assert (audit(out).state, audit(out).breached) == ("ended", ())
+    check_kept(before, open_search(out))
+
+
+def check_told(driver: Driver, cluster: Cluster, problem: str) -> None:
+    """The driver ended with one line on its head, and left a search that can go on."""
     assert driver.wait(60) == 1, driver.said.read_text()
     said = driver.said.read_text()
-    line = f"ich-ray: {cluster.address}: the head of the cluster must answer, got nothing for 40 s; see to the cluster"
-    assert said.splitlines()[-1].startswith(line)
+    assert said.splitlines()[-1].startswith(f"ich-ray: {cluster.address}: the head of the cluster {problem}; see to")
     assert "Traceback" not in said
-    assert (audit(out).state, audit(out).breached) == ("interrupted", ())
-    before = open_search(out)
-    resumed(arguments, out)
-    assert audit(out).breached == ()
-    for trial in before.trials:
-        assert open_search(out).trials[trial.number].reports[: len(trial.reports)] == trial.reports
+    assert "StackTrace" not in said
+    assert (audit(driver.out).state, audit(driver.out).breached) == ("interrupted", ())

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ich_ray import progress
 from ich_ray.errors import ConfigError
+from ich_ray.search import preflight
+from ich_ray.search.machines import Machine, autoscaled
 from ich_ray.search.plan import plan_search
-from ich_ray.search.preflight import Machine, Slots, autoscaled, check_roles, plan_slots
+from ich_ray.search.preflight import Slots, check_roles, plan_slots, room
 from ich_ray.search.space import parse_space
 from tests.prepared import make_dataset
 
@@ -28,6 +32,8 @@ CLUSTER = [Machine("machine", 4, 0, 1), Machine("gpu", 16, 4, 3)]
         (CLUSTER, 0, 1, None, Slots(1, 0, 52)),
         (CLUSTER, 1, 8, None, Slots(8, 1, 6)),
         ([Machine("unknown", None, None, 2)], 8, 8, 3, Slots(8, 8, 3, 8)),
+        ([Machine("unknown", None, None, 2)], 8, 8, None, Slots(8, 8, 2, 8)),
+        ([*LAPTOP, Machine("unknown", None, None, 8)], None, 1, None, Slots(1, 0, 10)),
     ],
 )
 def test_as_many_trials_as_fit(
@@ -126,7 +132,7 @@ def test_an_autoscaler_counts_what_it_can_still_start() -> None:
         Machine("unknown", None, None, 1),
     ]
     assert autoscaled(config, workers=10) == []
-    assert autoscaled({}, workers=0) == []
+    assert autoscaled({}, workers=5) == [Machine("machine to come", None, None, 8)]
     # `ray up` on machines of one's own: one type for all.
     own = {
         "max_workers": 2,
@@ -134,6 +140,39 @@ def test_an_autoscaler_counts_what_it_can_still_start() -> None:
         "available_node_types": {"own": {"resources": {}, "max_workers": 2}},
     }
     assert autoscaled(own, workers=0) == [Machine("own", None, None, 2)]
+
+
+class Changing:
+    """A fleet that is another one whenever it is counted."""
+
+    def __init__(self, *found: list[Machine]) -> None:
+        self._found = list(found)
+
+    def machines(self) -> list[Machine]:
+        return self._found.pop(0)
+
+
+@pytest.mark.parametrize(("most", "counts"), [(8, [2, 8, 3, 1]), (2, [2, 2, 2, 1])])
+def test_machines_that_come_and_go_are_counted(most: int, counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet: Any = Changing(CLUSTER, [Machine("machine", 3, 0, 1)], [])
+    now = room(fleet, Slots(1, 0, 2), most)
+    found = [now()]  # so soon it need not be counted again
+    monkeypatch.setattr(preflight, "_COUNT_EVERY_S", 0.0)
+    assert [*found, now(), now(), now()] == counts
+
+
+def test_machines_that_nobody_knows_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    unknown: Any = Changing([Machine("machine to come", None, None, 8)])
+    progress.show()
+    try:
+        room(unknown, Slots(1, 0, 8), None)
+        room(unknown, Slots(1, 0, 8), 4)
+    finally:
+        progress.show(False)
+    assert capsys.readouterr().err == (
+        "the autoscaler's machines are not known before they come: 8 trials at a time, each on 0 GPU, and more as they "
+        "come; --concurrent and --gpus-per-trial say otherwise\n"
+    )
 
 
 def test_a_role_without_positives_is_refused(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from ich_ray.results import Report, TrialResult
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.sampler import LedgerSampler
 from ich_ray.search.space import parse_space
-from ich_ray.search.study import fitting
+from ich_ray.search.study import fitting, outcome
 from tests.records import make_record
 from tests.search.fakes import SPACE
 
@@ -24,7 +25,7 @@ def new(folder: Path, **keys: Any) -> Ledger:
 def sampler(ledger: Ledger, wanted: int = 9, concurrent: int = 2, **keys: Any) -> LedgerSampler:
     space = parse_space(ledger.record.space, "x.yaml")
     keys = {"out_of_time": lambda: False} | keys
-    return LedgerSampler(space, ledger, wanted=wanted, concurrent=concurrent, **keys)
+    return LedgerSampler(space, ledger, wanted=wanted, concurrent=lambda: concurrent, **keys)
 
 
 def end(ledger: Ledger, number: int, state: str, values: list[float]) -> None:
@@ -88,8 +89,16 @@ def test_optuna_is_told_the_truth(tmp_path: Path) -> None:
     ]
     assert told[0].value == 0.5
     assert told[0].intermediate_values == {100: 0.2, 200: 0.5, 300: 0.4}
-    assert told[1].intermediate_values == {100: 0.1, 200: 0.3}
+    assert told[1].intermediate_values == {100: 0.1}  # of its rungs: 200 is none
     assert (ledger.trials[3].state, ledger.trials[3].reason) == ("failed", "worker_died")
+
+
+def test_a_pruned_trial_is_known_by_what_it_had_at_its_rungs(tmp_path: Path) -> None:
+    reports = [Report(images_seen=images, metrics={"average_precision": value}, elapsed_s=1.0, time=1.0)
+               for images, value in ((100, 0.3), (200, 0.5), (300, None), (400, 0.4), (500, 0.6))]  # fmt: skip
+    record = TrialResult(number=0, parameters={}, state="pruned", reason="rung_300", reports=tuple(reports))
+    assert outcome(record, [100, 300]) == (TrialState.PRUNED, None, {100: 0.3, 300: 0.5})
+    assert outcome(record, [900])[2] == outcome(record)[2] == {100: 0.3, 200: 0.5, 400: 0.4, 500: 0.6}
 
 
 def test_a_rebuilt_study_knows_the_same(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Ratios against the usual way and against the floor."""

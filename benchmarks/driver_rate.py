@@ -1,0 +1,182 @@
+"""How many reports a second the driver of a search sustains, and at how many trials that bends.
+
+The parts of the driver as search/run.py puts them together (ledger on disk, sampler, halving, bookkeeper), rebuilt from
+a ledger that already holds so many ended trials, with 64 trials at a time that report as fast as they are listened to.
+No Ray between them: what its transport and Tune's own loop cost comes on top (search_overhead.py measures all of it on
+two slots). Prints both seconds and seconds of processor time, of which the second is free of other work.
+
+    python benchmarks/driver_rate.py [--known 0 100 1000 10000] [--events 2000] [--report-s 40]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ich_ray.results import SearchRecord
+from ich_ray.search import ledger as ledgers
+from ich_ray.search.bookkeeper import Bookkeeper
+from ich_ray.search.halving import Halving, Rungs
+from ich_ray.search.ledger import Ledger
+from ich_ray.search.sampler import LedgerSampler
+from ich_ray.search.space import SearchSpace, load_space
+
+SLOTS = 64
+FLOOR = 0.14
+
+
+@dataclass
+class Driver:
+    """What the driver holds, and the seconds (of the clock, of the processor) that went into each kind of event."""
+
+    ledger: Ledger
+    sampler: LedgerSampler
+    halving: Halving
+    books: Bookkeeper
+    spent: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {"report": [], "start": []})
+
+    @classmethod
+    def over(cls, space: SearchSpace, ledger: Ledger) -> Driver:
+        wanted = 10**6
+        rungs = Rungs.rebuilt(space.budget, space.objective, ledger.trials.values())
+        halving = Halving(space.budget, space.objective, rungs, lambda: None)
+        sampler = LedgerSampler(space, ledger, wanted=wanted, concurrent=lambda: SLOTS, out_of_time=lambda: False)
+        books = Bookkeeper(space, ledger, halving, sampler, wanted=wanted, gpus=1, deadline=math.inf)
+        return cls(ledger, sampler, halving, books)
+
+    def start(self, trials: list[Any]) -> Any:
+        began = time.perf_counter(), time.process_time()
+        trial_id = str(len(trials))
+        trial = SimpleNamespace(
+            config=self.sampler.suggest(trial_id), trial_id=trial_id, status="RUNNING", metric_analysis={},
+            metric_n_steps={},
+        )  # fmt: skip
+        trials.append(trial)
+        self.books.on_trial_start(0, trials, trial)
+        self._spend("start", began)
+        return trial
+
+    def report(self, trials: list[Any], trial: Any, images: int, value: float) -> bool:
+        """Whether the trial goes on."""
+        began = time.perf_counter(), time.process_time()
+        name = f"checkpoints/{trial.config['number']:05d}/a-00000000.safetensors"
+        result = {
+            "images_seen": images,
+            "metrics": {"average_precision": value, "train_loss": 1 - value},
+            "metrics/average_precision": value,
+            "elapsed_s": images / 1000,
+            "hostname": "node",
+            "pid": 1,
+            "checkpoint": {"file": name, "sha256": "0" * 64, "images_seen": images},
+        }
+        decision = self.halving.on_trial_result(None, trial, result)
+        self.books.on_trial_result(0, trials, trial, result)
+        if decision != "CONTINUE":
+            trial.status = "TERMINATED"
+            self.sampler.on_trial_complete(trial.trial_id, result)
+            self.books.on_trial_complete(0, trials, trial)
+        self.books.on_step_end(0, trials)
+        self._spend("report", began)
+        return bool(decision == "CONTINUE")
+
+    def _spend(self, what: str, began: tuple[float, float]) -> None:
+        self.spent[what].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+
+
+def value(rng: np.random.Generator, images: int) -> float:
+    """A curve that rises, with noise: only its order matters here."""
+    return float(np.clip(FLOOR + 0.6 * (1 - math.exp(-images / 1e6)) * rng.random(), 0, 1))
+
+
+def run(driver: Driver, space: SearchSpace, events: int, rng: np.random.Generator) -> None:
+    """So many reports of trials that take turns."""
+    trials: list[Any] = []
+    waiting = deque((driver.start(trials), 0) for _ in range(SLOTS))
+    for _ in range(events):
+        trial, images = waiting.popleft()
+        images += space.budget.report_every
+        goes_on = driver.report(trials, trial, images, value(rng, images))
+        waiting.append((trial, images) if goes_on else (driver.start(trials), 0))
+
+
+def ended(space: SearchSpace, folder: Path, known: int, rng: np.random.Generator) -> Ledger:
+    """A ledger of `known` ended trials, drawn without a model and not written."""
+    record = SearchRecord(
+        name=space.name, space=space.source, dataset="", fingerprint="", prevalence=FLOOR, seed=0, trials=10**6,
+        versions={}, created=0.0,
+    )  # fmt: skip
+    ledger = Ledger.create(folder, record)
+    random = SimpleNamespace(
+        categorical=lambda _, choices: choices[rng.integers(len(choices))],
+        float=lambda _, low, high, log: float(
+            np.exp(rng.uniform(np.log(low), np.log(high))) if log else rng.uniform(low, high)
+        ),
+        int=lambda _, low, high: int(rng.integers(low, high + 1)),
+    )
+    halving = Halving(space.budget, space.objective, Rungs(space.budget, space.objective), lambda: None)
+    with mock.patch.object(ledgers, "write_bytes"), mock.patch.object(Ledger, "_drop_checkpoint"):
+        for number in range(known):
+            ledger.add(space.draw(random).parameters)
+            images, end = 0, None
+            while end is None:
+                images += space.budget.report_every
+                measured = value(rng, images)
+                result = {"images_seen": images, "metrics/average_precision": measured}
+                halving.on_trial_result(None, SimpleNamespace(config={"number": number}), result)  # type: ignore[arg-type]
+                end = halving.verdicts.get(number)
+                metrics = {"average_precision": measured, "train_loss": 1 - measured}
+                ledger.report(number, images, metrics, images / 1000, end=end)
+    return ledger
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4 / 1024
+
+
+def milliseconds(spent: list[tuple[float, float]]) -> tuple[float, float]:
+    wall, cpu = np.mean(spent, axis=0) * 1000
+    return float(wall), float(cpu)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--known", type=int, nargs="+", default=[0, 100, 1000, 10000], help="trials that have ended")
+    parser.add_argument("--events", type=int, default=2000, help="reports to listen to")
+    parser.add_argument("--report-s", type=float, default=40.0, help="seconds between two reports of a trial")
+    asked = parser.parse_args()
+    space = load_space(Path(__file__).parents[1] / "search_spaces" / "default.yaml")
+    print(f"{SLOTS} trials at a time, {asked.events} reports each; ms: of the clock (of the processor)")
+    for known in asked.known:
+        rng = np.random.default_rng(0)
+        with tempfile.TemporaryDirectory() as folder:
+            ledger = ended(space, Path(folder) / "s", known, rng)
+            began = time.perf_counter()
+            driver = Driver.over(space, ledger)
+            rebuilt_s = time.perf_counter() - began
+            run(driver, space, asked.events, rng)
+        report, start = (milliseconds(driver.spent[what]) for what in ("report", "start"))
+        starts = len(driver.spent["start"]) / len(driver.spent["report"])
+        each_s = (report[0] + starts * start[0]) / 1000
+        print(
+            f"{known:6} trials known: a report {report[0]:.1f} ({report[1]:.1f}), a new trial {start[0]:.1f} "
+            f"({start[1]:.1f}), {starts:.2f} of them a report: {1 / each_s:.0f} reports/s, enough for "
+            f"{asked.report_s / each_s:,.0f} trials at a time that report every {asked.report_s:g} s; "
+            f"rebuilt in {rebuilt_s:.1f} s, {resident_mib():.0f} MiB"
+        )
+
+
+if __name__ == "__main__":
+    main()

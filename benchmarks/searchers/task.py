@@ -1,0 +1,151 @@
+"""What every search is given, and the training that all of them call. Knows none of them.
+
+The training notes what it does in a file of its own, so that images, busy time and lost trials are counted in the same
+way for all, and the searches end when so many images have been shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zlib
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ich_ray.storage import locate, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from ich_ray.model.state import TrainingState
+    from ich_ray.model.training import Progress
+
+# No `when`: not every peer has conditional parameters.
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "blocks": {"int": [1, 3]},
+    "filters": {"choice": [8, 16]},
+    "batch_size": {"choice": [32, 64, 128]},
+    "learning_rate": {"loguniform": [1e-4, 3e-2]},
+    "decay": {"loguniform": [1e-3, 1e-1]},
+    "dropout": {"uniform": [0.0, 0.6]},
+    "optimizer": {"choice": ["sgd", "adam", "adamw"]},
+}
+FIXED = {"architecture": "plain_cnn", "dense": 32}
+METRIC = "average_precision"
+REDUCTION = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """One search.
+
+    Attributes:
+        folder: its own; `dataset` lies elsewhere.
+        images: after which it ends, over all trials.
+        trial_images: the budget of a trial, with a report every `report_every`, the first of which is the first rung.
+        slots: trials at a time.
+    """
+
+    dataset: str
+    folder: str
+    seed: int
+    images: int
+    trial_images: int
+    report_every: int
+    slots: int
+
+    @classmethod
+    def read(cls, folder: Path) -> Task:
+        return cls(**json.loads((folder / "task.json").read_text()))
+
+    def write(self) -> None:
+        Path(self.folder).mkdir(parents=True)
+        write_json(locate(self.folder) / "task.json", asdict(self))
+
+    @property
+    def notes(self) -> Path:
+        return Path(self.folder) / "notes.jsonl"
+
+    def spent(self) -> bool:
+        return sum(note["images"] for note in notes(self.notes)) >= self.images
+
+    def trial_seed(self, name: str) -> int:
+        return zlib.crc32(f"{self.seed} {name}".encode())
+
+
+def named(number: str, parameters: dict[str, Any]) -> str:
+    """Of a trial in a search that may give its number to another one, after it was killed."""
+    drawn = [parameters[name] for name in PARAMETERS]
+    return f"{number} {zlib.crc32(repr([one if isinstance(one, str) else float(one) for one in drawn]).encode())}"
+
+
+def notes(file: Path) -> list[dict[str, Any]]:
+    """What was trained, in the order in which it was; a line that was being written is left out."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def note(file: Path, **facts: Any) -> None:
+    """One line in one write: processes may do it at the same time."""
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.write(handle, (json.dumps({"time": time.time(), **facts}) + "\n").encode())
+    os.close(handle)
+
+
+def losses(all_notes: list[dict[str, Any]], before: int, ended: set[str]) -> tuple[int, int, int]:
+    """Of the notes of a search whose first `before` are from before a kill, with the names of the trials that ended."""
+    begun = {one["trial"] for one in all_notes[:before]}
+    reached: dict[str, int] = {}
+    again = 0
+    for one in all_notes:
+        trial, start = one["trial"], one["at"] - one["images"]
+        again += min(one["images"], max(reached.get(trial, 0) - start, 0))
+        reached[trial] = max(reached.get(trial, 0), one["at"])
+    lost = begun - ended
+    return len(begun), len(lost), again + sum(reached[trial] for trial in lost)
+
+
+def noted(
+    task: Task, name: str, steps: Generator[Progress, None, None], begun: TrainingState | None
+) -> Iterator[Progress]:
+    """The steps of a training, each noted with its images and the seconds that they took, evaluation among them."""
+    seen, busy_s = (begun.images_seen, float(begun.numbers["elapsed_s"])) if begun else (0, 0.0)
+    note(task.notes, trial=name, images=0, at=seen, busy_s=0.0)
+    with closing(steps):
+        for progress in steps:
+            facts = {"images": progress.images_seen - seen, "busy_s": progress.elapsed_s - busy_s}
+            seen, busy_s = progress.images_seen, progress.elapsed_s
+            note(task.notes, trial=name, at=seen, **facts)
+            yield progress
+
+
+def trained(task: Task, parameters: dict[str, Any], name: str, resume: Path | None = None) -> Iterator[Progress]:
+    """The training of one trial, on one thread; its seed follows from its name."""
+    import torch
+
+    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.model.training import Budget, TrainingState, train
+
+    torch.set_num_threads(1)
+    data = PreparedDataset.open(task.dataset)
+    state = TrainingState.load(resume) if resume else None
+    steps = train(
+        Hyperparameters(**FIXED, **parameters),
+        data.role("train"),
+        data.role("validation"),
+        budget=Budget(task.trial_images, task.report_every),
+        seed=task.trial_seed(name),
+        resume=state,
+    )
+    return noted(task, name, steps, state)  # type: ignore[arg-type]
+
+
+def write_found(task: Task, parameters: dict[str, Any] | None, ended: list[str]) -> None:
+    """What a search hands to its user: its choice, None without one, and the trials whose end it knows."""
+    chosen = {name: parameters[name] for name in PARAMETERS} if parameters else None
+    write_json(locate(task.folder) / "found.json", {"parameters": chosen, "ended": sorted(ended)})

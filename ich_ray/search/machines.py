@@ -1,0 +1,142 @@
+"""The machines of a connected cluster: those that are up, and those that its autoscaler may still start.
+
+Counts them and what they hold, as often as asked; plans nothing with them: preflight.py does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import yaml
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.experimental.internal_kv import _internal_kv_get
+
+from ich_ray.runtime import on_node
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Fleet", "Machine", "autoscaled"]
+
+_ANSWER_WITHIN_S = 30
+# An autoscaler that does not tell its limits (KubeRay's) is asked for this many machines more than are up. Each is one
+# trial that was drawn before its time where no more come; where they come, the next ones are asked for.
+_UNTOLD = 8
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A kind of machine: `count` of them are there or can be started; an unknown resource is None."""
+
+    name: str
+    cpus: float | None
+    gpus: float | None
+    count: int
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it holds nobody knows what."""
+        return self.cpus is None and not self.gpus
+
+    def fits(self, cpus: float, gpus: float) -> int:
+        """Trials that one such machine holds at a time; of those that are not known, one until they are up."""
+        by_cpu = sys.maxsize if self.cpus is None or not cpus else int(self.cpus / cpus)
+        if not gpus or self.gpus is None:
+            by_gpu = sys.maxsize
+        elif gpus < 1:
+            by_gpu = int(self.gpus) * int(1 / gpus + 1e-9)
+        else:
+            by_gpu = int(self.gpus / gpus)
+        least = min(by_cpu, by_gpu)
+        return 1 if least == sys.maxsize else least
+
+    def said(self) -> str:
+        def amount(value: float | None) -> str:
+            return "?" if value is None else f"{value:g}"
+
+        return f"{self.count} x {self.name} ({amount(self.cpus)} CPU, {amount(self.gpus)} GPU)"
+
+
+class Fleet:
+    """A cluster's machines, counted whenever asked."""
+
+    def __init__(self) -> None:
+        self._limits = _limits(_alive())
+
+    def machines(self) -> list[Machine]:
+        """Those that are up, by what they hold, then those that may still come."""
+        alive = _alive()
+        kinds: dict[tuple[float, float], int] = {}
+        for node in alive:
+            resources = node["Resources"]
+            kind = (resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+            kinds[kind] = kinds.get(kind, 0) + 1
+        live = [Machine("machine", cpus, gpus, count) for (cpus, gpus), count in kinds.items()]
+        return live + ([] if self._limits is None else autoscaled(self._limits, len(alive) - 1))
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _limits(alive: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The configuration that `ray up` left on the head for its autoscaler; empty with another, None without one."""
+    head = next((node for node in alive if "node:__internal_head__" in node["Resources"]), None)
+    if head is None or not _scales():
+        return None
+    try:
+        return dict(ray.get(on_node(head["NodeID"], _bootstrap_config), timeout=_ANSWER_WITHIN_S))
+    except (ray.exceptions.RayError, TimeoutError):
+        return {}
+
+
+def _scales() -> bool:
+    """Whether an autoscaler with node types of its own is at work; without one Ray reports `node_<id>` as types."""
+    return any(not name.startswith("node_") for name in _node_types())
+
+
+def _node_types() -> set[str]:
+    """The types of the nodes that are up, as the autoscaler calls them; its second version keeps them elsewhere."""
+    if not is_autoscaler_v2(fetch_from_server=True):
+        status = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
+        return set(status.get("autoscaler_report", {}).get("active_nodes") or {})
+    address, deadline = ray.get_runtime_context().gcs_address, time.monotonic() + _ANSWER_WITHIN_S
+    while True:
+        found = get_cluster_status(address)
+        names = {node.ray_node_type_name for node in [*found.active_nodes, *found.idle_nodes]}
+        if names or time.monotonic() > deadline:
+            return names
+        time.sleep(1)  # a head that has just started has not reported yet
+
+
+def autoscaled(config: Mapping[str, Any], workers: int) -> list[Machine]:
+    """The machines that an autoscaler with this configuration can add to `workers` running ones.
+
+    Without limits in it as many as a search should wait for, of which nothing is known.
+    """
+    if "max_workers" not in config:
+        return [Machine("machine to come", None, None, _UNTOLD)]
+    room = max(0, int(config["max_workers"]) - workers)
+    found = []
+    for name, kind in (config.get("available_node_types") or {}).items():
+        # On machines of one's own the head and the workers are of one type; elsewhere the head's has no workers.
+        most = 0 if name == config.get("head_node_type") else room
+        count = min(int(kind.get("max_workers", most)), room)
+        resources = kind.get("resources") or {}
+        cpus, gpus = resources.get("CPU"), resources.get("GPU", 0.0 if resources else None)
+        if count:
+            found.append(Machine(name, cpus, gpus, count))
+    return found
+
+
+def _bootstrap_config() -> dict[str, Any]:
+    path = Path("~/ray_bootstrap_config.yaml").expanduser()
+    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
