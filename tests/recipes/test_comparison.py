@@ -55,6 +55,7 @@ def test_the_page_sets_published_corrected_and_measured_side_by_side() -> None:
     assert "3 of 20 combinations failed on ten minibatches here, and 4 of 4 winners were at chance" in text
     assert "again 0.500 ± 0.141" in text
     assert "m8 (went on)" in text
+    assert "report B, published 150,507 not counted – 0.143 – 0.411 0.456 0.810 0.760 0.361 0.648 –" in text
     assert "folds 7,200,000 100 20 a network 2 CPU threads" in text
     assert "Planned, not run" in text
     assert "Synthetic patients: nothing measured here says anything about real ones." in text
