@@ -84,7 +84,7 @@ class Driver:
             self.kill()
             raise
         if code:
-            raise SystemExit(f"{self.method}: {self.said.read_text()[-3000:]}")
+            raise RuntimeError(f"{METHODS[self.method]} failed: {self.said.read_text()[-2000:]}")
         found: dict[str, Any] = json.loads((Path(self.task.folder) / "found.json").read_text())
         return found
 
@@ -212,12 +212,15 @@ def main() -> None:
                 first = seed % len(methods)
                 for method in methods[first:] + methods[:first]:
                     one = Task(dataset, f"{folder}/{method}{seed}", seed, images, TRIAL_IMAGES, REPORT_EVERY, SLOTS)
-                    outcomes[method].append(whole(method, one))
-                    print(f"{method}, seed {seed}: {outcomes[method][-1]}", file=sys.stderr)
-                    if not options.no_kill:
-                        shorter = replace(one, folder=f"{one.folder}killed", images=images // 2)
-                        kills[method].append(killed(method, shorter))
-                        print(f"{method}, seed {seed}, killed: {kills[method][-1]}", file=sys.stderr)
+                    try:
+                        outcomes[method].append(whole(method, one))
+                        print(f"{method}, seed {seed}: {outcomes[method][-1]}", file=sys.stderr)
+                        if not options.no_kill:
+                            shorter = replace(one, folder=f"{one.folder}killed", images=images // 2)
+                            kills[method].append(killed(method, shorter))
+                            print(f"{method}, seed {seed}, killed: {kills[method][-1]}", file=sys.stderr)
+                    except RuntimeError as error:  # the others can still be compared
+                        print(error, file=sys.stderr)
         except KeyboardInterrupt:
             print("interrupted: this is what there is by now", file=sys.stderr)
         best = confirmed(dataset, outcomes)

@@ -34,7 +34,7 @@ def search(task: Task) -> None:
     if (begun / "tuner.dill").exists():
         tuner = Tuner.load(str(begun))
         # Nobody trains these any more, though they are called stopped in the end.
-        forgotten = _with_status(tuner, {"in_progress"})
+        forgotten = _with_status(tuner, {"inprogress"})
     tuner.run()
     _, parameters = tuner.best_config()
     write_found(task, parameters, list(_with_status(tuner, {"completed", "stopped"}) - forgotten))

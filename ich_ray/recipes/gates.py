@@ -32,10 +32,10 @@ def gates(done: Reproduction) -> list[Gate]:
     """Every wrong step, in the order in which each report took them."""
     by_name = {system.name.removesuffix(", again").replace(", again,", ","): system for system in done.systems}
     leaky, honest = by_name["report B, split by slice"], by_name["report B, split by patient"]
-    return [*_of_a(done), *_of_b(leaky, honest)]
+    return [*_of_a(done, by_name["report A"]), *_of_b(leaky, honest)]
 
 
-def _of_a(done: Reproduction) -> list[Gate]:
+def _of_a(done: Reproduction, again: System) -> list[Gate]:
     floor = floors(REPORT_B.prevalence)
     stuck = sum(row["at_chance"] for row in done.trials_a)
     fitted, failed = done.probed
@@ -45,7 +45,9 @@ def _of_a(done: Reproduction) -> list[Gate]:
             "learning rate",
             "one rate each, from overfitting ten minibatches, for all slices and both optimizers",
             f"{failed} of {fitted} combinations failed on ten minibatches here, and {stuck} of {len(done.trials_a)} "
-            "winners were at chance on validation patients",
+            "winners were at chance on validation patients; the best has AP "
+            f"{number(again.average_precision[0])} on test patients, where chance gives "
+            f"{number(again.floors['average_precision'])}",
             "rates are searched on validation patients; what is at chance or diverges says so in the ledger",
         ),
         Gate(

@@ -78,14 +78,14 @@ def plan_slots(
                 f"{flag}: a trial must fit on one machine, got {asked:g} where the largest has {most:g} ({there}); "
                 f"ask for at most {most:g}, or use a cluster that has more"
             )
+    if concurrent is not None and concurrent < 1:
+        raise ConfigError(f"--concurrent: must be at least 1, got {concurrent}; leave it out for what fits")
     at_a_time = fitting(found, cpus_per_trial, gpus, concurrent)
     if not at_a_time:
         raise ConfigError(
             f"--gpus-per-trial {gpus:g} with --cpus-per-trial {cpus_per_trial:g}: both must fit on one machine, "
             f"got {there}; lower one of them"
         )
-    if concurrent is not None and concurrent < 1:
-        raise ConfigError(f"--concurrent: must be at least 1, got {concurrent}; leave it out for what fits")
     return Slots(cpus_per_trial, gpus, at_a_time, workers)
 
 

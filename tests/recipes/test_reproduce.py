@@ -15,10 +15,11 @@ from ich_ray.runtime import connected
 from ich_ray.search.audit import audit
 from ich_ray.storage import locate, read_record
 
-TINY = replace(scale.SMALL, patients=40, phantom_px=64, size_a=32, size_b=32, filters_b=2, passes=1, epochs=2, trials=1)
+TINY = replace(scale.SMALL, patients=30, phantom_px=64, size_a=32, size_b=40, filters_b=2, passes=1, epochs=2, trials=1)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_both_reports_and_ours_from_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

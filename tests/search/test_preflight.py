@@ -34,6 +34,8 @@ CLUSTER = [Machine("machine", 4, 0, 1), Machine("gpu", 16, 4, 3)]
         ([Machine("unknown", None, None, 2)], 8, 8, 3, Slots(8, 8, 3, 8)),
         ([Machine("unknown", None, None, 2)], 8, 8, None, Slots(8, 8, 2, 8)),
         ([*LAPTOP, Machine("unknown", None, None, 8)], None, 1, None, Slots(1, 0, 10)),
+        ([Machine("head", 0, 0, 1), *autoscaled({}, workers=0)], 1, 1, None, Slots(1, 1, 8)),  # KubeRay's from zero
+        ([Machine("head", 0, 0, 1), *autoscaled({}, workers=0)], 1, 1, 32, Slots(1, 1, 32)),
     ],
 )
 def test_as_many_trials_as_fit(

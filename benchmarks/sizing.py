@@ -1,0 +1,143 @@
+"""What preparing and searching the full RSNA set takes: hours, money, and what would become the bottleneck.
+
+Arithmetic on rates, each of them a flag; docs/sizing.md says where the defaults come from. Runs and measures nothing.
+
+    python benchmarks/sizing.py [--gpus 1 8 64] [--trials 100] [--images-per-s 1500] [--gpu-hour 0.48] ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ich_ray.data.roles import DEFAULT_FRACTIONS
+from ich_ray.search.plan import expected_course
+from ich_ray.search.space import load_space
+
+SPACE = Path(__file__).parents[1] / "search_spaces" / "default.yaml"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What is measured or assumed.
+
+    Attributes:
+        slices: of the whole set, `dicom_mb` each; prepared they have three windows of `size` pixels a side.
+        decode_per_s: slices a second that one core prepares, of `decode_cores`.
+        images_per_s: trained a second on one GPU, the mean over the space's architectures; evaluating is `evaluate`
+            times as fast.
+        start_s: from the start of a trial to its first batch.
+        state_mb: what a trial saves at each report.
+        report_ms: the driver's processor time for a report and the new trial that follows some of them.
+        storage_gbit: network of the shared storage, for all nodes together; GPUs of one node share its file cache.
+        gpu_hour, head_hour, core_hour: prices in dollars.
+    """
+
+    slices: float = 752_803
+    dicom_mb: float = 0.53
+    size: float = 128
+    decode_per_s: float = 880
+    decode_cores: float = 16
+    images_per_s: float = 1500
+    evaluate: float = 3
+    start_s: float = 5
+    state_mb: float = 200
+    report_ms: float = 25
+    storage_gbit: float = 10
+    gpus_per_node: float = 1
+    gpu_hour: float = 0.48
+    head_hour: float = 0.38
+    core_hour: float = 0.034
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A search on so many GPUs.
+
+    Attributes:
+        fetch_s: until every node has the images of train and validation in its file cache, all nodes at once.
+        states_gbit: of the shared network, for the states that trials save.
+        reports_per_s: that the driver hears; `driver_share` of one core is busy with them.
+    """
+
+    gpus: int
+    hours: float
+    dollars: float
+    fetch_s: float
+    states_gbit: float
+    reports_per_s: float
+    driver_share: float
+
+
+def sized(rates: Rates, trials: int, gpus: int) -> Sized:
+    """A search of `trials` trials that fare as `--plan` expects.
+
+    Its length is at most an even share of the work and the longest trial once more (Graham 1969, list scheduling); all
+    GPUs are paid to the end. Nothing is gained from training while images still come.
+    """
+    budget = load_space(SPACE).budget
+    images = expected_course(budget, trials).images
+    report_s = budget.report_every / rates.images_per_s
+    report_s += rates.slices * DEFAULT_FRACTIONS["validation"] / (rates.images_per_s * rates.evaluate)
+    work_s = trials * rates.start_s + images / budget.report_every * report_s
+    longest_s = rates.start_s + budget.images / budget.report_every * report_s
+    used = min(gpus, trials)
+    seen = rates.slices * (DEFAULT_FRACTIONS["train"] + DEFAULT_FRACTIONS["validation"])
+    nodes = math.ceil(used / rates.gpus_per_node)
+    fetch_s = nodes * seen * rates.size**2 * 3 * 8 / (rates.storage_gbit * 1e9)
+    hours = (fetch_s + work_s / used + longest_s * (1 - 1 / used)) / 3600
+    return Sized(
+        gpus=gpus,
+        hours=hours,
+        dollars=hours * (used * rates.gpu_hour + rates.head_hour),
+        fetch_s=fetch_s,
+        states_gbit=used / report_s * rates.state_mb * 8 / 1000,
+        reports_per_s=used / report_s,
+        driver_share=used / report_s * rates.report_ms / 1000,
+    )
+
+
+def preparing(rates: Rates) -> str:
+    """What `prepare` takes, and which of its two limits it is."""
+    decode_s = rates.slices / (rates.decode_per_s * rates.decode_cores)
+    read_s = rates.slices * rates.dicom_mb * 8 / (rates.storage_gbit * 1000)
+    hours = max(decode_s, read_s) / 3600
+    return (
+        f"prepare: {rates.slices:,.0f} slices, {decode_s / 60:.0f} min of decoding on {rates.decode_cores:g} cores, "
+        f"{read_s / 60:.0f} min of reading {rates.slices * rates.dicom_mb / 1000:,.0f} GB over "
+        f"{rates.storage_gbit:g} Gbit/s, whichever is longer; "
+        f"${hours * (rates.decode_cores * rates.core_hour + rates.head_hour):.2f}"
+    )
+
+
+def table(rates: Rates, trials: int, gpus: list[int]) -> list[str]:
+    """Rows of Markdown."""
+    head = "| GPUs | hours | dollars | images to all nodes, min | states, Gbit/s | reports/s | driver, % of a core |"
+    rows = (
+        f"| {found.gpus} | {found.hours:.1f} | {found.dollars:.0f} | {found.fetch_s / 60:.1f} "
+        f"| {found.states_gbit:.2f} | {found.reports_per_s:.2f} | {found.driver_share * 100:.1f} |"
+        for found in (sized(rates, trials, count) for count in gpus)
+    )
+    return [head, "|---|---|---|---|---|---|---|", *rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--trials", type=int, default=100)
+    for field in fields(Rates):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=float, default=field.default)
+    given = vars(parser.parse_args())
+    gpus, trials = given.pop("gpus"), given.pop("trials")
+    rates = Rates(**given)
+    print(preparing(rates))
+    print("\n".join(table(rates, trials, gpus)))
+
+
+if __name__ == "__main__":
+    main()
