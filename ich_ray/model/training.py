@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.special import expit
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -370,7 +369,7 @@ class _Run:
             raise TrialFailure("diverged", f"a validation logit is not finite after {self.images_seen} images")
         labels = validation.labels
         shift = prior_shift(self.parameters.loss, *self._counts)
-        probabilities = expit(logits.astype(np.float64) + shift)
+        probabilities = torch.from_numpy(logits.astype(np.float64) + shift).sigmoid().numpy()
         ap, auc = Ranking(labels, logits).statistics()
         threshold, f2 = best_f_beta(labels, probabilities)
         decided = confusion(labels, logits, 0.0)
