@@ -13,7 +13,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m "slow or browser"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or browser"
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
