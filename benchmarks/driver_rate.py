@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from ich_ray.results import SearchRecord
 from ich_ray.search import ledger as ledgers
 from ich_ray.search.bookkeeper import Bookkeeper
+from ich_ray.search.draw import RandomSuggest
 from ich_ray.search.halving import Halving, Rungs
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.sampler import LedgerSampler
@@ -119,13 +120,7 @@ def ended(space: SearchSpace, folder: Path, known: int, rng: np.random.Generator
         versions={}, created=0.0,
     )  # fmt: skip
     ledger = Ledger.create(folder, record)
-    random = SimpleNamespace(
-        categorical=lambda _, choices: choices[rng.integers(len(choices))],
-        float=lambda _, low, high, log: float(
-            np.exp(rng.uniform(np.log(low), np.log(high))) if log else rng.uniform(low, high)
-        ),
-        int=lambda _, low, high: int(rng.integers(low, high + 1)),
-    )
+    random = RandomSuggest(seed=int(rng.integers(2**31)))
     halving = Halving(space.budget, space.objective, Rungs(space.budget, space.objective), lambda: None)
     with mock.patch.object(ledgers, "write_bytes"), mock.patch.object(Ledger, "_drop_checkpoint"):
         for number in range(known):

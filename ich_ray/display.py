@@ -84,10 +84,8 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
     for trial in ranked[: top or _TABLE_ROWS]:
         seconds = f"{trial.reports[-1].elapsed_s:.0f}" if trial.reports else "-"
         state = f"{trial.state} ({trial.reason})" if trial.reason else trial.state
-        value = "-" if trial.value is None else f"{trial.value:.4f}"
-        table.add_row(
-            str(trial.number), state, value, str(trial.images_seen), seconds, said_parameters(trial.parameters)
-        )
+        value, drawn = _plain(trial.value), said_parameters(trial.parameters)
+        table.add_row(str(trial.number), state, value, str(trial.images_seen), seconds, drawn)
     _show(table)
     for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
         print(f"{count} trials on {setup}")
@@ -99,14 +97,11 @@ def print_probe(done: Probe, out: str, as_json: bool) -> None:
         print(done.model_dump_json(indent=1))
         return
     winners = done.winners()
-    failed = sum(bool(candidate.failure) for candidate in done.candidates)
-    print(f"{len(done.candidates)} combinations fitted, {failed} of them failed; {len(winners)} winners")
+    print(f"{len(done.candidates)} combinations fitted, {done.failed} of them failed; {len(winners)} winners")
     table = _table("first loss", "last loss", "AP", "parameters")
     for winner in winners:
         figures = (winner.losses[0], winner.loss, winner.average_precision)
-        table.add_row(
-            *("-" if value is None else f"{value:.4f}" for value in figures), said_parameters(winner.parameters)
-        )
+        table.add_row(*map(_plain, figures), said_parameters(winner.parameters))
     _show(table)
     print(f"table  {out}/probe.csv\nplot   {out}/probe.html\nspace  {out}/space.yaml")
 
@@ -120,7 +115,7 @@ def print_quick(rows: Sequence[QuickRow], as_json: bool) -> None:
     table = _table("trial", *names, "AP", "images", "parameters")
     for row in rows:
         figures = row.figures()
-        shown = ("-" if figures[name] is None else f"{figures[name]:.4f}" for name in (*names, "average_precision"))
+        shown = (_plain(figures[name]) for name in (*names, "average_precision"))
         table.add_row(str(row.trial), *shown, str(row.images), said_parameters(row.parameters))
     _show(table)
 
@@ -146,7 +141,7 @@ def print_confirmation(confirmation: Confirmation, as_json: bool) -> None:
     table = _table("trial", "selection", "mean", "spread", "n", "each")
     for candidate in confirmation.candidates:
         there = [f"{value:.4f}" for value in candidate.values if value is not None]
-        mean, spread = ("-" if value is None else f"{value:.4f}" for value in (candidate.mean, candidate.spread))
+        mean, spread = _plain(candidate.mean), _plain(candidate.spread)
         selection = f"{candidate.selection_value:.4f}"
         each = " ".join("failed" if value is None else f"{value:.4f}" for value in candidate.values)
         table.add_row(str(candidate.trial), selection, mean, spread, str(len(there)), each)
@@ -164,7 +159,7 @@ def print_run(result: RunResult, as_json: bool) -> None:
     print(f"best trial        {best.number} of {len(result.search.trials)}: {said_parameters(best.parameters)}")
     print(f"selection score   {best.objective.metric} {best.value:.3f} on validation patients (optimistic: it chose)")
     for candidate in again.candidates if again else ():
-        mean, spread = (_plain(value) for value in (candidate.mean, candidate.spread))
+        mean, spread = (_plain(value, digits=3) for value in (candidate.mean, candidate.spread))
         chosen = ", the chosen one" if again and candidate.trial == again.chosen else ""
         print(f"confirmed         trial {candidate.trial}: mean {mean}, SD {spread} of {len(candidate.values)}{chosen}")
     for name, point in card["test"]["operating_points"].items():
@@ -180,8 +175,8 @@ def print_run(result: RunResult, as_json: bool) -> None:
     print(f"report            {result.report}\nbundle            {result.bundle}")
 
 
-def _plain(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _plain(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _interval(figure: dict[str, float | None]) -> str:

@@ -332,13 +332,18 @@ def sha256(data: bytes | UPath) -> str:
 
 
 @contextmanager
-def exclusive(lock: UPath, what: str) -> Iterator[None]:
+def exclusive(lock: UPath, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold `lock` while the block runs, so that two processes never write one folder.
 
     Only local and shared folders can be locked; on object storage the block runs unguarded.
 
+    Args:
+        lock: a file of its own.
+        what: is written, for the message.
+        wait: for as long as another process holds it.
+
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds it, and nobody waits.
     """
     if not is_local(lock):
         yield
@@ -346,7 +351,7 @@ def exclusive(lock: UPath, what: str) -> Iterator[None]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     guard = FileLock(str(lock))
     try:
-        guard.acquire(timeout=1)
+        guard.acquire(timeout=-1 if wait else 1)
     except Timeout:
         raise ConfigError(
             f"{lock.parent}: one process at a time may write {what}, another one is at work; wait for it or stop it"

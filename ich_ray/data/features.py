@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
-from ich_ray.data.folds import POOL
+from ich_ray.data.folds import pool_rows
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.storage import Record, is_local, read_record, write_json, writing
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset, SliceSet
 
-__all__ = ["FeatureFiles", "FeatureImages", "Features", "FeaturesInMemory", "check_room", "pool_rows"]
+__all__ = ["FeatureFiles", "FeatureImages", "Features", "FeaturesInMemory", "check_room"]
 
 # A file of 65,536 features (layer3 of a ResNet50 at 128 pixels) is then 67 MB: few files, and a task each.
 ROWS_A_FILE = 256
@@ -85,11 +85,6 @@ class FeatureFiles:
             shape=shape,
         )
         write_json(self.manifest, record.model_dump(mode="json"))
-
-
-def pool_rows(dataset: PreparedDataset) -> NDArray[np.int64]:
-    """Rows of slices.parquet that trials train on or are validated on, in any fold."""
-    return np.flatnonzero(np.isin(dataset.column("role"), POOL))
 
 
 def check_room(dataset: PreparedDataset, shape: tuple[int, ...]) -> int:

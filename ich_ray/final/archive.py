@@ -109,8 +109,9 @@ def predict(
             else:
                 studies.add(rows)
             advance(done, f"{rejected} rejected")
-        append(studies.rows())
-        cases, positive = _counted(cases, positive, studies.rows())
+        gathered = studies.rows()
+        append(gathered)
+        cases, positive = _counted(cases, positive, gathered)
     return Totals(len(inputs), cases, positive, rejected)
 
 

@@ -16,6 +16,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
 from ich_ray.metrics import log_loss
+from ich_ray.reliability import log_odds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +43,10 @@ class Scaling:
     def __call__(self, logits: NDArray[Any]) -> NDArray[np.float64]:
         """Probabilities float64 `[n]` of logits `[n]`."""
         return np.asarray(expit((np.asarray(logits, np.float64) + self.prior_shift) / self.temperature + self.bias))
+
+    def logits(self, probabilities: NDArray[Any]) -> NDArray[np.float64]:
+        """The logits float64 `[n]` that these probabilities came from; 0 and 1 are moved by one float64 epsilon."""
+        return (log_odds(probabilities) - self.bias) * self.temperature - self.prior_shift
 
 
 def fit_temperature(labels: NDArray[Any], logits: NDArray[np.float64]) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ich_ray.progress import say
+from ich_ray.recipes.probe import MINIBATCHES, PROBED
 from ich_ray.recipes.scale import FULL, ours, report_a, report_b, retrained_slices
 from ich_ray.search.draw import sampled
 from ich_ray.search.estimate import first_draws
@@ -20,7 +21,6 @@ from ich_ray.storage import Record
 
 if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.search.draw import SearchSpace
 
 __all__ = ["PlannedStage", "planned_stages", "rate"]
 
@@ -92,29 +92,28 @@ def _stages() -> list[_Stage]:
     a = parse_space(report_a(FULL, "none", _TRAIN), "report_a")
     b = parse_space(report_b(FULL, _TRAIN), "report_b")
     own = parse_space(ours(FULL), FULL.ours)
+    grid = sampled(a)
     stacked, residual = (
-        next(trial for trial in sampled(a) if trial.architecture == name) for name in ("stacked_cnn", "resnet50")
+        next(trial for trial in grid if trial.architecture == name) for name in ("stacked_cnn", "resnet50")
     )
+    winners = len({trial.model_dump_json(exclude={*PROBED}) for trial in grid})
     last = sampled(b)[-1]
     windows, raw = (3, FULL.size_a, FULL.size_a), (1, FULL.size_b, FULL.size_b)
-    probed = sum(10 * FULL.passes * trial.batch_size for trial in sampled(a)) // 2
-    searched = expected_course(a.budget, 24).images // 2
+    probed = sum(MINIBATCHES * FULL.passes * trial.batch_size for trial in grid) // 2
+    searched = expected_course(a.budget, winners).images // 2
     folds = _FOLDS * last.epochs * last.training_slices
     again = FULL.epochs * retrained_slices(FULL, _TRAIN)
+    chosen = expected_course(own.budget, FULL.trials).images
     return [
-        _Stage("report A, probe of the CNN: 120 combinations", probed, stacked, windows),
-        _Stage("report A, probe of ResNet50: 120 combinations", probed, residual, windows),
+        _Stage(f"report A, probe of the CNN: {len(grid) // 2} combinations", probed, stacked, windows),
+        _Stage(f"report A, probe of ResNet50: {len(grid) // 2} combinations", probed, residual, windows),
         _Stage("report A, search among the winners, CNN", searched, stacked, windows),
         _Stage("report A, search among the winners, ResNet50", searched, residual, windows),
         _Stage("report B, ten candidates", images_at_most(b, len(b.listed or ())), last, raw),
         _Stage("report B, five folds of m10", folds, last, raw),
         _Stage(f"report B, m10 again, {FULL.epochs} epochs if patience does not end it", again, last, raw),
-        _Stage(f"ours, {FULL.trials} trials", _expected(own, FULL.trials), first_draws(own, 1)[0], windows),
+        _Stage(f"ours, {FULL.trials} trials", chosen, first_draws(own, 1)[0], windows),
     ]
-
-
-def _expected(space: SearchSpace, trials: int) -> int:
-    return expected_course(space.budget, trials).images
 
 
 def rate(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tuple[float, str]:

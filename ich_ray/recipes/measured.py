@@ -6,7 +6,6 @@ threshold on the network's uncorrected output, tuned on the very slices that it 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from scipy.special import expit
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.final.evaluate import Evaluation
 from ich_ray.metrics import Confusion, best_f_beta, confusion, log_loss
+from ich_ray.reliability import log_odds
 from ich_ray.results import open_search
 from ich_ray.storage import Location, Record, read_record, read_table
 
@@ -128,16 +128,12 @@ def _tuned_on_training(bundle: Bundle, dataset: PreparedDataset) -> float:
 
 def _on_our_scale(bundle: Bundle, output: float) -> float:
     """The calibrated probability of an uncorrected output: scaling keeps the order, so decisions are the same."""
-    logit = math.log(output / (1 - output)) if 0 < output < 1 else math.copysign(40.0, output - 0.5)
-    return float(bundle.calibrated(np.array([logit], np.float32))[0])
+    return float(bundle.card.scaling(log_odds(np.array([output])))[0])
 
 
 def _uncorrected_loss(bundle: Bundle, labels: NDArray[np.float64], probabilities: NDArray[np.float64]) -> float:
     """Log loss of the network's own outputs, which class weights have moved away from probabilities."""
-    clipped = np.clip(probabilities, 1e-12, 1 - 1e-12)
-    card = bundle.card
-    logits = (np.log(clipped / (1 - clipped)) - card.bias) * card.temperature - card.prior_shift
-    return log_loss(labels, expit(logits))
+    return log_loss(labels, expit(bundle.card.scaling.logits(probabilities)))
 
 
 def _decided(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ich_ray.results import Parameter
     from ich_ray.search.draw import SearchSpace
 
-__all__ = ["PROBED", "Candidate", "Probe", "probe"]
+__all__ = ["MINIBATCHES", "PROBED", "Candidate", "Probe", "probe"]
 
 PROBED = ("learning_rate", "decay")
 MINIBATCHES = 10
@@ -74,6 +74,11 @@ class Probe(Record):
     passes: int
     seed: int
     candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def failed(self) -> int:
+        """Candidates that diverged or failed otherwise."""
+        return sum(bool(candidate.failure) for candidate in self.candidates)
 
     def winners(self) -> list[Candidate]:
         """The candidate with the lowest last loss of each setting that has any, in the order they were tried."""
@@ -205,12 +210,11 @@ def _csv(done: Probe, winners: Sequence[Candidate]) -> str:
 def page(done: Probe) -> str:
     """The probe as one HTML file: the losses of every setting over the rate, and the winners."""
     winners = done.winners()
-    failed = sum(bool(candidate.failure) for candidate in done.candidates)
     lead = [
         f"{count(len(done.candidates))} combinations were fitted to the same {done.minibatches} minibatches, "
         f"{done.passes} times over. A rate at which even these are not learned is no rate for all slices; one that "
         "learns them best need not be the best for all of them.",
-        f"{count(failed)} diverged or failed. Losses are those that training minimizes, weighted by class.",
+        f"{count(done.failed)} diverged or failed. Losses are those that training minimizes, weighted by class.",
     ]
     sections = [
         Section("rates", "Losses by learning rate", plots=_plots(done.candidates)),

@@ -198,8 +198,7 @@ class _Work:
         trials, share = max(len(done.winners()), 1), self.scale.name == "small"  # at full size 118 GB
         files = self._searched("report-a", self.windows, folder / "space.yaml", trials, share=share)
         finish(files)
-        failed = sum(bool(candidate.failure) for candidate in done.candidates)
-        return (len(done.candidates), failed), quick_evaluation(open_search(files.root))
+        return (len(done.candidates), done.failed), quick_evaluation(open_search(files.root))
 
     def report_b(self) -> tuple[list[QuickRow], int, list[QuickRow]]:
         """Its ten candidates, five folds of the best, and that once more on the patients of another split."""

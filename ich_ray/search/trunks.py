@@ -8,8 +8,6 @@ is not made again, and of two searches at once one waits for the other.
 from __future__ import annotations
 
 import logging
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ich_ray.data.dataset import PreparedDataset, SliceSet
-from ich_ray.data.features import ROWS_A_FILE, FeatureFiles, check_room, pool_rows
+from ich_ray.data.features import ROWS_A_FILE, FeatureFiles, check_room
+from ich_ray.data.folds import pool_rows
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import bar, say
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from ich_ray.model.networks import Network
 
 __all__ = ["compute", "share_trunks", "shareable"]
-
-_WAIT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -93,18 +90,12 @@ def share_trunks(dataset: PreparedDataset, trials: Iterable[Hyperparameters], gp
 
 def _alone(files: FeatureFiles, job: _Job, dataset: PreparedDataset, shape: tuple[int, ...]) -> None:
     """Compute under the lock of the key, or wait for whoever does."""
-    told = False
-    while not files.manifest.exists():
-        if is_held(files.lock):
-            if not told:
-                say("  another search computes them, waiting for it")
-            told = True
-            time.sleep(_WAIT_S)
-            continue
-        with suppress(ConfigError), exclusive(files.lock, "features of frozen layers"):  # taken meanwhile: wait
-            if not files.manifest.exists():
-                compute(files, job, dataset)
-                files.finish(dataset, shape)
+    if is_held(files.lock):
+        say("  another search computes them, waiting for it")
+    with exclusive(files.lock, "features of frozen layers", wait=True):
+        if not files.manifest.exists():
+            compute(files, job, dataset)
+            files.finish(dataset, shape)
 
 
 def compute(files: FeatureFiles, job: _Job, dataset: PreparedDataset) -> None:

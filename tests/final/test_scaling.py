@@ -75,6 +75,15 @@ def test_calibration_never_changes_the_ranking(
         assert after == pytest.approx(Ranking(labels, rounded).statistics(), abs=1e-12)
 
 
+@given(st.lists(st.floats(-12, 12), min_size=1, max_size=30), st.floats(-3, 3), st.floats(0.5, 20), st.floats(-5, 5))
+def test_logits_are_found_again(logits: list[float], shift: float, temperature: float, bias: float) -> None:
+    scaling = Scaling(shift, temperature, bias)
+    raw = np.clip(logits, -12, 12) * min(temperature, 1.0)  # where float64 still tells a probability from 1
+    again = scaling.logits(scaling(raw))
+    assert scaling(again) == pytest.approx(scaling(raw), abs=1e-12)
+    assert again == pytest.approx(raw, abs=1e-2)
+
+
 @given(st.lists(st.tuples(st.booleans(), st.floats(-8, 8)), min_size=4, max_size=30))
 def test_fitting_either_method_keeps_the_ranking(slices: list[tuple[bool, float]]) -> None:
     labels, logits = (np.array(column, np.float64) for column in zip(*slices, strict=True))
