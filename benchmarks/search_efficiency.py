@@ -175,6 +175,8 @@ class Ours:
         number, metrics = config["number"], {"average_precision": measured}
         result = {"images_seen": training.images, "metrics/average_precision": measured}
         decision = self._halving.on_trial_result(None, SimpleNamespace(config=config), result)  # type: ignore[arg-type]
+        if decision == TrialScheduler.CONTINUE:  # in Tune's order: scheduler, sampler, ledger
+            self._sampler.on_trial_result(trial_id, result)
         end = self._halving.verdicts.get(number)
         self._ledger.report(number, training.images, metrics, training.images / 1000, end=end)
         if end:

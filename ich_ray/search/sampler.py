@@ -1,16 +1,17 @@
 """Optuna behind Tune's Searcher interface, told the truth by the ledger.
 
 The study lives in memory and is rebuilt from the ledger at every start: completed trials with their value, pruned ones
-with their intermediate values as PRUNED, the rest as FAIL, so that nothing stays RUNNING. Suggests, in this order:
-trials that a former driver left unfinished, the space's points, then what TPE thinks best. Where the trials are listed
-there is nothing to choose: they run in their order, and Optuna is not asked. Each suggestion stands in the ledger
-before Tune hears of it.
+with their values at the rungs as PRUNED, the rest as FAIL, so that nothing stays RUNNING; of those that run it is told
+at each rung what they have reached. Suggests, in this order: trials that a former driver left unfinished, the space's
+points, then what TPE thinks best. Where the trials are listed there is nothing to choose: they run in their order, and
+Optuna is not asked. Each suggestion stands in the ledger before Tune hears of it.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter, deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import optuna
@@ -18,7 +19,8 @@ from optuna.trial import TrialState as OptunaState
 from ray.tune.search import Searcher
 
 from ich_ray.search.ledger import Verdict, trial_seed
-from ich_ray.search.study import as_optuna, outcome
+from ich_ray.search.shown import ShownTrials
+from ich_ray.search.study import as_optuna, outcome, reached
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +30,23 @@ if TYPE_CHECKING:
     from ich_ray.search.ledger import Ledger
 
 __all__ = ["LedgerSampler"]
+
+
+@dataclass
+class _Live:
+    """A trial that runs: what Optuna calls it, None where it was not asked, and the rungs that it was told of."""
+
+    number: int
+    trial: optuna.Trial | None
+    told: set[int] = field(default_factory=set)
+
+    def tell(self, reached: Mapping[int, float]) -> None:
+        """Each rung once."""
+        if self.trial is None:
+            return
+        for images_seen in sorted(reached.keys() - self.told):
+            self.trial.report(reached[images_seen], images_seen)
+        self.told |= reached.keys()
 
 
 class LedgerSampler(Searcher):
@@ -49,17 +68,18 @@ class LedgerSampler(Searcher):
         listed: Iterable[Listed] | None = None,
     ) -> None:
         super().__init__()
-        self._space, self._ledger = space, ledger
+        self._space, self._ledger, self._rungs = space, ledger, space.budget.rungs()
         self._wanted, self._concurrent, self._out_of_time = wanted, concurrent, out_of_time
         self._requeued = deque(ledger.unfinished)
         self._listed = None if listed is None else deque(listed)
         finished = [trial for _, trial in sorted(ledger.trials.items()) if trial.state != "running"]
         # Not the search's own seed: after a resume TPE would draw the same first trials again.
-        self.study = _study(space, trial_seed(ledger.record.seed, len(ledger.trials)))
+        self._shown = ShownTrials(maximize=space.objective.mode == "max")
+        self.study = _study(space, self._shown, trial_seed(ledger.record.seed, len(ledger.trials)))
         for trial in (*warm, *finished) if listed is None else ():
             self.study.add_trial(as_optuna(space, trial))
         self._warm = len(warm)
-        self._live: dict[str, tuple[int, optuna.Trial | None]] = {}
+        self._live: dict[str, _Live] = {}
 
     @property
     def waiting(self) -> list[int]:
@@ -74,7 +94,8 @@ class LedgerSampler(Searcher):
             return str(Searcher.FINISHED)
         again = bool(self._requeued)
         record, trial = self._requeue() if again else self._draw()
-        self._live[trial_id] = (record.number, trial)
+        self._live[trial_id] = live = _Live(record.number, trial)
+        live.tell(reached(record, self._rungs))
         return {
             "number": record.number,
             "parameters": record.parameters,
@@ -106,11 +127,23 @@ class LedgerSampler(Searcher):
             self.study.enqueue_trial(chosen)
         return self.study.ask()
 
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Tell Optuna what a trial that goes on has reached, at each rung that it passes."""
+        live = self._live.get(trial_id)
+        if live is None or live.trial is None:
+            return
+        record, images_seen = self._ledger.trials[live.number], result["images_seen"]  # the ledger hears of it later
+        if passed := [level for level in self._rungs if record.images_seen < level <= images_seen]:
+            objective = record.objective
+            values = [value for value in (record.value, result[f"metrics/{objective.metric}"]) if value is not None]
+            live.tell(dict.fromkeys(passed, (max if objective.mode == "max" else min)(values)))
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Tell Optuna what the ledger says; a trial that ended without a word is failed there first."""
         if trial_id not in self._live:
             return
-        number, trial = self._live.pop(trial_id)
+        live = self._live.pop(trial_id)
+        number, trial = live.number, live.trial
         record = self._ledger.trials[number]
         if record.state == "running":
             reason = "worker_died" if error else "error"
@@ -118,9 +151,8 @@ class LedgerSampler(Searcher):
             record = self._ledger.finish(number, Verdict("failed", reason, detail))
         if trial is None:
             return
-        state, value, intermediate = outcome(record, self._space.budget.rungs())
-        for images_seen, reported in intermediate.items():
-            trial.report(reported, images_seen)
+        state, value, intermediate = outcome(record, self._rungs)
+        live.tell(intermediate)
         self.study.tell(trial, value if state == OptunaState.COMPLETE else None, state)
 
     def told(self) -> int:
@@ -130,7 +162,7 @@ class LedgerSampler(Searcher):
         """
         if self._listed is not None:
             return len(self._ledger.trials)
-        held = self.study.get_trials(deepcopy=False)[self._warm :]
+        held = self._shown.everything(0)[self._warm :]
         # Optuna gives pruned trials their last intermediate value.
         here = Counter((trial.state, trial.value if trial.state == OptunaState.COMPLETE else None) for trial in held)
         there = Counter(
@@ -148,14 +180,16 @@ class LedgerSampler(Searcher):
         raise NotImplementedError("a search is resumed from its ledger, never from Tune's state")
 
 
-def _study(space: SearchSpace, seed: int) -> optuna.Study:
+def _study(space: SearchSpace, shown: ShownTrials, seed: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # One parameter at a time: fewer images than with a joint density (benchmarks/search_efficiency.py), because a
         # good trial has few neighbors in all dimensions at once.
         sampler = optuna.samplers.TPESampler(multivariate=False, constant_liar=True, seed=seed)
-    return optuna.create_study(direction="maximize" if space.objective.mode == "max" else "minimize", sampler=sampler)
+    directions = optuna.study.StudyDirection
+    direction = directions.MAXIMIZE if space.objective.mode == "max" else directions.MINIMIZE
+    return optuna.create_study(storage=shown, direction=direction, sampler=sampler)
 
 
 class _Asked:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from optuna.distributions import BaseDistribution
 
-    from ich_ray.results import Objective, Parameter, TrialResult
+    from ich_ray.results import Parameter, TrialResult
     from ich_ray.search.draw import SearchSpace
 
-__all__ = ["Recorder", "as_optuna", "fitting", "outcome"]
+__all__ = ["Recorder", "as_optuna", "fitting", "outcome", "reached"]
 
 
 def fitting(space: SearchSpace, trials: Iterable[TrialResult]) -> list[TrialResult]:
@@ -49,23 +49,26 @@ def outcome(record: TrialResult, rungs: Sequence[int] = ()) -> tuple[OptunaState
 
     Args:
         record: of a trial that has ended.
-        rungs: if given, what a pruned trial had reached at each of them is all that is told of it. TPE ranks pruned
-            trials by their last step first, and one that was stopped between two rungs is no better for it.
+        rungs: if given, what it had reached at each of them is all that is told between its begin and its end. TPE
+            ranks pruned trials by their last step first, and one that was stopped between two rungs is no better for
+            it.
     """
-    metric = record.objective.metric
-    intermediate = {
-        report.images_seen: value for report in record.reports if (value := report.metrics.get(metric)) is not None
-    }
+    intermediate = reached(record, rungs) or _reported(record)
     if record.state == "completed" and record.value is not None:
         return OptunaState.COMPLETE, record.value, intermediate
     if record.state == "pruned" and intermediate:
-        return OptunaState.PRUNED, None, _at(rungs, intermediate, record.objective) or intermediate
+        return OptunaState.PRUNED, None, intermediate
     return OptunaState.FAIL, None, intermediate
 
 
-def _at(rungs: Iterable[int], reported: Mapping[int, float], objective: Objective) -> dict[int, float]:
-    """The best value that had been reported by the time each rung was reached."""
-    best = max if objective.mode == "max" else min
+def _reported(record: TrialResult) -> dict[int, float]:
+    metric = record.objective.metric
+    return {report.images_seen: value for report in record.reports if (value := report.metrics.get(metric)) is not None}
+
+
+def reached(record: TrialResult, rungs: Iterable[int]) -> dict[int, float]:
+    """The best value that a trial, ended or not, had reported by the time it reached each rung."""
+    best, reported = (max if record.objective.mode == "max" else min), _reported(record)
     arrivals = {level: min((images for images in reported if images >= level), default=None) for level in rungs}
     return {
         level: best(value for images, value in reported.items() if images <= arrival)

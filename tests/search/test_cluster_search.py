@@ -40,7 +40,8 @@ def test_the_same_search_runs_on_a_cluster(cluster: Cluster, tmp_path: Path) -> 
     call = (tmp_path / "data", tmp_path / "space.yaml", tmp_path / "s")
     with pytest.raises(ConfigError, match="got 2 where the largest has 1 "):
         run_search(*call, cpus_per_trial=2, address=cluster.address)
-    found = run_search(*call, trials=6, address=cluster.address, _trainer=FakeTrainer(wait_s=0.02))
+    (tmp_path / "met").mkdir()
+    found = run_search(*call, trials=6, address=cluster.address, _trainer=FakeTrainer(meet=str(tmp_path / "met")))
     assert [trial.state in {"completed", "pruned"} for trial in found.trials] == [True] * 6
     assert len({trial.where for trial in found.trials}) >= 2
     assert not ray.is_initialized()

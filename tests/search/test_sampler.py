@@ -88,7 +88,7 @@ def test_optuna_is_told_the_truth(tmp_path: Path) -> None:
         TrialState.FAIL,
     ]
     assert told[0].value == 0.5
-    assert told[0].intermediate_values == {100: 0.2, 200: 0.5, 300: 0.4}
+    assert told[0].intermediate_values == {100: 0.2, 300: 0.5}  # the best so far at each of its rungs
     assert told[1].intermediate_values == {100: 0.1}  # of its rungs: 200 is none
     assert (ledger.trials[3].state, ledger.trials[3].reason) == ("failed", "worker_died")
 
@@ -99,6 +99,24 @@ def test_a_pruned_trial_is_known_by_what_it_had_at_its_rungs(tmp_path: Path) -> 
     record = TrialResult(number=0, parameters={}, state="pruned", reason="rung_300", reports=tuple(reports))
     assert outcome(record, [100, 300]) == (TrialState.PRUNED, None, {100: 0.3, 300: 0.5})
     assert outcome(record, [900])[2] == outcome(record)[2] == {100: 0.3, 200: 0.5, 400: 0.4, 500: 0.6}
+
+
+def test_a_running_trial_is_known_by_the_rungs_that_it_has_passed(tmp_path: Path) -> None:
+    """What has passed a rung is better than most: to Optuna a running trial is a bad one."""
+    ledger = new(tmp_path)
+    suggest = sampler(ledger)
+    suggest.suggest("a")
+    suggest.suggest("b")
+    states = []
+    for images, value in ((50, 0.3), (100, 0.2), (200, 0.9), (300, 0.5)):
+        suggest.on_trial_result("a", {"images_seen": images, "metrics/average_precision": value})
+        ledger.report(0, images, {"average_precision": value}, 1.0)
+        states.append([trial.state for trial in suggest.study.trials])
+    assert states == [[TrialState.RUNNING] * 2, *[[TrialState.PRUNED, TrialState.RUNNING]] * 3]
+    assert suggest.study.trials[0].intermediate_values == {100: 0.3, 300: 0.9}
+    end(ledger, 0, "completed", [0.0, 0.0, 0.0, 0.95])
+    suggest.on_trial_complete("a", {})
+    assert (suggest.study.trials[0].state, suggest.study.trials[0].value) == (TrialState.COMPLETE, 0.95)
 
 
 def test_a_rebuilt_study_knows_the_same(tmp_path: Path) -> None:
@@ -142,7 +160,8 @@ def test_unfinished_trials_come_first_with_number_seed_and_parameters(tmp_path: 
     assert [one["parameters"] for one in again] == [first["parameters"], second["parameters"]]
     assert [one["seed"] for one in again] == [first["seed"], second["seed"]]
     assert [(one["number"], one["reported"], one["again"]) for one in again] == [(0, 0, True), (1, 100, True)]
-    assert [trial.state for trial in after.study.trials] == [TrialState.RUNNING, TrialState.RUNNING]
+    assert [trial.state for trial in after._shown.everything(0)] == [TrialState.RUNNING, TrialState.RUNNING]
+    assert after.study.trials[1].intermediate_values == {100: 0.3}  # reached before the interruption
     assert after.suggest("e")["number"] == 2
 
 
