@@ -153,18 +153,20 @@ def read_slice(source: bytes | bytearray | memoryview | Location, without_preamb
 
 
 def _bytes_of(source: Location) -> bytes:
+    if isinstance(source, str) and os.path.isabs(source):  # noqa: PTH117  (making a path takes as long as the header)
+        return read_file(source)
     return read_file(source if isinstance(source, UPath) else locate(source))
 
 
-def read_file(path: UPath) -> bytes:
-    """The bytes of a regular file, no more than a slice may have.
+def read_file(path: UPath | str) -> bytes:
+    """The bytes of a regular file, no more than a slice may have; a string is an absolute path on this machine.
 
     Raises:
         Rejection: `not_regular`, `size_limit`, or `io_error` after three tries.
     """
     for attempt in range(_READ_TRIES):
         try:
-            return _read_local(str(path)) if is_local(path) else path.read_bytes()
+            return _read_local(str(path)) if isinstance(path, str) or is_local(path) else path.read_bytes()
         except OSError as error:
             if attempt == _READ_TRIES - 1:
                 raise Rejection("io_error", os.strerror(error.errno) if error.errno else "unreadable") from None

@@ -162,7 +162,9 @@ class _Walk:
             tag, vr, length, start = self._head(position)
             if tag in self.spans:
                 raise Rejection("duplicate_tag", f"({tag >> 16:04X},{tag & 0xFFFF:04X}) stands twice")
-            position = self._after(tag, vr, length, start, 0)
+            position = start + length
+            if vr not in _SHORT_VR or tag == PIXEL_DATA or position > self._end:  # few: all others end there
+                position = self._after(tag, vr, length, start, 0)
             self.spans[tag] = (start, position)
         return position
 
@@ -170,13 +172,14 @@ class _Walk:
         """Tag, VR (empty if implicit), length and start of the value of the element at `position`."""
         if self._end - position < 8:
             raise Rejection("truncated_header", "the file ends inside an element")
+        if self.explicit:
+            group, element, vr, length = self._explicit.unpack_from(self.data, position)
+            if vr in _SHORT_VR and group != 0xFFFE:
+                return group << 16 | element, vr, length, position + 8
         group, element, length = self._implicit.unpack_from(self.data, position)
         tag = group << 16 | element
         if not self.explicit or group == 0xFFFE:
             return tag, b"", length, position + 8
-        _, _, vr, length = self._explicit.unpack_from(self.data, position)
-        if vr in _SHORT_VR:
-            return tag, vr, length, position + 8
         if vr not in _LONG_VR:
             raise Rejection("header_invalid", f"no known VR at byte {position}")
         if self._end - position < 12:

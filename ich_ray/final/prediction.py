@@ -139,7 +139,7 @@ class Predictor:
             row = Prediction(file, reason=reason)
             try:
                 if not reason:
-                    found = read_slice(locate(file))
+                    found = read_slice(file)
                     images.append(window_slice(found, self.bundle.card.windows, self.bundle.card.size))
                     row = Prediction(file, slice_id=found.header.slice_id, study=found.header.study)
             except Rejection as rejection:
