@@ -55,8 +55,9 @@ METHODS = {
     "syne": SYNE.name,
     "random_search": "random search (Ray Tune)",
 }
-TRIAL_IMAGES, REPORT_EVERY, SLOTS = 4500, 500, 2
-SIZE, PATIENTS = 64, 160
+# Networks see little in their first 1,000 images and are near their end after 10,000.
+TRIAL_IMAGES, REPORT_EVERY, FIRST_RUNG, SLOTS = 13_500, 500, 1500, 2
+SIZE, PATIENTS = 32, 160
 CONFIRMATIONS = 3
 
 
@@ -211,7 +212,8 @@ def main() -> None:
             for seed in range(options.seeds):
                 first = seed % len(methods)
                 for method in methods[first:] + methods[:first]:
-                    one = Task(dataset, f"{folder}/{method}{seed}", seed, images, TRIAL_IMAGES, REPORT_EVERY, SLOTS)
+                    own = f"{folder}/{method}{seed}"
+                    one = Task(dataset, own, seed, images, TRIAL_IMAGES, REPORT_EVERY, FIRST_RUNG, SLOTS)
                     try:
                         outcomes[method].append(whole(method, one))
                         print(f"{method}, seed {seed}: {outcomes[method][-1]}", file=sys.stderr)

@@ -23,14 +23,14 @@ def drawn(trial: optuna.Trial) -> dict[str, Any]:
 
 def study(task: Task, slot: int = 0) -> optuna.Study:
     file = optuna.storages.journal.JournalFileBackend(str(Path(task.folder) / "journal.log"))
-    steps = task.trial_images // task.report_every
+    first, last = task.first_rung // task.report_every, task.trial_images // task.report_every
     return optuna.create_study(
         study_name="field",
         storage=optuna.storages.JournalStorage(file),
         load_if_exists=True,
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=task.seed * 100 + slot),
-        pruner=optuna.pruners.HyperbandPruner(min_resource=1, max_resource=steps, reduction_factor=REDUCTION),
+        pruner=optuna.pruners.HyperbandPruner(min_resource=first, max_resource=last, reduction_factor=REDUCTION),
     )
 
 

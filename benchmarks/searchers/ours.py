@@ -56,7 +56,7 @@ class NotedTrainer:
 
 def search(task: Task) -> None:
     space = Path(task.folder) / "space.yaml"
-    budget = {"images": task.trial_images, "report_every": task.report_every, "first_rung": task.report_every}
+    budget = {"images": task.trial_images, "report_every": task.report_every, "first_rung": task.first_rung}
     budget |= {"reduction": REDUCTION, "min_peers": 3}
     space.write_text(yaml.safe_dump({"name": "field", "budget": budget, "parameters": FIXED | PARAMETERS}))
     with mock.patch("ich_ray.search.run.Limits", partial(ImageLimits, task=task)):

@@ -66,7 +66,7 @@ def _tuner(task: Task, trainable: Any, random: bool) -> tune.Tuner:
     asha = ASHAScheduler(
         time_attr="images_seen",
         max_t=task.trial_images,
-        grace_period=task.report_every,
+        grace_period=task.first_rung,
         reduction_factor=REDUCTION,
     )
     settings = tune.TuneConfig(

@@ -64,7 +64,7 @@ def _tuner(task: Task) -> Any:
         metric=METRIC,
         time_attr="reports",
         max_t=task.trial_images // task.report_every,
-        grace_period=1,
+        grace_period=task.first_rung // task.report_every,
         reduction_factor=REDUCTION,
         do_minimize=False,
         random_seed=task.seed,

@@ -45,7 +45,7 @@ class Task:
     Attributes:
         folder: its own; `dataset` lies elsewhere.
         images: after which it ends, over all trials.
-        trial_images: the budget of a trial, with a report every `report_every`, the first of which is the first rung.
+        trial_images: the budget of a trial, with a report every `report_every` and the first rung at `first_rung`.
         slots: trials at a time.
     """
 
@@ -55,6 +55,7 @@ class Task:
     images: int
     trial_images: int
     report_every: int
+    first_rung: int
     slots: int
 
     @classmethod

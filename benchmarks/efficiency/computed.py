@@ -1,0 +1,99 @@
+"""Problems with a known optimum: learning curves from a formula, with noise between trainings and between reports."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import yaml
+
+from ich_ray.search.space import parse_space
+
+if TYPE_CHECKING:
+    from benchmarks.efficiency.course import Parameters
+
+SPACE = parse_space(
+    yaml.safe_load("""
+name: efficiency
+budget: {images: 27000, report_every: 1000, first_rung: 1000, reduction: 3, min_peers: 3}
+parameters:
+  architecture:  {choice: [plain_cnn, resnet18]}
+  blocks:        {int: [1, 4], when: {architecture: plain_cnn}}
+  batch_size:    {choice: [32, 64, 128]}
+  learning_rate: {loguniform: [0.00001, 0.1]}
+  decay:         {loguniform: [0.001, 0.1]}
+  dropout:       {uniform: [0.0, 0.6]}
+  optimizer:     {choice: [sgd, adam, adamw]}
+"""),
+    "efficiency.yaml",
+)
+IMAGES, EVERY = SPACE.budget.images, SPACE.budget.report_every
+FLOOR, CEILING = 0.15, 0.9
+
+
+class Landscape:
+    """A problem of its own for each seed: where the optimum lies, and how far parameters depend on each other.
+
+    Attributes:
+        best: the value of the optimum at the end of the budget, by a fine search over what is not decided by sight.
+    """
+
+    space = SPACE
+
+    def __init__(self, seed: int, noise: float) -> None:
+        random = np.random.default_rng((seed, 7))
+        self._noise = noise
+        self._rate = {"sgd": random.uniform(-2.5, -1.5), "adam": random.uniform(-3.7, -2.3)}
+        self._rate["adamw"] = self._rate["adam"] + random.uniform(-0.3, 0.3)
+        # The best rate over batch size (linear scaling would be 1) and architecture, the best dropout over decay.
+        self._scaling, self._smaller, self._coupled = random.uniform(0, [1, 0.5, 0.7])
+        rates, dropouts = np.linspace(-0.5, 0.5, 41), np.linspace(0.0, 0.6, 61)
+        fixed = {"architecture": "resnet18", "batch_size": 64, "optimizer": "adam", "decay": 0.01}
+        self.best = max(
+            self.value({**fixed, "learning_rate": 10 ** (self._rate["adam"] + rate), "dropout": dropout}, IMAGES)
+            for rate in rates
+            for dropout in dropouts
+        )
+
+    def begin(self, parameters: Parameters, seed: tuple[int, ...]) -> ComputedTraining:
+        return ComputedTraining(self, parameters, self._noise, seed)
+
+    def value(self, parameters: Parameters, images: int) -> float:
+        """Average precision without noise: an exponential approach to a ceiling, slower at small rates, much dropout.
+
+        Small rates and dropout end higher than they begin, so that early ranks are not the last ones.
+        """
+        small = parameters["architecture"] == "plain_cnn"
+        off = math.log10(parameters["learning_rate"]) - self._rate[parameters["optimizer"]] - self._smaller * small
+        off -= self._scaling * math.log10(parameters["batch_size"] / 64)
+        dropped, decayed = (parameters["dropout"] - 0.35) / 0.3, math.log10(parameters["decay"]) + 2
+        miss = (off / 0.9) ** 2 + 0.8 * dropped**2 + 0.3 * decayed**2 + self._coupled * dropped * decayed
+        miss += 0.3 + 0.2 * (parameters["blocks"] - 3) ** 2 if small else 0.0
+        miss += 0.15 * (parameters["batch_size"] == 128) + 0.1 * (parameters["optimizer"] == "adamw")
+        slow = 0.1 + 0.12 * max(0.0, -off) + 0.15 * parameters["dropout"]
+        return FLOOR + (CEILING - FLOOR) * math.exp(-0.5 * miss) * (1 - math.exp(-images / (slow * IMAGES)))
+
+    def regret(self, parameters: Parameters) -> float:
+        return self.best - self.value(parameters, IMAGES)
+
+
+class ComputedTraining:
+    """As noisy as asked: half of the variance stays with the seed, half with each report."""
+
+    def __init__(self, on: Landscape, parameters: Parameters, noise: float, seed: tuple[int, ...]) -> None:
+        self.parameters, self.images, self._on = parameters, 0, on
+        self._random, self._noise = np.random.default_rng(seed), noise / math.sqrt(2)
+        self._offset = self._random.normal(0, self._noise) if noise else 0.0
+        self.values: list[float] = []
+
+    def report(self) -> float:
+        self.images += EVERY
+        noise = self._random.normal(0, self._noise) if self._noise else 0.0
+        self.values.append(min(max(self.value + self._offset + noise, 0.0), 1.0))
+        return self.values[-1]
+
+    @property
+    def value(self) -> float:
+        """Without noise, now."""
+        return self._on.value(self.parameters, self.images)

@@ -1,0 +1,85 @@
+"""One search on simulated slots that all train equally fast."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ich_ray.search.draw import SearchSpace
+
+SLOTS = 4
+
+Parameters = dict[str, Any]
+
+
+class Training(Protocol):
+    """One network in training.
+
+    Attributes:
+        images: shown so far.
+        values: what it reported.
+        value: what it is worth now, without noise where that is known, else what it reported last.
+    """
+
+    parameters: Parameters
+    images: int
+    values: list[float]
+
+    def report(self) -> float: ...
+    @property
+    def value(self) -> float: ...
+
+
+class Problem(Protocol):
+    """What is searched.
+
+    Attributes:
+        space: with its budget and rungs.
+    """
+
+    @property
+    def space(self) -> SearchSpace: ...
+    def begin(self, parameters: Parameters, seed: tuple[int, ...]) -> Training: ...
+
+
+class Method(Protocol):
+    """A search: what to train, and whether to go on after a report."""
+
+    def start(self, trial_id: str) -> Parameters: ...
+    def goes_on(self, trial_id: str, training: Training, measured: float) -> bool: ...
+
+
+@dataclass
+class Course:
+    """What a search has shown and trained so far."""
+
+    images: int = 0
+    trainings: list[Training] = field(default_factory=list)
+    complete: list[Training] = field(default_factory=list)
+
+
+def course(method: Method, on: Problem, seed: int) -> Iterator[tuple[Course, Training]]:
+    """Run a search; yields after each report, forever."""
+    budget = on.space.budget
+    so_far, slots = Course(), [(0, slot) for slot in range(SLOTS)]
+    busy: dict[int, tuple[str, Training]] = {}
+    while True:
+        clock, slot = heapq.heappop(slots)
+        if slot not in busy:
+            number = len(so_far.trainings)
+            training = on.begin(method.start(str(number)), (seed, number))
+            so_far.trainings.append(training)
+            busy[slot] = (str(number), training)
+        trial_id, training = busy[slot]
+        measured = training.report()
+        so_far.images += budget.report_every
+        if not method.goes_on(trial_id, training, measured):
+            del busy[slot]
+        if training.images >= budget.images:
+            so_far.complete.append(training)
+        heapq.heappush(slots, (clock + budget.report_every, slot))
+        yield so_far, training
