@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ich_ray.data.dataset import PlacedImages, PreparedDataset, SliceSet
+    from ich_ray.data.dataset import PreparedDataset, SliceSet
+    from ich_ray.data.placement import PlacedImages
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.prepared import make_dataset

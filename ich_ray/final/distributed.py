@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ich_ray.data.dataset import Placement, PreparedDataset
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import Patients, trained_and_validated
 from ich_ray.errors import ConfigError, IchRayError, TrialFailure
 from ich_ray.final.checkpoints import best_report, keep, newest
@@ -20,6 +20,7 @@ from ich_ray.results import Objective, Report, Setup
 from ich_ray.storage import locate, remove
 
 if TYPE_CHECKING:
+    from ich_ray.data.placement import Placement
     from ich_ray.model.training import Progress
     from ich_ray.search.machines import Machine
 

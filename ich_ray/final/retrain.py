@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
-    from ich_ray.data.dataset import Placement
     from ich_ray.data.folds import Patients
+    from ich_ray.data.placement import Placement
     from ich_ray.final.bundle import Bundle
 
 __all__ = ["chosen_trial", "retrain"]
@@ -101,7 +101,7 @@ def retrain(
             one with the best validation report; how far they lie apart is written down.
         slices: train on so many, drawn at random with their share of haemorrhage, and measure after each pass.
         epochs: passes at most; given with `slices`.
-        placement: where the images lie while training, see `data.dataset.place`.
+        placement: where the images lie while training, see `data.placement.place`.
         address: of a Ray cluster.
 
     Raises:

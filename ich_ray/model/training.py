@@ -27,8 +27,8 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ich_ray.data.dataset import PlacedImages, Placement, SliceSet, as_index, place
 from ich_ray.data.features import FeatureImages, FeaturesInMemory
+from ich_ray.data.placement import PlacedImages, Placement, as_index, place
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.metrics import Ranking, best_f_beta, confusion, log_loss
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ich_ray.data.dataset import SliceSet
     from ich_ray.model.hyperparameters import Hyperparameters
 
 __all__ = [

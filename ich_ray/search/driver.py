@@ -27,7 +27,8 @@ from ich_ray.search.trial import TrialSettings, train_model, trial_function
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ich_ray.data.dataset import Placement, PreparedDataset
+    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.data.placement import Placement
     from ich_ray.results import TrialResult
     from ich_ray.search.draw import Listed, SearchSpace
     from ich_ray.search.ledger import Ledger, Verdict

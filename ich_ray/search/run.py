@@ -25,7 +25,7 @@ from ich_ray.storage import Location, SearchFiles, exclusive, locate
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ich_ray.data.dataset import Placement
+    from ich_ray.data.placement import Placement
     from ich_ray.search.preflight import Slots
     from ich_ray.search.trial import Trainer
 

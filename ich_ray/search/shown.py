@@ -74,11 +74,12 @@ class ShownTrials(InMemoryStorage):
             self._begun.add(trial.number)
             return
         self._begun.discard(trial.number)
+        if trial.state == TrialState.FAIL:  # nothing to learn from
+            return
         self._newest.append(trial.number)
-        if trial.state != TrialState.FAIL:
-            heapq.heappush(self._best, (self._rank(trial), trial.number))
-            if len(self._best) > _BEST:
-                heapq.heappop(self._best)
+        heapq.heappush(self._best, (self._rank(trial), trial.number))
+        if len(self._best) > _BEST:
+            heapq.heappop(self._best)
 
     def _rank(self, trial: FrozenTrial) -> tuple[int, int, float]:
         """Higher for the better one, in the order in which TPE splits off the good ones."""

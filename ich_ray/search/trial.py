@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ray import tune
 
-from ich_ray.data.dataset import Placement, PreparedDataset
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut
 from ich_ray.errors import IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
@@ -29,6 +29,7 @@ from ich_ray.storage import Location, SearchFiles, locate, read_json, sha256, wr
 if TYPE_CHECKING:
     from upath import UPath
 
+    from ich_ray.data.placement import Placement
     from ich_ray.model.parallel import Shard
     from ich_ray.model.training import Progress
     from ich_ray.results import Setup
@@ -52,7 +53,7 @@ class TrialSettings:
         cpus: threads a trial may use.
         gpus: accelerators it has, perhaps a fraction of one.
         workers: processes that train it together, each with its share of the CPUs, and one of the accelerators if any.
-        placement: where the images lie, see `data.dataset.place`.
+        placement: where the images lie, see `data.placement.place`.
     """
 
     dataset: str

@@ -80,7 +80,7 @@ def test_optuna_is_told_the_truth(tmp_path: Path) -> None:
     ledger = new(tmp_path)
     suggest = sampler(ledger)
     run_some(ledger, suggest)
-    told = suggest.study.trials
+    told = suggest._shown.everything(0)
     assert [trial.state for trial in told] == [
         TrialState.COMPLETE,
         TrialState.PRUNED,
@@ -123,8 +123,8 @@ def test_a_rebuilt_study_knows_the_same(tmp_path: Path) -> None:
     ledger = new(tmp_path)
     suggest = sampler(ledger)
     run_some(ledger, suggest)
-    again = sampler(Ledger.open(ledger.files.root)).study.trials
-    for one, other in zip(suggest.study.trials, again, strict=True):
+    again = sampler(Ledger.open(ledger.files.root))._shown.everything(0)
+    for one, other in zip(suggest._shown.everything(0), again, strict=True):
         assert (one.state, one.params, one.distributions) == (other.state, other.params, other.distributions)
         assert one.intermediate_values == other.intermediate_values
         if one.state == TrialState.COMPLETE:

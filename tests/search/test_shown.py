@@ -55,13 +55,13 @@ def test_the_best_are_those_that_tpe_would_split_off() -> None:
     assert [trial.number for trial in study.trials if trial.number < 4] == [0]
 
 
-def test_running_and_failed_trials_are_as_they_are() -> None:
+def test_running_trials_are_shown_by_their_rungs_and_failed_ones_not_at_all() -> None:
     shown, study = study_of()
     running, other = study.ask(SPACE), study.ask(SPACE)
     study.tell(other, state=TrialState.FAIL)
-    assert [trial.state for trial in study.trials] == [TrialState.RUNNING, TrialState.FAIL]
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
     running.report(0.4, 100)
-    assert [trial.state for trial in study.trials] == [TrialState.PRUNED, TrialState.FAIL]
+    assert [trial.state for trial in study.trials] == [TrialState.PRUNED]
     assert [trial.state for trial in shown.everything(0)] == [TrialState.RUNNING, TrialState.FAIL]
     assert study.get_trials(states=(TrialState.RUNNING,)) == []
     study.tell(running, 0.6)

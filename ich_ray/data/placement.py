@@ -1,0 +1,170 @@
+"""Where the images of a training lie, and how batches come to its device.
+
+In accelerator memory, all of them, where they fit; else gathered batch after batch from the mapped blocks, copied
+beside the computation. Knows slices and devices, not what is done with the images.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from ich_ray.data.dataset import SliceSet
+
+__all__ = ["PlacedImages", "Placement", "as_index", "fits_device", "place"]
+
+Placement = Literal["auto", "device", "host"]
+
+# Of the accelerator memory of a trial; the rest is for weights, activations and gradients.
+DEVICE_SHARE = 0.5
+
+# Buffers of page-locked memory: one is filled while one is copied and one waits for its turn.
+_STAGES = 3
+
+
+class PlacedImages(Protocol):
+    """Images ready to be taken in batches.
+
+    Attributes:
+        where: `device` when they all lie in accelerator memory, else `host`.
+    """
+
+    where: str
+
+    def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
+        """uint8 `[len(positions), channels, rows, columns]` on the device."""
+
+
+class _HostImages:
+    """Batches gathered from the mapped blocks."""
+
+    where = "host"
+
+    def __init__(self, slices: SliceSet, device: torch.device) -> None:
+        self._slices, self._device = slices, device
+
+    def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(self._slices.gather(positions)).to(self._device)
+
+
+class _StagedImages:
+    """Batches gathered into page-locked memory and copied beside the computation.
+
+    `take` returns before the copy is over: it waits for nothing but its own buffer, and the computation waits for the
+    copy on the device. So while the device works on one batch, the next is gathered and copied, as long as its caller
+    reads nothing back in between.
+    """
+
+    where = "host"
+
+    def __init__(self, slices: SliceSet, device: torch.device) -> None:
+        import torch
+
+        self._slices, self._device = slices, device
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(_STAGES)]
+        self._copied = [torch.cuda.Event() for _ in range(_STAGES)]  # type: ignore[no-untyped-call]
+        self._turn = 0
+
+    def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
+        import torch
+
+        turn, self._turn = self._turn, (self._turn + 1) % _STAGES
+        self._copied[turn].synchronize()  # the last batch from this buffer is on the device; at once if there was none
+        shape = (len(positions), *self._slices.dataset.image_shape)
+        if self._buffers[turn].numel() < math.prod(shape):
+            self._buffers[turn] = torch.empty(math.prod(shape), dtype=torch.uint8, pin_memory=True)
+        staged = self._buffers[turn][: math.prod(shape)].view(shape)
+        self._slices.gather(positions, staged.numpy())
+        with torch.cuda.stream(self._copies):
+            images = staged.to(self._device, non_blocking=True)
+            self._copied[turn].record(self._copies)
+        computation = torch.cuda.current_stream(self._device)
+        computation.wait_event(self._copied[turn])
+        images.record_stream(computation)  # its memory is of the other stream, which must not take it back early
+        return images
+
+
+class _DeviceImages:
+    """All images in the memory of the device, gathered there."""
+
+    where = "device"
+
+    def __init__(self, slices: SliceSet, device: torch.device) -> None:
+        import torch
+
+        self._images = torch.empty((len(slices), *slices.dataset.image_shape), dtype=torch.uint8, device=device)
+        for start in range(0, len(slices), 4096):
+            positions = np.arange(start, min(start + 4096, len(slices)))
+            self._images[start : start + len(positions)] = torch.from_numpy(slices.gather(positions)).to(device)
+
+    def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
+        return self._images.index_select(0, as_index(positions, self._images.device))
+
+
+def as_index(positions: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """`positions` on the device, without waiting for what it has to do before, as a copy of usual memory would."""
+    import torch
+
+    index = torch.from_numpy(positions)
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
+
+
+def fits_device(needed_bytes: int, free_bytes: int, total_bytes: int, *, taken_bytes: int = 0, trials: int = 1) -> bool:
+    """Whether a trial may keep so many bytes of images in the memory of its accelerator.
+
+    It may use DEVICE_SHARE of its own part, an equal one for each of `trials` on the device whether they have started
+    or not; and never more than that share of what is free now.
+
+    Args:
+        needed_bytes: to be kept.
+        free_bytes: what no process uses.
+        total_bytes: all of it.
+        taken_bytes: images that the trial keeps there already.
+        trials: on this device at a time.
+    """
+    own_bytes = min(total_bytes / trials, free_bytes + taken_bytes)
+    return needed_bytes + taken_bytes <= DEVICE_SHARE * own_bytes
+
+
+def place(
+    slices: SliceSet, device: torch.device, where: Placement = "auto", *, taken_bytes: int = 0, trials: int = 1
+) -> PlacedImages:
+    """Put the images of `slices` where batches are taken fastest.
+
+    Args:
+        slices: the images, in the order of their positions.
+        device: where batches are wanted.
+        where: `device` for all at once, `host` for batch after batch; `auto` is `device` if that is an accelerator and
+            `fits_device` says so, else `host`.
+        taken_bytes: images of the same trial that are on the device already.
+        trials: that share the device.
+
+    Raises:
+        torch.OutOfMemoryError: `device` was asked for and has no room.
+    """
+    import torch
+
+    if where == "device" or (
+        where == "auto" and device.type == "cuda" and _may_stay(slices, device, taken_bytes, trials)
+    ):
+        try:
+            return _DeviceImages(slices, device)
+        except torch.OutOfMemoryError:  # another process was faster
+            if where == "device":
+                raise
+    return _StagedImages(slices, device) if device.type == "cuda" else _HostImages(slices, device)
+
+
+def _may_stay(slices: SliceSet, device: torch.device, taken_bytes: int, trials: int) -> bool:
+    import torch
+
+    return fits_device(slices.image_bytes, *torch.cuda.mem_get_info(device), taken_bytes=taken_bytes, trials=trials)
