@@ -7,14 +7,16 @@ and the ones that ours needs to confirm (top 3, three seeds) are among them.
 
 `phantom`: small networks that really train on synthetic patients; each seed is another search. Reached: 95 % of the
 best AP on the validation patients that any search reported. Chosen: what each search hands over after the same images,
-trained again with new seeds, on the test patients.
+trained again with new seeds, on the test patients. With `--best-known AP`, of an earlier run, searches end where they
+reach 95 % of it, so that they can be given many more images.
 
 Everything else is the real thing: our sampler, rungs and ledger (kept in memory), and Ray's own OptunaSearch and
 AsyncHyperBandScheduler, driven report by report on the same simulated slots, with the same space, budget and rungs.
 A ratio above 1 says that the other method needs more images. Images are counted, so other work on the machine changes
 nothing.
 
-    python benchmarks/search_efficiency.py [computed|phantom] [--seeds 60] [--noise 0.02] [--only images]
+    python benchmarks/search_efficiency.py [computed] [--seeds 60] [--noise 0.02] [--only images]
+    python benchmarks/search_efficiency.py phantom [--seeds 6] [--whole 16] [--best-known 0.93]
 """
 
 from __future__ import annotations
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
     from benchmarks.efficiency.course import Course, Method, Parameters
 
 CONFIRMED, REPEATS = 3, 3
-WHOLE = 16  # a search on the phantom ends after the images of so many whole trainings
 
 
 def images_to_reach(method: Method, on: Landscape, seed: int, at_most: int) -> int:
@@ -154,8 +155,11 @@ class Searched:
     trials: int
     chosen_ap: float
 
+    def needed(self, value: float, at_most: int) -> int:
+        return next((n for n, best in zip(self.images, self.best, strict=True) if best >= value), at_most)
 
-def searched(name: str, dataset: Path, seed: int, at_most: int) -> Searched:
+
+def searched(name: str, dataset: Path, seed: int, at_most: int, enough: float) -> Searched:
     from benchmarks.efficiency.phantom import Phantom
 
     on = Phantom(dataset)
@@ -165,7 +169,7 @@ def searched(name: str, dataset: Path, seed: int, at_most: int) -> Searched:
         for so_far, training in steps:
             images.append(so_far.images)
             best.append(max(training.value, best[-1] if best else 0.0))
-            if so_far.images >= at_most:
+            if so_far.images >= at_most or best[-1] >= enough:
                 break
     if name == "stock":  # what get_best_result gives
         chosen = max(so_far.trainings, key=lambda training: training.values[-1])
@@ -175,16 +179,17 @@ def searched(name: str, dataset: Path, seed: int, at_most: int) -> Searched:
     return Searched(images, best, len(so_far.trainings), statistics.fmean(tested))
 
 
-def print_phantom(seeds: int) -> None:
+def print_phantom(seeds: int, whole: int, best_known: float | None) -> None:
     from benchmarks.efficiency.phantom import BUDGET, make
 
-    at_most, spawn = WHOLE * BUDGET["images"], get_context("spawn")
+    at_most, spawn = whole * BUDGET["images"], get_context("spawn")
+    enough = math.inf if best_known is None else 0.95 * best_known
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["ICH_RAY_KEY_FILE"] = f"{temporary}/key"
         dataset = make(Path(temporary))
         with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=spawn) as pool:
             asked = {
-                (name, seed): pool.submit(searched, name, dataset, seed, at_most)
+                (name, seed): pool.submit(searched, name, dataset, seed, at_most, enough)
                 for seed in range(seeds)
                 for name in METHODS
             }
@@ -193,16 +198,11 @@ def print_phantom(seeds: int) -> None:
                 found[name].append(one.result())
                 told = found[name][-1]
                 print(f"{name}, seed {seed}: best AP {told.best[-1]:.3f}, {told.trials} trials", file=sys.stderr)
-    best = max(one.best[-1] for searches in found.values() for one in searches)
-    print(f"phantom, {seeds} seeds, {WHOLE} full trainings of images each: 95 % of the best known AP of {best:.3f}")
-    needed = {
-        name: [
-            next((n for n, ap in zip(one.images, one.best, strict=True) if ap >= 0.95 * best), at_most) for one in all_
-        ]
-        for name, all_ in found.items()
-    }
+    best = best_known or max(one.best[-1] for searches in found.values() for one in searches)
+    print(f"phantom, {seeds} seeds, {whole} full trainings of images at most: 95 % of the best known AP of {best:.3f}")
+    needed = {name: [one.needed(0.95 * best, at_most) for one in searches] for name, searches in found.items()}
     print_needed(needed, at_most, BUDGET["images"])
-    for name, searches in found.items():
+    for name, searches in found.items() if best_known is None else ():
         trials = statistics.median(one.trials for one in searches)
         chosen = mean_and_error([one.chosen_ap for one in searches])
         print(f"  {name:6} {trials:.0f} trials; its choice, trained again, on the test patients: AP {chosen}")
@@ -215,13 +215,15 @@ def _unwritten(path: Path, content: bytes) -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("on", nargs="?", choices=["computed", "phantom"], default="computed")
-    arguments.add_argument("--seeds", type=int, default=60)
+    arguments.add_argument("--seeds", type=int, help="60, or 6 on the phantom")
     arguments.add_argument("--only", choices=["images", "regret"], help="one of the two comparisons")
     arguments.add_argument("--noise", type=float, default=0.02)
+    arguments.add_argument("--whole", type=int, default=16, help="images of so many whole trainings, on the phantom")
+    arguments.add_argument("--best-known", type=float)
     given = arguments.parse_args()
     warnings.simplefilter("ignore")
     if given.on == "phantom":
-        print_phantom(given.seeds)
+        print_phantom(given.seeds or 6, given.whole, given.best_known)
         return
     with tempfile.TemporaryDirectory() as temporary, mock.patch.object(ledgers, "write_bytes", _unwritten):
         made = count()
@@ -231,7 +233,7 @@ def main() -> None:
 
         for name, compare in (("images", print_images), ("regret", print_regret)):
             if given.only in {None, name}:
-                compare(given.seeds, given.noise, folder)
+                compare(given.seeds or 60, given.noise, folder)
 
 
 if __name__ == "__main__":
