@@ -84,6 +84,8 @@ class Driver:
             "checkpoint": {"file": name, "sha256": "0" * 64, "images_seen": images},
         }
         decision = self.halving.on_trial_result(None, trial, result)
+        if decision == "CONTINUE":  # in Tune's order
+            self.sampler.on_trial_result(trial.trial_id, result)
         self.books.on_trial_result(0, trials, trial, result)
         if decision != "CONTINUE":
             trial.status = "TERMINATED"

@@ -171,10 +171,12 @@ def searched(name: str, dataset: Path, seed: int, at_most: int, enough: float) -
             best.append(max(training.value, best[-1] if best else 0.0))
             if so_far.images >= at_most or best[-1] >= enough:
                 break
+    if math.isfinite(enough):
+        return Searched(images, best, len(so_far.trainings), math.nan)
     if name == "stock":  # what get_best_result gives
-        chosen = max(so_far.trainings, key=lambda training: training.values[-1])
+        chosen = max(so_far.trainings, key=lambda training: training.value)
     else:
-        chosen = max(so_far.complete or so_far.trainings, key=lambda training: max(training.values))
+        chosen = max(so_far.complete or so_far.trainings, key=lambda training: max(training.values, default=0.0))
     tested = [on.tested(chosen.parameters, 10**8 + number) for number in range(REPEATS)]
     return Searched(images, best, len(so_far.trainings), statistics.fmean(tested))
 
@@ -221,6 +223,8 @@ def main() -> None:
     arguments.add_argument("--whole", type=int, default=16, help="images of so many whole trainings, on the phantom")
     arguments.add_argument("--best-known", type=float)
     given = arguments.parse_args()
+    if given.seeds is not None and given.seeds < 2:
+        arguments.error("--seeds: at least 2 are needed for a spread")
     warnings.simplefilter("ignore")
     if given.on == "phantom":
         print_phantom(given.seeds or 6, given.whole, given.best_known)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import threading
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,17 @@ def test_the_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) ->
     other.join()
     with exclusive(locate(tmp_path / ".lock"), "a search"):
         pass
+
+
+def test_who_waits_gets_the_lock_when_the_first_is_done(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(str(tmp_path / ".lock"), held, done))
+    other.start()
+    assert held.wait(20)
+    release = threading.Timer(1.5, done.set)  # longer than who does not wait would try
+    release.start()
+    with exclusive(locate(tmp_path / ".lock"), "features", wait=True):
+        assert done.is_set()
+    other.join()
+    assert other.exitcode == 0

@@ -23,6 +23,8 @@ class Training(Protocol):
         images: shown so far.
         values: what it reported.
         value: what it is worth now, without noise where that is known, else what it reported last.
+
+    A report of one that has diverged is NaN, its last.
     """
 
     parameters: Parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,8 @@ class Random:
         return self._space.draw(self._suggest).parameters
 
     def goes_on(self, trial_id: str, training: Training, measured: float) -> bool:
-        del trial_id, measured
-        return training.images < self._space.budget.images
+        del trial_id
+        return math.isfinite(measured) and training.images < self._space.budget.images
 
 
 class Ours:
@@ -106,6 +107,10 @@ class Stock:
             "training_iteration": training.images // self._space.budget.report_every,
         }
         trial = SimpleNamespace(trial_id=trial_id)
+        if not math.isfinite(measured):  # the training raised
+            self._scheduler.on_trial_error(None, trial)  # type: ignore[arg-type]
+            self._search.on_trial_complete(trial_id, error=True)
+            return False
         decision = self._scheduler.on_trial_result(None, trial, result)  # type: ignore[arg-type]
         if decision == TrialScheduler.CONTINUE:
             self._search.on_trial_result(trial_id, result)

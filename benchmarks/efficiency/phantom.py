@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from benchmarks.searchers.task import FIXED, PARAMETERS
 from ich_ray.ct.phantom import write_phantom
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.prepare import prepare
+from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.training import Budget, train
 from ich_ray.search.space import parse_space
@@ -50,18 +52,21 @@ class RealTraining:
         )
 
     def report(self) -> float:
-        progress = next(self._steps)
+        try:
+            progress = next(self._steps)
+        except TrialFailure:
+            return math.nan
         self.images = progress.images_seen
         self.values.append(progress.metrics[METRIC])
         return self.values[-1]
 
     @property
     def value(self) -> float:
-        return self.values[-1]
+        return self.values[-1] if self.values else 0.0
 
 
 class Phantom:
-    """The problem; every training of every search has a seed of its own."""
+    """The problem; the trainings of one search have different seeds."""
 
     space = parse_space(dict(SPACE), "phantom.yaml")
 

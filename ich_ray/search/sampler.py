@@ -1,10 +1,10 @@
 """Optuna behind Tune's Searcher interface, told the truth by the ledger.
 
 The study lives in memory and is rebuilt from the ledger at every start: completed trials with their value, pruned ones
-with their values at the rungs as PRUNED, the rest as FAIL, so that nothing stays RUNNING; of those that run it is told
-at each rung what they have reached. Suggests, in this order: trials that a former driver left unfinished, the space's
-points, then what TPE thinks best. Where the trials are listed there is nothing to choose: they run in their order, and
-Optuna is not asked. Each suggestion stands in the ledger before Tune hears of it.
+with their values at the rungs (all reports of one that reached none) as PRUNED, the rest as FAIL, so that nothing stays
+RUNNING; of those that run it is told at each rung what they have reached. Suggests, in this order: trials that a former
+driver left unfinished, the space's points, then what TPE thinks best. Where the trials are listed there is nothing to
+choose: they run in their order, and Optuna is not asked. Each suggestion stands in the ledger before Tune hears of it.
 """
 
 from __future__ import annotations
@@ -40,21 +40,17 @@ class _Live:
     trial: optuna.Trial | None
     told: set[int] = field(default_factory=set)
 
-    def tell(self, reached: Mapping[int, float]) -> None:
-        """Each rung once."""
+    def tell(self, values: Mapping[int, float]) -> None:
+        """The value at each rung, once."""
         if self.trial is None:
             return
-        for images_seen in sorted(reached.keys() - self.told):
-            self.trial.report(reached[images_seen], images_seen)
-        self.told |= reached.keys()
+        for images_seen in sorted(values.keys() - self.told):
+            self.trial.report(values[images_seen], images_seen)
+        self.told |= values.keys()
 
 
 class LedgerSampler(Searcher):
-    """Suggests `wanted` trials in all and at most `concurrent()` at a time.
-
-    Attributes:
-        study: what Optuna knows.
-    """
+    """Suggests `wanted` trials in all and at most `concurrent()` at a time."""
 
     def __init__(
         self,
@@ -74,12 +70,16 @@ class LedgerSampler(Searcher):
         self._listed = None if listed is None else deque(listed)
         finished = [trial for _, trial in sorted(ledger.trials.items()) if trial.state != "running"]
         # Not the search's own seed: after a resume TPE would draw the same first trials again.
-        self._shown = ShownTrials(maximize=space.objective.mode == "max")
-        self.study = _study(space, self._shown, trial_seed(ledger.record.seed, len(ledger.trials)))
+        self._shown = ShownTrials()
+        self._study = _study(space, self._shown, trial_seed(ledger.record.seed, len(ledger.trials)))
         for trial in (*warm, *finished) if listed is None else ():
-            self.study.add_trial(as_optuna(space, trial))
+            self._study.add_trial(as_optuna(space, trial))
         self._warm = len(warm)
         self._live: dict[str, _Live] = {}
+
+    def known(self) -> list[optuna.trial.FrozenTrial]:
+        """All trials that Optuna was told of, warm ones first, as they stand there."""
+        return self._shown.everything()
 
     @property
     def waiting(self) -> list[int]:
@@ -124,8 +124,8 @@ class LedgerSampler(Searcher):
     def _ask(self, known: Mapping[str, Parameter]) -> optuna.Trial:
         fixed = {spec.name for spec in self._space.parameters if spec.kind == "fixed"}
         if chosen := {name: value for name, value in known.items() if name not in fixed}:
-            self.study.enqueue_trial(chosen)
-        return self.study.ask()
+            self._study.enqueue_trial(chosen)
+        return self._study.ask()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tell Optuna what a trial that goes on has reached, at each rung that it passes."""
@@ -153,7 +153,7 @@ class LedgerSampler(Searcher):
             return
         state, value, intermediate = outcome(record, self._rungs)
         live.tell(intermediate)
-        self.study.tell(trial, value if state == OptunaState.COMPLETE else None, state)
+        self._study.tell(trial, value if state == OptunaState.COMPLETE else None, state)
 
     def told(self) -> int:
         """How many trials of the ledger the study holds as they stand there, less those that it should not hold.
@@ -162,7 +162,7 @@ class LedgerSampler(Searcher):
         """
         if self._listed is not None:
             return len(self._ledger.trials)
-        held = self._shown.everything(0)[self._warm :]
+        held = self.known()[self._warm :]
         # Optuna gives pruned trials their last intermediate value.
         here = Counter((trial.state, trial.value if trial.state == OptunaState.COMPLETE else None) for trial in held)
         there = Counter(

@@ -49,9 +49,9 @@ def outcome(record: TrialResult, rungs: Sequence[int] = ()) -> tuple[OptunaState
 
     Args:
         record: of a trial that has ended.
-        rungs: if given, what it had reached at each of them is all that is told between its begin and its end. TPE
-            ranks pruned trials by their last step first, and one that was stopped between two rungs is no better for
-            it.
+        rungs: if given, what it had reached at each of them is all that is told between its begin and its end, unless
+            it reached none. TPE ranks pruned trials by their last step first, and one that was stopped between two
+            rungs is no better for it.
     """
     intermediate = reached(record, rungs) or _reported(record)
     if record.state == "completed" and record.value is not None:

@@ -53,7 +53,9 @@ def test_what_is_begun_twice_is_counted_and_what_never_ended_is_lost() -> None:
 
 
 def test_a_search_ends_when_its_images_are_noted(tmp_path: Path) -> None:
-    task = Task("data", str(tmp_path / "search"), 0, images=1000, trial_images=1000, report_every=500, slots=2)
+    task = Task(
+        "data", str(tmp_path / "search"), 0, images=1000, trial_images=1000, report_every=500, first_rung=500, slots=2
+    )
     task.write()
     assert Task.read(tmp_path / "search") == task
     note(task.notes, trial="a", images=500)

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from ich_ray.data.dataset import PreparedDataset, SliceSet
-from ich_ray.data.features import ROWS_A_FILE, FeatureFiles, Features, check_room, pool_rows
+from ich_ray.data.features import ROWS_A_FILE, FeatureFiles, Features, check_room
+from ich_ray.data.folds import pool_rows
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import FAMILIES, build_network, stages

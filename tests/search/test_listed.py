@@ -144,7 +144,7 @@ def test_the_ledger_gets_the_list_exactly_and_a_resumed_search_the_rest(tmp_path
         suggest.suggest("b")
     assert suggest.suggest("c") == "FINISHED"
     assert [trial.parameters for trial in ledger.trials.values()] == list(grid.listed or ())
-    assert suggest.study.trials == []
+    assert suggest.known() == []
 
 
 def test_conditions_hold_to_any_depth() -> None:
@@ -177,8 +177,8 @@ def test_optuna_draws_conditions_to_any_depth(tmp_path: Path) -> None:
         assert ("weight_decay" in drawn) == (drawn.get("momentum") == 0.9)
         end(ledger, number, "completed", [len(drawn) / 10 + number / 1000])
         suggest.on_trial_complete("a", {})
-    again = sampler(Ledger.open(ledger.files.root)).study.trials
-    assert [trial.params for trial in again] == [trial.params for trial in suggest.study.trials]
+    again = sampler(Ledger.open(ledger.files.root)).known()
+    assert [trial.params for trial in again] == [trial.params for trial in suggest.known()]
     assert max(len(trial.params) for trial in again) == 4
 
 

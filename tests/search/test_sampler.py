@@ -80,7 +80,7 @@ def test_optuna_is_told_the_truth(tmp_path: Path) -> None:
     ledger = new(tmp_path)
     suggest = sampler(ledger)
     run_some(ledger, suggest)
-    told = suggest._shown.everything(0)
+    told = suggest.known()
     assert [trial.state for trial in told] == [
         TrialState.COMPLETE,
         TrialState.PRUNED,
@@ -111,20 +111,52 @@ def test_a_running_trial_is_known_by_the_rungs_that_it_has_passed(tmp_path: Path
     for images, value in ((50, 0.3), (100, 0.2), (200, 0.9), (300, 0.5)):
         suggest.on_trial_result("a", {"images_seen": images, "metrics/average_precision": value})
         ledger.report(0, images, {"average_precision": value}, 1.0)
-        states.append([trial.state for trial in suggest.study.trials])
+        suggest.on_trial_result("a", {"images_seen": images, "metrics/average_precision": 1.0})  # by a second attempt
+        states.append([trial.state for trial in suggest._shown.get_all_trials(0)])
     assert states == [[TrialState.RUNNING] * 2, *[[TrialState.PRUNED, TrialState.RUNNING]] * 3]
-    assert suggest.study.trials[0].intermediate_values == {100: 0.3, 300: 0.9}
-    end(ledger, 0, "completed", [0.0, 0.0, 0.0, 0.95])
+    assert suggest.known()[0].intermediate_values == {100: 0.3, 300: 0.9}
+    assert suggest.known()[0].state == TrialState.RUNNING
+    ledger.report(0, 900, {"average_precision": 0.95}, 1.0, end=Verdict("completed"))
     suggest.on_trial_complete("a", {})
-    assert (suggest.study.trials[0].state, suggest.study.trials[0].value) == (TrialState.COMPLETE, 0.95)
+    assert (suggest.known()[0].state, suggest.known()[0].value) == (TrialState.COMPLETE, 0.95)
+
+
+LOSS = {"metric": "log_loss", "mode": "min"}
+
+
+def test_of_a_loss_the_smallest_is_the_best(tmp_path: Path) -> None:
+    ledger = new(tmp_path, objective=LOSS)
+    suggest = sampler(ledger)
+    suggest.suggest("a")
+    for images, value in ((50, 0.2), (100, 0.4), (200, 0.1), (300, 0.3)):
+        suggest.on_trial_result("a", {"images_seen": images, "metrics/log_loss": value})
+        ledger.report(0, images, {"log_loss": value}, 1.0)
+    assert suggest.known()[0].intermediate_values == {100: 0.2, 300: 0.1}
+    record = ledger.trials[0].model_copy(update={"state": "pruned"})
+    assert outcome(record, [100, 300]) == (TrialState.PRUNED, None, {100: 0.2, 300: 0.1})
+
+
+def test_a_rebuilt_study_shows_the_same_of_many_trials(tmp_path: Path) -> None:
+    """Trials end in another order than that of their numbers."""
+    ledger = new(tmp_path)
+    suggest = sampler(ledger, wanted=400, concurrent=400)
+    for number in range(400):
+        suggest.suggest(f"t{number}")
+    for number in [*range(1, 400, 2), *range(0, 400, 2)]:
+        end(ledger, number, "completed" if number % 3 else "pruned", [(number * 37 % 101) / 101])
+        suggest.on_trial_complete(f"t{number}", {})
+    again = sampler(Ledger.open(ledger.files.root))
+    shown, rebuilt = ([one.number for one in made._shown.get_all_trials(0)] for made in (suggest, again))
+    assert shown == rebuilt
+    assert len(shown) == 250
 
 
 def test_a_rebuilt_study_knows_the_same(tmp_path: Path) -> None:
     ledger = new(tmp_path)
     suggest = sampler(ledger)
     run_some(ledger, suggest)
-    again = sampler(Ledger.open(ledger.files.root))._shown.everything(0)
-    for one, other in zip(suggest._shown.everything(0), again, strict=True):
+    again = sampler(Ledger.open(ledger.files.root)).known()
+    for one, other in zip(suggest.known(), again, strict=True):
         assert (one.state, one.params, one.distributions) == (other.state, other.params, other.distributions)
         assert one.intermediate_values == other.intermediate_values
         if one.state == TrialState.COMPLETE:
@@ -160,8 +192,8 @@ def test_unfinished_trials_come_first_with_number_seed_and_parameters(tmp_path: 
     assert [one["parameters"] for one in again] == [first["parameters"], second["parameters"]]
     assert [one["seed"] for one in again] == [first["seed"], second["seed"]]
     assert [(one["number"], one["reported"], one["again"]) for one in again] == [(0, 0, True), (1, 100, True)]
-    assert [trial.state for trial in after._shown.everything(0)] == [TrialState.RUNNING, TrialState.RUNNING]
-    assert after.study.trials[1].intermediate_values == {100: 0.3}  # reached before the interruption
+    assert [trial.state for trial in after.known()] == [TrialState.RUNNING, TrialState.RUNNING]
+    assert after.known()[1].intermediate_values == {100: 0.3}  # reached before the interruption
     assert after.suggest("e")["number"] == 2
 
 
@@ -206,8 +238,8 @@ def test_a_warm_start_keeps_what_fits(tmp_path: Path) -> None:
     narrow = SOURCE | {"parameters": SOURCE["parameters"] | {"learning_rate": {"loguniform": [1e-3, 1e-1]}}}
     kept = fitting(parse_space(narrow, "n.yaml"), ledger.trials.values())
     assert [trial.number for trial in kept] == [1]
-    study = sampler(new(tmp_path / "other", **narrow), warm=kept).study
-    assert [(trial.state, trial.value) for trial in study.trials] == [(TrialState.COMPLETE, 0.6)]
+    known = sampler(new(tmp_path / "other", **narrow), warm=kept).known()
+    assert [(trial.state, trial.value) for trial in known] == [(TrialState.COMPLETE, 0.6)]
 
 
 def test_a_parameter_that_is_new_here_counts_by_its_default(tmp_path: Path) -> None:

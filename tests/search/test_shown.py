@@ -3,6 +3,7 @@ from __future__ import annotations
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
+from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import TrialState, create_trial
 
 from ich_ray.search.shown import ShownTrials
@@ -10,9 +11,9 @@ from ich_ray.search.shown import ShownTrials
 SPACE = {"x": FloatDistribution(0, 1)}
 
 
-def study_of(*, maximize: bool = True) -> tuple[ShownTrials, optuna.Study]:
-    shown = ShownTrials(maximize=maximize)
-    return shown, optuna.create_study(storage=shown, direction="maximize" if maximize else "minimize")
+def study_of(mode: str = "maximize") -> tuple[ShownTrials, optuna.Study]:
+    shown = ShownTrials()
+    return shown, optuna.create_study(storage=shown, direction=mode)  # type: ignore[arg-type]
 
 
 def add(study: optuna.Study, x: float, *, rung: int | None = None) -> None:
@@ -24,35 +25,36 @@ def add(study: optuna.Study, x: float, *, rung: int | None = None) -> None:
     )
 
 
-@pytest.mark.parametrize("maximize", [True, False])
-def test_of_many_the_best_and_the_newest_are_shown(maximize: bool) -> None:
-    shown, study = study_of(maximize=maximize)
+@pytest.mark.parametrize("mode", ["maximize", "minimize"])
+@pytest.mark.parametrize("rung", [None, 300])
+def test_of_many_the_best_and_the_newest_are_shown(mode: str, rung: int | None) -> None:
+    shown, study = study_of(mode)
     for number in range(1000):
-        add(study, (number if maximize else 999 - number) / 1000, rung=100 if number % 2 else 300)
+        better = number if mode == "maximize" else 999 - number
+        add(study, better / 1000, rung=100 if number % 2 else rung)
     for _ in range(300):  # reached less, so none is among the best
         add(study, 0.5, rung=10)
-    assert len(shown.everything(0)) == 1300
-    there = [trial.number for trial in study.trials]
+    assert len(shown.everything()) == 1300
     # The best are those that came furthest, then those with the best value there.
-    assert there == [*range(950, 1000, 2), *range(1300 - 225, 1300)]
+    assert [trial.number for trial in study.trials] == [*range(950, 1000, 2), *range(1300 - 225, 1300)]
 
 
 def test_the_best_are_those_that_tpe_would_split_off() -> None:
+    shown, study = study_of()
+    for number in range(600):
+        add(study, (number * 7 % 31) / 31, rung=(None, 100, 300)[number % 3] if number % 5 else 10)  # with equals
+    below, _ = _split_trials(study, shown.everything(), 25)
+    seen, _ = _split_trials(study, study.trials, 25)
+    assert [trial.number for trial in seen] == [trial.number for trial in below]
+    assert len(study.trials) == 250
+
+
+def test_as_many_as_fit_are_shown_when_the_newest_are_the_best() -> None:
     _, study = study_of()
-    for value in (0.9, 0.1):
-        add(study, value)
-    for value in (0.95, 0.99):
-        add(study, value, rung=100)
-    for _ in range(250):
-        add(study, 0.0, rung=1)
-    best = [trial.number for trial in study.trials if trial.number < 4]
-    assert best == [0, 1, 2, 3]
-    for _ in range(24):
-        add(study, 0.5)
-    for _ in range(250):
-        add(study, 0.0, rung=1)
-    # 26 were completed: the worst of them makes room, and so do all that were pruned.
-    assert [trial.number for trial in study.trials if trial.number < 4] == [0]
+    for number in range(1000):
+        add(study, number / 1000)
+        if number in {100, 249, 250, 999}:
+            assert [trial.number for trial in study.trials] == list(range(max(0, number - 249), number + 1))
 
 
 def test_running_trials_are_shown_by_their_rungs_and_failed_ones_not_at_all() -> None:
@@ -62,7 +64,7 @@ def test_running_trials_are_shown_by_their_rungs_and_failed_ones_not_at_all() ->
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
     running.report(0.4, 100)
     assert [trial.state for trial in study.trials] == [TrialState.PRUNED]
-    assert [trial.state for trial in shown.everything(0)] == [TrialState.RUNNING, TrialState.FAIL]
+    assert [trial.state for trial in shown.everything()] == [TrialState.RUNNING, TrialState.FAIL]
     assert study.get_trials(states=(TrialState.RUNNING,)) == []
     study.tell(running, 0.6)
     assert [trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,))] == [0.6]
