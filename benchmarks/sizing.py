@@ -47,7 +47,7 @@ class Rates:
     evaluate: float = 3
     start_s: float = 5
     state_mb: float = 200
-    report_ms: float = 25
+    report_ms: float = 20
     storage_gbit: float = 10
     gpus_per_node: float = 1
     gpu_hour: float = 0.48
