@@ -199,7 +199,8 @@ def print_phantom(seeds: int, whole: int, best_known: float | None) -> None:
             for (name, seed), one in asked.items():
                 found[name].append(one.result())
                 told = found[name][-1]
-                print(f"{name}, seed {seed}: best AP {told.best[-1]:.3f}, {told.trials} trials", file=sys.stderr)
+                shown = told.images[-1] / BUDGET["images"]
+                print(f"{name}, seed {seed}: AP {told.best[-1]:.3f} after {shown:.1f} full trainings", file=sys.stderr)
     best = best_known or max(one.best[-1] for searches in found.values() for one in searches)
     print(f"phantom, {seeds} seeds, {whole} full trainings of images at most: 95 % of the best known AP of {best:.3f}")
     needed = {name: [one.needed(0.95 * best, at_most) for one in searches] for name, searches in found.items()}

