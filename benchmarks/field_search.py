@@ -40,12 +40,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.contest import Peer, absent, machine, ratios, spread, table
-from benchmarks.searchers.task import FIXED, METRIC, Task, losses, notes
-from ich_ray.ct.phantom import write_phantom
-from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.prepare import prepare
-from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.training import Budget, train
+from benchmarks.searchers.task import BUDGET, SIZE, Task, losses, make_phantom, notes, tested
 
 SYNE = Peer("Syne Tune: ASHA", "syne_tune", "syne-tune")
 METHODS = {
@@ -55,9 +50,7 @@ METHODS = {
     "syne": SYNE.name,
     "random_search": "random search (Ray Tune)",
 }
-# Networks see little in their first 1,000 images and are near their end after 10,000.
-TRIAL_IMAGES, REPORT_EVERY, FIRST_RUNG, SLOTS = 13_500, 500, 1500, 2
-SIZE, PATIENTS = 32, 160
+SLOTS = 2
 CONFIRMATIONS = 3
 
 
@@ -139,18 +132,6 @@ def killed(method: str, task: Task) -> tuple[int, int, int]:
     return losses(notes(task.notes), before, set(ended))
 
 
-def again(dataset: str, parameters: dict[str, Any], seed: int) -> float:
-    """Average precision on the test patients at the end of a training."""
-    import torch
-
-    torch.set_num_threads(1)
-    data = PreparedDataset.open(dataset)
-    budget = Budget(TRIAL_IMAGES, TRIAL_IMAGES)
-    drawn = Hyperparameters(**FIXED, **parameters)
-    (end,) = train(drawn, data.role("train"), data.role("test"), budget=budget, seed=seed)
-    return end.metrics[METRIC]
-
-
 def confirmed(dataset: str, outcomes: dict[str, list[Outcome]]) -> dict[str, list[float]]:
     """For each search that found something the mean over new seeds, which are the same for all."""
     seeds = [10**6 + number for number in range(CONFIRMATIONS)]
@@ -158,7 +139,7 @@ def confirmed(dataset: str, outcomes: dict[str, list[Outcome]]) -> dict[str, lis
     with ProcessPoolExecutor(SLOTS, mp_context=get_context("spawn")) as pool:
         for method, runs in outcomes.items():
             chosen = [one.parameters for one in runs if one.parameters]
-            asked = [pool.submit(again, dataset, one, seed) for one in chosen for seed in seeds]
+            asked = [pool.submit(tested, dataset, one, seed) for one in chosen for seed in seeds]
             values = [training.result() for training in asked]
             best[method] = [
                 statistics.fmean(values[n : n + CONFIRMATIONS]) for n in range(0, len(values), CONFIRMATIONS)
@@ -199,13 +180,11 @@ def main() -> None:
     parser.add_argument("--no-kill", action="store_true")
     options = parser.parse_args()
     methods = [name for name in METHODS if name in {"ours", *options.only} and (name != "syne" or SYNE.there)]
-    images = options.trials * TRIAL_IMAGES
+    images = options.trials * BUDGET["images"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        os.environ["ICH_RAY_KEY_FILE"] = str(folder / "key")
-        dataset = str(folder / "data")
-        made = write_phantom(folder / "dicom", PATIENTS, seed=0, size=256)
-        prepare(made.images, made.labels, dataset, size=SIZE)
+        dataset = str(make_phantom(folder))
+        lengths = BUDGET["images"], BUDGET["report_every"], BUDGET["first_rung"]
         outcomes: dict[str, list[Outcome]] = {method: [] for method in methods}
         kills: dict[str, list[tuple[int, int, int]]] = {method: [] for method in methods}
         try:
@@ -213,7 +192,7 @@ def main() -> None:
                 first = seed % len(methods)
                 for method in methods[first:] + methods[:first]:
                     own = f"{folder}/{method}{seed}"
-                    one = Task(dataset, own, seed, images, TRIAL_IMAGES, REPORT_EVERY, FIRST_RUNG, SLOTS)
+                    one = Task(dataset, own, seed, images, *lengths, SLOTS)
                     try:
                         outcomes[method].append(whole(method, one))
                         print(f"{method}, seed {seed}: {outcomes[method][-1]}", file=sys.stderr)

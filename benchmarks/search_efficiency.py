@@ -43,6 +43,7 @@ import numpy as np
 from benchmarks.efficiency.computed import IMAGES, Landscape
 from benchmarks.efficiency.course import course
 from benchmarks.efficiency.methods import METHODS, Ours, Stock
+from benchmarks.searchers.task import BUDGET, make_phantom, tested
 from ich_ray.search import ledger as ledgers
 
 if TYPE_CHECKING:
@@ -177,18 +178,15 @@ def searched(name: str, dataset: Path, seed: int, at_most: int, enough: float) -
         chosen = max(so_far.trainings, key=lambda training: training.value)
     else:
         chosen = max(so_far.complete or so_far.trainings, key=lambda training: max(training.values, default=0.0))
-    tested = [on.tested(chosen.parameters, 10**8 + number) for number in range(REPEATS)]
-    return Searched(images, best, len(so_far.trainings), statistics.fmean(tested))
+    again = [tested(dataset, chosen.parameters, 10**8 + number) for number in range(REPEATS)]
+    return Searched(images, best, len(so_far.trainings), statistics.fmean(again))
 
 
 def print_phantom(seeds: int, whole: int, best_known: float | None) -> None:
-    from benchmarks.efficiency.phantom import BUDGET, make
-
     at_most, spawn = whole * BUDGET["images"], get_context("spawn")
     enough = math.inf if best_known is None else 0.95 * best_known
     with tempfile.TemporaryDirectory() as temporary:
-        os.environ["ICH_RAY_KEY_FILE"] = f"{temporary}/key"
-        dataset = make(Path(temporary))
+        dataset = make_phantom(Path(temporary))
         with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=spawn) as pool:
             asked = {
                 (name, seed): pool.submit(searched, name, dataset, seed, at_most, enough)

@@ -14,7 +14,7 @@ from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.storage import Line, Location, Record, RelativeFile, SearchFiles, locate, read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import pandas as pd
     from upath import UPath
@@ -88,6 +88,10 @@ class Objective(Record):
 
     def better(self, one: float, other: float) -> bool:
         return one > other if self.mode == "max" else one < other
+
+    def best(self, values: Iterable[float]) -> float:
+        """Of at least one."""
+        return max(values) if self.mode == "max" else min(values)
 
 
 class Setup(Record):

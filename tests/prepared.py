@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows
-from ich_ray.data.dataset import LABELS, ROLES, BlockRecord, DatasetManifest, PreparedDataset, RoleCounts
+from ich_ray.data.dataset import LABELS, ROLES, BlockRecord, DatasetManifest, PreparedDataset, RoleCounts, map_block
 from ich_ray.storage import DatasetFiles, locate, sha256, write_json
 
 SLICES_A_PATIENT = 4
@@ -99,3 +99,8 @@ def make_dataset(
     )
     write_json(files.manifest, manifest.model_dump(mode="json"))
     return PreparedDataset.open(folder)
+
+
+def every_image(dataset: PreparedDataset) -> NDArray[np.uint8]:
+    """In the order of slices.parquet, block after block and not gathered."""
+    return np.concatenate([map_block(dataset.files.root / block.file) for block in dataset.manifest.blocks])

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import threading
+from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -94,12 +96,18 @@ def _hold(lock: str, held: multiprocessing.Event, done: multiprocessing.Event) -
         done.wait(20)  # type: ignore[attr-defined]
 
 
-def test_the_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+def _holder(lock: Path) -> tuple[SpawnProcess, Event]:
+    """Another process that holds the lock, and what ends it."""
     context = multiprocessing.get_context("spawn")
     held, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(str(tmp_path / ".lock"), held, done))
+    other = context.Process(target=_hold, args=(str(lock), held, done))
     other.start()
     assert held.wait(20)
+    return other, done
+
+
+def test_the_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    other, _ = _holder(tmp_path / ".lock")
     with pytest.raises(ConfigError, match="one process at a time may write a search"):
         exclusive(locate(tmp_path / ".lock"), "a search").__enter__()
     other.kill()
@@ -109,11 +117,7 @@ def test_the_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) ->
 
 
 def test_who_waits_gets_the_lock_when_the_first_is_done(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(str(tmp_path / ".lock"), held, done))
-    other.start()
-    assert held.wait(20)
+    other, done = _holder(tmp_path / ".lock")
     release = threading.Timer(1.5, done.set)  # longer than who does not wait would try
     release.start()
     with exclusive(locate(tmp_path / ".lock"), "features", wait=True):

@@ -10,7 +10,7 @@ from unittest import mock
 
 import yaml
 
-from benchmarks.searchers.task import FIXED, PARAMETERS, REDUCTION, Task, noted, write_found
+from benchmarks.searchers.task import BUDGET, FIXED, PARAMETERS, Task, noted, write_found
 from ich_ray.search.ledger import Verdict
 from ich_ray.search.limits import Limits
 from ich_ray.search.run import run_search
@@ -56,9 +56,8 @@ class NotedTrainer:
 
 def search(task: Task) -> None:
     space = Path(task.folder) / "space.yaml"
-    budget = {"images": task.trial_images, "report_every": task.report_every, "first_rung": task.first_rung}
-    budget |= {"reduction": REDUCTION, "min_peers": 3}
-    space.write_text(yaml.safe_dump({"name": "field", "budget": budget, "parameters": FIXED | PARAMETERS}))
+    own = {"images": task.trial_images, "report_every": task.report_every, "first_rung": task.first_rung}
+    space.write_text(yaml.safe_dump({"name": "field", "budget": BUDGET | own, "parameters": FIXED | PARAMETERS}))
     with mock.patch("ich_ray.search.run.Limits", partial(ImageLimits, task=task)):
         found = run_search(
             task.dataset,

@@ -103,7 +103,7 @@ def _stages() -> list[_Stage]:
     searched = expected_course(a.budget, winners).images // 2
     folds = _FOLDS * last.epochs * last.training_slices
     again = FULL.epochs * retrained_slices(FULL, _TRAIN)
-    chosen = expected_course(own.budget, FULL.trials).images
+    own_images = expected_course(own.budget, FULL.trials).images
     return [
         _Stage(f"report A, probe of the CNN: {len(grid) // 2} combinations", probed, stacked, windows),
         _Stage(f"report A, probe of ResNet50: {len(grid) // 2} combinations", probed, residual, windows),
@@ -112,7 +112,7 @@ def _stages() -> list[_Stage]:
         _Stage("report B, ten candidates", images_at_most(b, len(b.listed or ())), last, raw),
         _Stage("report B, five folds of m10", folds, last, raw),
         _Stage(f"report B, m10 again, {FULL.epochs} epochs if patience does not end it", again, last, raw),
-        _Stage(f"ours, {FULL.trials} trials", chosen, first_draws(own, 1)[0], windows),
+        _Stage(f"ours, {FULL.trials} trials", own_images, first_draws(own, 1)[0], windows),
     ]
 
 

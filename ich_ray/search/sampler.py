@@ -134,9 +134,9 @@ class LedgerSampler(Searcher):
             return
         record, images_seen = self._ledger.trials[live.number], result["images_seen"]  # the ledger hears of it later
         if passed := [level for level in self._rungs if record.images_seen < level <= images_seen]:
-            objective = record.objective
-            values = [value for value in (record.value, result[f"metrics/{objective.metric}"]) if value is not None]
-            live.tell(dict.fromkeys(passed, (max if objective.mode == "max" else min)(values)))
+            now = result[f"metrics/{record.objective.metric}"]
+            best = now if record.value is None else record.objective.best((record.value, now))
+            live.tell(dict.fromkeys(passed, best))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Tell Optuna what the ledger says; a trial that ended without a word is failed there first."""
@@ -187,9 +187,9 @@ def _study(space: SearchSpace, shown: ShownTrials, seed: int) -> optuna.Study:
         # One parameter at a time: fewer images than with a joint density (benchmarks/search_efficiency.py), because a
         # good trial has few neighbors in all dimensions at once.
         sampler = optuna.samplers.TPESampler(multivariate=False, constant_liar=True, seed=seed)
-    directions = optuna.study.StudyDirection
-    direction = directions.MAXIMIZE if space.objective.mode == "max" else directions.MINIMIZE
-    return optuna.create_study(storage=shown, direction=direction, sampler=sampler)
+    return optuna.create_study(
+        storage=shown, sampler=sampler, direction="maximize" if space.objective.mode == "max" else "minimize"
+    )
 
 
 class _Asked:

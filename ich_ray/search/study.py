@@ -68,10 +68,10 @@ def _reported(record: TrialResult) -> dict[int, float]:
 
 def reached(record: TrialResult, rungs: Iterable[int]) -> dict[int, float]:
     """The best value that a trial, ended or not, had reported by the time it reached each rung."""
-    best, reported = (max if record.objective.mode == "max" else min), _reported(record)
+    reported = _reported(record)
     arrivals = {level: min((images for images in reported if images >= level), default=None) for level in rungs}
     return {
-        level: best(value for images, value in reported.items() if images <= arrival)
+        level: record.objective.best(value for images, value in reported.items() if images <= arrival)
         for level, arrival in arrivals.items()
         if arrival is not None
     }

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
-from ich_ray.data.dataset import ROLES, PreparedDataset, map_block
+from ich_ray.data.dataset import ROLES, PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError
-from tests.prepared import make_dataset
+from tests.prepared import every_image, make_dataset
 
 COUNT = 48
 
@@ -22,10 +22,6 @@ COUNT = 48
 @pytest.fixture
 def dataset(tmp_path: Path) -> PreparedDataset:
     return make_dataset(tmp_path / "data", patients=COUNT // 4, size=8, blocks=5)
-
-
-def every_image(dataset: PreparedDataset) -> np.ndarray:
-    return np.concatenate([map_block(dataset.files.root / block.file) for block in dataset.manifest.blocks])
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])

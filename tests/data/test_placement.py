@@ -11,16 +11,12 @@ import torch
 from ich_ray.data import placement as module
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.placement import fits_device, place
-from tests.prepared import make_dataset
+from tests.prepared import every_image, make_dataset
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> PreparedDataset:
     return make_dataset(tmp_path / "data", patients=12, size=8, blocks=5)
-
-
-def every_image(dataset: PreparedDataset) -> np.ndarray:
-    return dataset.gather(np.arange(len(dataset)))
 
 
 @pytest.mark.parametrize("where", ["auto", "host", "device"])
