@@ -40,8 +40,9 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.contest import Peer, absent, machine, ratios, spread, table
-from benchmarks.searchers.task import BUDGET, SIZE, Task, losses, make_phantom, notes, tested
+from benchmarks.searchers.task import BUDGET, FIXED, SIZE, Task, losses, make_phantom, notes, tested
 
+PATIENTS = 160
 SYNE = Peer("Syne Tune: ASHA", "syne_tune", "syne-tune")
 METHODS = {
     "ours": "ours",
@@ -139,7 +140,9 @@ def confirmed(dataset: str, outcomes: dict[str, list[Outcome]]) -> dict[str, lis
     with ProcessPoolExecutor(SLOTS, mp_context=get_context("spawn")) as pool:
         for method, runs in outcomes.items():
             chosen = [one.parameters for one in runs if one.parameters]
-            asked = [pool.submit(tested, dataset, one, seed) for one in chosen for seed in seeds]
+            asked = [
+                pool.submit(tested, dataset, FIXED | one, BUDGET["images"], seed) for one in chosen for seed in seeds
+            ]
             values = [training.result() for training in asked]
             best[method] = [
                 statistics.fmean(values[n : n + CONFIRMATIONS]) for n in range(0, len(values), CONFIRMATIONS)
@@ -183,7 +186,7 @@ def main() -> None:
     images = options.trials * BUDGET["images"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        dataset = str(make_phantom(folder))
+        dataset = str(make_phantom(folder, PATIENTS))
         lengths = BUDGET["images"], BUDGET["report_every"], BUDGET["first_rung"]
         outcomes: dict[str, list[Outcome]] = {method: [] for method in methods}
         kills: dict[str, list[tuple[int, int, int]]] = {method: [] for method in methods}

@@ -5,10 +5,11 @@ lies elsewhere for each seed. Reached: a report whose value without noise is 95 
 best possible value less that of the chosen parameters, without noise; all methods may show the same number of images,
 and the ones that ours needs to confirm (top 3, three seeds) are among them.
 
-`phantom`: small networks that really train on synthetic patients; each seed is another search. Reached: 95 % of the
-best AP on the validation patients that any search reported. Chosen: what each search hands over after the same images,
-trained again with new seeds, on the test patients. With `--best-known AP`, of an earlier run, searches end where they
-reach 95 % of it, so that they can be given many more images.
+`phantom`: small networks that really train on synthetic patients, in the space and with the budget of the computed
+problem; each seed is another search. Reached: 95 % of the best AP on the validation patients that any search reported.
+Chosen: what each search hands over after the same images, trained again with new seeds, on the test patients. With
+`--best-known AP`, of an earlier run, searches end where they reach 95 % of it, so that they can be given many more
+images.
 
 Everything else is the real thing: our sampler, rungs and ledger (kept in memory), and Ray's own OptunaSearch and
 AsyncHyperBandScheduler, driven report by report on the same simulated slots, with the same space, budget and rungs.
@@ -16,7 +17,7 @@ A ratio above 1 says that the other method needs more images. Images are counted
 nothing.
 
     python benchmarks/search_efficiency.py [computed] [--seeds 60] [--noise 0.02] [--only images]
-    python benchmarks/search_efficiency.py phantom [--seeds 6] [--whole 16] [--best-known 0.93]
+    python benchmarks/search_efficiency.py phantom [--seeds 6] [--whole 16] [--best-known 0.955]
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ import numpy as np
 from benchmarks.efficiency.computed import IMAGES, Landscape
 from benchmarks.efficiency.course import course
 from benchmarks.efficiency.methods import METHODS, Ours, Stock
-from benchmarks.searchers.task import BUDGET, make_phantom, tested
+from benchmarks.efficiency.phantom import PATIENTS, Phantom
+from benchmarks.searchers.task import make_phantom, tested
 from ich_ray.search import ledger as ledgers
 
 if TYPE_CHECKING:
@@ -161,8 +163,6 @@ class Searched:
 
 
 def searched(name: str, dataset: Path, seed: int, at_most: int, enough: float) -> Searched:
-    from benchmarks.efficiency.phantom import Phantom
-
     on = Phantom(dataset)
     with tempfile.TemporaryDirectory() as temporary, mock.patch.object(ledgers, "write_bytes", _unwritten):
         steps = course(METHODS[name](on.space, seed, Path(temporary) / "s"), on, seed)
@@ -178,15 +178,15 @@ def searched(name: str, dataset: Path, seed: int, at_most: int, enough: float) -
         chosen = max(so_far.trainings, key=lambda training: training.value)
     else:
         chosen = max(so_far.complete or so_far.trainings, key=lambda training: max(training.values, default=0.0))
-    again = [tested(dataset, chosen.parameters, 10**8 + number) for number in range(REPEATS)]
+    again = [tested(dataset, chosen.parameters, IMAGES, 10**8 + number) for number in range(REPEATS)]
     return Searched(images, best, len(so_far.trainings), statistics.fmean(again))
 
 
 def print_phantom(seeds: int, whole: int, best_known: float | None) -> None:
-    at_most, spawn = whole * BUDGET["images"], get_context("spawn")
+    at_most, spawn = whole * IMAGES, get_context("spawn")
     enough = math.inf if best_known is None else 0.95 * best_known
     with tempfile.TemporaryDirectory() as temporary:
-        dataset = make_phantom(Path(temporary))
+        dataset = make_phantom(Path(temporary), PATIENTS)
         with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=spawn) as pool:
             asked = {
                 (name, seed): pool.submit(searched, name, dataset, seed, at_most, enough)
@@ -197,12 +197,12 @@ def print_phantom(seeds: int, whole: int, best_known: float | None) -> None:
             for (name, seed), one in asked.items():
                 found[name].append(one.result())
                 told = found[name][-1]
-                shown = told.images[-1] / BUDGET["images"]
+                shown = told.images[-1] / IMAGES
                 print(f"{name}, seed {seed}: AP {told.best[-1]:.3f} after {shown:.1f} full trainings", file=sys.stderr)
     best = best_known or max(one.best[-1] for searches in found.values() for one in searches)
     print(f"phantom, {seeds} seeds, {whole} full trainings of images at most: 95 % of the best known AP of {best:.3f}")
     needed = {name: [one.needed(0.95 * best, at_most) for one in searches] for name, searches in found.items()}
-    print_needed(needed, at_most, BUDGET["images"])
+    print_needed(needed, at_most, IMAGES)
     for name, searches in found.items() if best_known is None else ():
         trials = statistics.median(one.trials for one in searches)
         chosen = mean_and_error([one.chosen_ap for one in searches])

@@ -13,8 +13,7 @@ from ich_ray.search.space import parse_space
 if TYPE_CHECKING:
     from benchmarks.efficiency.course import Parameters
 
-SPACE = parse_space(
-    yaml.safe_load("""
+SOURCE = yaml.safe_load("""
 name: efficiency
 budget: {images: 27000, report_every: 1000, first_rung: 1000, reduction: 3, min_peers: 3}
 parameters:
@@ -25,9 +24,8 @@ parameters:
   decay:         {loguniform: [0.001, 0.1]}
   dropout:       {uniform: [0.0, 0.6]}
   optimizer:     {choice: [sgd, adam, adamw]}
-"""),
-    "efficiency.yaml",
-)
+""")
+SPACE = parse_space(SOURCE, "efficiency.yaml")
 IMAGES, EVERY = SPACE.budget.images, SPACE.budget.report_every
 FLOOR, CEILING = 0.15, 0.9
 

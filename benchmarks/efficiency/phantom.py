@@ -1,4 +1,8 @@
-"""Networks that really train on the phantom, as a problem: nobody knows its optimum, and its noise is its own."""
+"""Networks that really train on the phantom, as a problem: nobody knows its optimum, and its noise is its own.
+
+The space and the budget of the computed problem, for plain CNNs. The patients are many, so that the validation patients
+tell good networks from lucky ones.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from benchmarks.efficiency.computed import SOURCE
 from benchmarks.efficiency.methods import METRIC
-from benchmarks.searchers.task import BUDGET, FIXED, PARAMETERS
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
@@ -16,13 +20,25 @@ from ich_ray.model.training import Budget, train
 from ich_ray.search.space import parse_space
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
-    from typing import Any
 
     from benchmarks.efficiency.course import Parameters
 
-SPACE: Mapping[str, Any] = {"name": "phantom", "budget": BUDGET, "parameters": {**FIXED, **PARAMETERS}}
+PATIENTS = 640  # 766 slices for validation, a fifth of them positive
+SPACE = parse_space(
+    {
+        **SOURCE,
+        "name": "phantom",
+        "parameters": {
+            **SOURCE["parameters"],
+            "architecture": {"fixed": "plain_cnn"},
+            "blocks": {"int": [1, 4]},
+            "filters": {"choice": [8, 16]},
+            "dense": {"fixed": 32},
+        },
+    },
+    "phantom.yaml",
+)
 
 
 class RealTraining:
@@ -35,7 +51,7 @@ class RealTraining:
             Hyperparameters(**parameters),
             data.role("train"),
             data.role("validation"),
-            budget=Budget(BUDGET["images"], BUDGET["report_every"]),
+            budget=Budget(SPACE.budget.images, SPACE.budget.report_every),
             seed=seed,
         )
 
@@ -56,7 +72,7 @@ class RealTraining:
 class Phantom:
     """The problem; the trainings of one search have different seeds."""
 
-    space = parse_space(dict(SPACE), "phantom.yaml")
+    space = SPACE
 
     def __init__(self, dataset: Path) -> None:
         torch.set_num_threads(1)

@@ -38,21 +38,21 @@ METRIC = "average_precision"
 REDUCTION = 3
 # Networks see little in their first 1,000 images and are near their end after 10,000.
 BUDGET = {"images": 13_500, "report_every": 500, "first_rung": 1500, "reduction": REDUCTION, "min_peers": 3}
-PATIENTS, SIZE = 160, 32
+SIZE = 32
 
 
-def make_phantom(folder: Path) -> Path:
-    """The dataset of all searches: 160 patients, about 1,290 slices of 32x32x3."""
+def make_phantom(folder: Path, patients: int) -> Path:
+    """The dataset of all searches: some eight slices of 32x32x3 for each patient."""
     from ich_ray.ct.phantom import write_phantom
     from ich_ray.data.prepare import prepare
 
     os.environ["ICH_RAY_KEY_FILE"] = str(folder / "key")
-    made = write_phantom(folder / "dicom", PATIENTS, seed=0, size=256)
+    made = write_phantom(folder / "dicom", patients, seed=0, size=256)
     prepare(made.images, made.labels, folder / "data", size=SIZE)
     return folder / "data"
 
 
-def tested(dataset: str | Path, parameters: dict[str, Any], seed: int) -> float:
+def tested(dataset: str | Path, parameters: dict[str, Any], images: int, seed: int) -> float:
     """Average precision on the test patients at the end of a training on one thread."""
     import torch
 
@@ -61,9 +61,8 @@ def tested(dataset: str | Path, parameters: dict[str, Any], seed: int) -> float:
     from ich_ray.model.training import Budget, train
 
     torch.set_num_threads(1)
-    data, budget = PreparedDataset.open(dataset), Budget(BUDGET["images"], BUDGET["images"])
-    drawn = Hyperparameters(**{**FIXED, **parameters})
-    (end,) = train(drawn, data.role("train"), data.role("test"), budget=budget, seed=seed)
+    data, budget = PreparedDataset.open(dataset), Budget(images, images)
+    (end,) = train(Hyperparameters(**parameters), data.role("train"), data.role("test"), budget=budget, seed=seed)
     return float(end.metrics[METRIC])
 
 
