@@ -25,6 +25,7 @@ from ich_ray.data.features import FeaturesInMemory
 from ich_ray.data.folds import pool_rows
 from ich_ray.model import training
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.logits import batch_logits, in_batches
 from ich_ray.model.networks import build_network
 from ich_ray.model.parallel import ALONE
 from ich_ray.model.trunk import as_features
@@ -56,8 +57,8 @@ class Loop:
     def logits(self) -> torch.Tensor:
         """Of the validation slices, as training stands."""
         positions = np.arange(len(self._run.validation))
-        batches = training._batches(self._run.validation_images, positions, 64)
-        return torch.from_numpy(training.batch_logits(self._run.stepped, batches))
+        batches = in_batches(self._run.validation_images, positions, 64)
+        return torch.from_numpy(batch_logits(self._run.stepped, batches))
 
 
 def main() -> None:

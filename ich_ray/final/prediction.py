@@ -19,7 +19,7 @@ import torch
 
 from ich_ray.data.listing import list_files
 from ich_ray.errors import ConfigError, Rejection
-from ich_ray.model.training import EVALUATION_BATCH
+from ich_ray.model.logits import EVALUATION_BATCH
 from ich_ray.storage import Location, locate
 
 if TYPE_CHECKING:

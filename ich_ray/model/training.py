@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,35 +31,24 @@ from ich_ray.data.placement import PlacedImages, Placement, as_index, place
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.metrics import Ranking, best_f_beta, confusion, log_loss
+from ich_ray.model.logits import EVALUATION_BATCH, batch_logits, in_batches
 from ich_ray.model.networks import Network, build_network
 from ich_ray.model.pace import Pace, pace_for, usual_pace
 from ich_ray.model.parallel import ALONE, Shard
 from ich_ray.model.state import TrainingState
 from ich_ray.model.trunk import Tail, shared
+from ich_ray.model.weighting import class_weights, prior_shift
 from ich_ray.results import Setup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import SliceSet
     from ich_ray.model.hyperparameters import Hyperparameters
 
-__all__ = [
-    "Budget",
-    "Progress",
-    "TrainingState",
-    "batch_logits",
-    "class_weights",
-    "predict_logits",
-    "prior_shift",
-    "train",
-]
-
-# One batch size for every forward pass that is not training: the same slice then gets the same logit everywhere.
-EVALUATION_BATCH = 128
+__all__ = ["Budget", "Progress", "TrainingState", "train"]
 
 _SMALLEST_TAIL = 8
 _STEPS_BETWEEN_CHECKS = 50  # reading the loss waits for an accelerator
@@ -108,64 +96,6 @@ class Progress:
     def state(self) -> TrainingState:
         """A copy of the state at this report, on the CPU. Take it before asking for the next report."""
         return self._capture()
-
-
-def class_weights(loss: str, positives: int, negatives: int) -> tuple[float, float]:
-    """`(w0, w1)` of report A's loss -(w1 y log p + w0 (1 - y) log(1 - p)): w_c = 1 / n_c, scaled to mean 1 over slices.
-
-    Raises:
-        ConfigError: a class has no training slice.
-    """
-    if min(positives, negatives) < 1:
-        raise ConfigError(
-            f"train role: slices with and without haemorrhage must be there, got {positives} with and {negatives} "
-            "without; prepare a dataset with more patients"
-        )
-    if loss == "unweighted":
-        return 1.0, 1.0
-    total = positives + negatives
-    return total / (2 * negatives), total / (2 * positives)
-
-
-def prior_shift(loss: str, positives: int, negatives: int) -> float:
-    """What to add to a logit so that it means the probability itself and not the class-weighted one: log(w0 / w1).
-
-    Weights multiply the odds that minimize the loss by w1 / w0 (Elkan, "The foundations of cost-sensitive learning",
-    2001, theorem 2); this divides them again.
-    """
-    w0, w1 = class_weights(loss, positives, negatives)
-    return math.log(w0 / w1)
-
-
-def predict_logits(
-    network: nn.Module, slices: SliceSet, device: torch.device | str = "cpu", batch_size: int = EVALUATION_BATCH
-) -> NDArray[np.float32]:
-    """Logits of all `slices` in their order, float32 `[n]`, in evaluation mode and full precision."""
-    placed = place(slices, torch.device(device), "host")
-    return batch_logits(network, _batches(placed, np.arange(len(slices)), batch_size))
-
-
-def _batches(images: PlacedImages, positions: NDArray[np.int64], batch_size: int) -> Iterator[torch.Tensor]:
-    for start in range(0, len(positions), batch_size):
-        yield images.take(positions[start : start + batch_size])
-
-
-def batch_logits(
-    network: nn.Module, batches: Iterable[torch.Tensor], precision: AbstractContextManager[Any] | None = None
-) -> NDArray[np.float32]:
-    """Logits of all batches after each other, float32 `[n]`, in evaluation mode; in full precision if none is given.
-
-    Args:
-        network: on the device of the batches.
-        batches: uint8 `[any, channels, rows, columns]` each, taken one at a time.
-        precision: a context such as autocast.
-    """
-    was_training = network.training
-    network.eval()
-    with torch.inference_mode(), precision or nullcontext():
-        parts = [network(batch) for batch in batches]
-    network.train(was_training)
-    return torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.float32)
 
 
 def train(
@@ -363,7 +293,7 @@ class _Run:
 
     def _validated(self, validation: SliceSet, images: PlacedImages) -> dict[str, float]:
         positions = self.shard.part(np.arange(len(validation)))
-        batches = _batches(images, positions, EVALUATION_BATCH)
+        batches = in_batches(images, positions, EVALUATION_BATCH)
         own = batch_logits(self.stepped, batches, self.pace.mode.precision(self.device))
         logits = self.shard.gathered(own, len(validation), self.device)
         if not np.isfinite(logits).all():

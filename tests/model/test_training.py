@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import pickletools
 import socket
@@ -18,17 +17,11 @@ from ich_ray.errors import ConfigError, IntegrityError, TrialFailure
 from ich_ray.metrics import average_precision, floors, log_loss
 from ich_ray.model import training
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.logits import predict_logits
+from ich_ray.model.networks import build_network
 from ich_ray.model.pace import usual_pace
 from ich_ray.model.parallel import Shard
-from ich_ray.model.training import (
-    Budget,
-    Progress,
-    TrainingState,
-    class_weights,
-    predict_logits,
-    prior_shift,
-    train,
-)
+from ich_ray.model.training import Budget, Progress, TrainingState, train
 from ich_ray.results import Setup
 from tests.prepared import make_dataset
 
@@ -138,22 +131,13 @@ def test_a_state_of_another_plan_is_refused(dataset: PreparedDataset) -> None:
         reports(dataset, QUICK.model_copy(update={"dropout": 0.1}), resume=state)
 
 
-def test_class_weights_have_mean_one() -> None:
-    assert class_weights("weighted", 25, 75) == (pytest.approx(2 / 3), 2.0)
-    assert class_weights("unweighted", 25, 75) == (1.0, 1.0)
-    assert prior_shift("weighted", 25, 75) == pytest.approx(math.log(1 / 3))
-    assert prior_shift("unweighted", 25, 75) == 0
-    with pytest.raises(ConfigError, match="got 0 with and 10 without"):
-        class_weights("weighted", 0, 10)
-
-
 def test_the_first_step_follows_report_a(dataset: PreparedDataset) -> None:
     """One batch of everything, no dropout: the reported loss is -(w1 y log p + w0 (1 - y) log(1 - p)) by hand."""
     slices = dataset.role("train")
     parameters = QUICK.model_copy(update={"dropout": 0.0, "batch_size": len(slices)})
     found = reports(dataset, parameters, images=len(slices), every=len(slices))[0].metrics["train_loss"]
     torch.manual_seed(3)
-    network = training.build_network(parameters, dataset.image_shape)
+    network = build_network(parameters, dataset.image_shape)
     with torch.no_grad():
         p = torch.sigmoid(network(torch.from_numpy(slices.gather(np.arange(len(slices)))))).numpy().astype(float)
     y, n1 = slices.labels, slices.labels.sum()
@@ -177,7 +161,7 @@ def test_the_reported_log_loss_is_corrected_for_the_class_weights(dataset: Prepa
     progress = next(
         iter(train(QUICK, dataset.role("train"), dataset.role("validation"), budget=Budget(100, 100), seed=3))
     )
-    network = training.build_network(QUICK, dataset.image_shape)
+    network = build_network(QUICK, dataset.image_shape)
     network.load_state_dict(progress.state().part("weights"))
     validation, labels = dataset.role("validation"), dataset.role("train").labels
     logits = predict_logits(network, validation)
@@ -186,13 +170,6 @@ def test_the_reported_log_loss_is_corrected_for_the_class_weights(dataset: Prepa
     shift = np.log(labels.sum() / (len(labels) - labels.sum()))
     expected = log_loss(validation.labels, 1 / (1 + np.exp(-(logits.astype(float) + shift))))
     assert progress.metrics["log_loss"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_logits_do_not_depend_on_the_batch_size_or_training_mode(dataset: PreparedDataset) -> None:
-    network = training.build_network(QUICK, dataset.image_shape)
-    one, other = (predict_logits(network, dataset.role("test"), batch_size=size) for size in (128, 5))
-    np.testing.assert_allclose(one, other, atol=1e-6)
-    assert network.training
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial(dataset: PreparedDataset) -> None:

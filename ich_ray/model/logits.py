@@ -1,0 +1,58 @@
+"""What a network says of slices, with no notion of how it was trained."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ich_ray.data.placement import place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from ich_ray.data.dataset import SliceSet
+    from ich_ray.data.placement import PlacedImages
+
+__all__ = ["EVALUATION_BATCH", "batch_logits", "in_batches", "predict_logits"]
+
+# One batch size for every forward pass that is not training: the same slice then gets the same logit everywhere.
+EVALUATION_BATCH = 128
+
+
+def predict_logits(
+    network: nn.Module, slices: SliceSet, device: torch.device | str = "cpu", batch_size: int = EVALUATION_BATCH
+) -> NDArray[np.float32]:
+    """Logits of all `slices` in their order, float32 `[n]`, in evaluation mode and full precision."""
+    placed = place(slices, torch.device(device), "host")
+    return batch_logits(network, in_batches(placed, np.arange(len(slices)), batch_size))
+
+
+def batch_logits(
+    network: nn.Module, batches: Iterable[torch.Tensor], precision: AbstractContextManager[Any] | None = None
+) -> NDArray[np.float32]:
+    """Logits of all batches after each other, float32 `[n]`, in evaluation mode; in full precision if none is given.
+
+    Args:
+        network: on the device of the batches.
+        batches: uint8 `[any, channels, rows, columns]` each, taken one at a time.
+        precision: a context such as autocast.
+    """
+    was_training = network.training
+    network.eval()
+    with torch.inference_mode(), precision or nullcontext():
+        parts = [network(batch) for batch in batches]
+    network.train(was_training)
+    return torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.float32)
+
+
+def in_batches(images: PlacedImages, positions: NDArray[np.int64], batch_size: int) -> Iterator[torch.Tensor]:
+    """Uint8 `[at most batch_size, channels, rows, columns]` each, the images at `positions` in their order."""
+    for start in range(0, len(positions), batch_size):
+        yield images.take(positions[start : start + batch_size])

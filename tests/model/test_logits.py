@@ -1,0 +1,23 @@
+"""What a network says of slices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.logits import predict_logits
+from ich_ray.model.networks import build_network
+from tests.prepared import make_dataset
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_logits_do_not_depend_on_the_batch_size_or_training_mode(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "dataset")
+    network = build_network(Hyperparameters(dropout=0.2, filters=8, dense=16), dataset.image_shape)
+    one, other = (predict_logits(network, dataset.role("test"), batch_size=size) for size in (128, 5))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    assert network.training
