@@ -34,8 +34,8 @@ LEVELS = [
 # The functional core must run where Ray is not installed.
 MAY_IMPORT_RAY = {
     "runtime", "cluster.jobs", "cluster.doctor", "data.prepare", "search.sampler", "search.halving", "search.trial",
-    "search.driver", "search.together", "search.trunks", "search.bookkeeper", "search.preflight", "search.machines",
-    "final.archive", "final.confirm", "final.distributed",
+    "search.driver", "search.together", "search.workers", "search.trunks", "search.bookkeeper", "search.preflight",
+    "search.machines", "final.archive", "final.confirm", "final.distributed",
 }  # fmt: skip
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

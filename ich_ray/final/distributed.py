@@ -56,7 +56,7 @@ def fit(plan: Plan, workers: int, gpus_per_worker: float | None) -> tuple[str, S
         IchRayError: workers died too often.
     """
     from ich_ray.search.machines import Fleet
-    from ich_ray.search.together import WorkersLost, run_workers
+    from ich_ray.search.workers import WorkersLost, run_workers
 
     resources = _resources(Fleet().machines(), workers, gpus_per_worker)
     # Ray checks that every worker sees its storage, so it lies in the search, which they all see.

@@ -21,8 +21,9 @@ from ich_ray.results import Ending
 from ich_ray.search.bookkeeper import Bookkeeper
 from ich_ray.search.halving import Halving, Rungs
 from ich_ray.search.sampler import LedgerSampler
-from ich_ray.search.together import Together, nothing_left_behind
+from ich_ray.search.together import Together
 from ich_ray.search.trial import TrialSettings, train_model, trial_function
+from ich_ray.search.workers import nothing_left_behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Several processes that train one network, started by Ray Train; and a trial made of them.
+"""A trial made of several processes that train one network.
 
 The trial's own process holds the resources of all of them and stays the only one that Tune, the ledger and the
 checkpoints know: the workers stand on its machine, hold nothing themselves, and wait after each report until it lets
@@ -12,23 +12,22 @@ from __future__ import annotations
 import asyncio
 import atexit
 import itertools
-import os
 import tempfile
 import threading
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from ich_ray.data.folds import HeldOut
-from ich_ray.errors import IchRayError, TrialFailure
+from ich_ray.errors import TrialFailure
+from ich_ray.search.workers import WorkersLost, run_workers
 from ich_ray.storage import Location, locate, sha256, write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator
 
     from upath import UPath
 
@@ -37,70 +36,12 @@ if TYPE_CHECKING:
     from ich_ray.results import Setup
     from ich_ray.search.trial import Trainer, TrialSettings
 
-__all__ = ["Together", "WorkersLost", "nothing_left_behind", "run_workers"]
+__all__ = ["Together"]
 
-# How often Ray Train looks at its workers: the end of a group waits for it (2 s by default).
-_LOOK_EVERY_S = "0.2"
 # Ray Train places its workers by a placement group, which may not be empty: a share of the machine's own name.
 _SHARE_OF_NAME = 0.001
 # Workers that have not gone by then are killed with the process that started them.
 _FAREWELL_S = 10
-
-
-class WorkersLost(IchRayError):
-    """Processes that train together ended before their work was done; another attempt may well finish it."""
-
-
-def run_workers(
-    work: Callable[[dict[str, Any]], Any],
-    config: dict[str, Any],
-    *,
-    workers: int,
-    resources: dict[str, float],
-    nccl: bool,
-    storage: Location,
-    max_failures: int = 0,
-    **scaling: Any,
-) -> Any:
-    """Run `work(config)` in processes that share a process group; what rank 0 returned.
-
-    Args:
-        work: the same in every process; it finds its rank in Ray Train's context.
-        config: what it is given.
-        workers: processes.
-        resources: of each.
-        nccl: whether the group speaks through accelerators.
-        storage: a folder of Ray Train's own, on storage that every worker sees.
-        max_failures: times that the whole group is started again.
-        scaling: more of Ray Train's ScalingConfig, such as the placement.
-
-    Raises:
-        WorkersLost: it has failed more often than that.
-    """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _LOOK_EVERY_S)
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    environment = scaling.pop("environment", {})
-    trainer = TorchTrainer(
-        work,  # a value may be returned: Result.return_value
-        train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if nccl else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=resources.get("GPU", 0) > 0, resources_per_worker=resources, **scaling
-        ),
-        run_config=RunConfig(  # type: ignore[call-arg]  # Ray's type is that of its former version
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=max_failures),
-            worker_runtime_env={"env_vars": environment} if environment else {},
-        ),
-    )
-    try:
-        result: Any = trainer.fit()
-    except TrainingFailedError as error:
-        raise WorkersLost(str(error).strip().splitlines()[-1]) from error
-    return result.return_value
 
 
 @dataclass(frozen=True)
@@ -329,19 +270,3 @@ def _step(progress: Any, settings: TrialSettings) -> _Step:
     last = progress.images_seen >= settings.images
     data = b"" if last else progress.state().packed()
     return _Step(progress.images_seen, progress.metrics, progress.elapsed_s, progress.setup, data)
-
-
-@contextmanager
-def nothing_left_behind() -> Iterator[None]:
-    """Remove placement groups that this driver's processes made in the block and died before they could remove.
-
-    Ray keeps those of an actor that was killed until its driver ends.
-    """
-    ours = ray.get_runtime_context().get_job_id()
-    before = set(placement_group_table())
-    try:
-        yield
-    finally:
-        for name, entry in placement_group_table().items():
-            if name not in before and name.endswith(ours) and entry["state"] != "REMOVED":
-                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))

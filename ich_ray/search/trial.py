@@ -23,7 +23,7 @@ from ich_ray.data.folds import HeldOut
 from ich_ray.errors import IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import CheckpointReference, finite
-from ich_ray.search.together import WorkersLost
+from ich_ray.search.workers import WorkersLost
 from ich_ray.storage import Location, SearchFiles, locate, read_json, sha256, write_json
 
 if TYPE_CHECKING:
