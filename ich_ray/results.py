@@ -199,7 +199,7 @@ class SearchRecord(Record):
 
     Attributes:
         space: the search space as written in its file.
-        dataset: where the prepared dataset lies; `fingerprint` says which one it is.
+        dataset: where the prepared dataset lay; `fingerprint` says which one it is.
         prevalence: of `any` among the validation slices.
         split: of the dataset; see `LEAK`.
         amendments: later changes, such as more trials: `{"time": ..., "trials": 200}`.
@@ -231,6 +231,11 @@ class SearchRecord(Record):
     def wanted(self) -> int:
         """Trials asked for by now, amendments included."""
         return int(self._amended("trials", self.trials))
+
+    @property
+    def dataset_folder(self) -> str:
+        """Where the dataset lies by now."""
+        return str(self._amended("dataset", self.dataset))
 
     @property
     def warm_start(self) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -47,6 +48,8 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
     A Ray started here is private (``address="local"``: with no address Ray would attach to any cluster already
     running on the machine) and ends with the block.
 
+    SIGTERM, with which schedulers and containers end a process, does in the block what Ctrl-C does.
+
     A head that dies meanwhile, or is started again, ends the process with one line and exit code 1: calls into Ray hang
     from then on, its shutdown among them, until Ray's own core ends the process.
 
@@ -84,10 +87,24 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
     if not (where or "").startswith("ray://"):
         threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address, over), daemon=True).start()
     try:
-        yield
+        with _terminated_as_interrupted():
+            yield
     finally:
         over.set()
         ray.shutdown()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within the block SIGTERM does what Ctrl-C does; Ray's own handler would end the process where it stands."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def cluster_address(address: str | None) -> str | None:

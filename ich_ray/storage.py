@@ -166,8 +166,12 @@ class SearchFiles:
     def trial(self, number: int) -> UPath:
         return self.trials / f"{number:05d}.json"
 
+    @property
+    def checkpoints(self) -> UPath:
+        return self.root / "checkpoints"
+
     def checkpoint(self, number: int) -> UPath:
-        return self.root / "checkpoints" / f"{number:05d}"
+        return self.checkpoints / f"{number:05d}"
 
     @property
     def lock(self) -> UPath:

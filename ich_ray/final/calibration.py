@@ -87,7 +87,7 @@ def calibrate(
     wanted = Wanted(beta, sensitivity, conservative)
     check_method(method)
     found = open_search(search)
-    dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
+    dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
     bundle = load_bundle(found.files.bundle)
     slices = dataset.role("calibration")
     trained = [dataset.manifest.roles[role] for role in bundle.card.trained_by]

@@ -93,7 +93,8 @@ def confirm(
 ) -> Confirmation:
     """Train the best trials of a search again and choose on the mean; retrain and calibrate then use the chosen one.
 
-    Run it again to go on after an interruption, or with a larger `top` or more folds: what is done is not done twice.
+    Run it again to go on after an interruption or a failure, or with a larger `top` or more folds: what is done is not
+    done twice.
 
     Args:
         search: the search folder.
@@ -114,7 +115,7 @@ def confirm(
         raise ConfigError("--folds, --seeds: one of them must be given, got both; choose what shall differ")
     found = open_search(search)
     candidates = _top(found, top)
-    dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
+    dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
     kind: Kind = "seeds" if seeds is not None else "folds"
     parts = _seeds(seeds) if seeds is not None else check_folds(dataset, DEFAULT_FOLDS if folds is None else folds)
     numbers = ", ".join(str(trial.number) for trial in candidates)
@@ -192,12 +193,17 @@ def _space(found: SearchResult) -> SearchSpace:
 def _record(found: SearchResult, space: SearchSpace, trials: int) -> SearchRecord:
     seed = trial_seed(found.record.seed, _SEED_OF_CONFIRMATION)
     changes: dict[str, Any] = {"name": space.name, "space": space.source, "seed": seed, "trials": trials}
+    changes["dataset"] = found.record.dataset_folder
     return found.record.model_copy(update={**changes, "created": time.time(), "amendments": ()})
 
 
 def _missing(ledger: Ledger, candidates: Sequence[TrialResult], parts: Sequence[int | None]) -> list[Listed]:
-    """What the ledger lacks, part after part, so that all candidates come equally far."""
-    there = Counter((trial.repeats, trial.fold) for trial in ledger.trials.values())
+    """What the ledger lacks, part after part, so that all candidates come equally far.
+
+    A training that failed is lacking, too, unless it diverged: that it would do again.
+    """
+    ended = (trial for trial in ledger.trials.values() if trial.state != "failed" or trial.reason == "diverged")
+    there = Counter((trial.repeats, trial.fold) for trial in ended)
     missing = []
     for part in parts:
         for candidate in candidates:
@@ -231,8 +237,10 @@ def _confirmation(
 
 
 def _trainings(trained: SearchResult, candidate: TrialResult, parts: Sequence[int | None]) -> list[TrialResult]:
-    """The trainings of one candidate in the order of the parts."""
-    own = [trial for trial in trained.trials if trial.repeats == candidate.number]
+    """The trainings of one candidate in the order of the parts; those that failed if there are no others."""
+    own = sorted(
+        (trial for trial in trained.trials if trial.repeats == candidate.number), key=lambda one: one.state == "failed"
+    )
     return [own.pop(next(at for at, trial in enumerate(own) if trial.fold == part)) for part in parts]
 
 
@@ -255,7 +263,8 @@ def _chosen(judged: Sequence[Candidate], objective: Objective, trained: SearchRe
     if not whole:
         raise IchRayError(
             f"{trained.files.root}: one candidate at least must get through all its trainings, got none; "
-            f"`ich-ray results {trained.files.root}` says why they failed; confirm more with --top"
+            f"`ich-ray results {trained.files.root}` says why they failed; remove the cause and confirm again, or "
+            "confirm more with --top"
         )
     sign = 1 if objective.mode == "max" else -1
     return max(whole, key=lambda candidate: sign * (candidate.mean or 0.0)).trial

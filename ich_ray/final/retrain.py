@@ -114,7 +114,7 @@ def retrain(
         raise ConfigError(f"--slices: a sample needs validation patients to stop by, got --patients {patients}")
     found = open_search(search)
     trial = chosen_trial(found)
-    dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
+    dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
     parameters = _sized(Hyperparameters.model_validate(trial.parameters), dataset, slices, epochs)
     before = _rehearsal(found, trial, parameters) if patients != "train" else ()
     images, budget = planned(found, trial, parameters, dataset.manifest.roles, patients, before, sampled=bool(slices))
@@ -192,7 +192,7 @@ def _plan(
     """Without a seed, and so without a folder."""
     return Plan(
         folder="",
-        dataset=found.record.dataset,
+        dataset=found.record.dataset_folder,
         fingerprint=found.record.fingerprint,
         parameters=parameters.model_dump(),
         objective=found.objective.model_dump(),

@@ -69,7 +69,7 @@ def quick_evaluation(found: SearchResult) -> list[QuickRow]:
     """A row for each trial of a search or of a confirmation on folds, in their order."""
     prevalences: dict[int | None, float] = {None: found.record.prevalence}
     if folds := {trial.fold for trial in found.trials if trial.fold is not None}:
-        dataset = PreparedDataset.open(found.record.dataset, fingerprint=found.record.fingerprint)
+        dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
         prevalences |= {fold: HeldOut(dataset, fold).role("validation").prevalence for fold in folds}
     return [_row(trial, prevalences[trial.fold]) for trial in found.trials]
 

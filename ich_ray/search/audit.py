@@ -42,7 +42,7 @@ def audit(where: Location) -> Audit:
     root = locate(where)
     if SearchFiles(root).search.exists():
         found = Evidence.read(SearchFiles(root))
-        dataset = audit_dataset(found.record.dataset, found.record.fingerprint)
+        dataset = audit_dataset(found.record.dataset_folder, found.record.fingerprint)
         return Audit(where=str(root), state=found.state, checks=(*check_search(found), dataset))
     if DatasetFiles(root).manifest.exists():
         return Audit(where=str(root), state="prepared", checks=(audit_dataset(root),))

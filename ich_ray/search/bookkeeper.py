@@ -117,8 +117,10 @@ class Bookkeeper(Callback):
             self._say_ended(number)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
-        self._running.discard(trial.config["number"])
-        say(f"trial {trial.config['number']}: its process died, starting it again from its newest checkpoint")
+        number = trial.config["number"]
+        self._running.discard(number)
+        trial.config["reported"] = self._ledger.trials[number].images_seen  # what the next attempt may rely on
+        say(f"trial {number}: its process died, starting it again from its newest checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         self._say_ended(trial.config["number"])

@@ -38,12 +38,14 @@ class Rungs:
     the best floor(n / reduction), at least one, of the n trials including itself. It is asked when it arrives and at
     every report until its next rung, always with the values that trials had at the rung, so that equal numbers of
     images are compared. A value there is the best so far, because trials are judged by their best report in the end.
+    Reports that come again, of a trial that was put back to an older checkpoint, decide nothing: they were judged.
     """
 
     def __init__(self, budget: Budget, objective: Objective) -> None:
         self._budget = budget
         self._sign = 1.0 if objective.mode == "max" else -1.0
         self._best: dict[int, float] = {}
+        self._told: dict[int, int] = {}
         self.reached: dict[int, dict[int, float]] = {level: {} for level in budget.rungs()}
         self._ranked: dict[int, list[float]] = {level: [] for level in self.reached}
 
@@ -61,8 +63,9 @@ class Rungs:
 
         A value that is missing or not finite is kept out: it neither stops nor spares anyone.
         """
-        if value is None or not math.isfinite(value):
+        if value is None or not math.isfinite(value) or images_seen <= self._told.get(number, -1):
             return None
+        self._told[number] = images_seen
         self._best[number] = max(self._best.get(number, -math.inf), self._sign * value)
         passed = [level for level in self.reached if images_seen >= level]
         new = [level for level in passed if number not in self.reached[level]]

@@ -7,6 +7,7 @@ from what stands here.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,17 +44,23 @@ class Ledger:
         self.files = files
         self.record = record
         self.trials = dict(trials)
+        self._full = 0  # all numbers below are taken
 
     @classmethod
     def create(cls, out: Location, record: SearchRecord) -> Ledger:
         """Start a search in a folder that holds none.
 
         Raises:
-            ConfigError: it holds one, the same or another: the difference is named.
+            ConfigError: it holds one, the same or another: the difference is named; or what is left of one.
         """
         files = SearchFiles(locate(out))
         if files.search.exists():
             raise ConfigError(cls.occupied(files, record))
+        if left := [part.name for part in (files.trials, files.checkpoints) if part.exists() and any(part.iterdir())]:
+            raise ConfigError(
+                f"{files.root}: a new search needs a folder without trials, got {' and '.join(left)} of one whose "
+                "search.json is gone; put it back, or choose another --out"
+            )
         ledger = cls(files, record, {})
         ledger._write_record()
         return ledger
@@ -69,17 +76,23 @@ class Ledger:
 
     @classmethod
     def open(cls, out: Location) -> Ledger:
-        """Go on with the search in a folder; checkpoints that ended trials left behind are removed."""
+        """Go on with the search in a folder; checkpoints that no unfinished trial can use are removed."""
         found = open_search(out)
         ledger = cls(found.files, found.record, {trial.number: trial for trial in found.trials})
-        for trial in found.trials:
-            if trial.state != "running":
-                ledger._drop_checkpoint(trial.number)
+        used = {found.files.checkpoint(trial.number).name for trial in ledger.unfinished}
+        for folder in found.files.checkpoints.iterdir() if found.files.checkpoints.exists() else ():
+            if folder.name not in used:
+                remove(folder)
         return ledger
 
     @property
     def unfinished(self) -> list[TrialResult]:
         return [trial for _, trial in sorted(self.trials.items()) if trial.state == "running"]
+
+    @property
+    def next_number(self) -> int:
+        """Of the next trial: the first one that is free, so that a file that was lost leaves no gap."""
+        return next(number for number in itertools.count(self._full) if number not in self.trials)
 
     def amend(self, **change: Any) -> None:
         """Append a change of what was asked, such as ``trials=200``."""
@@ -91,7 +104,8 @@ class Ledger:
         self, parameters: Mapping[str, Parameter], *, repeats: int | None = None, fold: int | None = None
     ) -> TrialResult:
         """The next trial: numbered, seeded and on disk before anything trains."""
-        number = max(self.trials, default=-1) + 1
+        number = self.next_number
+        self._full = number
         return self._write(
             TrialResult(
                 number=number,

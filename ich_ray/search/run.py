@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.errors import ConfigError
+from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say
 from ich_ray.results import SearchRecord, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
@@ -99,7 +99,7 @@ def run_search(
     begun = _begun(files, there, asked, trials, resume)
     wanted = trials or (begun or asked).wanted
     teacher = str(locate(warm_start)) if warm_start is not None else begun.warm_start if begun else None
-    warm = _warm(checked, teacher)
+    warm = _warm(checked, teacher) if warm_start is not None else _warm_again(checked, teacher)
 
     from ich_ray.search.driver import Driver
     from ich_ray.search.machines import Fleet
@@ -112,7 +112,10 @@ def run_search(
         with connected(address):
             slots = plan_slots(Fleet().machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         planned = plan_search(checked, data, wanted, slots)
-        searches = [open_search(where) if where else None for where in (files.root if begun else None, teacher)]
+        searches = [
+            open_search(where) if where else None
+            for where in (files.root if begun else None, teacher if warm else None)
+        ]
         print(f"{planned}\n{costs(checked, data, planned, *searches)}")
         return SearchResult(files, asked, ())
     if _trainer is None:
@@ -131,6 +134,8 @@ def run_search(
             ledger.amend(trials=wanted)
         if teacher != ledger.record.warm_start:
             ledger.amend(warm_start=teacher)
+        if asked.dataset != ledger.record.dataset_folder:  # the same one, moved
+            ledger.amend(dataset=asked.dataset)
         listed = _listed(checked, ledger, wanted)
         keys: dict[str, Any] = {"warm": warm, "listed": listed, "placement": placement, "trainer": _trainer}
         keys["room"] = room(fleet, slots, concurrent)
@@ -220,7 +225,9 @@ def _listed(space: SearchSpace, ledger: Ledger, wanted: int) -> list[Listed] | N
     """What a ledger lacks of a space's listed trials; None where trials are drawn."""
     if space.listed is None:
         return None
-    return [Listed(parameters) for parameters in space.listed[len(ledger.trials) : wanted]]
+    return [
+        Listed(parameters) for number, parameters in enumerate(space.listed[:wanted]) if number not in ledger.trials
+    ]
 
 
 def _warm(space: SearchSpace, where: str | None) -> list[TrialResult]:
@@ -239,14 +246,23 @@ def _warm(space: SearchSpace, where: str | None) -> list[TrialResult]:
     return kept
 
 
+def _warm_again(space: SearchSpace, where: str | None) -> list[TrialResult]:
+    """What a search that goes on was begun with, as far as it is still there."""
+    try:
+        return _warm(space, where)
+    except IchRayError as error:
+        say(f"warm start: {where} cannot be read any more, going on with this search's own trials ({error})")
+        return []
+
+
 @contextmanager
 def locked(files: SearchFiles) -> Iterator[None]:
-    """Hold the search; a folder that was made only for the lock goes away with it."""
-    try:
-        with exclusive(files.lock, "a search"):
+    """Hold the search; a folder that was made only for the lock goes away with it, while nobody else can hold it."""
+    with exclusive(files.lock, "a search"):
+        try:
             yield
-    finally:
-        if not files.search.exists() and files.root.exists():
-            files.lock.unlink(missing_ok=True)
-            if not any(files.root.iterdir()):
-                files.root.rmdir()
+        finally:
+            if not files.search.exists() and files.root.exists():
+                files.lock.unlink(missing_ok=True)
+                if not any(files.root.iterdir()):
+                    files.root.rmdir()

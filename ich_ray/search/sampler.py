@@ -117,7 +117,7 @@ class LedgerSampler(Searcher):
         if self._listed is not None:
             parameters, repeats, fold = self._listed.popleft()
             return self._ledger.add(parameters, repeats=repeats, fold=fold), None
-        number = len(self._ledger.trials)
+        number = self._ledger.next_number
         trial = self._ask(self._space.points[number] if number < len(self._space.points) else {})
         return self._ledger.add(self._space.draw(_Asked(trial)).parameters), trial
 

@@ -141,6 +141,19 @@ def test_what_is_there_is_not_trained_again(tmp_path: Path, dataset: PreparedDat
     assert [one.repeats for one in module._missing(seeds, ranked[:2], [None, None, None])] == [0, 1, 0, 1]
 
 
+def test_what_failed_is_trained_again_unless_it_diverged(tmp_path: Path, dataset: PreparedDataset) -> None:
+    ranked = open_search(searched(tmp_path / "s", dataset, FAVORITES)).ranked()
+    ledger = Ledger.open(ledger_of(tmp_path / "c", [(0, 0, None)]))  # diverged, and would again
+    ledger.add({"learning_rate": 1e-3}, repeats=0, fold=1)
+    ledger.finish(1, Verdict("failed", "out_of_memory"))
+    missing = module._missing(ledger, ranked[:1], [0, 1])
+    assert [(one.repeats, one.fold) for one in missing] == [(0, 1)]
+    ledger.add(missing[0].parameters, repeats=0, fold=1)
+    ledger.report(2, 300, {"average_precision": 0.7}, 1.0, end=Verdict("completed"))
+    trainings = module._trainings(open_search(ledger.files.root), ranked[0], [0, 1])
+    assert [(one.number, one.state) for one in trainings] == [(0, "failed"), (2, "completed")]
+
+
 def test_seeds_are_not_those_of_the_search(tmp_path: Path, dataset: PreparedDataset) -> None:
     found = open_search(searched(tmp_path / "s", dataset, FAVORITES))
     space = module._space(found)

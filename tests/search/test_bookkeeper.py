@@ -77,6 +77,14 @@ def test_the_standing_counts_what_happened(driver: Driver) -> None:
     assert seen.left_s == pytest.approx(2940 / 110)
 
 
+def test_a_trial_that_is_started_again_knows_what_it_has_reported(driver: Driver) -> None:
+    trial = driver.start()
+    trial.config["reported"] = 0
+    driver.report(trial, 100, 0.5)
+    driver.books.on_trial_recover(0, [], trial)
+    assert trial.config["reported"] == 100
+
+
 def test_nothing_is_known_before_the_first_report(driver: Driver) -> None:
     driver.start()
     driver.books._deadline = float("inf")

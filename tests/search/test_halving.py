@@ -72,8 +72,20 @@ def test_a_report_told_twice_changes_nothing() -> None:
         rungs.offer(number, 100, value)
     before = dict(rungs.reached[100])
     assert rungs.offer(2, 100, 0.9) is None
-    assert rungs.offer(1, 100, 0.9) == 100  # 0.4 is not the best of three, as before
+    assert rungs.offer(1, 100, 0.9) is None
     assert rungs.reached[100] == before
+    assert rungs.offer(1, 200, 0.9) == 100  # 0.4 is not the best of three
+
+
+def test_a_trial_put_back_to_an_older_checkpoint_is_not_judged_where_it_has_been() -> None:
+    rungs = Rungs(BUDGET, MAX)
+    for images_seen, value in ((100, 0.5), (200, 0.9), (300, 0.9), (400, 0.9)):
+        assert rungs.offer(0, images_seen, value) is None
+    for number in (1, 2, 3, 4):  # better than 0.5 at the first rung, which is behind it
+        rungs.offer(number, 100, 0.6)
+    again = [rungs.offer(0, images_seen, value) for images_seen, value in ((100, 0.5), (200, 0.9), (300, 0.9))]
+    assert again == [None, None, None]
+    assert rungs.offer(0, 500, 0.9) is None
 
 
 def test_a_late_first_report_is_judged_at_the_rungs_it_passed() -> None:

@@ -101,6 +101,31 @@ def test_a_folder_with_a_search_is_refused(ledger: Ledger) -> None:
     assert "parameters.dropout.uniform: there [0, 0.5], asked nothing" in str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["trials", "checkpoints"])
+def test_what_is_left_of_another_search_is_not_taken_over(ledger: Ledger, part: str) -> None:
+    if part == "trials":
+        ledger.add({"dropout": 0.1})
+    else:
+        ledger.files.checkpoint(0).mkdir(parents=True)
+    ledger.files.search.unlink()
+    with pytest.raises(
+        ConfigError, match=f"needs a folder without trials, got {part} of one whose search.json is gone"
+    ):
+        Ledger.create(ledger.files.root, RECORD)
+
+
+def test_a_trial_file_that_was_lost_leaves_no_gap_and_no_checkpoint(ledger: Ledger) -> None:
+    for dropout in (0.1, 0.2, 0.3):
+        ledger.add({"dropout": dropout})
+    for number in (0, 1):
+        ledger.files.checkpoint(number).mkdir(parents=True)
+    ledger.files.trial(1).unlink()
+    again = Ledger.open(ledger.files.root)
+    assert [again.files.checkpoint(number).exists() for number in (0, 1)] == [True, False]
+    assert [again.add({"dropout": dropout}).number for dropout in (0.4, 0.5)] == [1, 3]
+    assert again.trials[1].seed == trial_seed(0, 1)
+
+
 def test_equal_searches_do_not_differ() -> None:
     assert differences(RECORD, RECORD.model_copy(update={"created": 5.0, "trials": 9, "versions": {"ray": "3"}})) == []
     assert differences(RECORD, RECORD.model_copy(update={"fingerprint": "beef"})) == ["dataset: there f00d, asked beef"]
@@ -112,6 +137,13 @@ def test_more_trials_are_an_amendment(ledger: Ledger) -> None:
     read = open_search(ledger.files.root).record
     assert (read.trials, read.wanted) == (3, 8)
     assert len(read.amendments) == 1
+
+
+def test_a_dataset_that_was_moved_is_an_amendment(ledger: Ledger) -> None:
+    assert ledger.record.dataset_folder == RECORD.dataset
+    ledger.amend(dataset="elsewhere")
+    read = open_search(ledger.files.root).record
+    assert (read.dataset, read.dataset_folder) == (RECORD.dataset, "elsewhere")
 
 
 def test_seeds_differ_between_trials_and_searches() -> None:

@@ -335,6 +335,35 @@ def test_two_drivers_never_share_a_search(data: Path, space: Path, tmp_path: Pat
         run_search(data, space, tmp_path / "s", trials=1)
 
 
+def test_a_driver_that_is_refused_leaves_the_other_one_its_lock(tmp_path: Path) -> None:
+    files = SearchFiles(locate(tmp_path / "s"))
+    with run.locked(files):  # before it has a search.json
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="another one is at work"), run.locked(files):
+                raise AssertionError
+    assert not files.root.exists()
+
+
+def test_a_listed_trial_whose_file_was_lost_runs_again(tmp_path: Path, data: Path, space: Path) -> None:
+    space.write_text(
+        "{name: listed, sampler: grid, budget: {images: 900, report_every: 100, first_rung: 900}, "
+        "parameters: {learning_rate: 0.001, dropout: {choice: [0.1, 0.2, 0.3, 0.4]}}}"
+    )
+    begun = run_search(data, space, tmp_path / "s", _trainer=FakeTrainer())
+    draws = [trial.parameters["dropout"] for trial in begun.trials]
+    begun.files.trial(1).unlink()
+    found = run_search(data, space, tmp_path / "s", resume=True, _trainer=FakeTrainer())
+    assert [trial.parameters["dropout"] for trial in found.trials] == draws
+    check_invariants(found, 4)
+
+
+def test_a_dataset_that_was_moved_is_known_from_then_on(data: Path, space: Path, copied: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "moved")
+    found = run_search(tmp_path / "moved", space, copied, resume=True, _trainer=FakeTrainer())
+    assert found.record.dataset_folder == str(tmp_path / "moved")
+    assert confirm(copied, top=1, folds=2, _trainer=FakeTrainer()).parts == 2
+
+
 def test_a_plan_is_printed_and_nothing_written(
     data: Path, space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +403,10 @@ def test_a_warm_start_is_remembered(data: Path, space: Path, tmp_path: Path, mon
     found = run_search(data, space, tmp_path / "s", resume=True, **keys)
     assert len(found.record.amendments) == 1
     assert said.count("warm start: 1 of 1 trials of first fit this space and are kept") == 2
+    shutil.rmtree(tmp_path / "first")
+    found = run_search(data, space, tmp_path / "s", resume=True, **keys)
+    assert found.record.warm_start == str(tmp_path / "first")
+    assert any(line.startswith(f"warm start: {tmp_path / 'first'} cannot be read any more, going on") for line in said)
 
 
 DRIVER = """
@@ -409,13 +442,13 @@ def interrupted(data: Path, space: Path, out: Path, with_signal: signal.Signals)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_driver_loses_nothing(data: Path, space: Path, tmp_path: Path, with_signal: signal.Signals) -> None:
     out = tmp_path / "s"
     said = interrupted(data, space, out, with_signal)
     before = open_search(out)
     assert before.count("running") >= 1
-    if with_signal == signal.SIGINT:
+    if with_signal != signal.SIGKILL:
         assert "got interrupted after" in said
         assert "add --resume to go on, nothing is lost" in said
         assert "Traceback" not in said

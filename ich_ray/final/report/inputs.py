@@ -124,6 +124,6 @@ def _predictions(path: UPath) -> Predictions | None:
 def _dataset(search: SearchResult) -> tuple[PreparedDataset | None, str]:
     """The dataset that the search used, or why its slices cannot be shown: the page needs them only for examples."""
     try:
-        return PreparedDataset.open(search.record.dataset, fingerprint=search.record.fingerprint), ""
+        return PreparedDataset.open(search.record.dataset_folder, fingerprint=search.record.fingerprint), ""
     except IchRayError as error:
         return None, f"The prepared dataset cannot be read: {error}"

@@ -39,7 +39,7 @@ class Missing:
 def missing(inputs: Inputs) -> list[Missing]:
     """Stages without their file, in the order to run them."""
     where = shlex.quote(str(inputs.search.files.root))
-    data = shlex.quote(inputs.search.record.dataset)
+    data = shlex.quote(inputs.search.record.dataset_folder)
     found = []
     if inputs.best is None:
         found.append(Missing("A completed trial", f"ich-ray search {data} --space FILE.yaml --out {where} --resume"))
