@@ -155,7 +155,7 @@ def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, slots: dict
     if before is not None and set(best) <= {candidate.trial for candidate in before.candidates}:
         return
     if len(best) < 2:
-        progress.say("confirm: skipped, as one trial alone has completed")
+        progress.say("confirm: skipped, among fewer than two trials there is nothing to choose")
         return
     progress.say("confirm")
     folds: int | None = CONFIRM_PARTS

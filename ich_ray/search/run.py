@@ -130,6 +130,7 @@ def run_search(
 
             share(data, sampled(checked), gpus=slots.gpus > 0)
         ledger = Ledger.open(out) if begun else Ledger.create(out, asked)
+        wanted = max(trials or 0, ledger.record.wanted)  # another driver may have raised it before the lock was ours
         if wanted != ledger.record.wanted:
             ledger.amend(trials=wanted)
         if teacher != ledger.record.warm_start:
