@@ -37,6 +37,7 @@ __all__ = [
     "RelativeFile",
     "SearchFiles",
     "exclusive",
+    "first_problem",
     "is_held",
     "is_local",
     "locate",
@@ -166,6 +167,13 @@ class SearchFiles:
     def trial(self, number: int) -> UPath:
         return self.trials / f"{number:05d}.json"
 
+    def records(self) -> list[UPath]:
+        """All files in `trials` that look like a trial's, whatever is in them."""
+        if not self.trials.exists():
+            return []
+        found = [path for path in self.trials.iterdir() if "0" <= path.name[0] <= "9" and path.suffix == ".json"]
+        return sorted(found, key=lambda path: path.name)
+
     def checkpoint(self, number: int) -> UPath:
         return self.root / "checkpoints" / f"{number:05d}"
 
@@ -289,9 +297,14 @@ def read_record(path: UPath, kind: type[Kind], remedy: str) -> Kind:
     try:
         return kind.model_validate(read_json(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise IntegrityError(f"{path}: must match its format, got {first['msg']} at {where}; {remedy}") from None
+        raise IntegrityError(f"{path}: must match its format, got {first_problem(error)}; {remedy}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first wrong place of a record in a line: `Field required at number`."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{first['msg']} at {where}" if where else str(first["msg"])
 
 
 def write_table(path: UPath, table: pa.Table) -> None:
