@@ -11,7 +11,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ich_ray import cli
-from ich_ray.errors import ConfigError
+from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.search.export import export
 from ich_ray.search.export.mlflow import experiment_name
@@ -136,6 +136,14 @@ def test_mlflow_is_asked_for_where_it_is_missing(found: SearchResult, monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
     with pytest.raises(ConfigError, match=r"MLflow must be installed, got none; run pip install 'ich_ray\[mlflow\]'"):
         export(found.files.root, mlflow="sqlite:///x.db")
+
+
+def test_a_trial_that_the_space_cannot_draw_is_named(found: SearchResult) -> None:
+    odd = found.trials[2].model_copy(update={"parameters": {**DRAWN, "dropout": 0.9}})
+    with pytest.raises(
+        IntegrityError, match=r"trials/00002\.json: its parameters must be drawn from .*, got dropout=0.9"
+    ):
+        as_frozen(parse_space(found.record.space, "x"), odd)
 
 
 def test_a_search_begun_at_another_moment_is_another_experiment(found: SearchResult) -> None:
