@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.storage import Line, Location, Record, RelativeFile, SearchFiles, first_problem, locate, read_record
+from ich_ray.storage import (
+    Line,
+    Location,
+    Record,
+    RelativeFile,
+    SearchFiles,
+    first_problem,
+    is_there,
+    locate,
+    read_record,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -353,11 +363,11 @@ def open_search(where: Location) -> SearchResult:
     """Read a search directory: a local path or a URI, running or finished.
 
     Raises:
-        ConfigError: there is no search there.
+        ConfigError: there is no search there, or nobody may read it.
         IntegrityError: a file of it is damaged.
     """
     files = SearchFiles(locate(where))
-    if not files.search.exists():
+    if not is_there(files.search):
         raise ConfigError(f"{files.root}: a search holds search.json, got none; check the path or run `ich-ray search`")
     remedy = "restore the file or start a new search"
     record = read_record(files.search, SearchRecord, remedy)

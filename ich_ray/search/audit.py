@@ -13,7 +13,7 @@ from ich_ray.data.audit import Check, audit_dataset
 from ich_ray.errors import ConfigError
 from ich_ray.search.evidence import Evidence
 from ich_ray.search.invariants import check_search
-from ich_ray.storage import DatasetFiles, Location, Record, SearchFiles, locate
+from ich_ray.storage import DatasetFiles, Location, Record, SearchFiles, is_there, locate
 
 __all__ = ["Audit", "Check", "audit"]
 
@@ -38,11 +38,11 @@ def audit(where: Location) -> Audit:
     """Check a search with its dataset, or a dataset alone.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: there is neither, or nobody may read it.
         IntegrityError: search.json is damaged, so that nothing can be said about the search.
     """
     root = locate(where)
-    if SearchFiles(root).search.exists():
+    if is_there(SearchFiles(root).search):
         found = Evidence.read(SearchFiles(root))
         dataset = audit_dataset(found.record.dataset, found.record.fingerprint)
         return Audit(where=str(root), state=found.state, checks=(*check_search(found), dataset))

@@ -170,6 +170,23 @@ def test_all_targets_are_checked_before_any_is_written(found: SearchResult, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["there.db"]
 
 
+@pytest.mark.parametrize("flag", ["tensorboard", "optuna"])
+def test_a_place_that_cannot_be_written_is_told(found: SearchResult, tmp_path: Path, flag: str) -> None:
+    (tmp_path / "there").write_text("mine")
+    for place in ("there/x", "there/y/x"):
+        with pytest.raises(
+            ConfigError, match=f"--{flag} .*{place}: must be a place that can be written, got (not|file)"
+        ):
+            export(found.files.root, **{flag: tmp_path / place})  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_two_exports_have_two_places(found: SearchResult, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--tensorboard, --optuna: must be two places, got .*/x for both"):
+        export(found.files.root, tensorboard=tmp_path / "x", optuna=tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_export_needs_a_target(found: SearchResult) -> None:
     with pytest.raises(ConfigError, match="at least one of --tensorboard, --optuna and --mlflow must be given"):
         export(found.files.root)
