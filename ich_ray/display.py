@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from ich_ray.search.table import said_parameters
+from ich_ray.search.table import said_detail, said_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,8 +87,20 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         value, drawn = _plain(trial.value), said_parameters(trial.parameters)
         table.add_row(str(trial.number), state, value, str(trial.images_seen), seconds, drawn)
     _show(table)
+    _print_failures(found)
     for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
         print(f"{count} trials on {setup}")
+
+
+def _print_failures(found: SearchResult) -> None:
+    """A line for each way to fail, the commonest first, with one trial to look at."""
+    failed = {said_detail(trial): trial.number for trial in reversed(found.trials) if trial.state == "failed"}
+    counts = Counter(said_detail(trial) for trial in found.trials if trial.state == "failed").most_common()
+    for why, count in counts[:_TABLE_ROWS]:
+        others = f" and {count - 1} more" if count > 1 else ""
+        print(f"trial {failed[why]}{others} failed: {why}")
+    if len(counts) > _TABLE_ROWS:
+        print(f"{len(counts) - _TABLE_ROWS} more ways to fail; --json has all")
 
 
 def print_probe(done: Probe, out: str, as_json: bool) -> None:

@@ -8,10 +8,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.storage import Line, Location, Record, RelativeFile, SearchFiles, locate, read_record
+from ich_ray.storage import (
+    Line,
+    Location,
+    Record,
+    RelativeFile,
+    SearchFiles,
+    first_problem,
+    is_there,
+    locate,
+    read_record,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -218,6 +228,17 @@ class SearchRecord(Record):
     created: float
     amendments: tuple[dict[str, Any], ...] = ()
 
+    @model_validator(mode="after")
+    def _readable(self) -> SearchRecord:
+        """What is kept as it was written and read on use is tried once, where the file's name is known."""
+        for name in ("objective", "wanted", "warm_start", "ended"):
+            try:
+                getattr(self, name)
+            except (TypeError, ValueError) as error:
+                problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
+                raise ValueError(f"{name} cannot be read: {problem}") from None
+        return self
+
     @property
     def leak(self) -> str:
         """Why no figure of this search holds for other patients; empty if nothing is wrong."""
@@ -347,16 +368,15 @@ def open_search(where: Location) -> SearchResult:
     """Read a search directory: a local path or a URI, running or finished.
 
     Raises:
-        ConfigError: there is no search there.
+        ConfigError: there is no search there, or nobody may read it.
         IntegrityError: a file of it is damaged.
     """
     files = SearchFiles(locate(where))
-    if not files.search.exists():
+    if not is_there(files.search):
         raise ConfigError(f"{files.root}: a search holds search.json, got none; check the path or run `ich-ray search`")
     remedy = "restore the file or start a new search"
     record = read_record(files.search, SearchRecord, remedy)
-    names = files.trials.glob("[0-9]*.json") if files.trials.exists() else []
-    found = [_read_trial(files, name, remedy) for name in names]
+    found = [_read_trial(files, name, remedy) for name in files.records()]
     trials = tuple(sorted(found, key=lambda trial: trial.number))
     return SearchResult(files, record, trials)
 

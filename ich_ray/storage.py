@@ -37,14 +37,17 @@ __all__ = [
     "RelativeFile",
     "SearchFiles",
     "exclusive",
+    "first_problem",
     "is_held",
     "is_local",
+    "is_there",
     "locate",
     "read_json",
     "read_record",
     "read_table",
     "remove",
     "sha256",
+    "system_reason",
     "write_bytes",
     "write_json",
     "write_table",
@@ -54,6 +57,8 @@ __all__ = [
 Location: TypeAlias = "str | os.PathLike[str] | UPath"
 
 _HASH_CHUNK_BYTES = 1 << 20
+# What fsspec calls the file system of this machine: a URI of it is a path, to be locked and replaced like any other.
+_LOCAL = ("file", "local")
 # The largest we write is the manifest of a dataset, 200 bytes a block; a file beyond this was not written by us.
 _LARGEST_JSON_BYTES = 64 << 20
 
@@ -93,10 +98,12 @@ def locate(where: Location) -> UPath:
     Listings of object storage are not remembered: other processes write there, and `results` must see it.
 
     Raises:
-        ConfigError: nothing here can read such a URI.
+        ConfigError: nothing here can read such a URI, or nobody may look there.
     """
     try:
         path = UPath(where)
+        if path.protocol in _LOCAL:
+            path = UPath(path.path)
         if not is_local(path):
             path = UPath(path, use_listings_cache=False)
             _ = path.fs
@@ -105,7 +112,29 @@ def locate(where: Location) -> UPath:
         raise ConfigError(
             f"{where}: a file system for it must be installed, got {error}; s3:// comes with this package"
         ) from None
-    return UPath(path.expanduser().absolute())
+    path = UPath(path.expanduser().absolute())
+    is_there(path)
+    return path
+
+
+def is_there(path: UPath) -> bool:
+    """Whether there is anything at `path`.
+
+    Raises:
+        ConfigError: nobody may look there, or no file can have that name.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: must be a place where this user may look, got {system_reason(error)}; choose another one"
+        ) from None
+
+
+def system_reason(error: OSError) -> str:
+    """What the system says: `permission denied`."""
+    said = error.strerror or type(error).__name__
+    return f"{said[:1].lower()}{said[1:]}"
 
 
 def is_local(path: UPath) -> bool:
@@ -151,9 +180,17 @@ class DatasetFiles:
 
 @dataclass(frozen=True)
 class SearchFiles:
-    """The files of a search."""
+    """The files of a search.
+
+    Raises:
+        ConfigError: `root` is a file.
+    """
 
     root: UPath
+
+    def __post_init__(self) -> None:
+        if is_local(self.root) and self.root.is_file():
+            raise ConfigError(f"{self.root}: a search must be a folder, got a file; give another path")
 
     @property
     def search(self) -> UPath:
@@ -169,6 +206,16 @@ class SearchFiles:
     @property
     def checkpoints(self) -> UPath:
         return self.root / "checkpoints"
+
+    def records(self) -> list[UPath]:
+        """All files in `trials` that look like a trial's, whatever is in them."""
+        if not is_there(self.trials):
+            return []
+        try:
+            found = [path for path in self.trials.iterdir() if "0" <= path.name[0] <= "9" and path.suffix == ".json"]
+        except OSError as error:
+            raise _unreadable(self.trials, error) from None
+        return sorted(found, key=lambda path: path.name)
 
     def checkpoint(self, number: int) -> UPath:
         return self.checkpoints / f"{number:05d}"
@@ -288,14 +335,29 @@ def read_record(path: UPath, kind: type[Kind], remedy: str) -> Kind:
         remedy: the end of the error's message: what its reader can do.
 
     Raises:
+        FileNotFoundError: it is not there.
+        ConfigError: nobody may read it.
         IntegrityError: the file is not JSON, or not of this kind; the first wrong place is named.
     """
     try:
         return kind.model_validate(read_json(path))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise IntegrityError(f"{path}: must match its format, got {first['msg']} at {where}; {remedy}") from None
+        raise IntegrityError(f"{path}: must match its format, got {first_problem(error)}; {remedy}") from None
+
+
+def _unreadable(path: UPath, error: OSError) -> ConfigError:
+    return ConfigError(f"{path}: must be readable, got {system_reason(error)}; let this user read it")
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first wrong place of a record in a line: `Field required at number`."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{first['msg']} at {where}" if where else str(first["msg"])
 
 
 def write_table(path: UPath, table: pa.Table) -> None:
@@ -347,18 +409,22 @@ def exclusive(lock: UPath, what: str, *, wait: bool = False) -> Iterator[None]:
         wait: for as long as another process holds it.
 
     Raises:
-        ConfigError: another process holds it, and nobody waits.
+        ConfigError: another process holds it, and nobody waits; or it cannot be written.
     """
     if not is_local(lock):
         yield
         return
-    lock.parent.mkdir(parents=True, exist_ok=True)
     guard = FileLock(str(lock))
     try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
         guard.acquire(timeout=-1 if wait else 1)
     except Timeout:
         raise ConfigError(
             f"{lock.parent}: one process at a time may write {what}, another one is at work; wait for it or stop it"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{lock.parent}: must be a folder where {what} can be written, got {system_reason(error)}; choose another"
         ) from None
     try:
         yield

@@ -110,6 +110,25 @@ def test_results_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFi
     assert [(trial["number"], trial["value"]) for trial in printed["trials"]] == [(1, 0.7)]
 
 
+def test_results_say_why_trials_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_search(tmp_path)
+    details = ["ValueError: no\nsuch layer", "ValueError: no\nsuch layer", "out of\x1b memory", ""]
+    for number, detail in enumerate(details, 3):
+        failed = TrialResult(number=number, parameters={}, state="failed", reason="error", detail=detail)
+        write_json(SearchFiles(locate(tmp_path)).trial(number), failed.model_dump(mode="json"))
+    assert cli.call(["results", str(tmp_path), "--top", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "trial 3 and 1 more failed: error: ValueError: no such layer",
+        "trial 5 failed: error: out of? memory",
+        "trial 6 failed: error",
+    ]
+    for number in range(7, 20):
+        failed = TrialResult(number=number, parameters={}, state="failed", reason="error", detail=f"way {number}")
+        write_json(SearchFiles(locate(tmp_path)).trial(number), failed.model_dump(mode="json"))
+    assert cli.call(["results", str(tmp_path), "--top", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "6 more ways to fail; --json has all"
+
+
 def test_results_as_json_is_the_whole_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_search(tmp_path)
     record = read_json(locate(tmp_path) / "search.json")

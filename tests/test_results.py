@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from upath import UPath
@@ -151,6 +152,21 @@ def test_a_damaged_ledger_is_told(tmp_path: Path, damage: str) -> None:
     search(tmp_path)
     (tmp_path / "s" / "trials" / "00001.json").write_text(damage)
     with pytest.raises(IntegrityError, match=r"restore the file"):
+        open_search(tmp_path / "s")
+
+
+@pytest.mark.parametrize(("name", "denied"), [("exists", ""), ("iterdir", "trials"), ("open", "trials/00001.json")])
+def test_what_nobody_may_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, denied: str) -> None:
+    search(tmp_path)
+    real, closed = getattr(Path, name), tmp_path / "s" / denied
+
+    def guarded(self: Path, *arguments: Any, **keys: Any) -> Any:
+        if self == closed or (name == "exists" and closed in self.parents):
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *arguments, **keys)
+
+    monkeypatch.setattr(Path, name, guarded)
+    with pytest.raises(ConfigError, match=f"{denied}.*: must be .*, got permission denied; (choose|let this user)"):
         open_search(tmp_path / "s")
 
 

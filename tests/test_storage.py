@@ -31,6 +31,29 @@ def test_local_paths_are_absolute_and_uris_stay_uris(tmp_path: Path, monkeypatch
     assert not is_local(locate("memory://bucket/a"))
 
 
+@pytest.mark.parametrize("protocol", ["file", "local"])
+def test_a_uri_of_this_machine_is_a_path_that_is_locked_and_replaced_like_any(protocol: str, tmp_path: Path) -> None:
+    path = locate(f"{protocol}://{tmp_path}/a b")
+    assert is_local(path)
+    assert str(path) == f"{tmp_path}/a b"
+    assert path == locate(locate(path))
+    with exclusive(path / ".lock", "a search"):
+        assert (tmp_path / "a b" / ".lock").exists()
+
+
+def test_a_place_that_cannot_be_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nnn: must be a place where this user may look, got file name too long"):
+        locate(tmp_path / ("n" * 300))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file: a search must be a folder, got a file; give another path"):
+        SearchFiles(locate(tmp_path / "file"))
+    (tmp_path / "s" / ".lock").mkdir(parents=True)
+    for place, got in (("file", "file exists"), ("file/s", "not a directory"), ("s", "is a directory")):
+        told = f"{place}: must be a folder where a search can be written, got {got}; choose another"
+        with pytest.raises(ConfigError, match=told), exclusive(locate(tmp_path / place / ".lock"), "a search"):
+            pass
+
+
 def test_a_uri_that_nothing_here_can_read_is_one_line() -> None:
     for uri, got in (("nonsense://bucket/a", "Unsupported filesystem"), ("gs://bucket/a", "install gcsfs")):
         with pytest.raises(ConfigError, match=f"{uri[:2]}.*: a file system for it must be installed, got .*{got}"):

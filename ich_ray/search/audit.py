@@ -1,7 +1,8 @@
 """Is a search, or a dataset, what it says it is? The invariants I1 to I8, checked on the files alone.
 
 Works while the search runs, after it and offline; starts nothing, writes nothing, repairs nothing, and needs neither
-Ray nor PyTorch. What each invariant asks of a search is in invariants.py, of a dataset in data/audit.py.
+Ray nor PyTorch. The files of a search are read in evidence.py; what each invariant asks of them is in
+invariants.py, of a dataset in data/audit.py.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from typing import Literal
 
 from ich_ray.data.audit import Check, audit_dataset
 from ich_ray.errors import ConfigError
-from ich_ray.search.invariants import Evidence, check_search
-from ich_ray.storage import DatasetFiles, Location, Record, SearchFiles, locate
+from ich_ray.search.evidence import Evidence
+from ich_ray.search.invariants import check_search
+from ich_ray.storage import DatasetFiles, Location, Record, SearchFiles, is_there, locate
 
 __all__ = ["Audit", "Check", "audit"]
 
@@ -36,11 +38,11 @@ def audit(where: Location) -> Audit:
     """Check a search with its dataset, or a dataset alone.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: there is neither, or nobody may read it.
         IntegrityError: search.json is damaged, so that nothing can be said about the search.
     """
     root = locate(where)
-    if SearchFiles(root).search.exists():
+    if is_there(SearchFiles(root).search):
         found = Evidence.read(SearchFiles(root))
         dataset = audit_dataset(found.record.dataset_folder, found.record.fingerprint)
         return Audit(where=str(root), state=found.state, checks=(*check_search(found), dataset))

@@ -16,7 +16,7 @@ from ray.tune import Callback
 from ich_ray.progress import say
 from ich_ray.results import CheckpointReference, Setup
 from ich_ray.search.plan import expected_course, images_at_most
-from ich_ray.search.table import RungCount, Standing, said_best
+from ich_ray.search.table import RungCount, Standing, said_best, said_detail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -215,7 +215,8 @@ class Bookkeeper(Callback):
         self._running.discard(number)
         metric = trial.objective.metric
         value = f"{metric} {trial.value:.4f}" if trial.value is not None else f"no {metric}"
-        why = f" ({trial.reason})" if trial.reason else " (at chance)" if trial.at_chance else ""
+        reason = said_detail(trial) if trial.state == "failed" else trial.reason
+        why = f" ({reason})" if reason else " (at chance)" if trial.at_chance else ""
         seen = f"after {trial.images_seen:,} images"
         say(f"trial {number} {trial.state}{why}: {value} {seen}; {said_best(self._best)}")
 

@@ -1,24 +1,25 @@
 """What must hold of the files of a search: I1 to I7, each a function of what was read.
 
-Reads leniently, so that one damaged file does not hide the others. What only a running driver can know (which trials
-Tune ran, what the sampler was told) the driver compares at its end and notes in search.json; I4 reads that note.
-Decides nothing about datasets, and never writes.
+What only a running driver can know (which trials Tune ran, what the sampler was told) the driver compares at its end
+and notes in search.json; I4 reads that note. Decides nothing about datasets, and never writes; how the files are read,
+whatever is wrong with them, is in evidence.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from ich_ray.data.audit import Check, checked
-from ich_ray.errors import ConfigError, IchRayError, IntegrityError
+from ich_ray.errors import IchRayError, IntegrityError
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import SearchRecord, SearchResult, TrialResult
+from ich_ray.results import SearchResult, TrialResult
 from ich_ray.search.draw import Given
-from ich_ray.search.space import parse_space
-from ich_ray.storage import SearchFiles, is_held, read_json, read_record, sha256
+from ich_ray.search.evidence import REMEDY, ended_with
+from ich_ray.storage import first_problem, read_json, read_record, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,79 +28,13 @@ if TYPE_CHECKING:
 
     from ich_ray.results import CheckpointReference, Objective
     from ich_ray.search.draw import Budget, SearchSpace
+    from ich_ray.search.evidence import Evidence
+    from ich_ray.storage import SearchFiles
 
-__all__ = ["Evidence", "check_search"]
+__all__ = ["check_search"]
 
-_REMEDY = "restore the file from a copy"
 # A running trial moves on while its checkpoint is read; more often than this in a row it is alive.
 _LOOKS = 20
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The files of a search, read as far as they can be.
-
-    Attributes:
-        space: None if this version cannot read it.
-        trials: by the number in the file's name.
-        missing: what is wrong where a trial cannot be read.
-        misplaced: what is wrong with files that no trial should have.
-        at_work: a driver holds the search.
-    """
-
-    files: SearchFiles
-    record: SearchRecord
-    space: SearchSpace | None
-    trials: dict[int, TrialResult]
-    missing: list[str]
-    misplaced: list[str]
-    at_work: bool
-
-    @classmethod
-    def read(cls, files: SearchFiles) -> Evidence:
-        # In this order a search that goes on meanwhile has more trials than its record says, never fewer.
-        at_work = is_held(files.lock)
-        record = read_record(files.search, SearchRecord, _REMEDY)
-        names = list(files.trials.glob("[0-9]*.json")) if files.trials.exists() else []
-        suggested = max([*(int(path.stem) + 1 for path in names if path.stem.isdigit()), _ended(record)], default=0)
-        misplaced = [
-            f"trials/{path.name}: a trial has one record, got a second one of trial {int(path.stem)}"
-            for path in names
-            if path.stem.isdigit() and path.name != files.trial(int(path.stem)).name
-        ]
-        trials, missing = {}, []
-        for number in range(suggested):
-            try:
-                trials[number] = read_record(files.trial(number), TrialResult, _REMEDY)
-            except FileNotFoundError:
-                missing.append(f"trial {number}: it was suggested, but trials/{files.trial(number).name} is missing")
-            except (OSError, IntegrityError) as error:
-                missing.append(f"trial {number}: its record must be readable, got {error}")
-        return cls(files, record, _space(record), trials, missing, misplaced, at_work)
-
-    @property
-    def unfinished(self) -> list[int]:
-        return [number for number, trial in self.trials.items() if trial.state == "running"]
-
-    @property
-    def state(self) -> Literal["at work", "ended", "interrupted"]:
-        if self.at_work:
-            return "at work"
-        ended, wanted = self.record.ended, self.record.wanted
-        early = ended is not None and ended.out_of_time and (ended.asked, ended.trials) == (wanted, len(self.trials))
-        return "ended" if (early or len(self.trials) >= wanted) and not self.unfinished else "interrupted"
-
-
-def _ended(record: SearchRecord) -> int:
-    """How many trials there were when all had ended last."""
-    return record.ended.trials if record.ended else 0
-
-
-def _space(record: SearchRecord) -> SearchSpace | None:
-    try:
-        return parse_space(record.space, "search.json")
-    except ConfigError:
-        return None
 
 
 def check_search(found: Evidence) -> list[Check]:
@@ -112,14 +47,14 @@ def _one_state(found: Evidence) -> Check:
     states = Counter(trial.state for trial in found.trials.values())
     counts = " + ".join(f"{states[state]} {state}" for state in ("completed", "pruned", "failed"))
     late = [
-        f"trial {number}: it is unfinished, though the search had ended with {_ended(found.record)} trials"
+        f"trial {number}: it is unfinished, though the search had ended with {ended_with(found.record)} trials"
         for number in found.unfinished
-        if number < _ended(found.record)
+        if number < ended_with(found.record)
     ]
     return checked(
         "I1",
         "suggested = completed + pruned + failed + unfinished; none is unfinished when a search ends",
-        f"{len(found.trials) + len(found.missing)} suggested = {counts} + {states['running']} unfinished",
+        f"{found.suggested} suggested = {counts} + {states['running']} unfinished",
         found.missing + late,
     )
 
@@ -148,10 +83,16 @@ def _contradiction(trial: TrialResult, budget: Budget | None) -> str:
         return "" if trial.reason else f"it is {trial.state}, got no reason"
     if trial.value is None:
         return f"it is completed, got no {trial.objective.metric}"
-    images = Hyperparameters.model_validate(trial.parameters).images_within(budget.images) if budget else 0
-    if trial.images_seen < images:
-        return f"it is completed, got {trial.images_seen} of {images} images"
-    return ""
+    return _unspent(trial, budget) if budget else ""
+
+
+def _unspent(trial: TrialResult, budget: Budget) -> str:
+    """What a completed trial has left of its images, empty if nothing."""
+    try:
+        images = Hyperparameters.model_validate(trial.parameters).images_within(budget.images)
+    except ValidationError as error:
+        return f"its parameters must make a network, got {first_problem(error)}"
+    return f"it is completed, got {trial.images_seen} of {images} images" if trial.images_seen < images else ""
 
 
 def _reports(found: Evidence) -> Check:
@@ -181,7 +122,7 @@ def _kept_reports(files: SearchFiles, number: int) -> list[int]:
             entry = read_json(index)
             whole = sha256(folder / f"{index.stem}.safetensors") == entry["sha256"]
             seen = [int(report["images_seen"]) for report in entry["reports"]]
-        except (OSError, KeyError, TypeError, ValueError, IntegrityError):
+        except (OSError, KeyError, TypeError, ValueError, OverflowError, IntegrityError):
             continue
         if whole and seen[-1:] > newest[-1:]:
             newest = seen
@@ -225,6 +166,9 @@ def _asked(found: Evidence) -> Check:
     def breaches() -> Iterator[str]:
         if len(found.trials) > wanted:
             yield f"search.json: {wanted} trials were asked for, got {len(found.trials)}"
+        for number in found.trials:
+            if number >= max(wanted, ended_with(found.record)):
+                yield f"trials/{found.files.trial(number).name}: {wanted} trials were asked for, got number {number}"
         first: dict[tuple[Any, ...], int] = {}
         for number, trial in found.trials.items():
             draw = (None if _drawn_freely(found.space, trial) else trial.seed, *sorted(trial.parameters.items()))
@@ -252,27 +196,40 @@ def _best(found: Evidence) -> Check:
         best: int | None = SearchResult(found.files, found.record, trials).best().number
     except IchRayError:
         best = None
-    values = {number: _value(found.files.trial(number), found.record.objective) for number in found.trials}
-    completed = [
-        (value, number) for number, value in values.items()
-        if value is not None and found.trials[number].state == "completed"
-    ]  # fmt: skip
+    completed: list[tuple[float, int]] = []
+    wrong = []
+    for number in found.trials:
+        try:
+            value = _value(found.files.trial(number), found.record.objective)
+        except (OSError, LookupError, TypeError, ValueError, IntegrityError) as error:
+            wrong.append(f"trials/{found.files.trial(number).name}: its values must be readable, got {error}")
+            continue
+        if value is not None and found.trials[number].state == "completed":
+            completed.append((value, number))
     sign = 1 if found.record.objective.mode == "max" else -1
     offline = max(completed, key=lambda pair: (sign * pair[0], -pair[1]), default=(None, None))[1]
-    wrong = [] if best == offline else [f"best(): it must be trial {offline}, got trial {best}"]
+    if best != offline:
+        wrong.append(f"best(): it must be trial {offline}, got trial {best}")
     return checked("I6", rule, "no trial has completed" if offline is None else f"trial {offline}", wrong)
 
 
 def _value(path: UPath, objective: Objective) -> float | None:
-    """The best value in a trial's file, read without the classes that `best()` relies on."""
-    values = [report["metrics"].get(objective.metric) for report in read_json(path)["reports"]]
+    """The best value in a trial's file, read without the classes that `best()` relies on.
+
+    Raises:
+        TypeError: a value is no number.
+    """
+    values = [report["metrics"].get(objective.metric) for report in read_json(path).get("reports", ())]
+    for value in values:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TypeError(f"{objective.metric}={value!r}, which is no number")
     finite = [value for value in values if value is not None and math.isfinite(value)]
     return (max if objective.mode == "max" else min)(finite, default=None)
 
 
 def _checkpoints(found: Evidence) -> Check:
-    referenced = [trial for trial in found.trials.values() if trial.checkpoint]
-    breaches = [problem for trial in referenced if (problem := _unlike(found.files, trial))]
+    referenced = [number for number, trial in found.trials.items() if trial.checkpoint]
+    breaches = [problem for number in referenced if (problem := _unlike(found.files, number, found.trials[number]))]
     count, card = len(referenced), found.files.bundle / "card.json"
     if card.exists():
         count += 1
@@ -281,14 +238,14 @@ def _checkpoints(found: Evidence) -> Check:
     return checked("I7", rule, f"{count} files of weights", breaches)
 
 
-def _unlike(files: SearchFiles, trial: TrialResult) -> str:
+def _unlike(files: SearchFiles, number: int, trial: TrialResult) -> str:
     """What is wrong with the checkpoint that a trial refers to, empty if nothing; a running one moves on meanwhile."""
     for _ in range(_LOOKS):
         if trial.checkpoint is None or not (problem := _mismatch(files.root, trial.checkpoint)):
             return ""
-        again = read_record(files.trial(trial.number), TrialResult, _REMEDY)
+        again = read_record(files.trial(number), TrialResult, REMEDY)
         if again.checkpoint == trial.checkpoint:
-            return f"trial {trial.number}: {problem}"
+            return f"trial {number}: {problem}"
         trial = again
     return ""
 
@@ -296,7 +253,7 @@ def _unlike(files: SearchFiles, trial: TrialResult) -> str:
 def _mismatch(root: UPath, reference: CheckpointReference) -> str:
     try:
         same = sha256(root / reference.file) == reference.sha256
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter of a name that no file can have
         return f"{reference.file} must be readable, got {type(error).__name__}"
     return "" if same else f"{reference.file} must have the SHA-256 in the ledger, got another one"
 
@@ -305,7 +262,7 @@ def _bundle(card: UPath) -> Iterator[str]:
     try:
         weights = read_json(card)["weights"]
         same = sha256(card.parent / weights["file"]) == weights["sha256"]
-    except (OSError, KeyError, TypeError, IntegrityError) as error:
+    except (OSError, LookupError, TypeError, ValueError, IntegrityError) as error:
         yield f"final/bundle: card and weights must be readable, got {type(error).__name__}: {error}"
         return
     if not same:

@@ -99,7 +99,7 @@ def run_search(
     begun = _begun(files, there, asked, trials, resume)
     wanted = trials or (begun or asked).wanted
     teacher = str(locate(warm_start)) if warm_start is not None else begun.warm_start if begun else None
-    warm = _warm(checked, teacher) if warm_start is not None else _warm_again(checked, teacher)
+    warm = (_warm_again if warm_start is None else _warm)(checked, teacher, asked, files)
 
     from ich_ray.search.driver import Driver
     from ich_ray.search.machines import Fleet
@@ -231,26 +231,34 @@ def _listed(space: SearchSpace, ledger: Ledger, wanted: int) -> list[Listed] | N
     ]
 
 
-def _warm(space: SearchSpace, where: str | None) -> list[TrialResult]:
+def _warm(space: SearchSpace, where: str | None, asked: SearchRecord, own: SearchFiles) -> list[TrialResult]:
     if where is None:
         return []
     from ich_ray.search.study import fitting
 
     other = open_search(where)
+    if other.files.root.resolve() == own.root.resolve():
+        raise ConfigError(
+            f"--warm-start {where}: must be another search, got that of --out, which it knows; leave it out"
+        )
     if other.objective != space.objective:
         raise ConfigError(
             f"--warm-start {where}: must have the objective {space.objective.metric}, got {other.objective.metric}; "
             "warm-start from a search with the same one"
         )
     kept = fitting(space, other.trials)
-    say(f"warm start: {len(kept)} of {len(other.trials)} trials of {other.record.name} fit this space and are kept")
+    unlike = [change for change in differences(other.record, asked) if change.startswith(("dataset:", "budget"))]
+    but = f", though the searches differ ({'; '.join(unlike)})" if unlike else ""
+    say(
+        f"warm start: {len(kept)} of {len(other.trials)} trials of {other.record.name} fit this space and are kept{but}"
+    )
     return kept
 
 
-def _warm_again(space: SearchSpace, where: str | None) -> list[TrialResult]:
+def _warm_again(space: SearchSpace, where: str | None, asked: SearchRecord, own: SearchFiles) -> list[TrialResult]:
     """What a search that goes on was begun with, as far as it is still there."""
     try:
-        return _warm(space, where)
+        return _warm(space, where, asked, own)
     except IchRayError as error:
         say(f"warm start: {where} cannot be read any more, going on with this search's own trials ({error})")
         return []

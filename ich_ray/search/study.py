@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState as OptunaState
+from pydantic import ValidationError
 
+from ich_ray.errors import IntegrityError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.draw import Given
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from ich_ray.results import Parameter, TrialResult
     from ich_ray.search.draw import SearchSpace
 
-__all__ = ["Recorder", "as_optuna", "fitting", "outcome", "reached"]
+__all__ = ["Recorder", "as_optuna", "drawn_again", "fitting", "outcome", "reached"]
 
 
 def fitting(space: SearchSpace, trials: Iterable[TrialResult]) -> list[TrialResult]:
@@ -31,17 +33,50 @@ def fitting(space: SearchSpace, trials: Iterable[TrialResult]) -> list[TrialResu
     Ranges may differ, and so may what is named at all: a trial fits if all its hyperparameters, defaults included, can
     be drawn here.
     """
-    return [trial for trial in trials if trial.state != "running" and (_projected(space, trial)) is not None]
+    return [trial for trial in trials if trial.state != "running" and _fits(space, trial)]
 
 
-def _projected(space: SearchSpace, trial: TrialResult) -> dict[str, Parameter] | None:
-    """The trial's parameters in this space's terms, None if it does not fit."""
-    there = Hyperparameters.model_validate(trial.parameters)
+def _fits(space: SearchSpace, trial: TrialResult) -> bool:
     try:
-        here = space.draw(Given(there.model_dump()))
+        _projected(space, trial)
     except LookupError:
-        return None
-    return here.parameters if here.hyperparameters == there else None
+        return False
+    return True
+
+
+def _projected(space: SearchSpace, trial: TrialResult) -> dict[str, Parameter]:
+    """The trial's parameters in this space's terms.
+
+    Raises:
+        LookupError: it does not fit; the first parameter that cannot be drawn here is named.
+    """
+    try:
+        there = Hyperparameters.model_validate(trial.parameters).model_dump()
+        here = space.draw(Given(there))
+    except ValidationError as error:
+        raise LookupError(".".join(map(str, error.errors()[0]["loc"]))) from None
+    for name, value in here.hyperparameters.model_dump().items():
+        if value != there[name]:
+            raise LookupError(name)
+    return here.parameters
+
+
+def drawn_again(space: SearchSpace, record: TrialResult) -> tuple[dict[str, Parameter], Recorder]:
+    """The parameters of a search's own trial, and the distributions that they were drawn from.
+
+    Raises:
+        IntegrityError: the space could not have drawn them.
+    """
+    try:
+        recorder = Recorder(_projected(space, record))
+        return space.draw(recorder).parameters, recorder
+    except LookupError as error:
+        odd = str(error.args[0])
+        raise IntegrityError(
+            f"trials/{record.number:05d}.json: its parameters must be drawn from the space {space.name}, got "
+            f"{odd}={record.parameters.get(odd)!r}; restore the file from a copy, or begin a new search with "
+            "--warm-start on this one, which leaves such trials out"
+        ) from None
 
 
 def outcome(record: TrialResult, rungs: Sequence[int] = ()) -> tuple[OptunaState, float | None, dict[int, float]]:
@@ -78,11 +113,12 @@ def reached(record: TrialResult, rungs: Iterable[int]) -> dict[int, float]:
 
 
 def as_optuna(space: SearchSpace, record: TrialResult) -> optuna.trial.FrozenTrial:
-    parameters = _projected(space, record)
-    if parameters is None:
-        raise ValueError(f"trial {record.number} does not fit the space {space.name}")
-    recorder = Recorder(parameters)
-    space.draw(recorder)
+    """A trial that has ended, as it can be added to a study.
+
+    Raises:
+        IntegrityError: the space could not have drawn it.
+    """
+    parameters, recorder = drawn_again(space, record)
     state, value, intermediate = outcome(record, space.budget.rungs())
     return optuna.trial.create_trial(
         state=state,

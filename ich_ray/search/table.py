@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
     from ich_ray.results import Parameter, TrialResult
 
-__all__ = ["RungCount", "Standing", "said_best", "said_parameters"]
+__all__ = ["RungCount", "Standing", "said_best", "said_detail", "said_parameters"]
 
 # What a reader looks for first; others follow in the order of the space.
 _FIRST = ("architecture", "learning_rate", "batch_size", "optimizer", "dropout")
 _STATES = ("completed", "pruned", "failed")
+# Most errors say in so much what is wrong; the ledger has the rest.
+_DETAIL_CHARACTERS = 160
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,14 @@ class Standing:
 def said_best(best: TrialResult | None) -> str:
     """The best completed trial in a few words."""
     return f"best {best.value:.4f} (trial {best.number})" if best else "none completed yet"
+
+
+def said_detail(trial: TrialResult) -> str:
+    """Why a trial failed, as `error: ValueError: ...`: one line that cannot steer a terminal, shortened to fit one."""
+    line = "".join(one if one.isprintable() else "?" for one in " ".join(trial.detail.split()))
+    if len(line) > _DETAIL_CHARACTERS:
+        line = f"{line[: _DETAIL_CHARACTERS - 1]}…"
+    return f"{trial.reason}: {line}" if line else trial.reason
 
 
 def said_parameters(parameters: Mapping[str, Parameter], searched: Sequence[str] | None = None) -> str:

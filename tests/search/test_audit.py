@@ -94,6 +94,10 @@ def reports(*seen: int) -> list[dict[str, Any]]:
     return [{"images_seen": at, "metrics": {"average_precision": 0.2}, "elapsed_s": 1.0, "time": 0.0} for at in seen]
 
 
+def told(value: object) -> list[dict[str, Any]]:
+    return [report | {"metrics": {"average_precision": value}} for report in reports(100, 200, 300)]
+
+
 def amend(folder: Path, **ended: Any) -> None:
     path = folder / "s" / "search.json"
     record = json.loads(path.read_text())
@@ -166,10 +170,39 @@ def forget_a_row(columns: dict[str, list[Any]]) -> None:
         del column[0]
 
 
+def name_badly(folder: Path) -> None:
+    shutil.copy(folder / "s" / "trials" / "00001.json", folder / "s" / "trials" / "00001 (copy).json")
+
+
+def name_in_other_digits(folder: Path) -> None:
+    (folder / "s" / "trials" / "0²3.json").write_text("{}")
+
+
+def go_far_beyond(folder: Path) -> None:
+    shutil.copy(folder / "s" / "trials" / "00001.json", folder / "s" / "trials" / "9000000000000.json")
+
+
+def lose_many(folder: Path) -> None:
+    edit(folder / "s" / "search.json", trials=10**15, amendments=[])
+    go_far_beyond(folder)
+
+
+def rename_the_file_of_a_checkpoint(folder: Path) -> None:
+    trial(folder, 3, number=77, checkpoint={"file": "x\0", "sha256": "", "images_seen": 1})
+
+
+def parameters(**drawn: Any) -> dict[str, Any]:
+    return {"parameters": {"learning_rate": 0.1, "dropout": 0.1, **drawn}}
+
+
 BREACHES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("I1", lambda f: trial(f, 1, state="running", ended=None, reason=""), "trial 1: it is unfinished, though the sea"),
     ("I1", lose_the_last, "trial 4: it was suggested, but trials/00004.json is missing"),
     ("I1", lambda f: (f / "s" / "trials" / "00002.json").write_text("{"), "trial 2: its record must be readable, got"),
+    ("I1", lose_many, "trials 5 to 8999999999999: they were suggested, but their files in trials/ are missing"),
+    ("I2", name_badly, "named by its number, as 00001.json is, got '00001 (copy).json'"),
+    ("I2", name_in_other_digits, "named by its number, as 00001.json is, got '0²3.json'"),
+    ("I2", lambda f: trial(f, 0, **parameters(foo=1)), "trial 0: its parameters must make a network, got Extra inputs"),
     ("I2", copy_a_trial, "trials/0000001.json: a trial has one record, got a second one of trial 1"),
     ("I2", lambda f: trial(f, 1, number=3), "trials/00001.json: it must hold trial 1, got trial 3"),
     ("I2", lambda f: trial(f, 0, ended=None), "trial 0: it is completed, got no time at which it ended"),
@@ -183,9 +216,12 @@ BREACHES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("I4", lambda f: trial(f, 3, parameters={"dropout": 0.9}), "trial 3: its parameters cannot be drawn from the sp"),
     ("I5", lambda f: edit(f / "s" / "search.json", amendments=[]), "search.json: 3 trials were asked for, got 5"),
     ("I5", lambda f: amend(f, asked=9), "search.json: 9 trials were asked for, got an end after 5"),
+    ("I5", go_far_beyond, "trials/9000000000000.json: 5 trials were asked for, got number 9000000000000"),
+    ("I6", lambda f: trial(f, 2, reports=told("0.4")), "trials/00002.json: its values must be readable, got average_p"),
     ("I6", lambda f: trial(f, 2, objective={"metric": "f2", "mode": "max"}), "best(): it must be trial 2, got trial 4"),
     ("I7", lambda f: trial(f, 3, checkpoint=reference(f, "0")), "trial 3: checkpoints/00003/a.safetensors must have"),
     ("I7", lambda f: trial(f, 3, checkpoint={"file": "x", "sha256": "", "images_seen": 1}), "trial 3: x must be read"),
+    ("I7", rename_the_file_of_a_checkpoint, "trial 3: x\0 must be readable, got ValueError"),
     ("I7", lambda f: (f / "s/final/bundle/model.safetensors").write_bytes(b"w"), "final/bundle/model.safetensors: SHA"),
     ("I8", lambda f: edit(f / "data" / "dataset.json", listed=53), "53 files were listed, got 52 counted"),
     ("I8", flip_a_byte, "blocks/00001.arrow: SHA-256 must equal the manifest's, got another one"),
@@ -324,6 +360,25 @@ def test_what_is_neither_search_nor_dataset_is_told(folder: Path) -> None:
     (folder / "s" / "search.json").write_text("{")
     with pytest.raises(IntegrityError, match=r"search\.json: must be JSON"):
         audit(folder / "s")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"space": SPACE | {"objective": {"metric": "f2", "zz": 1}}}, "objective cannot be read: Extra inputs are not"),
+        ({"amendments": [{"trials": "many"}]}, "wanted cannot be read: invalid literal"),
+        ({"amendments": [{"ended": {"trials": 5}}]}, "ended cannot be read: Field required at asked"),
+    ],
+)
+def test_a_search_that_cannot_be_read_is_named(
+    folder: Path, changes: dict[str, Any], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(folder / "s" / "search.json", **changes)
+    for verb in ("audit", "results"):
+        assert cli.call([verb, str(folder / "s")]) == 5
+        told = capsys.readouterr().err
+        assert f"{folder / 's' / 'search.json'}: must match its format, got Value error, {problem}" in told
+        assert told.count("\n") == 1
 
 
 def test_it_needs_neither_ray_nor_torch(folder: Path) -> None:

@@ -11,7 +11,7 @@ from ich_ray.results import SearchRecord
 from ich_ray.search import bookkeeper
 from ich_ray.search.bookkeeper import Bookkeeper
 from ich_ray.search.halving import Halving, Rungs
-from ich_ray.search.ledger import Ledger
+from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.space import parse_space
 from ich_ray.search.table import RungCount
 from tests.search.test_limits import books, start
@@ -113,6 +113,20 @@ def test_a_table_is_drawn_at_most_twice_a_second_and_lines_are_said_without_one(
     assert len(said) in {1, 2}
     assert said[0].startswith("  0/10 trials ended, 0 running, 0 images (0/s)")
     assert 15 <= len(drawn) <= 20
+
+
+def test_the_line_of_a_trial_that_failed_says_why(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(bookkeeper, "say", said.append)
+    failed, pruned = driver.start(), driver.start()
+    driver.ledger.finish(0, Verdict("failed", "error", "ValueError: a\nb"))
+    driver.ledger.finish(1, Verdict("pruned", "hours", "the search's --hours were over"))
+    for trial in (failed, pruned):
+        driver.books._say_ended(trial.config["number"])
+    assert said == [
+        "trial 0 failed (error: ValueError: a b): no average_precision after 0 images; none completed yet",
+        "trial 1 pruned (hours): no average_precision after 0 images; none completed yet",
+    ]
 
 
 def test_tune_keeps_nothing_of_a_trial_that_has_ended(tmp_path: Path) -> None:

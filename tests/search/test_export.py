@@ -11,7 +11,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ich_ray import cli
-from ich_ray.errors import ConfigError
+from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.search.export import export
 from ich_ray.search.export.mlflow import experiment_name
@@ -138,6 +138,14 @@ def test_mlflow_is_asked_for_where_it_is_missing(found: SearchResult, monkeypatc
         export(found.files.root, mlflow="sqlite:///x.db")
 
 
+def test_a_trial_that_the_space_cannot_draw_is_named(found: SearchResult) -> None:
+    odd = found.trials[2].model_copy(update={"parameters": {**DRAWN, "dropout": 0.9}})
+    with pytest.raises(
+        IntegrityError, match=r"trials/00002\.json: its parameters must be drawn from .*, got dropout=0.9"
+    ):
+        as_frozen(parse_space(found.record.space, "x"), odd)
+
+
 def test_a_search_begun_at_another_moment_is_another_experiment(found: SearchResult) -> None:
     assert experiment_name(found.record) == "tiny-20200913T122640Z"
     assert experiment_name(found.record.model_copy(update={"created": 1_600_000_001.0})) == "tiny-20200913T122641Z"
@@ -160,6 +168,23 @@ def test_all_targets_are_checked_before_any_is_written(found: SearchResult, tmp_
     with pytest.raises(ConfigError, match="must be new"):
         export(found.files.root, tensorboard=tmp_path / "events", optuna=tmp_path / "there.db")
     assert [path.name for path in tmp_path.iterdir()] == ["there.db"]
+
+
+@pytest.mark.parametrize("flag", ["tensorboard", "optuna"])
+def test_a_place_that_cannot_be_written_is_told(found: SearchResult, tmp_path: Path, flag: str) -> None:
+    (tmp_path / "there").write_text("mine")
+    for place in ("there/x", "there/y/x"):
+        with pytest.raises(
+            ConfigError, match=f"--{flag} .*{place}: must be a place that can be written, got (not|file)"
+        ):
+            export(found.files.root, **{flag: tmp_path / place})  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_two_exports_have_two_places(found: SearchResult, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--tensorboard, --optuna: must be two places, got .*/x for both"):
+        export(found.files.root, tensorboard=tmp_path / "x", optuna=tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_needs_a_target(found: SearchResult) -> None:

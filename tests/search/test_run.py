@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.final.confirm import confirm
 from ich_ray.final.retrain import chosen_trial
@@ -394,7 +396,9 @@ def test_a_plan_of_more_trials_knows_the_speed_of_the_search(
 def test_a_warm_start_is_remembered(data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(run, "say", said.append)
-    first = Ledger.create(tmp_path / "first", make_record(name="first"))
+    fingerprint = PreparedDataset.open(data).manifest.fingerprint
+    record = make_record(name="first", space=yaml.safe_load(SPACE), fingerprint=fingerprint)
+    first = Ledger.create(tmp_path / "first", record)
     first.add({"architecture": "resnet18", "learning_rate": 1e-3, "dropout": 0.1, "optimizer": "adam"})
     first.report(0, 900, {"average_precision": 0.5}, 1.0, end=Verdict("completed"))
     keys: dict[str, Any] = {"hours": 1e-9, "_trainer": FakeTrainer()}  # over before anything trains
@@ -407,6 +411,35 @@ def test_a_warm_start_is_remembered(data: Path, space: Path, tmp_path: Path, mon
     found = run_search(data, space, tmp_path / "s", resume=True, **keys)
     assert found.record.warm_start == str(tmp_path / "first")
     assert any(line.startswith(f"warm start: {tmp_path / 'first'} cannot be read any more, going on") for line in said)
+
+
+def test_a_warm_start_says_what_differs(
+    data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(run, "say", said.append)
+    source = yaml.safe_load(SPACE)
+    source["budget"]["images"] = 9000
+    first = Ledger.create(tmp_path / "first", make_record(name="first", space=source, fingerprint="beef"))
+    first.add({"foo": 1})
+    first.report(0, 9000, {"average_precision": 0.5}, 1.0, end=Verdict("completed"))
+    run_search(data, space, tmp_path / "s", warm_start=tmp_path / "first", hours=1e-9, _trainer=FakeTrainer())
+    asked = PreparedDataset.open(data).manifest.fingerprint
+    assert said[0] == (
+        "warm start: 0 of 1 trials of first fit this space and are kept, though the searches differ "
+        f"(dataset: there beef, asked {asked}; budget.images: there 9000, asked 900)"
+    )
+
+
+def test_no_search_is_its_own_teacher(data: Path, space: Path, tmp_path: Path) -> None:
+    run_search(data, space, tmp_path / "s", hours=1e-9, _trainer=FakeTrainer())
+    (tmp_path / "link").symlink_to(tmp_path / "s")
+    for teacher in ("s", "link"):
+        with pytest.raises(
+            ConfigError, match="must be another search, got that of --out, which it knows; leave it out"
+        ):
+            run_search(data, space, tmp_path / "s", resume=True, warm_start=tmp_path / teacher, _trainer=FakeTrainer())
+    assert open_search(tmp_path / "s").record.warm_start is None
 
 
 DRIVER = """

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from ich_ray.errors import IntegrityError
 from ich_ray.results import Report, TrialResult
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.sampler import LedgerSampler
@@ -250,6 +251,32 @@ def test_a_parameter_that_is_new_here_counts_by_its_default(tmp_path: Path) -> N
     other = SOURCE | {"parameters": SOURCE["parameters"] | {"batch_size": {"choice": [32, 128]}}}
     assert len(fitting(parse_space(wider, "w.yaml"), ledger.trials.values())) == 1
     assert fitting(parse_space(other, "o.yaml"), ledger.trials.values()) == []
+
+
+@pytest.mark.parametrize(
+    ("odd", "named"),
+    [
+        ({"foo": 1}, "foo=1"),
+        ({"learning_rate": 0.5}, "learning_rate=0.5"),
+        ({"batch_size": 128}, "batch_size=128"),
+        ({"momentum": 0.5, "optimizer": "sgd"}, "momentum=0.5"),
+    ],
+)
+def test_a_trial_that_the_space_cannot_draw_is_left_out_of_a_warm_start_and_named_in_its_own_search(
+    tmp_path: Path, odd: dict[str, Any], named: str
+) -> None:
+    ledger = new(tmp_path)
+    for more in ({}, odd):
+        ledger.add({"architecture": "resnet18", "learning_rate": 1e-3, "dropout": 0.1, "optimizer": "adam", **more})
+        end(ledger, len(ledger.trials) - 1, "completed", [0.5])
+    space = parse_space(ledger.record.space, "x.yaml")
+    assert [trial.number for trial in fitting(space, ledger.trials.values())] == [0]
+    with pytest.raises(IntegrityError) as caught:
+        sampler(ledger)
+    assert str(caught.value) == (
+        f"trials/00001.json: its parameters must be drawn from the space tiny, got {named}; restore the file from a "
+        "copy, or begin a new search with --warm-start on this one, which leaves such trials out"
+    )
 
 
 def test_tune_state_is_never_restored(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ich_ray.results import Report, TrialResult
-from ich_ray.search.table import RungCount, Standing, said_parameters
+from ich_ray.search.table import RungCount, Standing, said_detail, said_parameters
 
 SEARCHED = ("dropout", "optimizer", "decay", "learning_rate", "batch_size", "architecture", "filters")
 
@@ -112,3 +112,16 @@ def test_parameters_that_are_looked_for_come_first() -> None:
         "plain_cnn learning_rate=0.00123 batch_size=64 dropout=0.25 decay=0.1"
     )
     assert said_parameters({"filters": 8, "architecture": "resnet18"}) == "resnet18 filters=8"
+
+
+@pytest.mark.parametrize(
+    ("detail", "said"),
+    [
+        ("", "error"),
+        ("ValueError: planted", "error: ValueError: planted"),
+        ("RuntimeError: one\n  two\tthree\x1b[2J\x00\u202e", "error: RuntimeError: one two three?[2J??"),
+        ("x" * 161, f"error: {'x' * 159}…"),
+    ],
+)
+def test_why_a_trial_failed_is_one_printable_line(detail: str, said: str) -> None:
+    assert said_detail(trial(0).model_copy(update={"reason": "error", "detail": detail})) == said

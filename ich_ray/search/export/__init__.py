@@ -5,13 +5,16 @@ Knows which tools there are and what must not be overwritten; how each is writte
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ich_ray.errors import ConfigError
 from ich_ray.results import open_search
-from ich_ray.storage import Location, is_local, locate
+from ich_ray.storage import Location, is_local, is_there, locate, system_reason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from upath import UPath
 
 __all__ = ["export"]
@@ -36,30 +39,46 @@ def export(
         How to open each of them, one line each.
 
     Raises:
-        ConfigError: nothing was asked for, or it is there already; nothing was written over.
+        ConfigError: nothing was asked for, it is there already, or it cannot be written; nothing was written over.
     """
     if tensorboard is None and optuna is None and mlflow is None:
         raise ConfigError("export: at least one of --tensorboard, --optuna and --mlflow must be given, got none")
     found = open_search(search)
     folder = _new("--tensorboard", tensorboard) if tensorboard is not None else None
     file = _new("--optuna", optuna) if optuna is not None else None
+    if folder is not None and folder == file:
+        raise ConfigError(f"--tensorboard, --optuna: must be two places, got {folder} for both; choose another for one")
     said = []
     if folder is not None:
         from ich_ray.search.export.tensorboard import write_events
 
-        write_events(found, folder)
+        with _written(f"--tensorboard {folder}"):
+            write_events(found, folder)
         said.append(f"tensorboard --logdir {folder}")
     if file is not None:
         from ich_ray.search.export.optuna import write_study
 
-        write_study(found, file)
+        with _written(f"--optuna {file}"):
+            write_study(found, file)
         said.append(f"optuna-dashboard sqlite:///{file}")
     if mlflow is not None:
         from ich_ray.search.export.mlflow import write_experiment
 
-        write_experiment(found, mlflow)
+        with _written(f"--mlflow {mlflow}"):
+            write_experiment(found, mlflow)
         said.append(f"mlflow ui --backend-store-uri {mlflow}")
     return said
+
+
+@contextmanager
+def _written(where: str) -> Iterator[None]:
+    """A block that writes to `where`, a flag and its value, and says so if it cannot."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{where}: must be a place that can be written, got {system_reason(error)}; choose another"
+        ) from None
 
 
 def _new(flag: str, where: Location) -> UPath:
@@ -67,6 +86,6 @@ def _new(flag: str, where: Location) -> UPath:
     path = locate(where)
     if not is_local(path):
         raise ConfigError(f"{flag} {path}: must be a local path, got a URI; write it here and copy it")
-    if path.exists():
+    if is_there(path):
         raise ConfigError(f"{flag} {path}: must be new, got one that is there; choose another name or remove it")
     return path

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from ich_ray.search.space import parse_space
-from ich_ray.search.study import Recorder, outcome
+from ich_ray.search.study import drawn_again, outcome
 from ich_ray.storage import write_bytes
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ def write_study(found: SearchResult, file: UPath) -> None:
 
 def as_frozen(space: SearchSpace, record: TrialResult) -> FrozenTrial:
     """A trial as Optuna knows it, with what it has no place for as user attributes."""
-    recorder = Recorder(record.parameters)
-    drawn = space.draw(recorder).parameters
+    drawn, recorder = drawn_again(space, record)
     state, value, intermediate = outcome(record)
     if state == OptunaState.PRUNED:
         value = intermediate[max(intermediate)]  # as Optuna's own pruned trials have it
