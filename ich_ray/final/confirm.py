@@ -187,7 +187,8 @@ def _space(found: SearchResult) -> SearchSpace:
     """The search's space without early stopping: every training is to be compared at its end."""
     source = found.record.space
     budget = {**source["budget"], "first_rung": source["budget"]["images"]}
-    return parse_space({**source, "name": f"{source['name']}-confirm", "budget": budget}, str(found.files.search))
+    name = f"{source['name'][:72]}-confirm"  # a name has at most 80 characters
+    return parse_space({**source, "name": name, "budget": budget}, str(found.files.search))
 
 
 def _record(found: SearchResult, space: SearchSpace, trials: int) -> SearchRecord:

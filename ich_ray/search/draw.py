@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from ich_ray.model.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ich_ray.results import Objective, Parameter
 
 __all__ = [
     "KINDS",
+    "MOST_COMBINATIONS",
     "TRY_DRAWS",
     "Budget",
     "Draw",
@@ -33,6 +35,7 @@ __all__ = [
     "RandomSuggest",
     "SearchSpace",
     "Suggest",
+    "combinations",
     "is_integer",
     "is_number",
     "same",
@@ -46,6 +49,14 @@ KINDS: tuple[Kind, ...] = ("choice", "uniform", "loguniform", "int", "fixed")
 # Enough to meet every branch of a conditional space of ordinary size; together they cost about a millisecond.
 TRY_DRAWS = 64
 
+# More is a mistake in the file: a year of one-minute trials has 525,600 minutes, and nobody means that.
+MOST_COMBINATIONS = 10_000
+
+# What is compared with the dataset before a search starts.
+_MEETS_THE_DATASET = (
+    "architecture", "weights", "blocks", "filters", "convolutions", "padding", "dense", "training_slices",
+)  # fmt: skip
+
 
 class Suggest(Protocol):
     """Chooses a value where the space leaves a choice."""
@@ -58,21 +69,25 @@ class Suggest(Protocol):
 
 
 class RandomSuggest:
-    """Independent uniform draws."""
+    """Independent uniform draws of what a point, if there is one, leaves open."""
 
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
+    def __init__(self, seed: int, point: Mapping[str, Parameter] | None = None) -> None:
+        self._random, self._point = random.Random(seed), point or {}
 
-    def categorical(self, name: str, choices: Sequence[Parameter]) -> Parameter:  # noqa: ARG002  (Suggest)
-        return self._random.choice(choices)
+    def categorical(self, name: str, choices: Sequence[Parameter]) -> Parameter:
+        return self._point.get(name, self._random.choice(choices))
 
-    def float(self, name: str, low: float, high: float, log: bool) -> float:  # noqa: ARG002  (Suggest)
-        if not log:
-            return self._random.uniform(low, high)
-        return min(max(math.exp(self._random.uniform(math.log(low), math.log(high))), low), high)
+    def float(self, name: str, low: float, high: float, log: bool) -> float:
+        return float(self._point.get(name, _between(self._random, low, high, log)))
 
-    def int(self, name: str, low: int, high: int) -> int:  # noqa: ARG002  (Suggest)
-        return self._random.randint(low, high)
+    def int(self, name: str, low: int, high: int) -> int:
+        return int(self._point.get(name, self._random.randint(low, high)))
+
+
+def _between(source: random.Random, low: float, high: float, log: bool) -> float:
+    if not log:
+        return source.uniform(low, high)
+    return min(max(math.exp(source.uniform(math.log(low), math.log(high))), low), high)
 
 
 class Given:
@@ -203,11 +218,32 @@ class SearchSpace:
 
     def draw(self, suggest: Suggest) -> Draw:
         """One trial's parameters, each from `suggest` where the space leaves a choice."""
+        drawn = self.values(suggest)
+        return Draw(drawn, Hyperparameters.model_validate(drawn))
+
+    def values(self, suggest: Suggest) -> dict[str, Parameter]:
+        """The same, though nobody has seen whether the model accepts them together."""
         drawn: dict[str, Parameter] = {}
         for spec in self.parameters:
             if spec.active(drawn):
                 drawn[spec.name] = spec.draw(suggest)
-        return Draw(drawn, Hyperparameters.model_validate(drawn))
+        return drawn
+
+    def together(self, names: Iterable[str]) -> list[dict[str, Parameter]]:
+        """All that `names` can be in one trial, beside the parameters that decide whether they exist.
+
+        Of ranges with too many values only the ends; empty if there are too many combinations even so.
+        """
+        wanted = set(names)
+        for spec in reversed(self.parameters):
+            if spec.name in wanted:
+                wanted |= spec.when.keys()
+        specs = [spec for spec in self.parameters if spec.name in wanted]
+        for ends in (False, True):
+            found = list(islice(combinations(specs, ends=ends), MOST_COMBINATIONS + 1))
+            if len(found) <= MOST_COMBINATIONS:
+                return found
+        return []
 
     def rungs(self) -> list[int]:
         """images_seen at which trials are compared."""
@@ -215,11 +251,35 @@ class SearchSpace:
 
 
 def sampled(space: SearchSpace, draws: int = TRY_DRAWS) -> list[Hyperparameters]:
-    """Trials of a space: all that are listed, or else random draws."""
+    """Trials of a space: all that are listed, or else whatever may not fit a dataset, and random draws."""
     if space.listed is not None:
         return [Hyperparameters.model_validate(parameters) for parameters in space.listed]
     suggest = RandomSuggest(seed=0)
-    return [space.draw(suggest).hyperparameters for _ in range(draws)]
+    drawn = [*space.together(_MEETS_THE_DATASET), *(space.values(suggest) for _ in range(draws))]
+    return [Hyperparameters.model_validate(parameters) for parameters in drawn]
+
+
+def combinations(
+    specs: Sequence[ParameterSpec], drawn: Mapping[str, Parameter] | None = None, *, ends: bool = False
+) -> Iterator[dict[str, Parameter]]:
+    """Every combination of the values of `specs`, which are ordered parents first, conditions respected.
+
+    Of what is drawn from an interval the lowest and the highest; with `ends` of integers, too.
+    """
+    drawn = drawn or {}
+    if not specs:
+        yield dict(drawn)
+        return
+    first, *rest = specs
+    if not first.active(drawn):
+        yield from combinations(rest, drawn, ends=ends)
+        return
+    values: Sequence[Parameter] = first.values
+    if first.kind == "int" and not ends:
+        low, high = first.values
+        values = range(int(low), int(high) + 1)
+    for value in values:
+        yield from combinations(rest, {**drawn, first.name: value}, ends=ends)
 
 
 def same(one: object, other: object) -> bool:
@@ -228,8 +288,9 @@ def same(one: object, other: object) -> bool:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Finite, and not an integer of hundreds of digits, which no float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and is_number(value)

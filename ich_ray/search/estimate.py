@@ -19,12 +19,12 @@ from ich_ray.search.draw import RandomSuggest
 from ich_ray.search.table import said_parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable
 
     import torch
 
     from ich_ray.data.dataset import PreparedDataset, SliceSet
-    from ich_ray.results import Parameter, SearchResult
+    from ich_ray.results import SearchResult
     from ich_ray.search.draw import SearchSpace
     from ich_ray.search.plan import Plan
 
@@ -111,27 +111,10 @@ class Speed:
         return f"about {hours:.2g} hours at {1 / self.seconds_per_image:,.0f} images/s a trial ({self.source})"
 
 
-class _Point(RandomSuggest):
-    """A point of the space; what it leaves open is random."""
-
-    def __init__(self, seed: int, point: Mapping[str, Parameter]) -> None:
-        super().__init__(seed)
-        self._point = point
-
-    def categorical(self, name: str, choices: Sequence[Parameter]) -> Parameter:
-        return self._point.get(name, super().categorical(name, choices))
-
-    def float(self, name: str, low: float, high: float, log: bool) -> float:
-        return float(self._point.get(name, super().float(name, low, high, log)))
-
-    def int(self, name: str, low: int, high: int) -> int:
-        return int(self._point.get(name, super().int(name, low, high)))
-
-
 def first_draws(space: SearchSpace, count: int, seed: int = 0) -> list[Hyperparameters]:
     """What is listed, or else the points and then random draws; without weights that would have to be fetched."""
     points = ((*space.points, *({} for _ in range(count))) if space.listed is None else space.listed)[:count]
-    drawn = (space.draw(_Point(seed + index, point)).hyperparameters for index, point in enumerate(points))
+    drawn = (space.draw(RandomSuggest(seed + index, point)).hyperparameters for index, point in enumerate(points))
     return [parameters.model_copy(update={"weights": "none"}) for parameters in drawn]
 
 

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ich_ray.errors import SpaceError, nearest
 from ich_ray.model.hyperparameters import STACKED_ONLY, Hyperparameters
+from ich_ray.results import Parameter
 from ich_ray.search.draw import KINDS, Kind, ParameterSpec, is_integer, is_number, same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ich_ray.results import Parameter
     from ich_ray.search.draw import Budget
 
 __all__ = ["ParameterRules"]
+
+# As a ledger reads it again.
+_PARAMETER: TypeAdapter[Parameter] = TypeAdapter(Parameter)
 
 
 class ParameterRules:
@@ -75,7 +78,12 @@ class ParameterRules:
 
     def scalar(self, name: str, value: Any) -> Parameter:
         if isinstance(value, bool | str) or is_number(value):
-            return value
+            try:
+                return _PARAMETER.validate_python(value)
+            except ValidationError:
+                raise self.error(
+                    name, f"a text must be of printable characters, got {value!r}; choose another, rename a file"
+                ) from None
         raise self.error(name, f"a value must be text, a finite number, true or false, got {value!r}")
 
     def _range(self, name: str, kind: Kind, value: Any) -> tuple[Parameter, ...]:
@@ -112,6 +120,29 @@ class ParameterRules:
                 key,
                 f"{unread[0]} must stand beside architecture stacked_cnn, which alone reads it, got {architecture}; "
                 "remove it, or give it `when: {architecture: stacked_cnn}`",
+            )
+
+    def in_its_architecture(self, key: str, drawn: Mapping[str, Parameter]) -> None:
+        """Every trial would fail with weights or a stage that its architecture does not have."""
+        shaping = {"architecture", "blocks", "convolutions", "weights", "unfreeze_from"}
+        parameters = Hyperparameters.model_validate({name: drawn[name] for name in drawn.keys() & shaping})
+        architecture, weights, stage = parameters.architecture, parameters.weights, parameters.unfreeze_from
+        if weights == "imagenet" and architecture in {"plain_cnn", "stacked_cnn"}:
+            raise self.error(
+                key,
+                f"weights imagenet must stand beside a torchvision family, got {architecture}; use none, or give it "
+                "`when: {architecture: ...}`",
+            )
+        if stage == "all":
+            return
+        from ich_ray.model.networks import stages
+
+        known = ("all", *stages(parameters))
+        if stage not in known:
+            raise self.error(
+                key,
+                f"unfreeze_from must be a stage of {architecture} ({', '.join(known)}), got {stage!r}"
+                f"{nearest(stage, known)}; use one of them, or give it `when: {{architecture: ...}}`",
             )
 
     def whole(self, key: str, drawn: Mapping[str, Parameter], budget: Budget) -> None:

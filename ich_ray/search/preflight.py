@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -191,10 +192,10 @@ def check_roles(dataset: PreparedDataset) -> None:
 
 
 def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) -> None:
-    """What trials need beyond a dataset: weights that are there or can be fetched, and enough slices to draw from.
+    """What trials need beyond a space: weights that are there or to be had, enough slices, images large enough.
 
     Raises:
-        ConfigError: one of them is missing, named.
+        ConfigError: one of them is missing, or a network does not fit the images; named.
         IntegrityError: a file of weights is damaged.
     """
     from ich_ray.model.weights import check_weights
@@ -209,3 +210,43 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
         )
     for architecture, weights in sorted({(parameters.architecture, parameters.weights) for parameters in found}):
         check_weights(architecture, weights)
+    for parameters in _shapes(found):
+        _check_fit(parameters, dataset.image_shape)
+
+
+def _shapes(trials: Iterable[Hyperparameters]) -> Iterable[Hyperparameters]:
+    """One trial for each network that may not fit images, or a file of weights: of equal ones the largest."""
+
+    def units(trial: Hyperparameters) -> int:
+        return trial.dense * (1 if trial.convolutions == "none" else trial.filters)
+
+    largest: dict[tuple[object, ...], Hyperparameters] = {}
+    for trial in sorted(trials, key=units):
+        own = {
+            "plain_cnn": (trial.blocks,),
+            "stacked_cnn": (trial.convolutions, trial.padding, trial.input_batch_norm),
+        }.get(trial.architecture)
+        file = None if trial.weights in {"none", "imagenet"} else trial.weights
+        largest[(trial.architecture, own, file, trial.filters if own and file else None)] = trial
+    return largest.values()
+
+
+def _check_fit(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> None:
+    """Make the network without its tensors, and show images to torchvision's, which do not look at them before."""
+    import torch
+
+    from ich_ray.model.networks import FAMILIES, build_network
+
+    # ImageNet's weights are there by now, and fit.
+    update = {"unfreeze_from": "all"} | ({"weights": "none"} if parameters.weights == "imagenet" else {})
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that weights of a file are not copied to where nothing is
+        network = build_network(parameters.model_copy(update=update), image_shape)
+        try:
+            if parameters.architecture in FAMILIES:
+                network(torch.empty((2, *image_shape), dtype=torch.uint8))
+        except RuntimeError:
+            raise ConfigError(
+                f"architecture: images must be large enough for {parameters.architecture}, got {image_shape[1]} px; "
+                "leave it out or prepare larger images"
+            ) from None

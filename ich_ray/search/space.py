@@ -1,27 +1,28 @@
 """Search space files: YAML in, a checked `SearchSpace` out.
 
 Everything that can be wrong with a space is found here, before anything starts, so that no trial ever meets it. What
-holds for one parameter alone is in parameters.py, how a space is drawn from in draw.py.
+holds for one parameter alone is in parameters.py, of listed trials in listed.py, how a space is drawn from in draw.py.
 """
 
 from __future__ import annotations
 
 import re
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ich_ray.errors import SpaceError, nearest
-from ich_ray.results import Objective, Parameter
-from ich_ray.search.draw import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace
-from ich_ray.search.listed import MOST_COMBINATIONS, candidate_specs, combinations, completed, in_order
-from ich_ray.search.parameters import ParameterRules
+from ich_ray.model.hyperparameters import STACKED_ONLY
+from ich_ray.results import Objective
+from ich_ray.search.draw import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace, same
+from ich_ray.search.listed import ListRules, candidate_specs
 from ich_ray.storage import Location, locate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ich_ray.results import Parameter
 
 __all__ = ["SearchSpace", "load_space", "parse_space"]
 
@@ -48,6 +49,8 @@ def load_space(path: Location) -> SearchSpace:
         source = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
         raise SpaceError(f"{where.name}: must be YAML, got {_yaml_problem(error)}") from None
+    except RecursionError:
+        raise SpaceError(f"{where.name}: must be YAML, got hundreds of lists within each other; write fewer") from None
     return parse_space(source, where.name)
 
 
@@ -61,15 +64,36 @@ def parse_space(source: Any, file: str) -> SearchSpace:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without its two traps: a repeated key is an error, and `1e-3` is a number."""
+    """YAML without its traps: a repeated key and a date or number that is none are errors, and `1e-3` is a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key, _ in node.value:
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refused(key, "a mapping or list as a key, such as a {{ template }} that was not filled in,")
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} twice", key.start_mark)
+                raise _refused(key, f"the key {key.value!r} twice")
             seen.add(key.value)
+            if isinstance(value, yaml.ScalarNode):
+                self.construct_object(value, key=key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False, key: str = "") -> Any:
+        """Of a text that looks like a date or a number and is none, PyYAML lets Python say what it likes."""
+        if not isinstance(node, yaml.ScalarNode):
+            return super().construct_object(node, deep)
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int):
+                float(value)
+        except (AttributeError, LookupError, OverflowError, ValueError):
+            kind, said = node.tag.rsplit(":")[-1], f"{key}: " if key else ""
+            raise _refused(node, f"{said}{node.value[:40]!r}, which no {kind} can be,") from None
+        return value
+
+
+def _refused(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 _StrictLoader.yaml_implicit_resolvers = {
@@ -96,7 +120,7 @@ class _File(BaseModel):
     candidates: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
 
 
-class _Checker(ParameterRules):
+class _Checker(ListRules):
     """Every rule of a space file, with the file's name for the messages."""
 
     def space(self, source: Any) -> SearchSpace:
@@ -109,69 +133,28 @@ class _Checker(ParameterRules):
         self._objective(file.objective)
         self._budget(file.budget)
         if file.candidates is not None:
-            return self._candidates(file, file.candidates, source)
+            return self._listing(file, file.candidates, source)
         if file.parameters is None:
             raise self.error("parameters", "must be given, got nothing; add it, or candidates")
         specs = {name: self.parameter(name, spec) for name, spec in file.parameters.items()}
         for spec in specs.values():
             self._condition(spec, specs)
         ordered = self._order(specs)
-        points = tuple(self._point(index, point, specs) for index, point in enumerate(file.points))
-        listed = self._grid(ordered, points) if file.sampler == "grid" else None
+        for spec in ordered:
+            self._needed(spec, specs)
+        points = tuple(self._point(index, point, ordered) for index, point in enumerate(file.points))
+        listed = self.grid(ordered, points) if file.sampler == "grid" else None
         space = SearchSpace(file.name, file.objective, file.budget, ordered, points, source, listed)
-        self._try_draws(space)
+        self._meetings(space)
         return space
 
-    def _candidates(self, file: _File, written: list[dict[str, Any]], source: dict[str, Any]) -> SearchSpace:
-        """A space that is a list: its values are checked one by one, as there is nothing to draw."""
+    def _listing(self, file: _File, written: list[dict[str, Any]], source: dict[str, Any]) -> SearchSpace:
         others = {"parameters": file.parameters, "points": file.points, "sampler": file.sampler != "tpe"}
         for key, other in others.items():
             if other:
                 raise self.error(key, f"{key} or candidates must be given, got both; remove one")
-        for index, candidate in enumerate(written):
-            self._candidate(f"candidates[{index}]", candidate)
-        whole = completed(written)
-        for index, candidate in enumerate(whole):
-            self.whole(f"candidates[{index}]", candidate, file.budget)
-            if (first := whole.index(candidate)) < index:
-                raise self.error(
-                    f"candidates[{index}]", f"every candidate must be listed once, got candidates[{first}] again"
-                )
-        return SearchSpace(file.name, file.objective, file.budget, candidate_specs(whole), (), source, tuple(whole))
-
-    def _candidate(self, key: str, candidate: dict[str, Any]) -> None:
-        if not candidate:
-            raise self.error(key, "must name at least one parameter, got none; remove it")
-        for name, value in candidate.items():
-            self.known(key, name)
-            try:
-                self.accepted(name, self.scalar(name, value))
-            except SpaceError as error:
-                raise self.error(key, str(error).removeprefix(f"{self.file}: ")) from None
-        self.read_by_its_architecture(key, candidate)
-
-    def _grid(
-        self, specs: tuple[ParameterSpec, ...], points: tuple[dict[str, Parameter], ...]
-    ) -> tuple[dict[str, Parameter], ...]:
-        """All combinations, counted before anything starts."""
-        for spec in specs:
-            if spec.kind in {"uniform", "loguniform"}:
-                raise self.error(
-                    spec.name, f"a grid needs choice, int or fixed, got {spec.kind}; list the values as a choice"
-                )
-        grid = tuple(islice(combinations(specs), MOST_COMBINATIONS + 1))
-        if len(grid) > MOST_COMBINATIONS:
-            raise self.error(
-                "parameters",
-                f"a grid must have at most {MOST_COMBINATIONS:,} combinations, got more; list fewer values or leave "
-                "out sampler: grid",
-            )
-        for index, point in enumerate(points):
-            if point not in grid:
-                raise self.error(
-                    f"points[{index}]", f"must be one whole combination of the grid, got {point}; give every parameter"
-                )
-        return in_order(grid, points)
+        whole = self.candidates(written, file.budget)
+        return SearchSpace(file.name, file.objective, file.budget, candidate_specs(whole), (), source, whole)
 
     def _structure(self, error: ValidationError) -> SpaceError:
         """The first problem of pydantic's, in the words of the other rules."""
@@ -253,29 +236,58 @@ class _Checker(ParameterRules):
             ordered |= {spec.name: spec for spec in ready}
         return tuple(ordered.values())
 
-    def _point(self, index: int, point: dict[str, Any], specs: Mapping[str, ParameterSpec]) -> dict[str, Parameter]:
-        key = f"points[{index}]"
+    def _needed(self, spec: ParameterSpec, specs: Mapping[str, ParameterSpec]) -> dict[str, tuple[Parameter, ...]]:
+        """All that must hold for a parameter to exist: its own conditions and those of what they name."""
+        needed = dict(spec.when)
+        for parent in spec.when:
+            for name, values in self._needed(specs[parent], specs).items():
+                both = tuple(value for value in needed.get(name, values) if any(same(value, one) for one in values))
+                if not both:
+                    raise self.error(
+                        spec.name,
+                        f"its condition must be able to hold, got {name}={_either(needed[name])} with {parent}, which "
+                        f"exists only when {name}={_either(values)}; change one of the conditions",
+                    )
+                needed[name] = both
+        return needed
+
+    def _point(self, index: int, point: dict[str, Any], ordered: Sequence[ParameterSpec]) -> dict[str, Parameter]:
+        key, specs = f"points[{index}]", {spec.name: spec for spec in ordered}
         for name, value in point.items():
             if name not in specs:
                 raise self.error(key, f"must use parameters of this space, got {name!r}{nearest(str(name), specs)}")
             if not specs[name].allows(value):
                 raise self.error(key, f"{name} must lie in the space ({specs[name].said()}), got {value!r}")
-        known = point | {name: spec.values[0] for name, spec in specs.items() if spec.kind == "fixed"}
+        known: dict[str, Parameter] = {}
+        for spec in ordered:
+            if spec.active(known) and (spec.kind == "fixed" or spec.name in point):
+                known[spec.name] = point.get(spec.name, spec.values[0])
         for name in point:
-            if not specs[name].active(known):
-                needed = ", ".join(f"{parent}={' or '.join(map(str, v))}" for parent, v in specs[name].when.items())
+            if name not in known:
+                needed = ", ".join(f"{parent}={_either(values)}" for parent, values in specs[name].when.items())
                 raise self.error(key, f"{name} exists only when {needed}, got another value or none; add or remove it")
         return dict(point)
 
-    def _try_draws(self, space: SearchSpace) -> None:
-        suggest = RandomSuggest(seed=0)
-        for _ in range(TRY_DRAWS):
-            drawn: dict[str, Parameter] = {}
-            for spec in space.parameters:
-                if spec.active(drawn):
-                    drawn[spec.name] = spec.draw(suggest)
-            self.read_by_its_architecture("parameters", drawn)
+    def _meetings(self, space: SearchSpace) -> None:
+        """What must hold between the values of a trial, for all that can meet in one."""
+        for name in STACKED_ONLY:
+            for drawn in space.together(("architecture", name)):
+                self.read_by_its_architecture("parameters", drawn)
+        for drawn in space.together(("architecture", "weights", "unfreeze_from", "blocks", "convolutions")):
+            self.in_its_architecture("parameters", drawn)
+        for drawn in space.together(("epochs", "training_slices")):
             self.whole("parameters", drawn, space.budget)
+        # Where those are too many, at least what will be tried first, and some more.
+        tried = [(f"points[{index}]", RandomSuggest(index, point)) for index, point in enumerate(space.points)]
+        for key, suggest in [*tried, *[("parameters", RandomSuggest(seed=0))] * TRY_DRAWS]:
+            drawn = space.values(suggest)
+            self.read_by_its_architecture(key, drawn)
+            self.in_its_architecture(key, drawn)
+            self.whole(key, drawn, space.budget)
+
+
+def _either(values: Iterable[Parameter]) -> str:
+    return " or ".join(map(str, values))
 
 
 def _multiple(images: int, report_every: int) -> int:

@@ -154,6 +154,15 @@ def test_what_failed_is_trained_again_unless_it_diverged(tmp_path: Path, dataset
     assert [(one.number, one.state) for one in trainings] == [(0, "failed"), (2, "completed")]
 
 
+@pytest.mark.parametrize(
+    ("name", "confirmed"),
+    [("short", "short-confirm"), ("a" * 72, "a" * 72 + "-confirm"), ("b" * 80, "b" * 72 + "-confirm")],
+)
+def test_any_name_can_be_confirmed(tmp_path: Path, dataset: PreparedDataset, name: str, confirmed: str) -> None:
+    found = open_search(searched(tmp_path / "s", dataset, FAVORITES, space={**SPACE, "name": name}))
+    assert module._space(found).name == confirmed
+
+
 def test_seeds_are_not_those_of_the_search(tmp_path: Path, dataset: PreparedDataset) -> None:
     found = open_search(searched(tmp_path / "s", dataset, FAVORITES))
     space = module._space(found)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ich_ray.search.draw import Given, RandomSuggest
+from ich_ray.search.draw import Given, RandomSuggest, is_integer, is_number, sampled
 from ich_ray.search.space import parse_space
 
 PARAMETERS = {
@@ -59,3 +59,35 @@ def test_every_branch_is_reached() -> None:
     drawn = [space().draw(RandomSuggest(seed)).parameters for seed in range(200)]
     assert {one["architecture"] for one in drawn} == {"plain_cnn", "resnet18"}
     assert {one.get("blocks") for one in drawn} == {None, 1, 2, 3, 4}
+
+
+def test_what_may_not_fit_a_dataset_is_among_the_sampled() -> None:
+    values = list(range(100, 30100, 100))
+    parameters = {**PARAMETERS, "training_slices": {"choice": values}}
+    found = sampled(parse_space({"name": "x", "budget": BUDGET, "parameters": parameters}, "x.yaml"))
+    assert {trial.training_slices for trial in found} == set(values)
+    assert {(trial.architecture, trial.blocks) for trial in found} >= {("plain_cnn", blocks) for blocks in range(1, 5)}
+
+
+def test_a_point_is_drawn_with_what_it_leaves_open() -> None:
+    point = {"architecture": "resnet18", "learning_rate": 0.01}
+    drawn = [space().draw(RandomSuggest(seed, point)).parameters for seed in range(20)]
+    assert all(one.items() >= point.items() for one in drawn)
+    assert {one["optimizer"] for one in drawn} == {"sgd", "adam"}
+
+
+@pytest.mark.parametrize(
+    ("value", "number", "integer"),
+    [
+        (1, True, True),
+        (1.0, True, False),
+        (True, False, False),
+        (10**300, True, True),
+        (10**400, False, False),
+        (float("nan"), False, False),
+        (float("-inf"), False, False),
+        ("1", False, False),
+    ],
+)
+def test_a_number_is_one_that_a_float_can_hold(value: object, number: bool, integer: bool) -> None:
+    assert (is_number(value), is_integer(value)) == (number, integer)

@@ -91,7 +91,7 @@ def test_memory_is_what_a_real_forward_pass_keeps(parameters: Hyperparameters) -
 
 
 def test_the_points_are_drawn_first_and_nothing_is_fetched() -> None:
-    source = {**SPACE, "parameters": {**SPACE["parameters"], "weights": {"fixed": "imagenet"}}}  # type: ignore[dict-item]
+    source = {**SPACE, "parameters": {**SPACE["parameters"], "weights": {"fixed": "of_plain_cnn.safetensors"}}}  # type: ignore[dict-item]
     draws = first_draws(parse_space(source, "x.yaml"), 5)
     assert len(draws) == 5
     assert (draws[0].blocks, draws[0].batch_size, draws[0].dropout) == (2, 8, 0.125)

@@ -109,6 +109,18 @@ def test_candidates_are_run_as_they_stand_with_the_defaults_of_what_others_name(
             {"parameters": yaml.safe_load(GRID), "sampler": "grid", "points": [{"optimizer": "sgd"}]},
             "x.yaml: points[0]: must be one whole combination of the grid, got {'optimizer': 'sgd'}; give every",
         ),
+        (
+            {"parameters": {"blocks": {"int": [1, 3]}}, "sampler": "grid", "points": [{"blocks": 2}, {"blocks": 2}]},
+            "x.yaml: points[1]: every point of a grid must be listed once, got points[0] again; remove one",
+        ),
+        (
+            {"candidates": [{"blocks": 2}, {"architecture": "resnet18", "unfreeze_from": "layer5"}]},
+            "x.yaml: candidates[1]: unfreeze_from must be a stage of resnet18 (all, stem, layer1, ",
+        ),
+        (
+            {"candidates": [{"weights": "imagenet"}]},
+            "x.yaml: candidates[0]: weights imagenet must stand beside a torchvision family, got plain_cnn; use none",
+        ),
     ],
 )
 def test_a_list_that_cannot_be_run_is_refused(keys: dict[str, Any], message: str) -> None:

@@ -4,13 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from ich_ray import progress
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.networks import build_network
 from ich_ray.search import preflight
+from ich_ray.search.draw import sampled
 from ich_ray.search.machines import Machine, autoscaled
 from ich_ray.search.plan import plan_search
-from ich_ray.search.preflight import Slots, check_roles, plan_slots, room
+from ich_ray.search.preflight import Slots, check_roles, check_trials, plan_slots, room
 from ich_ray.search.space import parse_space
 from tests.prepared import make_dataset
 
@@ -185,6 +190,54 @@ def test_a_role_without_positives_is_refused(tmp_path: Path) -> None:
     dataset.manifest = dataset.manifest.model_copy(update={"roles": without})
     with pytest.raises(ConfigError, match="validation must have positive and negative slices, got 0 positive of"):
         check_roles(dataset)
+
+
+def of_side(folder: Path, side: int) -> PreparedDataset:
+    dataset = make_dataset(folder / "data", patients=12)
+    dataset.manifest = dataset.manifest.model_copy(update={"size": side})
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("side", "parameters", "message"),
+    [
+        (32, {"blocks": {"int": [1, 6]}}, "blocks: each block halves the image, 6 are too many for 32 px"),
+        (
+            32,
+            {"architecture": "stacked_cnn", "convolutions": {"choice": ["3/2", "9/8,9/8"]}, "padding": "valid"},
+            "convolutions: a pixel must be left after each block, got none after 9/8, block 2 of 9/8,9/8 on 32 px",
+        ),
+        (
+            512,
+            {"architecture": "stacked_cnn", "convolutions": "3/1", "filters": {"int": [1, 512]}, "dense": 64},
+            "dense: at most 1,073,741,824 weights of a layer must hold, got 134,217,728 pixels",
+        ),
+        (
+            16,
+            {"architecture": {"choice": ["resnet18", "densenet121"]}},
+            "architecture: images must be large enough for densenet121, got 16 px; leave it out or prepare larger",
+        ),
+    ],
+)
+def test_networks_that_do_not_fit_the_images_are_refused(
+    tmp_path: Path, side: int, parameters: dict[str, Any], message: str
+) -> None:
+    source = {"name": "x", "budget": {"images": 9, "report_every": 1, "first_rung": 1}, "parameters": parameters}
+    with pytest.raises(ConfigError) as caught:
+        check_trials(of_side(tmp_path, side), sampled(parse_space(source, "x.yaml")))
+    assert message in str(caught.value)
+
+
+def test_a_file_of_weights_is_compared_with_each_network(tmp_path: Path) -> None:
+    path, dataset = tmp_path / "w.safetensors", of_side(tmp_path, 32)
+    state = build_network(Hyperparameters(filters=8), (3, 32, 32)).state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    fitting = Hyperparameters(filters=8, weights=str(path))
+    check_trials(dataset, [fitting, fitting.model_copy(update={"dense": 8})])
+    with pytest.raises(
+        ConfigError, match=r"w.safetensors: blocks.block1.0.weight of plain_cnn must have shape \(4, 3, "
+    ):
+        check_trials(dataset, [fitting, fitting.model_copy(update={"filters": 4})])
 
 
 def test_the_plan_counts_what_asha_spares(tmp_path: Path) -> None:

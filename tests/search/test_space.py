@@ -101,6 +101,26 @@ def test_a_space_is_read(tmp_path: Path) -> None:
             "parameters: conditions must not form a circle, got one among blocks, filters; break it",
         ),
         ("dropout: {uniform: [0, 0.5], when: 3}", "dropout: when must be a mapping of parameter to value"),
+        (
+            "{optimizer: {choice: [sgd, adam]}, momentum: {fixed: 0.9, when: {optimizer: sgd}}, "
+            "dropout: {uniform: [0.0, 0.5], when: {optimizer: adam, momentum: 0.9}}}",
+            "dropout: its condition must be able to hold, got optimizer=adam with momentum, which exists only when "
+            "optimizer=sgd; change one of the conditions",
+        ),
+        (
+            "weights: {choice: [none, '/data/\u3000x.safetensors']}",
+            "weights: a text must be of printable characters, got '/data/\\u3000x.safetensors'; choose another, rename",
+        ),
+        (
+            "learning_rate: {{ lr }}",
+            "must be YAML, got a mapping or list as a key, such as a {{ template }} that was not filled in, in line 4",
+        ),
+        ("dropout: 2024-02-30", "must be YAML, got dropout: '2024-02-30', which no timestamp can be, in line 4"),
+        (f"dense: 1{'0' * 400}", f"must be YAML, got dense: '1{'0' * 39}', which no int can be, in line 4"),
+        (f"dense: [1{'0' * 5000}]", f"must be YAML, got '1{'0' * 39}', which no int can be, in line 4"),
+        (f"dense: 0x{'f' * 5000}", f"must be YAML, got dense: '0x{'f' * 38}', which no int can be, in line 4"),
+        ("dense: !!bool perhaps", "must be YAML, got dense: 'perhaps', which no bool can be, in line 4"),
+        (f"dense: {'[' * 5000}{']' * 5000}", "must be YAML, got hundreds of lists within each other; write fewer"),
     ],
 )
 def test_a_parameter_that_cannot_be_drawn_is_refused(tmp_path: Path, line: str, message: str) -> None:
@@ -184,6 +204,82 @@ def test_a_file_that_is_not_a_space_is_refused(tmp_path: Path, text: str, messag
         load_space(write(tmp_path, text))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+NO_STAGE = "unfreeze_from must be a stage of {} (all, stem, {}, head), got {!r}"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "{architecture: resnet18, unfreeze_from: {choice: [layer4, layre4]}}",
+            NO_STAGE.format("resnet18", "layer1, layer2, layer3, layer4", "layre4")
+            + " (did you mean 'layer4'?); use one",
+        ),
+        (
+            "{architecture: {choice: [plain_cnn, resnet18]}, unfreeze_from: layer4}",
+            NO_STAGE.format("plain_cnn", "block1, block2", "layer4"),
+        ),
+        ("{blocks: {int: [2, 4]}, unfreeze_from: block3}", NO_STAGE.format("plain_cnn", "block1, block2", "block3")),
+        (
+            "{architecture: {choice: [resnet18, stacked_cnn]}, weights: {choice: [none, imagenet]}}",
+            "weights imagenet must stand beside a torchvision family, got stacked_cnn; use none, or give it `when: ",
+        ),
+        ("weights: imagenet", "weights imagenet must stand beside a torchvision family, got plain_cnn; use none"),
+    ],
+)
+def test_what_an_architecture_does_not_have_is_refused(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(SpaceError) as caught:
+        load_space(write(tmp_path, parameters(line)))
+    assert message in str(caught.value)
+
+
+def test_weights_and_stages_stand_beside_their_architectures(tmp_path: Path) -> None:
+    line = (
+        "{architecture: {choice: [plain_cnn, resnet18, densenet121]}, "
+        "weights: {choice: [none, imagenet], when: {architecture: [resnet18, densenet121]}}, "
+        "unfreeze_from: {choice: [all, layer4], when: {architecture: resnet18, weights: imagenet}}}"
+    )
+    assert len(load_space(write(tmp_path, parameters(line))).parameters) == 3
+
+
+# Of 164 pairs a single one breaks the rule: 64 draws seldom meet it.
+RARE = "{epochs: {int: [1, 41]}, training_slices: {choice: [100, 200, 300, 400]}}"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+def test_every_pair_of_values_is_checked(tmp_path: Path, sampler: str) -> None:
+    text = parameters(RARE).replace("images: 900", "images: 16300") + f"sampler: {sampler}\n"
+    with pytest.raises(SpaceError, match=r"at most budget.images \(16300\), got 41 x 400; change one of them"):
+        load_space(write(tmp_path, text))
+    assert load_space(write(tmp_path, text.replace("16300", "16400")))
+
+
+@pytest.mark.parametrize("points", ["", "points: [{training_slices: 0}]"])
+def test_of_too_many_values_the_ends_are_checked(tmp_path: Path, points: str) -> None:
+    text = parameters("{epochs: {fixed: 1}, training_slices: {int: [%d, 20000]}}")
+    text = text.replace("report_every: 100", "report_every: 1").replace("900", "20000")
+    with pytest.raises(SpaceError, match="epochs counts passes over training_slices, which must be given with it"):
+        load_space(write(tmp_path, text % 0 + points))
+    assert load_space(write(tmp_path, text % 1))
+
+
+def test_a_point_cannot_depend_on_what_does_not_exist(tmp_path: Path) -> None:
+    text = parameters(
+        "{optimizer: {choice: [sgd, adam]}, momentum: {fixed: 0.9, when: {optimizer: sgd}}, "
+        "dropout: {uniform: [0.0, 0.5], when: {momentum: 0.9}}}"
+    )
+    assert load_space(write(tmp_path, text + "points: [{optimizer: sgd, dropout: 0.3}]")).points
+    with pytest.raises(
+        SpaceError, match=r"points\[0\]: dropout exists only when momentum=0.9, got another value or none"
+    ):
+        load_space(write(tmp_path, text + "points: [{optimizer: adam, dropout: 0.3}]"))
+
+
+@pytest.mark.parametrize("name", ["default", "demo", "report_a", "report_b"])
+def test_the_spaces_that_are_shipped_are_accepted(name: str) -> None:
+    assert load_space(REPOSITORY / "search_spaces" / f"{name}.yaml").name == name
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
