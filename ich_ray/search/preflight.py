@@ -61,7 +61,7 @@ def plan_slots(
     gpus = float(max(1, workers_per_trial or 1) * has_gpus if gpus_per_trial is None else gpus_per_trial)
     there = ", ".join(machine.said() for machine in found) or "none"
     for flag, value in (("--cpus-per-trial", cpus_per_trial or 0), ("--gpus-per-trial", gpus)):
-        if value < 0 or (value > 1 and value != int(value)):
+        if value < 0 or not (value <= 1 or float(value).is_integer()):  # so that NaN and infinity are none
             raise ConfigError(f"{flag}: must be a fraction up to 1 or a whole number, got {value:g}; round it")
     workers = _workers(gpus, cpus_per_trial, workers_per_trial)
     cpus_flag = "--workers-per-trial" if cpus_per_trial is None and workers > 1 else "--cpus-per-trial"

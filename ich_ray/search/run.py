@@ -86,6 +86,8 @@ def run_search(
     """
     if trials is not None and trials < 1:
         raise ConfigError(f"--trials: must be at least 1, got {trials}; ask for one or more")
+    if seed is not None and seed < 0:
+        raise ConfigError(f"--seed: must be at least 0, got {seed}; any other number will do")
     limits = Limits(hours, gpu_hours)
     checked, data = load_space(space), PreparedDataset.open(dataset)
     _check_listed(checked, trials, warm_start)
@@ -131,12 +133,7 @@ def run_search(
             share(data, sampled(checked), gpus=slots.gpus > 0)
         ledger = Ledger.open(out) if begun else Ledger.create(out, asked)
         wanted = max(trials or 0, ledger.record.wanted)  # another driver may have raised it before the lock was ours
-        if wanted != ledger.record.wanted:
-            ledger.amend(trials=wanted)
-        if teacher != ledger.record.warm_start:
-            ledger.amend(warm_start=teacher)
-        if asked.dataset != ledger.record.dataset_folder:  # the same one, moved
-            ledger.amend(dataset=asked.dataset)
+        _amend(ledger, wanted, teacher, asked.dataset)
         listed = _listed(checked, ledger, wanted)
         keys: dict[str, Any] = {"warm": warm, "listed": listed, "placement": placement, "trainer": _trainer}
         keys["room"] = room(fleet, slots, concurrent)
@@ -220,6 +217,15 @@ def _begun(
             "leave it out to finish those"
         )
     return there
+
+
+def _amend(ledger: Ledger, wanted: int, teacher: str | None, dataset: str) -> None:
+    """Note what is asked otherwise than before: more trials, what to learn from, where the dataset was moved to."""
+    there = ledger.record
+    before = {"trials": there.wanted, "warm_start": there.warm_start, "dataset": there.dataset_folder}
+    for key, now in (("trials", wanted), ("warm_start", teacher), ("dataset", dataset)):
+        if now != before[key]:
+            ledger.amend(**{key: now})
 
 
 def _listed(space: SearchSpace, ledger: Ledger, wanted: int) -> list[Listed] | None:

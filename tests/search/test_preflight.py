@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,8 @@ def test_workers_that_do_not_fit_are_refused(
             "both must fit on one machine, got 1 x a (1 CPU, 4 GPU)",
         ),
         (CLUSTER, 1.5, 1, "--gpus-per-trial: must be a fraction up to 1 or a whole number, got 1.5; round it"),
+        (CLUSTER, math.nan, 1, "--gpus-per-trial: must be a fraction up to 1 or a whole number, got nan; round it"),
+        (CLUSTER, 1, math.inf, "--cpus-per-trial: must be a fraction up to 1 or a whole number, got inf; round it"),
         (CLUSTER, -1, 1, "--gpus-per-trial: must be a fraction up to 1 or a whole number, got -1; round it"),
         (LAPTOP, 0, 0, "--cpus-per-trial: must be above 0 and at least 1 a worker, got 0 for 1; leave it out"),
     ],

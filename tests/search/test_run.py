@@ -284,6 +284,7 @@ def test_a_full_disk_under_a_checkpoint_fails_no_trial(data: Path, space: Path, 
     [
         ({"gpus_per_trial": 4}, "--gpus-per-trial: a trial must fit on one machine, got 4 where the largest has 0"),
         ({"cpus_per_trial": 64}, "--cpus-per-trial: a trial must fit on one machine, got 64 where the largest has 2"),
+        ({"seed": -1}, "--seed: must be at least 0, got -1"),
         ({"trials": 0}, "--trials: must be at least 1, got 0"),
         ({"hours": -1}, "--hours: must be above 0, got -1"),
         ({"gpu_hours": 2}, "--gpu-hours: has a meaning only where trials hold GPUs, got 0 GPU a trial; use --hours"),
