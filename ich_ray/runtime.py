@@ -35,10 +35,13 @@ _KNOCK_S = 10.0
 _TOKEN = Path("~/.ray/auth_token")
 # A head that comes back within this time is none that was lost; after 60 s Ray ends the process without a word of ours.
 _PATIENCE_S = 40.0
+# Whoever ends this process may end a Ray beside it in the same moment: a group of processes, a job of a batch system.
+_PATIENCE_TERMINATED_S = 3.0
 _KNOCK_EVERY_S = 2.0
 # While nobody answers: Ray's own threads connect again after a second, and abort with a page of addresses when the
 # head is another one.
 _KNOCK_AGAIN_S = 0.1
+_terminated = threading.Event()
 
 
 @contextmanager
@@ -100,11 +103,17 @@ def _terminated_as_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def interrupt(*_: object) -> None:
+        _terminated.set()
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        _terminated.clear()
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -139,7 +148,12 @@ def _watch(head: str, over: threading.Event) -> None:
             answered, silent = time.monotonic(), False
         except OSError:
             silent = True
-            if time.monotonic() - answered >= _PATIENCE_S and not over.is_set():
+            if over.is_set():
+                return
+            silent_s = time.monotonic() - answered
+            if _terminated.is_set() and silent_s >= _PATIENCE_TERMINATED_S:
+                _leave(f"{head}: the head of the cluster was ended together with this process")
+            if silent_s >= _PATIENCE_S:
                 _leave(f"{head}: the head of the cluster must answer, got nothing for {_PATIENCE_S:.0f} s")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -58,6 +59,32 @@ def test_a_head_that_no_longer_answers_ends_the_process(
     said = capsys.readouterr().err
     assert said.startswith(f"ich-ray: {address}: the head of the cluster must answer, got nothing for 0 s; see to the")
     assert said.count("\n") == 1
+
+
+def test_a_process_that_is_ended_with_its_head_waits_less(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(runtime, "_KNOCK_EVERY_S", 0.02)
+    monkeypatch.setattr(runtime, "_PATIENCE_TERMINATED_S", 0.2)
+    before = signal.getsignal(signal.SIGTERM)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+    with runtime._terminated_as_interrupted():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        started = time.monotonic()
+        with pytest.raises(Ended, match="1"):
+            runtime._watch(address, threading.Event())
+        assert time.monotonic() - started < 5
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not runtime._terminated.is_set()
+    assert capsys.readouterr().err.startswith(
+        f"ich-ray: {address}: the head of the cluster was ended together with this"
+    )
 
 
 def test_a_head_that_was_started_again_ends_the_process(
