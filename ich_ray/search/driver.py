@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +162,8 @@ class Driver:
 
     def _fit(self, todo: int) -> set[int]:
         """Numbers of the trials that Tune ran."""
-        with tempfile.TemporaryDirectory() as folder, _quiet(self.slots.concurrent), nothing_left_behind():
+        quiet = _quiet(self.slots.concurrent)
+        with tempfile.TemporaryDirectory() as folder, quiet, _signals_given_back(), nothing_left_behind():
             analysis = tune.run(
                 self.function,
                 name="search",
@@ -182,6 +185,20 @@ class Driver:
 
 def _name(trial: Any) -> str:
     return f"trial-{trial.config['number']:05d}"
+
+
+@contextmanager
+def _signals_given_back() -> Iterator[None]:
+    """Tune goes on catching signals after its run: the next Ctrl-C, in whatever stage follows, would do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {caught: signal.getsignal(caught) for caught in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for caught, handler in before.items():
+            signal.signal(caught, handler or signal.SIG_DFL)
 
 
 @contextmanager

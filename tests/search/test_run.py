@@ -338,6 +338,16 @@ def test_two_drivers_never_share_a_search(data: Path, space: Path, tmp_path: Pat
         run_search(data, space, tmp_path / "s", trials=1)
 
 
+def test_the_next_ctrl_c_after_a_search_is_not_lost(data: Path, space: Path, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        run_search(data, space, tmp_path / "s", trials=1, _trainer=FakeTrainer())
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_driver_that_is_refused_leaves_the_other_one_its_lock(tmp_path: Path) -> None:
     files = SearchFiles(locate(tmp_path / "s"))
     with run.locked(files):  # before it has a search.json
