@@ -22,7 +22,7 @@ from ich_ray.progress import say
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["cluster_address", "connected", "knock", "on_node"]
+__all__ = ["cluster_address", "connected", "knock", "on_node", "signals_given_back"]
 
 # Ray warns about its own future defaults on every start; none of these concern a user of this package.
 _QUIET = {
@@ -114,6 +114,20 @@ def _terminated_as_interrupted() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         _terminated.clear()
+
+
+@contextmanager
+def signals_given_back() -> Iterator[None]:
+    """Ray Tune and Ray Train go on catching signals after their runs: the next Ctrl-C would not end anything."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {caught: signal.getsignal(caught) for caught in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for caught, handler in before.items():
+            signal.signal(caught, handler or signal.SIG_DFL)
 
 
 def cluster_address(address: str | None) -> str | None:

@@ -70,12 +70,13 @@ def test_a_process_that_is_ended_with_its_head_waits_less(
     monkeypatch.setattr(os, "_exit", ended)
     monkeypatch.setattr(runtime, "_KNOCK_EVERY_S", 0.02)
     monkeypatch.setattr(runtime, "_PATIENCE_TERMINATED_S", 0.2)
+    monkeypatch.setattr(signal, "raise_signal", lambda _: signal.default_int_handler(signal.SIGINT, None))
     before = signal.getsignal(signal.SIGTERM)
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"
     with runtime._terminated_as_interrupted():
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         started = time.monotonic()
         with pytest.raises(Ended, match="1"):
             runtime._watch(address, threading.Event())

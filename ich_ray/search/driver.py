@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import tempfile
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ from ray.exceptions import RayError
 from ich_ray.errors import IchRayError, IntegrityError
 from ich_ray.progress import board, say
 from ich_ray.results import Ending
+from ich_ray.runtime import signals_given_back
 from ich_ray.search.bookkeeper import Bookkeeper
 from ich_ray.search.halving import Halving, Rungs
 from ich_ray.search.sampler import LedgerSampler
@@ -163,7 +162,7 @@ class Driver:
     def _fit(self, todo: int) -> set[int]:
         """Numbers of the trials that Tune ran."""
         quiet = _quiet(self.slots.concurrent)
-        with tempfile.TemporaryDirectory() as folder, quiet, _signals_given_back(), nothing_left_behind():
+        with tempfile.TemporaryDirectory() as folder, quiet, signals_given_back(), nothing_left_behind():
             analysis = tune.run(
                 self.function,
                 name="search",
@@ -185,20 +184,6 @@ class Driver:
 
 def _name(trial: Any) -> str:
     return f"trial-{trial.config['number']:05d}"
-
-
-@contextmanager
-def _signals_given_back() -> Iterator[None]:
-    """Tune goes on catching signals after its run: the next Ctrl-C, in whatever stage follows, would do nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {caught: signal.getsignal(caught) for caught in (signal.SIGINT, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for caught, handler in before.items():
-            signal.signal(caught, handler or signal.SIG_DFL)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from ich_ray.errors import IchRayError
+from ich_ray.runtime import signals_given_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,7 +73,8 @@ def run_workers(
         ),
     )
     try:
-        result: Any = trainer.fit()
+        with signals_given_back():
+            result: Any = trainer.fit()
     except TrainingFailedError as error:
         raise WorkersLost(str(error).strip().splitlines()[-1]) from error
     return result.return_value
