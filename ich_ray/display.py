@@ -94,13 +94,16 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
 
 def _print_failures(found: SearchResult) -> None:
     """A line for each way to fail, the commonest first, with one trial to look at."""
-    failed = {said_detail(trial): trial.number for trial in reversed(found.trials) if trial.state == "failed"}
-    counts = Counter(said_detail(trial) for trial in found.trials if trial.state == "failed").most_common()
-    for why, count in counts[:_TABLE_ROWS]:
-        others = f" and {count - 1} more" if count > 1 else ""
-        print(f"trial {failed[why]}{others} failed: {why}")
-    if len(counts) > _TABLE_ROWS:
-        print(f"{len(counts) - _TABLE_ROWS} more ways to fail; --json has all")
+    ways: dict[str, list[int]] = {}
+    for trial in found.trials:
+        if trial.state == "failed":
+            ways.setdefault(said_detail(trial), []).append(trial.number)
+    commonest = sorted(ways.items(), key=lambda way: -len(way[1]))
+    for why, numbers in commonest[:_TABLE_ROWS]:
+        others = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
+        print(f"trial {numbers[0]}{others} failed: {why}")
+    if len(ways) > _TABLE_ROWS:
+        print(f"{len(ways) - _TABLE_ROWS} more ways to fail; --json has all")
 
 
 def print_probe(done: Probe, out: str, as_json: bool) -> None:

@@ -100,31 +100,32 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
     """Within the block SIGTERM does what Ctrl-C does; Ray's own handler would end the process where it stands."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def interrupt(*_: object) -> None:
         _terminated.set()
         signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-        _terminated.clear()
+    with signals_given_back(signal.SIGTERM) as may_catch:
+        if may_catch:
+            signal.signal(signal.SIGTERM, interrupt)
+        try:
+            yield
+        finally:
+            _terminated.clear()
 
 
 @contextmanager
-def signals_given_back() -> Iterator[None]:
-    """Ray Tune and Ray Train go on catching signals after their runs: the next Ctrl-C would not end anything."""
+def signals_given_back(*also: signal.Signals) -> Iterator[bool]:
+    """Whether signals can be caught here, in the main thread alone; after the block they go where they went before.
+
+    Ray Tune and Ray Train go on catching them after their runs: the next Ctrl-C would not end anything.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield False
         return
-    before = {caught: signal.getsignal(caught) for caught in (signal.SIGINT, signal.SIGUSR1)}
+    before = {caught: signal.getsignal(caught) for caught in (signal.SIGINT, signal.SIGUSR1, *also)}
     try:
-        yield
+        yield True
     finally:
         for caught, handler in before.items():
             signal.signal(caught, handler or signal.SIG_DFL)

@@ -37,13 +37,18 @@ class Ended(Exception):
     """In place of the end of the process."""
 
 
-def test_a_head_that_no_longer_answers_ends_the_process(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def told_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def ended(code: int) -> None:
         raise Ended(code)
 
     monkeypatch.setattr(os, "_exit", ended)
+
+
+@pytest.mark.usefixtures("told_end")
+def test_a_head_that_no_longer_answers_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(runtime, "_KNOCK_EVERY_S", 0.02)
     monkeypatch.setattr(runtime, "_PATIENCE_S", 0.2)
     over = threading.Event()
@@ -61,13 +66,10 @@ def test_a_head_that_no_longer_answers_ends_the_process(
     assert said.count("\n") == 1
 
 
+@pytest.mark.usefixtures("told_end")
 def test_a_process_that_is_ended_with_its_head_waits_less(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ended(code: int) -> None:
-        raise Ended(code)
-
-    monkeypatch.setattr(os, "_exit", ended)
     monkeypatch.setattr(runtime, "_KNOCK_EVERY_S", 0.02)
     monkeypatch.setattr(runtime, "_PATIENCE_TERMINATED_S", 0.2)
     monkeypatch.setattr(signal, "raise_signal", lambda _: signal.default_int_handler(signal.SIGINT, None))
@@ -88,14 +90,11 @@ def test_a_process_that_is_ended_with_its_head_waits_less(
     )
 
 
+@pytest.mark.usefixtures("told_end")
 def test_a_head_that_was_started_again_ends_the_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ended(code: int) -> None:
-        raise Ended(code)
-
     heads = iter([False, True])  # the same one after a broken line, then another one
-    monkeypatch.setattr(os, "_exit", ended)
     monkeypatch.setattr(runtime, "_KNOCK_EVERY_S", 0.01)
     monkeypatch.setattr(runtime, "_KNOCK_AGAIN_S", 0.01)
     monkeypatch.setattr(runtime, "_is_another", lambda _: next(heads))
