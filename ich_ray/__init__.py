@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ich_ray.results import SearchResult, TrialResult, open_search
     from ich_ray.search.audit import Audit, audit
     from ich_ray.search.export import export
+    from ich_ray.search.outlook import Outlook, plan_search
     from ich_ray.search.run import run_search
 
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "Bundle": "ich_ray.final.bundle",
     "IchRayError": "ich_ray.errors",
     "Job": "ich_ray.cluster.jobs",
+    "Outlook": "ich_ray.search.outlook",
     "PreparedDataset": "ich_ray.data.dataset",
     "SearchResult": "ich_ray.results",
     "TrialResult": "ich_ray.results",
@@ -47,6 +49,7 @@ _HOMES = {
     "load_bundle": "ich_ray.final.bundle",
     "logs": "ich_ray.cluster.jobs",
     "open_search": "ich_ray.results",
+    "plan_search": "ich_ray.search.outlook",
     "prepare": "ich_ray.data.prepare",
     "recalibrate": "ich_ray.final.recalibration",
     "report": "ich_ray.final.report.page",
@@ -62,6 +65,7 @@ __all__ = [
     "Bundle",
     "IchRayError",
     "Job",
+    "Outlook",
     "PreparedDataset",
     "SearchResult",
     "TrialResult",
@@ -77,6 +81,7 @@ __all__ = [
     "load_bundle",
     "logs",
     "open_search",
+    "plan_search",
     "prepare",
     "recalibrate",
     "report",

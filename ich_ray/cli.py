@@ -205,29 +205,28 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search hyperparameters; safe to kill and resume."""
+    asked: dict[str, Any] = {
+        "trials": trials,
+        "gpus_per_trial": gpus_per_trial,
+        "cpus_per_trial": cpus_per_trial,
+        "workers_per_trial": workers_per_trial,
+        "concurrent": concurrent,
+        "resume": resume,
+        "seed": seed,
+        "warm_start": warm_start,
+        "address": address,
+    }
+    if plan:
+        from ich_ray.search.outlook import plan_search
+
+        display.print_outlook(plan_search(dataset, space, out, **asked), as_json)
+        return
     from ich_ray.search.run import run_search
 
     found = run_search(
-        dataset,
-        space,
-        out,
-        trials=trials,
-        gpus_per_trial=gpus_per_trial,
-        cpus_per_trial=cpus_per_trial,
-        workers_per_trial=workers_per_trial,
-        hours=hours,
-        gpu_hours=gpu_hours,
-        concurrent=concurrent,
-        resume=resume,
-        plan=plan,
-        seed=seed,
-        warm_start=warm_start,
-        placement=placement,
-        share_trunks=share_trunks,
-        address=address,
+        dataset, space, out, **asked, hours=hours, gpu_hours=gpu_hours, placement=placement, share_trunks=share_trunks
     )
-    if not plan:
-        display.print_search(found, None, as_json)
+    display.print_search(found, None, as_json)
 
 
 @app.command()

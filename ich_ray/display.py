@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from ich_ray.recipes.quick import QuickRow
     from ich_ray.results import SearchResult
     from ich_ray.search.audit import Audit
+    from ich_ray.search.outlook import Outlook
 
 __all__ = [
     "print_audit",
     "print_confirmation",
     "print_dataset",
+    "print_outlook",
     "print_probe",
     "print_quick",
     "print_run",
@@ -67,6 +69,11 @@ def print_dataset(manifest: DatasetManifest, root: str) -> None:
     _show(roles)
     for note in manifest.notes:
         print(note)
+
+
+def print_outlook(outlook: Outlook, as_json: bool) -> None:
+    """What a search would do and take."""
+    print(json.dumps(outlook.figures(), indent=1) if as_json else outlook)
 
 
 def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:

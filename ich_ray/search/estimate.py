@@ -26,13 +26,11 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset, SliceSet
     from ich_ray.results import SearchResult
     from ich_ray.search.draw import SearchSpace
-    from ich_ray.search.plan import Plan
 
 __all__ = [
     "Memory",
     "Speed",
     "TrialMemory",
-    "costs",
     "earlier_speed",
     "estimate_memory",
     "first_draws",
@@ -81,12 +79,16 @@ class Memory:
     misfits: int = 0
     reason: str = ""
 
+    @property
+    def ordered(self) -> list[TrialMemory]:
+        """From the least to the most."""
+        return sorted(self.trials, key=lambda trial: trial.total)
+
     def __str__(self) -> str:
         refused = f"{self.misfits} of {self.misfits + len(self.trials)} draws do not fit the images: {self.reason}"
         if not self.trials:
             return f"unknown; {refused}"
-        ordered = sorted(self.trials, key=lambda trial: trial.total)
-        most, usual = ordered[-1], ordered[len(ordered) // 2]
+        most, usual = self.ordered[-1], self.ordered[len(self.trials) // 2]
         named = said_parameters(most.parameters.model_dump(), ("architecture", "batch_size", "optimizer"))
         parts = f"weights {_mib(most.weights)}, gradients and optimizer {_mib(most.training)}"
         said = (
@@ -103,11 +105,14 @@ class Speed:
     seconds_per_image: float | None
     source: str
 
-    def said(self, images: int, concurrent: int) -> str:
+    def hours(self, images: int, concurrent: int) -> float | None:
         """How long `images` take, `concurrent` trials at a time."""
-        if self.seconds_per_image is None:
+        return None if self.seconds_per_image is None else images * self.seconds_per_image / concurrent / 3600
+
+    def said(self, images: int, concurrent: int) -> str:
+        hours = self.hours(images, concurrent)
+        if hours is None or self.seconds_per_image is None:
             return f"unknown: {self.source}"
-        hours = images * self.seconds_per_image / concurrent / 3600
         return f"about {hours:.2g} hours at {1 / self.seconds_per_image:,.0f} images/s a trial ({self.source})"
 
 
@@ -116,29 +121,6 @@ def first_draws(space: SearchSpace, count: int, seed: int = 0) -> list[Hyperpara
     points = ((*space.points, *({} for _ in range(count))) if space.listed is None else space.listed)[:count]
     drawn = (space.draw(RandomSuggest(seed + index, point)).hyperparameters for index, point in enumerate(points))
     return [parameters.model_copy(update={"weights": "none"}) for parameters in drawn]
-
-
-def costs(
-    space: SearchSpace,
-    dataset: PreparedDataset,
-    plan: Plan,
-    begun: SearchResult | None = None,
-    teacher: SearchResult | None = None,
-) -> str:
-    """Two lines to add to a plan: memory, and time.
-
-    Args:
-        space: what is searched.
-        dataset: what trials train on.
-        plan: of the whole search.
-        begun: the same search as far as it has come; what it did is not done again.
-        teacher: another search on the same kind of machines.
-    """
-    images = max(0, plan.images - sum(trial.images_seen for trial in (begun.trials if begun else ())))
-    speed = earlier_speed(found for found in (begun, teacher) if found is not None)
-    speed = speed or measured_speed(space, dataset, plan.cpus, plan.gpus)
-    memory = estimate_memory(space, dataset.image_shape)
-    return f"  model: {memory}\n  time: {speed.said(images, plan.concurrent)}"
 
 
 def estimate_memory(space: SearchSpace, image_shape: tuple[int, int, int], draws: int = _DRAWS) -> Memory:

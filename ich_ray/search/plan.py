@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ich_ray.search.draw import Budget, SearchSpace
     from ich_ray.search.preflight import Slots
 
-__all__ = ["Course", "Plan", "expected_course", "images_at_most", "plan_search"]
+__all__ = ["Course", "Plan", "expected_course", "images_at_most", "plan_trials"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Plan:
         )
 
 
-def plan_search(space: SearchSpace, dataset: PreparedDataset, trials: int, slots: Slots) -> Plan:
+def plan_trials(space: SearchSpace, dataset: PreparedDataset, trials: int, slots: Slots) -> Plan:
     """What `trials` trials of a space would do on these slots."""
     course, at_most = expected_course(space.budget, trials), images_at_most(space, trials)
     roles = dataset.manifest.roles

@@ -15,7 +15,7 @@ from ich_ray.model.networks import build_network
 from ich_ray.search import preflight
 from ich_ray.search.draw import sampled
 from ich_ray.search.machines import Machine, autoscaled
-from ich_ray.search.plan import plan_search
+from ich_ray.search.plan import plan_trials
 from ich_ray.search.preflight import Slots, check_roles, check_trials, plan_slots, room
 from ich_ray.search.space import parse_space
 from tests.prepared import make_dataset
@@ -250,7 +250,7 @@ def test_the_plan_counts_what_asha_spares(tmp_path: Path) -> None:
         "budget": {"images": 900, "report_every": 100, "first_rung": 100, "reduction": 3, "min_peers": 2},
         "parameters": {"dropout": {"uniform": [0, 0.5]}},
     }
-    plan = plan_search(parse_space(source, "x.yaml"), dataset, 27, Slots(1, 0, 2))
+    plan = plan_trials(parse_space(source, "x.yaml"), dataset, 27, Slots(1, 0, 2))
     assert (plan.rungs, plan.reaching) == ((100, 300), (27, 9, 3))
     assert plan.images == 27 * 100 + 9 * 200 + 3 * 600
     assert plan.images_at_most == 27 * 900

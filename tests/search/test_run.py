@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -15,15 +16,17 @@ from typing import Any
 import pytest
 import yaml
 
+from ich_ray.cli import call
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.final.confirm import confirm
 from ich_ray.final.retrain import chosen_trial
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search import bookkeeper, estimate, ledger, run
+from ich_ray.search import asked, bookkeeper, estimate, ledger, run
 from ich_ray.search.audit import audit
 from ich_ray.search.ledger import Ledger, Verdict
+from ich_ray.search.outlook import plan_search
 from ich_ray.search.run import run_search
 from ich_ray.search.sampler import LedgerSampler
 from ich_ray.storage import SearchFiles, exclusive, locate, write_bytes
@@ -377,36 +380,43 @@ def test_a_dataset_that_was_moved_is_known_from_then_on(data: Path, space: Path,
     assert confirm(copied, top=1, folds=2, _trainer=FakeTrainer()).parts == 2
 
 
-def test_a_plan_is_printed_and_nothing_written(
+def test_a_plan_says_what_would_happen_and_writes_nothing(
     data: Path, space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_COUNT_S", "_MEASURE_S", "_MEASURE_EACH_S"):
         monkeypatch.setattr(estimate, name, 0)
     space.write_text(SPACE + "points: [{architecture: plain_cnn, blocks: 1}]\n")
-    found = run_search(data, space, tmp_path / "s", trials=27, plan=True)
-    assert found.trials == ()
+    typed = ["search", str(data), "--space", str(space), "--out", str(tmp_path / "s"), "--trials", "27", "--plan"]
+    assert call(typed) == 0
     printed = capsys.readouterr().out
     assert "search tiny: 27 trials, 2 at a time, each on 1 CPU and 0 GPU" in printed
     assert "images/s a trial (a single plain_cnn measured here for a moment" in printed
+    assert call([*typed, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["trials"], figures["concurrent"], figures["rungs"]) == (27, 2, [100, 300])
+    assert figures["images_left"] == figures["images"] == 27 * 100 + 9 * 200 + 3 * 600
+    assert figures["hours"] == pytest.approx(figures["images"] * figures["seconds_per_image"] / 2 / 3600)
+    assert 0 < figures["trial_bytes_median"] <= figures["trial_bytes_most"]
     assert not (tmp_path / "s").exists()
 
 
 def test_a_plan_of_more_trials_knows_the_speed_of_the_search(
-    data: Path, space: Path, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: Path, space: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(estimate, "_COUNT_S", 0)
     before = {path: path.read_bytes() for path in copied.rglob("*.json")}
-    run_search(data, space, copied, trials=100, resume=True, plan=True)
+    outlook = plan_search(data, space, copied, trials=100, resume=True)
     # The trainer claims a second for 1,000 images.
-    trained = sum(bool(trial.reports) for trial in open_search(copied).trials)
-    said = f"hours at 1,000 images/s a trial (as {trained} trials of {copied} trained)"
-    assert said in capsys.readouterr().out
+    trials = open_search(copied).trials
+    trained = sum(bool(trial.reports) for trial in trials)
+    assert f"hours at 1,000 images/s a trial (as {trained} trials of {copied} trained)" in str(outlook)
+    assert outlook.images_left == outlook.plan.images - sum(trial.images_seen for trial in trials)
     assert {path: path.read_bytes() for path in copied.rglob("*.json")} == before
 
 
 def test_a_warm_start_is_remembered(data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(run, "say", said.append)
+    monkeypatch.setattr(asked, "say", said.append)
     fingerprint = PreparedDataset.open(data).manifest.fingerprint
     record = make_record(name="first", space=yaml.safe_load(SPACE), fingerprint=fingerprint)
     first = Ledger.create(tmp_path / "first", record)
@@ -428,17 +438,17 @@ def test_a_warm_start_says_what_differs(
     data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(run, "say", said.append)
+    monkeypatch.setattr(asked, "say", said.append)
     source = yaml.safe_load(SPACE)
     source["budget"]["images"] = 9000
     first = Ledger.create(tmp_path / "first", make_record(name="first", space=source, fingerprint="beef"))
     first.add({"foo": 1})
     first.report(0, 9000, {"average_precision": 0.5}, 1.0, end=Verdict("completed"))
     run_search(data, space, tmp_path / "s", warm_start=tmp_path / "first", hours=1e-9, _trainer=FakeTrainer())
-    asked = PreparedDataset.open(data).manifest.fingerprint
+    fingerprint = PreparedDataset.open(data).manifest.fingerprint
     assert said[0] == (
         "warm start: 0 of 1 trials of first fit this space and are kept, though the searches differ "
-        f"(dataset: there beef, asked {asked}; budget.images: there 9000, asked 900)"
+        f"(dataset: there beef, asked {fingerprint}; budget.images: there 9000, asked 900)"
     )
 
 
