@@ -44,7 +44,7 @@ import numpy as np
 from benchmarks.efficiency.computed import IMAGES, Landscape
 from benchmarks.efficiency.course import course
 from benchmarks.efficiency.methods import METHODS, Ours, Stock
-from benchmarks.efficiency.phantom import PATIENTS, Phantom
+from benchmarks.efficiency.phantom import FAINT, PATIENTS, Phantom
 from benchmarks.searchers.task import make_phantom, tested
 from ich_ray.search import ledger as ledgers
 
@@ -186,7 +186,7 @@ def print_phantom(seeds: int, whole: int, best_known: float | None) -> None:
     at_most, spawn = whole * IMAGES, get_context("spawn")
     enough = math.inf if best_known is None else 0.95 * best_known
     with tempfile.TemporaryDirectory() as temporary:
-        dataset = make_phantom(Path(temporary), PATIENTS)
+        dataset = make_phantom(Path(temporary), PATIENTS, FAINT)
         with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=spawn) as pool:
             asked = {
                 (name, seed): pool.submit(searched, name, dataset, seed, at_most, enough)

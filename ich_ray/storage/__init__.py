@@ -1,0 +1,40 @@
+"""The one door to the disk: where files lie, how they are read and written, who may write. Knows no file's meaning."""
+
+from ich_ray.storage.files import (
+    read_json,
+    read_table,
+    remove,
+    sha256,
+    write_bytes,
+    write_json,
+    write_table,
+    writing,
+)
+from ich_ray.storage.locks import exclusive, is_held
+from ich_ray.storage.places import DatasetFiles, Location, SearchFiles, is_local, is_there, locate, system_reason
+from ich_ray.storage.records import Line, Record, RelativeFile, first_problem, read_record
+
+__all__ = [
+    "DatasetFiles",
+    "Line",
+    "Location",
+    "Record",
+    "RelativeFile",
+    "SearchFiles",
+    "exclusive",
+    "first_problem",
+    "is_held",
+    "is_local",
+    "is_there",
+    "locate",
+    "read_json",
+    "read_record",
+    "read_table",
+    "remove",
+    "sha256",
+    "system_reason",
+    "write_bytes",
+    "write_json",
+    "write_table",
+    "writing",
+]

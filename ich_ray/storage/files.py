@@ -1,0 +1,129 @@
+"""Bytes, JSON and tables on the disk and in object stores: every write is whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ich_ray.errors import IntegrityError
+from ich_ray.storage.places import is_local
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pyarrow as pa
+    from upath import UPath
+
+__all__ = ["read_json", "read_table", "remove", "sha256", "write_bytes", "write_json", "write_table", "writing"]
+
+_HASH_CHUNK_BYTES = 1 << 20
+# The largest we write is the manifest of a dataset, 200 bytes a block; a file beyond this was not written by us.
+_LARGEST_JSON_BYTES = 64 << 20
+
+
+def write_bytes(path: UPath, data: bytes) -> None:
+    """Write a file that is either whole or as it was before.
+
+    Locally: a temporary name beside it, fsync, rename, fsync of the folder (a rename alone survives a killed
+    process but not a power loss). Object stores put whole objects, so there one write is enough.
+    """
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: UPath) -> Iterator[IO[bytes]]:
+    """A file to write piece by piece; it stands at `path`, whole, when the block ends without an error, and not before.
+
+    For an object store the pieces wait in a temporary file of this machine.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not is_local(path):
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            path.fs.put_file(file.name, path.path)
+        return
+    temporary = Path(str(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")))
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(str(path))
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(str(path.parent), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: UPath, value: Any) -> None:
+    """Write `value` as readable JSON, atomically. NaN and infinities are refused: they are not JSON."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: UPath) -> Any:
+    """Read a JSON file, which may come from anyone.
+
+    Raises:
+        IntegrityError: the file is not JSON, or far larger than any of ours.
+    """
+    remedy = "restore the file from a copy"
+    if is_local(path) and path.exists() and not path.is_file():  # a pipe would never end, nor would /dev/zero
+        raise IntegrityError(f"{path}: must be a file, got something else; {remedy}")
+    with path.open("rb") as file:
+        data = file.read(_LARGEST_JSON_BYTES + 1)
+    if len(data) > _LARGEST_JSON_BYTES:
+        raise IntegrityError(f"{path}: must be JSON of at most {_LARGEST_JSON_BYTES >> 20} MiB, got more; {remedy}")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path}: must be JSON, got {error}; {remedy}") from None
+
+
+def write_table(path: UPath, table: pa.Table) -> None:
+    """Write a Parquet file atomically."""
+    import pyarrow as pa  # who only reads JSON need not wait for it
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def read_table(path: UPath) -> pa.Table:
+    """Read a Parquet file."""
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:
+        return pq.read_table(file)
+
+
+def remove(folder: UPath) -> None:
+    """Remove a folder and all that is in it; one that is not there is gone already."""
+    if is_local(folder):
+        shutil.rmtree(str(folder), ignore_errors=True)
+    elif folder.exists():
+        folder.fs.rm(folder.path, recursive=True)
+
+
+def sha256(data: bytes | UPath) -> str:
+    """The SHA-256 of bytes or of a file, in hexadecimal."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256()
+    with data.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

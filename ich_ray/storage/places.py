@@ -1,0 +1,207 @@
+"""Where every file of a dataset and of a search lives: every name below a root is formed here.
+
+Local paths and URIs (``s3://``, ``gs://``) are the same `UPath` type. Knows nothing of what the files mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from upath import UPath
+
+from ich_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = [
+    "DatasetFiles",
+    "Location",
+    "SearchFiles",
+    "is_local",
+    "is_there",
+    "locate",
+    "system_reason",
+    "unreadable",
+]
+
+Location: TypeAlias = "str | os.PathLike[str] | UPath"
+
+# What fsspec calls the file system of this machine: a URI of it is a path, to be locked and replaced like any other.
+_LOCAL = ("file", "local")
+
+
+def locate(where: Location) -> UPath:
+    """The path or URI `where`; local paths are made absolute, so that they mean the same on another process.
+
+    Listings of object storage are not remembered: other processes write there, and `results` must see it.
+
+    Raises:
+        ConfigError: nothing here can read such a URI, or nobody may look there.
+    """
+    try:
+        path = UPath(where)
+        if path.protocol in _LOCAL:
+            path = UPath(path.path)
+        if not is_local(path):
+            path = UPath(path, use_listings_cache=False)
+            _ = path.fs
+            return path
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: a file system for it must be installed, got {error}; s3:// comes with this package"
+        ) from None
+    path = UPath(path.expanduser().absolute())
+    is_there(path)
+    return path
+
+
+def is_there(path: UPath) -> bool:
+    """Whether there is anything at `path`.
+
+    Raises:
+        ConfigError: nobody may look there, or no file can have that name.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: must be a place where this user may look, got {system_reason(error)}; choose another one"
+        ) from None
+
+
+def system_reason(error: OSError) -> str:
+    """What the system says: `permission denied`."""
+    said = error.strerror or type(error).__name__
+    return f"{said[:1].lower()}{said[1:]}"
+
+
+def unreadable(path: UPath, error: OSError) -> ConfigError:
+    return ConfigError(f"{path}: must be readable, got {system_reason(error)}; let this user read it")
+
+
+def is_local(path: UPath) -> bool:
+    """Whether `path` lies on a file system of this machine (a shared folder counts)."""
+    return isinstance(path, Path)
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """The files of a prepared dataset. `manifest` is written last: without it there is no dataset."""
+
+    root: UPath
+
+    @property
+    def manifest(self) -> UPath:
+        return self.root / "dataset.json"
+
+    @property
+    def plan(self) -> UPath:
+        """What the dataset is prepared from, written first: it decides whether a rerun may go on with it."""
+        return self.root / "prepare.json"
+
+    @property
+    def lock(self) -> UPath:
+        return self.root / ".lock"
+
+    @property
+    def slices(self) -> UPath:
+        return self.root / "slices.parquet"
+
+    @property
+    def rejected(self) -> UPath:
+        return self.root / "rejected.parquet"
+
+    @property
+    def blocks(self) -> UPath:
+        return self.root / "blocks"
+
+    def sheet(self, role: str) -> UPath:
+        """A picture of a few slices of a role, for people."""
+        return self.root / "sheets" / f"{role}.png"
+
+
+@dataclass(frozen=True)
+class SearchFiles:
+    """The files of a search.
+
+    Raises:
+        ConfigError: `root` is a file.
+    """
+
+    root: UPath
+
+    def __post_init__(self) -> None:
+        if is_local(self.root) and self.root.is_file():
+            raise ConfigError(f"{self.root}: a search must be a folder, got a file; give another path")
+
+    @property
+    def search(self) -> UPath:
+        return self.root / "search.json"
+
+    @property
+    def trials(self) -> UPath:
+        return self.root / "trials"
+
+    def trial(self, number: int) -> UPath:
+        return self.trials / f"{number:05d}.json"
+
+    @property
+    def checkpoints(self) -> UPath:
+        return self.root / "checkpoints"
+
+    def records(self) -> list[UPath]:
+        """All files in `trials` that look like a trial's, whatever is in them."""
+        if not is_there(self.trials):
+            return []
+        try:
+            found = [path for path in self.trials.iterdir() if "0" <= path.name[0] <= "9" and path.suffix == ".json"]
+        except OSError as error:
+            raise unreadable(self.trials, error) from None
+        return sorted(found, key=lambda path: path.name)
+
+    def checkpoint(self, number: int) -> UPath:
+        return self.checkpoints / f"{number:05d}"
+
+    @property
+    def lock(self) -> UPath:
+        return self.root / ".lock"
+
+    @property
+    def final(self) -> UPath:
+        return self.root / "final"
+
+    @property
+    def bundle(self) -> UPath:
+        return self.final / "bundle"
+
+    @property
+    def retraining(self) -> UPath:
+        return self.final / "retraining.json"
+
+    @property
+    def confirmation(self) -> UPath:
+        return self.final / "confirm.json"
+
+    def confirming(self, kind: str) -> SearchFiles:
+        """The trainings behind a confirmation on `folds` or `seeds`: a search folder of their own."""
+        return SearchFiles(self.final / f"confirm-{kind}")
+
+    @property
+    def calibration(self) -> UPath:
+        return self.final / "calibration.json"
+
+    @property
+    def evaluation(self) -> UPath:
+        return self.final / "evaluation.json"
+
+    @property
+    def predictions(self) -> UPath:
+        """One row per test slice: what `evaluate` saw, for plots and for checking `predict` against it."""
+        return self.final / "predictions.parquet"
+
+    @property
+    def report(self) -> UPath:
+        return self.final / "report.html"

@@ -1,0 +1,75 @@
+"""JSON files that somebody else may have written, read as records of one kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+from ich_ray.errors import IntegrityError
+from ich_ray.storage.files import read_json
+from ich_ray.storage.places import unreadable
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+__all__ = ["Line", "Record", "RelativeFile", "first_problem", "read_record"]
+
+
+class Record(BaseModel):
+    """What is kept in a JSON file: it never changes, and a key that nobody knows is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def _below(file: str) -> str:
+    if not file or "\\" in file or "://" in file or any(part in {"", ".", ".."} for part in file.split("/")):
+        raise ValueError(f"a file below this folder, not {file[:80]!r},")
+    return file
+
+
+# A name in a record that somebody else may have written: it cannot lead out of the folder that holds the record.
+RelativeFile = Annotated[str, AfterValidator(_below)]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"printable characters only, not {text[:80]!r},")
+    return text
+
+
+# A text that is shown to people as it is: it cannot steer their terminal.
+Line = Annotated[str, AfterValidator(_printable)]
+
+
+def read_record(path: UPath, kind: type[Kind], remedy: str) -> Kind:
+    """Read a JSON file as a record of one kind.
+
+    Args:
+        path: the file.
+        kind: what it must be.
+        remedy: the end of the error's message: what its reader can do.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ConfigError: nobody may read it.
+        IntegrityError: the file is not JSON, or not of this kind; the first wrong place is named.
+    """
+    try:
+        return kind.model_validate(read_json(path))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except ValidationError as error:
+        raise IntegrityError(f"{path}: must match its format, got {first_problem(error)}; {remedy}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first wrong place of a record in a line: `Field required at number`."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{first['msg']} at {where}" if where else str(first["msg"])
