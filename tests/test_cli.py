@@ -9,6 +9,8 @@ from ich_ray import cli
 from ich_ray.errors import ConfigError, IntegrityError, RejectionLimitError
 from ich_ray.results import Objective, Report, TrialResult
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
+from ich_ray.verbs import search
+from ich_ray.verbs.options import share
 from tests.records import make_record
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -69,7 +71,7 @@ def test_exit_codes(
     def fail(_: str) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "open_search", fail)
+    monkeypatch.setattr(search, "open_search", fail)
     assert cli.call(["results", "x"]) == code
     assert "Traceback" not in capsys.readouterr().err
     if code in {1, 2}:
@@ -77,9 +79,9 @@ def test_exit_codes(
             cli.call(["results", "x"], debug=True)
 
 
-@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.05", 0.05), ("0", 0.0), ("100%", 1.0)])
-def test_shares(text: str, share: float) -> None:
-    assert cli._share(text) == pytest.approx(share)
+@pytest.mark.parametrize(("text", "expected"), [("5%", 0.05), ("0.05", 0.05), ("0", 0.0), ("100%", 1.0)])
+def test_shares(text: str, expected: float) -> None:
+    assert share(text) == pytest.approx(expected)
 
 
 def make_search(folder: Path) -> None:

@@ -29,7 +29,8 @@ LEVELS = [
     {"cluster", "pipeline"},
     {"recipes"},
     {"display"},
-    {"cli", "cluster_verbs"},
+    {"verbs"},
+    {"cli"},
 ]
 # The functional core must run where Ray is not installed.
 MAY_IMPORT_RAY = {

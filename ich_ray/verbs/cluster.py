@@ -1,33 +1,28 @@
-"""The verbs of the command line that look at a cluster from outside; cli.py registers them.
-
-Like cli.py they only call one public function each and print what it returns.
-"""
+"""A cluster from outside: jobs, and what is wrong with it."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ich_ray.progress import say
+from ich_ray.verbs.options import Json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ich_ray.cluster.jobs import Job
 
-__all__ = ["VERBS", "Verb"]
+__all__ = ["VERBS"]
 
 Address = Annotated[
     str | None,
     typer.Option("--address", help="The cluster's dashboard; default RAY_API_SERVER_ADDRESS, else the local tunnel."),
 ]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="What `ich-ray submit` printed.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 
 
 def submit(
@@ -121,12 +116,4 @@ def _times(job: Job) -> str:
     return f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(job.started))} for {took / 60:.0f} min"
 
 
-@dataclass(frozen=True)
-class Verb:
-    """A function, and how the command line takes its arguments."""
-
-    function: Callable[..., None]
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-VERBS = (Verb(submit), Verb(jobs), Verb(logs), Verb(stop), Verb(doctor))
+VERBS = (submit, jobs, logs, stop, doctor)

@@ -1,0 +1,72 @@
+"""From patients to a prepared dataset."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from ich_ray import display
+from ich_ray.ct.windowing import DEFAULT_WINDOWS
+from ich_ray.verbs.options import REJECTED_SOME, Address, Json, Labels, LimitRejected, Out, Seed, Size, Windows, share
+
+__all__ = ["VERBS"]
+
+
+def phantom(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write.")],
+    patients: Annotated[int, typer.Option("--patients", min=1)] = 160,
+    seed: Seed = 0,
+    faint: Annotated[
+        float, typer.Option("--faint", min=0, max=1, help="Share of bleeds that are small and hardly dense.")
+    ] = 0.3,
+) -> None:
+    """Write synthetic patients as DICOM with labels."""
+    from ich_ray.ct.phantom import write_phantom
+
+    written = write_phantom(out, patients=patients, seed=seed, faint=faint)
+    print(f"images  {written.images}\nlabels  {written.labels}")
+
+
+def prepare(
+    images: Annotated[str, typer.Argument(metavar="DICOM_DIR", help="Folder of DICOM files, read recursively.")],
+    labels: Labels,
+    out: Out,
+    size: Size = 128,
+    windows: Windows = DEFAULT_WINDOWS,
+    seed: Seed = 0,
+    split: Annotated[
+        Literal["patient", "slice"],
+        typer.Option("--split", help="What roles are drawn by; slice leaks, and only reproduces systems split so."),
+    ] = "patient",
+    without_preamble: Annotated[
+        bool, typer.Option("--without-preamble", help="Read files that lack the DICOM preamble too, and flag them.")
+    ] = False,
+    limit_rejected: LimitRejected = "5%",
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Decode and window DICOM files, once for all trials."""
+    from ich_ray.data.prepare import prepare as prepare_dataset
+
+    dataset = prepare_dataset(
+        images,
+        labels,
+        out,
+        size=size,
+        windows=windows,
+        seed=seed,
+        split=split,
+        without_preamble=without_preamble,
+        limit_rejected=share(limit_rejected),
+        address=address,
+    )
+    if as_json:
+        print(dataset.manifest.model_dump_json(indent=1))
+    else:
+        display.print_dataset(dataset.manifest, str(dataset.files.root))
+    if dataset.manifest.rejected:
+        raise typer.Exit(REJECTED_SOME)
+
+
+VERBS = (phantom, prepare)

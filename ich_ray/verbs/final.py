@@ -1,0 +1,156 @@
+"""From the chosen trial to a bundle and what it says."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ich_ray.results import open_search
+from ich_ray.verbs.options import (
+    REJECTED_SOME,
+    Address,
+    Beta,
+    BundleFolder,
+    CalibrationMethod,
+    Conservative,
+    Images,
+    Out,
+    Prevalence,
+    SearchFolder,
+    Sensitivity,
+    SiteDataset,
+)
+
+__all__ = ["VERBS"]
+
+
+def retrain(
+    folder: SearchFolder,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,
+    patients: Annotated[
+        Literal["train", "train+validation"],
+        typer.Option("--patients", help="Who trains; with validation patients, as long as was best without them."),
+    ] = "train",
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Train so often; the best on validation is the bundle.")
+    ] = 1,
+    slices: Annotated[
+        int | None, typer.Option("--slices", min=1, help="Train on a stratified sample, measured after each pass.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the sample at most.")] = None,
+    placement: Images = "auto",
+    address: Address = None,
+) -> None:
+    """Train the chosen trial again, longer: the bundle."""
+    from ich_ray.final.retrain import retrain as retrain_best
+
+    bundle = retrain_best(
+        folder,
+        workers=workers,
+        patients=patients,
+        seeds=seeds,
+        slices=slices,
+        epochs=epochs,
+        placement=placement,
+        address=address,
+    )
+    card = bundle.card
+    if seeds > 1 and card.retraining is not None:
+        print(f"seeds   validation {card.search.objective}: {card.retraining.validation}")
+    print(f"bundle  {open_search(folder).files.bundle}")
+
+
+def calibrate(
+    folder: SearchFolder,
+    method: CalibrationMethod = "temperature",
+    beta: Beta = None,
+    sensitivity: Sensitivity = None,
+    conservative: Conservative = False,
+) -> None:
+    """Fit probabilities and thresholds, on their own patients."""
+    from ich_ray.final.calibration import calibrate as calibrate_bundle
+
+    calibrate_bundle(folder, method=method, beta=beta, sensitivity=sensitivity, conservative=conservative)
+    print(open_search(folder).files.calibration.read_text(), end="")
+
+
+def recalibrate(
+    bundle: BundleFolder,
+    dataset: SiteDataset,
+    out: Out,
+    method: CalibrationMethod = "platt",
+    beta: Beta = None,
+    sensitivity: Sensitivity = None,
+    conservative: Conservative = False,
+) -> None:
+    """Fit a bundle to the labelled patients of another site."""
+    from ich_ray.final.recalibration import recalibrate as recalibrate_bundle
+
+    wishes: dict[str, Any] = {"beta": beta, "sensitivity": sensitivity, "conservative": conservative}
+    found = recalibrate_bundle(bundle, dataset, out, method=method, **wishes)
+    print(found.model_dump_json(indent=1))
+
+
+def evaluate(
+    folder: SearchFolder,
+    prevalence: Prevalence = None,
+) -> None:
+    """Open the test patients and write down the figures."""
+    from ich_ray.final.evaluate import evaluate as evaluate_bundle
+
+    evaluate_bundle(folder, prevalence=prevalence)
+    print(open_search(folder).files.evaluation.read_text(), end="")
+
+
+def evaluate_site(
+    bundle: BundleFolder,
+    dataset: SiteDataset,
+    out: Out,
+    prevalence: Prevalence = None,
+) -> None:
+    """Open the test patients of another site for a bundle."""
+    from ich_ray.final.evaluate import evaluate_site as evaluate_elsewhere
+
+    print(evaluate_elsewhere(bundle, dataset, out, prevalence=prevalence).model_dump_json(indent=1))
+
+
+def report(folder: SearchFolder) -> None:
+    """Write one HTML page about the search and the bundle."""
+    from ich_ray.final.report.page import report as write_report
+
+    print(f"report  {write_report(folder)}")
+
+
+def predict(
+    bundle: BundleFolder,
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="DICOM files or folders of them.")],
+    out: Annotated[str, typer.Option("--out", help="Table to write: .csv, .json or .parquet.")],
+    point: Annotated[str, typer.Option("--point", help="Operating point that decides, such as sensitivity_95.")] = "f2",
+    by: Annotated[Literal["slice", "study"], typer.Option("--by", help="A row for each.")] = "slice",
+    heatmaps: Annotated[
+        str | None, typer.Option("--heatmaps", help="Folder for a Grad-CAM picture of each slice.")
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Probability and decision for each file or study."""
+    from ich_ray.final.archive import predict as predict_files
+
+    found = predict_files(bundle, [*paths], out, point=point, by=by, heatmaps=heatmaps, address=address)
+    cases = f"{found.positive} of {found.cases} {'slices' if by == 'slice' else 'studies'} positive"
+    print(f"{found.inputs} inputs: {cases}, {found.rejected} rejected  {out}")
+    if found.rejected:
+        raise typer.Exit(REJECTED_SOME)
+
+
+def export_onnx(
+    bundle: BundleFolder,
+    out: Annotated[str, typer.Argument(metavar="FILE", help="ONNX file to write.")],
+) -> None:
+    """Write a bundle as ONNX, checked with ONNX Runtime."""
+    from ich_ray.final.export import export_onnx as write_onnx
+
+    print(f"onnx  {write_onnx(bundle, out)}")
+
+
+VERBS = (retrain, calibrate, recalibrate, evaluate, evaluate_site, report, predict, export_onnx)

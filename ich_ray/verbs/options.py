@@ -1,0 +1,102 @@
+"""Options and arguments that several verbs take, and the exit codes of those that were done but not all well."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from ich_ray.errors import ConfigError
+
+__all__ = [
+    "BROKEN",
+    "REJECTED_SOME",
+    "Address",
+    "Beta",
+    "BundleFolder",
+    "CalibrationMethod",
+    "Conservative",
+    "CpusPerTrial",
+    "GpusPerTrial",
+    "Images",
+    "Json",
+    "Labels",
+    "LimitRejected",
+    "Out",
+    "Prevalence",
+    "SearchFolder",
+    "Seed",
+    "Sensitivity",
+    "SiteDataset",
+    "Size",
+    "Space",
+    "Trials",
+    "Windows",
+    "WorkersPerTrial",
+    "share",
+]
+
+REJECTED_SOME = 3
+BROKEN = 5
+
+Out = Annotated[str, typer.Option("--out", help="Folder to write; created if missing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
+Labels = Annotated[str, typer.Option("--labels", help="Label table: RSNA long format or one row a slice.")]
+Space = Annotated[str, typer.Option("--space", help="Search space, a YAML file.")]
+Size = Annotated[int, typer.Option("--size", min=16, max=1024, help="Rows and columns of the prepared images.")]
+Windows = Annotated[str, typer.Option("--windows", help="Windows by name, or name=center/width in HU.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]
+Trials = Annotated[int | None, typer.Option("--trials", min=1, help="How many trials in all.")]
+GpusPerTrial = Annotated[
+    float | None, typer.Option("--gpus-per-trial", min=0, help="May be a fraction; default 1 where there are GPUs.")
+]
+CpusPerTrial = Annotated[
+    int | None, typer.Option("--cpus-per-trial", min=1, help="CPUs, and threads, of a trial; default 1 a worker.")
+]
+WorkersPerTrial = Annotated[
+    int | None,
+    typer.Option("--workers-per-trial", min=1, help="Processes that train one network; default one a GPU."),
+]
+Images = Annotated[
+    Literal["auto", "device", "host"],
+    typer.Option(
+        "--placement", help="Where training images lie; auto: in GPU memory if half of a trial's part holds all."
+    ),
+]
+LimitRejected = Annotated[
+    str, typer.Option("--limit-rejected", help="Largest share of files that may be rejected, such as 5% or 0.05.")
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="A Ray cluster; default RAY_ADDRESS, else this machine alone.")
+]
+CalibrationMethod = Annotated[
+    Literal["temperature", "platt"], typer.Option("--method", help="Platt's also moves the probabilities.")
+]
+Beta = Annotated[float | None, typer.Option("--beta", help="Also the threshold with the highest F-beta of this beta.")]
+Sensitivity = Annotated[
+    float | None, typer.Option("--sensitivity", help="Also a threshold of at least this sensitivity.")
+]
+Conservative = Annotated[
+    bool, typer.Option("--conservative", help="Sensitivities must be reached by their lower 95 % bound.")
+]
+BundleFolder = Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder with model.safetensors and card.json.")]
+SiteDataset = Annotated[str, typer.Argument(metavar="DATASET", help="The site's patients, prepared like the bundle's.")]
+Prevalence = Annotated[
+    float | None, typer.Option("--prevalence", help="Give PPV and NPV for this share of positive slices, too.")
+]
+SearchFolder = Annotated[str, typer.Argument(metavar="SEARCH", help="Folder that `ich-ray search` wrote.")]
+
+
+def share(text: str) -> float:
+    """`5%` or `0.05` as 0.05.
+
+    Raises:
+        ConfigError: it is no share.
+    """
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigError(f"--limit-rejected: a share from 0 to 1 or a percentage must be given, got {text!r}")
+    return share

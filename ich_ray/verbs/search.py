@@ -1,0 +1,168 @@
+"""Searches: begun, looked at, checked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ich_ray import display
+from ich_ray.results import open_search
+from ich_ray.verbs.options import (
+    BROKEN,
+    Address,
+    CpusPerTrial,
+    GpusPerTrial,
+    Images,
+    Json,
+    Out,
+    SearchFolder,
+    Seed,
+    Space,
+    Trials,
+    WorkersPerTrial,
+)
+
+__all__ = ["VERBS"]
+
+
+def probe(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder that `ich-ray prepare` wrote.")],
+    space: Space,
+    out: Out,
+    minibatches: Annotated[int, typer.Option("--minibatches", min=1, help="How many are fitted.")] = 10,
+    passes: Annotated[int, typer.Option("--passes", min=1, help="How often.")] = 10,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Find learning rates by overfitting a few minibatches."""
+    from ich_ray.recipes.probe import probe as probe_rates
+
+    display.print_probe(
+        probe_rates(dataset, space, out, minibatches=minibatches, passes=passes, seed=seed), out, as_json
+    )
+
+
+def search(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder that `ich-ray prepare` wrote.")],
+    space: Space,
+    out: Out,
+    trials: Trials = None,
+    gpus_per_trial: GpusPerTrial = None,
+    cpus_per_trial: CpusPerTrial = None,
+    workers_per_trial: WorkersPerTrial = None,
+    hours: Annotated[float | None, typer.Option("--hours", min=0, help="End it after this long.")] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option("--gpu-hours", min=0, help="End it after so many GPU hours of all trials together.")
+    ] = None,
+    concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trials at a time.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and run nothing.")] = False,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Same seed, same result; default 0, or that of the search.")
+    ] = None,
+    warm_start: Annotated[str | None, typer.Option("--warm-start", help="Learn from another search first.")] = None,
+    placement: Images = "auto",
+    share_trunks: Annotated[
+        bool, typer.Option("--share-trunks", help="Compute what frozen layers make of each slice once, for all trials.")
+    ] = False,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Search hyperparameters; safe to kill and resume."""
+    asked: dict[str, Any] = {
+        "trials": trials,
+        "gpus_per_trial": gpus_per_trial,
+        "cpus_per_trial": cpus_per_trial,
+        "workers_per_trial": workers_per_trial,
+        "concurrent": concurrent,
+        "resume": resume,
+        "seed": seed,
+        "warm_start": warm_start,
+        "address": address,
+    }
+    if plan:
+        from ich_ray.search.outlook import plan_search
+
+        display.print_outlook(plan_search(dataset, space, out, **asked), as_json)
+        return
+    from ich_ray.search.run import run_search
+
+    found = run_search(
+        dataset, space, out, **asked, hours=hours, gpu_hours=gpu_hours, placement=placement, share_trunks=share_trunks
+    )
+    display.print_search(found, None, as_json)
+
+
+def results(
+    folder: SearchFolder,
+    top: Annotated[int | None, typer.Option("--top", min=1, help="Best trials to show; 10, or all as JSON.")] = None,
+    at_half: Annotated[
+        bool,
+        typer.Option("--at-half", help="What each decides by itself at its end: F2, specificity, PPV."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The trials of a search, best first, at any time."""
+    if at_half:
+        from ich_ray.recipes.quick import quick_evaluation
+
+        display.print_quick(quick_evaluation(open_search(folder)), as_json)
+    else:
+        display.print_search(open_search(folder), top, as_json)
+
+
+def confirm(
+    folder: SearchFolder,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many of the best trials.")] = 3,
+    folds: Annotated[int | None, typer.Option("--folds", min=2, help="Folds to hold out in turn; default 5.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="New seeds, in place of folds.")] = None,
+    gpus_per_trial: GpusPerTrial = None,
+    cpus_per_trial: CpusPerTrial = None,
+    workers_per_trial: WorkersPerTrial = None,
+    concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trainings at a time.")] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Train the best trials again; choose by their mean."""
+    from ich_ray.final.confirm import confirm as confirm_best
+
+    confirmation = confirm_best(
+        folder,
+        top=top,
+        folds=folds,
+        seeds=seeds,
+        gpus_per_trial=gpus_per_trial,
+        cpus_per_trial=cpus_per_trial,
+        workers_per_trial=workers_per_trial,
+        concurrent=concurrent,
+        address=address,
+    )
+    display.print_confirmation(confirmation, as_json)
+
+
+def export(
+    folder: SearchFolder,
+    tensorboard: Annotated[str | None, typer.Option("--tensorboard", help="A new folder for event files.")] = None,
+    optuna: Annotated[str | None, typer.Option("--optuna", help="A new SQLite file, for optuna-dashboard.")] = None,
+    mlflow: Annotated[str | None, typer.Option("--mlflow", help="A tracking URI, such as sqlite:///runs.db.")] = None,
+) -> None:
+    """Write a search for TensorBoard, Optuna or MLflow."""
+    from ich_ray.search.export import export as export_search
+
+    print("\n".join(export_search(folder, tensorboard=tensorboard, optuna=optuna, mlflow=mlflow)))
+
+
+def audit(
+    where: Annotated[str, typer.Argument(metavar="PATH", help="A search or a prepared dataset.")], as_json: Json = False
+) -> None:
+    """Check that nothing was lost; exit code 5 if something was."""
+    from ich_ray.search.audit import audit as audit_files
+
+    found = audit_files(where)
+    display.print_audit(found, as_json)
+    if found.breached:
+        raise typer.Exit(BROKEN)
+
+
+VERBS = (probe, search, results, confirm, export, audit)
