@@ -16,7 +16,7 @@ AsyncHyperBandScheduler, driven report by report on the same simulated slots, wi
 A ratio above 1 says that the other method needs more images. Images are counted, so other work on the machine changes
 nothing.
 
-    python benchmarks/search_efficiency.py [computed] [--seeds 60] [--noise 0.02] [--only images]
+    python benchmarks/search_efficiency.py [computed] [--seeds 60] [--searches 1] [--noise 0.02] [--only images]
     python benchmarks/search_efficiency.py phantom [--seeds 6] [--whole 16] [--best-known 0.955]
 """
 
@@ -44,12 +44,12 @@ import numpy as np
 from benchmarks.efficiency.computed import IMAGES, Landscape
 from benchmarks.efficiency.course import course
 from benchmarks.efficiency.methods import METHODS, Ours, Stock
-from benchmarks.efficiency.phantom import FAINT, PATIENTS, Phantom
+from benchmarks.efficiency.phantom import PATIENTS, Phantom
 from benchmarks.searchers.task import make_phantom, tested
 from ich_ray.search import ledger as ledgers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from benchmarks.efficiency.course import Course, Method, Parameters
 
@@ -92,7 +92,7 @@ def mean_and_error(values: list[float]) -> str:
     return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values) / math.sqrt(len(values)):.4f}"
 
 
-def print_needed(needed: dict[str, list[int]], at_most: int, whole: int) -> None:
+def print_needed(needed: Mapping[str, Sequence[float]], at_most: int, whole: int) -> None:
     """Ratios of images seed by seed; a search that did not reach it counts with all that it showed."""
     for name in ("random", "stock"):
         ratios = [other / own for other, own in zip(needed[name], needed["ours"], strict=True)]
@@ -108,14 +108,18 @@ def print_needed(needed: dict[str, list[int]], at_most: int, whole: int) -> None
         print(f"  {name:6} median {budgets[1]:.1f} [{budgets[0]:.1f}, {budgets[2]:.1f}] full trainings{note}")
 
 
-def print_images(seeds: int, noise: float, folder: Callable[[], Path]) -> None:
+def print_images(seeds: int, searches: int, noise: float, folder: Callable[[], Path]) -> None:
+    """Each problem is searched so often, each time with other draws and other noise; its images are their mean."""
     at_most = 400 * IMAGES  # counted as that many where a search has not reached it by then
-    needed: dict[str, list[int]] = {name: [] for name in METHODS}
-    for seed in range(seeds):
-        on = Landscape(seed, noise)
+    needed: dict[str, list[float]] = {name: [] for name in METHODS}
+    for problem in range(seeds):
+        on = Landscape(problem, noise)
+        own = [problem + 10**6 * search for search in range(searches)]
         for name, method in METHODS.items():
-            needed[name].append(images_to_reach(method(on.space, seed, folder()), on, seed, at_most))
-    print(f"images to 95 % of the best AP, {seeds} seeds, noise {noise:g}; median [quartiles] of the ratio per seed")
+            images = [images_to_reach(method(on.space, seed, folder()), on, seed, at_most) for seed in own]
+            needed[name].append(statistics.fmean(images))
+    each = f", the mean of {searches} searches of each" if searches > 1 else ""
+    print(f"images to 95 % of the best AP, {seeds} problems{each}, noise {noise:g}; median [quartiles] of the ratios")
     print_needed(needed, at_most, IMAGES)
 
 
@@ -186,7 +190,7 @@ def print_phantom(seeds: int, whole: int, best_known: float | None) -> None:
     at_most, spawn = whole * IMAGES, get_context("spawn")
     enough = math.inf if best_known is None else 0.95 * best_known
     with tempfile.TemporaryDirectory() as temporary:
-        dataset = make_phantom(Path(temporary), PATIENTS, FAINT)
+        dataset = make_phantom(Path(temporary), PATIENTS)
         with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=spawn) as pool:
             asked = {
                 (name, seed): pool.submit(searched, name, dataset, seed, at_most, enough)
@@ -218,6 +222,7 @@ def main() -> None:
     arguments.add_argument("on", nargs="?", choices=["computed", "phantom"], default="computed")
     arguments.add_argument("--seeds", type=int, help="60, or 6 on the phantom")
     arguments.add_argument("--only", choices=["images", "regret"], help="one of the two comparisons")
+    arguments.add_argument("--searches", type=int, default=1, help="of each computed problem, of which the mean counts")
     arguments.add_argument("--noise", type=float, default=0.02)
     arguments.add_argument("--whole", type=int, default=16, help="images of so many whole trainings, on the phantom")
     arguments.add_argument("--best-known", type=float)
@@ -234,9 +239,10 @@ def main() -> None:
         def folder() -> Path:
             return Path(temporary) / str(next(made))
 
-        for name, compare in (("images", print_images), ("regret", print_regret)):
-            if given.only in {None, name}:
-                compare(given.seeds or 60, given.noise, folder)
+        if given.only != "regret":
+            print_images(given.seeds or 60, given.searches, given.noise, folder)
+        if given.only != "images":
+            print_regret(given.seeds or 60, given.noise, folder)
 
 
 if __name__ == "__main__":

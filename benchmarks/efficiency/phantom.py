@@ -1,8 +1,7 @@
 """Networks that really train on the phantom, as a problem: nobody knows its optimum, and its noise is its own.
 
 The space and the budget of the computed problem, for plain CNNs. The patients are many, so that the validation patients
-tell good networks from lucky ones, and most of their bleeds are faint: of random draws, one in 27 reaches 95 % of the
-best AP known. With the bleeds of the demo one in nine does, and there is nothing to search for.
+tell good networks from lucky ones.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from benchmarks.efficiency.course import Parameters
 
 PATIENTS = 640  # 766 slices for validation, a fifth of them positive
-FAINT = 0.7
 SPACE = parse_space(
     {
         **SOURCE,

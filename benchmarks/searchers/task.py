@@ -41,13 +41,13 @@ BUDGET = {"images": 13_500, "report_every": 500, "first_rung": 1500, "reduction"
 SIZE = 32
 
 
-def make_phantom(folder: Path, patients: int, faint: float = 0.3) -> Path:
-    """The dataset of all searches: some eight slices of 32x32x3 for each patient, this share of their bleeds faint."""
+def make_phantom(folder: Path, patients: int) -> Path:
+    """The dataset of all searches: some eight slices of 32x32x3 for each patient."""
     from ich_ray.ct.phantom import write_phantom
     from ich_ray.data.prepare import prepare
 
     os.environ["ICH_RAY_KEY_FILE"] = str(folder / "key")
-    made = write_phantom(folder / "dicom", patients, seed=0, size=256, faint=faint)
+    made = write_phantom(folder / "dicom", patients, seed=0, size=256)
     prepare(made.images, made.labels, folder / "data", size=SIZE)
     return folder / "data"
 

@@ -27,8 +27,9 @@ _HEIGHTS = {
     "subarachnoid": (0.22, 0.8),
     "subdural": (0.3, 0.88),
 }
-# Plain bleeds are large and dense, so that a small network learns something within its first thousands of images; faint
-# ones are small and hardly denser than the cortex, so that there is something left to learn.
+# Most bleeds are large and dense, so that a small network learns something within its first thousands of images; the
+# others are small and hardly denser than the cortex, so that there is something left to learn.
+_PLAIN_SHARE = 0.7
 _PLAIN, _FAINT = (0.45, 1.0), (0.0, 0.3)
 _DENSITY_HU = (55, 86)
 # A section smaller than this is not drawn (and not labelled): nobody could call it.
@@ -57,14 +58,14 @@ class Bleed:
     hu: float
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, subtype: str, heights: Sequence[float], faint: float) -> Bleed:
-        """A random bleed with its middle in one of the slices at `heights`, faint with this probability."""
+    def draw(cls, rng: np.random.Generator, subtype: str, heights: Sequence[float]) -> Bleed:
+        """A random bleed with its middle in one of the slices at `heights`."""
         low, high = _HEIGHTS[subtype]
         possible = [height for height in heights if low <= height <= high] or [
             min(heights, key=lambda height: abs(height - (low + high) / 2))
         ]
         side = 0.0 if rng.random() < 0.5 else np.pi
-        grades = rng.uniform(*(_PLAIN if rng.random() < 1 - faint else _FAINT), size=3).tolist()
+        grades = rng.uniform(*(_PLAIN if rng.random() < _PLAIN_SHARE else _FAINT), size=3).tolist()
         length, thickness, hu = (
             low + (high - low) * grade
             for (low, high), grade in zip((*_SIZES_MM[subtype], _DENSITY_HU), grades, strict=True)

@@ -17,14 +17,11 @@ def phantom(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write.")],
     patients: Annotated[int, typer.Option("--patients", min=1)] = 160,
     seed: Seed = 0,
-    faint: Annotated[
-        float, typer.Option("--faint", min=0, max=1, help="Share of bleeds that are small and hardly dense.")
-    ] = 0.3,
 ) -> None:
     """Write synthetic patients as DICOM with labels."""
     from ich_ray.ct.phantom import write_phantom
 
-    written = write_phantom(out, patients=patients, seed=seed, faint=faint)
+    written = write_phantom(out, patients=patients, seed=seed)
     print(f"images  {written.images}\nlabels  {written.labels}")
 
 

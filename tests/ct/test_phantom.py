@@ -181,7 +181,7 @@ def test_ventricles_are_in_the_middle_and_the_head_gets_smaller_upwards() -> Non
 @pytest.mark.parametrize("subtype", SUBTYPES)
 def test_blood_is_inside_the_skull_and_has_its_density(subtype: str, seed: int) -> None:
     _, canvas = head(seed)
-    bleed = Bleed.draw(np.random.default_rng(seed), subtype, [0.3, 0.42, 0.54, 0.66], faint=0.3)
+    bleed = Bleed.draw(np.random.default_rng(seed), subtype, [0.3, 0.42, 0.54, 0.66])
     section = Section(canvas, bleed.height)
     mask = bleed.mask(section)
     assert mask is not None
@@ -197,7 +197,7 @@ def test_blood_is_inside_the_skull_and_has_its_density(subtype: str, seed: int) 
 )
 def test_blood_lies_where_it_belongs(subtype: str, low_mm: float, high_mm: float) -> None:
     _, canvas = head(4)
-    bleed = Bleed.draw(np.random.default_rng(4), subtype, [0.5], faint=0.3)
+    bleed = Bleed.draw(np.random.default_rng(4), subtype, [0.5])
     section = Section(canvas, 0.5)
     mask = bleed.mask(section)
     assert mask is not None
@@ -210,30 +210,14 @@ def test_ventricular_and_subarachnoid_blood_fill_fluid() -> None:
     _, canvas = head(5)
     section = Section(canvas, 0.5)
     for subtype, space in (("intraventricular", section.ventricles), ("subarachnoid", section.fluid)):
-        mask = Bleed.draw(np.random.default_rng(5), subtype, [0.5], faint=0.3).mask(section)
+        mask = Bleed.draw(np.random.default_rng(5), subtype, [0.5]).mask(section)
         assert mask is not None
         assert mask[space == 0].sum() == 0
 
 
-def test_faint_bleeds_are_small_and_hardly_dense() -> None:
-    def bleeds(faint: float) -> list[Bleed]:
-        return [bleed for number in range(60) for bleed in _Patient.draw(number, 0, 8, faint).bleeds]
-
-    plain, usual, faint = bleeds(0.0), bleeds(0.3), bleeds(1.0)
-    # The same patients bleed in the same places, whatever they bleed like.
-    assert [(each.subtype, each.height) for each in plain] == [(each.subtype, each.height) for each in faint]
-    # Densities from 55 to 86 HU: those in between belong to neither.
-    assert min(each.hu for each in plain) > 68.9
-    assert max(each.hu for each in faint) < 64.4
-    for few, many in zip(faint, plain, strict=True):
-        assert few.length_mm < many.length_mm
-        assert few.thickness_mm < many.thickness_mm
-    assert 0.1 < np.mean([each.hu < 65 for each in usual]) < 0.5
-
-
 def test_decoys_are_dense_and_negative() -> None:
     """Calcification, a dense falx and motion belong to patients without bleeding, and do look like something."""
-    patients = [_Patient.draw(number, seed=3, slices=8, faint=0.3) for number in range(30)]
+    patients = [_Patient.draw(number, seed=3, slices=8) for number in range(30)]
     healthy = [patient for patient in patients if not patient.bleeds]
     assert len(healthy) == 18
     assert any(len(patient.head.calcifications) >= 4 for patient in healthy)
@@ -263,7 +247,7 @@ def test_doubling_keeps_a_plane_and_its_mean(side: int, level: float) -> None:
 
 
 def test_a_large_image_is_the_small_one_with_more_pixels(tmp_path: Path) -> None:
-    patient = _Patient.draw(0, seed=1, slices=3, faint=0.3)
+    patient = _Patient.draw(0, seed=1, slices=3)
     large, _ = next(patient.images(512))
     small, _ = next(patient.images(256))
     block = large.reshape(32, 16, 32, 16).mean((1, 3)) - small.reshape(32, 8, 32, 8).mean((1, 3))
@@ -273,7 +257,7 @@ def test_a_large_image_is_the_small_one_with_more_pixels(tmp_path: Path) -> None
 
 def test_noise_is_a_scanners() -> None:
     """Fine-grained: little of it is left in means over 4 mm, where white noise would keep more."""
-    patient = _Patient.draw(0, seed=1, slices=3, faint=0.3)
+    patient = _Patient.draw(0, seed=1, slices=3)
     tile, other = patient._noise(256, np.random.default_rng(0))
     assert tile.std() == pytest.approx(patient.noise_hu, rel=1e-3)
     assert abs(float(np.corrcoef(tile.ravel(), other.ravel())[0, 1])) < 0.02
@@ -288,12 +272,10 @@ def test_noise_is_a_scanners() -> None:
         ({"seed": -1}, "phantom: seed from 0 to"),
         ({"slices": 63}, "phantom: slices from 1 to 62 must hold, got 63"),
         ({"size": 32}, "phantom: size from 64 to 1024 must hold, got 32"),
-        ({"faint": 1.1}, "phantom: faint from 0 to 1 must hold, got 1.1"),
-        ({"faint": float("nan")}, "phantom: faint from 0 to 1 must hold, got nan"),
         ({"size": 129}, "phantom: an even size must be given, got 129; try 130"),
     ],
 )
-def test_arguments_out_of_range_are_refused(tmp_path: Path, change: dict[str, float], message: str) -> None:
+def test_arguments_out_of_range_are_refused(tmp_path: Path, change: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         write_phantom(tmp_path / "new", **({"patients": 1, "seed": 0, "slices": 2, "size": 64} | change))
     assert not (tmp_path / "new").exists()

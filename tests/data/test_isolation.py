@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from ich_ray.ct.decoder import FRAME_LIMIT_S
 from ich_ray.data.prepare import prepare
@@ -19,7 +20,8 @@ from tests.data.folders import PATIENTS, SLICES, write_cohort
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray whose workers find the planted decoder first."""
+    """A Ray whose workers find the planted decoder first, and none that another test has left running."""
+    assert not ray.is_initialized()
     folder = tmp_path_factory.mktemp("isolation")
     patch = pytest.MonkeyPatch()
     patch.setenv("ICH_RAY_KEY_FILE", str(folder / "key"))
@@ -37,8 +39,9 @@ def test_poison_costs_its_own_row_only(tmp_path: Path) -> None:
         (tmp_path / "images" / f"{name}.dcm").write_bytes(poison(order, SOPInstanceUID=name, PatientID=name))
     spoiled = prepare(tmp_path / "images", labels, tmp_path / "spoiled", size=16, limit_rejected=1)
     rejected = pq.read_table(str(spoiled.files.rejected)).to_pylist()
-    assert {row["file"]: row["reason"] for row in rejected} == dict.fromkeys(
-        ("ID_001x.dcm", "ID_011x.dcm", "ID_101x.dcm"), "decoder_crash"
+    assert {row["file"]: (row["reason"], row["detail"]) for row in rejected} == dict.fromkeys(
+        ("ID_001x.dcm", "ID_011x.dcm", "ID_101x.dcm"),
+        ("decoder_crash", "the decoder died, or was not done in 10 s"),
     )
     assert spoiled.manifest.accepted == PATIENTS * SLICES
     assert spoiled.manifest.fingerprint == clean.manifest.fingerprint
