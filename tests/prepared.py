@@ -57,7 +57,7 @@ def make_dataset(
         {
             "slice_id": [f"ID_{index:06x}" for index in range(count)],
             "file": [f"ID_{index:06x}.dcm" for index in range(count)],
-            "patient": [f"p{index:04d}" for index in patient],
+            "patient": [f"p{seed}{index:04d}" for index in patient],  # another seed, other patients
             "study": [f"t{index:04d}" for index in patient],
             "series": [f"s{index:04d}" for index in patient],
             "position_mm": np.tile(np.arange(SLICES_A_PATIENT, dtype=np.float32) * 5, patients),

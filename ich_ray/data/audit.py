@@ -108,6 +108,9 @@ def _rows(files: DatasetFiles, manifest: DatasetManifest) -> Iterator[str]:
             tables[path.name] = read_table(path)
         except (OSError, pa.ArrowException) as error:
             yield f"{path.name}: must be readable, got {str(error).splitlines()[0]}"
+        else:
+            if path == files.slices and manifest.slices_sha256 not in {"", sha256(path)}:
+                yield f"{path.name}: SHA-256 must equal the manifest's, got another one"
     slices, refused = tables.get(files.slices.name), tables.get(files.rejected.name)
     try:
         if slices is not None:

@@ -180,6 +180,7 @@ def _manifest(work: Work, assembly: Assembly, blocks: tuple[BlockRecord, ...]) -
         labels={name: int((assembly.values[:, label] == 1).sum()) for label, name in enumerate(LABELS)},
         notes=_notes(work, assembly),
         split=work.split,
+        slices_sha256=sha256(work.files.slices),
         seed=work.seed,
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         created=time.time(),

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import SliceSet
     from ich_ray.final.card import Card
+    from ich_ray.results import SearchResult
 
-__all__ = ["Calibration", "calibrate", "check_method", "fit_calibration", "with_calibration"]
+__all__ = ["Calibration", "calibrate", "check_method", "fit_calibration", "tell_if_outdated", "with_calibration"]
 
 
 class Calibration(Record):
@@ -89,6 +90,8 @@ def calibrate(
     found = open_search(search)
     dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
     bundle = load_bundle(found.files.bundle)
+    tell_if_outdated(found, bundle.card)
+    dataset.verify("calibration")
     slices = dataset.role("calibration")
     trained = [dataset.manifest.roles[role] for role in bundle.card.trained_by]
     positives, count = sum(role.positives for role in trained), sum(role.slices for role in trained)
@@ -97,6 +100,14 @@ def calibrate(
     write_json(found.files.calibration, calibration.model_dump(mode="json"))
     write_card(found.files.bundle, with_calibration(bundle.card.model_copy(update={"calibrations": ()}), calibration))
     return calibration
+
+
+def tell_if_outdated(found: SearchResult, card: Card) -> None:
+    """Say it where the bundle is of another trial than the one that is chosen now."""
+    from ich_ray.final.retrain import chosen_trial
+
+    if (chosen := chosen_trial(found).number) != card.search.trial:
+        say(f"  the bundle is of trial {card.search.trial}, but trial {chosen} is chosen now: retrain to use it")
 
 
 def check_method(method: str) -> None:

@@ -77,13 +77,20 @@ class DatasetNote(Record):
 
 
 class SearchNote(Record):
-    """Which search chose it. `selection_value` was picked as the best of `trials`: it is optimistic."""
+    """Which search chose it.
+
+    Attributes:
+        selection_value: on the validation patients, the best of `trials` or, where it was `confirmed`, among the best:
+            it is optimistic.
+        confirmed: how a confirmation chose it, in words; empty if none did.
+    """
 
     name: str
     trial: int
     trials: int
     objective: str
     selection_value: float | None
+    confirmed: str = ""
 
 
 class RetrainingNote(Record):

@@ -44,11 +44,12 @@ def _data(card: Card) -> dict[str, str]:
         f"{name}: {counts.patients:,} patients, {counts.slices:,} slices, {counts.positives:,} positive"
         for name, counts in card.dataset.roles.items()
     )
+    drawn = "disjoint by patient" if card.dataset.split == "patient" else f"drawn by {card.dataset.split}: they leak"
     return {
         "Intended use": card.intended_use,
         "Outcome that is predicted": f"the label `{card.label}` of a single slice",
         "Data": f"the prepared dataset with fingerprint {card.dataset.fingerprint}",
-        "Data partitions, and their size": f"disjoint by patient; {roles}",
+        "Data partitions, and their size": f"{drawn}; {roles}",
         "Preprocessing": f"windows {windows}, area-averaged to {card.size} x {card.size} pixels",
         "Missing data": "nothing is imputed: a file without a readable slice or a label is left out, with a reason",
         "De-identification": "identifiers are replaced by keyed pseudonyms when the dataset is prepared",
@@ -57,7 +58,7 @@ def _data(card: Card) -> dict[str, str]:
 
 def _model(card: Card) -> dict[str, str]:
     settings = ", ".join(f"{name} {value}" for name, value in card.parameters.model_dump().items())
-    chosen = card.search
+    chosen, how = card.search, f"{card.search.objective} on the validation patients"
     return {
         "Model, its input and output": (
             f"{card.architecture}: uint8 images {list(card.image_shape)} to one logit; probability = "
@@ -67,8 +68,8 @@ def _model(card: Card) -> dict[str, str]:
         "Training": settings,
         "Final training": _retrained(card),
         "Selection of the model": (
-            f"trial {chosen.trial} of {chosen.trials} in search {chosen.name}, by {chosen.objective} on the validation "
-            "patients"
+            f"trial {chosen.trial} of {chosen.trials} in search {chosen.name}, "
+            + (f"among the best by {how}; {chosen.confirmed}" if chosen.confirmed else f"by {how}")
         ),
         "Software": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
         "Explanations": "Grad-CAM heat maps on request; they show where, not why, and have not been validated",
@@ -110,7 +111,7 @@ def _elsewhere(card: Card) -> str:
     if not card.site_openings:
         return NOT_AVAILABLE
     held = "; ".join(f"dataset {name}, opened {times} times" for name, times in card.site_openings.items())
-    return f"{held}; figures under `site_tests`"
+    return f"{held}; {'figures under `site_tests`' if card.site_tests else 'no figures of the present calibration'}"
 
 
 def _tested(card: Card) -> str:

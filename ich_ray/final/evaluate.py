@@ -14,8 +14,10 @@ import pyarrow as pa
 
 from ich_ray.data.dataset import SUBTYPES, PreparedDataset
 from ich_ray.errors import ConfigError
+from ich_ray.final.calibration import tell_if_outdated
 from ich_ray.final.card import Card, check_site, read_card, write_card
 from ich_ray.final.figures import CONFIDENCE, Cases, Counts, Estimate, Figures, GroupFigures, PointFigures, measure
+from ich_ray.final.known import check_unknown
 from ich_ray.metrics import ranking_note
 from ich_ray.progress import say
 from ich_ray.reliability import ece_null_band
@@ -85,6 +87,7 @@ def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation
     """
     found = open_search(search)
     dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
+    tell_if_outdated(found, read_card(found.files.bundle))
     return _opened(found.files.bundle, dataset, (found.files.evaluation, found.files.predictions), prevalence)
 
 
@@ -101,11 +104,12 @@ def evaluate_site(bundle: Location, dataset: Location, out: Location, *, prevale
         prevalence: see `evaluate`.
 
     Raises:
-        ConfigError: what `evaluate` refuses, other windows or size, or the dataset that trained the bundle.
+        ConfigError: what `evaluate` refuses, other windows or size, or patients of the dataset that made the bundle.
         IntegrityError: the bundle or the dataset is damaged.
     """
     site, folder, target = PreparedDataset.open(dataset), locate(bundle), locate(out)
     check_site(read_card(folder), site)
+    check_unknown(folder, site)
     return _opened(folder, site, (target / "evaluation.json", target / "predictions.parquet"), prevalence)
 
 
@@ -123,6 +127,7 @@ def _opened(folder: UPath, dataset: PreparedDataset, out: tuple[UPath, UPath], p
         )
     if not dataset.manifest.roles["test"].slices:
         raise ConfigError("test role: slices must be there, got none; prepare a dataset with more patients")
+    dataset.verify("test")
     card, opened = _counted(bundle.card, dataset.manifest.fingerprint)
     write_card(folder, card)
     slices = dataset.role("test")

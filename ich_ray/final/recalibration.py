@@ -15,6 +15,7 @@ from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.errors import ConfigError
 from ich_ray.final.calibration import Calibration, check_method, fit_calibration, with_calibration
 from ich_ray.final.card import check_site
+from ich_ray.final.known import check_unknown, copy_known
 from ich_ray.final.operating import Wanted
 from ich_ray.storage import Location, locate
 
@@ -54,7 +55,8 @@ def recalibrate(
         conservative: targets of sensitivity hold for its lower 95 % bound.
 
     Raises:
-        ConfigError: no bundle or dataset, other windows or size, the bundle's own dataset, or too few patients.
+        ConfigError: no bundle or dataset, other windows or size, patients of the dataset that made the bundle, or too
+            few.
         SensitivityError: no threshold reaches `sensitivity`.
         IntegrityError: the bundle or the dataset is damaged.
     """
@@ -68,11 +70,14 @@ def recalibrate(
             f"--out {target}: a folder without a bundle must be given, got one with a bundle; name another"
         )
     check_site(loaded.card, site)
+    check_unknown(locate(bundle), site)
     slices = SliceSet(site, np.flatnonzero(site.column("role") != "test"))
     _check_patients(slices, method)
+    site.verify("train", "validation", "calibration")
     card = loaded.card
     found = fit_calibration(slices, loaded.slice_logits(slices), card.scaling, method, card.prior_shift, wanted)
     loaded.card = with_calibration(card, found)
+    copy_known(locate(bundle), target)
     loaded.save(target)
     return found
 

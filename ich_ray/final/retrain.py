@@ -33,7 +33,9 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
 from ich_ray.final.card import LIMITATIONS, Card, DatasetNote, RetrainingNote, SearchNote, WeightsNote, read_card
 from ich_ray.final.checkpoints import best_report, read_reports, state_file
+from ich_ray.final.confirm import Confirmation
 from ich_ray.final.distributed import Plan, fit
+from ich_ray.final.known import write_known
 from ich_ray.final.retraining import SEED_RULE, Retraining, SeedRun, best_run, planned
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.state import TrainingState
@@ -298,7 +300,7 @@ def _bundle(
     manifest, image_shape = dataset.manifest, dataset.image_shape
     network = build_network(parameters.model_copy(update={"weights": "none"}), image_shape)
     network.load_state_dict(TrainingState.load(state).part("weights"))
-    opened = read_card(found.files.bundle).openings if (found.files.bundle / "card.json").exists() else 0
+    before = read_card(found.files.bundle) if (found.files.bundle / "card.json").exists() else None
     card = Card(
         name=f"{found.record.name}-{trial.number:05d}",
         created=time.time(),
@@ -315,15 +317,34 @@ def _bundle(
             trials=len(found.trials),
             objective=found.objective.metric,
             selection_value=trial.value,
+            confirmed=_confirmed(found, trial),
         ),
         retraining=_note(retraining) if retraining else None,
-        openings=opened,  # of the same test patients, by the bundle that this one replaces
+        # Of the same test patients, by the bundle that this one replaces.
+        openings=before.openings if before else 0,
+        site_openings=before.site_openings if before else {},
         weights=WeightsNote(file=WEIGHTS_FILE, sha256=""),
         versions=_versions(),
     )
     bundle = Bundle(network, card)
+    write_known(found.files.bundle, dataset)
     bundle.save(found.files.bundle)
     return bundle
+
+
+def _confirmed(found: SearchResult, trial: TrialResult) -> str:
+    """How a confirmation chose this trial; empty if none did."""
+    if not found.files.confirmation.exists():
+        return ""
+    again = read_record(found.files.confirmation, Confirmation, "confirm again")
+    held = next((candidate for candidate in again.candidates if candidate.trial == again.chosen), None)
+    if again.chosen != trial.number or held is None or held.mean is None:
+        return ""
+    apart = "" if held.spread is None else f" (SD {held.spread:.4f})"
+    return (
+        f"trained again on {again.parts} {again.kind}, the best mean of {len(again.candidates)} candidates: "
+        f"{again.objective.metric} {held.mean:.4f}{apart}"
+    )
 
 
 def _note(retraining: Retraining) -> RetrainingNote:

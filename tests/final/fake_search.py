@@ -13,7 +13,7 @@ from upath import UPath
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.results import Objective, Report, SearchRecord, TrialResult
-from ich_ray.storage import SearchFiles, locate, write_json
+from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from tests.prepared import make_dataset
 
 Stage = Literal["empty", "searched", "retrained", "calibrated", "evaluated"]
@@ -167,6 +167,8 @@ def _card(files: SearchFiles, dataset: PreparedDataset) -> None:
         "name": "demo-trial-0",
         "dataset": {"fingerprint": dataset.manifest.fingerprint, "roles": roles},
         "openings": 0,
+        "operating_points": {},
+        "test": None,
         "weights": {"file": "model.safetensors", "sha256": "ab" * 32},
         "intended_use": "Research on detectors of intracranial haemorrhage.",
         "limitations": ["Slices are judged one by one, without their neighbors."],
@@ -176,6 +178,11 @@ def _card(files: SearchFiles, dataset: PreparedDataset) -> None:
     write_json(files.bundle / "card.json", card)
 
 
+def note(files: SearchFiles, **values: Any) -> None:
+    """Change the card of the bundle, as the stages do."""
+    write_json(files.bundle / "card.json", {**read_json(files.bundle / "card.json"), **values})
+
+
 def _calibration(files: SearchFiles, dataset: PreparedDataset) -> None:
     counts = dataset.manifest.roles["calibration"]
     value = {**counts.model_dump(), "format": 1, "prevalence": counts.positives / counts.slices, "temperature": 1.37,
@@ -183,6 +190,7 @@ def _calibration(files: SearchFiles, dataset: PreparedDataset) -> None:
              "operating_points": {"f2": {"threshold": 0.2,
                                          "sensitivity": 0.9, "specificity": 0.8, "ppv": 0.7, "f2": 0.85}}}  # fmt: skip
     write_json(files.calibration, value)
+    note(files, operating_points=value["operating_points"])
 
 
 def _interval(value: float) -> dict[str, float]:
@@ -254,6 +262,7 @@ def _evaluation(files: SearchFiles, dataset: PreparedDataset, signal: float) -> 
         "notes": ["The test patients were never used before."],
     }
     write_json(files.evaluation, value)
+    note(files, test={"metrics": value["metrics"]})
 
 
 def write_predictions(

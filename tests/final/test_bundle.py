@@ -20,7 +20,9 @@ from ich_ray.errors import ConfigError, IntegrityError, Rejection
 from ich_ray.final.archive import Totals, predict
 from ich_ray.final.bundle import Bundle, load_bundle
 from ich_ray.final.calibration import calibrate
+from ich_ray.final.checklist import checklist
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
+from tests.searched import make_bundle
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_no_pickle_and_no_path_of_this_machine(
     search: SearchFiles, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each byte is a length, JSON, or a number of a tensor that JSON names; and loading needs no unpickler."""
-    assert sorted(path.name for path in search.bundle.iterdir()) == ["card.json", "model.safetensors"]
+    assert sorted(path.name for path in search.bundle.iterdir()) == ["card.json", "model.safetensors", "patients.json"]
     data = (search.bundle / "model.safetensors").read_bytes()
     begin = 8 + int.from_bytes(data[:8], "little")
     tensors = json.loads(data[8:begin])
@@ -120,6 +122,18 @@ def test_the_card_answers_the_guidelines_or_says_not_available(search: SearchFil
         "average precision 0.810 (0.700 to 0.900) on 9 test patients, where chance gives 0.250"
     )
     assert again["Uses of the test patients"] == "opened 2 times"
+    leaky = bundle.card.dataset.model_copy(update={"split": "slice"})
+    again_on = "trained again on 2 folds, the best mean of 2 candidates"
+    chosen = bundle.card.search.model_copy(update={"confirmed": again_on})
+    update = {"dataset": leaky, "search": chosen, "site_openings": {"f00d": 1}}
+    told = checklist(bundle.card.model_copy(update=update))
+    assert told["Data partitions, and their size"].startswith("drawn by slice: they leak; train: ")
+    assert told["Selection of the model"] == (
+        f"trial 0 of 3 in search by-hand, among the best by average_precision on the validation patients; {again_on}"
+    )
+    assert told["Testing on data of other sites"] == (
+        "dataset f00d, opened 1 times; no figures of the present calibration"
+    )
 
 
 def test_the_card_says_what_it_must(search: SearchFiles, dataset: PreparedDataset) -> None:
@@ -130,6 +144,7 @@ def test_the_card_says_what_it_must(search: SearchFiles, dataset: PreparedDatase
     assert "Not for diagnosis" in card["intended_use"]
     assert card["search"] == {
         "name": "by-hand", "trial": 0, "trials": 3, "objective": "average_precision", "selection_value": 0.8,
+        "confirmed": "",
     }  # fmt: skip
     assert (card["test"], card["openings"]) == (None, 0)
 
@@ -215,3 +230,20 @@ def test_a_bundle_loads_without_ray(search: SearchFiles) -> None:
     )
     found = subprocess.run([sys.executable, "-c", code, str(search.bundle)], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "Bundle(plain_cnn, calibrated)"
+
+
+def test_a_bundle_made_again_keeps_every_opening_and_knows_its_confirmation(
+    search: SearchFiles, dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    shutil.copytree(str(search.root), tmp_path / "search")
+    files = SearchFiles(locate(tmp_path / "search"))
+    card = read_json(files.bundle / "card.json")
+    write_json(files.bundle / "card.json", {**card, "openings": 2, "site_openings": {"f00d": 3}})
+    candidate = {"trial": 0, "selection_value": 0.8, "values": [0.6, 0.7], "mean": 0.65, "spread": 0.0707}
+    confirmation = {"kind": "folds", "parts": 2, "objective": {}, "chosen": 0, "candidates": [candidate]}
+    write_json(files.confirmation, {**confirmation, "images": 0, "cost_gpu_s": 0.0, "created": 0.0})
+    made = make_bundle(files, dataset).card
+    assert (made.openings, made.site_openings) == (2, {"f00d": 3})
+    assert made.search.confirmed == (
+        "trained again on 2 folds, the best mean of 1 candidates: average_precision 0.6500 (SD 0.0707)"
+    )

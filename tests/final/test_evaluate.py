@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.special import expit
@@ -11,9 +14,9 @@ from sklearn import metrics as sklearn_metrics
 
 from ich_ray import cli, progress
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.errors import ConfigError
+from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.final import calibration, retrain
 from ich_ray.final import evaluate as module
-from ich_ray.final import retrain
 from ich_ray.final.bundle import load_bundle
 from ich_ray.final.calibration import calibrate
 from ich_ray.final.evaluate import Evaluation, evaluate
@@ -122,6 +125,52 @@ def test_each_opening_is_counted_before_a_label_is_read(search: SearchFiles, mon
         evaluate(search.root)
     card = read_json(search.bundle / "card.json")
     assert (card["openings"], card["test"]) == (3, None)
+
+
+@pytest.mark.parametrize("verb", [calibrate, evaluate])
+def test_data_that_were_changed_are_neither_fitted_nor_opened(
+    search: SearchFiles, dataset: PreparedDataset, tmp_path: Path, verb: Callable[[Any], object]
+) -> None:
+    calibrate(search.root)
+    shutil.copytree(str(dataset.files.root), tmp_path / "moved")
+    record = read_json(search.search)
+    write_json(search.search, {**record, "dataset": str(tmp_path / "moved")})
+    copy = PreparedDataset.open(tmp_path / "moved")
+    role = "calibration" if verb is calibrate else "test"
+    table = copy.slices.to_pandas()
+    whole = copy.files.slices.read_bytes()
+    table.loc[table["role"] == "train", "role"] = role
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), str(copy.files.slices))
+    with pytest.raises(IntegrityError, match=r"slices.parquet: \d+ train slices must be there, got 0"):
+        verb(search.root)
+    copy.files.slices.write_bytes(whole)
+    block = copy.files.root / copy.manifest.blocks[-1].file  # the last roles lie there
+    data = bytearray(block.read_bytes())
+    data[-2000:-1900] = bytes(100)
+    block.write_bytes(bytes(data))
+    with pytest.raises(IntegrityError, match=r"00001.arrow: SHA-256 must equal the manifest's"):
+        verb(search.root)
+    assert read_json(search.bundle / "card.json")["openings"] == 0
+    # Datasets of today have the hash of the table, too: labels cannot be changed either.
+    write_json(copy.files.manifest, {**read_json(copy.files.manifest), "slices_sha256": "0" * 64})
+    with pytest.raises(IntegrityError, match=r"slices.parquet: SHA-256 must equal the manifest's"):
+        verb(search.root)
+
+
+def test_a_bundle_of_another_trial_than_the_chosen_one_is_said(
+    search: SearchFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(calibration, "say", said.append)
+    calibrate(search.root)
+    assert not any("chosen now" in line for line in said)
+    candidate = {"trial": 2, "selection_value": 0.4, "values": [0.4], "mean": 0.4, "spread": None}
+    confirmation = {"kind": "seeds", "parts": 1, "objective": {}, "chosen": 2, "candidates": [candidate]}
+    write_json(search.confirmation, {**confirmation, "images": 0, "cost_gpu_s": 0.0, "created": 0.0})
+    for verb in (calibrate, evaluate):
+        said.clear()
+        verb(search.root)
+        assert "  the bundle is of trial 0, but trial 2 is chosen now: retrain to use it" in said
 
 
 def test_a_model_at_chance_is_called_so(search: SearchFiles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from ich_ray.final.calibration import calibrate
 from ich_ray.final.evaluate import evaluate_site
 from ich_ray.final.recalibration import recalibrate
 from ich_ray.metrics import confusion, log_loss
-from ich_ray.storage import read_json, write_json
+from ich_ray.storage import locate, read_json, write_json
 from tests.prepared import make_dataset
 from tests.searched import make_bundle, make_search
 
@@ -109,6 +109,24 @@ def test_what_does_not_fit_is_refused(bundle: Path, site: PreparedDataset, tmp_p
     assert own.manifest.fingerprint == home
     with pytest.raises(ConfigError, match="got the dataset that trained the bundle"):
         recalibrate(bundle, own.files.root, tmp_path / "new")
+
+
+def test_patients_that_the_bundle_knows_are_no_other_site(bundle: Path, tmp_path: Path) -> None:
+    """The same patients prepared again, with more of them, have another fingerprint."""
+    again = make_dataset(tmp_path / "again", patients=80)
+    message = r"again: patients of another site must be given, got 60 of 80 who are in the dataset that made the bundle"
+    with pytest.raises(ConfigError, match=message):
+        recalibrate(bundle, again.files.root, tmp_path / "new")
+    with pytest.raises(ConfigError, match=message):
+        evaluate_site(bundle, again.files.root, tmp_path / "figures")
+    assert read_json(locate(bundle) / "card.json")["site_openings"] == {}
+    other = make_dataset(tmp_path / "other", patients=80, seed=5)
+    recalibrate(bundle, other.files.root, tmp_path / "new")
+    with pytest.raises(ConfigError, match=message):
+        evaluate_site(tmp_path / "new", again.files.root, tmp_path / "figures")
+    assert not any(patient in (bundle / "patients.json").read_text() for patient in again.column("patient"))
+    (tmp_path / "new" / "patients.json").unlink()  # as in bundles of older versions
+    evaluate_site(tmp_path / "new", again.files.root, tmp_path / "figures")
 
 
 def test_the_site_can_measure_what_it_got(

@@ -28,7 +28,7 @@ from ich_ray.final.report.inputs import Inputs, gather
 from ich_ray.final.report.page import MOST_TRIALS, render, report
 from ich_ray.results import LEAK, SearchResult, open_search
 from ich_ray.storage import SearchFiles, read_json, write_json
-from tests.final.fake_search import SPACE, STAGES, Stage, build_search, fake_trials
+from tests.final.fake_search import SPACE, STAGES, Stage, build_search, fake_trials, note
 
 SECTIONS = ("summary", "test", "performance", "search", "examples", "data", "provenance")
 FIGURES = {"curves", "timeline", "parallel", "precision-recall", "roc", "reliability", "histogram", "confusion",
@@ -200,6 +200,21 @@ class TestMissingParts:
         assert "there is no figure of its performance yet" in found.text
         assert "roc" not in found.figures
         assert ("curves" in found.figures) == (stage != "empty")
+
+    @pytest.mark.parametrize(
+        ("lost", "verbs"),
+        [({"test": None}, ["evaluate", "report"]),
+         ({"operating_points": {}, "test": None}, ["calibrate", "evaluate", "report"])],
+    )  # fmt: skip
+    def test_figures_of_the_bundle_before_are_not_shown(
+        self, changed: UPath, lost: dict[str, Any], verbs: list[str]
+    ) -> None:
+        """A bundle that was calibrated or trained again says on its card that the files beside it are not its own."""
+        note(SearchFiles(changed), **lost)
+        found = Page(report(changed).read_text(encoding="utf-8"))
+        assert re.findall(r"ich-ray (\w+) /", found.text) == verbs
+        assert "there is no figure of its performance yet" in found.text
+        assert "roc" not in found.figures
 
     def test_predictions_without_both_kinds_are_not_drawn(self, changed: UPath) -> None:
         SearchFiles(changed).predictions.unlink()
@@ -513,6 +528,15 @@ class TestConfirmation:
         assert "had the best mean average precision (AP) of the 2 best trials when they were trained" in confirmed.text
         stale = f"The model comes from trial {one.number}, but trial {other.number} has become the confirmed one since"
         assert stale in confirmed.text
+        assert f"; the model on this page is still that of trial {one.number}." in confirmed.text
+
+    def test_a_better_trial_since_then_is_said(self, confirmed: Page, changed: UPath) -> None:
+        assert "since the confirmation" not in confirmed.text
+        best, path = open_search(changed).best(), SearchFiles(changed).confirmation
+        others = [{**candidate, "trial": candidate["trial"] + 900} for candidate in read_json(path)["candidates"]]
+        edit(path, candidates=others)
+        since = f"Trial {best.number} has become the best of the search since the confirmation"
+        assert since in " ".join(summary.warnings(gather(changed)))
 
     def test_without_one_the_page_has_no_such_part(self, page: Page) -> None:
         assert "confirmation" not in page.ids

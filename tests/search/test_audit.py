@@ -228,7 +228,7 @@ BREACHES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("I8", lose_a_block, "blocks/00001.arrow: the block must be there, got none"),
     ("I8", lambda f: table(f / "data/slices.parquet", forget_a_row), "48 accepted slices must be there, got 47"),
     ("I8", lambda f: table(f / "data/slices.parquet", last_goes_first), "48 images must have one row each, got 47"),
-    ("I8", lambda f: table(f / "data/slices.parquet", unmix), "a patient must be in one role, got p0011 in 2"),
+    ("I8", lambda f: table(f / "data/slices.parquet", unmix), "a patient must be in one role, got p00011 in 2"),
     ("I8", lambda f: table(f / "data/rejected.parquet", forget_a_row), "4 files that were not accepted must be there"),
     ("I8", lambda f: table(f / "data/rejected.parquet", is_refused_too), "must be one row, got ID_000007.dcm in sev"),
     ("I8", lambda f: (f / "data/slices.parquet").write_bytes(b"PAR1"), "slices.parquet: must be readable, got"),

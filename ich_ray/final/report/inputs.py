@@ -72,6 +72,8 @@ _Kind = TypeVar("_Kind", bound=BaseModel)
 def gather(where: Location) -> Inputs:
     """Read a search directory and its `final/`.
 
+    Where a bundle was made or calibrated again, its card has lost what came after: those files are of the one before.
+
     Raises:
         ConfigError: there is no search.
         IntegrityError: a file that is there cannot be read; it is named.
@@ -79,7 +81,8 @@ def gather(where: Location) -> Inputs:
     search = open_search(where)
     files = search.files
     dataset, problem = _dataset(search)
-    card = files.bundle / "card.json"
+    card = read_json(files.bundle / "card.json") if (files.bundle / "card.json").exists() else None
+    calibrated, tested = (card is None or bool(card.get(key)) for key in ("operating_points", "test"))
     best = _best(search)
     return Inputs(
         search=search,
@@ -87,10 +90,10 @@ def gather(where: Location) -> Inputs:
         chosen=chosen_trial(search) if best else None,
         confirmation=_read(files.confirmation, Confirmation),
         retraining=_read(files.retraining, Retraining),
-        calibration=_read(files.calibration, Calibration),
-        evaluation=_read(files.evaluation, Evaluation),
-        predictions=_predictions(files.predictions),
-        card=read_json(card) if card.exists() else None,
+        calibration=_read(files.calibration, Calibration) if calibrated else None,
+        evaluation=_read(files.evaluation, Evaluation) if tested else None,
+        predictions=_predictions(files.predictions) if tested else None,
+        card=card,
         dataset=dataset,
         dataset_problem=problem,
     )

@@ -74,7 +74,8 @@ def at_chance(evaluation: Evaluation) -> str | None:
 
 def warnings(inputs: Inputs) -> list[str]:
     """What a reader must know before any figure, the gravest first."""
-    found = [_chance(inputs), _few_positives(inputs), _openings(inputs), _stale(inputs), _running(inputs)]
+    found = [_chance(inputs), _few_positives(inputs), _openings(inputs), _stale(inputs), _unconfirmed(inputs)]
+    found.append(_running(inputs))
     return [warning for warning in found if warning]
 
 
@@ -119,6 +120,14 @@ def _stale(inputs: Inputs) -> str | None:
     )
 
 
+def _unconfirmed(inputs: Inputs) -> str | None:
+    """A search that went on after its confirmation may have found better ones since."""
+    again, best = inputs.confirmation, inputs.best
+    if again is None or best is None or best.number in {candidate.trial for candidate in again.candidates}:
+        return None
+    return f"Trial {best.number} has become the best of the search since the confirmation: confirm again to compare it."
+
+
 def _running(inputs: Inputs) -> str | None:
     running = inputs.search.count("running")
     return f"{running} trials have not ended: this page shows where the search stood." if running else None
@@ -153,6 +162,8 @@ def _won(inputs: Inputs) -> list[str]:
     )
     if inputs.retraining is None:
         return [f"{first}; it has not been retrained, so there is no model yet."]
+    if inputs.retraining.trial != inputs.chosen.number:
+        return [f"{first}; the model on this page is still that of trial {inputs.retraining.trial}."]
     if inputs.evaluation is None:
         return [f"{first} and was retrained; its test figures are not there yet."]
     return [f"{first} and was retrained and calibrated."]
