@@ -220,15 +220,14 @@ class PreparedDataset:
             IntegrityError: a file is not the one that was prepared.
         """
         held = self.column("role")
-        used = np.unique(self._places[0][np.isin(held, roles)]).tolist()
-        files = [
-            (self.files.root / self.manifest.blocks[block].file, self.manifest.blocks[block].sha256) for block in used
-        ]
-        if self.manifest.slices_sha256:
-            files.insert(0, (self.files.slices, self.manifest.slices_sha256))
-        for path, digest in files:
-            if sha256(path) != digest:
-                raise IntegrityError(f"{path}: SHA-256 must equal the manifest's; prepare the dataset again")
+        if self.manifest.slices_sha256 not in {"", sha256(self.files.slices)}:
+            raise IntegrityError(f"{self.files.slices}: SHA-256 must equal the manifest's; prepare the dataset again")
+        for number in np.unique(self._places[0][np.isin(held, roles)]).tolist():
+            block = self.manifest.blocks[number]
+            if sha256(self._local(block)) != block.sha256:
+                raise IntegrityError(
+                    f"{self.files.root / block.file}: SHA-256 must equal the manifest's; prepare the dataset again"
+                )
         for role, counts in self.manifest.roles.items():
             if (found := int((held == role).sum())) != counts.slices:
                 raise IntegrityError(
@@ -275,12 +274,14 @@ class PreparedDataset:
             target += image_bytes
         return out
 
+    def _local(self, block: BlockRecord) -> UPath:
+        """The block on this machine, fetched if it lies elsewhere."""
+        path = self.files.root / block.file
+        return path if is_local(path) else locate(local_copy(path, block.sha256, self.manifest.fingerprint))
+
     def _map(self, block: int) -> NDArray[np.uint8]:
         record = self.manifest.blocks[block]
-        path = self.files.root / record.file
-        if not is_local(path):
-            path = locate(local_copy(path, record.sha256, self.manifest.fingerprint))
-        images = map_block(path)
+        images = map_block(self._local(record))
         if images.shape != (record.rows, *self.image_shape):
             raise IntegrityError(
                 f"{self.files.root / record.file}: {record.rows} images of {self.image_shape} must be there, got "
