@@ -19,7 +19,7 @@ from ich_ray.final.figures import CONFIDENCE, Cases, Counts, Estimate, Figures, 
 from ich_ray.metrics import ranking_note
 from ich_ray.progress import say
 from ich_ray.reliability import ece_null_band
-from ich_ray.resampling import PatientDraws
+from ich_ray.resampling import FEWEST_PATIENTS, PatientDraws
 from ich_ray.results import open_search
 from ich_ray.storage import Location, locate, write_json, write_table
 
@@ -39,7 +39,9 @@ _FEW_POSITIVES = 100
 
 
 class Evaluation(Figures):
-    """evaluation.json: the figures of all test slices, and of groups of them. Intervals draw patients, not slices.
+    """evaluation.json: the figures of all test slices, and of groups of them.
+
+    Intervals draw patients, not slices. Where that cannot tell, shares of slices have exact ones, other figures none.
 
     Attributes:
         dataset: fingerprint of the dataset whose test patients these are.
@@ -177,7 +179,7 @@ def _measure(
         patient_level=measure(_patients(labels, probabilities, draws), points, draws),
         subtypes=groups(_subtypes(slices), calibrated=False),
         representations=groups(_representations(slices), calibrated=True),
-        notes=(*_notes(slices.dataset.manifest, card, opened), *_found(whole, null.high)),
+        notes=(*_notes(slices.dataset.manifest, card, opened), *_few(slices), *_found(whole, null.high)),
     )
 
 
@@ -211,6 +213,18 @@ def _representations(slices: SliceSet) -> Iterator[tuple[str, NDArray[np.int64]]
             rows = np.flatnonzero([name in parts for parts in held])
             if len(rows) < len(slices):
                 yield name, rows
+
+
+def _few(slices: SliceSet) -> list[str]:
+    """What to say when too few patients have a slice of either kind for them to be drawn again."""
+    held = {what: len(set(slices.patients[slices.labels == label])) for label, what in ((1, "with"), (0, "without"))}
+    return [
+        f"{patients} test {'patient has' if patients == 1 else 'patients have'} a slice {what} haemorrhage, and fewer "
+        f"than {FEWEST_PATIENTS} cannot say what the next one would change: shares have exact intervals, which count "
+        "the slices of a patient as one, and other figures have none."
+        for what, patients in held.items()
+        if patients < FEWEST_PATIENTS
+    ]
 
 
 def _found(whole: GroupFigures, null_high: float) -> list[str]:

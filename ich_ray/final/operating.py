@@ -17,6 +17,7 @@ from scipy.special import betaincinv
 from ich_ray.errors import ConfigError, SensitivityError
 from ich_ray.final.card import OperatingPoint
 from ich_ray.metrics import Ranking, best_f_beta, confusion
+from ich_ray.resampling import effective_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,13 +58,8 @@ class Wanted:
 
 
 def effective_positives(labels: NDArray[Any], patients: NDArray[Any]) -> float:
-    """How many independent positives the positive slices are worth if those of a patient are all found or all missed.
-
-    (sum of m)² / sum of m² for m positive slices in each patient: Kish, "Survey sampling" (1965), section 8.2, with an
-    intraclass correlation of 1, the worst that clustering can do.
-    """
-    _, held = np.unique(np.asarray(patients, dtype=str)[np.asarray(labels) > 0.5], return_counts=True)
-    return float(held.sum() ** 2 / (held**2).sum()) if len(held) else 0.0
+    """How many independent positives the positive slices are worth; see `effective_count`."""
+    return effective_count(np.asarray(patients, dtype=str)[np.asarray(labels) > 0.5])
 
 
 def sensitivity_bound(sensitivity: NDArray[Any] | float, positives: float) -> NDArray[np.float64]:

@@ -64,8 +64,10 @@ def test_figures_stand_in_the_files(search: SearchFiles, dataset: PreparedDatase
     assert list(found.metrics) == [
         "average_precision", "roc_auc", "log_loss", "brier", "ece", "calibration_slope", "calibration_intercept",
     ]  # fmt: skip
+    perfect = found.metrics["average_precision"]
+    assert (perfect.value, perfect.low, perfect.high) == (1.0, None, None), "no draw moves it, so nothing is known"
     for estimate in (
-        *list(found.metrics.values())[:4],
+        *list(found.metrics.values())[2:4],
         point.sensitivity,
         point.specificity,
         point.ppv,
@@ -80,6 +82,8 @@ def test_figures_stand_in_the_files(search: SearchFiles, dataset: PreparedDatase
     assert "too few to rank models" in found.notes[0]
     card = read_json(search.bundle / "card.json")
     assert card["test"]["metrics"] == read_json(search.evaluation)["metrics"]
+    said = load_bundle(search.bundle).card.checklist["Performance and its uncertainty"]
+    assert said.startswith("average precision 1.000 (no interval) on ")
 
 
 def test_a_slice_level_split_is_said_wherever_a_figure_stands(
@@ -102,7 +106,7 @@ def test_a_slice_level_split_is_said_wherever_a_figure_stands(
     card = read_json(search.bundle / "card.json")
     assert card["limitations"][0] == card["test"]["notes"][0] == LEAK
     assert card["dataset"]["split"] == "slice"
-    assert evaluation.metrics["average_precision"].low is not None  # patients are still drawn whole
+    assert evaluation.metrics["log_loss"].low is not None  # patients are still drawn whole
     assert cli.call(["results", str(search.root)]) == 0
     assert capsys.readouterr().out.startswith(LEAK)
 
@@ -211,6 +215,21 @@ def test_probabilities_are_held_against_what_a_perfect_model_shows(
         slope = found.metrics["calibration_slope"]
         assert slope.value is not None
         assert (slope.value < 0.5) == (stretch == 4)
+
+
+def test_too_few_positive_patients_are_a_note(
+    search: SearchFiles, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate(search.root)
+    labels, patients = dataset.label("any").copy(), dataset.column("patient")
+    test = (dataset.column("role") == "test") & (labels == 1)
+    labels[test & (patients != patients[test][0])] = 0
+    monkeypatch.setattr(PreparedDataset, "label", lambda self, name: labels)
+    found = evaluate(search.root)
+    assert any(note.startswith("1 test patient has a slice with haemorrhage, and fewer than 6") for note in found.notes)
+    assert found.metrics["roc_auc"].value is not None
+    assert (found.metrics["roc_auc"].low, found.metrics["log_loss"].high) == (None, None)
+    assert found.operating_points["f2"].specificity.low is not None
 
 
 def test_undefined_figures_are_null(search: SearchFiles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,7 +237,7 @@ def provenance_facts(inputs: Inputs) -> Facts:
             (
                 "Intervals",
                 f"{100 * inputs.evaluation.confidence:.0f} %, {count(inputs.evaluation.resamples)} bootstrap samples "
-                "of patients",
+                "of patients, exact ones of shares where these cannot tell",
             )
         )
     return facts
