@@ -46,7 +46,8 @@ class Evaluation(Figures):
     Attributes:
         dataset: fingerprint of the dataset whose test patients these are.
         opened: how often the test patients have been looked at with this bundle, this time included.
-        ece_null: the expected calibration error that a perfect model of these probabilities shows: median and band.
+        ece_null: the expected calibration error that a perfect model of these probabilities shows: median and band. The
+            error itself has no interval, as resamples raise it.
         patient_level: a patient is positive with any positive slice, and as probable as the most probable slice.
         subtypes: slices of a subtype against all slices without haemorrhage.
         representations: slices by how their scanner wrote them: pixel representation, and flags of their files.

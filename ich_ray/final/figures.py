@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ich_ray.metrics import Confusion, Ranking, at_chance, brier, confusion, floors, log_loss, losses
-from ich_ray.reliability import BINS, bin_of, ece, recalibration, recalibration_terms, stepped
+from ich_ray.reliability import ece, recalibration, recalibration_terms, stepped
 from ich_ray.resampling import FEWEST_PATIENTS, Interval, PatientDraws, can_tell, interval, share_interval
 from ich_ray.storage import Record
 
@@ -175,24 +175,26 @@ def _ranked(cases: Cases, draws: PatientDraws) -> dict[str, Interval]:
 
 
 def _probable(cases: Cases, draws: PatientDraws) -> dict[str, Interval]:
-    """Figures of the probabilities themselves: all of them sums, or made of sums, over slices."""
+    """Figures of the probabilities themselves: sums, or made of sums, over slices.
+
+    The calibration error has no interval: any resample raises it, so that in 5 of 30 runs of a perfect model it lay
+    below its own interval. Its band of a perfect model (`ece_null_band`) says what it is worth.
+    """
     labels, probabilities = cases.labels, cases.probabilities
     slope, intercept = recalibration(labels, probabilities)
-    gaps = (probabilities - labels)[:, None] * (bin_of(probabilities)[:, None] == np.arange(BINS))
     terms = recalibration_terms(labels, probabilities, slope, intercept)
     simple = [np.ones(len(labels)), losses(labels, probabilities), (probabilities - labels) ** 2]
-    sums = draws.sums(np.column_stack([*simple, gaps, terms]), cases.rows)
-    slopes, intercepts = stepped(sums[:, 3 + BINS :], slope, intercept)
+    sums = draws.sums(np.column_stack([*simple, terms]), cases.rows)
+    slopes, intercepts = stepped(sums[:, 3:], slope, intercept)
     with np.errstate(invalid="ignore"):
-        loss, square, *bins = (sums[:, 1 : 3 + BINS] / sums[:, :1]).T
-    drawn = {
-        "log_loss": (log_loss(labels, probabilities), loss),
-        "brier": (brier(labels, probabilities), square),
-        "ece": (ece(labels, probabilities), np.abs(bins).sum(axis=0)),
-        "calibration_slope": (slope, slopes),
-        "calibration_intercept": (intercept, intercepts),
+        loss, square = (sums[:, 1:3] / sums[:, :1]).T
+    return {
+        "log_loss": interval(log_loss(labels, probabilities), loss, CONFIDENCE),
+        "brier": interval(brier(labels, probabilities), square, CONFIDENCE),
+        "ece": _alone(ece(labels, probabilities)),
+        "calibration_slope": interval(slope, slopes, CONFIDENCE),
+        "calibration_intercept": interval(intercept, intercepts, CONFIDENCE),
     }
-    return {name: interval(value, values, CONFIDENCE) for name, (value, values) in drawn.items()}
 
 
 def _decided(cases: Cases, threshold: float, draws: PatientDraws, stated: float | None) -> PointFigures:

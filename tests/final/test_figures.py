@@ -6,6 +6,7 @@ import pytest
 from ich_ray.final.card import OperatingPoint
 from ich_ray.final.figures import Cases, Estimate, GroupFigures, measure
 from ich_ray.final.report import tables
+from ich_ray.reliability import ece
 from ich_ray.resampling import PatientDraws
 
 SLICES = 8  # of each patient
@@ -81,3 +82,20 @@ def test_nothing_clears_its_floor_by_an_interval_that_has_collapsed() -> None:
     for name in ("average_precision", "roc_auc", "log_loss"):
         row = tables._row(name, found.metrics[name], found.floors[name])
         assert (row.interval, row.clears) == ("–", None)
+
+
+def test_the_calibration_error_has_no_interval() -> None:
+    """Draws raise it: the value of a perfect model would often lie below what they span."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.random(60 * SLICES)
+    labels = (rng.random(60 * SLICES) < probabilities).astype(float)
+    draws = PatientDraws(np.repeat(np.arange(60), SLICES), resamples=200)
+    found = measure(Cases(labels, probabilities, np.arange(len(labels)), calibrated=True), {}, draws).metrics
+    assert found["ece"].value == pytest.approx(ece(labels, probabilities))
+    assert bounds(found["ece"]) == (None, None)
+    drawn = [
+        ece(labels[rows], probabilities[rows])
+        for rows in (np.repeat(np.arange(480), w.astype(int)) for w in draws.weights())
+    ]
+    assert np.mean(drawn) > found["ece"].value + 0.005
+    assert None not in bounds(found["brier"])

@@ -346,7 +346,8 @@ class TestGroups:
         assert evaluated.evaluation is not None
         rows = {row.name: row for row in tables.figures(evaluated.evaluation)}
         assert rows["ECE"].floor == "perfect: 0.031 to 0.102"
-        assert rows["ECE"].clears is None
+        assert (rows["ECE"].interval, rows["ECE"].clears) == ("–", None)
+        assert rows["ECE"].at == {"value": 7.0}
         assert (rows["Calibration slope"].value, rows["Calibration slope"].at) == ("1.310", {})
         assert "ECE mean gap between probability and share of positives, in 15 bins 0.070" in page.text
 
