@@ -28,6 +28,7 @@ __all__ = [
     "average_precision",
     "best_f_beta",
     "brier",
+    "chance_bound",
     "confusion",
     "f_beta",
     "floors",
@@ -232,9 +233,18 @@ def floors(prevalence: float) -> dict[str, float]:
     }
 
 
+def chance_bound(prevalence: float) -> float:
+    """The highest average precision that still counts as chance: p + min(p / 2, (1 - p) / 4).
+
+    Up to a prevalence of 1/3 that is 1.5 times the prevalence. Above, where 1.5 p nears 1 and would call a perfect
+    ranking chance from p = 2/3 on, it is a quarter of the way from the prevalence to 1.
+    """
+    return prevalence + min(prevalence / 2, (1 - prevalence) / 4)
+
+
 def at_chance(average_precision: float, prevalence: float) -> bool:
-    """Whether an average precision is at most 1.5 times the prevalence; an undefined one is at chance too."""
-    return not average_precision > 1.5 * prevalence
+    """Whether an average precision is at most `chance_bound`; an undefined one is at chance too."""
+    return not average_precision > chance_bound(prevalence)
 
 
 def ranking_note(positives: int, validation_positives: int) -> str | None:

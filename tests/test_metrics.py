@@ -14,6 +14,7 @@ from ich_ray.metrics import (
     average_precision,
     best_f_beta,
     brier,
+    chance_bound,
     confusion,
     f_beta,
     floors,
@@ -180,6 +181,21 @@ def test_at_chance() -> None:
     assert at_chance(0.2144, 0.143)
     assert not at_chance(0.2146, 0.143)
     assert at_chance(math.nan, 0.143)
+
+
+@pytest.mark.parametrize(
+    ("prevalence", "bound"), [(0.02, 0.03), (0.25, 0.375), (1 / 3, 0.5), (0.5, 0.625), (0.7, 0.775), (0.9, 0.925)]
+)
+def test_chance_is_half_the_prevalence_above_it_or_a_quarter_of_the_room(prevalence: float, bound: float) -> None:
+    assert chance_bound(prevalence) == pytest.approx(bound)
+    assert at_chance(bound - 1e-9, prevalence)
+    assert not at_chance(bound + 1e-9, prevalence)
+
+
+@given(st.floats(1e-6, 1 - 1e-6))
+def test_a_perfect_ranking_is_never_at_chance_and_a_blind_one_always(prevalence: float) -> None:
+    assert not at_chance(1.0, prevalence)
+    assert at_chance(prevalence, prevalence)
 
 
 def test_ranking_note() -> None:

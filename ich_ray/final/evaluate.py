@@ -16,7 +16,7 @@ from ich_ray.data.dataset import SUBTYPES, PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.final.card import Card, check_site, read_card, write_card
 from ich_ray.final.figures import CONFIDENCE, Cases, Counts, Estimate, Figures, GroupFigures, PointFigures, measure
-from ich_ray.metrics import ranking_note
+from ich_ray.metrics import chance_bound, ranking_note
 from ich_ray.progress import say
 from ich_ray.reliability import ece_null_band
 from ich_ray.resampling import FEWEST_PATIENTS, PatientDraws
@@ -229,7 +229,8 @@ def _few(slices: SliceSet) -> list[str]:
 
 
 def _found(whole: GroupFigures, null_high: float) -> list[str]:
-    notes = ["At chance: average precision is at most 1.5 times the prevalence."] if whole.at_chance else []
+    bound = f"{chance_bound(whole.prevalence):.3f} at a prevalence of {whole.prevalence:.3f}"
+    notes = [f"At chance: average precision is not above {bound}."] if whole.at_chance else []
     error = whole.metrics["ece"].value
     if error is not None and error > null_high:
         notes.append(

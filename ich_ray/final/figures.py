@@ -87,7 +87,7 @@ class Figures(Record):
     Attributes:
         metrics: those that need no threshold.
         floors: what knowing only the prevalence of the cases would give, beside each figure.
-        at_chance: average precision is at most 1.5 times that prevalence.
+        at_chance: average precision is at most the `chance_bound` of that prevalence (metrics.py).
     """
 
     patients: int
