@@ -199,9 +199,23 @@ def test_a_perfect_ranking_is_never_at_chance_and_a_blind_one_always(prevalence:
 
 
 def test_ranking_note() -> None:
-    note = ranking_note(63, 9)
-    assert note is not None
-    assert note.startswith("63 positives are too few to rank models: 9 of them lie in validation")
-    assert "up to 0.17" in note
+    assert ranking_note(63, 9, 4) == (
+        "63 positives are too few to rank models: 9 of them lie in validation, worth 4 independent ones as slices of a "
+        "patient are alike, where the standard error of average precision is up to 0.25; trials closer than 0.50 "
+        "cannot be told apart, and 1,000 independent validation positives would part them at 0.03"
+    )
     assert "no average precision" in (ranking_note(5, 0) or "")
+    assert "no average precision" in (ranking_note(5, 0, 0.0) or "")
+
+
+def test_a_ranking_rests_on_patients_and_says_so_where_it_does_not_know_them() -> None:
+    """400 positives of 40 patients: 0.066 in simulations, 0.5 / sqrt(40) at most, and not the 0.5 / sqrt(400)."""
+    note = ranking_note(4000, 400, 40)
+    assert note is not None
+    assert "up to 0.08" in note
+    unknown = ranking_note(4000, 400)
+    assert unknown is not None
+    assert "would be up to 0.03 were slices independent, and is more as those of a patient are not" in unknown
     assert ranking_note(7000, 1000) is None
+    assert ranking_note(7000, 1000, 1000) is None
+    assert "up to 0.05" in (ranking_note(7000, 1000, 100) or "")

@@ -16,6 +16,7 @@ from ich_ray.data.dataset import SUBTYPES, PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.final.card import Card, check_site, read_card, write_card
 from ich_ray.final.figures import CONFIDENCE, Cases, Counts, Estimate, Figures, GroupFigures, PointFigures, measure
+from ich_ray.final.operating import effective_positives
 from ich_ray.metrics import chance_bound, ranking_note
 from ich_ray.progress import say
 from ich_ray.reliability import ece_null_band
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
-    from ich_ray.data.dataset import DatasetManifest, SliceSet
+    from ich_ray.data.dataset import SliceSet
 
 __all__ = ["Counts", "Estimate", "Evaluation", "GroupFigures", "PointFigures", "evaluate", "evaluate_site"]
 
@@ -80,7 +81,8 @@ def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation
 
     Args:
         search: the search folder, with its calibrated bundle.
-        prevalence: of slices with haemorrhage where the model is to be used; PPV and NPV are given for it, too.
+        prevalence: of slices with any haemorrhage where the model is to be used; PPV and NPV are given for it, too,
+            except of subtypes and of patients, whose prevalence is another one.
 
     Raises:
         ConfigError: no bundle, a bundle that is not calibrated, no test slice, or an impossible prevalence.
@@ -163,7 +165,9 @@ def _measure(
     whole = measure(Cases(labels, probabilities, every, calibrated=True), points, draws, stated)
     null = ece_null_band(probabilities)
 
-    def groups(found: Iterator[tuple[str, NDArray[np.int64]]], calibrated: bool) -> dict[str, GroupFigures]:
+    def groups(
+        found: Iterator[tuple[str, NDArray[np.int64]]], calibrated: bool, stated: float | None = None
+    ) -> dict[str, GroupFigures]:
         return {
             name: measure(Cases(labels[rows], probabilities[rows], rows, calibrated), points, draws, stated)
             for name, rows in found
@@ -179,8 +183,8 @@ def _measure(
         ece_null=Estimate(value=null.value, low=null.low, high=null.high),
         patient_level=measure(_patients(labels, probabilities, draws), points, draws),
         subtypes=groups(_subtypes(slices), calibrated=False),
-        representations=groups(_representations(slices), calibrated=True),
-        notes=(*_notes(slices.dataset.manifest, card, opened), *_few(slices), *_found(whole, null.high)),
+        representations=groups(_representations(slices), calibrated=True, stated=stated),
+        notes=(*_notes(slices.dataset, card, opened), *_few(slices), *_found(whole, null.high)),
     )
 
 
@@ -240,11 +244,17 @@ def _found(whole: GroupFigures, null_high: float) -> list[str]:
     return notes
 
 
-def _notes(manifest: DatasetManifest, card: Card, opened: int) -> tuple[str, ...]:
-    roles = manifest.roles
+def _ranked(dataset: PreparedDataset) -> str | None:
+    validation, roles = dataset.role("validation"), dataset.manifest.roles
+    independent = effective_positives(validation.labels, validation.patients)
+    return ranking_note(sum(counts.positives for counts in roles.values()), roles["validation"].positives, independent)
+
+
+def _notes(dataset: PreparedDataset, card: Card, opened: int) -> tuple[str, ...]:
+    manifest, roles = dataset.manifest, dataset.manifest.roles
     notes = [manifest.leak] if manifest.leak else []
     if manifest.fingerprint == card.dataset.fingerprint:  # it ranked the trials
-        ranked = ranking_note(sum(counts.positives for counts in roles.values()), roles["validation"].positives)
+        ranked = _ranked(dataset)
         notes += [ranked] if ranked else []
     if roles["test"].positives < _FEW_POSITIVES:
         notes.append(f"{roles['test'].positives} test positives: read the intervals, not the figures.")

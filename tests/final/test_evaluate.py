@@ -17,6 +17,7 @@ from ich_ray.final import retrain
 from ich_ray.final.bundle import load_bundle
 from ich_ray.final.calibration import calibrate
 from ich_ray.final.evaluate import Evaluation, evaluate
+from ich_ray.final.operating import effective_positives
 from ich_ray.results import LEAK, open_search
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from tests.searched import PARAMETERS
@@ -80,6 +81,10 @@ def test_figures_stand_in_the_files(search: SearchFiles, dataset: PreparedDatase
     assert not found.at_chance
     assert found.notes[0].endswith("validation positives would part them at 0.03")
     assert "too few to rank models" in found.notes[0]
+    validation = dataset.role("validation")
+    independent = effective_positives(validation.labels, validation.patients)
+    assert 1 < independent <= len(set(validation.patients[validation.labels == 1])) < validation.labels.sum()
+    assert f"worth {independent:.0f} independent ones" in found.notes[0]
     card = read_json(search.bundle / "card.json")
     assert card["test"]["metrics"] == read_json(search.evaluation)["metrics"]
     said = load_bundle(search.bundle).card.checklist["Performance and its uncertainty"]
@@ -151,6 +156,13 @@ def test_a_stated_prevalence_moves_ppv_and_npv(search: SearchFiles, capsys: pyte
     alarms = (1 - specificity) * 0.98
     assert point.stated.ppv.value == pytest.approx(0.02 * sensitivity / (0.02 * sensitivity + alarms))
     assert point.stated.npv.value == pytest.approx(0.98 * specificity / (0.98 * specificity + 0.02 * (1 - sensitivity)))
+    assert all(group.operating_points["f2"].stated for group in found.representations.values())
+    assert "subdural" in found.subtypes
+    assert not any(group.operating_points["f2"].stated for group in found.subtypes.values()), (
+        "0.02 is of any haemorrhage"
+    )
+    assert found.patient_level is not None
+    assert found.patient_level.operating_points["f2"].stated is None
     assert cli.call(["evaluate", str(search.root), "--prevalence", "2"]) == 2
     assert read_json(search.bundle / "card.json")["openings"] == 1, "a mistake opens nothing"
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ich_ray import metrics
+from ich_ray.final.operating import effective_positives
 from ich_ray.final.report.style import count, metric_name, number, percent
 
 if TYPE_CHECKING:
@@ -88,7 +89,13 @@ def _chance(inputs: Inputs) -> str | None:
 
 def _few_positives(inputs: Inputs) -> str | None:
     roles = _positives(inputs)
-    return metrics.ranking_note(sum(roles.values()), roles["validation"]) if "validation" in roles else None
+    if "validation" not in roles:
+        return None
+    independent = None
+    if inputs.dataset is not None:
+        validation = inputs.dataset.role("validation")
+        independent = effective_positives(validation.labels, validation.patients)
+    return metrics.ranking_note(sum(roles.values()), roles["validation"], independent)
 
 
 def _positives(inputs: Inputs) -> dict[str, int]:
