@@ -3,6 +3,9 @@
 Slices of one patient resemble each other, so intervals that draw slices are too narrow (Field & Welsh, "Bootstrapping
 clustered data", 2007). Knows whose slice each is and nothing of labels. What adds up over slices is summed once for
 each patient, so that thousands of resamples are one matrix product; a ranking needs its weights resample by resample.
+
+Drawing patients again cannot tell what no patient drawn shows. Where nothing is missed, or one patient holds all that
+counts, a share of slices has an exact interval instead, and any other figure has none.
 """
 
 from __future__ import annotations
@@ -12,17 +15,33 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from scipy.special import betaincinv
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Interval", "PatientDraws", "interval", "patient_bootstrap"]
+__all__ = [
+    "FEWEST_PATIENTS",
+    "Interval",
+    "PatientDraws",
+    "can_tell",
+    "effective_count",
+    "exact_interval",
+    "interval",
+    "patient_bootstrap",
+    "share_interval",
+]
+
+# Even the whole range of n patients' values holds the median of all patients with a confidence of 1 - 2 / 2^n only
+# (Thompson 1936): 94 % for five.
+FEWEST_PATIENTS = 6
+_POINT = 1e-9  # an interval narrower than this share of its ends is a point but for rounding
 
 Statistics = Callable[["NDArray[np.float64]"], dict[str, float]]
 
 
 class Interval(NamedTuple):
-    """A figure and its percentile interval; NaN where undefined."""
+    """A figure and its interval; NaN where undefined, bounds also where nothing can be said of them."""
 
     value: float
     low: float
@@ -61,12 +80,62 @@ class PatientDraws:
 
 
 def interval(value: float, drawn: NDArray[np.float64], confidence: float = 0.95) -> Interval:
-    """The percentile interval of a figure from its resamples; those in which it is undefined do not count."""
+    """The percentile interval of a figure from its resamples; those in which it is undefined do not count.
+
+    Its bounds are NaN where they would meet: a figure that no resample moves, such as an average precision of 1, is not
+    known any better for that.
+    """
     defined = drawn[np.isfinite(drawn)]
     if not math.isfinite(value) or not len(defined):
         return Interval(value, math.nan, math.nan)
     low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(value, float(low), float(high))
+    met = high - low <= _POINT * max(abs(low), abs(high))
+    return Interval(value, math.nan, math.nan) if met else Interval(value, float(low), float(high))
+
+
+def effective_count(patients: NDArray[Any]) -> float:
+    """How many independent slices some are worth if those of a patient are all decided alike; `patients`: whose, `[m]`.
+
+    (sum of m)² / sum of m² for m slices of each patient: Kish, "Survey sampling" (1965), section 8.2, with an
+    intraclass correlation of 1, the worst that clustering can do.
+    """
+    _, held = np.unique(patients, return_counts=True)
+    return float(held.sum() ** 2 / (held**2).sum()) if len(held) else 0.0
+
+
+def exact_interval(share: float, count: float, confidence: float = 0.95) -> Interval:
+    """The interval of Clopper & Pearson (1934) for a share of `count` independent slices.
+
+    `count` may be a fraction, as `effective_count` gives it: Korn & Graubard, "Confidence intervals for proportions
+    with small expected number of positive counts estimated from survey data" (1998).
+    """
+    if not math.isfinite(share) or count <= 0:
+        return Interval(share, math.nan, math.nan)
+    held, tail = share * count, (1 - confidence) / 2
+    low = float(betaincinv(held, count - held + 1, tail)) if share > 0 else 0.0
+    high = float(betaincinv(held + 1, count - held, 1 - tail)) if share < 1 else 1.0
+    return Interval(share, low, high)
+
+
+def can_tell(drawn: NDArray[np.float64], patients: NDArray[Any]) -> bool:
+    """Whether resamples say how sure a share is of the slices of `patients` `[m]`: they move it, and draw enough."""
+    return len(np.unique(patients)) >= FEWEST_PATIENTS and math.isfinite(interval(0.0, drawn).low)
+
+
+def share_interval(
+    share: float, drawn: NDArray[np.float64], patients: NDArray[Any], confidence: float = 0.95
+) -> Interval:
+    """The interval of a share of slices: the percentile one, or the exact one where resamples cannot tell.
+
+    Args:
+        share: such as a sensitivity.
+        drawn: the same of each resample.
+        patients: whose slices it is a share of, `[m]`: for a sensitivity the positive ones.
+        confidence: of the interval.
+    """
+    if can_tell(drawn, patients):
+        return interval(share, drawn, confidence)
+    return exact_interval(share, effective_count(patients), confidence)
 
 
 def patient_bootstrap(

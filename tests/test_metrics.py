@@ -14,6 +14,7 @@ from ich_ray.metrics import (
     average_precision,
     best_f_beta,
     brier,
+    chance_bound,
     confusion,
     f_beta,
     floors,
@@ -182,10 +183,39 @@ def test_at_chance() -> None:
     assert at_chance(math.nan, 0.143)
 
 
+@pytest.mark.parametrize(
+    ("prevalence", "bound"), [(0.02, 0.03), (0.25, 0.375), (1 / 3, 0.5), (0.5, 0.625), (0.7, 0.775), (0.9, 0.925)]
+)
+def test_chance_is_half_the_prevalence_above_it_or_a_quarter_of_the_room(prevalence: float, bound: float) -> None:
+    assert chance_bound(prevalence) == pytest.approx(bound)
+    assert at_chance(bound - 1e-9, prevalence)
+    assert not at_chance(bound + 1e-9, prevalence)
+
+
+@given(st.floats(1e-6, 1 - 1e-6))
+def test_a_perfect_ranking_is_never_at_chance_and_a_blind_one_always(prevalence: float) -> None:
+    assert not at_chance(1.0, prevalence)
+    assert at_chance(prevalence, prevalence)
+
+
 def test_ranking_note() -> None:
-    note = ranking_note(63, 9)
-    assert note is not None
-    assert note.startswith("63 positives are too few to rank models: 9 of them lie in validation")
-    assert "up to 0.17" in note
+    assert ranking_note(63, 9, 4) == (
+        "63 positives are too few to rank models: 9 of them lie in validation, worth 4 independent ones as slices of a "
+        "patient are alike, where the standard error of average precision is up to 0.25; trials closer than 0.50 "
+        "cannot be told apart, and 1,000 independent validation positives would part them at 0.03"
+    )
     assert "no average precision" in (ranking_note(5, 0) or "")
+    assert "no average precision" in (ranking_note(5, 0, 0.0) or "")
+
+
+def test_a_ranking_rests_on_patients_and_says_so_where_it_does_not_know_them() -> None:
+    """400 positives of 40 patients: 0.066 in simulations, 0.5 / sqrt(40) at most, and not the 0.5 / sqrt(400)."""
+    note = ranking_note(4000, 400, 40)
+    assert note is not None
+    assert "up to 0.08" in note
+    unknown = ranking_note(4000, 400)
+    assert unknown is not None
+    assert "would be up to 0.03 were slices independent, and is more as those of a patient are not" in unknown
     assert ranking_note(7000, 1000) is None
+    assert ranking_note(7000, 1000, 1000) is None
+    assert "up to 0.05" in (ranking_note(7000, 1000, 100) or "")

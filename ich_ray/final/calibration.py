@@ -13,7 +13,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.final.card import CalibrationNote, OperatingPoint, write_card
 from ich_ray.final.operating import Wanted, operating_points
-from ich_ray.final.scaling import METHODS, Method, Scaling, fit_scaling
+from ich_ray.final.scaling import METHODS, Method, Scaling, bound_note, fit_scaling
 from ich_ray.metrics import log_loss
 from ich_ray.progress import say
 from ich_ray.results import open_search
@@ -37,9 +37,11 @@ class Calibration(Record):
         dataset: fingerprint of the dataset whose patients it was fitted on.
         prior_shift: log(w0 / w1) of the training class weights, added to the logit before the temperature divides it.
         bias: what Platt's method adds after that; 0 for a temperature alone.
-        log_loss_before: of the scaling in force until now, `log_loss_after`: of this one, both on these slices.
+        log_loss_before: on these slices, of what there was before: after a training the plain sigmoid of its logits, in
+            which the class weights still are (`calibrate`, each time); at another site the calibration that the bundle
+            came with (`recalibrate`). `log_loss_after`: of this one, on the same slices.
         operating_points: thresholds on the calibrated probability, with what they gave on these same slices.
-        notes: which usual operating points could not be reached, and why.
+        notes: which usual operating points could not be reached and why, and where a fit has reached its limits.
     """
 
     format: Literal[1] = 1
@@ -128,7 +130,7 @@ def fit_calibration(
     Args:
         slices: of patients who trained nothing.
         logits: of these slices, in their order.
-        before: the scaling in force until now, to compare with.
+        before: the scaling to compare with; the default one is the plain sigmoid.
         method: how to fit.
         shift: of the training class weights.
         wanted: operating points.
@@ -144,7 +146,7 @@ def fit_calibration(
             f"{len(slices)}; prepare a dataset with more patients"
         )
     scaling = fit_scaling(method, labels, logits, shift)
-    probabilities = scaling(logits)
+    probabilities, at_bound = scaling(logits), bound_note(scaling)
     points, notes = operating_points(labels, probabilities, slices.patients, wanted)
     calibration = Calibration(
         dataset=slices.dataset.manifest.fingerprint,
@@ -159,7 +161,7 @@ def fit_calibration(
         log_loss_before=log_loss(labels, before(logits)),
         log_loss_after=log_loss(labels, probabilities),
         operating_points=points,
-        notes=notes,
+        notes=(*([at_bound] if at_bound else ()), *notes),
     )
     _tell(calibration)
     return calibration

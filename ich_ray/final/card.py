@@ -119,7 +119,8 @@ class CalibrationNote(Record):
 
     Attributes:
         dataset: fingerprint of the dataset that they are of.
-        log_loss_before: of these slices with what was in force before; `log_loss_after`: with what was fitted.
+        log_loss_before: of these slices with the calibration before, or the plain sigmoid if it is the first;
+            `log_loss_after`: with what was fitted.
     """
 
     dataset: str

@@ -118,10 +118,10 @@ def _tested(card: Card) -> str:
     if not card.test or "average_precision" not in card.test.get("metrics", {}):
         return NOT_AVAILABLE
     figure, test = card.test["metrics"]["average_precision"], card.test
-    value, low, high = (
-        "undefined" if figure[key] is None else f"{figure[key]:.3f}" for key in ("value", "low", "high")
-    )
+    value = "undefined" if figure["value"] is None else f"{figure['value']:.3f}"
+    known = figure["low"] is not None and figure["high"] is not None
+    bounds = f"{figure['low']:.3f} to {figure['high']:.3f}" if known else "no interval"
     return (
-        f"average precision {value} ({low} to {high}) on {test['patients']:,} test patients, where chance gives "
+        f"average precision {value} ({bounds}) on {test['patients']:,} test patients, where chance gives "
         f"{test['prevalence']:.3f}; intervals draw patients; all other figures under `test`"
     )

@@ -18,10 +18,11 @@ from ich_ray.final.calibration import tell_if_outdated
 from ich_ray.final.card import Card, check_site, read_card, write_card
 from ich_ray.final.figures import CONFIDENCE, Cases, Counts, Estimate, Figures, GroupFigures, PointFigures, measure
 from ich_ray.final.known import check_unknown
-from ich_ray.metrics import ranking_note
+from ich_ray.final.operating import effective_positives
+from ich_ray.metrics import chance_bound, ranking_note
 from ich_ray.progress import say
 from ich_ray.reliability import ece_null_band
-from ich_ray.resampling import PatientDraws
+from ich_ray.resampling import FEWEST_PATIENTS, PatientDraws
 from ich_ray.results import open_search
 from ich_ray.storage import Location, locate, write_json, write_table
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
-    from ich_ray.data.dataset import DatasetManifest, SliceSet
+    from ich_ray.data.dataset import SliceSet
 
 __all__ = ["Counts", "Estimate", "Evaluation", "GroupFigures", "PointFigures", "evaluate", "evaluate_site"]
 
@@ -41,12 +42,15 @@ _FEW_POSITIVES = 100
 
 
 class Evaluation(Figures):
-    """evaluation.json: the figures of all test slices, and of groups of them. Intervals draw patients, not slices.
+    """evaluation.json: the figures of all test slices, and of groups of them.
+
+    Intervals draw patients, not slices. Where that cannot tell, shares of slices have exact ones, other figures none.
 
     Attributes:
         dataset: fingerprint of the dataset whose test patients these are.
         opened: how often the test patients have been looked at with this bundle, this time included.
-        ece_null: the expected calibration error that a perfect model of these probabilities shows: median and band.
+        ece_null: the expected calibration error that a perfect model of these probabilities shows: median and band. The
+            error itself has no interval, as resamples raise it.
         patient_level: a patient is positive with any positive slice, and as probable as the most probable slice.
         subtypes: slices of a subtype against all slices without haemorrhage.
         representations: slices by how their scanner wrote them: pixel representation, and flags of their files.
@@ -79,7 +83,8 @@ def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation
 
     Args:
         search: the search folder, with its calibrated bundle.
-        prevalence: of slices with haemorrhage where the model is to be used; PPV and NPV are given for it, too.
+        prevalence: of slices with any haemorrhage where the model is to be used; PPV and NPV are given for it, too,
+            except of subtypes and of patients, whose prevalence is another one.
 
     Raises:
         ConfigError: no bundle, a bundle that is not calibrated, no test slice, or an impossible prevalence.
@@ -165,7 +170,9 @@ def _measure(
     whole = measure(Cases(labels, probabilities, every, calibrated=True), points, draws, stated)
     null = ece_null_band(probabilities)
 
-    def groups(found: Iterator[tuple[str, NDArray[np.int64]]], calibrated: bool) -> dict[str, GroupFigures]:
+    def groups(
+        found: Iterator[tuple[str, NDArray[np.int64]]], calibrated: bool, stated: float | None = None
+    ) -> dict[str, GroupFigures]:
         return {
             name: measure(Cases(labels[rows], probabilities[rows], rows, calibrated), points, draws, stated)
             for name, rows in found
@@ -181,8 +188,8 @@ def _measure(
         ece_null=Estimate(value=null.value, low=null.low, high=null.high),
         patient_level=measure(_patients(labels, probabilities, draws), points, draws),
         subtypes=groups(_subtypes(slices), calibrated=False),
-        representations=groups(_representations(slices), calibrated=True),
-        notes=(*_notes(slices.dataset.manifest, card, opened), *_found(whole, null.high)),
+        representations=groups(_representations(slices), calibrated=True, stated=stated),
+        notes=(*_notes(slices.dataset, card, opened), *_few(slices), *_found(whole, null.high)),
     )
 
 
@@ -218,8 +225,21 @@ def _representations(slices: SliceSet) -> Iterator[tuple[str, NDArray[np.int64]]
                 yield name, rows
 
 
+def _few(slices: SliceSet) -> list[str]:
+    """What to say when too few patients have a slice of either kind for them to be drawn again."""
+    held = {what: len(set(slices.patients[slices.labels == label])) for label, what in ((1, "with"), (0, "without"))}
+    return [
+        f"{patients} test {'patient has' if patients == 1 else 'patients have'} a slice {what} haemorrhage, and fewer "
+        f"than {FEWEST_PATIENTS} cannot say what the next one would change: shares have exact intervals, which count "
+        "the slices of a patient as one, and other figures have none."
+        for what, patients in held.items()
+        if patients < FEWEST_PATIENTS
+    ]
+
+
 def _found(whole: GroupFigures, null_high: float) -> list[str]:
-    notes = ["At chance: average precision is at most 1.5 times the prevalence."] if whole.at_chance else []
+    bound = f"{chance_bound(whole.prevalence):.3f} at a prevalence of {whole.prevalence:.3f}"
+    notes = [f"At chance: average precision is not above {bound}."] if whole.at_chance else []
     error = whole.metrics["ece"].value
     if error is not None and error > null_high:
         notes.append(
@@ -229,11 +249,17 @@ def _found(whole: GroupFigures, null_high: float) -> list[str]:
     return notes
 
 
-def _notes(manifest: DatasetManifest, card: Card, opened: int) -> tuple[str, ...]:
-    roles = manifest.roles
+def _ranked(dataset: PreparedDataset) -> str | None:
+    validation, roles = dataset.role("validation"), dataset.manifest.roles
+    independent = effective_positives(validation.labels, validation.patients)
+    return ranking_note(sum(counts.positives for counts in roles.values()), roles["validation"].positives, independent)
+
+
+def _notes(dataset: PreparedDataset, card: Card, opened: int) -> tuple[str, ...]:
+    manifest, roles = dataset.manifest, dataset.manifest.roles
     notes = [manifest.leak] if manifest.leak else []
     if manifest.fingerprint == card.dataset.fingerprint:  # it ranked the trials
-        ranked = ranking_note(sum(counts.positives for counts in roles.values()), roles["validation"].positives)
+        ranked = _ranked(dataset)
         notes += [ranked] if ranked else []
     if roles["test"].positives < _FEW_POSITIVES:
         notes.append(f"{roles['test'].positives} test positives: read the intervals, not the figures.")

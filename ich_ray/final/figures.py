@@ -2,7 +2,8 @@
 
 A case is a slice, or a patient. Knows labels, probabilities, fixed thresholds and whose case each is; chooses nothing
 and opens no file. All groups of an evaluation use the same draws of patients, so that a group in which few patients
-have a case gets the wide interval that it deserves.
+have a case gets the wide interval that it deserves. Where draws cannot tell anything (see resampling.py) a share gets
+an exact one and any other figure none.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ich_ray.metrics import Confusion, Ranking, at_chance, brier, confusion, floors, log_loss, losses
-from ich_ray.reliability import BINS, bin_of, ece, recalibration, recalibration_terms, stepped
-from ich_ray.resampling import Interval, PatientDraws, interval
+from ich_ray.reliability import ece, recalibration, recalibration_terms, stepped
+from ich_ray.resampling import FEWEST_PATIENTS, Interval, PatientDraws, can_tell, interval, share_interval
 from ich_ray.storage import Record
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _RATIOS = ("sensitivity", "specificity", "ppv", "npv", "f2", "accuracy")
 
 
 class Estimate(Record):
-    """A figure with its interval; None where undefined."""
+    """A figure with its interval; None where undefined, bounds also where nothing can be said of them."""
 
     value: float | None = None
     low: float | None = None
@@ -86,7 +87,7 @@ class Figures(Record):
     Attributes:
         metrics: those that need no threshold.
         floors: what knowing only the prevalence of the cases would give, beside each figure.
-        at_chance: average precision is at most 1.5 times that prevalence.
+        at_chance: average precision is at most the `chance_bound` of that prevalence (metrics.py).
     """
 
     patients: int
@@ -139,6 +140,8 @@ def measure(
     labels = cases.labels
     prevalence = float(labels.mean()) if len(labels) else 0.0
     found = _ranked(cases, draws) | (_probable(cases, draws) if cases.calibrated else {})
+    if not _enough(cases, draws):
+        found = {name: _alone(figure.value) for name, figure in found.items()}
     return GroupFigures(
         cases=len(labels),
         patients=len(np.unique(draws.of_slice[cases.rows])),
@@ -149,6 +152,16 @@ def measure(
         floors=floors(prevalence),
         at_chance=at_chance(found["average_precision"].value, prevalence),
     )
+
+
+def _enough(cases: Cases, draws: PatientDraws) -> bool:
+    """Whether enough patients have a positive case, and enough a negative one, to draw them again."""
+    whose, positive = draws.of_slice[cases.rows], cases.labels > 0.5
+    return min(len(np.unique(whose[positive])), len(np.unique(whose[~positive]))) >= FEWEST_PATIENTS
+
+
+def _alone(value: float) -> Interval:
+    return Interval(value, math.nan, math.nan)
 
 
 def _ranked(cases: Cases, draws: PatientDraws) -> dict[str, Interval]:
@@ -162,35 +175,49 @@ def _ranked(cases: Cases, draws: PatientDraws) -> dict[str, Interval]:
 
 
 def _probable(cases: Cases, draws: PatientDraws) -> dict[str, Interval]:
-    """Figures of the probabilities themselves: all of them sums, or made of sums, over slices."""
+    """Figures of the probabilities themselves: sums, or made of sums, over slices.
+
+    The calibration error has no interval: any resample raises it, so that in 5 of 30 runs of a perfect model it lay
+    below its own interval. Its band of a perfect model (`ece_null_band`) says what it is worth.
+    """
     labels, probabilities = cases.labels, cases.probabilities
     slope, intercept = recalibration(labels, probabilities)
-    gaps = (probabilities - labels)[:, None] * (bin_of(probabilities)[:, None] == np.arange(BINS))
     terms = recalibration_terms(labels, probabilities, slope, intercept)
     simple = [np.ones(len(labels)), losses(labels, probabilities), (probabilities - labels) ** 2]
-    sums = draws.sums(np.column_stack([*simple, gaps, terms]), cases.rows)
-    slopes, intercepts = stepped(sums[:, 3 + BINS :], slope, intercept)
+    sums = draws.sums(np.column_stack([*simple, terms]), cases.rows)
+    slopes, intercepts = stepped(sums[:, 3:], slope, intercept)
     with np.errstate(invalid="ignore"):
-        loss, square, *bins = (sums[:, 1 : 3 + BINS] / sums[:, :1]).T
-    drawn = {
-        "log_loss": (log_loss(labels, probabilities), loss),
-        "brier": (brier(labels, probabilities), square),
-        "ece": (ece(labels, probabilities), np.abs(bins).sum(axis=0)),
-        "calibration_slope": (slope, slopes),
-        "calibration_intercept": (intercept, intercepts),
+        loss, square = (sums[:, 1:3] / sums[:, :1]).T
+    return {
+        "log_loss": interval(log_loss(labels, probabilities), loss, CONFIDENCE),
+        "brier": interval(brier(labels, probabilities), square, CONFIDENCE),
+        "ece": _alone(ece(labels, probabilities)),
+        "calibration_slope": interval(slope, slopes, CONFIDENCE),
+        "calibration_intercept": interval(intercept, intercepts, CONFIDENCE),
     }
-    return {name: interval(value, values, CONFIDENCE) for name, (value, values) in drawn.items()}
 
 
 def _decided(cases: Cases, threshold: float, draws: PatientDraws, stated: float | None) -> PointFigures:
     positive, called = cases.labels > 0.5, cases.probabilities >= threshold
     cells = np.column_stack([positive & called, ~positive & called, positive & ~called, ~positive & ~called])
-    drawn = draws.sums(cells, cases.rows)
-    found = confusion(cases.labels, cases.probabilities, threshold)
-    counts = Counts(tp=int(found.tp), fp=int(found.fp), fn=int(found.fn), tn=int(found.tn))
-    values, resampled = _ratios(found), _ratios_of(drawn)
-    estimates = {name: _estimate(interval(values[name], resampled[name], CONFIDENCE)) for name in _RATIOS}
-    restated = None if stated is None else _at_prevalence(stated, values, resampled)
+    decisions = confusion(cases.labels, cases.probabilities, threshold)
+    counts = Counts(tp=int(decisions.tp), fp=int(decisions.fp), fn=int(decisions.fn), tn=int(decisions.tn))
+    values, drawn = _ratios(decisions), _ratios_of(draws.sums(cells, cases.rows))
+    whose = draws.of_slice[cases.rows]
+    shares = {
+        "sensitivity": whose[positive],
+        "specificity": whose[~positive],
+        "ppv": whose[called],
+        "npv": whose[~called],
+        "accuracy": whose,
+    }
+    found = {name: share_interval(values[name], drawn[name], of, CONFIDENCE) for name, of in shares.items()}
+    found["f2"] = interval(values["f2"], drawn["f2"], CONFIDENCE) if _enough(cases, draws) else _alone(values["f2"])
+    restated = None
+    if stated is not None:
+        drawable = all(can_tell(drawn[name], shares[name]) for name in ("sensitivity", "specificity"))
+        restated = _at_prevalence(stated, found, drawn if drawable else None)
+    estimates = {name: _estimate(figure) for name, figure in found.items()}
     return PointFigures(threshold=threshold, confusion=counts, **estimates, stated=restated)
 
 
@@ -212,20 +239,20 @@ def _ratios_of(drawn: NDArray[np.float64]) -> dict[str, Any]:
         }
 
 
-def _at_prevalence(prevalence: float, values: dict[str, Any], resampled: dict[str, Any]) -> StatedFigures:
-    """PPV and NPV by Bayes' theorem from sensitivity and specificity."""
-    (ppv, npv), (drawn_ppv, drawn_npv) = (
-        _bayes(found["sensitivity"], found["specificity"], prevalence) for found in (values, resampled)
-    )
-    return StatedFigures(
-        prevalence=prevalence,
-        ppv=_estimate(interval(float(ppv), drawn_ppv, CONFIDENCE)),
-        npv=_estimate(interval(float(npv), drawn_npv, CONFIDENCE)),
-    )
+def _at_prevalence(prevalence: float, found: dict[str, Interval], drawn: dict[str, Any] | None) -> StatedFigures:
+    """PPV and NPV by Bayes' theorem from sensitivity and specificity.
+
+    Both rise with either, so where draws cannot tell (`drawn` is None) their bounds follow from the bounds of the two.
+    """
+    sensitivity, specificity = np.array(found["sensitivity"]), np.array(found["specificity"])
+    ppv, npv = (Interval(*map(float, figure)) for figure in _bayes(sensitivity, specificity, prevalence))
+    if drawn is not None:
+        of_ppv, of_npv = _bayes(drawn["sensitivity"], drawn["specificity"], prevalence)
+        ppv, npv = interval(ppv.value, of_ppv, CONFIDENCE), interval(npv.value, of_npv, CONFIDENCE)
+    return StatedFigures(prevalence=prevalence, ppv=_estimate(ppv), npv=_estimate(npv))
 
 
 def _bayes(sensitivity: Any, specificity: Any, prevalence: float) -> tuple[Any, Any]:
-    sensitivity, specificity = np.asarray(sensitivity), np.asarray(specificity)
     found, missed = sensitivity * prevalence, (1 - sensitivity) * prevalence
     alarms, cleared = (1 - specificity) * (1 - prevalence), specificity * (1 - prevalence)
     with np.errstate(divide="ignore", invalid="ignore"):

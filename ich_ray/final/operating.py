@@ -2,7 +2,7 @@
 
 Knows labels, probabilities and patients of the calibration role; whoever calls it has no others at hand. A threshold
 that calls every slice positive reaches any sensitivity and is no operating point: where nothing else reaches it, the
-answer is an error that says what can be reached.
+answer is an error that says what can be reached. The highest F-beta may be that of such a threshold; a note says so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from scipy.special import betaincinv
 from ich_ray.errors import ConfigError, SensitivityError
 from ich_ray.final.card import OperatingPoint
 from ich_ray.metrics import Ranking, best_f_beta, confusion
+from ich_ray.resampling import effective_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,13 +58,8 @@ class Wanted:
 
 
 def effective_positives(labels: NDArray[Any], patients: NDArray[Any]) -> float:
-    """How many independent positives the positive slices are worth if those of a patient are all found or all missed.
-
-    (sum of m)² / sum of m² for m positive slices in each patient: Kish, "Survey sampling" (1965), section 8.2, with an
-    intraclass correlation of 1, the worst that clustering can do.
-    """
-    _, held = np.unique(np.asarray(patients, dtype=str)[np.asarray(labels) > 0.5], return_counts=True)
-    return float(held.sum() ** 2 / (held**2).sum()) if len(held) else 0.0
+    """How many independent positives the positive slices are worth; see `effective_count`."""
+    return effective_count(np.asarray(patients, dtype=str)[np.asarray(labels) > 0.5])
 
 
 def sensitivity_bound(sensitivity: NDArray[Any] | float, positives: float) -> NDArray[np.float64]:
@@ -82,7 +78,8 @@ def sensitivity_threshold(
     """The highest threshold whose sensitivity, or its lower bound, is at least `target`.
 
     Raises:
-        SensitivityError: none that leaves a slice out reaches it; carries the best that can be reached.
+        SensitivityError: none that leaves a slice out reaches it; carries the best that can be reached, and the highest
+            threshold that reaches it (NaN where all probabilities are equal).
     """
     ranking = Ranking(labels, probabilities)
     tp, fp = ranking.counts()
@@ -94,14 +91,20 @@ def sensitivity_threshold(
     good = np.flatnonzero(leaves_out & (reached >= target - 1e-12))
     if len(good):
         return ranking.threshold(int(good[0]))
-    best = int(leaves_out.sum()) - 1
-    value, what = (float(reached[best]), ranking.threshold(best)) if best >= 0 else (0.0, math.nan)
     name = f"lower {100 * CONFIDENCE:.0f} % bound of the sensitivity" if conservative else "sensitivity"
-    raise SensitivityError(
+    rule = (
         f"operating point: a {name} of at least {target:g} must be reached by a threshold that does not call every "
-        f"slice positive, got at most {value:.4f}, at threshold {what:.4f}; ask for less or calibrate on more patients",
+        "slice positive"
+    )
+    if not leaves_out.any():
+        found = f"got a probability of {ranking.thresholds[0]:.4f} for every slice, which no threshold can part"
+        raise SensitivityError(f"{rule}, {found}; train longer, or choose another trial", 0.0, math.nan)
+    best = int(np.argmax(reached[leaves_out]))  # of equals the first, which is the highest threshold
+    value, threshold = float(reached[best]), ranking.threshold(best)
+    raise SensitivityError(
+        f"{rule}, got at most {value:.4f}, at threshold {threshold:.4f}; ask for less or calibrate on more patients",
         value,
-        what,
+        threshold,
     )
 
 
@@ -111,7 +114,8 @@ def operating_points(
     """The F2-optimal threshold, those of `SENSITIVITIES` that can be reached, and what `wanted` adds.
 
     Returns:
-        The points by name, such as `f2` and `sensitivity_95`, and a note for each usual one that cannot be reached.
+        The points by name, such as `f2` and `sensitivity_95`, and a note for each usual one that cannot be reached, and
+        for each F-beta that is highest when every slice is called positive.
 
     Raises:
         SensitivityError: the sensitivity of `wanted` cannot be reached.
@@ -120,7 +124,13 @@ def operating_points(
     points, notes = {}, []
     for beta in [2.0] if wanted.beta is None else [2.0, wanted.beta]:
         threshold, _ = best_f_beta(labels, probabilities, beta)
-        points[f"f{beta:g}"] = _point(*data, threshold, f"highest F{beta:g}")
+        points[f"f{beta:g}"] = point = _point(*data, threshold, f"highest F{beta:g}")
+        if point.specificity == 0 and point.sensitivity == 1:
+            notes.append(
+                f"operating point f{beta:g}: a threshold must leave a slice out to decide anything, got the highest "
+                f"F{beta:g} by calling every slice positive, at threshold {threshold:.4f}; decide by a sensitivity, "
+                "train longer, or choose another trial"
+            )
     targets = {*SENSITIVITIES, *([] if wanted.sensitivity is None else [wanted.sensitivity])}
     for target in sorted(targets):
         try:

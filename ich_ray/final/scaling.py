@@ -21,7 +21,7 @@ from ich_ray.reliability import log_odds
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["METHODS", "Method", "Scaling", "fit_platt", "fit_scaling", "fit_temperature"]
+__all__ = ["METHODS", "Method", "Scaling", "bound_note", "fit_platt", "fit_scaling", "fit_temperature"]
 
 Method = Literal["temperature", "platt"]
 METHODS: tuple[Method, ...] = ("temperature", "platt")
@@ -89,3 +89,20 @@ def fit_scaling(method: Method, labels: NDArray[Any], logits: NDArray[Any], prio
     if method == "temperature":
         return Scaling(prior_shift, fit_temperature(labels, shifted))
     return Scaling(prior_shift, *fit_platt(labels, shifted))
+
+
+def bound_note(scaling: Scaling) -> str | None:
+    """What to say when the temperature lies at an end of what is searched, else None."""
+    lowest, highest = _TEMPERATURES
+    got = f"{lowest:g} < temperature < {highest:g} must hold for a fit to mean something, got {scaling.temperature:.4g}"
+    if scaling.temperature > 0.99 * highest:
+        return (
+            f"calibration: {got}: logits say nothing of these labels, or rank them the wrong way round, and all "
+            "probabilities are nearly alike; check the labels, or train again"
+        )
+    if scaling.temperature < 1.01 * lowest:
+        return (
+            f"calibration: {got}: logits part these labels without a miss, and all probabilities are nearly 0 or 1; "
+            "calibrate on more patients before reading them as such"
+        )
+    return None

@@ -237,7 +237,7 @@ def _evaluation(files: SearchFiles, dataset: PreparedDataset, signal: float) -> 
             "roc_auc": _interval(0.87 if signal else 0.5),
             "log_loss": _interval(0.44),
             "brier": _interval(0.14),
-            "ece": _interval(0.07),
+            "ece": {"value": 0.07},
             "calibration_slope": {"value": 1.31, "low": 0.9, "high": 1.7},
             "calibration_intercept": {"value": -0.2, "low": -0.5, "high": 0.1},
         },

@@ -39,6 +39,9 @@ def test_calibrate_writes_what_it_found(search: SearchFiles, dataset: PreparedDa
     probabilities = bundle.calibrated(bundle.slice_logits(slices))
     assert log_loss(slices.labels, probabilities) == pytest.approx(found.log_loss_after)
     assert found.log_loss_after <= found.log_loss_before
+    plain = log_loss(slices.labels, expit(bundle.slice_logits(slices).astype(float)))
+    assert found.log_loss_before == pytest.approx(plain)
+    assert calibrate(search.root).log_loss_before == found.log_loss_before, "the second time, too"
     point = found.operating_points["f2"]
     decisions = confusion(slices.labels, probabilities, point.threshold)
     assert (point.sensitivity, point.specificity, point.ppv, point.f2) == pytest.approx(
@@ -70,6 +73,16 @@ def test_the_labels_of_other_roles_do_not_matter(search: SearchFiles, monkeypatc
 
     monkeypatch.setattr(PreparedDataset, "label", scrambled)
     assert calibrate(search.root) == before
+
+
+def test_a_network_that_ranks_the_wrong_way_round_is_noted(
+    search: SearchFiles, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = np.random.default_rng(0).normal(size=len(dataset)) - 2 * dataset.label("any")
+    monkeypatch.setattr("ich_ray.final.bundle.predict_logits", lambda network, slices, device: logits[slices.rows])
+    found = calibrate(search.root)
+    assert found.notes[0].startswith("calibration: 0.05 < temperature < 20 must hold")
+    assert load_bundle(search.bundle).card.calibrations[-1].notes == found.notes
 
 
 @pytest.mark.parametrize("method", ["temperature", "platt"])

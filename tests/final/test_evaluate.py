@@ -20,6 +20,7 @@ from ich_ray.final import evaluate as module
 from ich_ray.final.bundle import load_bundle
 from ich_ray.final.calibration import calibrate
 from ich_ray.final.evaluate import Evaluation, evaluate
+from ich_ray.final.operating import effective_positives
 from ich_ray.results import LEAK, open_search
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from tests.searched import PARAMETERS
@@ -67,8 +68,10 @@ def test_figures_stand_in_the_files(search: SearchFiles, dataset: PreparedDatase
     assert list(found.metrics) == [
         "average_precision", "roc_auc", "log_loss", "brier", "ece", "calibration_slope", "calibration_intercept",
     ]  # fmt: skip
+    perfect = found.metrics["average_precision"]
+    assert (perfect.value, perfect.low, perfect.high) == (1.0, None, None), "no draw moves it, so nothing is known"
     for estimate in (
-        *list(found.metrics.values())[:4],
+        *list(found.metrics.values())[2:4],
         point.sensitivity,
         point.specificity,
         point.ppv,
@@ -81,8 +84,14 @@ def test_figures_stand_in_the_files(search: SearchFiles, dataset: PreparedDatase
     assert not found.at_chance
     assert found.notes[0].endswith("validation positives would part them at 0.03")
     assert "too few to rank models" in found.notes[0]
+    validation = dataset.role("validation")
+    independent = effective_positives(validation.labels, validation.patients)
+    assert 1 < independent <= len(set(validation.patients[validation.labels == 1])) < validation.labels.sum()
+    assert f"worth {independent:.0f} independent ones" in found.notes[0]
     card = read_json(search.bundle / "card.json")
     assert card["test"]["metrics"] == read_json(search.evaluation)["metrics"]
+    said = load_bundle(search.bundle).card.checklist["Performance and its uncertainty"]
+    assert said.startswith("average precision 1.000 (no interval) on ")
 
 
 def test_a_slice_level_split_is_said_wherever_a_figure_stands(
@@ -105,7 +114,7 @@ def test_a_slice_level_split_is_said_wherever_a_figure_stands(
     card = read_json(search.bundle / "card.json")
     assert card["limitations"][0] == card["test"]["notes"][0] == LEAK
     assert card["dataset"]["split"] == "slice"
-    assert evaluation.metrics["average_precision"].low is not None  # patients are still drawn whole
+    assert evaluation.metrics["log_loss"].low is not None  # patients are still drawn whole
     assert cli.call(["results", str(search.root)]) == 0
     assert capsys.readouterr().out.startswith(LEAK)
 
@@ -196,6 +205,13 @@ def test_a_stated_prevalence_moves_ppv_and_npv(search: SearchFiles, capsys: pyte
     alarms = (1 - specificity) * 0.98
     assert point.stated.ppv.value == pytest.approx(0.02 * sensitivity / (0.02 * sensitivity + alarms))
     assert point.stated.npv.value == pytest.approx(0.98 * specificity / (0.98 * specificity + 0.02 * (1 - sensitivity)))
+    assert all(group.operating_points["f2"].stated for group in found.representations.values())
+    assert "subdural" in found.subtypes
+    assert not any(group.operating_points["f2"].stated for group in found.subtypes.values()), (
+        "0.02 is of any haemorrhage"
+    )
+    assert found.patient_level is not None
+    assert found.patient_level.operating_points["f2"].stated is None
     assert cli.call(["evaluate", str(search.root), "--prevalence", "2"]) == 2
     assert read_json(search.bundle / "card.json")["openings"] == 1, "a mistake opens nothing"
 
@@ -260,6 +276,21 @@ def test_probabilities_are_held_against_what_a_perfect_model_shows(
         slope = found.metrics["calibration_slope"]
         assert slope.value is not None
         assert (slope.value < 0.5) == (stretch == 4)
+
+
+def test_too_few_positive_patients_are_a_note(
+    search: SearchFiles, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate(search.root)
+    labels, patients = dataset.label("any").copy(), dataset.column("patient")
+    test = (dataset.column("role") == "test") & (labels == 1)
+    labels[test & (patients != patients[test][0])] = 0
+    monkeypatch.setattr(PreparedDataset, "label", lambda self, name: labels)
+    found = evaluate(search.root)
+    assert any(note.startswith("1 test patient has a slice with haemorrhage, and fewer than 6") for note in found.notes)
+    assert found.metrics["roc_auc"].value is not None
+    assert (found.metrics["roc_auc"].low, found.metrics["log_loss"].high) == (None, None)
+    assert found.operating_points["f2"].specificity.low is not None
 
 
 def test_undefined_figures_are_null(search: SearchFiles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,17 +34,21 @@ def test_the_highest_threshold_that_reaches_a_sensitivity(target: float, thresho
 
 
 def test_a_target_that_nothing_reaches_says_what_can_be_reached() -> None:
-    """The lowest positive lies below all negatives: 0.75 is the most without calling everything positive."""
+    """The lowest positive lies below all negatives: 0.75 is the most without calling everything positive.
+
+    It is reached first at 0.7, half-way from there to 0.3, and again at the two negatives below.
+    """
     labels, probabilities = np.array([1, 1, 1, 1, 0, 0]), np.array([0.9, 0.8, 0.7, 0.1, 0.2, 0.3])
-    with pytest.raises(SensitivityError, match=r"got at most 0\.7500, at threshold 0\.1500; ask for less") as caught:
+    with pytest.raises(SensitivityError, match=r"got at most 0\.7500, at threshold 0\.5000; ask for less") as caught:
         sensitivity_threshold(labels, probabilities, np.arange(6), 0.9)
-    assert (caught.value.best, caught.value.threshold) == (0.75, pytest.approx(0.15))
+    assert (caught.value.best, caught.value.threshold) == (0.75, pytest.approx(0.5))
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
     assert (again.best, str(again)) == (0.75, str(caught.value))
 
 
 def test_equal_probabilities_cannot_be_parted() -> None:
-    with pytest.raises(SensitivityError) as caught:
+    message = r"slice positive, got a probability of 0\.5000 for every slice, which no threshold can part; train"
+    with pytest.raises(SensitivityError, match=message) as caught:
         sensitivity_threshold(np.array([1, 0]), np.array([0.5, 0.5]), np.arange(2), 0.5)
     assert caught.value.best == 0
     assert math.isnan(caught.value.threshold)
@@ -116,6 +120,27 @@ def test_a_usual_point_out_of_reach_is_a_note_and_one_asked_for_an_error() -> No
         operating_points(labels, probabilities, np.arange(40), Wanted(sensitivity=0.95, conservative=True))
 
 
+def test_an_f_beta_of_calling_every_slice_positive_is_noted() -> None:
+    """A constant probability of 0.4 puts the threshold at 0.2, half-way to 0: nothing is left out."""
+    labels = np.repeat([1, 0], [2, 8])
+    found, notes = operating_points(labels, np.full(10, 0.4), np.arange(10), Wanted(beta=1))
+    assert (found["f2"].threshold, found["f2"].sensitivity, found["f2"].specificity) == (pytest.approx(0.2), 1, 0)
+    assert notes[0].startswith(
+        "operating point f2: a threshold must leave a slice out to decide anything, got the highest"
+    )
+    assert "at threshold 0.2000; decide by a sensitivity" in notes[0]
+    assert notes[1].startswith("operating point f1: ")
+    assert len(notes) == 5
+    assert not any("nan" in note for note in notes)
+    backwards = np.array([0.1] + [0.6] * 9)  # the highest F2 is that of everything: 5 / (4 + 10)
+    assert any(
+        "operating point f2" in note
+        for note in operating_points(np.arange(10) == 0, backwards, np.arange(10), Wanted())[1]
+    )
+    apart = np.repeat([0.8, 0.2], [2, 8])
+    assert operating_points(labels, apart, np.arange(10), Wanted())[1] == ()
+
+
 @pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"beta": math.nan}, {"sensitivity": 1.0}, {"sensitivity": 90}])
 def test_impossible_wishes_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"must be given|must hold"):
@@ -142,6 +167,11 @@ def test_what_is_found_reaches_its_target_and_nothing_higher_does(
         with pytest.raises(SensitivityError) as caught:
             sensitivity_threshold(labels, probabilities, patients, target, conservative)
         assert caught.value.best == pytest.approx(best)
+        if best > 0:
+            assert reached(caught.value.threshold) == pytest.approx(best)
+            assert all(
+                reached(higher) < best for higher in probabilities[probabilities > caught.value.threshold] + 1e-9
+            )
         return
     threshold = sensitivity_threshold(labels, probabilities, patients, target, conservative)
     assert reached(threshold) >= target - 1e-9

@@ -160,8 +160,9 @@ class TestWholePage:
     def test_data_and_provenance(self, page: Page, evaluated: Inputs) -> None:
         assert evaluated.search.record.fingerprint in page.text
         assert "brain 0 to 80 HU, subdural −20 to 180 HU, bone −800 to 2000 HU" in page.text
-        for words in ("Seed of the search 7", "Temperature 1.370", "−0.620", "Log loss before 0.5512", "ray 2.60.0",
-                      "Weights kept at 10,500 images", "Trials asked for 14", "ab" * 32):  # fmt: skip
+        for words in ("Seed of the search 7", "Temperature 1.370", "−0.620", "ray 2.60.0",
+                      "Log loss before, plain sigmoid 0.5512", "Weights kept at 10,500 images", "Trials asked for 14",
+                      "ab" * 32):  # fmt: skip
             assert words in page.text
 
     def test_trials_are_a_table_best_first(self, page: Page, evaluated: Inputs) -> None:
@@ -361,7 +362,8 @@ class TestGroups:
         assert evaluated.evaluation is not None
         rows = {row.name: row for row in tables.figures(evaluated.evaluation)}
         assert rows["ECE"].floor == "perfect: 0.031 to 0.102"
-        assert rows["ECE"].clears is None
+        assert (rows["ECE"].interval, rows["ECE"].clears) == ("–", None)
+        assert rows["ECE"].at == {"value": 7.0}
         assert (rows["Calibration slope"].value, rows["Calibration slope"].at) == ("1.310", {})
         assert "ECE mean gap between probability and share of positives, in 15 bins 0.070" in page.text
 

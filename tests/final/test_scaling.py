@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from ich_ray.final.scaling import Scaling, fit_platt, fit_scaling, fit_temperature
+from ich_ray.final.scaling import METHODS, Method, Scaling, bound_note, fit_platt, fit_scaling, fit_temperature
 from ich_ray.metrics import Ranking, log_loss
 
 
@@ -54,6 +54,18 @@ def test_labels_against_the_logits_do_not_turn_the_ranking_round() -> None:
     labels, logits = np.array([1, 1, 0, 0]), np.array([-2.0, -1.0, 1.0, 2.0])
     assert fit_platt(labels, logits)[0] == pytest.approx(20)
     assert fit_temperature(labels, logits) == pytest.approx(20, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_temperature_at_its_bound_is_noted(method: Method, drawn: tuple[np.ndarray, np.ndarray]) -> None:
+    labels, logits = np.array([1, 1, 0, 0]), np.array([-2.0, -1.0, 1.0, 2.0])
+    backwards, perfect = (bound_note(fit_scaling(method, labels, sign * logits, 0.0)) for sign in (1, -1))
+    assert backwards is not None
+    assert backwards.startswith("calibration: 0.05 < temperature < 20 must hold for a fit to mean something, got 20: ")
+    assert "the wrong way round" in backwards
+    assert perfect is not None
+    assert "got 0.05: logits part these labels without a miss" in perfect
+    assert bound_note(fit_scaling(method, *drawn, 0.0)) is None
 
 
 @given(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ich_ray import metrics
+from ich_ray.final.operating import effective_positives
 from ich_ray.final.report.style import count, metric_name, number, percent
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def missing(inputs: Inputs) -> list[Missing]:
 def at_chance(evaluation: Evaluation) -> str | None:
     """Why the test figures are no better than a guess, or None.
 
-    At chance: average precision at or under 1.5 times the prevalence, or an interval that reaches the prevalence.
+    At chance: average precision at or under `metrics.chance_bound`, or an interval that reaches the prevalence.
     """
     precision = evaluation.metrics.get("average_precision")
     floor = evaluation.prevalence
@@ -89,7 +90,13 @@ def _chance(inputs: Inputs) -> str | None:
 
 def _few_positives(inputs: Inputs) -> str | None:
     roles = _positives(inputs)
-    return metrics.ranking_note(sum(roles.values()), roles["validation"]) if "validation" in roles else None
+    if "validation" not in roles:
+        return None
+    independent = None
+    if inputs.dataset is not None:
+        validation = inputs.dataset.role("validation")
+        independent = effective_positives(validation.labels, validation.patients)
+    return metrics.ranking_note(sum(roles.values()), roles["validation"], independent)
 
 
 def _positives(inputs: Inputs) -> dict[str, int]:

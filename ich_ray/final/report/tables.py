@@ -237,7 +237,7 @@ def provenance_facts(inputs: Inputs) -> Facts:
             (
                 "Intervals",
                 f"{100 * inputs.evaluation.confidence:.0f} %, {count(inputs.evaluation.resamples)} bootstrap samples "
-                "of patients",
+                "of patients, exact ones of shares where these cannot tell",
             )
         )
     return facts
@@ -305,6 +305,7 @@ def calibration_facts(calibration: Calibration) -> Facts:
         ("Temperature", number(calibration.temperature)),
         *([("Bias", number(calibration.bias))] if calibration.bias else []),
         ("Shift of the logit for the class weights", number(calibration.prior_shift)),
-        ("Log loss before", number(calibration.log_loss_before, 4)),
+        ("Log loss before, plain sigmoid", number(calibration.log_loss_before, 4)),
         ("Log loss after", number(calibration.log_loss_after, 4)),
+        *(("Note", note) for note in calibration.notes),
     ]
