@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ich_ray import progress
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.errors import ConfigError
-from ich_ray.results import SearchResult, open_search
+from ich_ray.results import SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.storage import Location, SearchFiles, locate, read_json, read_record
 
@@ -51,6 +51,11 @@ class RunResult:
     @property
     def bundle(self) -> UPath:
         return self.search.files.bundle
+
+    @property
+    def chosen(self) -> TrialResult:
+        """The trial that the bundle is made of."""
+        return next(trial for trial in self.search.trials if trial.number == self.card["search"]["trial"])
 
 
 def builtin_space(name: str) -> Path:
@@ -107,12 +112,17 @@ def run(
 
     load_space(space)  # a mistake in the space must not cost an hour of decoding first
     root = locate(out)
+    files = SearchFiles(root / "search")
+    if not confirm and files.confirmation.exists():
+        raise ConfigError(
+            f"--confirm 0: the best of the search would be taken, got {files.confirmation}, which chose among several; "
+            "leave it out, or remove that file"
+        )
     with connected(address):
         progress.say("prepare")
         dataset = prepare(
             images, labels, root / "dataset", size=size, windows=windows, seed=seed, limit_rejected=limit_rejected
         )
-        files = SearchFiles(root / "search")
         progress.say("search")
         run_search(
             dataset.files.root,
@@ -190,13 +200,14 @@ def finish(files: SearchFiles, *, slices: int | None = None, epochs: int | None 
     from ich_ray.final.retrain import chosen_trial, retrain
 
     chosen = chosen_trial(open_search(files.root))
-    if not files.retraining.exists() or read_json(files.retraining)["trial"] != chosen.number:
+    card = files.bundle / "card.json"
+    if not card.exists() or not files.retraining.exists() or read_json(files.retraining)["trial"] != chosen.number:
         progress.say(f"retrain: trial {chosen.number}")
         retrain(files.root, slices=slices, epochs=epochs)
-    if not read_json(files.bundle / "card.json")["operating_points"]:
+    if not read_json(card)["operating_points"]:
         progress.say("calibrate")
         calibrate(files.root)
-    if read_json(files.bundle / "card.json")["test"] is None:
+    if read_json(card)["test"] is None:
         progress.say("evaluate: opening the test patients")
         evaluate(files.root)
     progress.say("report")

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
+import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ich_ray import pipeline
+from ich_ray.display import print_run
 from ich_ray.errors import ConfigError, SpaceError
 from ich_ray.final.retrain import chosen_trial
 from ich_ray.results import open_search
@@ -114,6 +118,41 @@ def test_another_best_trial_is_retrained_and_all_after_it(ran: list[str], tmp_pa
     ran.clear()
     run(tmp_path)
     assert ran == ["prepare", "run_search --resume", "retrain", "calibrate", "evaluate", "report"]
+
+
+def test_a_bundle_that_is_gone_is_made_again(ran: list[str], tmp_path: Path) -> None:
+    result = run(tmp_path)
+    shutil.rmtree(str(result.bundle))
+    ran.clear()
+    run(tmp_path)
+    assert ran == ["prepare", "run_search --resume", "retrain", "calibrate", "evaluate", "report"]
+
+
+def test_what_was_confirmed_is_not_set_aside_in_silence(ran: list[str], tmp_path: Path) -> None:
+    run(tmp_path)
+    ran.clear()
+    with pytest.raises(ConfigError, match=r"--confirm 0: the best of the search would be taken, got .*confirm.json"):
+        run(tmp_path, confirm=0)
+    assert ran == []
+
+
+def test_the_end_names_the_trial_that_the_bundle_is_made_of(
+    ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trial 1 is the best of the search, trial 0 was confirmed."""
+    figure = {"value": 0.5, "low": None, "high": None}
+    test = {"operating_points": {}, "metrics": {"average_precision": figure}}
+    result = replace(run(tmp_path), card={"search": {"trial": 0}, "test": test})
+    print_run(result, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("chosen trial      0 of 3: ")
+    assert lines[1] == (
+        "selection score   average_precision 0.500 on validation patients (optimistic: it chose); the best is that of "
+        "trial 1, 0.700"
+    )
+    print_run(result, as_json=True)
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["best_trial"]["number"], printed["chosen_trial"]["number"]) == (1, 0)
 
 
 def test_a_new_favorite_is_confirmed_beside_the_others(ran: list[str], tmp_path: Path) -> None:

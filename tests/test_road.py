@@ -35,7 +35,7 @@ def test_the_demo_finds_a_model_and_goes_on_where_it_stopped(
     assert cli.call(["demo", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     for start in (
-        "best trial",
+        "chosen trial",
         "selection score",
         "confirmed",
         "operating point",
