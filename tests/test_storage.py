@@ -16,6 +16,8 @@ from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.storage import (
     DatasetFiles,
     SearchFiles,
+    check_file,
+    check_folder,
     exclusive,
     is_local,
     locate,
@@ -132,6 +134,32 @@ def test_a_table_comes_back_and_one_that_is_cut_short_is_named(root: str, tmp_pa
             read_table(path)
     with pytest.raises(FileNotFoundError):
         read_table(path.with_name("none.parquet"))
+
+
+def test_a_place_for_a_file_or_a_folder(tmp_path: Path) -> None:
+    """Both edges of the rule; whoever asks leaves nothing behind."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for good in ("file", "new", "deep/er/new", "folder/new"):
+        check_file(locate(tmp_path / good), "--out")
+    for good in ("folder", "new", "deep/er/new"):
+        check_folder(locate(tmp_path / good), "--out")
+    for check in (check_file, check_folder):
+        check(locate("memory://bucket/new"), "--out")
+        with pytest.raises(
+            ConfigError, match=r"--out .*/file/in.*: must be a folder, got a file at .*/file; name anot"
+        ):
+            check(locate(tmp_path / "file" / "in" / "it"), "--out")
+        with pytest.raises(
+            ConfigError, match=r"--out /proc.*: must be a place where this user may write, got .*; choo"
+        ):
+            check(locate("/proc/none/new"), "--out")
+    with pytest.raises(ConfigError, match=r"--out .*/folder: must be a file, got a folder; name a file in it"):
+        check_file(locate(tmp_path / "folder"), "--out")
+    with pytest.raises(ConfigError, match=r"--out .*/file: must be a folder, got a file at .*/file; name another"):
+        check_folder(locate(tmp_path / "file"), "--out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert list((tmp_path / "folder").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -227,6 +227,23 @@ def test_what_cannot_be_done_is_said_before_anything_is_read(
 ) -> None:
     with pytest.raises(ConfigError, match=r"--out out.xlsx: the suffix must be one of .csv, .json, .parquet"):
         predict(bundle, [scans], tmp_path / "out.xlsx")
+    (tmp_path / "scans.csv").mkdir()
+    monkeypatch.setattr(archive, "load_bundle", None)
+    for out, heatmaps, says in (
+        ("scans.csv", None, r"--out .*scans\.csv: must be a file, got a folder; name a file in it"),
+        (
+            "labels.csv/out.csv",
+            None,
+            r"--out .*labels\.csv: must be a folder, got a file at .*labels\.csv; name another",
+        ),
+        ("/proc/x.csv", None, r"--out /proc: must be a place where this user may write, got .*; choose another"),
+        ("out.csv", "labels.csv", r"--heatmaps .*labels\.csv: must be a folder, got a file"),
+        ("out.csv", "/proc/maps", r"--heatmaps /proc/maps: must be a "),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            predict(bundle, [scans], tmp_path / out, heatmaps=heatmaps and tmp_path / heatmaps)
+    (tmp_path / "scans.csv").rmdir()
+    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "captum", None)
     with pytest.raises(ConfigError, match=r"captum must be installed.*ich_ray\[heatmaps\]"):
         predict(bundle, [scans], tmp_path / "out.csv", heatmaps=tmp_path / "maps")
