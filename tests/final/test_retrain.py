@@ -30,6 +30,7 @@ from ich_ray.results import Objective, Report, Setup, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.machines import Machine
 from ich_ray.storage import read_json, write_json
+from tests.records import make_confirmation
 from tests.searched import PARAMETERS, make_search
 
 
@@ -84,11 +85,17 @@ def test_more_workers_than_there_are_places_are_refused(found: list[Machine], wo
 def test_the_chosen_trial(dataset: PreparedDataset, tmp_path: Path) -> None:
     files = make_search(tmp_path / "search", dataset)
     assert chosen_trial(open_search(files.root)).number == 0
-    write_json(files.confirmation, {"chosen": 2})
+    write_json(files.confirmation, make_confirmation(2))
     assert chosen_trial(open_search(files.root)).number == 2
-    write_json(files.confirmation, {"chosen": 7})
+    write_json(files.confirmation, make_confirmation(7))
     with pytest.raises(IntegrityError, match="'chosen' must be the number of a trial of this search, got 7"):
         chosen_trial(open_search(files.root))
+    for damaged in ([], {"chosen": 2}):
+        write_json(files.confirmation, damaged)
+        with pytest.raises(
+            IntegrityError, match=r"confirm\.json: must match its format, got .*; remove the file and conf"
+        ):
+            chosen_trial(open_search(files.root))
 
 
 SEEDS = [
