@@ -112,6 +112,8 @@ def predict(
             else:
                 studies.add(rows)
             advance(done, f"{rejected} rejected")
+        if studies.repeated:
+            progress.say(f"  {studies.repeated} files repeat a slice of their study and are not counted again")
         gathered = studies.rows()
         append(gathered)
         cases, positive = _counted(cases, positive, gathered)
