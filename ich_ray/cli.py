@@ -1,7 +1,7 @@
 """The command line: every verb of verbs/, and how it ends.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 all good, 1 failure, 2 usage or configuration,
-3 done but some inputs were rejected, 4 over the limit of rejected inputs, 5 integrity broken.
+3 done but some inputs were rejected, 4 over the limit of rejected inputs, 5 integrity broken, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from ich_ray.errors import IchRayError
 from ich_ray.verbs import cluster, data, final, road, search
 
 __all__ = ["app", "call", "main"]
+
+# What a shell makes of SIGINT; Typer returns it in place of a KeyboardInterrupt.
+INTERRUPTED = 130
+_INTERRUPTED = "interrupted; nothing finished is lost, run the same command again to go on"
 
 
 def _print_version(wanted: bool) -> None:
@@ -59,7 +63,8 @@ def main() -> None:
 def call(arguments: list[str], debug: bool = False) -> int:
     """Run one command line and return its exit code; with `debug`, errors are raised."""
     try:
-        return int(app(args=arguments, prog_name="ich-ray", standalone_mode=False) or 0)
+        code = int(app(args=arguments, prog_name="ich-ray", standalone_mode=False) or 0)
+        return _complain(_INTERRUPTED, code) if code == INTERRUPTED else code
     except IchRayError as error:
         if debug:
             raise
@@ -67,7 +72,7 @@ def call(arguments: list[str], debug: bool = False) -> int:
     except TyperException as error:
         return _complain(error.format_message(), 2)
     except (typer.Abort, KeyboardInterrupt):
-        return _complain("interrupted; nothing finished is lost, run the same command again to go on", 130)
+        return _complain(_INTERRUPTED, INTERRUPTED)
     except Exception as error:
         # The last line of defense: a traceback is for --debug.
         if debug:

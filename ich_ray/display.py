@@ -171,23 +171,28 @@ def print_confirmation(confirmation: Confirmation, as_json: bool) -> None:
 
 
 def print_run(result: RunResult, as_json: bool) -> None:
-    """The end of the road: the winner, its operating point on the test patients, and where everything lies."""
+    """The end of the road: the chosen trial, its operating point on the test patients, and where everything lies."""
     best, chosen, card, again = result.search.best(), result.chosen, result.card, result.confirmation
     if as_json:
-        found: dict[str, Any] = {name: trial.model_dump(mode="json") for name, trial in
-                                 (("best_trial", best), ("chosen_trial", chosen))}  # fmt: skip
+        trials = {"best_trial": best, "chosen_trial": chosen}
+        found: dict[str, Any] = {name: trial.model_dump(mode="json") for name, trial in trials.items()}
         found["card"] = card
         found["confirmation"] = again.model_dump(mode="json") if again else None
         print(json.dumps({**found, "bundle": str(result.bundle), "report": str(result.report)}, indent=1))
         return
-    print(f"chosen trial      {chosen.number} of {len(result.search.trials)}: {said_parameters(chosen.parameters)}")
-    score = f"{chosen.objective.metric} {chosen.value:.3f} on validation patients (optimistic: it chose)"
-    another = "" if best.number == chosen.number else f"; the best is that of trial {best.number}, {best.value:.3f}"
-    print(f"selection score   {score}{another}")
+    by = "by confirmation" if again else "the best of the search"
+    of = f"{chosen.number} of {len(result.search.trials)}, {by}"
+    print(f"chosen trial      {of}: {said_parameters(chosen.parameters)}")
+    metric, score = chosen.objective.metric, _plain(chosen.value, digits=3)
+    print(f"selection score   {metric} {score} on validation patients (optimistic: it chose)")
+    if best.number != chosen.number:
+        print(
+            f"best in search    trial {best.number}: {metric} {_plain(best.value, digits=3)}, not confirmed as the best"
+        )
     for candidate in again.candidates if again else ():
         mean, spread = (_plain(value, digits=3) for value in (candidate.mean, candidate.spread))
-        won = ", the chosen one" if again and candidate.trial == again.chosen else ""
-        print(f"confirmed         trial {candidate.trial}: mean {mean}, SD {spread} of {len(candidate.values)}{won}")
+        mark = ", the chosen one" if candidate.trial == chosen.number else ""
+        print(f"confirmed         trial {candidate.trial}: mean {mean}, SD {spread} of {len(candidate.values)}{mark}")
     for name, point in card["test"]["operating_points"].items():
         figures = ", ".join(
             f"{metric} {_interval(point[metric])}" for metric in ("sensitivity", "specificity", "ppv", "f2")

@@ -49,13 +49,15 @@ class RunResult:
     report: UPath
 
     @property
-    def bundle(self) -> UPath:
-        return self.search.files.bundle
+    def chosen(self) -> TrialResult:
+        """What the bundle and its figures are of."""
+        from ich_ray.final.retrain import chosen_trial
+
+        return chosen_trial(self.search)
 
     @property
-    def chosen(self) -> TrialResult:
-        """The trial that the bundle is made of."""
-        return next(trial for trial in self.search.trials if trial.number == self.card["search"]["trial"])
+    def bundle(self) -> UPath:
+        return self.search.files.bundle
 
 
 def builtin_space(name: str) -> Path:
@@ -97,7 +99,8 @@ def run(
         gpus_per_trial: may be a fraction; all trials share what there is.
         cpus_per_trial: also the threads of a trial.
         workers_per_trial: processes that train one network together.
-        confirm: so many of the best trials are trained again before one of them is chosen; 0 takes the search's best.
+        confirm: so many of the best trials are trained again before one of them is chosen; 0 takes the search's best,
+            and is refused where a confirmation has chosen: every later stage, and the report, go by that.
         seed: of roles, draws, weights and batches.
         limit_rejected: largest share of files that may be rejected.
         address: a Ray cluster; a private one on this machine if not given.
@@ -107,16 +110,17 @@ def run(
         RejectionLimitError: too many files were rejected.
     """
     from ich_ray.data.prepare import prepare
+    from ich_ray.final.confirm import confirmed
     from ich_ray.search.run import run_search
     from ich_ray.search.space import load_space
 
     load_space(space)  # a mistake in the space must not cost an hour of decoding first
     root = locate(out)
     files = SearchFiles(root / "search")
-    if not confirm and files.confirmation.exists():
+    if not confirm and (before := confirmed(files)) is not None:
         raise ConfigError(
-            f"--confirm 0: the best of the search would be taken, got {files.confirmation}, which chose among several; "
-            "leave it out, or remove that file"
+            f"--confirm 0: the search's best is taken where nothing was confirmed, got {files.confirmation}, which "
+            f"chose trial {before.chosen}; leave out --confirm to keep to it, or move the file away"
         )
     with connected(address):
         progress.say("prepare")
@@ -139,7 +143,7 @@ def run(
             slots = {"gpus_per_trial": gpus_per_trial, "cpus_per_trial": cpus_per_trial}
             _confirm(files, dataset, confirm, {**slots, "workers_per_trial": workers_per_trial})
         page = finish(files)
-    return RunResult(dataset, open_search(files.root), _confirmed(files), read_json(files.bundle / "card.json"), page)
+    return RunResult(dataset, open_search(files.root), confirmed(files), read_json(files.bundle / "card.json"), page)
 
 
 def demo(out: Location) -> RunResult:
@@ -157,11 +161,11 @@ def demo(out: Location) -> RunResult:
 def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, slots: dict[str, Any]) -> None:
     """Unless there is nothing to choose among, or those that are best now were confirmed already."""
     from ich_ray.data.folds import check_folds
-    from ich_ray.final.confirm import confirm
+    from ich_ray.final.confirm import confirm, confirmed
 
     found = open_search(files.root)
     best = [trial.number for trial in found.ranked() if trial.state == "completed" and trial.value is not None][:top]
-    before = _confirmed(files)
+    before = confirmed(files)
     if before is not None and set(best) <= {candidate.trial for candidate in before.candidates}:
         return
     if len(best) < 2:
@@ -178,14 +182,6 @@ def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, slots: dict
     confirm(files.root, top=top, folds=folds, seeds=seeds, **slots)
 
 
-def _confirmed(files: SearchFiles) -> Confirmation | None:
-    from ich_ray.final.confirm import Confirmation
-
-    if not files.confirmation.exists():
-        return None
-    return read_record(files.confirmation, Confirmation, "remove the file and confirm again")
-
-
 def finish(files: SearchFiles, *, slices: int | None = None, epochs: int | None = None) -> UPath:
     """Everything after the search that its bundle's card does not say is done; returns the report.
 
@@ -200,15 +196,23 @@ def finish(files: SearchFiles, *, slices: int | None = None, epochs: int | None 
     from ich_ray.final.retrain import chosen_trial, retrain
 
     chosen = chosen_trial(open_search(files.root))
-    card = files.bundle / "card.json"
-    if not card.exists() or not files.retraining.exists() or read_json(files.retraining)["trial"] != chosen.number:
+    if _retrained(files) != chosen.number:
         progress.say(f"retrain: trial {chosen.number}")
         retrain(files.root, slices=slices, epochs=epochs)
-    if not read_json(card)["operating_points"]:
+    if not read_json(files.bundle / "card.json")["operating_points"]:
         progress.say("calibrate")
         calibrate(files.root)
-    if read_json(card)["test"] is None:
+    if read_json(files.bundle / "card.json")["test"] is None:
         progress.say("evaluate: opening the test patients")
         evaluate(files.root)
     progress.say("report")
     return report(files.root)
+
+
+def _retrained(files: SearchFiles) -> int | None:
+    """The trial that the bundle was trained with; None where there is no bundle, or no record of it."""
+    from ich_ray.final.retraining import Retraining
+
+    if not (files.bundle / "card.json").exists() or not files.retraining.exists():
+        return None
+    return read_record(files.retraining, Retraining, "remove the file and run again").trial

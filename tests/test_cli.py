@@ -73,7 +73,13 @@ def test_exit_codes(
 
     monkeypatch.setattr(search, "open_search", fail)
     assert cli.call(["results", "x"]) == code
-    assert "Traceback" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (said.count("\n"), said.startswith("ich-ray: ")) == (1, True)
+    assert (said == "ich-ray: interrupted; nothing finished is lost, run the same command again to go on\n") == (
+        code == 130
+    )
+    assert str(code) in cli.__doc__
+    assert f" {code} " in README[README.index("**Exit codes.**") :].split("\n- ")[0]
     if code in {1, 2}:
         with pytest.raises(type(error)):
             cli.call(["results", "x"], debug=True)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,12 @@ import pytest
 
 from ich_ray import pipeline
 from ich_ray.display import print_run
-from ich_ray.errors import ConfigError, SpaceError
+from ich_ray.errors import ConfigError, IntegrityError, SpaceError
 from ich_ray.final.retrain import chosen_trial
 from ich_ray.results import open_search
-from ich_ray.storage import SearchFiles, locate, read_json, write_json
+from ich_ray.storage import SearchFiles, locate, read_json, remove, write_json
 from tests.prepared import make_dataset
+from tests.records import make_confirmation
 from tests.test_cli import make_search
 
 STAGES = {
@@ -45,9 +45,9 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             if name == "run_search" and not files.search.exists():
                 make_search(tmp_path / "search")
             if name == "confirm":
-                write_json(files.confirmation, confirmed(0, 1, 0))
+                write_json(files.confirmation, make_confirmation(0, 1, 0))
             if name == "retrain":
-                write_json(files.retraining, {"trial": chosen_trial(open_search(files.root)).number})
+                write_json(files.retraining, retraining(chosen_trial(open_search(files.root)).number))
                 write_json(card, {"operating_points": {}, "test": None})
             if name == "calibrate":
                 write_json(card, {**read_json(card), "operating_points": {"f2": {}}})
@@ -64,10 +64,9 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def confirmed(chosen: int, *trials: int) -> dict[str, Any]:
-    held = [{"trial": trial, "selection_value": 0.5, "values": [0.4], "mean": 0.4, "spread": None} for trial in trials]
-    return {"kind": "folds", "parts": 2, "objective": {}, "chosen": chosen, "candidates": held, "images": 1,
-            "cost_gpu_s": 0.0, "created": 0.0}  # fmt: skip
+def retraining(trial: int) -> dict[str, Any]:
+    return {"trial": trial, "parameters": {}, "workers": 1, "reports": [], "best_images_seen": 1,
+            "stopped_early": False, "seconds": 0.0, "device": "cpu"}  # fmt: skip
 
 
 def run(folder: Path, space: Path | str = "", confirm: int = 3) -> pipeline.RunResult:
@@ -114,45 +113,62 @@ def test_folds_that_cannot_be_held_out_give_way_to_seeds(
 def test_another_best_trial_is_retrained_and_all_after_it(ran: list[str], tmp_path: Path) -> None:
     run(tmp_path)
     files = SearchFiles(locate(tmp_path / "search"))
-    write_json(files.retraining, {"trial": 1})
+    write_json(files.retraining, retraining(1))
     ran.clear()
     run(tmp_path)
     assert ran == ["prepare", "run_search --resume", "retrain", "calibrate", "evaluate", "report"]
 
 
 def test_a_bundle_that_is_gone_is_made_again(ran: list[str], tmp_path: Path) -> None:
-    result = run(tmp_path)
-    shutil.rmtree(str(result.bundle))
+    run(tmp_path)
+    files = SearchFiles(locate(tmp_path / "search"))
+    remove(files.bundle)
     ran.clear()
     run(tmp_path)
     assert ran == ["prepare", "run_search --resume", "retrain", "calibrate", "evaluate", "report"]
+    write_json(files.retraining, [])
+    with pytest.raises(
+        IntegrityError, match=r"retraining\.json: must match its format, got .*; remove the file and run a"
+    ):
+        run(tmp_path)
 
 
-def test_what_was_confirmed_is_not_set_aside_in_silence(ran: list[str], tmp_path: Path) -> None:
+def test_the_best_of_the_search_is_not_taken_against_a_confirmation(ran: list[str], tmp_path: Path) -> None:
     run(tmp_path)
     ran.clear()
-    with pytest.raises(ConfigError, match=r"--confirm 0: the best of the search would be taken, got .*confirm.json"):
+    with pytest.raises(ConfigError, match=r"--confirm 0: .*confirm\.json, which chose trial 0; leave out --confirm to"):
         run(tmp_path, confirm=0)
     assert ran == []
+    SearchFiles(locate(tmp_path / "search")).confirmation.unlink()
+    assert run(tmp_path, confirm=0).chosen.number == 1
+    assert ran == ["prepare", "run_search --resume", "retrain", "calibrate", "evaluate", "report"]
 
 
-def test_the_end_names_the_trial_that_the_bundle_is_made_of(
+def test_the_end_names_the_chosen_trial_and_the_best_of_the_search(
     ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Trial 1 is the best of the search, trial 0 was confirmed."""
-    figure = {"value": 0.5, "low": None, "high": None}
-    test = {"operating_points": {}, "metrics": {"average_precision": figure}}
-    result = replace(run(tmp_path), card={"search": {"trial": 0}, "test": test})
+    undefined = {"value": None, "low": None, "high": None}
+    card = {"test": {"operating_points": {}, "metrics": {"average_precision": undefined}}}
+    result = replace(run(tmp_path), card=card)
     print_run(result, as_json=False)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("chosen trial      0 of 3: ")
-    assert lines[1] == (
-        "selection score   average_precision 0.500 on validation patients (optimistic: it chose); the best is that of "
-        "trial 1, 0.700"
-    )
+    assert capsys.readouterr().out.splitlines()[:5] == [
+        "chosen trial      0 of 3, by confirmation: learning_rate=0.001 optimizer=adam",
+        "selection score   average_precision 0.500 on validation patients (optimistic: it chose)",
+        "best in search    trial 1: average_precision 0.700, not confirmed as the best",
+        "confirmed         trial 1: mean 0.400, SD - of 1",
+        "confirmed         trial 0: mean 0.400, SD - of 1, the chosen one",
+    ]
     print_run(result, as_json=True)
-    printed = json.loads(capsys.readouterr().out)
-    assert (printed["best_trial"]["number"], printed["chosen_trial"]["number"]) == (1, 0)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["best_trial"]["number"], told["chosen_trial"]["number"]) == (1, 0)
+
+    result.search.files.confirmation.unlink()
+    print_run(replace(run(tmp_path, confirm=0), card=card), as_json=False)
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "chosen trial      1 of 3, the best of the search: learning_rate=0.001 optimizer=adam",
+        "selection score   average_precision 0.700 on validation patients (optimistic: it chose)",
+        "                  average_precision undefined",
+    ]
 
 
 def test_a_new_favorite_is_confirmed_beside_the_others(ran: list[str], tmp_path: Path) -> None:
@@ -167,8 +183,8 @@ def test_a_new_favorite_is_confirmed_beside_the_others(ran: list[str], tmp_path:
 def test_a_wider_confirmation_by_hand_counts(ran: list[str], tmp_path: Path) -> None:
     run(tmp_path)
     files = SearchFiles(locate(tmp_path / "search"))
-    write_json(files.confirmation, confirmed(1, 0, 1, 7, 8))
-    write_json(files.retraining, {"trial": 1})
+    write_json(files.confirmation, make_confirmation(1, 0, 1, 7, 8))
+    write_json(files.retraining, retraining(1))
     ran.clear()
     run(tmp_path)
     assert ran == ["prepare", "run_search --resume", "report"]

@@ -65,6 +65,7 @@ def test_the_demo_finds_a_model_and_goes_on_where_it_stopped(
     assert cli.call(["demo", "--out", str(tmp_path), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["best_trial"]["number"] == found.best().number
+    assert again["chosen_trial"]["number"] == confirmation.chosen
     assert again["confirmation"] == confirmation.model_dump(mode="json")
     assert again["card"]["openings"] == 1, "a second run must not open the test patients again"
     assert time.monotonic() - started < 120, "finished stages are skipped"

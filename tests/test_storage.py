@@ -2,24 +2,31 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import subprocess
+import sys
 import threading
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.storage import (
     DatasetFiles,
     SearchFiles,
+    check_file,
+    check_folder,
     exclusive,
     is_local,
     locate,
     read_json,
+    read_table,
     sha256,
     write_bytes,
     write_json,
+    write_table,
 )
 
 
@@ -111,6 +118,62 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "value.json").write_text('{"a": ')
     with pytest.raises(IntegrityError, match=r"value\.json: must be JSON"):
         read_json(locate(tmp_path / "value.json"))
+
+
+@pytest.mark.parametrize("root", ["local", "memory://tables"])
+def test_a_table_comes_back_and_one_that_is_cut_short_is_named(root: str, tmp_path: Path) -> None:
+    path = locate(tmp_path if root == "local" else root) / "table.parquet"
+    table = pa.table({"slice_id": ["a", "b"], "probability": [0.25, None]})
+    write_table(path, table)
+    assert read_table(path).equals(table)
+    whole = path.read_bytes()
+    damaged = whole[:4] + bytes(len(whole) - 12) + whole[-8:]
+    for data in (b"", b"PAR1", whole[: len(whole) // 2], whole[:-1], damaged):
+        path.write_bytes(data)
+        with pytest.raises(IntegrityError, match=r"table\.parquet: must be a Parquet file, got .*; restore"):
+            read_table(path)
+    with pytest.raises(FileNotFoundError):
+        read_table(path.with_name("none.parquet"))
+
+
+def test_a_place_for_a_file_or_a_folder(tmp_path: Path) -> None:
+    """Both edges of the rule; whoever asks leaves nothing behind."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for good in ("file", "new", "deep/er/new", "folder/new"):
+        check_file(locate(tmp_path / good), "--out")
+    for good in ("folder", "new", "deep/er/new"):
+        check_folder(locate(tmp_path / good), "--out")
+    for check in (check_file, check_folder):
+        check(locate("memory://bucket/new"), "--out")
+        with pytest.raises(
+            ConfigError, match=r"--out .*/file/in.*: must be a folder, got a file at .*/file; name anot"
+        ):
+            check(locate(tmp_path / "file" / "in" / "it"), "--out")
+        with pytest.raises(
+            ConfigError, match=r"--out /proc.*: must be a place where this user may write, got .*; choo"
+        ):
+            check(locate("/proc/none/new"), "--out")
+    with pytest.raises(ConfigError, match=r"--out .*/folder: must be a file, got a folder; name a file in it"):
+        check_file(locate(tmp_path / "folder"), "--out")
+    with pytest.raises(ConfigError, match=r"--out .*/file: must be a folder, got a file at .*/file; name another"):
+        check_folder(locate(tmp_path / "file"), "--out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert list((tmp_path / "folder").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("read", ["read_table", "read_labels"])
+def test_a_process_that_has_read_a_table_ends_as_it_wants(read: str, tmp_path: Path) -> None:
+    """It aborted instead in half of all cases, or a quarter with labels."""
+    write_table(locate(tmp_path / "table.parquet"), pa.table({"a": range(100)}))
+    (tmp_path / "labels.csv").write_text("id,any\n" + "".join(f"{number},0\n" for number in range(100)))
+    reading = {
+        "read_table": f"from ich_ray.storage import locate, read_table; read_table(locate('{tmp_path}/table.parquet'))",
+        "read_labels": f"from ich_ray.data.labels import read_labels; read_labels('{tmp_path}/labels.csv')",
+    }
+    command = [sys.executable, "-c", f"import sys, torch; {reading[read]}; sys.exit(2)"]
+    assert [subprocess.run(command, check=False).returncode for _ in range(8)] == [2] * 8
 
 
 def _hold(lock: str, held: multiprocessing.Event, done: multiprocessing.Event) -> None:  # type: ignore[valid-type]

@@ -10,16 +10,17 @@ from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from ich_ray.data.dataset import DatasetManifest
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.progress import bar
-from ich_ray.storage import DatasetFiles, Record, locate, read_record, read_table, sha256
+from ich_ray.storage import DatasetFiles, Record, locate, read_record, read_table, sha256, system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import pyarrow as pa
 
     from ich_ray.storage import Location
 
@@ -106,8 +107,10 @@ def _rows(files: DatasetFiles, manifest: DatasetManifest) -> Iterator[str]:
     for path in (files.slices, files.rejected):
         try:
             tables[path.name] = read_table(path)
-        except (OSError, pa.ArrowException) as error:
-            yield f"{path.name}: must be readable, got {str(error).splitlines()[0]}"
+        except OSError as error:
+            yield f"{path.name}: must be readable, got {system_reason(error)}"
+        except IntegrityError as error:
+            yield str(error)
         else:
             if path == files.slices and manifest.slices_sha256 not in {"", sha256(path)}:
                 yield f"{path.name}: SHA-256 must equal the manifest's, got another one"

@@ -17,7 +17,7 @@ from ich_ray.final.prediction import Prediction, Predictor, Studies, StudyPredic
 from ich_ray.final.rows import as_table, check_suffix, writing_rows
 from ich_ray.model.logits import EVALUATION_BATCH
 from ich_ray.runtime import connected
-from ich_ray.storage import Location, locate
+from ich_ray.storage import Location, check_file, check_folder, locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,11 +86,14 @@ def predict(
 
     Raises:
         ConfigError: a path or the bundle does not exist, nothing was given, there is no such operating point, or `out`
-            has another suffix.
+            has another suffix, or one of the places cannot be written.
         IntegrityError: the bundle is damaged.
     """
     target = locate(out)
     check_suffix(target)
+    check_file(target, "--out")
+    if heatmaps is not None:
+        check_folder(locate(heatmaps), "--heatmaps")
     order = _Order(str(locate(bundle)), point, None if heatmaps is None else str(locate(heatmaps)))
     predictor, inputs = order.predictor(), list_inputs(paths)
     if target in map(locate, paths):
@@ -109,6 +112,8 @@ def predict(
             else:
                 studies.add(rows)
             advance(done, f"{rejected} rejected")
+        if studies.repeated:
+            progress.say(f"  {studies.repeated} files repeat a slice of their study and are not counted again")
         gathered = studies.rows()
         append(gathered)
         cases, positive = _counted(cases, positive, gathered)

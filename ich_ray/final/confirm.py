@@ -23,7 +23,7 @@ from ich_ray.runtime import connected
 from ich_ray.search.draw import Listed
 from ich_ray.search.ledger import Ledger, differences, trial_seed
 from ich_ray.search.space import SearchSpace, parse_space
-from ich_ray.storage import Location, Record, SearchFiles, write_json
+from ich_ray.storage import Location, Record, SearchFiles, read_record, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ich_ray.search.preflight import Slots
     from ich_ray.search.trial import Trainer
 
-__all__ = ["Candidate", "Confirmation", "confirm"]
+__all__ = ["Candidate", "Confirmation", "confirm", "confirmed"]
 
 DEFAULT_FOLDS = 5
 # A number that no trial of a search has: its seed begins a confirmation's own, so no training repeats another's seed.
@@ -76,6 +76,17 @@ class Confirmation(Record):
     images: int
     cost_gpu_s: float
     created: float
+
+
+def confirmed(files: SearchFiles) -> Confirmation | None:
+    """The confirmation of a search, if there is one.
+
+    Raises:
+        IntegrityError: confirm.json does not match its format.
+    """
+    if not files.confirmation.exists():
+        return None
+    return read_record(files.confirmation, Confirmation, "remove the file and confirm again")
 
 
 def confirm(

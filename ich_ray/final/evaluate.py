@@ -24,7 +24,7 @@ from ich_ray.progress import say
 from ich_ray.reliability import ece_null_band
 from ich_ray.resampling import FEWEST_PATIENTS, PatientDraws
 from ich_ray.results import open_search
-from ich_ray.storage import Location, locate, write_json, write_table
+from ich_ray.storage import Location, check_file, check_folder, locate, write_json, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,10 +109,13 @@ def evaluate_site(bundle: Location, dataset: Location, out: Location, *, prevale
         prevalence: see `evaluate`.
 
     Raises:
-        ConfigError: what `evaluate` refuses, other windows or size, or patients of the dataset that made the bundle.
+        ConfigError: what `evaluate` refuses, other windows or size, patients of the dataset that made the bundle, or
+            `out` cannot be written.
         IntegrityError: the bundle or the dataset is damaged.
     """
-    site, folder, target = PreparedDataset.open(dataset), locate(bundle), locate(out)
+    target = locate(out)
+    check_folder(target, "--out")  # the opening is counted, even if its figures cannot be written
+    site, folder = PreparedDataset.open(dataset), locate(bundle)
     check_site(read_card(folder), site)
     check_unknown(folder, site)
     return _opened(folder, site, (target / "evaluation.json", target / "predictions.parquet"), prevalence)
@@ -132,6 +135,8 @@ def _opened(folder: UPath, dataset: PreparedDataset, out: tuple[UPath, UPath], p
         )
     if not dataset.manifest.roles["test"].slices:
         raise ConfigError("test role: slices must be there, got none; prepare a dataset with more patients")
+    for file in out:
+        check_file(file, "evaluate")
     dataset.verify("test")
     card, opened = _counted(bundle.card, dataset.manifest.fingerprint)
     write_card(folder, card)

@@ -15,7 +15,7 @@ from torch import nn
 
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.final.bundle import Bundle, load_bundle
-from ich_ray.storage import Location, locate, write_bytes
+from ich_ray.storage import Location, check_file, locate, write_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,11 +51,13 @@ def export_onnx(bundle: Location, out: Location) -> UPath:
     logits and probabilities of the bundle on random images, within 1e-4.
 
     Raises:
-        ConfigError: no bundle, or the `onnx` extra is not installed.
+        ConfigError: no bundle, no file can be written there, or the `onnx` extra is not installed.
         IntegrityError: the bundle is damaged.
         IchRayError: ONNX Runtime disagrees with PyTorch.
     """
-    loaded, target = load_bundle(bundle), locate(out)
+    target = locate(out)
+    check_file(target, "export-onnx")
+    loaded = load_bundle(bundle)
     data = _exported(loaded)
     probe = np.random.default_rng(0).integers(0, 256, (_PROBES, *loaded.card.image_shape), np.uint8)
     logits, probabilities = onnx_outputs(data, probe)

@@ -20,7 +20,8 @@ import torch
 from ich_ray.data.listing import list_files
 from ich_ray.errors import ConfigError, Rejection
 from ich_ray.model.logits import EVALUATION_BATCH
-from ich_ray.storage import Location, locate
+from ich_ray.progress import say
+from ich_ray.storage import Location, is_local, locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -70,22 +71,32 @@ class StudyPrediction:
 def list_inputs(paths: Iterable[Location]) -> list[Input]:
     """The files at `paths`, in order; folders are searched, hidden files left out, links that lead out refused.
 
+    A file that is given more than once stands where it was given first, which is said.
+
     Raises:
         ConfigError: a path does not exist, or there is no file at all.
     """
-    found: list[Input] = []
+    found: dict[str, Input] = {}  # by where the file really lies
+    given = 0
     for path in map(locate, paths):
+        really = path.resolve() if is_local(path) else path
         if path.is_dir():
             listing = list_files(path)
             inside = sorted([*((name, "") for name in listing.files), *listing.refused])
-            found += [(str(path / name), reason) for name, reason in inside if not name.split("/")[-1].startswith(".")]
+            names = [(name, reason) for name, reason in inside if not name.split("/")[-1].startswith(".")]
+            for name, reason in names:
+                found.setdefault(str(really / name), (str(path / name), reason))
+            given += len(names)
         elif path.exists():
-            found.append((str(path), ""))
+            found.setdefault(str(really), (str(path), ""))
+            given += 1
         else:
             raise ConfigError(f"{path}: a file or folder of slices must be there, got none; check the path")
     if not found:
         raise ConfigError("predict: at least one file must be given, got none; check that the folder is not empty")
-    return found
+    if given > len(found):
+        say(f"  {given - len(found)} of {given} files were given before and are read once")
+    return [*found.values()]
 
 
 class Predictor:
@@ -174,25 +185,43 @@ class Predictor:
 
 
 class Studies:
-    """Rows gathered by study: memory grows with studies, not with slices."""
+    """Rows gathered by study: memory grows with studies, and by two numbers for each slice.
+
+    Attributes:
+        repeated: files whose slice was in their study before, under another name: such a slice is counted once, and
+            positive if any of its files is.
+    """
 
     def __init__(self) -> None:
+        self.repeated = 0
         self._found: dict[str, StudyPrediction] = {}
+        self._positive: dict[int, bool] = {}  # each slice, by the hash of its UIDs
 
     def add(self, rows: Iterable[Prediction]) -> None:
         for row in rows:
             # A file without a study, or rejected, stands for itself.
             key = f"study {row.study}" if row.study and not row.reason else f"file {row.file}"
-            self._found[key] = _joined(self._found.get(key), row)
+            self._found[key] = _joined(self._found.get(key), row, *self._new(row))
+
+    def _new(self, row: Prediction) -> tuple[bool, bool]:
+        """Whether the row is of one more slice, and of one more positive slice."""
+        positive = row.decision == "positive"
+        if row.reason or not (row.study and row.slice_id):
+            return not row.reason, positive
+        uids = hash((row.study, row.slice_id))
+        before = self._positive.get(uids)
+        self._positive[uids] = positive or bool(before)
+        self.repeated += before is not None
+        return before is None, positive and not before
 
     def rows(self) -> list[StudyPrediction]:
         """In the order in which they were first met."""
         return list(self._found.values())
 
 
-def _joined(before: StudyPrediction | None, row: Prediction) -> StudyPrediction:
-    slices = (before.slices if before else 0) + (not row.reason)
-    positive = (before.positive_slices if before else 0) + (row.decision == "positive")
+def _joined(before: StudyPrediction | None, row: Prediction, is_new: bool, is_new_positive: bool) -> StudyPrediction:
+    slices = (before.slices if before else 0) + is_new
+    positive = (before.positive_slices if before else 0) + is_new_positive
     if before is not None and (row.probability or 0) <= (before.probability or 0):
         return replace(before, slices=slices, positive_slices=positive)
     decided = (row.probability, row.decision, row.operating_point, row.threshold, row.file, row.reason)

@@ -17,7 +17,7 @@ from ich_ray.final.calibration import Calibration, check_method, fit_calibration
 from ich_ray.final.card import check_site
 from ich_ray.final.known import check_unknown, copy_known
 from ich_ray.final.operating import Wanted
-from ich_ray.storage import Location, locate
+from ich_ray.storage import Location, check_folder, locate
 
 if TYPE_CHECKING:
     from ich_ray.final.scaling import Method
@@ -55,8 +55,8 @@ def recalibrate(
         conservative: targets of sensitivity hold for its lower 95 % bound.
 
     Raises:
-        ConfigError: no bundle or dataset, other windows or size, patients of the dataset that made the bundle, or too
-            few.
+        ConfigError: no bundle or dataset, other windows or size, patients of the dataset that made the bundle, too few
+            patients, or no place to write.
         SensitivityError: no threshold reaches `sensitivity`.
         IntegrityError: the bundle or the dataset is damaged.
     """
@@ -64,7 +64,9 @@ def recalibrate(
 
     wanted = Wanted(beta, sensitivity, conservative)
     check_method(method)
-    loaded, site, target = load_bundle(bundle), PreparedDataset.open(dataset), locate(out)
+    target = locate(out)
+    check_folder(target, "--out")
+    loaded, site = load_bundle(bundle), PreparedDataset.open(dataset)
     if target == locate(bundle) or (target / "card.json").exists():
         raise ConfigError(
             f"--out {target}: a folder without a bundle must be given, got one with a bundle; name another"

@@ -33,7 +33,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
 from ich_ray.final.card import LIMITATIONS, Card, DatasetNote, RetrainingNote, SearchNote, WeightsNote, read_card
 from ich_ray.final.checkpoints import best_report, read_reports, state_file
-from ich_ray.final.confirm import Confirmation
+from ich_ray.final.confirm import confirmed
 from ich_ray.final.distributed import Plan, fit
 from ich_ray.final.known import write_known
 from ich_ray.final.retraining import SEED_RULE, Retraining, SeedRun, best_run, planned
@@ -43,7 +43,7 @@ from ich_ray.progress import say
 from ich_ray.results import Objective, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import trial_seed
-from ich_ray.storage import Location, locate, read_json, read_record, remove, sha256, write_json
+from ich_ray.storage import Location, locate, read_record, remove, sha256, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,16 +61,20 @@ _RUN = "run.json"  # in the folder of a seed that has ended
 
 
 def chosen_trial(found: SearchResult) -> TrialResult:
-    """The trial that confirmation chose, else the best of the search."""
-    if not found.files.confirmation.exists():
+    """The trial that confirmation chose, else the best of the search.
+
+    Raises:
+        IntegrityError: confirm.json does not match its format, or this search.
+    """
+    confirmation = confirmed(found.files)
+    if confirmation is None:
         return found.best()
-    number = read_json(found.files.confirmation).get("chosen")
     for trial in found.trials:
-        if trial.number == number:
+        if trial.number == confirmation.chosen:
             return trial
     raise IntegrityError(
-        f"{found.files.confirmation}: 'chosen' must be the number of a trial of this search, got {number!r}; "
-        "confirm again"
+        f"{found.files.confirmation}: 'chosen' must be the number of a trial of this search, got "
+        f"{confirmation.chosen}; confirm again"
     )
 
 
@@ -317,7 +321,7 @@ def _bundle(
             trials=len(found.trials),
             objective=found.objective.metric,
             selection_value=trial.value,
-            confirmed=_confirmed(found, trial),
+            confirmed=_how_confirmed(found, trial),
         ),
         retraining=_note(retraining) if retraining else None,
         # Of the same test patients, by the bundle that this one replaces.
@@ -332,13 +336,13 @@ def _bundle(
     return bundle
 
 
-def _confirmed(found: SearchResult, trial: TrialResult) -> str:
+def _how_confirmed(found: SearchResult, trial: TrialResult) -> str:
     """How a confirmation chose this trial; empty if none did."""
-    if not found.files.confirmation.exists():
-        return ""
-    again = read_record(found.files.confirmation, Confirmation, "confirm again")
-    held = next((candidate for candidate in again.candidates if candidate.trial == again.chosen), None)
-    if again.chosen != trial.number or held is None or held.mean is None:
+    again = confirmed(found.files)
+    held = (
+        next((candidate for candidate in again.candidates if candidate.trial == again.chosen), None) if again else None
+    )
+    if again is None or again.chosen != trial.number or held is None or held.mean is None:
         return ""
     apart = "" if held.spread is None else f" (SD {held.spread:.4f})"
     return (

@@ -52,6 +52,7 @@ def run_workers(
 
     Raises:
         WorkersLost: it has failed more often than that.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM within `connected`.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _LOOK_EVERY_S)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -73,8 +74,13 @@ def run_workers(
         ),
     )
     try:
-        with signals_given_back():
-            result: Any = trainer.fit()
+        with signals_given_back() as may_catch:
+            try:
+                result: Any = trainer.fit()
+            except SystemExit:
+                if not may_catch:
+                    raise
+                raise KeyboardInterrupt from None  # Ray Train's own answer to Ctrl-C
     except TrainingFailedError as error:
         raise WorkersLost(str(error).strip().splitlines()[-1]) from error
     return result.return_value

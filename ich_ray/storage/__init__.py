@@ -11,7 +11,17 @@ from ich_ray.storage.files import (
     writing,
 )
 from ich_ray.storage.locks import exclusive, is_held
-from ich_ray.storage.places import DatasetFiles, Location, SearchFiles, is_local, is_there, locate, system_reason
+from ich_ray.storage.places import (
+    DatasetFiles,
+    Location,
+    SearchFiles,
+    check_file,
+    check_folder,
+    is_local,
+    is_there,
+    locate,
+    system_reason,
+)
 from ich_ray.storage.records import Line, Record, RelativeFile, first_problem, read_record
 
 __all__ = [
@@ -21,6 +31,8 @@ __all__ = [
     "Record",
     "RelativeFile",
     "SearchFiles",
+    "check_file",
+    "check_folder",
     "exclusive",
     "first_problem",
     "is_held",

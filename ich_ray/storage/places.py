@@ -5,6 +5,7 @@ Local paths and URIs (``s3://``, ``gs://``) are the same `UPath` type. Knows not
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -20,6 +21,8 @@ __all__ = [
     "DatasetFiles",
     "Location",
     "SearchFiles",
+    "check_file",
+    "check_folder",
     "is_local",
     "is_there",
     "locate",
@@ -69,6 +72,51 @@ def is_there(path: UPath) -> bool:
     except OSError as error:
         raise ConfigError(
             f"{path}: must be a place where this user may look, got {system_reason(error)}; choose another one"
+        ) from None
+
+
+def check_file(path: UPath, what: str) -> None:
+    """Refuse, before any work, a place where no file can be written.
+
+    Args:
+        path: the file to be; one that is there is to be replaced.
+        what: names it in the message, such as the option that gave it.
+
+    Raises:
+        ConfigError: a folder is there, a folder above it is a file, or this user may not write there.
+    """
+    if is_there(path) and path.is_dir():
+        raise ConfigError(f"{what} {path}: must be a file, got a folder; name a file in it")
+    _check_parents(path.parent, what)
+
+
+def check_folder(path: UPath, what: str) -> None:
+    """Refuse, before any work, a place where no folder can be written.
+
+    Args:
+        path: the folder to be; one that is there is to be written into.
+        what: names it in the message, such as the option that gave it.
+
+    Raises:
+        ConfigError: a file is there or above it, or this user may not write there.
+    """
+    _check_parents(path, what)
+
+
+def _check_parents(folder: UPath, what: str) -> None:
+    """What is there already of a folder and those above it must let this user write; nothing is left behind."""
+    if not is_local(folder):
+        return  # object storage knows no folders, and says who may write when it is written
+    there = next(place for place in (folder, *folder.parents) if is_there(place))
+    if not there.is_dir():
+        raise ConfigError(f"{what} {folder}: must be a folder, got a file at {there}; name another")
+    try:
+        # Asking for rights is not enough: root has all of them on /proc and on a disk that is mounted read-only.
+        with tempfile.TemporaryFile(dir=str(there)):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{what} {folder}: must be a place where this user may write, got {system_reason(error)}; choose another"
         ) from None
 
 

@@ -48,7 +48,8 @@ def run(
     cpus_per_trial: CpusPerTrial = None,
     workers_per_trial: WorkersPerTrial = None,
     confirm: Annotated[
-        int, typer.Option("--confirm", min=0, help="Train so many of the best trials again on two folds; 0 does not.")
+        int,
+        typer.Option("--confirm", min=0, help="Train so many of the best trials again on two folds; 0 takes the best."),
     ] = 3,
     seed: Seed = 0,
     limit_rejected: LimitRejected = "5%",

@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ich_ray import cli
+from ich_ray import cli, progress
 from ich_ray.errors import ConfigError
 from ich_ray.final import archive
 from ich_ray.final.archive import Totals, predict
@@ -114,11 +115,16 @@ def test_studies_by_hand() -> None:
         Prediction("e", reason="not_ct"),
         Prediction("f", study="s", probability=0.5, decision="positive"),
     ]
+    again = Prediction("g", slice_id="1", study="u", probability=0.1, decision="negative")
+    rows += [again, replace(again, file="h"), replace(again, file="i", probability=0.8, decision="positive"),
+             replace(again, file="j", slice_id="2"), replace(again, file="k", study="v")]  # fmt: skip
     studies = Studies()
     studies.add(rows[:3])
     studies.add(rows[3:])
     told = [(row.study, row.slices, row.positive_slices, row.probability, row.file) for row in studies.rows()]
-    assert told == [("s", 3, 2, 0.7, "c"), ("t", 1, 0, 0.1, "b"), ("", 1, 1, 0.6, "d"), ("", 0, 0, None, "e")]
+    assert told == [("s", 3, 2, 0.7, "c"), ("t", 1, 0, 0.1, "b"), ("", 1, 1, 0.6, "d"), ("", 0, 0, None, "e"),
+                    ("u", 2, 1, 0.8, "i"), ("v", 1, 0, 0.1, "k")]  # fmt: skip
+    assert studies.repeated == 2
 
 
 def test_batches_on_several_threads_come_back_in_order(
@@ -227,6 +233,23 @@ def test_what_cannot_be_done_is_said_before_anything_is_read(
 ) -> None:
     with pytest.raises(ConfigError, match=r"--out out.xlsx: the suffix must be one of .csv, .json, .parquet"):
         predict(bundle, [scans], tmp_path / "out.xlsx")
+    (tmp_path / "scans.csv").mkdir()
+    monkeypatch.setattr(archive, "load_bundle", None)
+    for out, heatmaps, says in (
+        ("scans.csv", None, r"--out .*scans\.csv: must be a file, got a folder; name a file in it"),
+        (
+            "labels.csv/out.csv",
+            None,
+            r"--out .*labels\.csv: must be a folder, got a file at .*labels\.csv; name another",
+        ),
+        ("/proc/x.csv", None, r"--out /proc: must be a place where this user may write, got .*; choose another"),
+        ("out.csv", "labels.csv", r"--heatmaps .*labels\.csv: must be a folder, got a file"),
+        ("out.csv", "/proc/maps", r"--heatmaps /proc/maps: must be a "),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            predict(bundle, [scans], tmp_path / out, heatmaps=heatmaps and tmp_path / heatmaps)
+    (tmp_path / "scans.csv").rmdir()
+    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "captum", None)
     with pytest.raises(ConfigError, match=r"captum must be installed.*ich_ray\[heatmaps\]"):
         predict(bundle, [scans], tmp_path / "out.csv", heatmaps=tmp_path / "maps")
@@ -284,6 +307,26 @@ def test_ray_data_gives_the_same_rows_in_the_same_order(
 
 def test_inputs_are_listed_once_and_in_order(scans: Path, tmp_path: Path) -> None:
     (scans / ".hidden").write_text("0")
-    assert [Path(file).name for file, _ in list_inputs([scans, scans / "ID_010.dcm"])] == [
-        *(f"ID_{patient:02d}{number}.dcm" for patient in range(6) for number in range(2)), "ID_010.dcm",
-    ]  # fmt: skip
+    (tmp_path / "link").symlink_to(scans)
+    names = [f"ID_{patient:02d}{number}.dcm" for patient in range(6) for number in range(2)]
+    one, *others = [str(scans / name) for name in names]
+    assert list_inputs([scans, scans / "ID_010.dcm", scans, tmp_path / "link", scans / ".." / "scans"]) == [
+        (file, "") for file in (one, *others)
+    ]
+    assert [file for file, _ in list_inputs([others[3], scans])] == [others[3], one, *others[:3], *others[4:]]
+
+
+def test_what_is_given_twice_counts_once(
+    bundle: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (scans / "copy.dcm").write_bytes((scans / "ID_000.dcm").read_bytes())
+    progress.show()
+    try:
+        found = predict(bundle, [scans, scans / "ID_000.dcm", scans], tmp_path / "out.json", by="study")
+    finally:
+        progress.show(False)
+    assert found.inputs == 13
+    said = capsys.readouterr().err
+    assert "14 of 27 files were given before and are read once" in said
+    assert "1 files repeat a slice of their study and are not counted again" in said
+    assert [row["slices"] for row in json.loads((tmp_path / "out.json").read_text())] == [2] * 6

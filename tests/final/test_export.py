@@ -56,6 +56,12 @@ def test_onnx_runtime_gives_the_same_outputs(
     assert not (tmp_path / "other.onnx").exists()
 
 
+def test_a_folder_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call(["export-onnx", "nowhere", str(tmp_path)]) == 2
+    said = f"ich-ray: export-onnx {tmp_path}: must be a file, got a folder; name a file in it\n"
+    assert capsys.readouterr().err == said
+
+
 @pytest.mark.parametrize("package", ["onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named(
     search: SearchFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str

@@ -176,3 +176,19 @@ def test_one_command_does_it(
     assert load_bundle(out).card.calibrations[-1].method == "temperature"
     assert cli.call(command) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_file_in_place_of_the_folder_costs_no_opening(
+    bundle: Path, site: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken, before = tmp_path / "taken", read_json(bundle / "card.json")
+    taken.write_text("mine")
+    for verb in ("evaluate-site", "recalibrate"):
+        assert cli.call([verb, str(bundle), str(site.files.root), "--out", str(taken)]) == 2
+        said = f"ich-ray: --out {taken}: must be a folder, got a file at {taken}; name another\n"
+        assert capsys.readouterr().err == said
+    (tmp_path / "figures" / "evaluation.json").mkdir(parents=True)
+    assert cli.call(["evaluate-site", str(bundle), str(site.files.root), "--out", str(tmp_path / "figures")]) == 2
+    assert "evaluation.json: must be a file, got a folder" in capsys.readouterr().err
+    assert read_json(bundle / "card.json") == before
+    assert taken.read_text() == "mine"

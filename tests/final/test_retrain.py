@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ from ich_ray.results import Objective, Report, Setup, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.machines import Machine
 from ich_ray.storage import read_json, write_json
+from tests.records import make_confirmation
 from tests.searched import PARAMETERS, make_search
 
 
@@ -82,11 +85,17 @@ def test_more_workers_than_there_are_places_are_refused(found: list[Machine], wo
 def test_the_chosen_trial(dataset: PreparedDataset, tmp_path: Path) -> None:
     files = make_search(tmp_path / "search", dataset)
     assert chosen_trial(open_search(files.root)).number == 0
-    write_json(files.confirmation, {"chosen": 2})
+    write_json(files.confirmation, make_confirmation(2))
     assert chosen_trial(open_search(files.root)).number == 2
-    write_json(files.confirmation, {"chosen": 7})
+    write_json(files.confirmation, make_confirmation(7))
     with pytest.raises(IntegrityError, match="'chosen' must be the number of a trial of this search, got 7"):
         chosen_trial(open_search(files.root))
+    for damaged in ([], {"chosen": 2}):
+        write_json(files.confirmation, damaged)
+        with pytest.raises(
+            IntegrityError, match=r"confirm\.json: must match its format, got .*; remove the file and conf"
+        ):
+            chosen_trial(open_search(files.root))
 
 
 SEEDS = [
@@ -340,3 +349,26 @@ def test_a_sample_in_epochs(dataset: PreparedDataset, tmp_path: Path) -> None:
         _sized(parameters, dataset, 40, None)
     with pytest.raises(ConfigError, match=r"--slices: at most the \d+ training slices can be drawn, got 100,000"):
         _sized(parameters, dataset, 100_000, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_retraining_says_so(
+    dataset: PreparedDataset, tmp_path: Path, with_signal: signal.Signals
+) -> None:
+    files = make_search(tmp_path / "search", dataset)
+    command = [sys.executable, "-m", "ich_ray.cli", "retrain", str(files.root), "--slices", "100", "--epochs", "1000"]
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root})
+    deadline = time.monotonic() + 120
+    while (
+        time.monotonic() < deadline and process.poll() is None and not list(files.final.glob("retraining-*/ray_train"))
+    ):
+        time.sleep(0.1)
+    process.send_signal(with_signal)
+    said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said.splitlines()[-1]) == (
+        130,
+        "ich-ray: interrupted; nothing finished is lost, run the same command again to go on",
+    )
+    assert "Traceback" not in said

@@ -231,7 +231,7 @@ BREACHES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("I8", lambda f: table(f / "data/slices.parquet", unmix), "a patient must be in one role, got p00011 in 2"),
     ("I8", lambda f: table(f / "data/rejected.parquet", forget_a_row), "4 files that were not accepted must be there"),
     ("I8", lambda f: table(f / "data/rejected.parquet", is_refused_too), "must be one row, got ID_000007.dcm in sev"),
-    ("I8", lambda f: (f / "data/slices.parquet").write_bytes(b"PAR1"), "slices.parquet: must be readable, got"),
+    ("I8", lambda f: (f / "data/slices.parquet").write_bytes(b"PAR1"), "slices.parquet: must be a Parquet file, got"),
     ("I8", lambda f: (f / "data/dataset.json").write_text("{}"), "dataset.json: must match its format, got"),
     ("I8", lambda f: edit(f / "s/search.json", fingerprint="beef"), "fingerprint must be the search's beef, got"),
 ]
