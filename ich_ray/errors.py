@@ -8,6 +8,7 @@
     │   └── SensitivityError     no threshold reaches the sensitivity asked for
     ├── RejectionLimitError      more inputs were rejected than allowed        exit 4
     ├── IntegrityError           a file is not what its manifest says          exit 5
+    ├── Interrupted              a search was stopped before its end           exit 130
     ├── Rejection                one file is not accepted (becomes a row)
     └── TrialFailure             one trial ended (becomes a record)
 
@@ -28,6 +29,7 @@ __all__ = [
     "ConfigError",
     "IchRayError",
     "IntegrityError",
+    "Interrupted",
     "LabelError",
     "Rejection",
     "RejectionLimitError",
@@ -91,6 +93,12 @@ class IntegrityError(IchRayError):
     """A file on disk is not what its manifest says it is."""
 
     exit_code = 5
+
+
+class Interrupted(IchRayError):
+    """A search was stopped before its end, by Ctrl-C or SIGTERM; it can go on."""
+
+    exit_code = 130
 
 
 class Rejection(IchRayError):

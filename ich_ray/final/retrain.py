@@ -324,8 +324,7 @@ def _bundle(
             confirmed=_how_confirmed(found, trial),
         ),
         retraining=_note(retraining) if retraining else None,
-        # Of the same test patients, by the bundle that this one replaces.
-        openings=before.openings if before else 0,
+        openings=_openings(found, before),
         site_openings=before.site_openings if before else {},
         weights=WeightsNote(file=WEIGHTS_FILE, sha256=""),
         versions=_versions(),
@@ -334,6 +333,15 @@ def _bundle(
     write_known(found.files.bundle, dataset)
     bundle.save(found.files.bundle)
     return bundle
+
+
+def _openings(found: SearchResult, before: Card | None) -> int:
+    """Of the same test patients, by the bundle that this one replaces: its card may be gone and its evaluation not."""
+    from ich_ray.final.evaluate import Evaluation
+
+    told = found.files.evaluation
+    opened = read_record(told, Evaluation, "remove the file").opened if told.exists() else 0
+    return max(opened, before.openings if before else 0)
 
 
 def _how_confirmed(found: SearchResult, trial: TrialResult) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.exceptions import RayError
 
-from ich_ray.errors import IchRayError, IntegrityError
+from ich_ray.errors import IchRayError, IntegrityError, Interrupted
 from ich_ray.progress import board, say
 from ich_ray.results import Ending
 from ich_ray.runtime import signals_given_back
@@ -105,7 +105,7 @@ class Driver:
         """Run until every trial has ended.
 
         Raises:
-            IchRayError: it was interrupted before.
+            Interrupted: it was stopped before.
         """
         todo = self.wanted - len(self.ledger.trials) + len(self.ledger.unfinished)
         ran = {number for number, trial in self.ledger.trials.items() if trial.state != "running"}
@@ -119,7 +119,7 @@ class Driver:
         unfinished = len(self.ledger.unfinished)
         if unfinished or (len(self.ledger.trials) < self.wanted and not over):
             ended = len(self.ledger.trials) - unfinished
-            raise IchRayError(
+            raise Interrupted(
                 f"{self.ledger.files.root}: a search runs until its {self.wanted} trials have ended, "
                 f"got interrupted after {ended}; {self.go_on}, nothing is lost"
             )

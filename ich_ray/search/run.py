@@ -74,7 +74,7 @@ def run_search(
 
     Raises:
         ConfigError: it cannot be done as asked; nothing has been started and nothing overwritten.
-        IchRayError: it was interrupted; the message says how to go on.
+        Interrupted: it was stopped before its end; the message says how to go on.
     """
     limits = Limits(hours, gpu_hours)
     asked = ask(dataset, space, out, trials=trials, resume=resume, seed=seed, warm_start=warm_start)
@@ -118,7 +118,7 @@ def run_listed(
     """Run what a ledger left unfinished and then `listed`, with every trial in the ledger; hold `locked` meanwhile.
 
     Raises:
-        IchRayError: it was interrupted; `go_on` is what its reader is told to do.
+        Interrupted: it was stopped before its end; `go_on` is what its reader is told to do.
     """
     wanted = len(ledger.trials) + len(listed)
     keys: dict[str, Any] = {"warm": [], "listed": listed, "trainer": trainer}

@@ -21,6 +21,7 @@ from ich_ray.final.archive import Totals, predict
 from ich_ray.final.bundle import Bundle, load_bundle
 from ich_ray.final.calibration import calibrate
 from ich_ray.final.checklist import checklist
+from ich_ray.final.evaluate import evaluate
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from tests.searched import make_bundle
 
@@ -244,6 +245,10 @@ def test_a_bundle_made_again_keeps_every_opening_and_knows_its_confirmation(
     write_json(files.confirmation, {**confirmation, "images": 0, "cost_gpu_s": 0.0, "created": 0.0})
     made = make_bundle(files, dataset).card
     assert (made.openings, made.site_openings) == (2, {"f00d": 3})
+    calibrate(files.root)
+    assert evaluate(files.root).opened == 3
+    shutil.rmtree(str(files.bundle))
+    assert make_bundle(files, dataset).card.openings == 3
     assert made.search.confirmed == (
         "trained again on 2 folds, the best mean of 1 candidates: average_precision 0.6500 (SD 0.0707)"
     )

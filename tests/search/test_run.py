@@ -472,12 +472,13 @@ from tests.search.fakes import FakeTrainer
 try:
     run_search(*sys.argv[1:4], trials=8, _trainer=FakeTrainer(wait_s=0.15))
 except errors.IchRayError as error:
-    sys.exit(str(error))
+    sys.stderr.write(str(error))
+    sys.exit(error.exit_code)
 """
 
 
-def interrupted(data: Path, space: Path, out: Path, with_signal: signal.Signals) -> str:
-    """A driver of its own, sent a signal once it has some reports; what it said."""
+def interrupted(data: Path, space: Path, out: Path, with_signal: signal.Signals) -> tuple[int, str]:
+    """A driver of its own, sent a signal once it has some reports; its exit code and what it said."""
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(data), str(space), str(out)],
         cwd=REPOSITORY,
@@ -492,17 +493,19 @@ def interrupted(data: Path, space: Path, out: Path, with_signal: signal.Signals)
             break
         time.sleep(0.05)
     driver.send_signal(with_signal)
-    return driver.communicate(timeout=60)[1]
+    said = driver.communicate(timeout=60)[1]
+    return driver.returncode, said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_driver_loses_nothing(data: Path, space: Path, tmp_path: Path, with_signal: signal.Signals) -> None:
     out = tmp_path / "s"
-    said = interrupted(data, space, out, with_signal)
+    code, said = interrupted(data, space, out, with_signal)
     before = open_search(out)
     assert before.count("running") >= 1
     if with_signal != signal.SIGKILL:
+        assert code == 130
         assert "got interrupted after" in said
         assert "add --resume to go on, nothing is lost" in said
         assert "Traceback" not in said
