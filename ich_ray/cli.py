@@ -13,13 +13,11 @@ import typer
 from typer.exceptions import TyperException
 
 from ich_ray import __version__, progress
-from ich_ray.errors import IchRayError
+from ich_ray.errors import IchRayError, Interrupted
 from ich_ray.verbs import cluster, data, final, road, search
 
 __all__ = ["app", "call", "main"]
 
-# What a shell makes of SIGINT; Typer returns it in place of a KeyboardInterrupt.
-INTERRUPTED = 130
 _INTERRUPTED = "interrupted; nothing finished is lost, run the same command again to go on"
 
 
@@ -64,7 +62,8 @@ def call(arguments: list[str], debug: bool = False) -> int:
     """Run one command line and return its exit code; with `debug`, errors are raised."""
     try:
         code = int(app(args=arguments, prog_name="ich-ray", standalone_mode=False) or 0)
-        return _complain(_INTERRUPTED, code) if code == INTERRUPTED else code
+        # Typer returns what a shell makes of SIGINT in place of a KeyboardInterrupt.
+        return _complain(_INTERRUPTED, code) if code == Interrupted.exit_code else code
     except IchRayError as error:
         if debug:
             raise
@@ -72,7 +71,7 @@ def call(arguments: list[str], debug: bool = False) -> int:
     except TyperException as error:
         return _complain(error.format_message(), 2)
     except (typer.Abort, KeyboardInterrupt):
-        return _complain(_INTERRUPTED, INTERRUPTED)
+        return _complain(_INTERRUPTED, Interrupted.exit_code)
     except Exception as error:
         # The last line of defense: a traceback is for --debug.
         if debug:

@@ -181,8 +181,8 @@ class PreparedDataset:
             path = files.root / block.file
             if path.name not in there:
                 raise IntegrityError(f"{path}: a block of the dataset must be there; prepare the dataset again")
-            if verify and sha256(path) != block.sha256:
-                raise IntegrityError(f"{path}: SHA-256 must equal the manifest's; prepare the dataset again")
+            if verify:
+                _check_hash(path, block.sha256)
         return cls(files, manifest)
 
     def __repr__(self) -> str:
@@ -220,14 +220,11 @@ class PreparedDataset:
             IntegrityError: a file is not the one that was prepared.
         """
         held = self.column("role")
-        if self.manifest.slices_sha256 not in {"", sha256(self.files.slices)}:
-            raise IntegrityError(f"{self.files.slices}: SHA-256 must equal the manifest's; prepare the dataset again")
+        if self.manifest.slices_sha256:
+            _check_hash(self.files.slices, self.manifest.slices_sha256)
         for number in np.unique(self._places[0][np.isin(held, roles)]).tolist():
             block = self.manifest.blocks[number]
-            if sha256(self._local(block)) != block.sha256:
-                raise IntegrityError(
-                    f"{self.files.root / block.file}: SHA-256 must equal the manifest's; prepare the dataset again"
-                )
+            _check_hash(self.files.root / block.file, block.sha256, copy=self._local(block))
         for role, counts in self.manifest.roles.items():
             if (found := int((held == role).sum())) != counts.slices:
                 raise IntegrityError(
@@ -288,6 +285,12 @@ class PreparedDataset:
                 f"{images.shape}; prepare the dataset again"
             )
         return images
+
+
+def _check_hash(path: UPath, digest: str, copy: UPath | None = None) -> None:
+    """Read a file of a dataset, or its copy on this machine, and compare it with the manifest."""
+    if sha256(copy or path) != digest:
+        raise IntegrityError(f"{path}: SHA-256 must equal the manifest's; prepare the dataset again")
 
 
 def map_block(path: UPath) -> NDArray[np.uint8]:

@@ -84,9 +84,9 @@ def _write(work: Work, rows: pa.Table) -> None:
         split=work.split,
     )
     blocks, block, row = _blocks(work, assembly)
-    write_table(work.files.slices, _slices(assembly, block, row))
+    digest = write_table(work.files.slices, _slices(assembly, block, row))
     write_table(work.files.rejected, assembly.refused)
-    manifest = _manifest(work, assembly, blocks)
+    manifest = _manifest(work, assembly, blocks, digest)
     write_sheets(PreparedDataset(work.files, manifest))
     write_json(work.files.manifest, manifest.model_dump(mode="json"))
     _remove_leftovers(work.files, {record.file for record in blocks})
@@ -164,7 +164,7 @@ def _slices(assembly: Assembly, block: pa.Array, row: pa.Array) -> pa.Table:
     )
 
 
-def _manifest(work: Work, assembly: Assembly, blocks: tuple[BlockRecord, ...]) -> DatasetManifest:
+def _manifest(work: Work, assembly: Assembly, blocks: tuple[BlockRecord, ...], slices_sha256: str) -> DatasetManifest:
     return DatasetManifest(
         fingerprint=fingerprint(assembly, work.job.windows, work.job.size),
         size=work.job.size,
@@ -180,7 +180,7 @@ def _manifest(work: Work, assembly: Assembly, blocks: tuple[BlockRecord, ...]) -
         labels={name: int((assembly.values[:, label] == 1).sum()) for label, name in enumerate(LABELS)},
         notes=_notes(work, assembly),
         split=work.split,
-        slices_sha256=sha256(work.files.slices),
+        slices_sha256=slices_sha256,
         seed=work.seed,
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         created=time.time(),

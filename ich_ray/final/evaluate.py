@@ -34,7 +34,16 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import SliceSet
 
-__all__ = ["Counts", "Estimate", "Evaluation", "GroupFigures", "PointFigures", "evaluate", "evaluate_site"]
+__all__ = [
+    "Counts",
+    "Estimate",
+    "Evaluation",
+    "GroupFigures",
+    "PointFigures",
+    "dataset_ranking_note",
+    "evaluate",
+    "evaluate_site",
+]
 
 RESAMPLES = 2000
 # With a hundred positives the 95 % interval of a sensitivity of one half is 0.2 wide, even if they were independent.
@@ -254,7 +263,8 @@ def _found(whole: GroupFigures, null_high: float) -> list[str]:
     return notes
 
 
-def _ranked(dataset: PreparedDataset) -> str | None:
+def dataset_ranking_note(dataset: PreparedDataset) -> str | None:
+    """`metrics.ranking_note` of a dataset's patients."""
     validation, roles = dataset.role("validation"), dataset.manifest.roles
     independent = effective_positives(validation.labels, validation.patients)
     return ranking_note(sum(counts.positives for counts in roles.values()), roles["validation"].positives, independent)
@@ -264,7 +274,7 @@ def _notes(dataset: PreparedDataset, card: Card, opened: int) -> tuple[str, ...]
     manifest, roles = dataset.manifest, dataset.manifest.roles
     notes = [manifest.leak] if manifest.leak else []
     if manifest.fingerprint == card.dataset.fingerprint:  # it ranked the trials
-        ranked = _ranked(dataset)
+        ranked = dataset_ranking_note(dataset)
         notes += [ranked] if ranked else []
     if roles["test"].positives < _FEW_POSITIVES:
         notes.append(f"{roles['test'].positives} test positives: read the intervals, not the figures.")

@@ -347,10 +347,10 @@ def _openings(found: SearchResult, before: Card | None) -> int:
 def _how_confirmed(found: SearchResult, trial: TrialResult) -> str:
     """How a confirmation chose this trial; empty if none did."""
     again = confirmed(found.files)
-    held = (
-        next((candidate for candidate in again.candidates if candidate.trial == again.chosen), None) if again else None
-    )
-    if again is None or again.chosen != trial.number or held is None or held.mean is None:
+    if again is None or again.chosen != trial.number:
+        return ""
+    held = next((candidate for candidate in again.candidates if candidate.trial == again.chosen), None)
+    if held is None or held.mean is None:
         return ""
     apart = "" if held.spread is None else f" (SD {held.spread:.4f})"
     return (

@@ -80,15 +80,16 @@ class Memory:
     reason: str = ""
 
     @property
-    def ordered(self) -> list[TrialMemory]:
-        """From the least to the most."""
-        return sorted(self.trials, key=lambda trial: trial.total)
+    def usual_and_most(self) -> tuple[TrialMemory, TrialMemory] | None:
+        """The median draw and the largest one; None without any."""
+        ordered = sorted(self.trials, key=lambda trial: trial.total)
+        return (ordered[len(ordered) // 2], ordered[-1]) if ordered else None
 
     def __str__(self) -> str:
         refused = f"{self.misfits} of {self.misfits + len(self.trials)} draws do not fit the images: {self.reason}"
-        if not self.trials:
+        if (found := self.usual_and_most) is None:
             return f"unknown; {refused}"
-        most, usual = self.ordered[-1], self.ordered[len(self.trials) // 2]
+        usual, most = found
         named = said_parameters(most.parameters.model_dump(), ("architecture", "batch_size", "optimizer"))
         parts = f"weights {_mib(most.weights)}, gradients and optimizer {_mib(most.training)}"
         said = (

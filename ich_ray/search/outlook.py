@@ -38,13 +38,13 @@ class Outlook:
 
     def figures(self) -> dict[str, Any]:
         """Everything as plain values; None what is not known."""
-        counted = self.memory.ordered
+        usual, most = self.memory.usual_and_most or (None, None)
         return {
             **asdict(self.plan),
             "images_left": self.images_left,
-            "trial_bytes_median": counted[len(counted) // 2].total if counted else None,
-            "trial_bytes_most": counted[-1].total if counted else None,
-            "draws_counted": len(counted),
+            "trial_bytes_median": usual.total if usual else None,
+            "trial_bytes_most": most.total if most else None,
+            "draws_counted": len(self.memory.trials),
             "draws_that_do_not_fit": self.memory.misfits,
             "seconds_per_image": self.speed.seconds_per_image,
             "hours": self.speed.hours(self.images_left, self.plan.concurrent),

@@ -92,14 +92,16 @@ def read_json(path: UPath) -> Any:
         raise IntegrityError(f"{path}: must be JSON, got {error}; {remedy}") from None
 
 
-def write_table(path: UPath, table: pa.Table) -> None:
-    """Write a Parquet file atomically."""
+def write_table(path: UPath, table: pa.Table) -> str:
+    """Write a Parquet file atomically; its SHA-256."""
     import pyarrow as pa  # who only reads JSON need not wait for it
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    write_bytes(path, sink.getvalue().to_pybytes())
+    data = sink.getvalue().to_pybytes()
+    write_bytes(path, data)
+    return sha256(data)
 
 
 def read_table(path: UPath) -> pa.Table:

@@ -87,24 +87,19 @@ def check_file(path: UPath, what: str) -> None:
     """
     if is_there(path) and path.is_dir():
         raise ConfigError(f"{what} {path}: must be a file, got a folder; name a file in it")
-    _check_parents(path.parent, what)
+    check_folder(path.parent, what)
 
 
-def check_folder(path: UPath, what: str) -> None:
-    """Refuse, before any work, a place where no folder can be written.
+def check_folder(folder: UPath, what: str) -> None:
+    """Refuse, before any work, a place where no folder can be written; nothing is left behind.
 
     Args:
-        path: the folder to be; one that is there is to be written into.
+        folder: the folder to be; one that is there is to be written into.
         what: names it in the message, such as the option that gave it.
 
     Raises:
         ConfigError: a file is there or above it, or this user may not write there.
     """
-    _check_parents(path, what)
-
-
-def _check_parents(folder: UPath, what: str) -> None:
-    """What is there already of a folder and those above it must let this user write; nothing is left behind."""
     if not is_local(folder):
         return  # object storage knows no folders, and says who may write when it is written
     there = next(place for place in (folder, *folder.parents) if is_there(place))

@@ -94,9 +94,9 @@ def share(text: str) -> float:
         ConfigError: it is no share.
     """
     try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        part = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
+        part = -1.0
+    if not 0 <= part <= 1:
         raise ConfigError(f"--limit-rejected: a share from 0 to 1 or a percentage must be given, got {text!r}")
-    return share
+    return part

@@ -322,10 +322,10 @@ def test_killed_between_two_steps(
     undisturbed = prepare(*cohort, tmp_path / "undisturbed", size=16, limit_rejected=1)
 
     def dying(write: object) -> object:
-        def guarded(path: Path, data: object) -> None:
+        def guarded(path: Path, data: object) -> object:
             if path.name == name:
                 raise KeyboardInterrupt
-            write(path, data)  # type: ignore[operator]
+            return write(path, data)  # type: ignore[operator]
 
         return guarded
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ich_ray import metrics
-from ich_ray.final.operating import effective_positives
+from ich_ray.final.evaluate import dataset_ranking_note
 from ich_ray.final.report.style import count, metric_name, number, percent
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ def at_chance(evaluation: Evaluation) -> str | None:
 
 def warnings(inputs: Inputs) -> list[str]:
     """What a reader must know before any figure, the gravest first."""
-    found = [_chance(inputs), _few_positives(inputs), _openings(inputs), _stale(inputs), _unconfirmed(inputs)]
-    found.append(_running(inputs))
+    found = (judge(inputs) for judge in (_chance, _few_positives, _openings, _stale, _unconfirmed, _running))
     return [warning for warning in found if warning]
 
 
@@ -89,22 +88,12 @@ def _chance(inputs: Inputs) -> str | None:
 
 
 def _few_positives(inputs: Inputs) -> str | None:
-    roles = _positives(inputs)
-    if "validation" not in roles:
-        return None
-    independent = None
+    """By the dataset, else by what the bundle's card remembers of it."""
     if inputs.dataset is not None:
-        validation = inputs.dataset.role("validation")
-        independent = effective_positives(validation.labels, validation.patients)
-    return metrics.ranking_note(sum(roles.values()), roles["validation"], independent)
-
-
-def _positives(inputs: Inputs) -> dict[str, int]:
-    """Positive slices by role: from the dataset, else from what the bundle's card remembers of it."""
-    if inputs.dataset is not None:
-        return {role: counts.positives for role, counts in inputs.dataset.manifest.roles.items()}
+        return dataset_ranking_note(inputs.dataset)
     roles = (inputs.card or {}).get("dataset", {}).get("roles", {})
-    return {role: counts["positives"] for role, counts in roles.items() if isinstance(counts, dict)}
+    positives = {role: counts["positives"] for role, counts in roles.items() if isinstance(counts, dict)}
+    return metrics.ranking_note(sum(positives.values()), positives["validation"]) if "validation" in positives else None
 
 
 def _openings(inputs: Inputs) -> str | None:
