@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.final import retrain
+from ich_ray.final import making
 from ich_ray.final.bundle import Bundle
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.training import Budget, train
@@ -69,4 +69,4 @@ def make_bundle(files: SearchFiles, dataset: PreparedDataset, parameters: Hyperp
     for progress in train(parameters, *roles, budget=Budget(1200, 1200), seed=10):
         state = files.final / "state.safetensors"
         progress.state().save(state)
-    return retrain._bundle(found, found.best(), parameters, dataset, state)
+    return making.make_bundle(found, found.best(), parameters, dataset, state)

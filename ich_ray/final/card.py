@@ -23,8 +23,6 @@ from ich_ray.storage import Record, RelativeFile, read_record, write_json
 if TYPE_CHECKING:
     from upath import UPath
 
-    from ich_ray.data.dataset import PreparedDataset
-
 __all__ = [
     "INTENDED_USE",
     "LIMITATIONS",
@@ -32,11 +30,12 @@ __all__ = [
     "Card",
     "OperatingPoint",
     "RetrainingNote",
-    "check_site",
+    "has_card",
     "read_card",
     "write_card",
 ]
 
+_FILE = "card.json"
 INTENDED_USE = (
     "Research on detecting intracranial haemorrhage on single axial non-contrast head-CT slices, by people who check "
     "every result. Not for diagnosis, triage or any other clinical use."
@@ -198,6 +197,11 @@ class Card(Record):
         return Scaling(self.prior_shift, self.temperature, self.bias)
 
 
+def has_card(folder: UPath) -> bool:
+    """Whether there is a bundle in `folder`."""
+    return (folder / _FILE).exists()
+
+
 def read_card(folder: UPath) -> Card:
     """The card of the bundle in `folder`.
 
@@ -205,34 +209,12 @@ def read_card(folder: UPath) -> Card:
         ConfigError: there is no bundle.
         IntegrityError: the card does not match its format.
     """
-    path = folder / "card.json"
-    if not path.exists():
+    if not has_card(folder):
         raise ConfigError(f"{folder}: a bundle holds card.json, got none; check the path or run `ich-ray retrain`")
-    return read_record(path, Card, "restore the file or retrain")
+    return read_record(folder / _FILE, Card, "restore the file or retrain")
 
 
 def write_card(folder: UPath, card: Card) -> None:
     """Write the card atomically."""
     answered = card.model_copy(update={"checklist": checklist(card)})
-    write_json(folder / "card.json", answered.model_dump(mode="json"))
-
-
-def check_site(card: Card, site: PreparedDataset) -> None:
-    """Refuse a dataset that the model cannot see, or that is no other site.
-
-    Raises:
-        ConfigError: other windows or size, or the dataset that trained it.
-    """
-    manifest = site.manifest
-    if (manifest.windows, manifest.size) != (card.windows, card.size):
-        windows = ",".join(f"{window.name}={window.center_hu:g}/{window.width_hu:g}" for window in card.windows)
-        raise ConfigError(
-            f"{site.files.root}: windows and size must be those of the bundle, got "
-            f"{','.join(window.name for window in manifest.windows)} at {manifest.size} px; prepare it with --size "
-            f"{card.size} --windows {windows}"
-        )
-    if manifest.fingerprint == card.dataset.fingerprint:
-        raise ConfigError(
-            f"{site.files.root}: patients of another site must be given, got the dataset that trained the bundle; run "
-            "`ich-ray calibrate` on its search"
-        )
+    write_json(folder / _FILE, answered.model_dump(mode="json"))

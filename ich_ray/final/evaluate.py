@@ -15,9 +15,9 @@ import pyarrow as pa
 from ich_ray.data.dataset import SUBTYPES, PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.final.calibration import tell_if_outdated
-from ich_ray.final.card import Card, check_site, read_card, write_card
+from ich_ray.final.card import Card, read_card, write_card
 from ich_ray.final.figures import CONFIDENCE, Cases, Counts, Estimate, Figures, GroupFigures, PointFigures, measure
-from ich_ray.final.known import check_unknown
+from ich_ray.final.known import check_site
 from ich_ray.final.operating import effective_positives
 from ich_ray.metrics import chance_bound, ranking_note
 from ich_ray.progress import say
@@ -125,8 +125,7 @@ def evaluate_site(bundle: Location, dataset: Location, out: Location, *, prevale
     target = locate(out)
     check_folder(target, "--out")  # the opening is counted, even if its figures cannot be written
     site, folder = PreparedDataset.open(dataset), locate(bundle)
-    check_site(read_card(folder), site)
-    check_unknown(folder, site)
+    check_site(folder, read_card(folder), site)
     return _opened(folder, site, (target / "evaluation.json", target / "predictions.parquet"), prevalence)
 
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.final.card import Card
 
-__all__ = ["check_unknown", "copy_known", "write_known"]
+__all__ = ["check_site", "copy_known", "write_known"]
 
 _FILE = "patients.json"
 
@@ -47,18 +48,30 @@ def copy_known(bundle: UPath, other: UPath) -> None:
         write_json(other / _FILE, known.model_dump(mode="json"))
 
 
-def check_unknown(bundle: UPath, site: PreparedDataset) -> None:
-    """Refuse a dataset with patients of the one that made the bundle; bundles of older versions do not know theirs.
+def check_site(bundle: UPath, card: Card, site: PreparedDataset) -> None:
+    """Refuse a dataset that the model cannot see, or with patients that made it.
+
+    Bundles of older versions know the fingerprint of their dataset and not its patients.
 
     Raises:
-        ConfigError: it holds some.
+        ConfigError: other windows or size, or the same patients.
         IntegrityError: the file of marks is damaged.
     """
+    manifest = site.manifest
+    if (manifest.windows, manifest.size) != (card.windows, card.size):
+        windows = ",".join(f"{window.name}={window.center_hu:g}/{window.width_hu:g}" for window in card.windows)
+        raise ConfigError(
+            f"{site.files.root}: windows and size must be those of the bundle, got "
+            f"{','.join(window.name for window in manifest.windows)} at {manifest.size} px; prepare it with --size "
+            f"{card.size} --windows {windows}"
+        )
+    rule = f"{site.files.root}: patients of another site must be given"
+    if manifest.fingerprint == card.dataset.fingerprint:
+        raise ConfigError(f"{rule}, got the dataset that trained the bundle; run `ich-ray calibrate` on its search")
     known, found = _read(bundle), _marks(site)
     if known is not None and (shared := len(found & {*known.marks})):
         raise ConfigError(
-            f"{site.files.root}: patients of another site must be given, got {shared} of {len(found)} who are in the "
-            "dataset that made the bundle; prepare it without them"
+            f"{rule}, got {shared} of {len(found)} who are in the dataset that made the bundle; prepare it without them"
         )
 
 

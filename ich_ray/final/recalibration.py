@@ -14,8 +14,8 @@ import numpy as np
 from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.errors import ConfigError
 from ich_ray.final.calibration import Calibration, check_method, fit_calibration, with_calibration
-from ich_ray.final.card import check_site
-from ich_ray.final.known import check_unknown, copy_known
+from ich_ray.final.card import has_card
+from ich_ray.final.known import check_site, copy_known
 from ich_ray.final.operating import Wanted
 from ich_ray.storage import Location, check_folder, locate
 
@@ -67,12 +67,11 @@ def recalibrate(
     target = locate(out)
     check_folder(target, "--out")
     loaded, site = load_bundle(bundle), PreparedDataset.open(dataset)
-    if target == locate(bundle) or (target / "card.json").exists():
+    if target == locate(bundle) or has_card(target):
         raise ConfigError(
             f"--out {target}: a folder without a bundle must be given, got one with a bundle; name another"
         )
-    check_site(loaded.card, site)
-    check_unknown(locate(bundle), site)
+    check_site(locate(bundle), loaded.card, site)
     slices = SliceSet(site, np.flatnonzero(site.column("role") != "test"))
     _check_patients(slices, method)
     site.verify("train", "validation", "calibration")

@@ -15,7 +15,7 @@ from sklearn import metrics as sklearn_metrics
 from ich_ray import cli, progress
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.final import calibration, retrain
+from ich_ray.final import calibration, making
 from ich_ray.final import evaluate as module
 from ich_ray.final.bundle import load_bundle
 from ich_ray.final.calibration import calibrate
@@ -104,7 +104,7 @@ def test_a_slice_level_split_is_said_wherever_a_figure_stands(
     ):
         write_json(locate(path), {**read_json(locate(path)), **changes})
     found, leaky = open_search(search.root), PreparedDataset.open(tmp_path / "leaky")
-    retrain._bundle(found, found.best(), PARAMETERS, leaky, search.final / "state.safetensors")
+    making.make_bundle(found, found.best(), PARAMETERS, leaky, search.final / "state.safetensors")
     calibrate(search.root)
     progress.show()
     evaluation = evaluate(search.root)

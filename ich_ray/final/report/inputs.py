@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError
 from ich_ray.final.calibration import Calibration
+from ich_ray.final.card import has_card
 from ich_ray.final.confirm import Confirmation
 from ich_ray.final.evaluate import Evaluation
 from ich_ray.final.retrain import chosen_trial
@@ -81,7 +82,7 @@ def gather(where: Location) -> Inputs:
     search = open_search(where)
     files = search.files
     dataset, problem = _dataset(search)
-    card = read_json(files.bundle / "card.json") if (files.bundle / "card.json").exists() else None
+    card = read_json(files.bundle / "card.json") if has_card(files.bundle) else None
     calibrated, tested = (card is None or bool(card.get(key)) for key in ("operating_points", "test"))
     best = _best(search)
     return Inputs(
