@@ -16,8 +16,9 @@ AsyncHyperBandScheduler, driven report by report on the same simulated slots, wi
 A ratio above 1 says that the other method needs more images. Images are counted, so other work on the machine changes
 nothing.
 
-    python benchmarks/search_efficiency.py [computed] [--seeds 60] [--searches 1] [--noise 0.02] [--only images]
-    python benchmarks/search_efficiency.py phantom [--seeds 6] [--whole 16] [--best-known 0.955]
+    python benchmarks/search_efficiency.py [computed] [--slots 4] [--seeds 60] [--searches 1] [--noise 0.02]
+                                           [--only images]
+    python benchmarks/search_efficiency.py phantom [--slots 4] [--seeds 6] [--whole 16] [--best-known 0.955]
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def print_needed(needed: Mapping[str, Sequence[float]], at_most: int, whole: int
         print(f"  {name:6} median {budgets[1]:.1f} [{budgets[0]:.1f}, {budgets[2]:.1f}] full trainings{note}")
 
 
-def print_images(seeds: int, searches: int, noise: float, folder: Callable[[], Path]) -> None:
+def print_images(seeds: int, searches: int, noise: float, slots: int, folder: Callable[[], Path]) -> None:
     """Each problem is searched so often, each time with other draws and other noise; its images are their mean."""
     at_most = 400 * IMAGES  # counted as that many where a search has not reached it by then
     needed: dict[str, list[float]] = {name: [] for name in METHODS}
@@ -116,31 +117,32 @@ def print_images(seeds: int, searches: int, noise: float, folder: Callable[[], P
         on = Landscape(problem, noise)
         own = [problem + 10**6 * search for search in range(searches)]
         for name, method in METHODS.items():
-            images = [images_to_reach(method(on.space, seed, folder()), on, seed, at_most) for seed in own]
+            images = [images_to_reach(method(on.space, seed, folder(), slots), on, seed, at_most) for seed in own]
             needed[name].append(statistics.fmean(images))
     each = f", the mean of {searches} searches of each" if searches > 1 else ""
-    print(f"images to 95 % of the best AP, {seeds} problems{each}, noise {noise:g}; median [quartiles] of the ratios")
+    print(f"images to 95 % of the best AP, {seeds} problems{each}, noise {noise:g}, {slots} slots; median [quartiles]")
     print_needed(needed, at_most, IMAGES)
 
 
-def print_regret(seeds: int, noise: float, folder: Callable[[], Path]) -> None:
+def print_regret(seeds: int, noise: float, slots: int, folder: Callable[[], Path]) -> None:
     images = 40 * IMAGES
     spent = CONFIRMED * REPEATS * IMAGES
     found: dict[str, list[float]] = {}
     for seed in range(seeds):
         on = Landscape(seed, noise)
-        searches = snapshots(Ours(on.space, seed, folder()), on, seed, [images - spent, images])
+        searches = snapshots(Ours(on.space, seed, folder(), slots), on, seed, [images - spent, images])
         choices = {"ours, confirmed": confirmed(next(searches), on, seed)}
         ours = next(searches)
         choices["ours, not confirmed"] = max(ours.complete, key=lambda training: max(training.values)).parameters
-        (stock,) = snapshots(Stock(on.space, seed, folder()), on, seed, [images])
+        (stock,) = snapshots(Stock(on.space, seed, folder(), slots), on, seed, [images])
         # What get_best_result gives: the best last report of any trial, stopped or not.
         choices["stock"] = max(stock.trainings, key=lambda training: training.values[-1]).parameters
         for name, tried in (("best tried by ours", ours), ("best tried by stock", stock)):
             choices[name] = min((training.parameters for training in tried.trainings), key=on.regret)
         for name, parameters in choices.items():
             found.setdefault(name, []).append(on.regret(parameters))
-    print(f"regret after {images // IMAGES} full trainings of images, {seeds} seeds, noise {noise:g}; mean ± its error")
+    shown = f"{images // IMAGES} full trainings"
+    print(f"regret after {shown}, {seeds} seeds, noise {noise:g}, {slots} slots; mean ± its error")
     for name, regrets in found.items():
         print(f"  {name:20} {mean_and_error(regrets)}")
     pairs = (
@@ -166,10 +168,10 @@ class Searched:
         return next((n for n, best in zip(self.images, self.best, strict=True) if best >= value), at_most)
 
 
-def searched(name: str, dataset: Path, seed: int, at_most: int, enough: float) -> Searched:
+def searched(name: str, dataset: Path, seed: int, slots: int, at_most: int, enough: float) -> Searched:
     on = Phantom(dataset)
     with tempfile.TemporaryDirectory() as temporary, mock.patch.object(ledgers, "write_bytes", _unwritten):
-        steps = course(METHODS[name](on.space, seed, Path(temporary) / "s"), on, seed)
+        steps = course(METHODS[name](on.space, seed, Path(temporary) / "s", slots), on, seed)
         images, best = [], []
         for so_far, training in steps:
             images.append(so_far.images)
@@ -186,14 +188,14 @@ def searched(name: str, dataset: Path, seed: int, at_most: int, enough: float) -
     return Searched(images, best, len(so_far.trainings), statistics.fmean(again))
 
 
-def print_phantom(seeds: int, whole: int, best_known: float | None) -> None:
+def print_phantom(seeds: int, slots: int, whole: int, best_known: float | None) -> None:
     at_most, spawn = whole * IMAGES, get_context("spawn")
     enough = math.inf if best_known is None else 0.95 * best_known
     with tempfile.TemporaryDirectory() as temporary:
         dataset = make_phantom(Path(temporary), PATIENTS)
         with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=spawn) as pool:
             asked = {
-                (name, seed): pool.submit(searched, name, dataset, seed, at_most, enough)
+                (name, seed): pool.submit(searched, name, dataset, seed, slots, at_most, enough)
                 for seed in range(seeds)
                 for name in METHODS
             }
@@ -204,7 +206,7 @@ def print_phantom(seeds: int, whole: int, best_known: float | None) -> None:
                 shown = told.images[-1] / IMAGES
                 print(f"{name}, seed {seed}: AP {told.best[-1]:.3f} after {shown:.1f} full trainings", file=sys.stderr)
     best = best_known or max(one.best[-1] for searches in found.values() for one in searches)
-    print(f"phantom, {seeds} seeds, {whole} full trainings of images at most: 95 % of the best known AP of {best:.3f}")
+    print(f"phantom, {seeds} seeds, {slots} slots, at most {whole} full trainings: 95 % of the best known {best:.3f}")
     needed = {name: [one.needed(0.95 * best, at_most) for one in searches] for name, searches in found.items()}
     print_needed(needed, at_most, IMAGES)
     for name, searches in found.items() if best_known is None else ():
@@ -224,6 +226,7 @@ def main() -> None:
     arguments.add_argument("--only", choices=["images", "regret"], help="one of the two comparisons")
     arguments.add_argument("--searches", type=int, default=1, help="of each computed problem, of which the mean counts")
     arguments.add_argument("--noise", type=float, default=0.02)
+    arguments.add_argument("--slots", type=int, default=4, help="trials at a time")
     arguments.add_argument("--whole", type=int, default=16, help="images of so many whole trainings, on the phantom")
     arguments.add_argument("--best-known", type=float)
     given = arguments.parse_args()
@@ -231,7 +234,7 @@ def main() -> None:
         arguments.error("--seeds: at least 2 are needed for a spread")
     warnings.simplefilter("ignore")
     if given.on == "phantom":
-        print_phantom(given.seeds or 6, given.whole, given.best_known)
+        print_phantom(given.seeds or 6, given.slots, given.whole, given.best_known)
         return
     with tempfile.TemporaryDirectory() as temporary, mock.patch.object(ledgers, "write_bytes", _unwritten):
         made = count()
@@ -240,9 +243,9 @@ def main() -> None:
             return Path(temporary) / str(next(made))
 
         if given.only != "regret":
-            print_images(given.seeds or 60, given.searches, given.noise, folder)
+            print_images(given.seeds or 60, given.searches, given.noise, given.slots, folder)
         if given.only != "images":
-            print_regret(given.seeds or 60, given.noise, folder)
+            print_regret(given.seeds or 60, given.noise, given.slots, folder)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from ich_ray.search.draw import SearchSpace
 
-SLOTS = 4
-
 Parameters = dict[str, Any]
 
 
@@ -49,7 +47,13 @@ class Problem(Protocol):
 
 
 class Method(Protocol):
-    """A search: what to train, and whether to go on after a report."""
+    """A search: what to train, and whether to go on after a report.
+
+    Attributes:
+        slots: trials at a time.
+    """
+
+    slots: int
 
     def start(self, trial_id: str) -> Parameters: ...
     def goes_on(self, trial_id: str, training: Training, measured: float) -> bool: ...
@@ -67,10 +71,10 @@ class Course:
 def course(method: Method, on: Problem, seed: int) -> Iterator[tuple[Course, Training]]:
     """Run a search; yields after each report, forever."""
     budget = on.space.budget
-    so_far, slots = Course(), [(0, slot) for slot in range(SLOTS)]
+    so_far, clocks = Course(), [(0, slot) for slot in range(method.slots)]
     busy: dict[int, tuple[str, Training]] = {}
     while True:
-        clock, slot = heapq.heappop(slots)
+        clock, slot = heapq.heappop(clocks)
         if slot not in busy:
             number = len(so_far.trainings)
             training = on.begin(method.start(str(number)), (seed, number))
@@ -83,5 +87,5 @@ def course(method: Method, on: Problem, seed: int) -> Iterator[tuple[Course, Tra
             del busy[slot]
         if training.images >= budget.images:
             so_far.complete.append(training)
-        heapq.heappush(slots, (clock + budget.report_every, slot))
+        heapq.heappush(clocks, (clock + budget.report_every, slot))
         yield so_far, training

@@ -10,7 +10,6 @@ import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from benchmarks.efficiency.course import SLOTS
 from ich_ray.results import SearchRecord
 from ich_ray.search.draw import RandomSuggest
 from ich_ray.search.halving import Halving, Rungs
@@ -30,9 +29,9 @@ MANY = 10**6  # trials
 class Random:
     """Independent draws, each trained to its end."""
 
-    def __init__(self, space: SearchSpace, seed: int, folder: Path) -> None:
+    def __init__(self, space: SearchSpace, seed: int, folder: Path, slots: int) -> None:
         del folder
-        self._space, self._suggest = space, RandomSuggest(seed)
+        self.slots, self._space, self._suggest = slots, space, RandomSuggest(seed)
 
     def start(self, trial_id: str) -> Parameters:
         del trial_id
@@ -46,14 +45,15 @@ class Random:
 class Ours:
     """LedgerSampler, Rungs and Halving as search/driver.py puts them together."""
 
-    def __init__(self, space: SearchSpace, seed: int, folder: Path) -> None:
+    def __init__(self, space: SearchSpace, seed: int, folder: Path, slots: int) -> None:
+        self.slots = slots
         record = SearchRecord(
             name=space.name, space=space.source, dataset="", fingerprint="", prevalence=0.15, seed=seed, trials=MANY,
             versions={}, created=0.0,
         )  # fmt: skip
         self._ledger = Ledger.create(folder, record)
         self._sampler = LedgerSampler(
-            space, self._ledger, wanted=MANY, concurrent=lambda: SLOTS, out_of_time=lambda: False
+            space, self._ledger, wanted=MANY, concurrent=lambda: slots, out_of_time=lambda: False
         )
         self._halving = Halving(space.budget, space.objective, Rungs(space.budget, space.objective), lambda: None)
         self._configs: dict[str, dict[str, Any]] = {}
@@ -79,8 +79,9 @@ class Ours:
 class Stock:
     """OptunaSearch with AsyncHyperBandScheduler, told what Tune tells them."""
 
-    def __init__(self, space: SearchSpace, seed: int, folder: Path) -> None:
+    def __init__(self, space: SearchSpace, seed: int, folder: Path, slots: int) -> None:
         del folder
+        self.slots = slots
         np.random.seed(seed)  # noqa: NPY002  (the scheduler's own source of randomness)
         self._space, budget = space, space.budget
 
