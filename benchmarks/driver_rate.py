@@ -63,7 +63,7 @@ class Driver:
         trial_id = str(len(trials))
         trial = SimpleNamespace(
             config=self.sampler.suggest(trial_id), trial_id=trial_id, status="RUNNING", metric_analysis={},
-            metric_n_steps={},
+            metric_n_steps={}, last_result={}, evaluated_params={},
         )  # fmt: skip
         trials.append(trial)
         self.books.on_trial_start(0, trials, trial)

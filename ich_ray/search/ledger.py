@@ -44,6 +44,7 @@ class Ledger:
         self.files = files
         self.record = record
         self.trials = dict(trials)
+        self._objective = record.objective  # one for all trials
         self._full = 0  # all numbers below are taken
 
     @classmethod
@@ -109,7 +110,7 @@ class Ledger:
         return self._write(
             TrialResult(
                 number=number,
-                objective=self.record.objective,
+                objective=self._objective,
                 parameters=dict(parameters),
                 seed=trial_seed(self.record.seed, number),
                 started=time.time(),

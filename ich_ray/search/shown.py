@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
 __all__ = ["ShownTrials"]
@@ -41,6 +42,7 @@ class ShownTrials(InMemoryStorage):
         self._ended: list[int] = []  # sorted: a study that is rebuilt from the ledger has trials in another order
         self._begun: set[int] = set()
         self._chosen: set[int] | None = None
+        self._distributions: dict[str, BaseDistribution] = {}
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
         self._study = super().create_new_study(directions, study_name)
@@ -72,8 +74,20 @@ class ShownTrials(InMemoryStorage):
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         trial_id = super().create_new_trial(study_id, template_trial)
-        self._note(self.get_trial(trial_id))
+        trial = self.get_trial(trial_id)
+        trial.distributions = {name: self._shared(name, drawn_from) for name, drawn_from in trial.distributions.items()}
+        self._note(trial)
         return trial_id
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        super().set_trial_param(trial_id, param_name, param_value_internal, self._shared(param_name, distribution))
+
+    def _shared(self, name: str, distribution: BaseDistribution) -> BaseDistribution:
+        """One object for all trials that drew a parameter from equal ones: 240 bytes for each that is drawn."""
+        there = self._distributions.setdefault(name, distribution)
+        return there if there == distribution else distribution
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         changed = super().set_trial_state_values(trial_id, state, values)

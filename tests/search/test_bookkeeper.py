@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
 
 from ich_ray.results import SearchRecord
 from ich_ray.search import bookkeeper
@@ -134,6 +135,22 @@ def test_tune_keeps_nothing_of_a_trial_that_has_ended(tmp_path: Path) -> None:
     for number, ended in enumerate((keeper.on_trial_complete, keeper.on_trial_error)):
         ledger.add({})
         trial = start(keeper, number)
-        kept = SimpleNamespace(config=trial.config, metric_analysis={"a": {"max": 1}}, metric_n_steps={"a": {}})
-        ended(0, [], kept)  # type: ignore[arg-type]
-        assert (kept.metric_analysis, kept.metric_n_steps) == ({}, {})
+        kept = Trial("unknown", config=trial.config, evaluated_params={"a": 1}, stub=True)  # type: ignore[no-untyped-call]
+        kept.update_last_result({"a": 1})  # type: ignore[no-untyped-call]
+        kept._default_result_or_future = "a reference"
+        assert kept.metric_analysis
+        ended(0, [], kept)
+        assert (kept.metric_analysis, kept.metric_n_steps, kept.evaluated_params) == ({}, {}, {})
+        assert kept.last_result == {"trial_id": kept.trial_id}
+        assert kept._default_result_or_future is None
+
+
+def test_a_tune_that_names_its_reference_otherwise_gets_no_attribute(tmp_path: Path) -> None:
+    ledger, _, keeper = books(tmp_path)
+    ledger.add({})
+    trial = start(keeper, 0)
+    kept: Any = SimpleNamespace(
+        config=trial.config, metric_analysis={}, metric_n_steps={}, last_result={}, evaluated_params={}
+    )
+    keeper.on_trial_complete(0, [], kept)
+    assert not hasattr(kept, "_default_result_or_future")

@@ -84,3 +84,13 @@ def test_enqueued_trials_come_first() -> None:
     study.enqueue_trial({"x": 0.25})
     assert study.ask(SPACE).params == {"x": 0.25}
     assert len(study.trials) == 1
+
+
+def test_trials_share_the_distributions_that_they_were_drawn_from() -> None:
+    shown, study = study_of()
+    for high in (1.0, 1.0, 2.0):
+        study.ask().suggest_float("x", 0.0, high)
+    add(study, 0.5)
+    first, *others = (trial.distributions["x"] for trial in shown.everything())
+    assert [there is first for there in others] == [True, False, True]
+    assert others[1] == FloatDistribution(0, 2)
