@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from upath import UPath
+
 from ich_ray.storage import is_local
+from ich_ray.storage.places import unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from upath import UPath
 
 __all__ = ["Listing", "list_files"]
 
@@ -41,7 +42,11 @@ class Listing:
 
 
 def list_files(root: UPath, skip: UPath | None = None) -> Listing:
-    """List a local folder or one on object storage; `skip` is not one of the images, such as the label table."""
+    """List a local folder or one on object storage; `skip` is not one of the images, such as the label table.
+
+    Raises:
+        ConfigError: a folder cannot be read, so that nobody knows what lies in it.
+    """
     found = sorted(_walk_local(Path(str(root))) if is_local(root) else _walk_remote(root))
     left_out = os.path.relpath(str(skip), str(root)) if skip is not None and is_local(root) and is_local(skip) else ""
     found = [entry for entry in found if entry[0] != left_out]
@@ -61,31 +66,39 @@ def _walk_local(root: Path) -> Iterator[tuple[str, str, str]]:
     home = root.resolve()
     folders = [str(root)]
     while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                name = os.path.relpath(entry.path, root)
-                if not name.isprintable() or not _is_text(name):
-                    yield name.encode("utf-8", "backslashreplace").decode(), "name_invalid", ""
+        for entry in _entries(folders.pop()):
+            name = os.path.relpath(entry.path, root)
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if is_folder:
+                folders.append(entry.path)
+                if not name.lower().endswith(".dcm"):
                     continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                    if name.lower().endswith(".dcm"):
-                        yield name, "not_regular", ""
-                    continue
-                reason = _refusal(entry, home)
-                if reason is not None:
-                    facts = None if reason else entry.stat()
-                    yield name, reason, f"{facts.st_size} {facts.st_mtime_ns}" if facts else ""
+            if not name.isprintable() or not _is_text(name):
+                yield name.encode("utf-8", "backslashreplace").decode(), "name_invalid", ""
+                continue
+            reason = "not_regular" if is_folder else _refusal(entry, home)
+            if reason is not None:
+                facts = None if reason else entry.stat()
+                yield name, reason, f"{facts.st_size} {facts.st_mtime_ns}" if facts else ""
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise unreadable(UPath(folder), error) from None
 
 
 def _refusal(entry: os.DirEntry[str], home: Path) -> str | None:
     """Why an entry that is no folder is refused; empty if it is not, None for a link to a folder that is listed."""
     if entry.is_symlink():
-        target = Path(entry.path).resolve()
+        target = Path(os.path.realpath(entry.path))  # `Path.resolve` raises where a link leads to itself
         if not target.is_relative_to(home):
             return "path_escape"
         if target.is_dir():
             return None
+        return "" if target.is_file() else "not_regular"
     return "" if entry.is_file() else "not_regular"
 
 

@@ -126,7 +126,8 @@ def _checked(size: int, windows: str, limit_rejected: float) -> tuple[WindowSpec
 def _check_folders(source: UPath, files: DatasetFiles) -> None:
     if not source.is_dir():
         raise ConfigError(f"{source}: a folder of DICOM files must be there, got {_kind(source)}; check the path")
-    if files.root == source or source in files.root.parents:
+    out = files.root.resolve()
+    if source.resolve() in (out, *out.parents):
         raise ConfigError(f"{files.root}: --out must lie outside the folder of the images, or it would be listed next")
     if files.root.exists() and not files.root.is_dir():
         raise ConfigError(f"{files.root}: --out must be a folder, got a file")

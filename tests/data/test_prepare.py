@@ -190,6 +190,7 @@ def test_what_cannot_be_asked(tmp_path: Path, cohort: tuple[Path, Path]) -> None
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(images)
     out = tmp_path / "out"
     for arguments, message in [
         ((tmp_path / "none", labels, out), "a folder of DICOM files must be there, got nothing"),
@@ -197,6 +198,7 @@ def test_what_cannot_be_asked(tmp_path: Path, cohort: tuple[Path, Path]) -> None
         ((tmp_path / "empty", labels, out), "a folder with DICOM files must be given"),
         ((images, tmp_path / "none.csv", out), "a label table must be there"),
         ((images, labels, images / "out"), "--out must lie outside"),
+        ((images, labels, tmp_path / "link" / "out"), "--out must lie outside"),
         ((images, labels, labels), "--out must be a folder"),
         ((images, labels, tmp_path / "taken"), "got 'thesis.txt' in it; choose another folder"),
     ]:
@@ -208,6 +210,11 @@ def test_what_cannot_be_asked(tmp_path: Path, cohort: tuple[Path, Path]) -> None
             prepare(images, labels, out, **options)  # type: ignore[arg-type]
     assert not out.exists()
     assert snapshot(tmp_path / "taken") == {"thesis.txt": b"mine"}
+
+
+def test_from_inside_the_folder_of_the_images(cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cohort[0])
+    assert len(prepare(".", "../labels.csv", "../out", size=16)) == PATIENTS * SLICES
 
 
 def test_labels_that_match_nothing_name_an_example_and_can_be_corrected(
