@@ -165,7 +165,12 @@ def _read(job: ChunkJob, file: str, out: NDArray[np.uint8]) -> dict[str, Any]:
         "series": names.name("series", header.series),
         "token": names.masked_token(header.patient),
         "position_mm": header.position_mm,
-        "flags": ",".join(header.flags),
+        "flags": ",".join(sorted((*header.flags, *(("blank",) if _is_blank(out) else ())))),
         "representation": f"{'int' if header.signed else 'uint'}{header.bits_stored}",
         "pixels": hashlib.sha256(out.data).hexdigest()[:32],
     }
+
+
+def _is_blank(image: NDArray[np.uint8]) -> bool:
+    """Whether each window shows one value only, as one far from the values of a slice does."""
+    return bool((image == image[:, :1, :1]).all())

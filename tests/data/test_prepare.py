@@ -234,6 +234,10 @@ def test_bad_labels_and_too_few_patients(tmp_path: Path) -> None:
     labels = write_cohort(tmp_path / "images", patients=6)
     with pytest.raises(RoleError, match="needs a patient with a positive slice, got 3 for 4 roles"):
         prepare(tmp_path / "images", labels, tmp_path / "out", size=16)
+    for path in (tmp_path / "images").iterdir():
+        path.write_text("no")
+    with pytest.raises(RoleError, match=r"got 0 for 4 roles.*; 12 of 12 files were not accepted \(not_dicom 12\)"):
+        prepare(tmp_path / "images", labels, tmp_path / "unread", size=16)
     add_rows(labels, "ID_000_any,2")
     with pytest.raises(LabelError, match="row 74: Label must be 0 or 1"):
         prepare(tmp_path / "images", labels, tmp_path / "other", size=16)
@@ -241,12 +245,14 @@ def test_bad_labels_and_too_few_patients(tmp_path: Path) -> None:
 
 def test_the_limit_of_rejected_files(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
     (cohort[0] / "x.dcm").write_text("no")
-    (cohort[0] / "y.dcm").write_text("no")
+    (cohort[0] / "1.2.840.5").write_text("no")  # not without a file, though no reader gets as far as its id
+    add_rows(cohort[1], *label_rows("1.2.840.5", False))
     for _ in range(2):  # a rerun says the same
         with pytest.raises(RejectionLimitError, match=r"at most 5.0% .* got 2 of 26 \(not_dicom 2\); see rejected"):
             prepare(*cohort, tmp_path / "out", size=16)
     dataset = prepare(*cohort, tmp_path / "out", size=16, limit_rejected=0.1)
     assert dataset.manifest.accepted == PATIENTS * SLICES
+    assert dataset.manifest.reasons == {"not_dicom": 2}
     check_complete(dataset)
 
 
@@ -281,6 +287,12 @@ def test_equal_pixels_under_two_patients(tmp_path: Path, cohort: tuple[Path, Pat
     table.write_text(table.read_text().replace("ID_twin,0,train", "ID_twin,0,test"))
     with pytest.raises(RoleError, match=r"equal pixels must not stand in two roles, .* in test and train"):
         prepare(cohort[0], table, tmp_path / "leak", size=16)
+
+
+def test_windows_that_show_nothing_make_no_equal_pixels(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    dataset = prepare(*cohort, tmp_path / "out", size=16, windows="far=3000/100")
+    assert set(dataset.column("flags")) == {"blank,not_512"}
+    assert f"{PATIENTS * SLICES} accepted slices are flagged blank" in dataset.manifest.notes
 
 
 def test_a_split_by_slice_leaks_and_says_so(
