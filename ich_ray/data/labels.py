@@ -10,7 +10,9 @@ place with a reason. Knows nothing of image files.
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from ich_ray.data.dataset import LABELS, ROLES
+from ich_ray.data.dataset import LABELS, ROLES, SUBTYPES
 from ich_ray.errors import ConfigError, LabelError
 from ich_ray.storage import Location, is_local, locate
 
@@ -31,6 +33,8 @@ __all__ = ["LabelTable", "read_labels"]
 MISSING = -1
 _ANY = LABELS.index("any")
 _HEADER_BYTES = 1 << 16
+_WANTED = {"id", "slice_id", "label", "role", *LABELS}
+_ALIKE = 0.85  # `roles` and `subdual` are, `rule` and `subdural_left` are not
 _VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}  # whole numbers with a fraction are what pandas writes beside a gap
 
 
@@ -113,12 +117,10 @@ class _Layout:
 
 
 def _layout(path: UPath) -> _Layout:
-    try:
-        with _open(path) as source:
-            lines = source.read(_HEADER_BYTES).decode("utf-8-sig", "replace").splitlines()
-    except OSError:
-        lines = []
+    lines = _head(path).decode("utf-8-sig", "replace").splitlines()
     number, line = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (1, ""))
+    if any(character < " " for character in line.replace("\t", "")):
+        raise LabelError(f"{path}: must be a CSV file in UTF-8, or one as .gz, got other bytes; export it so")
     delimiter = max(",;\t", key=line.count)
     columns = [name.strip().lower() for name in next(csv.reader([line], delimiter=delimiter), [])]
     known = {"id", "label"} == set(columns) or ({"id", "slice_id"} & set(columns) and {*LABELS} & set(columns))
@@ -127,7 +129,25 @@ def _layout(path: UPath) -> _Layout:
             f"{path}: the columns must be `ID,Label`, or `id` (or `slice_id`) with {', '.join(LABELS)}, each once; got "
             f"{', '.join(columns)[:200] or 'none'}"
         )
+    _check_spelling(path, columns)
     return _Layout(columns, delimiter, number)
+
+
+def _head(path: UPath) -> bytes:
+    try:
+        with _open(path) as source:
+            return bytes(source.read(_HEADER_BYTES))
+    except OSError as error:
+        said = os.strerror(error.errno).lower() if error.errno else str(error).splitlines()[0][:80]
+        raise LabelError(f"{path}: must be a CSV file that can be read, got {said}; correct --labels") from None
+
+
+def _check_spelling(path: UPath, columns: list[str]) -> None:
+    """Other columns are ignored, but not one that was meant to be a role or a subtype."""
+    missing = {*SUBTYPES, "role"} - set(columns)
+    for name in columns:
+        if name not in _WANTED and (meant := get_close_matches(name, missing, n=1, cutoff=_ALIKE)):
+            raise LabelError(f"{path}: a column must not be almost {meant[0]}, got {name!r}; rename it")
 
 
 def _read(path: UPath, layout: _Layout) -> pa.Table:
@@ -138,7 +158,7 @@ def _read(path: UPath, layout: _Layout) -> pa.Table:
         bad.append(row)
         return "error"
 
-    wanted = [name for name in layout.columns if name in {"id", "slice_id", "label", "role", *LABELS}]
+    wanted = [name for name in layout.columns if name in _WANTED]
     try:
         with _open(path) as source:
             return pacsv.read_csv(
