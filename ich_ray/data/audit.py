@@ -172,9 +172,11 @@ def _twice(slices: pa.Table, refused: pa.Table) -> Iterator[str]:
 def _blocks(files: DatasetFiles, manifest: DatasetManifest) -> Iterator[str]:
     with bar("audit", len(manifest.blocks), "blocks") as advance:
         for number, block in enumerate(manifest.blocks):
-            path = files.root / block.file
-            if not path.exists():
+            try:
+                if sha256(files.root / block.file) != block.sha256:
+                    yield f"{block.file}: SHA-256 must equal the manifest's, got another one"
+            except FileNotFoundError:
                 yield f"{block.file}: the block must be there, got none"
-            elif sha256(path) != block.sha256:
-                yield f"{block.file}: SHA-256 must equal the manifest's, got another one"
+            except OSError as error:
+                yield f"{block.file}: the block must be readable, got {system_reason(error)}"
             advance(number + 1)

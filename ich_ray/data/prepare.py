@@ -26,7 +26,7 @@ from ich_ray.data.labels import read_labels
 from ich_ray.data.listing import Listing, list_files
 from ich_ray.data.pseudonyms import Pseudonyms
 from ich_ray.data.writing import Work, finish
-from ich_ray.errors import ConfigError, IchRayError, Rejection, RejectionLimitError
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError, Rejection, RejectionLimitError
 from ich_ray.results import LEAK
 from ich_ray.runtime import connected
 from ich_ray.storage import DatasetFiles, Location, exclusive, locate, read_json, sha256, write_json
@@ -85,6 +85,7 @@ def prepare(
 
     Raises:
         ConfigError: the settings, folders or labels cannot be used; what stood in `out` is unchanged.
+        IntegrityError: the dataset in `out` is finished, but damaged.
         RejectionLimitError: too many files were rejected; the dataset is complete with the others.
         IchRayError: the disk could not be written.
     """
@@ -103,7 +104,7 @@ def prepare(
     if files.manifest.exists():
         _check_plan(files, plan, plan.keys() - {"key"})
         progress.say(f"{files.root}: already prepared")
-        return _within_limit(PreparedDataset.open(files.root), limit_rejected)
+        return _within_limit(_finished(files), limit_rejected)
     _check_acquaintance(source, listing, table, without_preamble)
     with exclusive(files.lock, "a dataset"):
         if files.plan.exists():
@@ -175,8 +176,16 @@ def _plan(listing: Listing, labels: UPath, size: int, windows: tuple[WindowSpec,
     }
 
 
+def _finished(files: DatasetFiles) -> PreparedDataset:
+    try:
+        return PreparedDataset.open(files.root)
+    except IntegrityError as error:
+        raise IntegrityError(f"{error} (remove {files.root} first: what is finished is not written again)") from None
+
+
 def _check_plan(files: DatasetFiles, plan: dict[str, Any], keys: set[str]) -> None:
-    before = {"split": "patient", "without_preamble": False, **(read_json(files.plan) if files.plan.exists() else {})}
+    found = read_json(files.plan) if files.plan.exists() else {}
+    before = {"split": "patient", "without_preamble": False, **(found if isinstance(found, dict) else {})}
     differing = sorted(key for key in keys if before.get(key) != plan[key])
     if differing:
         raise ConfigError(

@@ -23,7 +23,7 @@ from ich_ray.data import chunks, writing
 from ich_ray.data.audit import audit_dataset
 from ich_ray.data.dataset import ROLES, PreparedDataset
 from ich_ray.data.prepare import prepare
-from ich_ray.errors import ConfigError, IchRayError, LabelError, RejectionLimitError, RoleError
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError, LabelError, RejectionLimitError, RoleError
 from ich_ray.results import LEAK
 from ich_ray.runtime import connected
 from tests.ct.files import compressed_image, head, make
@@ -183,6 +183,13 @@ def test_a_finished_dataset_is_returned_and_another_one_refused(tmp_path: Path, 
     with pytest.raises(ConfigError, match="got a difference in files"):
         prepare(*cohort, tmp_path / "out", size=16)
     assert snapshot(tmp_path / "out") == before
+    (cohort[0] / "new.dcm").unlink()
+    (tmp_path / "out" / "blocks" / "00000.arrow").unlink()
+    with pytest.raises(IntegrityError, match=r"prepare the dataset again \(remove .*/out first: what is finished is"):
+        prepare(*cohort, tmp_path / "out", size=16)
+    (tmp_path / "out" / "prepare.json").write_text("[]")
+    with pytest.raises(ConfigError, match="got a difference in files, format, labels, seed, size"):
+        prepare(*cohort, tmp_path / "out", size=16)
 
 
 def test_what_cannot_be_asked(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
