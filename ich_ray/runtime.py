@@ -71,30 +71,38 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         yield
         return
     where = cluster_address(address)
+    with signals_given_back(signal.SIGTERM):  # Ray's handler would stay, and end with 15 what comes after the block
+        _start(where, cpus)
+        worker.print_to_stdstream = _say_first_line
+        over = threading.Event()
+        if not (where or "").startswith("ray://"):
+            threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address, over), daemon=True).start()
+        try:
+            with _terminated_as_interrupted():
+                yield
+        finally:
+            over.set()
+            ray.shutdown()
+
+
+def _start(where: str | None, cpus: int | None) -> None:
+    """Join the cluster at `where`, or start a Ray of this process."""
+    import ray
+
     if where:
         _join(where)
-    else:
-        unwritten = not _TOKEN.expanduser().exists()
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=f"/tmp/ich{os.getuid()}",  # noqa: S108  (a UNIX socket path may have 107 characters)
-        )
-        if unwritten and _TOKEN.expanduser().exists():
-            _TOKEN.expanduser().chmod(0o600)  # Ray has just made it, for all to read
-    worker.print_to_stdstream = _say_first_line
-    over = threading.Event()
-    if not (where or "").startswith("ray://"):
-        threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address, over), daemon=True).start()
-    try:
-        with _terminated_as_interrupted():
-            yield
-    finally:
-        over.set()
-        ray.shutdown()
+        return
+    unwritten = not _TOKEN.expanduser().exists()
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=f"/tmp/ich{os.getuid()}",  # noqa: S108  (a UNIX socket path may have 107 characters)
+    )
+    if unwritten and _TOKEN.expanduser().exists():
+        _TOKEN.expanduser().chmod(0o600)  # Ray has just made it, for all to read
 
 
 @contextmanager
