@@ -133,8 +133,17 @@ def block_bytes(images: NDArray[np.uint8]) -> bytes:
 
 
 def words_digest(job: ChunkJob, file: str) -> str:
-    """A digest of the stored words of a slice: what decides whether two files hold the same pixels."""
-    ct = job.read(file)
+    """A digest of the stored words of a slice: what decides whether two files hold the same pixels.
+
+    Raises:
+        IchRayError: the file cannot be read any more.
+    """
+    try:
+        ct = job.read(file)
+    except Rejection as rejection:
+        raise IchRayError(
+            f"{job.images / file}: must stay as it was until the dataset is written, got {rejection}; run again"
+        ) from None
     return hashlib.sha256(f"{ct.slope} {ct.intercept} {ct.stored.shape}".encode() + ct.stored.tobytes()).hexdigest()
 
 

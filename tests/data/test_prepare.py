@@ -23,9 +23,11 @@ from ich_ray.data import chunks, writing
 from ich_ray.data.audit import audit_dataset
 from ich_ray.data.dataset import ROLES, PreparedDataset
 from ich_ray.data.prepare import prepare
+from ich_ray.data.pseudonyms import Pseudonyms
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, LabelError, RejectionLimitError, RoleError
 from ich_ray.results import LEAK
 from ich_ray.runtime import connected
+from ich_ray.storage import locate
 from tests.ct.files import compressed_image, head, make
 from tests.data.folders import PATIENTS, SLICES, add_rows, label_rows, spoil, write, write_cohort
 from tests.data.real import real_data
@@ -294,6 +296,15 @@ def test_equal_pixels_under_two_patients(tmp_path: Path, cohort: tuple[Path, Pat
     table.write_text(table.read_text().replace("ID_twin,0,train", "ID_twin,0,test"))
     with pytest.raises(RoleError, match=r"equal pixels must not stand in two roles, .* in test and train"):
         prepare(cohort[0], table, tmp_path / "leak", size=16)
+
+
+def test_a_file_that_goes_while_repeats_are_compared(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    shutil.copy(cohort[0] / "ID_000.dcm", cohort[0] / "copy.dcm")
+    job = chunks.ChunkJob(locate(cohort[0]), locate(tmp_path), WINDOWS, 16, Pseudonyms(b"k" * 32), "plan")
+    assert chunks.words_digest(job, "copy.dcm") == chunks.words_digest(job, "ID_000.dcm")
+    (cohort[0] / "copy.dcm").unlink()
+    with pytest.raises(IchRayError, match=r"copy.dcm: must stay as it was .*, got io_error: No such file.*; run again"):
+        chunks.words_digest(job, "copy.dcm")
 
 
 def test_windows_that_show_nothing_make_no_equal_pixels(tmp_path: Path, cohort: tuple[Path, Path]) -> None:

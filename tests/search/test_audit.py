@@ -228,6 +228,8 @@ BREACHES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("I7", lambda f: trial(f, 3, checkpoint={"file": "x", "sha256": "", "images_seen": 1}), "trial 3: x must be read"),
     ("I7", rename_the_file_of_a_checkpoint, "trial 3: x\0 must be readable, got ValueError"),
     ("I7", lambda f: (f / "s/final/bundle/model.safetensors").write_bytes(b"w"), "final/bundle/model.safetensors: SHA"),
+    ("I8", lambda f: edit(f / "data" / "dataset.json", size=8), "24 images of (3, 8, 8) must be there, got (24, 3, 16"),
+    ("I8", lambda f: edit(f / "data" / "dataset.json", roles={}), "0 validation slices must be there, got"),
     ("I8", lambda f: edit(f / "data" / "dataset.json", listed=53), "53 files were listed, got 52 counted"),
     ("I8", flip_a_byte, "blocks/00001.arrow: SHA-256 must equal the manifest's, got another one"),
     ("I8", lose_a_block, "blocks/00001.arrow: the block must be there, got none"),
