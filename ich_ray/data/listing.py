@@ -48,7 +48,7 @@ def list_files(root: UPath, skip: UPath | None = None) -> Listing:
         ConfigError: a folder cannot be read, so that nobody knows what lies in it.
     """
     found = sorted(_walk_local(Path(str(root))) if is_local(root) else _walk_remote(root))
-    left_out = os.path.relpath(str(skip), str(root)) if skip is not None and is_local(root) and is_local(skip) else ""
+    left_out = os.path.relpath(skip.path, root.path) if skip is not None and skip.protocol == root.protocol else ""
     found = [entry for entry in found if entry[0] != left_out]
     digest = hashlib.sha256()
     for name, reason, stamp in found:

@@ -71,3 +71,6 @@ def test_object_storage() -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"x")
     assert list_files(root).files == ("a/1.dcm", "b.dcm")
+    (root / "labels.csv").write_bytes(b"x")
+    assert list_files(root, skip=root / "labels.csv").files == ("a/1.dcm", "b.dcm")
+    assert len(list_files(root, skip=UPath("/listing/images/labels.csv"))) == 3
