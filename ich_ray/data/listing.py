@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from upath import UPath
 
+from ich_ray.ct.elements import FILE_LIMIT_BYTES
 from ich_ray.storage import is_local
 from ich_ray.storage.places import unreadable
 
@@ -29,7 +30,8 @@ class Listing:
 
     Attributes:
         files: relative paths, sorted.
-        refused: relative path and reason (`path_escape`, `not_regular` or `name_invalid`) of what is not opened.
+        refused: relative path and reason (`path_escape`, `not_regular` or `name_invalid`, on object storage also
+            `size_limit`) of what is not opened.
         digest: of the names, sizes and times of change of `files`: it changes when an input does.
     """
 
@@ -114,4 +116,5 @@ def _walk_remote(root: UPath) -> Iterator[tuple[str, str, str]]:
     base = root.path.rstrip("/")
     for path, facts in root.fs.find(base, detail=True).items():
         stamp = facts.get("ETag") or facts.get("LastModified") or facts.get("created") or ""
-        yield path[len(base) :].lstrip("/") if path.startswith(base) else path, "", f"{facts.get('size')} {stamp}"
+        reason = "size_limit" if (facts.get("size") or 0) > FILE_LIMIT_BYTES else ""  # it would come whole into memory
+        yield path[len(base) :].lstrip("/") if path.startswith(base) else path, reason, f"{facts.get('size')} {stamp}"

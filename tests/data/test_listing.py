@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
+from ich_ray.data import listing
 from ich_ray.data.listing import list_files
 from ich_ray.errors import ConfigError
 from ich_ray.storage import locate
@@ -65,7 +66,7 @@ def test_a_folder_that_nobody_may_read(tmp_path: Path, monkeypatch: pytest.Monke
         list_files(locate(tmp_path))
 
 
-def test_object_storage() -> None:
+def test_object_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     root = UPath("memory://listing/images")
     for name in ("b.dcm", "a/1.dcm"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -74,3 +75,6 @@ def test_object_storage() -> None:
     (root / "labels.csv").write_bytes(b"x")
     assert list_files(root, skip=root / "labels.csv").files == ("a/1.dcm", "b.dcm")
     assert len(list_files(root, skip=UPath("/listing/images/labels.csv"))) == 3
+    (root / "archive.zip").write_bytes(b"x" * 11)
+    monkeypatch.setattr(listing, "FILE_LIMIT_BYTES", 10)
+    assert list_files(root).refused == (("archive.zip", "size_limit"),)
