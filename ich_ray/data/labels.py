@@ -13,6 +13,7 @@ import csv
 import os
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ __all__ = ["LabelTable", "read_labels"]
 MISSING = -1
 _ANY = LABELS.index("any")
 _HEADER_BYTES = 1 << 16
+_NUMBER = "#"
 _WANTED = {"id", "slice_id", "label", "role", *LABELS}
 _ALIKE = 0.85  # `roles` and `subdual` are, `rule` and `subdural_left` are not
 _VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}  # whole numbers with a fraction are what pandas writes beside a gap
@@ -151,7 +153,10 @@ def _check_spelling(path: UPath, columns: list[str]) -> None:
 
 
 def _read(path: UPath, layout: _Layout) -> pa.Table:
-    """All wanted columns as strings. One thread, because only so does Arrow know the number of a bad row."""
+    """All wanted columns as strings, and the number of each row, without rows that say nothing.
+
+    One thread, because only so does Arrow know the number of a bad row.
+    """
     bad: list[pacsv.InvalidRow] = []
 
     def refuse(row: pacsv.InvalidRow) -> str:
@@ -161,12 +166,12 @@ def _read(path: UPath, layout: _Layout) -> pa.Table:
     wanted = [name for name in layout.columns if name in _WANTED]
     try:
         with _open(path) as source:
-            return pacsv.read_csv(
+            table = pacsv.read_csv(
                 source,
                 pacsv.ReadOptions(
                     column_names=layout.columns, skip_rows=layout.lines, use_threads=False, block_size=1 << 24
                 ),
-                pacsv.ParseOptions(delimiter=layout.delimiter, invalid_row_handler=refuse),
+                pacsv.ParseOptions(delimiter=layout.delimiter, invalid_row_handler=refuse, ignore_empty_lines=False),
                 pacsv.ConvertOptions(
                     column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted, strings_can_be_null=False
                 ),
@@ -179,37 +184,41 @@ def _read(path: UPath, layout: _Layout) -> pa.Table:
             ) from None
         raise LabelError(f"{path}: must be a CSV file in UTF-8, got {str(error).splitlines()[0][:80]}") from None
 
+    says = [pc.not_equal(column, "") for column in table.columns]
+    numbers = pa.array(np.arange(len(table)) + layout.lines + 1)
+    return table.append_column(_NUMBER, numbers).filter(reduce(pc.or_, says))
 
-def _row(where: NDArray[Any]) -> int:
-    """The first row of the file at which `where` holds; the header is row 1."""
-    return int(np.argmax(where)) + 2
+
+def _row(table: pa.Table, where: NDArray[Any]) -> int:
+    """The first row of the file at which `where` holds, as a spreadsheet counts."""
+    return int(table[_NUMBER][int(np.argmax(where))].as_py())
 
 
-def _numbers(path: UPath, name: str, column: pa.ChunkedArray, may_be_empty: bool) -> NDArray[np.int64]:
+def _numbers(path: UPath, name: str, table: pa.Table, may_be_empty: bool) -> NDArray[np.int64]:
     """0, 1 or MISSING per row."""
-    encoded = column.combine_chunks().dictionary_encode()
+    encoded = table[name.lower()].combine_chunks().dictionary_encode()
     texts = [text.strip() for text in encoded.dictionary.to_pylist()]
     known = _VALUES | {"": MISSING} if may_be_empty else _VALUES
     codes = np.asarray(encoded.indices)
     bad = np.array([text not in known for text in texts])
     if bad.any():
-        row = _row(bad[codes])
-        text = texts[codes[row - 2]]
+        text = texts[codes[np.argmax(bad[codes])]]
+        row = _row(table, bad[codes])
         raise LabelError(f"{path}: row {row}: {name} must be 0 or 1, got {text[:20]!r}; correct the table")
     return np.asarray(np.array([known[text] for text in texts])[codes], np.int64)
 
 
-def _ids(path: UPath, column: pa.ChunkedArray) -> pa.Array:
-    ids = pc.utf8_trim_whitespace(column).combine_chunks()
+def _ids(path: UPath, table: pa.Table) -> pa.Array:
+    ids = pc.utf8_trim_whitespace(table["id" if "id" in table.column_names else "slice_id"]).combine_chunks()
     empty = np.asarray(pc.equal(ids, ""))
     if empty.any():
-        raise LabelError(f"{path}: row {_row(empty)}: a slice must be named, got an empty id")
+        raise LabelError(f"{path}: row {_row(table, empty)}: a slice must be named, got an empty id")
     return ids
 
 
 def _long(path: UPath, table: pa.Table) -> _Cells:
     """Cells of the long table; the label is what follows the last `_` of the ID."""
-    names, numbers = _ids(path, table["id"]), _numbers(path, "Label", table["label"], may_be_empty=False)
+    names, numbers = _ids(path, table), _numbers(path, "Label", table, may_be_empty=False)
     ids, labels, values = [], [], []
     unknown = np.ones(len(names), bool)
     for label, name in enumerate(LABELS):
@@ -220,8 +229,8 @@ def _long(path: UPath, table: pa.Table) -> _Cells:
         values.append(numbers[here])
     if unknown.any():
         raise LabelError(
-            f"{path}: row {_row(unknown)}: an ID must end in one of _{', _'.join(LABELS)}, "
-            f"got {names[_row(unknown) - 2].as_py()[-40:]!r}"
+            f"{path}: row {_row(table, unknown)}: an ID must end in one of _{', _'.join(LABELS)}, "
+            f"got {names[int(np.argmax(unknown))].as_py()[-40:]!r}"
         )
     encoded = pa.concat_arrays(ids).dictionary_encode()
     return _Cells(encoded.dictionary, np.asarray(encoded.indices, np.int64), np.concatenate(labels),
@@ -229,12 +238,12 @@ def _long(path: UPath, table: pa.Table) -> _Cells:
 
 
 def _wide(path: UPath, table: pa.Table) -> _Cells:
-    encoded = _ids(path, table["id" if "id" in table.column_names else "slice_id"]).dictionary_encode()
+    encoded = _ids(path, table).dictionary_encode()
     code, labels, values, codes = np.asarray(encoded.indices, np.int64), [], [], []
     for label, name in enumerate(LABELS):
         if name not in table.column_names:
             continue
-        numbers = _numbers(path, name, table[name], may_be_empty=name != "any")
+        numbers = _numbers(path, name, table, may_be_empty=name != "any")
         known = numbers != MISSING
         codes.append(code[known])
         labels.append(np.full(int(known.sum()), label))
@@ -249,15 +258,15 @@ def _roles(path: UPath, table: pa.Table) -> NDArray[np.object_] | None:
     roles = np.array([text.strip().lower() for text in table["role"].to_pylist()], object)
     unknown = ~np.isin(roles.astype(str), ROLES)
     if unknown.any():
-        row = _row(unknown)
-        raise LabelError(f"{path}: row {row}: role must be one of {', '.join(ROLES)}, got {roles[row - 2][:20]!r}")
-    encoded = _ids(path, table["id" if "id" in table.column_names else "slice_id"]).dictionary_encode()
+        row, got = _row(table, unknown), roles[np.argmax(unknown)][:20]
+        raise LabelError(f"{path}: row {row}: role must be one of {', '.join(ROLES)}, got {got!r}")
+    encoded = _ids(path, table).dictionary_encode()
     code = np.asarray(encoded.indices, np.int64)
     found = np.empty(len(encoded.dictionary), object)
     found[code[::-1]] = roles[::-1]  # the first of several
     differs = found[code] != roles
     if differs.any():
-        raise LabelError(f"{path}: row {_row(differs)}: a slice has one role, got two")
+        raise LabelError(f"{path}: row {_row(table, differs)}: a slice has one role, got two")
     return found
 
 
