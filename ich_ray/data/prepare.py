@@ -25,7 +25,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.labels import read_labels
 from ich_ray.data.listing import Listing, list_files
 from ich_ray.data.pseudonyms import Pseudonyms
-from ich_ray.data.writing import Work, finish
+from ich_ray.data.writing import Work, finish, told_if_unwritten
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, Rejection, RejectionLimitError
 from ich_ray.results import LEAK
 from ich_ray.runtime import connected
@@ -109,7 +109,8 @@ def prepare(
     with exclusive(files.lock, "a dataset"):
         if files.plan.exists():
             _check_plan(files, plan, plan.keys() - _BESIDE_BLOCKS)
-        write_json(files.plan, plan)
+        with told_if_unwritten(files):
+            write_json(files.plan, plan)
         _say_missing_decoders()
         work = Work(files, _job(source, files, specs, size, plan), listing, table, seed, split)
         dataset = finish(work, _rows_of_all_files(work, address))

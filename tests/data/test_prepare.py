@@ -23,11 +23,9 @@ from ich_ray.data import chunks, writing
 from ich_ray.data.audit import audit_dataset
 from ich_ray.data.dataset import ROLES, PreparedDataset
 from ich_ray.data.prepare import prepare
-from ich_ray.data.pseudonyms import Pseudonyms
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, LabelError, RejectionLimitError, RoleError
 from ich_ray.results import LEAK
 from ich_ray.runtime import connected
-from ich_ray.storage import locate
 from tests.ct.files import compressed_image, head, make
 from tests.data.folders import PATIENTS, SLICES, add_rows, label_rows, spoil, write, write_cohort
 from tests.data.real import real_data
@@ -300,7 +298,7 @@ def test_equal_pixels_under_two_patients(tmp_path: Path, cohort: tuple[Path, Pat
 
 def test_a_file_that_goes_while_repeats_are_compared(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
     shutil.copy(cohort[0] / "ID_000.dcm", cohort[0] / "copy.dcm")
-    job = chunks.ChunkJob(locate(cohort[0]), locate(tmp_path), WINDOWS, 16, Pseudonyms(b"k" * 32), "plan")
+    job = _job(cohort[0], tmp_path)
     assert chunks.words_digest(job, "copy.dcm") == chunks.words_digest(job, "ID_000.dcm")
     (cohort[0] / "copy.dcm").unlink()
     with pytest.raises(IchRayError, match=r"copy.dcm: must stay as it was .*, got io_error: No such file.*; run again"):
@@ -410,6 +408,9 @@ def test_a_disk_that_cannot_be_written_is_one_line(
     monkeypatch.setattr(chunks, "write_bytes", full)
     with pytest.raises(IchRayError, match="a block must be written, got No space left on device"):
         chunks.run_chunk(_job(cohort[0], tmp_path), 0, ["ID_000.dcm"])
+    monkeypatch.setattr("ich_ray.data.prepare.write_json", full)
+    with pytest.raises(IchRayError, match=r"/new: the dataset must be written, got No space left on device; free sp"):
+        prepare(*cohort, tmp_path / "new", size=16)
 
 
 def _job(images: Path, folder: Path) -> chunks.ChunkJob:
