@@ -106,8 +106,8 @@ def run_chunk(job: ChunkJob, number: int, files: Sequence[str]) -> pa.Table:
     return table
 
 
-def finished_chunk(job: ChunkJob, number: int) -> pa.Table | None:
-    """The rows of a chunk that an earlier run completed, None if it did not."""
+def finished_chunk(job: ChunkJob, number: int, files: Sequence[str]) -> pa.Table | None:
+    """The rows of a chunk that an earlier run completed, None if it did not or was about other files."""
     if not job.rows(number).exists():
         return None
     try:
@@ -117,7 +117,8 @@ def finished_chunk(job: ChunkJob, number: int) -> pa.Table | None:
     facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     size_bytes = int(facts.get("bytes", "0"))
     whole = not size_bytes or (job.block(number).exists() and job.block(number).stat().st_size == size_bytes)
-    return table if whole and facts.get("plan") == job.plan and table.schema.names == ROWS.names else None
+    same = facts.get("plan") == job.plan and table.schema.names == ROWS.names
+    return table if whole and same and table["file"].to_pylist() == list(files) else None
 
 
 def block_facts(job: ChunkJob, number: int) -> tuple[int, str]:

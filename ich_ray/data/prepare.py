@@ -44,10 +44,11 @@ __all__ = ["DEFAULT_LIMIT_REJECTED", "prepare"]
 DEFAULT_LIMIT_REJECTED = 0.05
 
 # A chunk is a task and a block: 256 images of 128x128x3 are 12 MB and 0.25 s, against 0.02 s for handing it out. Few
-# files make smaller ones, so that all CPUs have work; the number depends on the files alone, or a rerun elsewhere would
+# files make smaller ones, so that all CPUs have work; the number depends on the plan alone, or a rerun elsewhere would
 # not fit the blocks that are there.
 _CHUNK_FILES = (16, 256)
 _CHUNKS = 24
+_BLOCK_BYTES = 2**28  # at most, as a task holds a block three times: 256 images of 1024x1024x3 took 2.6 GB for each CPU
 _LARGEST_SIZE = 1024
 _FAILED = "chunk_failed"
 _BESIDE_BLOCKS = {"labels", "seed", "split"}  # what a plan may change without touching the blocks
@@ -213,10 +214,10 @@ def _say_missing_decoders() -> None:
         )
 
 
-def _chunks(listing: Listing) -> list[tuple[str, ...]]:
+def _chunks(files: tuple[str, ...], image_bytes: int) -> list[tuple[str, ...]]:
     least, most = _CHUNK_FILES
-    length = min(max(math.ceil(len(listing.files) / _CHUNKS), least), most)
-    return [listing.files[start : start + length] for start in range(0, len(listing.files), length)]
+    length = min(max(math.ceil(len(files) / _CHUNKS), least), most, max(_BLOCK_BYTES // image_bytes, 1))
+    return [files[start : start + length] for start in range(0, len(files), length)]
 
 
 def _rows_of_all_files(work: Work, address: str | None) -> pa.Table:
@@ -224,8 +225,9 @@ def _rows_of_all_files(work: Work, address: str | None) -> pa.Table:
     refused = [{"file": file, "reason": reason, "detail": "", "chunk": -1, "row": -1}
                for file, reason in work.listing.refused]  # fmt: skip
     tables = [pa.Table.from_pylist(refused, ROWS)]
-    chunks = dict(enumerate(_chunks(work.listing)))
-    done = {number: table for number in chunks if (table := finished_chunk(work.job, number)) is not None}
+    chunks = dict(enumerate(_chunks(work.listing.files, len(work.job.windows) * work.job.size**2)))
+    done = {number: table for number, files in chunks.items()
+            if (table := finished_chunk(work.job, number, files)) is not None}  # fmt: skip
     tables += [table.replace_schema_metadata() for table in done.values()]
     missing = {number: files for number, files in chunks.items() if number not in done}
     count, rejected = sum(map(len, tables)), sum(map(_rejected, tables))

@@ -392,6 +392,18 @@ def test_only_missing_chunks_are_done_again(
     assert (blocks / "00000.arrow").stat().st_mtime_ns == stamp
 
 
+def test_chunks_of_other_files_are_done_again(
+    tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("ich_ray.data.prepare.finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("ich_ray.data.prepare._BLOCK_BYTES", 10 * 3 * 16**2)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(*cohort, tmp_path / "out", size=16)
+    assert len(list((tmp_path / "out" / "blocks").glob("*.arrow"))) == 3
+    check_complete(prepare(*cohort, tmp_path / "out", size=16))
+
+
 def test_a_disk_that_cannot_be_written_is_one_line(
     tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
