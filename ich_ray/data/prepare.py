@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from functools import partial
 from pathlib import PurePosixPath
@@ -28,8 +29,8 @@ from ich_ray.data.pseudonyms import Pseudonyms
 from ich_ray.data.writing import Work, finish, told_if_unwritten
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, Rejection, RejectionLimitError
 from ich_ray.results import LEAK
-from ich_ray.runtime import connected
-from ich_ray.storage import DatasetFiles, Location, exclusive, locate, read_json, sha256, write_json
+from ich_ray.runtime import ask_machines, connected
+from ich_ray.storage import DatasetFiles, Location, exclusive, is_local, locate, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -248,6 +249,8 @@ def _mapped(job: ChunkJob, chunks: dict[int, tuple[str, ...]], address: str | No
     with connected(address):
         import ray
 
+        needed = (job.images / next(iter(chunks.values()))[0], DatasetFiles(job.blocks.parent).plan)
+        ask_machines(_unseen, [str(path) for path in needed if is_local(path)])
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.op_resource_reservation_enabled = False  # it leaves one of two CPUs without work
@@ -263,6 +266,12 @@ def _mapped(job: ChunkJob, chunks: dict[int, tuple[str, ...]], address: str | No
                 yield table
         except ray.exceptions.RayError as error:
             raise _unforeseen(error) from None
+
+
+def _unseen(paths: list[str]) -> str:
+    """Which of the local files a machine does not see; empty if none."""
+    missing = next((path for path in paths if not os.path.exists(path)), "")  # noqa: PTH110
+    return f"{missing}: every machine must see this file, got none" if missing else ""
 
 
 def _run_batch(job: ChunkJob, batch: pa.Table) -> pa.Table:
