@@ -22,7 +22,7 @@ from ich_ray.progress import say
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["cluster_address", "connected", "knock", "on_node", "signals_given_back"]
+__all__ = ["ask_machines", "cluster_address", "connected", "knock", "on_node", "signals_given_back"]
 
 # Ray warns about its own future defaults on every start; none of these concern a user of this package.
 _QUIET = {
@@ -38,6 +38,7 @@ _PATIENCE_S = 40.0
 # Whoever ends this process may end a Ray beside it in the same moment: a group of processes, a job of a batch system.
 _PATIENCE_TERMINATED_S = 3.0
 _KNOCK_EVERY_S = 2.0
+_ANSWER_WITHIN_S = 30
 # While nobody answers: Ray's own threads connect again after a second, and abort with a page of addresses when the
 # head is another one.
 _KNOCK_AGAIN_S = 0.1
@@ -71,30 +72,38 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         yield
         return
     where = cluster_address(address)
+    with signals_given_back(signal.SIGTERM):  # Ray's handler would stay, and end with 15 what comes after the block
+        _start(where, cpus)
+        worker.print_to_stdstream = _say_first_line
+        over = threading.Event()
+        if not (where or "").startswith("ray://"):
+            threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address, over), daemon=True).start()
+        try:
+            with _terminated_as_interrupted():
+                yield
+        finally:
+            over.set()
+            ray.shutdown()
+
+
+def _start(where: str | None, cpus: int | None) -> None:
+    """Join the cluster at `where`, or start a Ray of this process."""
+    import ray
+
     if where:
         _join(where)
-    else:
-        unwritten = not _TOKEN.expanduser().exists()
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=f"/tmp/ich{os.getuid()}",  # noqa: S108  (a UNIX socket path may have 107 characters)
-        )
-        if unwritten and _TOKEN.expanduser().exists():
-            _TOKEN.expanduser().chmod(0o600)  # Ray has just made it, for all to read
-    worker.print_to_stdstream = _say_first_line
-    over = threading.Event()
-    if not (where or "").startswith("ray://"):
-        threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address, over), daemon=True).start()
-    try:
-        with _terminated_as_interrupted():
-            yield
-    finally:
-        over.set()
-        ray.shutdown()
+        return
+    unwritten = not _TOKEN.expanduser().exists()
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=f"/tmp/ich{os.getuid()}",  # noqa: S108  (a UNIX socket path may have 107 characters)
+    )
+    if unwritten and _TOKEN.expanduser().exists():
+        _TOKEN.expanduser().chmod(0o600)  # Ray has just made it, for all to read
 
 
 @contextmanager
@@ -144,6 +153,37 @@ def on_node(node: str, function: Any, *arguments: Any) -> Any:
 
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments)
+
+
+def ask_machines(look: Any, *arguments: Any) -> None:
+    """Where a cluster has several machines, let each look whether all is as the work needs it.
+
+    Args:
+        look: runs on a machine and returns what is wrong there, empty if nothing.
+        arguments: of `look`.
+
+    Raises:
+        ConfigError: something is wrong on a machine, or it does not answer; it is named.
+    """
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    if len(alive) < 2:
+        return
+    asked = {on_node(node["NodeID"], look, *arguments): node["NodeManagerAddress"] for node in alive}
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
+    for reference in ready:
+        try:
+            problem = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            problem = f"must be able to look at its files, got {type(error).__name__}"
+        if problem:
+            raise ConfigError(f"machine {asked[reference]}: {problem}; use a folder that all machines share, or a URI")
+    if late:
+        where = asked[late[0]]
+        raise ConfigError(
+            f"machine {where}: must answer within {_ANSWER_WITHIN_S} s, got nothing; check it with `ray status`"
+        )
 
 
 def _say_first_line(data: Any, ignore_prefix: bool = False) -> None:  # noqa: ARG001

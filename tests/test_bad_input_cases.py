@@ -41,7 +41,10 @@ CASES: dict[int, tuple[str, ...]] = {
         "search/test_preflight.py::test_what_can_never_run_is_refused",
         "search/test_run.py::test_what_cannot_run_is_refused_before_anything_is_written",
     ),
-    50: ("search/test_cluster_search.py::test_a_machine_that_sees_other_data_is_named",),
+    50: (
+        "search/test_cluster_search.py::test_a_machine_that_sees_other_data_is_named",
+        "search/test_cluster_search.py::test_a_machine_that_sees_no_images_is_named",
+    ),
     51: ("search/test_run.py::test_a_finished_search_stays_as_it_is",),
     52: (
         "data/test_faults.py::test_a_full_disk",

@@ -25,12 +25,14 @@ def test_a_private_ray_ends_with_its_block_and_an_inner_block_shares_it(monkeypa
     import ray
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = signal.getsignal(signal.SIGTERM)
     with connected(cpus=1):
         assert ray.cluster_resources()["CPU"] == 1
         with connected():
             assert ray.cluster_resources()["CPU"] == 1
         assert ray.is_initialized()
     assert not ray.is_initialized()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 class Ended(Exception):

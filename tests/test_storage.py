@@ -38,6 +38,11 @@ def test_local_paths_are_absolute_and_uris_stay_uris(tmp_path: Path, monkeypatch
     assert not is_local(locate("memory://bucket/a"))
 
 
+def test_a_home_folder_that_nobody_has() -> None:
+    with pytest.raises(ConfigError, match=r"~nobody-is-called-so/x: the home folder"):
+        locate("~nobody-is-called-so/x")
+
+
 @pytest.mark.parametrize("protocol", ["file", "local"])
 def test_a_uri_of_this_machine_is_a_path_that_is_locked_and_replaced_like_any(protocol: str, tmp_path: Path) -> None:
     path = locate(f"{protocol}://{tmp_path}/a b")

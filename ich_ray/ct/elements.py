@@ -22,6 +22,7 @@ ByteOrder = Literal["<", ">"]
 # A 512x512 slice is 0.5 MiB; nothing that is one slice comes near this.
 FILE_LIMIT_BYTES = 64 * 2**20
 NESTING_LIMIT = 32
+ELEMENT_LIMIT = 2**16  # a slice has a few hundred; a file of empty ones would take 20 s and 2 GB
 
 PIXEL_DATA = 0x7FE00010
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -155,8 +156,8 @@ class _Walk:
     def run(self, position: int, only_group: int | None = None) -> int:
         """Record every top-level element from `position` on; stop before a group other than `only_group`."""
         while position < self._end:
-            if PIXEL_DATA in self.spans and not bytes(self.data[position:]).strip(b"\0"):
-                break  # zeros after the pixels are padding of the file
+            if PIXEL_DATA in self.spans and self._is_padding(position):
+                break
             if only_group is not None and int.from_bytes(self.data[position : position + 2], "little") != only_group:
                 break
             tag, vr, length, start = self._head(position)
@@ -166,7 +167,13 @@ class _Walk:
             if vr not in _SHORT_VR or tag == PIXEL_DATA or position > self._end:  # few: all others end there
                 position = self._after(tag, vr, length, start, 0)
             self.spans[tag] = (start, position)
+            if len(self.spans) > ELEMENT_LIMIT:
+                raise Rejection("header_invalid", f"a data set may have {ELEMENT_LIMIT} elements")
         return position
+
+    def _is_padding(self, position: int) -> bool:
+        """Whether only zeros follow; the rest is looked at, and copied, only where the next tag is zero."""
+        return not (bytes(self.data[position : position + 4]).strip(b"\0") or bytes(self.data[position:]).strip(b"\0"))
 
     def _head(self, position: int) -> tuple[int, bytes, int, int]:
         """Tag, VR (empty if implicit), length and start of the value of the element at `position`."""

@@ -22,7 +22,7 @@ from ich_ray.ct.anatomy import Canvas, Head, Pixels, Section
 from ich_ray.ct.bleeding import SUBTYPES, Bleed, bleed_into
 from ich_ray.errors import ConfigError
 from ich_ray.progress import bar
-from ich_ray.storage import Location, locate, write_bytes
+from ich_ray.storage import Location, check_folder, locate, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,10 +165,11 @@ def write_phantom(folder: Location, patients: int, seed: int, slices: int = 8, s
         size: rows and columns; RSNA has 512, and 256 takes a quarter of the space.
 
     Raises:
-        ConfigError: an argument out of range, or `folder` holds other images or a label table.
+        ConfigError: an argument out of range, or `folder` holds other images or a label table or cannot be written.
     """
     files = PhantomFiles(locate(folder) / "stage_2_train", locate(folder) / "stage_2_train.csv")
     _check(patients, seed, slices, size)
+    check_folder(files.images, "phantom")
     everyone = [_Patient.draw(number, seed, slices) for number in range(patients)]
     _check_empty(files, everyone)
     files.images.mkdir(parents=True, exist_ok=True)

@@ -28,8 +28,6 @@ _LOSSY = frozenset(f"1.2.840.10008.1.2.4.{last}" for last in (50, 51, 81, 91, 20
 _LOSSLESS = frozenset(f"1.2.840.10008.1.2.4.{last}" for last in (57, 70, 80, 90, 201, 202))
 COMPRESSED = _LOSSLESS | _LOSSY | {_RLE}
 
-SIDE_LIMIT = 16_384
-
 # JPEG and JPEG-LS frame headers (ITU-T T.81 B.1.1.3, T.87); the other markers of C0..CF are tables.
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 
@@ -47,6 +45,11 @@ class PixelLayout:
     @property
     def size_bytes(self) -> int:
         return self.rows * self.columns * self.bits_allocated // 8
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether the square that a slice is padded to would be larger than a file: 65,535x1 pixels pad to 17 GB."""
+        return max(self.rows, self.columns) ** 2 * self.bits_allocated // 8 > FILE_LIMIT_BYTES
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -73,7 +76,7 @@ def stored_words(elements: Elements, layout: PixelLayout) -> tuple[NDArray[Any],
 
 
 def _native(elements: Elements, layout: PixelLayout) -> tuple[NDArray[Any], list[str]]:
-    if layout.size_bytes > FILE_LIMIT_BYTES or max(layout.rows, layout.columns) > SIDE_LIMIT:
+    if layout.is_too_large:
         raise Rejection("dims_limit", f"{layout.rows}x{layout.columns} pixels are more than a slice may have")
     if elements.fragments:
         raise Rejection("decode_error", "encapsulated PixelData under a native transfer syntax")
@@ -102,7 +105,7 @@ def _without_high_bits(words: NDArray[Any], layout: PixelLayout) -> tuple[NDArra
 
 
 def _decoded(elements: Elements, layout: PixelLayout) -> NDArray[Any]:
-    if layout.size_bytes > FILE_LIMIT_BYTES:
+    if layout.is_too_large:
         raise Rejection("size_limit", f"{layout.rows}x{layout.columns} pixels are more than a slice may have")
     if len(elements.fragments) < 2:
         raise Rejection("decode_error", "no encapsulated frame under a compressed transfer syntax")

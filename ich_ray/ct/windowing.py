@@ -6,6 +6,7 @@ are multi-valued in half the files and inconsistent in the others.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +24,24 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_WINDOWS", "WINDOWS", "WindowSpec", "parse_windows", "window_slice"]
 
+_FARTHEST_HU = 2**17
+_NAME = re.compile(r"[\w-]+")
 _BLACK_HU = -32768  # below every window that shows anything
 _LARGEST_INTEGER_SLOPE = 1000  # 16-bit words times this fit into 32 bits
 _WIDEST_INTEGER_SUM = 2**31 - 1
 
 
 class WindowSpec(BaseModel):
-    """A window: HU from `center_hu - width_hu / 2` (black) to `center_hu + width_hu / 2` (white)."""
+    """A window: HU from `center_hu - width_hu / 2` (black) to `center_hu + width_hu / 2` (white).
+
+    Far beyond 16-bit words there is nothing to see, and edges would not fit the kernels.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    center_hu: float = Field(allow_inf_nan=False)
-    width_hu: float = Field(gt=0, allow_inf_nan=False)
+    center_hu: float = Field(ge=-_FARTHEST_HU, le=_FARTHEST_HU, allow_inf_nan=False)
+    width_hu: float = Field(gt=0, le=_FARTHEST_HU, allow_inf_nan=False)
 
 
 WINDOWS = {
@@ -54,19 +60,22 @@ def parse_windows(text: str) -> tuple[WindowSpec, ...]:
     """Windows from `brain,subdural` or, for other ones, `name=center/width` such as `stroke=32/8`.
 
     Raises:
-        ConfigError: an unknown name, a repeated one, or a width that is not positive.
+        ConfigError: an unknown name, a repeated one, or numbers that are none of a window.
     """
     windows: list[WindowSpec] = []
     for part in text.split(","):
-        name, _, numbers = part.strip().partition("=")
-        if numbers:
+        name, is_new, numbers = part.strip().partition("=")
+        if is_new:
             try:
                 center, width = (float(number) for number in numbers.split("/"))
                 windows.append(WindowSpec(name=name, center_hu=center, width_hu=width))
             except ValueError:
                 raise ConfigError(
-                    f"--windows: {name}: center/width in HU with width > 0 must hold, got {numbers!r}"
+                    f"--windows: name=center/width in HU, within {_FARTHEST_HU:,} and the width above 0, must hold, "
+                    f"got {part!r}"
                 ) from None
+            if not _NAME.fullmatch(name):
+                raise ConfigError(f"--windows: a name of letters, digits, _ and - must be given, got {name!r}")
         elif name in WINDOWS:
             windows.append(WINDOWS[name])
         else:

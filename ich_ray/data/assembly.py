@@ -115,13 +115,20 @@ def assemble(
     kept = np.flatnonzero(reasons == "")
     refused = np.flatnonzero(reasons != "")
     # A file that could not be read has no id; by the name of its file, at least, its label is not without a file.
-    stems = pc.replace_substring_regex(rows["file"].combine_chunks().take(pa.array(refused)), r"^.*/|\.[^./]*$", "")
-    unmatched = np.setdiff1d(np.arange(len(labels)), [*places, *labels.find(stems)])
+    names = pc.replace_substring_regex(rows["file"].combine_chunks().take(pa.array(refused)), r"^.*/", "")
+    stems = pc.replace_substring_regex(names, r"\.[^.]*$", "")
+    unmatched = np.setdiff1d(np.arange(len(labels)), [*places, *labels.find(names), *labels.find(stems)])
     accepted, values = rows.take(kept), labels.values[places[kept]]
-    if split == "slice":
-        roles, folds = _divide_slices(accepted, values, labels, seed)
-    else:
-        roles, folds = _divide(accepted, values, labels, places[kept], (pseudonyms, seed))
+    try:
+        if split == "slice":
+            roles, folds = _divide_slices(accepted, values, labels, seed)
+        else:
+            roles, folds = _divide(accepted, values, labels, places[kept], (pseudonyms, seed))
+    except RoleError as error:
+        if not len(refused):
+            raise
+        why = ", ".join(f"{reason} {count}" for reason, count in Counter(reasons[refused]).most_common(4))
+        raise RoleError(f"{error}; {len(refused)} of {len(rows)} files were not accepted ({why})") from None
     without_file = labels.slice_ids.take(pa.array(unmatched))
     table = pa.table(
         {
@@ -219,14 +226,14 @@ def _divide_slices(
 
 
 def _flag_shared_pixels(accepted: pa.Table, roles: NDArray[np.object_], split: Split) -> pa.Table:
-    """Flag images that stand under two patients; near-empty slices may well be alike.
+    """Flag images that stand under two patients; near-empty slices, and those in which nothing shows, may be alike.
 
     Raises:
         RoleError: such an image is in two roles that were drawn by patient, so that a model could be tested on what
             it was trained on.
     """
     flags, patients = _column(accepted, "flags"), _column(accepted, "patient").astype(str)
-    full = np.flatnonzero(~np.array(["near_empty" in flag for flag in flags], bool))
+    full = np.flatnonzero(~np.array(["near_empty" in flag or "blank" in flag for flag in flags], bool))
     images = _column(accepted, "pixels")[full].astype(str)
     for image in np.unique(images[_partners(images, patients[full]) > 1]):
         rows = full[images == image]

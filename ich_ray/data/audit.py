@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow.compute as pc
 
-from ich_ray.data.dataset import DatasetManifest
+from ich_ray.data.dataset import DatasetManifest, map_block
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.progress import bar
-from ich_ray.storage import DatasetFiles, Record, locate, read_record, read_table, sha256, system_reason
+from ich_ray.storage import DatasetFiles, Record, is_local, locate, read_record, read_table, sha256, system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,9 +138,10 @@ def _accepted(slices: pa.Table, manifest: DatasetManifest) -> Iterator[str]:
     if images != len(slices) or images != lengths.sum():
         yield f"slices.parquet: {lengths.sum()} images must have one row each, got {images} in {len(slices)} rows"
     roles = Counter(slices["role"].to_pylist())
-    for role, counts in manifest.roles.items():
-        if roles[role] != counts.slices:
-            yield f"slices.parquet: {counts.slices} {role} slices must be there, got {roles[role]}"
+    told = {str(role): counts.slices for role, counts in manifest.roles.items()}
+    for role in sorted({*told, *map(str, roles)}):
+        if roles[role] != told.get(role, 0):
+            yield f"slices.parquet: {told.get(role, 0)} {role} slices must be there, got {roles[role]}"
     if manifest.split == "slice":  # nothing is broken, but it is said
         return
     pairs = set(zip(slices["patient"].to_pylist(), slices["role"].to_pylist(), strict=True))
@@ -170,11 +171,19 @@ def _twice(slices: pa.Table, refused: pa.Table) -> Iterator[str]:
 
 
 def _blocks(files: DatasetFiles, manifest: DatasetManifest) -> Iterator[str]:
+    shape = (len(manifest.windows), manifest.size, manifest.size)
     with bar("audit", len(manifest.blocks), "blocks") as advance:
         for number, block in enumerate(manifest.blocks):
-            path = files.root / block.file
-            if not path.exists():
+            try:
+                path = files.root / block.file
+                if sha256(path) != block.sha256:
+                    yield f"{block.file}: SHA-256 must equal the manifest's, got another one"
+                elif is_local(path) and (found := map_block(path).shape) != (block.rows, *shape):
+                    yield f"{block.file}: {block.rows} images of {shape} must be there, got {found}"
+            except IntegrityError as error:
+                yield str(error)
+            except FileNotFoundError:
                 yield f"{block.file}: the block must be there, got none"
-            elif sha256(path) != block.sha256:
-                yield f"{block.file}: SHA-256 must equal the manifest's, got another one"
+            except OSError as error:
+                yield f"{block.file}: the block must be readable, got {system_reason(error)}"
             advance(number + 1)

@@ -106,8 +106,8 @@ def run_chunk(job: ChunkJob, number: int, files: Sequence[str]) -> pa.Table:
     return table
 
 
-def finished_chunk(job: ChunkJob, number: int) -> pa.Table | None:
-    """The rows of a chunk that an earlier run completed, None if it did not."""
+def finished_chunk(job: ChunkJob, number: int, files: Sequence[str]) -> pa.Table | None:
+    """The rows of a chunk that an earlier run completed, None if it did not or was about other files."""
     if not job.rows(number).exists():
         return None
     try:
@@ -117,7 +117,8 @@ def finished_chunk(job: ChunkJob, number: int) -> pa.Table | None:
     facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     size_bytes = int(facts.get("bytes", "0"))
     whole = not size_bytes or (job.block(number).exists() and job.block(number).stat().st_size == size_bytes)
-    return table if whole and facts.get("plan") == job.plan and table.schema.names == ROWS.names else None
+    same = facts.get("plan") == job.plan and table.schema.names == ROWS.names
+    return table if whole and same and table["file"].to_pylist() == list(files) else None
 
 
 def block_facts(job: ChunkJob, number: int) -> tuple[int, str]:
@@ -133,8 +134,17 @@ def block_bytes(images: NDArray[np.uint8]) -> bytes:
 
 
 def words_digest(job: ChunkJob, file: str) -> str:
-    """A digest of the stored words of a slice: what decides whether two files hold the same pixels."""
-    ct = job.read(file)
+    """A digest of the stored words of a slice: what decides whether two files hold the same pixels.
+
+    Raises:
+        IchRayError: the file cannot be read any more.
+    """
+    try:
+        ct = job.read(file)
+    except Rejection as rejection:
+        raise IchRayError(
+            f"{job.images / file}: must stay as it was until the dataset is written, got {rejection}; run again"
+        ) from None
     return hashlib.sha256(f"{ct.slope} {ct.intercept} {ct.stored.shape}".encode() + ct.stored.tobytes()).hexdigest()
 
 
@@ -165,7 +175,12 @@ def _read(job: ChunkJob, file: str, out: NDArray[np.uint8]) -> dict[str, Any]:
         "series": names.name("series", header.series),
         "token": names.masked_token(header.patient),
         "position_mm": header.position_mm,
-        "flags": ",".join(header.flags),
+        "flags": ",".join(sorted((*header.flags, *(("blank",) if _is_blank(out) else ())))),
         "representation": f"{'int' if header.signed else 'uint'}{header.bits_stored}",
         "pixels": hashlib.sha256(out.data).hexdigest()[:32],
     }
+
+
+def _is_blank(image: NDArray[np.uint8]) -> bool:
+    """Whether each window shows one value only, as one far from the values of a slice does."""
+    return bool((image == image[:, :1, :1]).all())

@@ -33,6 +33,7 @@ from ich_ray.storage import (
     read_table,
     sha256,
 )
+from ich_ray.storage.places import unreadable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,6 +53,7 @@ __all__ = [
 
 SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 LABELS = (*SUBTYPES, "any")
+_NEEDED = {"patient", "role", "any", "block", "row"}
 Role = Literal["train", "validation", "calibration", "test"]
 ROLES: tuple[Role, ...] = ("train", "validation", "calibration", "test")
 
@@ -176,7 +178,7 @@ class PreparedDataset:
                 "put the dataset back where every machine sees it, or search again"
             )
         # One listing: object storage takes 50 ms to say that one file exists.
-        there = {path.name for path in files.blocks.iterdir()} if files.blocks.exists() else set()
+        there = {path.name for path in files.blocks.iterdir()} if files.blocks.is_dir() else set()
         for block in manifest.blocks:
             path = files.root / block.file
             if path.name not in there:
@@ -198,8 +200,22 @@ class PreparedDataset:
 
     @cached_property
     def slices(self) -> pa.Table:
-        """slices.parquet: one row per accepted slice."""
-        return read_table(self.files.slices)
+        """slices.parquet: one row per accepted slice.
+
+        Raises:
+            IntegrityError: it is missing, damaged or without a column that everything needs.
+            ConfigError: nobody may read it.
+        """
+        path, remedy = self.files.slices, "prepare the dataset again"
+        try:
+            table = read_table(path)
+        except FileNotFoundError:
+            raise IntegrityError(f"{path}: a row per accepted slice must be there, got no file; {remedy}") from None
+        except OSError as error:
+            raise unreadable(path, error) from None
+        if missing := sorted(_NEEDED - {*table.column_names}):
+            raise IntegrityError(f"{path}: a column {missing[0]} must be there, got none; {remedy}")
+        return table
 
     def column(self, name: str) -> NDArray[np.object_]:
         return np.asarray(self.slices[name].to_numpy(zero_copy_only=False))

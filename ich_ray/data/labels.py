@@ -10,7 +10,10 @@ place with a reason. Knows nothing of image files.
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from ich_ray.data.dataset import LABELS, ROLES
+from ich_ray.data.dataset import LABELS, ROLES, SUBTYPES
 from ich_ray.errors import ConfigError, LabelError
 from ich_ray.storage import Location, is_local, locate
 
@@ -31,6 +34,9 @@ __all__ = ["LabelTable", "read_labels"]
 MISSING = -1
 _ANY = LABELS.index("any")
 _HEADER_BYTES = 1 << 16
+_NUMBER = "#"
+_WANTED = {"id", "slice_id", "label", "role", *LABELS}
+_ALIKE = 0.85  # `roles` and `subdual` are, `rule` and `subdural_left` are not
 _VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}  # whole numbers with a fraction are what pandas writes beside a gap
 
 
@@ -113,12 +119,10 @@ class _Layout:
 
 
 def _layout(path: UPath) -> _Layout:
-    try:
-        with _open(path) as source:
-            lines = source.read(_HEADER_BYTES).decode("utf-8-sig", "replace").splitlines()
-    except OSError:
-        lines = []
+    lines = _head(path).decode("utf-8-sig", "replace").splitlines()
     number, line = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (1, ""))
+    if any(character < " " for character in line.replace("\t", "")):
+        raise LabelError(f"{path}: must be a CSV file in UTF-8, or one as .gz, got other bytes; export it so")
     delimiter = max(",;\t", key=line.count)
     columns = [name.strip().lower() for name in next(csv.reader([line], delimiter=delimiter), [])]
     known = {"id", "label"} == set(columns) or ({"id", "slice_id"} & set(columns) and {*LABELS} & set(columns))
@@ -127,26 +131,47 @@ def _layout(path: UPath) -> _Layout:
             f"{path}: the columns must be `ID,Label`, or `id` (or `slice_id`) with {', '.join(LABELS)}, each once; got "
             f"{', '.join(columns)[:200] or 'none'}"
         )
+    _check_spelling(path, columns)
     return _Layout(columns, delimiter, number)
 
 
+def _head(path: UPath) -> bytes:
+    try:
+        with _open(path) as source:
+            return bytes(source.read(_HEADER_BYTES))
+    except OSError as error:
+        said = os.strerror(error.errno).lower() if error.errno else str(error).splitlines()[0][:80]
+        raise LabelError(f"{path}: must be a CSV file that can be read, got {said}; correct --labels") from None
+
+
+def _check_spelling(path: UPath, columns: list[str]) -> None:
+    """Other columns are ignored, but not one that was meant to be a role or a subtype."""
+    missing = {*SUBTYPES, "role"} - set(columns)
+    for name in columns:
+        if name not in _WANTED and (meant := get_close_matches(name, missing, n=1, cutoff=_ALIKE)):
+            raise LabelError(f"{path}: a column must not be almost {meant[0]}, got {name!r}; rename it")
+
+
 def _read(path: UPath, layout: _Layout) -> pa.Table:
-    """All wanted columns as strings. One thread, because only so does Arrow know the number of a bad row."""
+    """All wanted columns as strings, and the number of each row, without rows that say nothing.
+
+    One thread, because only so does Arrow know the number of a bad row.
+    """
     bad: list[pacsv.InvalidRow] = []
 
     def refuse(row: pacsv.InvalidRow) -> str:
         bad.append(row)
         return "error"
 
-    wanted = [name for name in layout.columns if name in {"id", "slice_id", "label", "role", *LABELS}]
+    wanted = [name for name in layout.columns if name in _WANTED]
     try:
         with _open(path) as source:
-            return pacsv.read_csv(
+            table = pacsv.read_csv(
                 source,
                 pacsv.ReadOptions(
                     column_names=layout.columns, skip_rows=layout.lines, use_threads=False, block_size=1 << 24
                 ),
-                pacsv.ParseOptions(delimiter=layout.delimiter, invalid_row_handler=refuse),
+                pacsv.ParseOptions(delimiter=layout.delimiter, invalid_row_handler=refuse, ignore_empty_lines=False),
                 pacsv.ConvertOptions(
                     column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted, strings_can_be_null=False
                 ),
@@ -159,37 +184,41 @@ def _read(path: UPath, layout: _Layout) -> pa.Table:
             ) from None
         raise LabelError(f"{path}: must be a CSV file in UTF-8, got {str(error).splitlines()[0][:80]}") from None
 
+    says = [pc.not_equal(column, "") for column in table.columns]
+    numbers = pa.array(np.arange(len(table)) + layout.lines + 1)
+    return table.append_column(_NUMBER, numbers).filter(reduce(pc.or_, says))
 
-def _row(where: NDArray[Any]) -> int:
-    """The first row of the file at which `where` holds; the header is row 1."""
-    return int(np.argmax(where)) + 2
+
+def _row(table: pa.Table, where: NDArray[Any]) -> int:
+    """The first row of the file at which `where` holds, as a spreadsheet counts."""
+    return int(table[_NUMBER][int(np.argmax(where))].as_py())
 
 
-def _numbers(path: UPath, name: str, column: pa.ChunkedArray, may_be_empty: bool) -> NDArray[np.int64]:
+def _numbers(path: UPath, name: str, table: pa.Table, may_be_empty: bool) -> NDArray[np.int64]:
     """0, 1 or MISSING per row."""
-    encoded = column.combine_chunks().dictionary_encode()
+    encoded = table[name.lower()].combine_chunks().dictionary_encode()
     texts = [text.strip() for text in encoded.dictionary.to_pylist()]
     known = _VALUES | {"": MISSING} if may_be_empty else _VALUES
     codes = np.asarray(encoded.indices)
     bad = np.array([text not in known for text in texts])
     if bad.any():
-        row = _row(bad[codes])
-        text = texts[codes[row - 2]]
+        text = texts[codes[np.argmax(bad[codes])]]
+        row = _row(table, bad[codes])
         raise LabelError(f"{path}: row {row}: {name} must be 0 or 1, got {text[:20]!r}; correct the table")
     return np.asarray(np.array([known[text] for text in texts])[codes], np.int64)
 
 
-def _ids(path: UPath, column: pa.ChunkedArray) -> pa.Array:
-    ids = pc.utf8_trim_whitespace(column).combine_chunks()
+def _ids(path: UPath, table: pa.Table) -> pa.Array:
+    ids = pc.utf8_trim_whitespace(table["id" if "id" in table.column_names else "slice_id"]).combine_chunks()
     empty = np.asarray(pc.equal(ids, ""))
     if empty.any():
-        raise LabelError(f"{path}: row {_row(empty)}: a slice must be named, got an empty id")
+        raise LabelError(f"{path}: row {_row(table, empty)}: a slice must be named, got an empty id")
     return ids
 
 
 def _long(path: UPath, table: pa.Table) -> _Cells:
     """Cells of the long table; the label is what follows the last `_` of the ID."""
-    names, numbers = _ids(path, table["id"]), _numbers(path, "Label", table["label"], may_be_empty=False)
+    names, numbers = _ids(path, table), _numbers(path, "Label", table, may_be_empty=False)
     ids, labels, values = [], [], []
     unknown = np.ones(len(names), bool)
     for label, name in enumerate(LABELS):
@@ -200,8 +229,8 @@ def _long(path: UPath, table: pa.Table) -> _Cells:
         values.append(numbers[here])
     if unknown.any():
         raise LabelError(
-            f"{path}: row {_row(unknown)}: an ID must end in one of _{', _'.join(LABELS)}, "
-            f"got {names[_row(unknown) - 2].as_py()[-40:]!r}"
+            f"{path}: row {_row(table, unknown)}: an ID must end in one of _{', _'.join(LABELS)}, "
+            f"got {names[int(np.argmax(unknown))].as_py()[-40:]!r}"
         )
     encoded = pa.concat_arrays(ids).dictionary_encode()
     return _Cells(encoded.dictionary, np.asarray(encoded.indices, np.int64), np.concatenate(labels),
@@ -209,12 +238,12 @@ def _long(path: UPath, table: pa.Table) -> _Cells:
 
 
 def _wide(path: UPath, table: pa.Table) -> _Cells:
-    encoded = _ids(path, table["id" if "id" in table.column_names else "slice_id"]).dictionary_encode()
+    encoded = _ids(path, table).dictionary_encode()
     code, labels, values, codes = np.asarray(encoded.indices, np.int64), [], [], []
     for label, name in enumerate(LABELS):
         if name not in table.column_names:
             continue
-        numbers = _numbers(path, name, table[name], may_be_empty=name != "any")
+        numbers = _numbers(path, name, table, may_be_empty=name != "any")
         known = numbers != MISSING
         codes.append(code[known])
         labels.append(np.full(int(known.sum()), label))
@@ -229,15 +258,15 @@ def _roles(path: UPath, table: pa.Table) -> NDArray[np.object_] | None:
     roles = np.array([text.strip().lower() for text in table["role"].to_pylist()], object)
     unknown = ~np.isin(roles.astype(str), ROLES)
     if unknown.any():
-        row = _row(unknown)
-        raise LabelError(f"{path}: row {row}: role must be one of {', '.join(ROLES)}, got {roles[row - 2][:20]!r}")
-    encoded = _ids(path, table["id" if "id" in table.column_names else "slice_id"]).dictionary_encode()
+        row, got = _row(table, unknown), roles[np.argmax(unknown)][:20]
+        raise LabelError(f"{path}: row {row}: role must be one of {', '.join(ROLES)}, got {got!r}")
+    encoded = _ids(path, table).dictionary_encode()
     code = np.asarray(encoded.indices, np.int64)
     found = np.empty(len(encoded.dictionary), object)
     found[code[::-1]] = roles[::-1]  # the first of several
     differs = found[code] != roles
     if differs.any():
-        raise LabelError(f"{path}: row {_row(differs)}: a slice has one role, got two")
+        raise LabelError(f"{path}: row {_row(table, differs)}: a slice has one role, got two")
     return found
 
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from upath import UPath
+
+from ich_ray.ct.elements import FILE_LIMIT_BYTES
 from ich_ray.storage import is_local
+from ich_ray.storage.places import unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from upath import UPath
 
 __all__ = ["Listing", "list_files"]
 
@@ -28,7 +30,8 @@ class Listing:
 
     Attributes:
         files: relative paths, sorted.
-        refused: relative path and reason (`path_escape`, `not_regular` or `name_invalid`) of what is not opened.
+        refused: relative path and reason (`path_escape`, `not_regular` or `name_invalid`, on object storage also
+            `size_limit`) of what is not opened.
         digest: of the names, sizes and times of change of `files`: it changes when an input does.
     """
 
@@ -41,9 +44,13 @@ class Listing:
 
 
 def list_files(root: UPath, skip: UPath | None = None) -> Listing:
-    """List a local folder or one on object storage; `skip` is not one of the images, such as the label table."""
+    """List a local folder or one on object storage; `skip` is not one of the images, such as the label table.
+
+    Raises:
+        ConfigError: a folder cannot be read, so that nobody knows what lies in it.
+    """
     found = sorted(_walk_local(Path(str(root))) if is_local(root) else _walk_remote(root))
-    left_out = os.path.relpath(str(skip), str(root)) if skip is not None and is_local(root) and is_local(skip) else ""
+    left_out = os.path.relpath(skip.path, root.path) if skip is not None and skip.protocol == root.protocol else ""
     found = [entry for entry in found if entry[0] != left_out]
     digest = hashlib.sha256()
     for name, reason, stamp in found:
@@ -61,31 +68,39 @@ def _walk_local(root: Path) -> Iterator[tuple[str, str, str]]:
     home = root.resolve()
     folders = [str(root)]
     while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                name = os.path.relpath(entry.path, root)
-                if not name.isprintable() or not _is_text(name):
-                    yield name.encode("utf-8", "backslashreplace").decode(), "name_invalid", ""
+        for entry in _entries(folders.pop()):
+            name = os.path.relpath(entry.path, root)
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if is_folder:
+                folders.append(entry.path)
+                if not name.lower().endswith(".dcm"):
                     continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                    if name.lower().endswith(".dcm"):
-                        yield name, "not_regular", ""
-                    continue
-                reason = _refusal(entry, home)
-                if reason is not None:
-                    facts = None if reason else entry.stat()
-                    yield name, reason, f"{facts.st_size} {facts.st_mtime_ns}" if facts else ""
+            if not name.isprintable() or not _is_text(name):
+                yield name.encode("utf-8", "backslashreplace").decode(), "name_invalid", ""
+                continue
+            reason = "not_regular" if is_folder else _refusal(entry, home)
+            if reason is not None:
+                facts = None if reason else entry.stat()
+                yield name, reason, f"{facts.st_size} {facts.st_mtime_ns}" if facts else ""
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise unreadable(UPath(folder), error) from None
 
 
 def _refusal(entry: os.DirEntry[str], home: Path) -> str | None:
     """Why an entry that is no folder is refused; empty if it is not, None for a link to a folder that is listed."""
     if entry.is_symlink():
-        target = Path(entry.path).resolve()
+        target = Path(os.path.realpath(entry.path))  # `Path.resolve` raises where a link leads to itself
         if not target.is_relative_to(home):
             return "path_escape"
         if target.is_dir():
             return None
+        return "" if target.is_file() else "not_regular"
     return "" if entry.is_file() else "not_regular"
 
 
@@ -101,4 +116,5 @@ def _walk_remote(root: UPath) -> Iterator[tuple[str, str, str]]:
     base = root.path.rstrip("/")
     for path, facts in root.fs.find(base, detail=True).items():
         stamp = facts.get("ETag") or facts.get("LastModified") or facts.get("created") or ""
-        yield path[len(base) :].lstrip("/") if path.startswith(base) else path, "", f"{facts.get('size')} {stamp}"
+        reason = "size_limit" if (facts.get("size") or 0) > FILE_LIMIT_BYTES else ""  # it would come whole into memory
+        yield path[len(base) :].lstrip("/") if path.startswith(base) else path, reason, f"{facts.get('size')} {stamp}"

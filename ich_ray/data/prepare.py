@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from functools import partial
 from pathlib import PurePosixPath
@@ -25,11 +26,11 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.labels import read_labels
 from ich_ray.data.listing import Listing, list_files
 from ich_ray.data.pseudonyms import Pseudonyms
-from ich_ray.data.writing import Work, finish
-from ich_ray.errors import ConfigError, IchRayError, Rejection, RejectionLimitError
+from ich_ray.data.writing import Work, finish, told_if_unwritten
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError, Rejection, RejectionLimitError
 from ich_ray.results import LEAK
-from ich_ray.runtime import connected
-from ich_ray.storage import DatasetFiles, Location, exclusive, locate, read_json, sha256, write_json
+from ich_ray.runtime import ask_machines, connected
+from ich_ray.storage import DatasetFiles, Location, exclusive, is_local, locate, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,10 +45,11 @@ __all__ = ["DEFAULT_LIMIT_REJECTED", "prepare"]
 DEFAULT_LIMIT_REJECTED = 0.05
 
 # A chunk is a task and a block: 256 images of 128x128x3 are 12 MB and 0.25 s, against 0.02 s for handing it out. Few
-# files make smaller ones, so that all CPUs have work; the number depends on the files alone, or a rerun elsewhere would
+# files make smaller ones, so that all CPUs have work; the number depends on the plan alone, or a rerun elsewhere would
 # not fit the blocks that are there.
 _CHUNK_FILES = (16, 256)
 _CHUNKS = 24
+_BLOCK_BYTES = 2**28  # at most, as a task holds a block three times: 256 images of 1024x1024x3 took 2.6 GB for each CPU
 _LARGEST_SIZE = 1024
 _FAILED = "chunk_failed"
 _BESIDE_BLOCKS = {"labels", "seed", "split"}  # what a plan may change without touching the blocks
@@ -85,6 +87,7 @@ def prepare(
 
     Raises:
         ConfigError: the settings, folders or labels cannot be used; what stood in `out` is unchanged.
+        IntegrityError: the dataset in `out` is finished, but damaged.
         RejectionLimitError: too many files were rejected; the dataset is complete with the others.
         IchRayError: the disk could not be written.
     """
@@ -103,12 +106,13 @@ def prepare(
     if files.manifest.exists():
         _check_plan(files, plan, plan.keys() - {"key"})
         progress.say(f"{files.root}: already prepared")
-        return _within_limit(PreparedDataset.open(files.root), limit_rejected)
+        return _within_limit(_finished(files), limit_rejected)
     _check_acquaintance(source, listing, table, without_preamble)
     with exclusive(files.lock, "a dataset"):
         if files.plan.exists():
             _check_plan(files, plan, plan.keys() - _BESIDE_BLOCKS)
-        write_json(files.plan, plan)
+        with told_if_unwritten(files):
+            write_json(files.plan, plan)
         _say_missing_decoders()
         work = Work(files, _job(source, files, specs, size, plan), listing, table, seed, split)
         dataset = finish(work, _rows_of_all_files(work, address))
@@ -126,7 +130,8 @@ def _checked(size: int, windows: str, limit_rejected: float) -> tuple[WindowSpec
 def _check_folders(source: UPath, files: DatasetFiles) -> None:
     if not source.is_dir():
         raise ConfigError(f"{source}: a folder of DICOM files must be there, got {_kind(source)}; check the path")
-    if files.root == source or source in files.root.parents:
+    out = files.root.resolve()
+    if source.resolve() in (out, *out.parents):
         raise ConfigError(f"{files.root}: --out must lie outside the folder of the images, or it would be listed next")
     if files.root.exists() and not files.root.is_dir():
         raise ConfigError(f"{files.root}: --out must be a folder, got a file")
@@ -174,8 +179,16 @@ def _plan(listing: Listing, labels: UPath, size: int, windows: tuple[WindowSpec,
     }
 
 
+def _finished(files: DatasetFiles) -> PreparedDataset:
+    try:
+        return PreparedDataset.open(files.root)
+    except IntegrityError as error:
+        raise IntegrityError(f"{error} (remove {files.root} first: what is finished is not written again)") from None
+
+
 def _check_plan(files: DatasetFiles, plan: dict[str, Any], keys: set[str]) -> None:
-    before = {"split": "patient", "without_preamble": False, **(read_json(files.plan) if files.plan.exists() else {})}
+    found = read_json(files.plan) if files.plan.exists() else {}
+    before = {"split": "patient", "without_preamble": False, **(found if isinstance(found, dict) else {})}
     differing = sorted(key for key in keys if before.get(key) != plan[key])
     if differing:
         raise ConfigError(
@@ -202,10 +215,10 @@ def _say_missing_decoders() -> None:
         )
 
 
-def _chunks(listing: Listing) -> list[tuple[str, ...]]:
+def _chunks(files: tuple[str, ...], image_bytes: int) -> list[tuple[str, ...]]:
     least, most = _CHUNK_FILES
-    length = min(max(math.ceil(len(listing.files) / _CHUNKS), least), most)
-    return [listing.files[start : start + length] for start in range(0, len(listing.files), length)]
+    length = min(max(math.ceil(len(files) / _CHUNKS), least), most, max(_BLOCK_BYTES // image_bytes, 1))
+    return [files[start : start + length] for start in range(0, len(files), length)]
 
 
 def _rows_of_all_files(work: Work, address: str | None) -> pa.Table:
@@ -213,8 +226,9 @@ def _rows_of_all_files(work: Work, address: str | None) -> pa.Table:
     refused = [{"file": file, "reason": reason, "detail": "", "chunk": -1, "row": -1}
                for file, reason in work.listing.refused]  # fmt: skip
     tables = [pa.Table.from_pylist(refused, ROWS)]
-    chunks = dict(enumerate(_chunks(work.listing)))
-    done = {number: table for number in chunks if (table := finished_chunk(work.job, number)) is not None}
+    chunks = dict(enumerate(_chunks(work.listing.files, len(work.job.windows) * work.job.size**2)))
+    done = {number: table for number, files in chunks.items()
+            if (table := finished_chunk(work.job, number, files)) is not None}  # fmt: skip
     tables += [table.replace_schema_metadata() for table in done.values()]
     missing = {number: files for number, files in chunks.items() if number not in done}
     count, rejected = sum(map(len, tables)), sum(map(_rejected, tables))
@@ -235,6 +249,8 @@ def _mapped(job: ChunkJob, chunks: dict[int, tuple[str, ...]], address: str | No
     with connected(address):
         import ray
 
+        needed = (job.images / next(iter(chunks.values()))[0], DatasetFiles(job.blocks.parent).plan)
+        ask_machines(_unseen, [str(path) for path in needed if is_local(path)])
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.op_resource_reservation_enabled = False  # it leaves one of two CPUs without work
@@ -250,6 +266,12 @@ def _mapped(job: ChunkJob, chunks: dict[int, tuple[str, ...]], address: str | No
                 yield table
         except ray.exceptions.RayError as error:
             raise _unforeseen(error) from None
+
+
+def _unseen(paths: list[str]) -> str:
+    """Which of the local files a machine does not see; empty if none."""
+    missing = next((path for path in paths if not os.path.exists(path)), "")  # noqa: PTH110
+    return f"{missing}: every machine must see this file, got none" if missing else ""
 
 
 def _run_batch(job: ChunkJob, batch: pa.Table) -> pa.Table:

@@ -13,6 +13,7 @@ import platform
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -30,12 +31,14 @@ from ich_ray.results import LEAK
 from ich_ray.storage import DatasetFiles, is_local, sha256, write_bytes, write_json, write_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from ich_ray.data.listing import Listing
     from ich_ray.results import Split
 
-__all__ = ["Work", "finish"]
+__all__ = ["Work", "finish", "told_if_unwritten"]
 
 # Blocks that lost images and are written again: 1,500 of 3,000 slices took 0.9 to 1.4 s one after the other, of which
 # 0.2 s were computing, and 0.6 to 1.0 s so many at a time; on object storage it is waiting alone.
@@ -64,14 +67,25 @@ def finish(work: Work, rows: pa.Table) -> PreparedDataset:
         ConfigError: the labels match nothing, or roles are impossible; the blocks stay for the next run.
         IchRayError: the disk cannot be written; the blocks stay for the next run.
     """
-    try:
+    with told_if_unwritten(work.files):
         _write(work, rows)
+    return PreparedDataset.open(work.files.root)
+
+
+@contextmanager
+def told_if_unwritten(files: DatasetFiles) -> Iterator[None]:
+    """Say what to do where the block cannot write.
+
+    Raises:
+        IchRayError: the disk is full, or the folder not to be written.
+    """
+    try:
+        yield
     except OSError as error:
         raise IchRayError(
-            f"{work.files.root}: the dataset must be written, got {error.strerror or error}; "
+            f"{files.root}: the dataset must be written, got {error.strerror or error}; "
             "free space or correct the folder, then run again: finished blocks are kept"
         ) from None
-    return PreparedDataset.open(work.files.root)
 
 
 def _write(work: Work, rows: pa.Table) -> None:

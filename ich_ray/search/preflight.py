@@ -12,11 +12,9 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import ray
-
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
-from ich_ray.runtime import on_node
+from ich_ray.runtime import ask_machines
 from ich_ray.storage import DatasetFiles, is_local, locate, read_json
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Slots", "check_machines", "check_roles", "check_trials", "fitting", "plan_slots", "room"]
 
-_ANSWER_WITHIN_S = 30
 # It takes the driver 1 ms.
 _COUNT_EVERY_S = 5.0
 
@@ -138,27 +135,8 @@ def check_machines(dataset: PreparedDataset, search: UPath, witness: str = ".loc
     Raises:
         ConfigError: one does not, named.
     """
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    if len(alive) < 2:
-        return
-    where, seen = str(dataset.files.root), str(search / witness) if is_local(search) else None
-    asked = {
-        on_node(node["NodeID"], _look, where, dataset.manifest.fingerprint, seen): node["NodeManagerAddress"]
-        for node in alive
-    }
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
-    for reference in ready:
-        try:
-            problem = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            problem = f"{where}: must be readable, got {type(error).__name__}"
-        if problem:
-            raise ConfigError(f"machine {asked[reference]}: {problem}; use a folder that all machines share, or a URI")
-    if late:
-        where = asked[late[0]]
-        raise ConfigError(
-            f"machine {where}: must answer within {_ANSWER_WITHIN_S} s, got nothing; check it with `ray status`"
-        )
+    seen = str(search / witness) if is_local(search) else None
+    ask_machines(_look, str(dataset.files.root), dataset.manifest.fingerprint, seen)
 
 
 def _look(dataset: str, fingerprint: str, witness: str | None) -> str:

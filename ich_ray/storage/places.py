@@ -42,7 +42,7 @@ def locate(where: Location) -> UPath:
     Listings of object storage are not remembered: other processes write there, and `results` must see it.
 
     Raises:
-        ConfigError: nothing here can read such a URI, or nobody may look there.
+        ConfigError: nothing here can read such a URI, nobody may look there, or the user after ~ is unknown.
     """
     try:
         path = UPath(where)
@@ -56,7 +56,10 @@ def locate(where: Location) -> UPath:
         raise ConfigError(
             f"{where}: a file system for it must be installed, got {error}; s3:// comes with this package"
         ) from None
-    path = UPath(path.expanduser().absolute())
+    try:
+        path = UPath(path.expanduser().absolute())
+    except RuntimeError:
+        raise ConfigError(f"{where}: the home folder that ~ stands for must be known; write the whole path") from None
     is_there(path)
     return path
 

@@ -281,6 +281,12 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path, change: dict[str, in
     assert not (tmp_path / "new").exists()
 
 
+def test_a_place_that_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=r"phantom .*/file/stage_2_train: must be a folder, got a file at .*/file;"):
+        write_phantom(tmp_path / "file", patients=1, seed=0)
+
+
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     files = write_phantom(tmp_path, patients=1, seed=0, slices=1, size=64)
     before = digests(files)

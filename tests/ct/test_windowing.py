@@ -175,7 +175,8 @@ def test_windows_from_text() -> None:
     assert parse_windows("stroke=32/8") == (WindowSpec(name="stroke", center_hu=32, width_hu=8),)
 
 
-@pytest.mark.parametrize("text", ["brian", "brain,brain", "a=40", "a=40/0", "a=40/-1", "a=x/80", "a=nan/80", ""])
+@pytest.mark.parametrize("text", ["brian", "brain,brain", "a=40", "a=40/0", "a=40/-1", "a=x/80", "a=nan/80", "",
+                                  "a=2e9/2e9", "a=1/2/3", "brain=", "=40/80", "a\x1b[2J=40/80"])  # fmt: skip
 def test_windows_that_make_no_sense(text: str) -> None:
     with pytest.raises(ConfigError, match="--windows"):
         parse_windows(text)

@@ -90,6 +90,19 @@ def test_damage_is_found_and_named(dataset: PreparedDataset) -> None:
     pq.write_table(pa.Table.from_pandas(table), str(dataset.files.slices))
     with pytest.raises(IntegrityError, match="each slice must lie in a block"):
         PreparedDataset.open(root).gather(rows)
+    pq.write_table(pa.Table.from_pandas(table.drop(columns="role")), str(dataset.files.slices))
+    with pytest.raises(IntegrityError, match=r"slices.parquet: a column role must be there, got none; prepare"):
+        PreparedDataset.open(root).role("train")
+    dataset.files.slices.unlink()
+    with pytest.raises(IntegrityError, match=r"slices.parquet: a row per accepted slice must be there, got no file"):
+        PreparedDataset.open(root).role("train")
+    dataset.files.slices.mkdir()
+    with pytest.raises(ConfigError, match=r"slices.parquet: must be readable, got is a directory"):
+        PreparedDataset.open(root).role("train")
+    dataset.files.blocks.rename(root / "elsewhere")
+    dataset.files.blocks.write_text("")
+    with pytest.raises(IntegrityError, match=r"00000.arrow: a block of the dataset must be there"):
+        PreparedDataset.open(root)
     dataset.files.manifest.write_text('{"format": 1}')
     with pytest.raises(IntegrityError, match="must match its format"):
         PreparedDataset.open(root)

@@ -143,19 +143,45 @@ def test_a_value_that_is_no_label_is_an_error_with_its_row(tmp_path: Path, value
         ("name,score\nx,1\n", "the columns must be .* got name, score"),
         ("ID,Label\n", "must have rows"),
         ("ID,Label\nx,1\n", "row 2: an ID must end in one of _epidural, .* got 'x'"),
+        ("\n\nID,Label\nx_any,0\n\ny_any,2\n", "row 6: Label must be 0 or 1, got '2'"),
+        ("ID,Label\nx_any,0\n\n\nx,1\n", "row 5: an ID must end in one of"),
+        ("ID,Label\n\nx_any\n", "row 3: 2 columns must be there, got 1"),
+        ("id,any,role\n,,\n,1,train\n", "row 3: a slice must be named"),
+        ("ID,Label\n\n,\n", "must have rows"),
         ("ID,Label\nx_any\n", "row 2: 2 columns must be there, got 1"),
         ("ID,Label\nx_any,1\ny_any,1,1\n", "row 3: 2 columns must be there, got 3"),
         ("id,any\n,1\n", "row 2: a slice must be named"),
         ("id,any,any\nx,1,1\n", "each once"),
         ("id,any,role\nx,1,trian\n", "row 2: role must be one of train, validation, calibration, test, got 'trian'"),
         ("id,any,role\nx,1,train\nx,1,test\n", "row 3: a slice has one role, got two"),
-        (long(TWO).encode("utf-16"), "the columns must be"),
+        ("id,any,roles\nx,1,train\n", "a column must not be almost role, got 'roles'; rename it"),
+        ("id,any,Subdual\nx,1,1\n", "almost subdural, got 'subdual'"),
+        (long(TWO).encode("utf-16"), "must be a CSV file in UTF-8, or one as .gz, got other bytes"),
+        (gzip.compress(long(TWO).encode()), "or one as .gz, got other bytes"),
+        ("\x1b[31mID,Label\nx_any,1\n", "got other bytes"),
         (b"ID,Label\nx\xff_any,1\n", "must be a CSV file in UTF-8"),
     ],
 )
 def test_tables_that_cannot_be_read(tmp_path: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(LabelError, match=message):
         read(tmp_path, text)
+
+
+def test_a_table_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "labels.csv.gz").write_text(long(TWO))
+    with pytest.raises(LabelError, match="must be a CSV file that can be read, got zlib inflate failed"):
+        read_labels(tmp_path / "labels.csv.gz")
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, f"Failed to open local file {path!r}. Detail: [errno 13] Permission denied")
+
+    monkeypatch.setattr(pa, "OSFile", refuse)
+    with pytest.raises(LabelError, match=r"labels.csv.gz: must be .*, got permission denied; correct --labels"):
+        read_labels(tmp_path / "labels.csv.gz")
+
+
+def test_columns_that_are_like_others_beside_them(tmp_path: Path) -> None:
+    assert len(read(tmp_path, "id,any,subdural,subdurals,subdural_left,many,rule,company\nx,1,1,?,?,?,?,?\n")) == 1
 
 
 def test_a_missing_table(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ich_ray.data import chunks, writing
 from ich_ray.data.audit import audit_dataset
 from ich_ray.data.dataset import ROLES, PreparedDataset
 from ich_ray.data.prepare import prepare
-from ich_ray.errors import ConfigError, IchRayError, LabelError, RejectionLimitError, RoleError
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError, LabelError, RejectionLimitError, RoleError
 from ich_ray.results import LEAK
 from ich_ray.runtime import connected
 from tests.ct.files import compressed_image, head, make
@@ -183,6 +183,13 @@ def test_a_finished_dataset_is_returned_and_another_one_refused(tmp_path: Path, 
     with pytest.raises(ConfigError, match="got a difference in files"):
         prepare(*cohort, tmp_path / "out", size=16)
     assert snapshot(tmp_path / "out") == before
+    (cohort[0] / "new.dcm").unlink()
+    (tmp_path / "out" / "blocks" / "00000.arrow").unlink()
+    with pytest.raises(IntegrityError, match=r"prepare the dataset again \(remove .*/out first: what is finished is"):
+        prepare(*cohort, tmp_path / "out", size=16)
+    (tmp_path / "out" / "prepare.json").write_text("[]")
+    with pytest.raises(ConfigError, match="got a difference in files, format, labels, seed, size"):
+        prepare(*cohort, tmp_path / "out", size=16)
 
 
 def test_what_cannot_be_asked(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
@@ -190,6 +197,7 @@ def test_what_cannot_be_asked(tmp_path: Path, cohort: tuple[Path, Path]) -> None
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(images)
     out = tmp_path / "out"
     for arguments, message in [
         ((tmp_path / "none", labels, out), "a folder of DICOM files must be there, got nothing"),
@@ -197,6 +205,7 @@ def test_what_cannot_be_asked(tmp_path: Path, cohort: tuple[Path, Path]) -> None
         ((tmp_path / "empty", labels, out), "a folder with DICOM files must be given"),
         ((images, tmp_path / "none.csv", out), "a label table must be there"),
         ((images, labels, images / "out"), "--out must lie outside"),
+        ((images, labels, tmp_path / "link" / "out"), "--out must lie outside"),
         ((images, labels, labels), "--out must be a folder"),
         ((images, labels, tmp_path / "taken"), "got 'thesis.txt' in it; choose another folder"),
     ]:
@@ -208,6 +217,11 @@ def test_what_cannot_be_asked(tmp_path: Path, cohort: tuple[Path, Path]) -> None
             prepare(images, labels, out, **options)  # type: ignore[arg-type]
     assert not out.exists()
     assert snapshot(tmp_path / "taken") == {"thesis.txt": b"mine"}
+
+
+def test_from_inside_the_folder_of_the_images(cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cohort[0])
+    assert len(prepare(".", "../labels.csv", "../out", size=16)) == PATIENTS * SLICES
 
 
 def test_labels_that_match_nothing_name_an_example_and_can_be_corrected(
@@ -227,6 +241,10 @@ def test_bad_labels_and_too_few_patients(tmp_path: Path) -> None:
     labels = write_cohort(tmp_path / "images", patients=6)
     with pytest.raises(RoleError, match="needs a patient with a positive slice, got 3 for 4 roles"):
         prepare(tmp_path / "images", labels, tmp_path / "out", size=16)
+    for path in (tmp_path / "images").iterdir():
+        path.write_text("no")
+    with pytest.raises(RoleError, match=r"got 0 for 4 roles.*; 12 of 12 files were not accepted \(not_dicom 12\)"):
+        prepare(tmp_path / "images", labels, tmp_path / "unread", size=16)
     add_rows(labels, "ID_000_any,2")
     with pytest.raises(LabelError, match="row 74: Label must be 0 or 1"):
         prepare(tmp_path / "images", labels, tmp_path / "other", size=16)
@@ -234,12 +252,14 @@ def test_bad_labels_and_too_few_patients(tmp_path: Path) -> None:
 
 def test_the_limit_of_rejected_files(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
     (cohort[0] / "x.dcm").write_text("no")
-    (cohort[0] / "y.dcm").write_text("no")
+    (cohort[0] / "1.2.840.5").write_text("no")  # not without a file, though no reader gets as far as its id
+    add_rows(cohort[1], *label_rows("1.2.840.5", False))
     for _ in range(2):  # a rerun says the same
         with pytest.raises(RejectionLimitError, match=r"at most 5.0% .* got 2 of 26 \(not_dicom 2\); see rejected"):
             prepare(*cohort, tmp_path / "out", size=16)
     dataset = prepare(*cohort, tmp_path / "out", size=16, limit_rejected=0.1)
     assert dataset.manifest.accepted == PATIENTS * SLICES
+    assert dataset.manifest.reasons == {"not_dicom": 2}
     check_complete(dataset)
 
 
@@ -274,6 +294,21 @@ def test_equal_pixels_under_two_patients(tmp_path: Path, cohort: tuple[Path, Pat
     table.write_text(table.read_text().replace("ID_twin,0,train", "ID_twin,0,test"))
     with pytest.raises(RoleError, match=r"equal pixels must not stand in two roles, .* in test and train"):
         prepare(cohort[0], table, tmp_path / "leak", size=16)
+
+
+def test_a_file_that_goes_while_repeats_are_compared(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    shutil.copy(cohort[0] / "ID_000.dcm", cohort[0] / "copy.dcm")
+    job = _job(cohort[0], tmp_path)
+    assert chunks.words_digest(job, "copy.dcm") == chunks.words_digest(job, "ID_000.dcm")
+    (cohort[0] / "copy.dcm").unlink()
+    with pytest.raises(IchRayError, match=r"copy.dcm: must stay as it was .*, got io_error: No such file.*; run again"):
+        chunks.words_digest(job, "copy.dcm")
+
+
+def test_windows_that_show_nothing_make_no_equal_pixels(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    dataset = prepare(*cohort, tmp_path / "out", size=16, windows="far=3000/100")
+    assert set(dataset.column("flags")) == {"blank,not_512"}
+    assert f"{PATIENTS * SLICES} accepted slices are flagged blank" in dataset.manifest.notes
 
 
 def test_a_split_by_slice_leaks_and_says_so(
@@ -357,6 +392,18 @@ def test_only_missing_chunks_are_done_again(
     assert (blocks / "00000.arrow").stat().st_mtime_ns == stamp
 
 
+def test_chunks_of_other_files_are_done_again(
+    tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("ich_ray.data.prepare.finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("ich_ray.data.prepare._BLOCK_BYTES", 10 * 3 * 16**2)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(*cohort, tmp_path / "out", size=16)
+    assert len(list((tmp_path / "out" / "blocks").glob("*.arrow"))) == 3
+    check_complete(prepare(*cohort, tmp_path / "out", size=16))
+
+
 def test_a_disk_that_cannot_be_written_is_one_line(
     tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +420,9 @@ def test_a_disk_that_cannot_be_written_is_one_line(
     monkeypatch.setattr(chunks, "write_bytes", full)
     with pytest.raises(IchRayError, match="a block must be written, got No space left on device"):
         chunks.run_chunk(_job(cohort[0], tmp_path), 0, ["ID_000.dcm"])
+    monkeypatch.setattr("ich_ray.data.prepare.write_json", full)
+    with pytest.raises(IchRayError, match=r"/new: the dataset must be written, got No space left on device; free sp"):
+        prepare(*cohort, tmp_path / "new", size=16)
 
 
 def _job(images: Path, folder: Path) -> chunks.ChunkJob:

@@ -136,6 +136,11 @@ def copy_a_trial(folder: Path) -> None:
     shutil.copy(folder / "s" / "trials" / "00001.json", folder / "s" / "trials" / "0000001.json")
 
 
+def put_a_folder_for_a_block(folder: Path) -> None:
+    lose_a_block(folder)
+    (folder / "data" / "blocks" / "00001.arrow").mkdir()
+
+
 def lose_a_block(folder: Path) -> None:
     (folder / "data" / "blocks" / "00001.arrow").unlink()
 
@@ -223,9 +228,12 @@ BREACHES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("I7", lambda f: trial(f, 3, checkpoint={"file": "x", "sha256": "", "images_seen": 1}), "trial 3: x must be read"),
     ("I7", rename_the_file_of_a_checkpoint, "trial 3: x\0 must be readable, got ValueError"),
     ("I7", lambda f: (f / "s/final/bundle/model.safetensors").write_bytes(b"w"), "final/bundle/model.safetensors: SHA"),
+    ("I8", lambda f: edit(f / "data" / "dataset.json", size=8), "24 images of (3, 8, 8) must be there, got (24, 3, 16"),
+    ("I8", lambda f: edit(f / "data" / "dataset.json", roles={}), "0 validation slices must be there, got"),
     ("I8", lambda f: edit(f / "data" / "dataset.json", listed=53), "53 files were listed, got 52 counted"),
     ("I8", flip_a_byte, "blocks/00001.arrow: SHA-256 must equal the manifest's, got another one"),
     ("I8", lose_a_block, "blocks/00001.arrow: the block must be there, got none"),
+    ("I8", put_a_folder_for_a_block, "blocks/00001.arrow: the block must be readable, got is a directory"),
     ("I8", lambda f: table(f / "data/slices.parquet", forget_a_row), "48 accepted slices must be there, got 47"),
     ("I8", lambda f: table(f / "data/slices.parquet", last_goes_first), "48 images must have one row each, got 47"),
     ("I8", lambda f: table(f / "data/slices.parquet", unmix), "a patient must be in one role, got p00011 in 2"),

@@ -8,6 +8,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from ich_ray import runtime
+from ich_ray.data import prepare as prepare_module
+from ich_ray.data.prepare import prepare
 from ich_ray.errors import ConfigError
 from ich_ray.final.retrain import retrain
 from ich_ray.runtime import connected
@@ -15,6 +18,7 @@ from ich_ray.search import preflight
 from ich_ray.search.preflight import check_machines
 from ich_ray.search.run import run_search
 from ich_ray.storage import locate, read_json
+from tests.data.folders import PATIENTS, SLICES, write_cohort
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE, FakeTrainer
 from tests.searched import make_search
@@ -66,11 +70,24 @@ def test_a_machine_that_sees_other_data_is_named(cluster: Cluster, tmp_path: Pat
             check_machines(dataset, locate(tmp_path / "data"))
 
 
+def test_a_machine_that_sees_no_images_is_named(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = (tmp_path / "images", write_cohort(tmp_path / "images"), tmp_path / "data")
+    missing = str(tmp_path / "images" / "none.dcm")
+    assert prepare_module._unseen([str(call[1]), missing]) == f"{missing}: every machine must see this file, got none"
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_unseen", lambda paths: f"{paths[0]} {paths[1]}")
+        with pytest.raises(ConfigError, match=r"machine [\d.]+: .*/images/ID_000.dcm .*/data/prepare.json; use a fold"):
+            prepare(*call, size=16, address=cluster.address)
+    assert len(prepare(*call, size=16, address=cluster.address)) == PATIENTS * SLICES
+
+
 def test_a_machine_that_does_not_answer_is_named(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = make_dataset(tmp_path / "data", patients=12)
-    monkeypatch.setattr(preflight, "_ANSWER_WITHIN_S", 1)
+    monkeypatch.setattr(runtime, "_ANSWER_WITHIN_S", 1)
     monkeypatch.setattr(preflight, "_look", lambda *_: time.sleep(15))
     with (
         connected(cluster.address),
