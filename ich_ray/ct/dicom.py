@@ -31,7 +31,9 @@ __all__ = ["EXCLUSIONS", "FLAGS", "CTSlice", "SliceHeader", "read_slice"]
 # Reasons that are no fault of the file: it is simply not an axial CT slice.
 EXCLUSIONS = frozenset({"not_ct", "localizer"})
 
+# All but `blank` are facts of the file; that one depends on the windows, and `prepare` sets it.
 FLAGS = {
+    "blank": "each window shows one value only",
     "extreme_hu": "HU below -4,096 or above 30,000: wrapped words or metal; clipped by every window",
     "high_bits": "bits above BitsStored were set and are ignored",
     "lossy": "the transfer syntax is lossy",

@@ -175,7 +175,7 @@ def _read(job: ChunkJob, file: str, out: NDArray[np.uint8]) -> dict[str, Any]:
         "series": names.name("series", header.series),
         "token": names.masked_token(header.patient),
         "position_mm": header.position_mm,
-        "flags": ",".join(sorted((*header.flags, *(("blank",) if _is_blank(out) else ())))),
+        "flags": ",".join(sorted([*header.flags, *["blank"] * _is_blank(out)])),
         "representation": f"{'int' if header.signed else 'uint'}{header.bits_stored}",
         "pixels": hashlib.sha256(out.data).hexdigest()[:32],
     }
