@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ich_ray import __version__
-from ich_ray.cluster.access import Access, reach
+from ich_ray.cluster.access import Access, go_past_proxies, reach
 from ich_ray.cluster.packing import pack
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say
@@ -259,6 +259,7 @@ def _persist(access: Access, ask: Callable[[Any], Answer]) -> Answer:
 def _client(access: Access) -> Any:
     from ray.job_submission import JobSubmissionClient
 
+    go_past_proxies(access.host_and_port[0])
     knock(*access.host_and_port)  # Ray's requests have no limit in time
     for chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
         logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)
