@@ -215,9 +215,7 @@ class _Run:
         if self.device.type != "cuda":
             return usual_pace(self.stepped)
         batch = self.images.take(self.shard.part(self._stream(0, self.parameters.batch_size)))
-        free = {"learning_rate", "decay", "momentum", "weight_decay", "optimizer", "loss", "weights"}
-        free |= {"training_slices", "epochs"}
-        what = (str(self.device), batch.shape, *self.parameters.model_dump(exclude=free).items())
+        what = (str(self.device), batch.shape, *self.parameters.of_speed)
         return pace_for(self.stepped, batch, what, images_left=images // self.shard.count, shard=self.shard)
 
     @property
