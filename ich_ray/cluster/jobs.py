@@ -164,7 +164,7 @@ def logs(job: str, *, address: str | None = None, follow: bool = False) -> Itera
         if not follow:
             yield client.get_job_logs(job)
             return
-    yield from _follow(access, job)
+        yield from _follow(access, job)
 
 
 def outcome(job: str, address: str | None = None) -> Job:
@@ -289,6 +289,8 @@ def _told(access: Access, job: str | None = None) -> Iterator[None]:
     """Ray's errors as ours: a token that is missing or wrong says so, and so does an address without a cluster."""
     from ray.exceptions import AuthenticationError
 
+    if job == "":
+        raise ConfigError("job: an id must be given, got an empty one; `ich-ray jobs` lists them")
     try:
         yield
     except AuthenticationError as error:
@@ -299,11 +301,11 @@ def _told(access: Access, job: str | None = None) -> Iterator[None]:
             "the cluster is up and that `ray dashboard cluster.yaml`, the tunnel to it, is open"
         ) from None
     except RuntimeError as error:
-        if job and ("404" in str(error) or "does not exist" in str(error)):
+        if job and ("status code 404" in str(error) or "does not exist" in str(error)):
             raise ConfigError(
                 f"job {job}: must be known at {access.url}, got none; `ich-ray jobs` lists them"
             ) from None
-        raise IchRayError(f"--address {access.url}: the cluster must take the job, got {_line(error)}") from None
+        raise IchRayError(f"--address {access.url}: a Ray cluster must do as it is asked, got {_line(error)}") from None
 
 
 def _token_problem(access: Access, said: str) -> str:
