@@ -251,8 +251,10 @@ def _load(network: Network, parameters: Hyperparameters, channels: int) -> None:
         if key.startswith(f"{head}."):
             continue
         given = found.get(key)
-        if given is not None and family and key == f"{family.stem}.weight" and given.shape[1] != channels:
-            given = spread(given, channels)
+        if given is None and key.endswith("num_batches_tracked"):
+            continue  # older files lack it, and nothing here reads it
+        if given is not None and family and key == f"{family.stem}.weight" and given.ndim == tensor.ndim:
+            given = given if given.shape[1] == channels else spread(given, channels)
         if given is None or given.shape != tensor.shape:
             got = "nothing" if given is None else f"shape {tuple(given.shape)}"
             raise ConfigError(
