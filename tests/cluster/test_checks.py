@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ich_ray import cli
 from ich_ray.cluster.checks import Finding, check, skew_s
-from ich_ray.cluster.doctor import doctor
+from ich_ray.cluster.doctor import _look_there, doctor
 from ich_ray.cluster.probe import Facts, look, open_ports
 from ich_ray.errors import ConfigError
 
@@ -121,6 +123,17 @@ def test_storage_is_written_and_read_and_left_clean(tmp_path: Path) -> None:
     broken = {finding.what: finding for finding in doctor(storage=tmp_path / "file" / "below")}
     assert broken["storage"].level == "problem"
     assert "this: must read and write it, got NotADirectoryError" in broken["storage"].found
+
+
+def test_the_disk_of_a_node_is_the_one_where_ray_keeps_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started with --temp-dir on a larger disk, as the remedy says, it is that disk which must have room."""
+    node = SimpleNamespace(get_session_dir_path=lambda: str(tmp_path))
+    monkeypatch.setattr("ray._private.worker.global_worker", SimpleNamespace(node=node))
+    free = {str(tmp_path): 7 * GIB}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free.get(str(path), GIB)))
+    assert _look_there("b", None, "").disk_free_bytes == 7 * GIB
 
 
 def test_a_cluster_file_with_a_secret_fails_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
