@@ -103,11 +103,13 @@ def submit(
 
 def _send(access: Access, asked: dict[str, Any]) -> None:
     """Submit once, whatever the connection does: the id is ours, so a lost answer can be asked for again."""
+    client = _client(access)  # a wrong address is told at once
     for attempt in range(1, _ATTEMPTS + 1):
-        client = _client(access)
         try:
-            if attempt > 1 and any(there.submission_id == asked["submission_id"] for there in client.list_jobs()):
-                return
+            if attempt > 1:
+                client = _client(access)
+                if any(there.submission_id == asked["submission_id"] for there in client.list_jobs()):
+                    return
             client.submit_job(**asked, metadata={"ich_ray": __version__})
         except (OSError, RuntimeError) as error:
             # A head that has just started answers "No available agent to submit job, please try again later".

@@ -75,6 +75,34 @@ def test_a_job_that_is_gone_while_it_is_followed_is_told(monkeypatch: pytest.Mon
         next(pieces)
 
 
+def test_an_answer_that_was_lost_is_asked_for_again_and_nothing_is_submitted_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The tunnel breaks after the job has arrived, and is back a moment later."""
+    arrived: list[str] = []
+
+    def submit_job(submission_id: str, **_: object) -> None:
+        arrived.append(submission_id)
+        raise ConnectionError("cut")
+
+    def listed() -> list[SimpleNamespace]:
+        return [SimpleNamespace(submission_id=job) for job in arrived]
+
+    there = SimpleNamespace(submit_job=submit_job, list_jobs=listed)
+    connections: list[Any] = [there, ConnectionRefusedError("down"), there]
+
+    def client(_: object) -> Any:
+        found = connections.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(jobs, "_client", client)
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: None)
+    assert ich_ray.submit(["report", "/shared/S"], address=ADDRESS) == arrived[0]
+    assert (len(arrived), connections) == (1, [])
+
+
 @pytest.mark.parametrize("verb", [["logs"], ["logs", "--follow"], ["stop"]])
 def test_an_empty_id_is_no_job(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """What a shell makes of a variable that was never set."""
