@@ -111,10 +111,12 @@ def run(
     """
     from ich_ray.data.prepare import prepare
     from ich_ray.final.confirm import confirmed
+    from ich_ray.search.machines import Fleet
+    from ich_ray.search.preflight import plan_slots
     from ich_ray.search.run import run_search
     from ich_ray.search.space import load_space
 
-    load_space(space)  # a mistake in the space must not cost an hour of decoding first
+    load_space(space)  # a mistake here, or in what a trial holds, must not cost an hour of decoding first
     root = locate(out)
     files = SearchFiles(root / "search")
     if not confirm and (before := confirmed(files)) is not None:
@@ -123,6 +125,7 @@ def run(
             f"chose trial {before.chosen}; leave out --confirm to keep to it, or move the file away"
         )
     with connected(address):
+        plan_slots(Fleet().machines(), gpus_per_trial, cpus_per_trial, None, workers_per_trial)
         progress.say("prepare")
         dataset = prepare(
             images, labels, root / "dataset", size=size, windows=windows, seed=seed, limit_rejected=limit_rejected

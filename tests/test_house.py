@@ -34,9 +34,9 @@ LEVELS = [
 ]
 # The functional core must run where Ray is not installed.
 MAY_IMPORT_RAY = {
-    "runtime", "cluster.jobs", "cluster.doctor", "data.prepare", "search.sampler", "search.halving", "search.trial",
-    "search.driver", "search.together", "search.workers", "search.trunks", "search.bookkeeper", "search.preflight",
-    "search.machines", "final.archive", "final.confirm", "final.distributed",
+    "runtime", "cluster.answers", "cluster.jobs", "cluster.doctor", "data.prepare", "search.sampler", "search.halving",
+    "search.trial", "search.driver", "search.together", "search.workers", "search.trunks", "search.bookkeeper",
+    "search.preflight", "search.machines", "final.archive", "final.confirm", "final.distributed",
 }  # fmt: skip
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

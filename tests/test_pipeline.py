@@ -4,6 +4,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from ich_ray.display import print_run
 from ich_ray.errors import ConfigError, IntegrityError, SpaceError
 from ich_ray.final.retrain import chosen_trial
 from ich_ray.results import open_search
+from ich_ray.search.machines import Machine
 from ich_ray.storage import SearchFiles, locate, read_json, remove, write_json
 from tests.prepared import make_dataset
 from tests.records import make_confirmation
@@ -27,6 +29,8 @@ STAGES = {
     "evaluate": "ich_ray.final.evaluate",
     "report": "ich_ray.final.report.page",
 }
+
+MACHINE = Machine("laptop", 2.0, 0.0, 1)
 
 
 @pytest.fixture
@@ -59,6 +63,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     dataset = make_dataset(tmp_path / "dataset", patients=40, size=16)
     monkeypatch.setattr(pipeline, "connected", lambda _: nullcontext())
+    monkeypatch.setattr("ich_ray.search.machines.Fleet", lambda: SimpleNamespace(machines=lambda: [MACHINE]))
     for name, module in STAGES.items():
         monkeypatch.setattr(f"{module}.{name}", stage(name))
     return calls
@@ -188,6 +193,12 @@ def test_a_wider_confirmation_by_hand_counts(ran: list[str], tmp_path: Path) -> 
     ran.clear()
     run(tmp_path)
     assert ran == ["prepare", "run_search --resume", "report"]
+
+
+def test_trials_that_fit_on_no_machine_cost_no_decoding(ran: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--gpus-per-trial: a trial must fit on one machine, got 1"):
+        pipeline.run("images", "labels", pipeline.builtin_space("demo"), tmp_path, gpus_per_trial=1)
+    assert ran == []
 
 
 def test_a_mistake_in_the_space_costs_no_decoding(ran: list[str], tmp_path: Path) -> None:

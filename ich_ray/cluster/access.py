@@ -15,9 +15,18 @@ from urllib.parse import SplitResult, urlsplit
 from ich_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, MutableMapping
 
-__all__ = ["Access", "Token", "find_token", "is_loopback", "open_to_others", "reach", "token_file"]
+__all__ = [
+    "Access",
+    "Token",
+    "find_token",
+    "go_past_proxies",
+    "is_loopback",
+    "open_to_others",
+    "reach",
+    "token_file",
+]
 
 # Where `ray dashboard cluster.yaml` puts its end of the tunnel.
 TUNNEL = "http://localhost:8265"
@@ -104,6 +113,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def go_past_proxies(host: str, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Where `host` is this machine, keep the proxies of the environment out: they would be shown the token."""
+    spared = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
+    if is_loopback(host) and not {host, "*"} & {name.strip() for name in spared.split(",")}:
+        spared = f"{spared},{host}".strip(",")
+        environ.update(no_proxy=spared, NO_PROXY=spared)
 
 
 def token_file(environ: Mapping[str, str] = os.environ) -> Path:

@@ -41,14 +41,14 @@ class Finding:
 
 
 def check(machines: Sequence[Facts], dashboard: str | None, is_cluster: bool) -> list[Finding]:
-    """All findings, in the order in which they would hurt.
+    """All findings, in the order in which they would hurt; nothing is ok of which something is a problem.
 
     Args:
         machines: one record each.
         dashboard: `host:port` that it listens on, None without one.
         is_cluster: whether `machines` are the nodes of a cluster, not just this one.
     """
-    return [
+    found = [
         *_versions(machines),
         *_gpus(machines),
         *_storage(machines),
@@ -57,6 +57,8 @@ def check(machines: Sequence[Facts], dashboard: str | None, is_cluster: bool) ->
         *_token(machines, is_cluster),
         *_ports(machines, dashboard, is_cluster),
     ]
+    broken = {finding.what for finding in found if finding.level == "problem"}
+    return [finding for finding in found if finding.level != "ok" or finding.what not in broken]
 
 
 def _versions(machines: Sequence[Facts]) -> Iterable[Finding]:

@@ -83,7 +83,7 @@ def _ask_all(storage: str | None, witness: str) -> tuple[list[Facts], str | None
 
     sent = time.time()
     nodes = {
-        on_node(node["NodeID"], look, node["NodeManagerAddress"], storage, witness): node
+        on_node(node["NodeID"], _look_there, node["NodeManagerAddress"], storage, witness): node
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     }
@@ -103,6 +103,14 @@ def _ask_all(storage: str | None, witness: str) -> tuple[list[Facts], str | None
                 "`ich-ray submit -- doctor` sends it along"
             ) from None
     return sorted(machines, key=lambda facts: facts.machine), get_dashboard_url()  # type: ignore[no-untyped-call]
+
+
+def _look_there(machine: str, storage: str | None, witness: str) -> Facts:
+    """What a worker of Ray says of its machine; it knows where Ray keeps its files there."""
+    from ray._private import worker
+
+    node = worker.global_worker.node
+    return look(machine, storage, witness, temporary=node and node.get_session_dir_path())
 
 
 def _placed(facts: Facts, node: dict[str, Any], sent: float, received: float) -> Facts:

@@ -14,15 +14,15 @@ import shlex
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ich_ray import __version__
-from ich_ray.cluster.access import Access, reach
+from ich_ray.cluster.access import Access, go_past_proxies, reach
+from ich_ray.cluster.answers import gist, told
 from ich_ray.cluster.packing import pack
-from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.errors import IchRayError
 from ich_ray.progress import say
 from ich_ray.runtime import knock
 
@@ -90,7 +90,7 @@ def submit(
     access = reach(address)
     job = f"ich-{parcel.command[0]}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
     entrypoint = shlex.join([python, "-m", "ich_ray.cli", *parcel.command])
-    with tempfile.TemporaryDirectory() as folder, _told(access):
+    with tempfile.TemporaryDirectory() as folder, told(access):
         environment: dict[str, Any] = {"py_modules": [str(PACKAGE)], "excludes": ["__pycache__/"]}
         if parcel.files:
             for name, data in parcel.files.items():
@@ -103,11 +103,13 @@ def submit(
 
 def _send(access: Access, asked: dict[str, Any]) -> None:
     """Submit once, whatever the connection does: the id is ours, so a lost answer can be asked for again."""
+    client = _client(access)  # a wrong address is told at once
     for attempt in range(1, _ATTEMPTS + 1):
-        client = _client(access)
         try:
-            if attempt > 1 and any(there.submission_id == asked["submission_id"] for there in client.list_jobs()):
-                return
+            if attempt > 1:
+                client = _client(access)
+                if any(there.submission_id == asked["submission_id"] for there in client.list_jobs()):
+                    return
             client.submit_job(**asked, metadata={"ich_ray": __version__})
         except (OSError, RuntimeError) as error:
             # A head that has just started answers "No available agent to submit job, please try again later".
@@ -126,7 +128,7 @@ def jobs(address: str | None = None) -> list[Job]:
         ConfigError: the address or the token is not right.
     """
     access = reach(address)
-    with _told(access):
+    with told(access):
         found = [_job(details) for details in _client(access).list_jobs() if details.submission_id]
     return sorted(found, key=lambda job: job.started or float("inf"), reverse=True)
 
@@ -141,7 +143,7 @@ def stop(job: str, address: str | None = None) -> bool:
         ConfigError: there is no such job, or the address or the token is not right.
     """
     access = reach(address)
-    with _told(access, job):
+    with told(access, job):
         return bool(_client(access).stop_job(job))
 
 
@@ -158,13 +160,13 @@ def logs(job: str, *, address: str | None = None, follow: bool = False) -> Itera
         IchRayError: the connection was lost and did not come back for ten minutes; the job is not touched by that.
     """
     access = reach(address)
-    with _told(access, job):
+    with told(access, job):
         client = _client(access)
         client.get_job_info(job)
         if not follow:
             yield client.get_job_logs(job)
             return
-    yield from _follow(access, job)
+        yield from _follow(access, job)
 
 
 def outcome(job: str, address: str | None = None) -> Job:
@@ -174,7 +176,7 @@ def outcome(job: str, address: str | None = None) -> Job:
         ConfigError: there is no such job, or the address or the token is not right.
     """
     access = reach(address)
-    with _told(access, job):
+    with told(access, job):
         return _job(_client(access).get_job_info(job))
 
 
@@ -247,7 +249,7 @@ def _persist(access: Access, ask: Callable[[Any], Answer]) -> Answer:
         except OSError as error:
             if time.monotonic() - began > _PATIENCE_S:
                 raise IchRayError(
-                    f"--address {access.url}: must answer, got {_line(error)} for {_PATIENCE_S / 60:.0f} minutes; the "
+                    f"--address {access.url}: must answer, got {gist(error)} for {_PATIENCE_S / 60:.0f} minutes; the "
                     "job goes on: follow it again when the connection is back"
                 ) from None
             if wait == _FIRST_WAIT_S:
@@ -259,6 +261,7 @@ def _persist(access: Access, ask: Callable[[Any], Answer]) -> Answer:
 def _client(access: Access) -> Any:
     from ray.job_submission import JobSubmissionClient
 
+    go_past_proxies(access.host_and_port[0])
     knock(*access.host_and_port)  # Ray's requests have no limit in time
     for chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
         logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)
@@ -281,38 +284,3 @@ def _verb(entrypoint: str) -> str:
     """`ich-ray search ...` for a job of ours; another one's command as it is."""
     _, ours, command = entrypoint.partition(" -m ich_ray.cli ")
     return f"ich-ray {command}" if ours else entrypoint
-
-
-@contextmanager
-def _told(access: Access, job: str | None = None) -> Iterator[None]:
-    """Ray's errors as ours: a token that is missing or wrong says so, and so does an address without a cluster."""
-    from ray.exceptions import AuthenticationError
-
-    try:
-        yield
-    except AuthenticationError as error:
-        raise ConfigError(f"--address {access.url}: {_token_problem(access, str(error))}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--address {access.url}: the dashboard of a Ray cluster must answer there, got {_line(error)}; check that "
-            "the cluster is up and that `ray dashboard cluster.yaml`, the tunnel to it, is open"
-        ) from None
-    except RuntimeError as error:
-        if job and ("404" in str(error) or "does not exist" in str(error)):
-            raise ConfigError(
-                f"job {job}: must be known at {access.url}, got none; `ich-ray jobs` lists them"
-            ) from None
-        raise IchRayError(f"--address {access.url}: the cluster must take the job, got {_line(error)}") from None
-
-
-def _token_problem(access: Access, said: str) -> str:
-    remedy = "copy the cluster's token into ~/.ray/auth_token and `chmod 600` it"
-    if access.token:
-        return f"must be shown the cluster's token, got another one from {access.token.source}; {remedy}"
-    if "Invalid" in said:
-        return f"must be shown the cluster's token, got a wrong one; {remedy}"
-    return f"must be shown the cluster's token, got none (RAY_AUTH_TOKEN, ~/.ray/auth_token); {remedy}"
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

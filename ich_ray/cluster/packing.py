@@ -32,8 +32,10 @@ VERBS = (
     "audit",
     "doctor",
 )
-# Flags whose value is a place; the first argument of every verb is one too.
-_PLACES = ("--out", "--labels", "--warm-start", "--storage")
+# Whose value is a place; every argument of these verbs that belongs to no flag is one too.
+_PLACES = ("--out", "--labels", "--warm-start", "--storage", "--heatmaps", "--cluster-file", "an argument")
+# Flags without a value.
+_SWITCHES = ("--", "--conservative", "--help", "--json", "--plan", "--resume", "--share-trunks", "--without-preamble")
 _LARGEST_SPACE_BYTES = 1 << 20
 
 
@@ -57,20 +59,17 @@ def pack(command: Sequence[str]) -> Parcel:
         raise ConfigError(f"submit: a job is one of {', '.join(VERBS)}, got {got}; try `-- search ...`")
     refuse_secrets("\n".join(command), "submit")
     files: dict[str, bytes] = {}
-    packed, flag = [command[0]], "" if _is_flag(command[1:2]) else "the first argument"
+    packed, flag = [command[0]], ""
     for word in command[1:]:
-        name, equals, value = word.partition("=") if word.startswith("--") else (flag, "", word)
+        is_flag = word.startswith("--")
+        name, equals, value = word.partition("=") if is_flag else (flag or "an argument", "", word)
         if name == "--space" and value:
             value = _take(value, files)
-        elif name in (*_PLACES, "the first argument") and value:
+        elif name in _PLACES and value:
             _check_place(value, name)
-        packed.append(f"{name}={value}" if equals else value if not word.startswith("--") else word)
-        flag = word if word.startswith("--") and not equals else ""
+        packed.append(f"{name}={value}" if equals else word if is_flag else value)
+        flag = word if is_flag and not equals and word not in _SWITCHES else ""
     return Parcel(tuple(packed), files)
-
-
-def _is_flag(words: Sequence[str]) -> bool:
-    return bool(words) and words[0].startswith("-")
 
 
 def _take(where: str, files: dict[str, bytes]) -> str:

@@ -108,6 +108,13 @@ class Hyperparameters(BaseModel):
         sides = [tuple(map(int, block.split("/"))) for block in blocks]
         return [(kernel, pool) for kernel, pool in sides]
 
+    @property
+    def of_speed(self) -> tuple[tuple[str, object], ...]:
+        """What the speed of a step depends on, apart from the images: whether there is dropout, and not how much."""
+        free = {"learning_rate", "decay", "momentum", "weight_decay", "optimizer", "loss", "weights"}
+        named = self.model_dump(exclude=free | {"training_slices", "epochs"}).items()
+        return tuple((name, value > 0 if name.startswith("dropout") else value) for name, value in named)
+
     def images_within(self, budget: int) -> int:
         """Images that a trial is trained on where a search grants `budget` of them."""
         return min(budget, self.epochs * self.training_slices) if self.epochs else budget

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ich_ray.errors import ConfigError, nearest
 from ich_ray.model.stacked import StackedBody
@@ -108,10 +107,11 @@ class Network(nn.Module):
         return logits.squeeze(1).float()
 
     def train(self, mode: bool = True) -> Network:
-        """Frozen batch normalization keeps its statistics: they belong to the frozen weights around it."""
+        """What is frozen stays in evaluation mode: its batch statistics belong to its weights, no block is left out."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, _BatchNorm) and not any(weight.requires_grad for weight in module.parameters()):
+            weights = list(module.parameters())
+            if weights and not any(weight.requires_grad for weight in weights):
                 module.eval()
         return self
 
@@ -251,8 +251,10 @@ def _load(network: Network, parameters: Hyperparameters, channels: int) -> None:
         if key.startswith(f"{head}."):
             continue
         given = found.get(key)
-        if given is not None and family and key == f"{family.stem}.weight" and given.shape[1] != channels:
-            given = spread(given, channels)
+        if given is None and key.endswith("num_batches_tracked"):
+            continue  # older files lack it, and nothing here reads it
+        if given is not None and family and key == f"{family.stem}.weight" and given.ndim == tensor.ndim:
+            given = given if given.shape[1] == channels else spread(given, channels)
         if given is None or given.shape != tensor.shape:
             got = "nothing" if given is None else f"shape {tuple(given.shape)}"
             raise ConfigError(

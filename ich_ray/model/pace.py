@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -141,7 +141,7 @@ def pace_for(network: nn.Module, images: torch.Tensor, what: Hashable, *, images
     rates = _rates[what]
     if not rates:
         return usual_pace(network)
-    tried = any(mode.compiled for mode in rates)
+    tried = what in _compile_s
     possible = rates if tried or shard.count > 1 else with_compilation(rates)
     mode = choose(possible, images_left, _compile_s.get(what, COMPILE_S))
     forward = mode.laid_out(network)
@@ -163,12 +163,13 @@ def _eager_rates(network: nn.Module, images: torch.Tensor, shard: Shard) -> dict
 
 
 def _try_compiled(forward: nn.Module, network: nn.Module, images: torch.Tensor, mode: Mode, what: Hashable) -> None:
-    """Compile and measure, for this network and for the next ones like it."""
+    """Compile and measure, for this network and for the next ones like it; what cannot be compiled has no rate."""
     before = copy.deepcopy(network.state_dict())  # batch normalization takes note of what passes
-    started = time.perf_counter()
-    measure(forward, images, mode)
-    _compile_s[what] = time.perf_counter() - started
-    if rate := measure(forward, images, mode):
-        _rates[what][mode] = rate
+    started, _compile_s[what] = time.perf_counter(), COMPILE_S
+    with suppress(Exception):  # no C compiler, a full disk, an operation that it does not know: training needs none
+        measure(forward, images, mode)
+        _compile_s[what] = time.perf_counter() - started
+        if rate := measure(forward, images, mode):
+            _rates[what][mode] = rate
     network.load_state_dict(before)
     network.zero_grad()

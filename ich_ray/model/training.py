@@ -131,7 +131,7 @@ def train(
             layers are used, or else the layers themselves.
 
     Raises:
-        TrialFailure: `diverged` when the loss or a logit is not finite, `out_of_memory` on an accelerator.
+        TrialFailure: `diverged` when the loss or a logit is not finite, `out_of_memory`.
         ConfigError: the parameters do not fit the images, or the state belongs to another plan.
     """
     if parameters.training_slices:
@@ -142,12 +142,20 @@ def train(
         while run.images_seen < budget.images:
             run.until(min(budget.images, (run.images_seen // budget.report_every + 1) * budget.report_every))
             yield run.report()
-    except torch.OutOfMemoryError as error:
-        detail = str(error).split(". ")[0]
+    except RuntimeError as error:
+        if not _is_full(error):
+            raise
+        detail = str(error).rpartition("DefaultCPUAllocator: ")[2].split(". ")[0]
     else:
         return
     del run  # outside of the handler nothing else holds it, and others on the device need its memory
     raise TrialFailure("out_of_memory", detail)
+
+
+def _is_full(error: RuntimeError) -> bool:
+    """Whether memory ran out; allocators of CPUs, and libraries of accelerators that find no room, say so in words."""
+    said = ("DefaultCPUAllocator: can't allocate memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 class _Run:
@@ -215,9 +223,7 @@ class _Run:
         if self.device.type != "cuda":
             return usual_pace(self.stepped)
         batch = self.images.take(self.shard.part(self._stream(0, self.parameters.batch_size)))
-        free = {"learning_rate", "decay", "momentum", "weight_decay", "optimizer", "loss", "weights"}
-        free |= {"training_slices", "epochs"}
-        what = (str(self.device), batch.shape, *self.parameters.model_dump(exclude=free).items())
+        what = (str(self.device), batch.shape, *self.parameters.of_speed)
         return pace_for(self.stepped, batch, what, images_left=images // self.shard.count, shard=self.shard)
 
     @property

@@ -1,7 +1,7 @@
 """A network cut in two where training begins: a trunk that never changes, and the rest.
 
 What frozen layers make of a slice is the same in every epoch and every trial, because nothing here augments images and
-frozen batch normalization keeps its statistics. So it may be computed once and read after that. Knows networks and the
+frozen layers stay in evaluation mode. So it may be computed once and read after that. Knows networks and the
 key of a trunk; where features are kept is in data/features.py, how all of them are computed in search/trunks.py.
 
 Array shapes: images are uint8 `[n, channels, rows, columns]`, features float32 `[n, *shape]`.

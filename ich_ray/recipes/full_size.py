@@ -6,6 +6,7 @@ and not measured, and says so wherever it is shown.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ class PlannedStage(Record):
 
     Attributes:
         images: that training would be shown.
-        images_per_s: of the network that stands for the stage, measured here on noise.
+        images_per_s: of the network that stands for the stage, measured here on noise; 0 where it had no room.
         rated: which network that is.
     """
 
@@ -49,7 +50,7 @@ class PlannedStage(Record):
 
     @property
     def hours(self) -> float:
-        return self.images / self.images_per_s / 3600
+        return self.images / self.images_per_s / 3600 if self.images_per_s else math.inf
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def jobs(address: Address = None, as_json: Json = False) -> None:
         print(json.dumps([asdict(job) for job in found], indent=1))
         return
     for job in found:
-        print(f"{job.id}  {_state(job)}  {_times(job)}  {job.command}")
+        print(_on_one_line(f"{job.id}  {_state(job)}  {_times(job)}  {job.command}"))
 
 
 def logs(
@@ -102,6 +102,11 @@ def _check_flags(context: typer.Context, command: list[str]) -> None:
     verbs = context.find_root().command
     if known := verbs.get_command(context, command[0]):  # type: ignore[attr-defined]
         known.make_context(command[0], command[1:], parent=context.find_root())
+
+
+def _on_one_line(text: str) -> str:
+    """Other people's jobs are called as they like; none of it may pass for another job, or steer a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _state(job: Job) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ich_ray.cluster.access import Token, find_token, reach
+from ich_ray.cluster.access import Token, find_token, go_past_proxies, reach
 from ich_ray.errors import ConfigError
 from tests.cluster.heads import TOKEN, write_token
 
@@ -100,3 +100,22 @@ def test_a_token_never_travels_unencrypted(address: str, fits: bool) -> None:
     with pytest.raises(ConfigError, match="a token must not travel unencrypted"):
         reach(address, environ)
     assert reach(address, environ | {"RAY_AUTH_MODE": "disabled"}).headers == {}
+
+
+@pytest.mark.parametrize(
+    ("host", "before", "after"),
+    [
+        ("127.0.0.1", {}, "127.0.0.1"),
+        ("localhost", {"NO_PROXY": "store.example"}, "store.example,localhost"),
+        ("::1", {"NO_PROXY": "ignored", "no_proxy": "store.example"}, "store.example,::1"),
+        ("localhost", {"no_proxy": "localhost,store.example"}, "localhost,store.example"),
+        ("localhost", {"no_proxy": "*"}, "*"),
+        ("ray.example", {"no_proxy": "store.example"}, "store.example"),  # a tunnel through the proxy, encrypted
+    ],
+)
+def test_this_machine_is_reached_past_all_proxies(host: str, before: dict[str, str], after: str) -> None:
+    environ = dict(before)
+    go_past_proxies(host, environ)
+    assert environ["no_proxy"] == after
+    if after != before.get("no_proxy"):
+        assert environ["NO_PROXY"] == after

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ich_ray import cli
 from ich_ray.cluster.checks import Finding, check, skew_s
-from ich_ray.cluster.doctor import doctor
+from ich_ray.cluster.doctor import _look_there, doctor
 from ich_ray.cluster.probe import Facts, look, open_ports
 from ich_ray.errors import ConfigError
 
@@ -60,9 +62,11 @@ def test_a_fit_cluster_has_one_line_each() -> None:
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_its_machine(changes: dict[str, Any], level: str, what: str, found: str) -> None:
     machines = [facts(), facts(machine="c"), facts(**{"machine": "b", **changes})]
-    bad = [finding for finding in check(machines, "127.0.0.1:8265", is_cluster=True) if finding.level != "ok"]
+    findings = check(machines, "127.0.0.1:8265", is_cluster=True)
+    bad = [finding for finding in findings if finding.level != "ok"]
     assert [(finding.level, finding.what, finding.found) for finding in bad] == [(level, what, found)]
     assert bad[0].remedy
+    assert level == "warning" or what not in {finding.what for finding in findings if finding.level == "ok"}
     assert "\n" not in str(bad[0])
 
 
@@ -119,6 +123,17 @@ def test_storage_is_written_and_read_and_left_clean(tmp_path: Path) -> None:
     broken = {finding.what: finding for finding in doctor(storage=tmp_path / "file" / "below")}
     assert broken["storage"].level == "problem"
     assert "this: must read and write it, got NotADirectoryError" in broken["storage"].found
+
+
+def test_the_disk_of_a_node_is_the_one_where_ray_keeps_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started with --temp-dir on a larger disk, as the remedy says, it is that disk which must have room."""
+    node = SimpleNamespace(get_session_dir_path=lambda: str(tmp_path))
+    monkeypatch.setattr("ray._private.worker.global_worker", SimpleNamespace(node=node))
+    free = {str(tmp_path): 7 * GIB}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free.get(str(path), GIB)))
+    assert _look_there("b", None, "").disk_free_bytes == 7 * GIB
 
 
 def test_a_cluster_file_with_a_secret_fails_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

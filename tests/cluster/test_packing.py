@@ -3,8 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer.main
 
-from ich_ray.cluster.packing import pack
+from ich_ray import cli
+from ich_ray.cluster import packing
+from ich_ray.cluster.packing import VERBS, pack
 from ich_ray.errors import ConfigError, SpaceError
 from tests.search.fakes import SPACE
 
@@ -40,7 +43,12 @@ def test_a_space_of_the_cluster_stays_there(space: Path) -> None:
         ([], "submit: a job is one of prepare, search, .* got nothing"),
         (["serch"], r"got 'serch' \(did you mean 'search'\?\)"),
         (["submit", "--", "search"], "got 'submit'"),
-        (["search", "D", "--space", "spaces/mine.yaml", "--out", "/S"], "the first argument: must be an absolute path"),
+        (["search", "D", "--space", "spaces/mine.yaml", "--out", "/S"], "an argument: must be an absolute .* got 'D'"),
+        (["search", "--resume", "D", "--space", "spaces/mine.yaml", "--out", "/S"], "an argument: .* got 'D'"),
+        (["search", "--trials", "3", "D", "--space", "spaces/mine.yaml", "--out", "/S"], "an argument: .* got 'D'"),
+        (["predict", "/B", "/scans", "more", "--out", "/p.csv"], "an argument: must be an absolute path .* got 'more'"),
+        (["predict", "/B", "/scans", "--heatmaps", "heat", "--out", "/p.csv"], "--heatmaps: must be .* got 'heat'"),
+        (["doctor", "--cluster-file", "cluster.yaml"], "--cluster-file: must be an absolute path"),
         (["search", "/D", "--space", "spaces/mine.yaml", "--out", "S"], "--out: must be an absolute path .* got 'S'"),
         (["search", "/D", "--space", "spaces/mine.yaml", "--out=S"], "--out: must be an absolute path .* got 'S'"),
         (["search", "/D", "--space", "none.yaml", "--out", "/S"], "--space: must be a file of this machine, or an abs"),
@@ -64,3 +72,18 @@ def test_a_space_is_checked_before_it_travels(space: Path) -> None:
     space.write_bytes(b" " * (1 << 20) + b" ")
     with pytest.raises(ConfigError, match="must be at most 1 MB, got 1,048,577 bytes"):
         pack(call)
+
+
+def test_every_flag_of_a_verb_that_travels_is_known_to_be_a_place_or_not() -> None:
+    """A place that is not checked is looked for in, or lost with, the working folder of the job."""
+    options = [
+        option
+        for verb in VERBS
+        for option in typer.main.get_group(cli.app).commands[verb].params
+        if option.param_type_name == "option"
+    ]
+    switches = {name for option in options if option.is_flag for name in option.opts}  # type: ignore[attr-defined]
+    assert switches <= set(packing._SWITCHES)
+    words = {name for option in options if option.bare_type() == "str" for name in option.opts}
+    no_places = {"--address", "--limit-rejected", "--point", "--windows"}
+    assert words - switches - {"--space"} == {place for place in packing._PLACES if place != "an argument"} | no_places

@@ -106,6 +106,15 @@ def test_weights_from_a_file_but_not_the_head(tmp_path: Path) -> None:
     assert not torch.equal(network.body.get_parameter("fc.1.weight"), source.body.get_parameter("fc.1.weight"))
 
 
+def test_older_files_that_count_no_batches_fit(tmp_path: Path) -> None:
+    """torchvision's first ResNet and DenseNet files were written before batch normalization counted."""
+    state = build_network(Hyperparameters(architecture="resnet18"), (3, 64, 64)).body.state_dict()
+    path = tmp_path / "weights.safetensors"
+    save_file({name: value.contiguous() for name, value in state.items() if "num_batches" not in name}, path)
+    body = build_network(Hyperparameters(architecture="resnet18", weights=str(path)), (3, 64, 64)).body
+    assert torch.equal(body.get_parameter("layer4.0.conv1.weight"), state["layer4.0.conv1.weight"])
+
+
 def test_weights_for_other_channels_keep_the_response_to_gray(tmp_path: Path) -> None:
     source = build_network(Hyperparameters(architecture="resnet18"), (3, 64, 64)).body
     path = tmp_path / "weights.safetensors"
@@ -121,6 +130,9 @@ def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"conv1.weight of resnet18 must have shape \(64, 3, 7, 7\), got shape \(64, 3, 3, 3\)"
     ):
+        build_network(Hyperparameters(architecture="resnet18", weights=str(path)), (3, 64, 64))
+    save_file({"conv1.weight": torch.zeros(64)}, path)
+    with pytest.raises(ConfigError, match=r"conv1.weight of resnet18 must have shape .* got shape \(64,\)"):
         build_network(Hyperparameters(architecture="resnet18", weights=str(path)), (3, 64, 64))
     path.write_bytes(b"not tensors")
     with pytest.raises(IntegrityError, match="must be a safetensors file"):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ich_ray.model import pace
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.pace import EAGER, FIXED, Mode, choose, measure, pace_for, usual_pace, with_compilation
 from ich_ray.model.parallel import ALONE, Shard
 
@@ -77,6 +78,15 @@ def test_a_mode_without_room_has_no_rate() -> None:
     assert measure(full, IMAGES, PLAIN) == 0
 
 
+def test_draws_that_differ_in_rates_alone_are_of_one_speed() -> None:
+    """A space draws dropout and rates from ranges: timed for each draw, no draw would ever be timed twice."""
+    drawn = Hyperparameters(dropout=0.31, learning_rate=1e-3, decay=0.1)
+    assert drawn.of_speed == Hyperparameters(dropout=0.32, learning_rate=1e-4, decay=0.2, optimizer="sgd").of_speed
+    assert drawn.of_speed != Hyperparameters(dropout=0).of_speed
+    assert drawn.of_speed != Hyperparameters(filters=17).of_speed
+    assert drawn.of_speed != Hyperparameters(unfreeze_from="head").of_speed
+
+
 class Clock:
     """Rates by mode instead of measured ones, and what was compiled."""
 
@@ -122,6 +132,30 @@ def test_compiling_is_tried_once_where_it_may_pay(
         assert torch.equal(value, before[name]), name
     assert one[0].weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[index, union-attr]
     assert found.logits(IMAGES).shape == (4, 1)
+
+
+def test_what_compiles_to_too_much_memory_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, EAGER_RATES, 0.0)
+    found = [pace_for(network(), IMAGES, "one", images_left=1_000_000, shard=ALONE).mode for _ in range(2)]
+    assert (found, clock.compilations) == ([BOTH, BOTH], 1)
+
+
+def test_where_nothing_can_be_compiled_training_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile raises at the first batch where a machine has no C compiler."""
+    clock = Clock(monkeypatch, EAGER_RATES, 2000.0)
+
+    def uncompilable(_: nn.Module, dynamic: bool) -> nn.Module:
+        def raising(_: torch.Tensor) -> torch.Tensor:
+            clock.compilations += 1
+            raise RuntimeError("no working C compiler found")
+
+        return raising  # type: ignore[return-value]
+
+    monkeypatch.setattr(torch, "compile", uncompilable)
+    for _ in range(2):
+        found = pace_for(network(), IMAGES, "one", images_left=1_000_000, shard=ALONE)
+        assert (found.mode, clock.compilations) == (BOTH, 1)
+        assert found.logits(IMAGES).shape == (4, 1)
 
 
 def test_a_batch_that_is_cut_short_is_not_compiled_for() -> None:

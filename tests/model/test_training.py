@@ -188,6 +188,27 @@ def test_out_of_memory_ends_the_trial(dataset: PreparedDataset, monkeypatch: pyt
         reports(dataset)
 
 
+def test_memory_that_ran_out_elsewhere_is_told_from_other_errors(
+    dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wanted, detail in {
+        lambda: torch.empty(1 << 50): "can't allocate memory: you tried to allocate 4503599627370496 bytes$",
+        lambda: cublas(
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"
+        ): "CUBLAS_STATUS_ALLOC_FAILED",
+    }.items():
+        monkeypatch.setattr(training._Run, "_step", lambda *_, wanted=wanted: wanted())
+        with pytest.raises(TrialFailure, match=f"out_of_memory: .*{detail}"):
+            reports(dataset)
+    monkeypatch.setattr(training._Run, "_step", lambda *_: cublas("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
+    with pytest.raises(RuntimeError, match="EXECUTION_FAILED"):
+        reports(dataset)
+
+
+def cublas(problem: str) -> torch.Tensor:
+    raise RuntimeError(problem)
+
+
 def test_its_memory_is_free_when_the_failure_is_told(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other trials on the device need it, and empty_cache frees only what nothing refers to."""
     runs: list[weakref.ref[training._Run]] = []

@@ -58,6 +58,26 @@ def test_trunk_and_tail_are_the_network(architecture: str, stage: str) -> None:
     }
 
 
+@pytest.mark.parametrize(("architecture", "stage"), cut_points(), ids=str)
+def test_training_gives_what_is_trained_the_same_features(architecture: str, stage: str) -> None:
+    """ConvNeXt and EfficientNet leave whole blocks out at random while they are trained: not frozen ones."""
+    parameters = Hyperparameters(architecture=architecture, unfreeze_from=stage)  # type: ignore[arg-type]
+    if not is_divisible(parameters):
+        return
+    torch.manual_seed(0)
+    network = build_network(parameters, (3, 64, 64))
+    for name, weight in network.named_parameters():
+        if name.endswith("layer_scale"):  # ConvNeXt begins with blocks that add next to nothing
+            weight.data.fill_(0.5)
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    reached: list[torch.Tensor] = []
+    first = network.body.get_submodule(stages(parameters)[stage][0])
+    first.register_forward_pre_hook(lambda _, given: reached.append(given[0].detach()))
+    with torch.no_grad():
+        network.train()(images)
+    torch.testing.assert_close(trunk_features(network, parameters, images), reached[0], rtol=1e-5, atol=0)
+
+
 def test_what_has_no_trunk() -> None:
     assert not is_divisible(Hyperparameters())
     assert not is_divisible(Hyperparameters(architecture="resnet18"))

@@ -61,6 +61,13 @@ def test_the_page_sets_published_corrected_and_measured_side_by_side() -> None:
     assert "Synthetic patients: nothing measured here says anything about real ones." in text
 
 
+def test_a_network_without_room_costs_no_page() -> None:
+    """On a GPU that others fill not one batch fits, after everything else of a reproduction is done."""
+    done = reproduction()
+    full = done.planned[0].model_copy(update={"images_per_s": 0.0})
+    assert "0 inf" in text_of(page(done.model_copy(update={"planned": (full,)})))
+
+
 def test_the_page_is_one_file() -> None:
     html = page(reproduction())
     assert not re.findall(r"(?:src|href)=\"(?!#|data:)", html.split("<script")[0])

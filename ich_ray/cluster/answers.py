@@ -1,0 +1,56 @@
+"""What a cluster answers when it does not do as it is asked, in words that say what to do.
+
+Knows Ray's errors; asks nothing itself: jobs.py does.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ich_ray.errors import ConfigError, IchRayError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ich_ray.cluster.access import Access
+
+__all__ = ["gist", "told"]
+
+
+@contextmanager
+def told(access: Access, job: str | None = None) -> Iterator[None]:
+    """Ray's errors as ours: a token that is missing or wrong says so, and so does an address without a cluster."""
+    from ray.exceptions import AuthenticationError
+
+    if job == "":
+        raise ConfigError("job: an id must be given, got an empty one; `ich-ray jobs` lists them")
+    try:
+        yield
+    except AuthenticationError as error:
+        raise ConfigError(f"--address {access.url}: {_token_problem(access, str(error))}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--address {access.url}: the dashboard of a Ray cluster must answer there, got {gist(error)}; check that "
+            "the cluster is up and that `ray dashboard cluster.yaml`, the tunnel to it, is open"
+        ) from None
+    except RuntimeError as error:
+        if job and ("status code 404" in str(error) or "does not exist" in str(error)):
+            raise ConfigError(
+                f"job {job}: must be known at {access.url}, got none; `ich-ray jobs` lists them"
+            ) from None
+        raise IchRayError(f"--address {access.url}: a Ray cluster must do as it is asked, got {gist(error)}") from None
+
+
+def _token_problem(access: Access, said: str) -> str:
+    remedy = "copy the cluster's token into ~/.ray/auth_token and `chmod 600` it"
+    if access.token:
+        return f"must be shown the cluster's token, got another one from {access.token.source}; {remedy}"
+    if "Invalid" in said:
+        return f"must be shown the cluster's token, got a wrong one; {remedy}"
+    return f"must be shown the cluster's token, got none (RAY_AUTH_TOKEN, ~/.ray/auth_token); {remedy}"
+
+
+def gist(error: Exception) -> str:
+    """What an error says, without the page that may follow."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
