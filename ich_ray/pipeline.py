@@ -15,7 +15,7 @@ from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.errors import ConfigError
 from ich_ray.results import SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.storage import Location, SearchFiles, locate, read_json, read_record
+from ich_ray.storage import DatasetFiles, Location, SearchFiles, locate, read_json, read_record
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -125,7 +125,8 @@ def run(
             f"chose trial {before.chosen}; leave out --confirm to keep to it, or move the file away"
         )
     with connected(address):
-        plan_slots(Fleet().machines(), gpus_per_trial, cpus_per_trial, None, workers_per_trial)
+        if not DatasetFiles(root / "dataset").manifest.exists():
+            plan_slots(Fleet().machines(), gpus_per_trial, cpus_per_trial, None, workers_per_trial)
         progress.say("prepare")
         dataset = prepare(
             images, labels, root / "dataset", size=size, windows=windows, seed=seed, limit_rejected=limit_rejected

@@ -197,8 +197,10 @@ def test_a_wider_confirmation_by_hand_counts(ran: list[str], tmp_path: Path) -> 
 
 def test_trials_that_fit_on_no_machine_cost_no_decoding(ran: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--gpus-per-trial: a trial must fit on one machine, got 1"):
-        pipeline.run("images", "labels", pipeline.builtin_space("demo"), tmp_path, gpus_per_trial=1)
+        pipeline.run("images", "labels", pipeline.builtin_space("demo"), tmp_path / "new", gpus_per_trial=1)
     assert ran == []
+    pipeline.run("images", "labels", pipeline.builtin_space("demo"), tmp_path, gpus_per_trial=1)
+    assert ran[0] == "prepare"  # it is finished: a search that has ended needs no accelerator any more
 
 
 def test_a_mistake_in_the_space_costs_no_decoding(ran: list[str], tmp_path: Path) -> None:
