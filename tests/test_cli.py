@@ -7,7 +7,7 @@ import pytest
 
 from ich_ray import cli
 from ich_ray.errors import ConfigError, IntegrityError, RejectionLimitError
-from ich_ray.results import Objective, Report, TrialResult
+from ich_ray.results import Objective, Report, SearchResult, TrialResult
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from ich_ray.verbs import search
 from ich_ray.verbs.options import share
@@ -103,6 +103,18 @@ def make_search(folder: Path) -> None:
             reports=(report,), objective=Objective(),
         )  # fmt: skip
         write_json(files.trial(number), trial.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(("ends", "code"), [(["failed", "failed"], 1), (["failed", "pruned"], 0), ([], 0)])
+def test_a_search_of_which_nothing_is_left_has_failed(
+    ends: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = make_record(name="tiny", trials=2)
+    trials = tuple(TrialResult(number=number, parameters={}, state=state) for number, state in enumerate(ends))  # type: ignore[arg-type]
+    found = SearchResult(SearchFiles(locate(tmp_path)), record, trials)
+    monkeypatch.setattr("ich_ray.search.run.run_search", lambda *_, **__: found)
+    assert cli.call(["search", "data", "--space", "space", "--out", "s", "--json"]) == code
+    assert len(json.loads(capsys.readouterr().out)["trials"]) == len(ends)
 
 
 def test_results_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -206,15 +206,15 @@ class PreparedDataset:
             IntegrityError: it is missing, damaged or without a column that everything needs.
             ConfigError: nobody may read it.
         """
-        path, remedy = self.files.slices, "prepare the dataset again"
+        path = self.files.slices
         try:
             table = read_table(path)
         except FileNotFoundError:
-            raise IntegrityError(f"{path}: a row per accepted slice must be there, got no file; {remedy}") from None
+            raise _no_table(path) from None
         except OSError as error:
             raise unreadable(path, error) from None
         if missing := sorted(_NEEDED - {*table.column_names}):
-            raise IntegrityError(f"{path}: a column {missing[0]} must be there, got none; {remedy}")
+            raise IntegrityError(f"{path}: a column {missing[0]} must be there, got none; prepare the dataset again")
         return table
 
     def column(self, name: str) -> NDArray[np.object_]:
@@ -235,9 +235,8 @@ class PreparedDataset:
         Raises:
             IntegrityError: a file is not the one that was prepared.
         """
+        self.check_table()
         held = self.column("role")
-        if self.manifest.slices_sha256:
-            _check_hash(self.files.slices, self.manifest.slices_sha256)
         for number in np.unique(self._places[0][np.isin(held, roles)]).tolist():
             block = self.manifest.blocks[number]
             _check_hash(self.files.root / block.file, block.sha256, copy=self._local(block))
@@ -247,6 +246,17 @@ class PreparedDataset:
                     f"{self.files.slices}: {counts.slices} {role} slices must be there, got {found}; prepare the "
                     "dataset again"
                 )
+
+    def check_table(self) -> None:
+        """Compare slices.parquet with the manifest, without reading it into memory.
+
+        Raises:
+            IntegrityError: it is missing, or not the one that was prepared.
+        """
+        if not self.files.slices.is_file():
+            raise _no_table(self.files.slices)
+        if self.manifest.slices_sha256:
+            _check_hash(self.files.slices, self.manifest.slices_sha256)
 
     @cached_property
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -301,6 +311,10 @@ class PreparedDataset:
                 f"{images.shape}; prepare the dataset again"
             )
         return images
+
+
+def _no_table(path: UPath) -> IntegrityError:
+    return IntegrityError(f"{path}: a row per accepted slice must be there, got no file; prepare the dataset again")
 
 
 def _check_hash(path: UPath, digest: str, copy: UPath | None = None) -> None:

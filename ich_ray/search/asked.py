@@ -66,6 +66,7 @@ def ask(
     if seed is not None and seed < 0:
         raise ConfigError(f"--seed: must be at least 0, got {seed}; any other number will do")
     checked, data = load_space(space), PreparedDataset.open(dataset)
+    data.check_table()  # or every trial would fail at it
     _check_listed(checked, trials, warm_start)
     if data.manifest.leak:
         say(data.manifest.leak)

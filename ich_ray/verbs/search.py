@@ -92,6 +92,8 @@ def search(
         dataset, space, out, **asked, hours=hours, gpu_hours=gpu_hours, placement=placement, share_trunks=share_trunks
     )
     display.print_search(found, None, as_json)
+    if found.trials and found.count("failed") == len(found.trials):  # they say why, and nothing can be made of them
+        raise typer.Exit(1)
 
 
 def results(

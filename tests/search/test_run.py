@@ -57,6 +57,19 @@ def space(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_dataset_without_its_table_costs_no_trial(there: bool, data: Path, space: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    if there:
+        manifest = json.loads((data / "dataset.json").read_text())
+        (tmp_path / "data" / "dataset.json").write_text(json.dumps({**manifest, "slices_sha256": "0" * 64}))
+    else:
+        (tmp_path / "data" / "slices.parquet").unlink()
+    with pytest.raises(IntegrityError, match=r"slices\.parquet: .* prepare the dataset again"):
+        run_search(tmp_path / "data", space, tmp_path / "s", trials=1, _trainer=FakeTrainer())
+    assert not (tmp_path / "s").exists()
+
+
 def check_invariants(found: SearchResult, trials: int) -> None:
     """A search that has ended: as the audit sees it, and once more by other means."""
     ended = audit(found.files.root)
