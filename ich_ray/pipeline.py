@@ -215,8 +215,9 @@ def finish(files: SearchFiles, *, slices: int | None = None, epochs: int | None 
 
 def _retrained(files: SearchFiles) -> int | None:
     """The trial that the bundle was trained with; None where there is no bundle, or no record of it."""
+    from ich_ray.final.card import has_card
     from ich_ray.final.retraining import Retraining
 
-    if not (files.bundle / "card.json").exists() or not files.retraining.exists():
+    if not has_card(files.bundle) or not files.retraining.exists():
         return None
     return read_record(files.retraining, Retraining, "remove the file and run again").trial

@@ -32,8 +32,8 @@ from ich_ray.storage import (
     read_record,
     read_table,
     sha256,
+    unreadable,
 )
-from ich_ray.storage.places import unreadable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 from upath import UPath
 
 from ich_ray.ct.elements import FILE_LIMIT_BYTES
-from ich_ray.storage import is_local
-from ich_ray.storage.places import unreadable
+from ich_ray.storage import is_local, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -233,8 +233,8 @@ def _forget(trial: Trial) -> None:
     """Drop what Tune holds of a trial that has ended until the search is over; the ledger has its reports.
 
     For a trial of four reports and three parameters that is running means of every number in a result, config included
-    (26 KB), the last result and the parameters once more (2.5 KB), and a reference to what its worker said at the
-    begin, which keeps the answer in Ray's own memory (1.5 KB).
+    (26 KB), the last result and the parameters once more (2.5 KB), and a reference to what its worker said
+    first, which keeps the answer in Ray's own memory (1.5 KB).
     """
     # It has no public name: where Ray calls it otherwise, it stays. Before the others: without a result Tune would wait
     # for it.

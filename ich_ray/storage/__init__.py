@@ -21,6 +21,7 @@ from ich_ray.storage.places import (
     is_there,
     locate,
     system_reason,
+    unreadable,
 )
 from ich_ray.storage.records import Line, Record, RelativeFile, first_problem, read_record
 
@@ -45,6 +46,7 @@ __all__ = [
     "remove",
     "sha256",
     "system_reason",
+    "unreadable",
     "write_bytes",
     "write_json",
     "write_table",
