@@ -80,16 +80,6 @@ def test_optuna_opens_the_search(found: SearchResult, tmp_path: Path) -> None:
     assert trials[4].datetime_complete is None
 
 
-def test_optuna_reads_what_it_would_have_written(found: SearchResult, tmp_path: Path) -> None:
-    export(found.files.root, optuna=tmp_path / "ours.db")
-    ours = optuna.load_study(study_name="tiny", storage=f"sqlite:///{tmp_path / 'ours.db'}")
-    theirs = optuna.create_study(storage=f"sqlite:///{tmp_path / 'theirs.db'}", direction="maximize")
-    space = parse_space(found.record.space, "x")
-    for trial in found.trials:
-        theirs.add_trial(as_frozen(space, trial))
-    assert ours.trials == theirs.trials
-
-
 def test_tensorboard_opens_the_search(found: SearchResult, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData

@@ -1,18 +1,12 @@
-"""A search as an Optuna storage, for optuna-dashboard, plots and importances.
-
-The tables are made by Optuna and filled here in one transaction, because Optuna's own way takes 15 to 30 ms a trial.
-A test holds that Optuna reads back exactly what it would have written itself.
-"""
+"""A search as an Optuna storage, for optuna-dashboard, plots and importances."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import optuna
-from optuna.distributions import distribution_to_json
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
@@ -23,7 +17,6 @@ from ich_ray.storage import write_bytes
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
 
     from upath import UPath
 
@@ -34,7 +27,10 @@ __all__ = ["as_frozen", "write_study"]
 
 
 def write_study(found: SearchResult, file: UPath) -> None:
-    """Write one SQLite file, whole or not at all, with one study of the search's name."""
+    """Write one SQLite file, whole or not at all, with one study of the search's name.
+
+    Optuna takes 12 ms a trial: two minutes for 10,000.
+    """
     from sqlalchemy.pool import StaticPool
 
     space = parse_space(found.record.space, str(found.files.search))
@@ -48,8 +44,8 @@ def write_study(found: SearchResult, file: UPath) -> None:
         study.set_metric_names([found.objective.metric])
     for name, value in found.record.model_dump(mode="json", exclude={"space"}).items():
         study.set_user_attr(name, value)
+    study.add_trials(as_frozen(space, trial) for trial in found.trials)
     connection = cast("sqlite3.Connection", storage.engine.raw_connection().driver_connection)
-    _insert(connection, [as_frozen(space, trial) for trial in found.trials])
     write_bytes(file, connection.serialize())
 
 
@@ -82,44 +78,3 @@ def as_frozen(space: SearchSpace, record: TrialResult) -> FrozenTrial:
 def _time(seconds: float) -> datetime:
     """Optuna's times are local and without a zone."""
     return datetime.fromtimestamp(seconds, UTC).astimezone().replace(tzinfo=None)
-
-
-def _insert(connection: sqlite3.Connection, trials: Sequence[FrozenTrial]) -> None:
-    """Fill Optuna's tables; a trial's key is its number + 1, and the study's is 1."""
-    rows: dict[str, list[tuple[Any, ...]]] = {
-        "trials (trial_id, number, study_id, state, datetime_start, datetime_complete)": [
-            (
-                trial._trial_id,
-                trial.number,
-                1,
-                trial.state.name,
-                _utc(trial.datetime_start),
-                _utc(trial.datetime_complete),
-            )
-            for trial in trials
-        ],
-        "trial_values (trial_id, objective, value, value_type)": [
-            (trial._trial_id, 0, trial.value, "FINITE") for trial in trials if trial.value is not None
-        ],
-        "trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)": [
-            (trial._trial_id, step, value, "FINITE")
-            for trial in trials
-            for step, value in trial.intermediate_values.items()
-        ],
-        "trial_params (trial_id, param_name, param_value, distribution_json)": [
-            (trial._trial_id, name, kind.to_internal_repr(trial.params[name]), distribution_to_json(kind))
-            for trial in trials
-            for name, kind in trial.distributions.items()
-        ],
-        "trial_user_attributes (trial_id, key, value_json)": [
-            (trial._trial_id, name, json.dumps(value)) for trial in trials for name, value in trial.user_attrs.items()
-        ],
-    }
-    with connection:
-        for table, filled in rows.items():
-            marks = ", ".join("?" * (table.count(",") + 1))
-            connection.executemany(f"INSERT INTO {table} VALUES ({marks})", filled)  # noqa: S608  (our own words)
-
-
-def _utc(local: datetime | None) -> str | None:
-    return None if local is None else local.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
