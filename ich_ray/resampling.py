@@ -11,13 +11,14 @@ counts, a share of slices has an exact interval instead, and any other figure ha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.special import betaincinv
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "effective_count",
     "exact_interval",
     "interval",
-    "patient_bootstrap",
     "share_interval",
 ]
 
@@ -36,8 +36,6 @@ __all__ = [
 # (Thompson 1936): 94 % for five.
 FEWEST_PATIENTS = 6
 _POINT = 1e-9  # an interval narrower than this share of its ends is a point but for rounding
-
-Statistics = Callable[["NDArray[np.float64]"], dict[str, float]]
 
 
 class Interval(NamedTuple):
@@ -136,29 +134,3 @@ def share_interval(
     if can_tell(drawn, patients):
         return interval(share, drawn, confidence)
     return exact_interval(share, effective_count(patients), confidence)
-
-
-def patient_bootstrap(
-    statistics: Statistics,
-    patients: NDArray[Any],
-    *,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """Percentile intervals of any figures.
-
-    Args:
-        statistics: weights `[n]` -> figures by name; with unit weights it gives the values themselves.
-        patients: whose slice each is, `[n]`.
-        resamples: how often all patients are drawn.
-        confidence: the share of resamples inside the interval.
-        seed: of the draws.
-    """
-    draws = PatientDraws(patients, resamples=resamples, seed=seed)
-    values = statistics(np.ones(len(draws.of_slice)))
-    drawn = {name: np.full(resamples, math.nan) for name in values}
-    for index, weights in enumerate(draws.weights()):
-        for name, value in statistics(weights).items():
-            drawn[name][index] = value
-    return {name: interval(value, drawn[name], confidence) for name, value in values.items()}
