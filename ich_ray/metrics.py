@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 __all__ = [
+    "METRICS",
     "Confusion",
+    "Metric",
     "Ranking",
     "at_chance",
     "average_precision",
@@ -215,23 +219,59 @@ def best_f_beta(labels: NDArray[Any], probabilities: NDArray[Any], beta: float =
     return ranking.threshold(best), float(values[best])
 
 
-def floors(prevalence: float) -> dict[str, float]:
-    """What a model that knows only the prevalence `p` reaches: a figure at or under these is chance.
+@dataclass(frozen=True)
+class Metric:
+    """What people are told of a metric, and how it is judged.
 
-    Log loss is the entropy of p and Brier p (1 - p), both of the constant forecast p; accuracy is that of the majority
-    class; PPV, average precision (p) and F2 (5 p / (4 p + 1)) are those of calling every slice positive.
+    Attributes:
+        title: its name inside a sentence.
+        words: what it is.
+        better: whether more of it or less is better; None where a value between is right.
+        floor: what a model that knows only the prevalence reaches: a figure at or under it is chance. None without one.
+        is_objective: whether a search may optimize it: every report of a trial has it.
     """
-    rest = 1 - prevalence
-    entropy = -sum(share * math.log(share) for share in (prevalence, rest) if share > 0)
-    return {
-        "average_precision": prevalence,
-        "roc_auc": 0.5,
-        "log_loss": entropy,
-        "brier": prevalence * rest,
-        "f2": 5 * prevalence / (4 * prevalence + 1),
-        "accuracy": max(prevalence, rest),
-        "ppv": prevalence,
-    }
+
+    title: str
+    words: str
+    better: Literal["max", "min"] | None
+    floor: Callable[[float], float] | None = None
+    is_objective: bool = False
+
+
+def _entropy(prevalence: float) -> float:
+    return -sum(share * math.log(share) for share in (prevalence, 1 - prevalence) if share > 0)
+
+
+# Floors: log loss is the entropy of the prevalence p and Brier p (1 - p), both of the constant forecast p; accuracy is
+# that of the majority class; PPV, average precision (p) and F2 (5 p / (4 p + 1)) are of calling every slice positive.
+METRICS: dict[str, Metric] = {
+    "average_precision": Metric(
+        "average precision (AP)", "area under the precision-recall curve", "max", lambda p: p, is_objective=True
+    ),
+    "roc_auc": Metric("ROC AUC", "share of pairs put in the right order", "max", lambda _: 0.5, is_objective=True),
+    "f2": Metric(
+        "F2",
+        "of sensitivity and PPV, sensitivity weighing more",
+        "max",
+        lambda p: 5 * p / (4 * p + 1),
+        is_objective=True,
+    ),
+    "log_loss": Metric("log loss", "error of the probabilities, lower is better", "min", _entropy, is_objective=True),
+    "brier": Metric("Brier score", "error of the probabilities, lower is better", "min", lambda p: p * (1 - p)),
+    "ece": Metric("ECE", "mean gap between probability and share of positives, in 15 bins", "min"),
+    "calibration_slope": Metric("calibration slope", "1 is right, below 1 too extreme", None),
+    "calibration_intercept": Metric("calibration intercept", "0 is right, below 0 too high", None),
+    "sensitivity": Metric("sensitivity", "of slices with haemorrhage, the share flagged", "max"),
+    "specificity": Metric("specificity", "of slices without, the share not flagged", "max"),
+    "ppv": Metric("PPV", "of flagged slices, the share with haemorrhage", "max", lambda p: p),
+    "npv": Metric("NPV", "of slices not flagged, the share without", "max"),
+    "accuracy": Metric("accuracy", "share of right decisions", "max", lambda p: max(p, 1 - p)),
+}
+
+
+def floors(prevalence: float) -> dict[str, float]:
+    """The floor of each metric that has one, at a prevalence."""
+    return {name: metric.floor(prevalence) for name, metric in METRICS.items() if metric.floor}
 
 
 def chance_bound(prevalence: float) -> float:

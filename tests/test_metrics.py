@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from ich_ray.metrics import (
+    METRICS,
     Confusion,
     at_chance,
     average_precision,
@@ -219,3 +220,18 @@ def test_a_ranking_rests_on_patients_and_says_so_where_it_does_not_know_them() -
     assert ranking_note(7000, 1000) is None
     assert ranking_note(7000, 1000, 1000) is None
     assert "up to 0.05" in (ranking_note(7000, 1000, 100) or "")
+
+
+def test_floors_by_hand() -> None:
+    """At a prevalence of 1/4: F2 is 5/4 / 2 of calling all positive, log loss -(ln(1/4) / 4 + 3 ln(3/4) / 4)."""
+    expected = {
+        "average_precision": 0.25,
+        "roc_auc": 0.5,
+        "log_loss": 0.562335,
+        "brier": 0.1875,
+        "ppv": 0.25,
+        "f2": 0.625,
+    }
+    assert floors(0.25) == pytest.approx({**expected, "accuracy": 0.75}, abs=1e-6)
+    assert floors(0.0)["log_loss"] == 0
+    assert {name for name, metric in METRICS.items() if metric.better == "min"} == {"log_loss", "brier", "ece"}

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ich_ray.errors import SpaceError, nearest
+from ich_ray.metrics import METRICS
 from ich_ray.model.hyperparameters import STACKED_ONLY
 from ich_ray.results import Objective
 from ich_ray.search.draw import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace, same
@@ -26,12 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SearchSpace", "load_space", "parse_space"]
 
-DIRECTIONS: dict[str, Literal["max", "min"]] = {
-    "average_precision": "max",
-    "roc_auc": "max",
-    "f2": "max",
-    "log_loss": "min",
-}
+OBJECTIVES = {name: metric.better for name, metric in METRICS.items() if metric.is_objective}
 
 
 def load_space(path: Location) -> SearchSpace:
@@ -179,12 +175,12 @@ class _Checker(ListRules):
         return self.error(where, f"{rule}, got {problem['input']!r}")
 
     def _objective(self, objective: Objective) -> None:
-        if objective.metric not in DIRECTIONS:
-            known = ", ".join(DIRECTIONS)
-            got = f"got {objective.metric!r}{nearest(objective.metric, DIRECTIONS)}"
+        if objective.metric not in OBJECTIVES:
+            known = ", ".join(OBJECTIVES)
+            got = f"got {objective.metric!r}{nearest(objective.metric, OBJECTIVES)}"
             raise self.error("objective.metric", f"must be one of {known}, {got}")
-        if objective.mode != DIRECTIONS[objective.metric]:
-            better = DIRECTIONS[objective.metric]
+        if objective.mode != OBJECTIVES[objective.metric]:
+            better = OBJECTIVES[objective.metric]
             raise self.error(
                 "objective.mode",
                 f"{objective.metric} is better at its {better}, got {objective.mode!r}; write {better}",

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
+from ich_ray.metrics import METRICS
+
 if TYPE_CHECKING:
     from ich_ray.results import TrialState
 
@@ -57,23 +59,6 @@ POSITIVE = "#cf5f34"
 NEGATIVE = "#74838f"
 REFERENCE = "#878d94"
 
-# Name, and what it is in plain words.
-_METRICS = {
-    "average_precision": ("average precision (AP)", "area under the precision-recall curve"),
-    "roc_auc": ("ROC AUC", "share of pairs put in the right order"),
-    "log_loss": ("log loss", "error of the probabilities, lower is better"),
-    "brier": ("Brier score", "error of the probabilities, lower is better"),
-    "ece": ("ECE", "mean gap between probability and share of positives, in 15 bins"),
-    "calibration_slope": ("calibration slope", "1 is right, below 1 too extreme"),
-    "calibration_intercept": ("calibration intercept", "0 is right, below 0 too high"),
-    "sensitivity": ("sensitivity", "of slices with haemorrhage, the share flagged"),
-    "specificity": ("specificity", "of slices without, the share not flagged"),
-    "ppv": ("PPV", "of flagged slices, the share with haemorrhage"),
-    "npv": ("NPV", "of slices not flagged, the share without"),
-    "f2": ("F2", "of sensitivity and PPV, sensitivity weighing more"),
-    "accuracy": ("accuracy", "share of right decisions"),
-}
-
 
 def blank(x: str, y: str) -> go.Figure:
     """An empty figure with two titled axes and no opinion on theme or size."""
@@ -97,7 +82,7 @@ def plain(text: object) -> str:
 
 def metric_name(name: str) -> str:
     """`average_precision` -> `average precision (AP)`, inside a sentence; an unknown name keeps its words."""
-    return _METRICS[name][0] if name in _METRICS else name.replace("_", " ")
+    return METRICS[name].title if name in METRICS else name.replace("_", " ")
 
 
 def metric_title(name: str) -> str:
@@ -108,7 +93,7 @@ def metric_title(name: str) -> str:
 
 def metric_words(name: str) -> str:
     """What a metric is, in plain words; empty for an unknown one."""
-    return _METRICS[name][1] if name in _METRICS else ""
+    return METRICS[name].words if name in METRICS else ""
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ich_ray.final.report.style import count, duration, metric_title, metric_words, moment, number, percent, setting
 from ich_ray.final.report.trials import varied
+from ich_ray.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,8 +40,7 @@ __all__ = [
     "trial_table",
 ]
 
-_LOWER_IS_BETTER = {"log_loss", "brier"}
-_ON_NO_SCALE = {"calibration_slope", "calibration_intercept"}  # of 0 to 1
+_ON_NO_SCALE = {name for name, metric in METRICS.items() if metric.better is None}  # of 0 to 1
 _POINT_FIGURES = ("sensitivity", "specificity", "ppv", "npv", "f2", "accuracy")
 Facts = list[tuple[str, str]]
 
@@ -64,7 +64,7 @@ class FigureRow:
 
 
 def _row(name: str, interval: Estimate, floor: float | None) -> FigureRow:
-    lower = name in _LOWER_IS_BETTER
+    lower = name in METRICS and METRICS[name].better == "min"
     bounds = (interval.low, interval.high)
     known = {"value": interval.value, "low": interval.low, "high": interval.high, "floor": floor}
     edge = interval.high if lower else interval.low
