@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,18 @@ import pytest
 
 from ich_ray import cli
 from ich_ray.data.dataset import PreparedDataset, Role
+from ich_ray.final import retrain
 from ich_ray.final.bundle import load_bundle
 from ich_ray.final.evaluate import evaluate
-from ich_ray.final.retrain import retrain
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.training import Progress
 from ich_ray.results import open_search
 from ich_ray.runtime import connected
 from ich_ray.search.audit import audit
 from ich_ray.search.run import run_search
-from ich_ray.search.trial import Checkpoints, TrialSettings, train_model
+from ich_ray.search.trial import Checkpoints, Trainer, TrialSettings, train_model
 from tests.compat.recorded import FIXTURES, TRAININGS, tolerance, trained
+from tests.model.test_hyperparameters import OneMore
 
 RECORDED = json.loads((FIXTURES / "recorded.json").read_text())
 
@@ -144,26 +147,36 @@ def test_a_training_reports_what_was_recorded(files: Path, name: str, within: fl
         assert one["metrics"] == pytest.approx(other["metrics"], rel=within, abs=within)
 
 
+@pytest.mark.parametrize("kind", [Hyperparameters, OneMore])
 @pytest.mark.parametrize(("name", "number", "budget"), [("interrupted", 3, 3000), ("published", 1, 4000)])
-def test_a_trial_goes_on_from_its_checkpoint_to_its_end(files: Path, name: str, number: int, budget: int) -> None:
+def test_a_trial_goes_on_from_its_checkpoint_to_its_end(
+    files: Path, name: str, number: int, budget: int, kind: type[Hyperparameters]
+) -> None:
     found = open_search(files / name)
     trial, kept = found.trials[number], Checkpoints(found.files, number).newest()
     assert trial.state == "running"
     assert kept is not None
     dataset = PreparedDataset.open(files / "dataset")
     settings = TrialSettings(str(files / "dataset"), RECORDED["fingerprint"], str(files / name), budget, 200, 1, 0)
-    parameters = Hyperparameters.model_validate(trial.parameters)
+    parameters = kind.model_validate(trial.parameters)
     seen = [report.images_seen for report in train_model(parameters, dataset, settings, trial.seed, kept.file)]
     assert seen == [*range(kept.images_seen + 200, budget + 1, 200)]
 
 
+def with_one_more_field(parameters: Hyperparameters, *others: Any) -> Generator[Progress]:
+    yield from train_model(OneMore.model_validate(parameters.identity()), *others)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("trainer", [None, with_one_more_field])
 @pytest.mark.parametrize(("name", "trials"), [("interrupted", 8), ("published", 2)])
-def test_an_interrupted_search_is_resumed_to_its_end(files: Path, cluster: None, name: str, trials: int) -> None:
+def test_an_interrupted_search_is_resumed_to_its_end(
+    files: Path, cluster: None, name: str, trials: int, trainer: Trainer | None
+) -> None:
     before = {trial.number: trial for trial in open_search(files / name).trials}
     unfinished = [trial for trial in before.values() if trial.state == "running"]
     assert any(trial.checkpoint for trial in unfinished)
-    found = run_search(files / "dataset", files / f"{name}.yaml", files / name, resume=True)
+    found = run_search(files / "dataset", files / f"{name}.yaml", files / name, resume=True, _trainer=trainer)
     after = {trial.number: trial for trial in found.trials}
     assert {*after} == {*range(trials)}
     assert {trial.state for trial in after.values()} <= {"completed", "pruned"}
@@ -174,16 +187,50 @@ def test_an_interrupted_search_is_resumed_to_its_end(files: Path, cluster: None,
 
 
 @pytest.mark.slow
-def test_a_killed_retraining_goes_on_where_it_was(files: Path, cluster: None) -> None:
-    folder = next((files / "published/final").glob("retraining-*"))
+def test_a_killed_retraining_goes_on_where_it_was(files: Path, cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = begun(files)
     reports = json.loads((folder / "reports.json").read_text())
     assert [report["images_seen"] for report in reports] == [200, 400]
-    folder.rename(folder.with_name(f"retraining-{identity(files)}"))
-    retrain(files / "published")
+    monkeypatch.setattr("ich_ray.final.retrain.Hyperparameters", OneMore)
+    retrain.retrain(files / "published")
     kept = json.loads((files / "published/final/retraining.json").read_text())["reports"]
     assert kept[:2] == reports
     assert len(kept) > 2
     assert not [*(files / "published/final").glob("retraining-*/")]
+
+
+@pytest.mark.parametrize("kind", [Hyperparameters, OneMore])
+def test_a_killed_retraining_is_found_by_its_old_name(files: Path, kind: type[Hyperparameters]) -> None:
+    found, folder = open_search(files / "published"), begun(files)
+    plan = retrain._plan(found, kind.model_validate(found.trials[0].parameters), 1600, "train", None)
+    plan = replace(plan, seed=found.trials[0].seed)
+    assert retrain._seeded(found, plan, kind.model_validate(found.trials[0].parameters)).folder == str(folder)
+    folder.rename(folder.with_name("elsewhere"))
+    new = retrain._seeded(found, plan, kind.model_validate(found.trials[0].parameters)).folder
+    assert Path(new).parent == folder.parent
+    assert new not in {str(folder), str(folder.with_name("elsewhere"))}
+
+
+def test_a_retraining_with_a_field_that_came_later_does_not_go_on_with_an_older_one(files: Path) -> None:
+    found, folder = open_search(files / "published"), begun(files)
+    parameters = OneMore.model_validate({**found.trials[0].parameters, "blur": 1.5})
+    plan = replace(retrain._plan(found, parameters, 1600, "train", None), seed=found.trials[0].seed)
+    assert retrain._seeded(found, plan, parameters).folder != str(folder)
+
+
+@pytest.mark.parametrize("kind", [Hyperparameters, OneMore])
+def test_a_finished_retraining_still_says_how_long_another_may_train(files: Path, kind: type[Hyperparameters]) -> None:
+    found = open_search(files / "finished")
+    trial = found.trials[json.loads((files / "finished/final/retraining.json").read_text())["trial"]]
+    parameters = kind.model_validate(trial.parameters)
+    assert [run.best_images_seen for run in retrain._rehearsal(found, trial, parameters)] == [400, 600]
+    assert retrain._rehearsal(found, trial, parameters.model_copy(update={"blocks": 1})) == ()
+
+
+def begun(files: Path) -> Path:
+    """The folder of the killed retraining, under the name that version 0.1.0 gives it where the dataset lies now."""
+    folder = next((files / "published/final").glob("retraining-*"))
+    return folder.rename(folder.with_name(f"retraining-{identity(files)}"))
 
 
 def identity(files: Path) -> str:
