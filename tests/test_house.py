@@ -21,7 +21,7 @@ REPOSITORY = PACKAGE.parent
 # A module may import from its own level and from those before it.
 LEVELS = [
     {"errors"},
-    {"storage", "cache", "metrics", "resampling", "reliability", "ct", "progress", "runtime", "results"},
+    {"storage", "cache", "metrics", "resampling", "reliability", "ct", "progress", "runtime", "registry", "results"},
     {"data"},
     {"model"},
     {"search"},
