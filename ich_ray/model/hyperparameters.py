@@ -2,6 +2,8 @@
 
 The knobs stand in fields.py, by group; those of one architecture alone stand beside it. Search spaces are checked
 against these fields, so a parameter that nothing reads cannot be searched.
+
+Defaults are frozen: what is on disk leaves them out. A new field has one that means "as before".
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ GROUPS: Mapping[str, type[BaseModel]] = {
     "sampling": SamplingFields,
 }
 # They change neither the tensors of a network nor what frozen layers make of an image; every other group may.
-_OF_TRAINING = (OptimizationFields, SamplingFields)
+_OF_TRAINING = ("optimization", "sampling")
 
 
 # The groups in reverse: pydantic takes fields from the last base first.
@@ -68,6 +70,22 @@ class Hyperparameters(SamplingFields, OptimizationFields, NetworkFields):
             raise PydanticKnownError("literal_error", {"expected": f"{', '.join(most)} or {last}"})
         return name
 
+    def identity(self) -> dict[str, Any]:
+        """What a trial, a retraining and a resumed state are told apart by: the fields that differ from their defaults.
+
+        A field that is added later changes the identity of nothing that was written without it.
+        """
+        own = self.model_extra or {}  # has no defaults to pydantic
+        left = {name for name, value in own.items() if value == _default(self.architecture, name)}
+        return self.model_dump(exclude_defaults=True, exclude=left)
+
+    def is_same(self, stored: object) -> bool:
+        """Whether parameters read from a file are these, with their defaults (as of version 0.1.0) or without."""
+        try:
+            return type(self).model_validate(stored).identity() == self.identity()
+        except ValidationError:
+            return False
+
     @property
     def network(self) -> dict[str, Any]:
         """All that decides the tensors of the network and what its frozen layers make of an image, by name."""
@@ -77,7 +95,7 @@ class Hyperparameters(SamplingFields, OptimizationFields, NetworkFields):
     def network_alone(self) -> Hyperparameters:
         """A draw equal for all whose networks have equal tensors and layers: whether there is dropout, not how much."""
         drops = {name: 0.5 if value else 0.0 for name, value in self.model_dump().items() if _drops(name)}
-        return Hyperparameters.model_validate({**self.network, **drops, "weights": "none"})
+        return type(self).model_validate({**self.network, **drops, "weights": "none"})
 
     @property
     def of_speed(self) -> tuple[object, ...]:
@@ -95,6 +113,13 @@ def _of_another(key: str, value: Any) -> dict[str, Any]:
         problem = InitErrorDetails(type="extra_forbidden", loc=(key,), input=value)
         raise ValidationError.from_exception_data(Hyperparameters.__name__, [problem])
     return {key: getattr(records[0].model_validate({key: value}), key)}
+
+
+def _default(architecture: str, name: str) -> Any:
+    """Of a field that an architecture alone reads, or another one."""
+    own = ARCHITECTURES[architecture].own
+    records = [own] if name in own.model_fields else fields_named(name)
+    return records[0].model_fields[name].default
 
 
 def readers(name: str) -> list[str]:
@@ -117,7 +142,7 @@ def known_fields() -> dict[str, FieldInfo]:
 
 def decides_the_network(name: str) -> bool:
     """Whether a field decides the tensors of a network, or what its frozen layers make of an image."""
-    return not any(name in group.model_fields for group in _OF_TRAINING) and not _drops(name)
+    return not any(name in GROUPS[group].model_fields for group in _OF_TRAINING) and not _drops(name)
 
 
 def _drops(name: str) -> bool:

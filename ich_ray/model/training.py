@@ -176,7 +176,7 @@ class _Run:
         self.parameters, self.slices, self.validation, self.seed = parameters, slices, validation, seed
         self.device, self.shard = device, shard
         fingerprint = slices.dataset.manifest.fingerprint
-        self.plan = {"parameters": parameters.model_dump(), "seed": seed, "slices": len(slices), "data": fingerprint}
+        self.plan = {"parameters": parameters.identity(), "seed": seed, "slices": len(slices), "data": fingerprint}
         self.images_seen, self.elapsed_s = 0, 0.0
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
@@ -328,7 +328,7 @@ class _Run:
         return TrainingState(copies, {"images_seen": self.images_seen, "elapsed_s": self.elapsed_s, "plan": self.plan})
 
     def _restore(self, state: TrainingState) -> None:
-        if state.numbers.get("plan") != self.plan:
+        if not self._is_planned(state.numbers.get("plan")):
             raise ConfigError(
                 f"resume: the state must belong to the same parameters, seed and training slices, got "
                 f"{state.numbers.get('plan')} instead of {self.plan}; start without it"
@@ -340,6 +340,12 @@ class _Run:
             per_weight.setdefault(int(index), {})[key] = _laid_out_as(self.trainable[int(index)], value)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": per_weight})
         self.images_seen, self.elapsed_s = state.images_seen, float(state.numbers["elapsed_s"])
+
+    def _is_planned(self, plan: object) -> bool:
+        """Whether a state's plan is this one, however it tells the parameters."""
+        if not isinstance(plan, dict) or {**plan, "parameters": self.plan["parameters"]} != self.plan:
+            return False
+        return self.parameters.is_same(plan.get("parameters"))
 
 
 def _laid_out_as(weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

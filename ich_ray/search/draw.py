@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ich_ray.model.fields import SamplingFields
-from ich_ray.model.hyperparameters import Hyperparameters, decides_the_network
+from ich_ray.model.hyperparameters import GROUPS, Hyperparameters, decides_the_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -258,7 +257,7 @@ def sampled(space: SearchSpace, draws: int = TRY_DRAWS) -> list[Hyperparameters]
 
 def _meets_the_dataset(name: str) -> bool:
     """Whether a value of a parameter may not fit the images, a file of weights or the number of slices."""
-    return name in SamplingFields.model_fields or (decides_the_network(name) and name != "unfreeze_from")
+    return name in GROUPS["sampling"].model_fields or (decides_the_network(name) and name != "unfreeze_from")
 
 
 def combinations(
