@@ -30,6 +30,7 @@ LEVELS = [
         "ct",
         "progress",
         "ray_internals",
+        "registry",
         "runtime",
         "results",
     },

@@ -11,6 +11,7 @@ import statistics
 from typing import TYPE_CHECKING, Any, Literal
 
 from ich_ray.data.folds import Patients, roles_of
+from ich_ray.model.hyperparameters import known_fields
 from ich_ray.results import Objective, Report, Setup
 from ich_ray.storage import Record, sha256
 
@@ -160,7 +161,8 @@ def folder_names(plan: Mapping[str, Any], parameters: Hyperparameters) -> list[s
     identity = parameters.identity()
     told = [identity]
     if identity.keys() <= _FIELDS_OF_0_1_0:
-        told.append(parameters.model_dump(include=_FIELDS_OF_0_1_0))
+        defaults = {name: field.default for name, field in known_fields().items()}
+        told.append({name: getattr(parameters, name, defaults[name]) for name in _FIELDS_OF_0_1_0})
     plans = [{**plan, "folder": "", "placement": "", "parameters": one} for one in told]
     return [f"retraining-{sha256(json.dumps(one, sort_keys=True).encode())[:12]}" for one in plans]
 
