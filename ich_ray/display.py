@@ -8,17 +8,20 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ich_ray.data.identities import identities_file
 from ich_ray.search.table import said_detail, said_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ich_ray.data.dataset import DatasetManifest
+    from ich_ray.data.identities import FileIdentity
     from ich_ray.final.confirm import Confirmation
     from ich_ray.pipeline import RunResult
     from ich_ray.recipes.probe import Probe
@@ -31,6 +34,7 @@ __all__ = [
     "print_audit",
     "print_confirmation",
     "print_dataset",
+    "print_identities",
     "print_outlook",
     "print_probe",
     "print_quick",
@@ -39,12 +43,13 @@ __all__ = [
 ]
 
 _TABLE_ROWS = 10
+_TEXT = {"state", "role", "parameters", "reason", "slice", "uid", "file", "path", "detail"}
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column in {"state", "role", "parameters", "reason"} else "right")
+        table.add_column(column, justify="left" if column in _TEXT else "right")
     return table
 
 
@@ -69,6 +74,30 @@ def print_dataset(manifest: DatasetManifest, root: str) -> None:
     _show(roles)
     for note in manifest.notes:
         print(note)
+    if manifest.clear:
+        print("slice ids and file names stand in the clear: prepare again, into another folder, for pseudonyms")
+        return
+    if manifest.reasons:
+        print(f"which files: ich-ray identify {root}")
+    print(f"names behind the pseudonyms: {identities_file(manifest.identities)}")
+
+
+def print_identities(rows: Sequence[FileIdentity], asked: bool, as_json: bool) -> None:
+    """The files behind pseudonyms that were asked for; or, file by file, why it was not accepted."""
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+    elif asked:
+        table = _table("slice", "uid", "file", "path", "reason")
+        for row in rows:
+            table.add_row(row.slice_id, row.uid, row.file, row.path, row.reason or "accepted")
+        _show(table)
+    elif rows:
+        table = _table("reason", "path", "detail")
+        for row in rows:
+            table.add_row(row.reason, row.path or f"label {row.uid}", row.detail)
+        _show(table)
+    else:
+        print("every file was accepted")
 
 
 def print_outlook(outlook: Outlook, as_json: bool) -> None:
@@ -203,6 +232,9 @@ def print_run(result: RunResult, as_json: bool) -> None:
     print(f"                  average_precision {_interval(metrics['average_precision'])}")
     for note in card["test"].get("notes", []):
         print(f"note              {note}")
+    manifest, root = result.dataset.manifest, result.dataset.files.root
+    if manifest.rejected:
+        print(f"rejected          {manifest.rejected} of {manifest.listed} files; which: ich-ray identify {root}")
     print(f"report            {result.report}\nbundle            {result.bundle}")
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
+from ich_ray.storage import private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,9 @@ _QUIET = {
 
 _KNOCK_S = 10.0
 _TOKEN = Path("~/.ray/auth_token")
+# A UNIX socket path has 107 characters at most, of which Ray's session and the name of a socket take 64: below
+# $TMPDIR, or a home, there may be no room.
+_TMP = Path("/tmp")  # noqa: S108
 # A head that comes back within this time is none that was lost; after 60 s Ray ends the process without a word of ours.
 _PATIENCE_S = 40.0
 # Whoever ends this process may end a Ray beside it in the same moment: a group of processes, a job of a batch system.
@@ -101,10 +105,21 @@ def _start(where: str | None, cpus: int | None) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        _temp_dir=f"/tmp/ich{os.getuid()}",  # noqa: S108  (a UNIX socket path may have 107 characters)
+        _temp_dir=str(_sessions()),
     )
     if unwritten and _TOKEN.expanduser().exists():
         _TOKEN.expanduser().chmod(0o600)  # Ray has just made it, for all to read
+
+
+def _sessions() -> Path:
+    """Where a Ray started here keeps logs, sockets and what it spills: in a folder that no other user may enter.
+
+    Ray itself opens the folder that it is given to all users (mode 0777), so there is one around it.
+
+    Raises:
+        ConfigError: something that is not this user's lies there.
+    """
+    return private_folder(private_folder(_TMP / f"ich{os.geteuid()}") / "r")
 
 
 @contextmanager

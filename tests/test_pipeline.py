@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ich_ray import pipeline
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.display import print_run
 from ich_ray.errors import ConfigError, IntegrityError, SpaceError
 from ich_ray.final.retrain import chosen_trial
@@ -163,6 +164,11 @@ def test_the_end_names_the_chosen_trial_and_the_best_of_the_search(
         "confirmed         trial 1: mean 0.400, SD - of 1",
         "confirmed         trial 0: mean 0.400, SD - of 1, the chosen one",
     ]
+    manifest = result.dataset.manifest.model_copy(update={"rejected": 12})
+    print_run(replace(result, dataset=PreparedDataset(result.dataset.files, manifest)), as_json=False)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rejected")]
+    root = result.dataset.files.root
+    assert line == f"rejected          12 of {manifest.listed} files; which: ich-ray identify {root}"
     print_run(result, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert (told["best_trial"]["number"], told["chosen_trial"]["number"]) == (1, 0)

@@ -11,6 +11,7 @@ import pytest
 
 import ich_ray
 from ich_ray import cli
+from ich_ray.data.identities import read_identities
 from ich_ray.final.confirm import Confirmation
 from ich_ray.storage import SearchFiles, locate, read_json
 from tests.data.real import real_data
@@ -24,8 +25,10 @@ def same_probabilities(search: Path, images: Path) -> None:
     files = SearchFiles(locate(search))
     evaluated = pq.read_table(str(files.predictions)).to_pylist()
     bundle = ich_ray.load_bundle(files.bundle)
-    rows = bundle.predict([images / f"{row['slice_id']}.dcm" for row in evaluated])
-    assert [row.slice_id for row in rows] == [row["slice_id"] for row in evaluated]
+    dataset = ich_ray.PreparedDataset.open(ich_ray.open_search(search).record.dataset)
+    behind = {row.slice_id: row for row in read_identities(dataset) if not row.reason}
+    rows = bundle.predict([images / behind[row["slice_id"]].path for row in evaluated])
+    assert [row.slice_id for row in rows] == [behind[row["slice_id"]].uid for row in evaluated]
     assert [row.probability for row in rows] == pytest.approx([row["probability"] for row in evaluated], abs=1e-6)
 
 

@@ -3,8 +3,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,12 +25,26 @@ def test_an_address_without_a_cluster_is_refused_within_seconds(address: str) ->
     assert time.monotonic() - started < 30
 
 
-def test_a_private_ray_ends_with_its_block_and_an_inner_block_shares_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder with a name that leaves room for those of sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_private_ray_ends_with_its_block_and_an_inner_block_shares_it(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(runtime, "_TMP", short)
     before = signal.getsignal(signal.SIGTERM)
     with connected(cpus=1):
+        own = short / f"ich{os.geteuid()}"
+        session = Path(ray._private.worker._global_node.get_session_dir_path())
+        assert (session.parent, list(short.iterdir())) == (own / "r", [own])
+        assert stat.S_IMODE(own.stat().st_mode) == 0o700, "no other user reaches into what Ray opens to all"
         assert ray.cluster_resources()["CPU"] == 1
         with connected():
             assert ray.cluster_resources()["CPU"] == 1

@@ -45,8 +45,8 @@ class Assembly:
         values: int8 `[accepted, 6]`, -1 where a subtype is not known.
         roles: `[accepted]`.
         folds: int8 `[accepted]`.
-        refused: file, reason and detail of every file that is not accepted, then of labels without a file.
-        unmatched: how many labels have no file; the last rows of `refused`, reason `file_missing`.
+        refused: file, slice_id, reason and detail of every file that is not accepted, then of labels without a file.
+        unmatched: how many labels have no file; the last rows of `refused`, reason `file_missing`, file empty.
     """
 
     accepted: pa.Table
@@ -130,9 +130,12 @@ def assemble(
         why = ", ".join(f"{reason} {count}" for reason, count in Counter(reasons[refused]).most_common(4))
         raise RoleError(f"{error}; {len(refused)} of {len(rows)} files were not accepted ({why})") from None
     without_file = labels.slice_ids.take(pa.array(unmatched))
+    no_file = pa.array([""] * len(unmatched), pa.string())
+    files, slice_ids = (rows[name].combine_chunks().take(pa.array(refused)) for name in ("file", "slice_id"))
     table = pa.table(
         {
-            "file": pa.concat_arrays([rows["file"].combine_chunks().take(pa.array(refused)), without_file]),
+            "file": pa.concat_arrays([files, no_file]),
+            "slice_id": pa.concat_arrays([pc.fill_null(slice_ids, ""), without_file]),
             "reason": pa.array([*reasons[refused], *["file_missing"] * len(unmatched)], pa.string()),
             "detail": pa.array([*details[refused], *["a label without a file"] * len(unmatched)], pa.string()),
         }

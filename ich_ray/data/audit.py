@@ -84,7 +84,8 @@ def audit_dataset(where: Location, fingerprint: str | None = None) -> Check:
 def _said(manifest: DatasetManifest) -> str:
     parts = ", ".join(f"{getattr(manifest, name)} {name}" for name in ("accepted", "rejected", "duplicate", "excluded"))
     leak = f"; {manifest.leak}" if manifest.leak else ""
-    return f"{manifest.listed} files: {parts}; {len(manifest.blocks)} blocks{leak}"
+    clear = "; slice ids and file names stand in the clear" if manifest.clear else ""
+    return f"{manifest.listed} files: {parts}; {len(manifest.blocks)} blocks{leak}{clear}"
 
 
 def _identity(manifest: DatasetManifest, fingerprint: str | None) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 Runs in any process, knows no Ray: data/prepare.py maps it. A row says what became of its file; only the disk that
 cannot be written ends a chunk with an error. The block is written before its rows, so a chunk whose rows lie beside it
-is whole and need not be done again.
+is whole and need not be done again. Rows name files and slices as they are: only their owner may read them, and they
+are removed when the dataset is whole.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def run_chunk(job: ChunkJob, number: int, files: Sequence[str]) -> pa.Table:
             table = table.replace_schema_metadata({"plan": job.plan, "sha256": sha256(data), "bytes": str(len(data))})
         else:
             table = table.replace_schema_metadata({"plan": job.plan, "sha256": "", "bytes": "0"})
-        write_bytes(job.rows(number), _ipc(table))
+        write_bytes(job.rows(number), _ipc(table), private=True)
     except OSError as error:
         raise IchRayError(
             f"{job.blocks}: a block must be written, got {error.strerror or error}; "

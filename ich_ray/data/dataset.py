@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from ich_ray.cache import local_copy
 from ich_ray.ct.windowing import WindowSpec
@@ -83,6 +84,8 @@ class DatasetManifest(Record):
         labels: positive accepted slices by label.
         split: what roles and folds were drawn by; `slice` leaks.
         slices_sha256: of slices.parquet; empty in datasets of older versions.
+        identities: the name of the table that leads back from its pseudonyms, see identities.py; empty in datasets of
+            older versions, where slice ids and file names stand in the clear.
     """
 
     format: Literal[1] = 1
@@ -101,6 +104,7 @@ class DatasetManifest(Record):
     notes: tuple[str, ...] = ()
     split: Split = "patient"
     slices_sha256: str = ""
+    identities: str = Field("", pattern=r"^([0-9a-f]{32})?$")
     seed: int
     versions: dict[str, str]
     created: float
@@ -109,6 +113,11 @@ class DatasetManifest(Record):
     def leak(self) -> str:
         """Why no figure of this dataset holds for patients it has not seen; empty if nothing is wrong."""
         return LEAK if self.split == "slice" else ""
+
+    @property
+    def clear(self) -> bool:
+        """Whether its tables hold SOPInstanceUIDs and file names as they are."""
+        return not self.identities
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ to assembly.py and writing.py. A killed run leaves no dataset.json, and the next
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -23,10 +24,11 @@ from ich_ray.ct.pixels import COMPRESSED
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, WindowSpec, parse_windows
 from ich_ray.data.chunks import ROWS, ChunkJob, finished_chunk, run_chunk
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.identities import check_identities
 from ich_ray.data.labels import read_labels
 from ich_ray.data.listing import Listing, list_files
 from ich_ray.data.pseudonyms import Pseudonyms
-from ich_ray.data.writing import Work, finish, told_if_unwritten
+from ich_ray.data.writing import Work, finish, remove_leftovers, told_if_unwritten
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, Rejection, RejectionLimitError
 from ich_ray.results import LEAK
 from ich_ray.runtime import ask_machines, connected
@@ -107,6 +109,7 @@ def prepare(
         _check_plan(files, plan, plan.keys() - {"key"})
         progress.say(f"{files.root}: already prepared")
         return _within_limit(_finished(files), limit_rejected)
+    check_identities()
     _check_acquaintance(source, listing, table, without_preamble)
     with exclusive(files.lock, "a dataset"):
         if files.plan.exists():
@@ -114,7 +117,8 @@ def prepare(
         with told_if_unwritten(files):
             write_json(files.plan, plan)
         _say_missing_decoders()
-        work = Work(files, _job(source, files, specs, size, plan), listing, table, seed, split)
+        identities = sha256(json.dumps(plan, sort_keys=True).encode())[:32]
+        work = Work(files, _job(source, files, specs, size, plan), listing, table, identities, seed, split)
         dataset = finish(work, _rows_of_all_files(work, address))
     return _within_limit(dataset, limit_rejected)
 
@@ -180,10 +184,14 @@ def _plan(listing: Listing, labels: UPath, size: int, windows: tuple[WindowSpec,
 
 
 def _finished(files: DatasetFiles) -> PreparedDataset:
+    """The dataset that is there; names that a run left behind, killed after it wrote the manifest, are not."""
     try:
-        return PreparedDataset.open(files.root)
+        dataset = PreparedDataset.open(files.root)
     except IntegrityError as error:
         raise IntegrityError(f"{error} (remove {files.root} first: what is finished is not written again)") from None
+    with told_if_unwritten(files):
+        remove_leftovers(files, dataset.manifest)
+    return dataset
 
 
 def _check_plan(files: DatasetFiles, plan: dict[str, Any], keys: set[str]) -> None:
@@ -295,7 +303,8 @@ def _within_limit(dataset: PreparedDataset, limit_rejected: float) -> PreparedDa
         reasons = ", ".join(f"{reason} {count}" for reason, count in list(manifest.reasons.items())[:4])
         raise RejectionLimitError(
             f"{dataset.files.root}: at most {limit_rejected:.1%} of the files may be rejected, got "
-            f"{manifest.rejected} of {manifest.listed} ({reasons}); see rejected.parquet, then raise --limit-rejected "
-            f"or correct the files: the {manifest.accepted} accepted slices are kept"
+            f"{manifest.rejected} of {manifest.listed} ({reasons}); name them with `ich-ray identify "
+            f"{dataset.files.root}`, then raise --limit-rejected or correct the files: the {manifest.accepted} "
+            "accepted slices are kept"
         )
     return dataset

@@ -1,8 +1,10 @@
-"""Patients, studies and series under names that only the holder of a key can link to them.
+"""Patients, studies, series, slices and files under names that only the holder of a key can link to them.
 
 Names are HMAC-SHA-256 under a key that never lies in a dataset: `$ICH_RAY_KEY_FILE`, else `pseudonym.key` in the user's
-configuration folder, made on first use and readable by its owner only. Roles must not depend on that key, so that two
-people get the same ones; they are drawn from a token of the patient, which leaves a worker only masked by the key.
+configuration folder, made on first use and readable by its owner only. It is what stands between a dataset and its
+patients: a key that others may read, may have written, or may guess is refused. Roles must not depend on that key, so
+that two people get the same ones; they are drawn from a token of the patient, which leaves a worker only masked by the
+key.
 """
 
 from __future__ import annotations
@@ -11,17 +13,26 @@ import hashlib
 import hmac
 import os
 import secrets
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ich_ray.errors import ConfigError
 
-__all__ = ["Pseudonyms"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Kind", "Pseudonyms", "key_file"]
 
 _KEY_BYTES = 32
+_KEY_TEXT_BYTES = 256  # with any white space around it
 _TOKEN_BYTES = 16
-_LETTERS = {"patient": "p", "study": "t", "series": "s"}
+# A key drawn at random has fewer than 16 distinct bytes in less than 3 of 10^16 cases (C(256, 15) (15 / 256)^32); one
+# byte again and again has 1, 0123456789abcdef four times has 8.
+_DISTINCT_BYTES = 16
+_LETTERS = {"patient": "p", "study": "t", "series": "s", "slice": "i", "file": "f"}
+Kind = Literal["patient", "study", "series", "slice", "file"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +46,14 @@ class Pseudonyms:
         """Read the key file, or make one.
 
         Raises:
-            ConfigError: others may read it, or it is no key.
+            ConfigError: others may read it or have written it, or it is no key, or one that can be guessed.
         """
-        path = _key_file()
+        path = key_file()
         try:
-            key = _read_key(path) if path.exists() else _make_key(path)
+            try:
+                key = _read_key(path)
+            except FileNotFoundError:
+                key = _make_key(path)
         except (OSError, ValueError):
             raise ConfigError(
                 f"{path}: the key of the pseudonyms must be a readable file of {2 * _KEY_BYTES} hexadecimal digits; "
@@ -52,9 +66,13 @@ class Pseudonyms:
         """Tells keys apart without telling the key."""
         return self._digest("check", "").hex()[:16]
 
-    def name(self, kind: Literal["patient", "study", "series"], identifier: str) -> str:
+    def name(self, kind: Kind, identifier: str) -> str:
         """The pseudonym of an identifier; empty for an empty one."""
         return f"{_LETTERS[kind]}{self._digest(kind, identifier).hex()[:16]}" if identifier else ""
+
+    def names(self, kind: Kind, identifiers: Iterable[str]) -> list[str]:
+        """The pseudonym of each."""
+        return [self.name(kind, identifier) for identifier in identifiers]
 
     def masked_token(self, identifier: str) -> str:
         """What roles are drawn from: a digest of the identifier alone, unreadable without the key."""
@@ -72,7 +90,8 @@ class Pseudonyms:
         return hmac.digest(self.key, f"{kind}:{identifier}".encode(), "sha256")
 
 
-def _key_file() -> Path:
+def key_file() -> Path:
+    """Where the key lies, or is to lie."""
     given = os.environ.get("ICH_RAY_KEY_FILE")
     if given:
         return Path(given).expanduser()
@@ -81,12 +100,45 @@ def _key_file() -> Path:
 
 
 def _read_key(path: Path) -> bytes:
-    if path.stat().st_mode & 0o077:
-        raise ConfigError(f"{path}: only its owner may read the key of the pseudonyms; run `chmod 600 {path}`")
-    key = bytes.fromhex(path.read_text().strip())
-    if len(key) != _KEY_BYTES:
+    """The key in a file of this user, or of root, as secrets of Kubernetes are; a link to such a file is good, too.
+
+    What is checked is what is read: both go through one descriptor.
+
+    Raises:
+        ConfigError: see `Pseudonyms.load`.
+        OSError: the file cannot be read.
+        ValueError: it holds no key.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # it does not wait for the writer of a pipe
+    try:
+        _check_key_file(path, os.fstat(descriptor))
+        text = os.read(descriptor, _KEY_TEXT_BYTES + 1)
+    finally:
+        os.close(descriptor)
+    key = bytes.fromhex(text.decode("ascii").strip())
+    if len(key) != _KEY_BYTES or len(text) > _KEY_TEXT_BYTES:
         raise ValueError
+    if len({*key}) < _DISTINCT_BYTES:
+        raise ConfigError(
+            f"{path}: the key of the pseudonyms must be drawn at random, got one that can be guessed; remove it to get "
+            "another one (and new pseudonyms)"
+        )
     return key
+
+
+def _check_key_file(path: Path, facts: os.stat_result) -> None:
+    user, owner = os.geteuid(), facts.st_uid
+    if not stat.S_ISREG(facts.st_mode):
+        raise ConfigError(f"{path}: the key of the pseudonyms must be a file, got something else; name a file")
+    if owner not in {user, 0}:
+        raise ConfigError(
+            f"{path}: the key of the pseudonyms must belong to this user or to root, got a file of user {owner}, who "
+            f"may know it; run as that user or `chown {user} {path}`, or remove it to get new pseudonyms"
+        )
+    # Kubernetes gives a secret to a user that is not root by the group of the pod: root's, mode 440.
+    others = 0o077 if owner == user else 0o037
+    if facts.st_mode & others:
+        raise ConfigError(f"{path}: only its owner may read the key of the pseudonyms; run `chmod 600 {path}`")
 
 
 def _make_key(path: Path) -> bytes:

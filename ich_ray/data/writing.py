@@ -1,10 +1,12 @@
 """What prepare found -> the files of a dataset, the manifest last.
 
-Order on disk: blocks with their rows (written by the chunks), slices.parquet, rejected.parquet, sheets, dataset.json,
-and only then are left-overs removed: killed anywhere, there is no dataset or a whole one.
+Order on disk: blocks with their rows (written by the chunks), the way back beside the key, slices.parquet,
+rejected.parquet, sheets, dataset.json, and only then are left-overs removed: killed anywhere, there is no dataset or a
+whole one, and no dataset without its way back.
 
-`rejected.parquet` has a row per file that is not accepted, and after them one per label without a file (reason
-`file_missing`, the slice id in place of a path), which are not files and not counted in `listed`.
+Up to here files and slices go by their names; both tables have pseudonyms. `rejected.parquet` has a row per file that
+is not accepted, and after them one per label without a file (reason `file_missing`, the slice's pseudonym in place of
+the file's), which are not files and not counted in `listed`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import platform
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ import pyarrow as pa
 from ich_ray.data.assembly import Assembly, assemble, fingerprint
 from ich_ray.data.chunks import ChunkJob, block_bytes, block_facts, words_digest
 from ich_ray.data.dataset import LABELS, BlockRecord, DatasetManifest, PreparedDataset, map_block
+from ich_ray.data.identities import write_identities
 from ich_ray.data.labels import MISSING, LabelTable
 from ich_ray.data.sheets import write_sheets
 from ich_ray.errors import IchRayError
@@ -34,28 +37,36 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+    from upath import UPath
 
     from ich_ray.data.listing import Listing
+    from ich_ray.data.pseudonyms import Pseudonyms
     from ich_ray.results import Split
 
-__all__ = ["Work", "finish", "told_if_unwritten"]
+__all__ = ["Work", "finish", "remove_leftovers", "told_if_unwritten"]
 
 # Blocks that lost images and are written again: 1,500 of 3,000 slices took 0.9 to 1.4 s one after the other, of which
 # 0.2 s were computing, and 0.6 to 1.0 s so many at a time; on object storage it is waiting alone.
 _AT_A_TIME = 8
 _IN_MEMORY_BYTES = 2**28
 _KEPT = "-kept.arrow"
+_OURS = (".arrow", ".rows", ".tmp")
 _PACKAGES = ("ich_ray", "numba", "numpy", "pyarrow", "pydicom", "ray")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a dataset is made of."""
+    """What a dataset is made of.
+
+    Attributes:
+        identities: the name of the table that leads back from the pseudonyms.
+    """
 
     files: DatasetFiles
     job: ChunkJob
     listing: Listing
     labels: LabelTable
+    identities: str
     seed: int
     split: Split = "patient"
 
@@ -98,20 +109,28 @@ def _write(work: Work, rows: pa.Table) -> None:
         split=work.split,
     )
     blocks, block, row = _blocks(work, assembly)
-    digest = write_table(work.files.slices, _slices(assembly, block, row))
-    write_table(work.files.rejected, assembly.refused)
+    accepted, refused = (_named(table, work.job.pseudonyms) for table in (assembly.accepted, assembly.refused))
+    write_identities(work.identities, pa.concat_tables([accepted, refused]))
+    digest = write_table(work.files.slices, _slices(assembly, accepted, block, row))
+    write_table(work.files.rejected, refused.select(["file", "reason", "detail"]))
     manifest = _manifest(work, assembly, blocks, digest)
     write_sheets(PreparedDataset(work.files, manifest))
     write_json(work.files.manifest, manifest.model_dump(mode="json"))
-    _remove_leftovers(work.files, {record.file for record in blocks})
+    remove_leftovers(work.files, manifest)
 
 
-def _remove_leftovers(files: DatasetFiles, kept: set[str]) -> None:
-    """What is no block of the dataset, and what killed runs were about to write."""
+def remove_leftovers(files: DatasetFiles, manifest: DatasetManifest) -> None:
+    """Remove what is no block of the dataset, such as rows with names, and what killed runs were about to write."""
+    kept = {record.file for record in manifest.blocks}
     for path in list(files.blocks.iterdir()):
-        if f"{files.blocks.name}/{path.name}" not in kept:
-            path.unlink()
+        if f"{files.blocks.name}/{path.name}" not in kept and path.suffix in _OURS:
+            _unlink(path)
     for path in list(files.root.glob(".*.tmp")) if is_local(files.root) else ():
+        _unlink(path)
+
+
+def _unlink(path: UPath) -> None:
+    with suppress(FileNotFoundError):  # another run, which found the dataset finished, was faster
         path.unlink()
 
 
@@ -157,13 +176,27 @@ def _kept(work: Work, number: int, rows: NDArray[np.int32]) -> BlockRecord:
     return BlockRecord(file=f"{work.files.blocks.name}/{path.name}", rows=len(rows), sha256=digest)
 
 
-def _slices(assembly: Assembly, block: pa.Array, row: pa.Array) -> pa.Table:
-    accepted = assembly.accepted
-    names = ("slice_id", "file", "patient", "study", "series", "position_mm")
-    values = assembly.values
+def _named(rows: pa.Table, pseudonyms: Pseudonyms) -> pa.Table:
+    """Files and slices with their pseudonyms, in the columns of `FileIdentity`."""
+    paths, uids = rows["file"].to_pylist(), rows["slice_id"].to_pylist()
+    slice_ids = pseudonyms.names("slice", uids)
+    files = [name or slice_id for name, slice_id in zip(pseudonyms.names("file", paths), slice_ids, strict=True)]
+    columns = {"file": files, "path": paths, "slice_id": slice_ids, "uid": uids}
     return pa.table(
         {
-            **{name: accepted[name] for name in names},
+            **{name: pa.array(values, pa.string()) for name, values in columns.items()},
+            "reason": rows["reason"],
+            "detail": rows["detail"],
+        }
+    )
+
+
+def _slices(assembly: Assembly, named: pa.Table, block: pa.Array, row: pa.Array) -> pa.Table:
+    accepted, values = assembly.accepted, assembly.values
+    return pa.table(
+        {
+            **{name: named[name] for name in ("slice_id", "file")},
+            **{name: accepted[name] for name in ("patient", "study", "series", "position_mm")},
             "role": pa.array(assembly.roles, pa.string()),
             "fold": pa.array(assembly.folds, pa.int8()),
             **{
@@ -195,6 +228,7 @@ def _manifest(work: Work, assembly: Assembly, blocks: tuple[BlockRecord, ...], s
         notes=_notes(work, assembly),
         split=work.split,
         slices_sha256=slices_sha256,
+        identities=work.identities,
         seed=work.seed,
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         created=time.time(),

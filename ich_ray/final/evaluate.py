@@ -297,7 +297,7 @@ def _write(
         }
     )
     evaluated, predicted = out
-    write_table(predicted, table)
+    write_table(predicted, table, private=slices.dataset.manifest.clear)
     write_json(evaluated, evaluation.model_dump(mode="json"))
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from ich_ray.errors import ConfigError
 from ich_ray.final.heat import overlay, strength
 from ich_ray.model.architectures import architecture_of
-from ich_ray.storage import write_bytes
+from ich_ray.storage import is_local, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ _PIXELS = 256  # of a side at least, so that it can be looked at
 
 
 class HeatMaps:
-    """Writes a picture for each slice into a folder, named after its file."""
+    """Writes a picture for each slice into a folder, named after its file: both are for their owner only."""
 
     def __init__(self, bundle: Bundle, folder: UPath) -> None:
         check_captum()  # before hours of decoding
@@ -53,12 +53,15 @@ class HeatMaps:
         Returns:
             The paths of the pictures.
         """
+        if is_local(self._folder):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         written = []
         heats = grad_cam(self._bundle, images)
         for file, image, heat, probability in zip(files, images, heats, probabilities.tolist(), strict=True):
             digest = hashlib.sha256(file.encode()).hexdigest()[:8]  # files of two folders may share a name
             path = self._folder / f"{PurePosixPath(file).stem}-{digest}.png"
-            write_bytes(path, _png(image[self._channel], heat * np.float32(strength(probability, threshold))))
+            picture = _png(image[self._channel], heat * np.float32(strength(probability, threshold)))
+            write_bytes(path, picture, private=True)
             written.append(str(path))
         return written
 

@@ -39,13 +39,14 @@ def check_suffix(path: UPath) -> None:
 
 @contextmanager
 def writing_rows(path: UPath, kind: type[Any]) -> Iterator[Callable[[Sequence[Any]], None]]:
-    """A function that appends rows of the dataclass `kind`.
+    """A function that appends rows of the dataclass `kind`; they name patients' files, so only the owner may read it.
 
     Raises:
         ConfigError: the suffix names no format.
     """
     check_suffix(path)
-    with writing(path) as file, {".csv": _csv, ".json": _json, ".parquet": _parquet}[path.suffix](file, kind) as append:
+    write = {".csv": _csv, ".json": _json, ".parquet": _parquet}[path.suffix]
+    with writing(path, private=True) as file, write(file, kind) as append:
         yield append
 
 

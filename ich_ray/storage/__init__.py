@@ -23,6 +23,7 @@ from ich_ray.storage.places import (
     system_reason,
     unreadable,
 )
+from ich_ray.storage.private import private_folder
 from ich_ray.storage.records import Line, Record, RelativeFile, first_problem, read_record
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "is_local",
     "is_there",
     "locate",
+    "private_folder",
     "read_json",
     "read_record",
     "read_table",

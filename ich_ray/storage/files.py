@@ -28,21 +28,30 @@ _CHUNK_BYTES = 1 << 20
 _LARGEST_JSON_BYTES = 64 << 20
 
 
-def write_bytes(path: UPath, data: bytes) -> None:
+def write_bytes(path: UPath, data: bytes, private: bool = False) -> None:
     """Write a file that is either whole or as it was before.
 
     Locally: a temporary name beside it, fsync, rename, fsync of the folder (a rename alone survives a killed
     process but not a power loss). Object stores put whole objects, so there one write is enough.
+
+    Args:
+        path: the file.
+        data: all of it.
+        private: see `writing`.
     """
-    with writing(path) as file:
+    with writing(path, private) as file:
         file.write(data)
 
 
 @contextmanager
-def writing(path: UPath) -> Iterator[IO[bytes]]:
+def writing(path: UPath, private: bool = False) -> Iterator[IO[bytes]]:
     """A file to write piece by piece; it stands at `path`, whole, when the block ends without an error, and not before.
 
     For an object store the pieces wait in a temporary file of this machine.
+
+    Args:
+        path: the file.
+        private: only its owner may read it, from its first byte on; in an object store its own rules decide.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not is_local(path):
@@ -53,7 +62,8 @@ def writing(path: UPath) -> Iterator[IO[bytes]]:
         return
     temporary = Path(str(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")))
     try:
-        with temporary.open("wb") as file:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+        with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -92,15 +102,15 @@ def read_json(path: UPath) -> Any:
         raise IntegrityError(f"{path}: must be JSON, got {error}; {remedy}") from None
 
 
-def write_table(path: UPath, table: pa.Table) -> str:
-    """Write a Parquet file atomically; its SHA-256."""
+def write_table(path: UPath, table: pa.Table, private: bool = False) -> str:
+    """Write a Parquet file atomically, for its owner only if `private`; its SHA-256."""
     import pyarrow as pa  # who only reads JSON need not wait for it
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     data = sink.getvalue().to_pybytes()
-    write_bytes(path, data)
+    write_bytes(path, data, private)
     return sha256(data)
 
 

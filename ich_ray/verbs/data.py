@@ -8,6 +8,7 @@ import typer
 
 from ich_ray import display
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
+from ich_ray.storage import check_file, locate
 from ich_ray.verbs.options import REJECTED_SOME, Address, Json, Labels, LimitRejected, Out, Seed, Size, Windows, share
 
 __all__ = ["VERBS"]
@@ -66,4 +67,31 @@ def prepare(
         raise typer.Exit(REJECTED_SOME)
 
 
-VERBS = (phantom, prepare)
+def identify(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder that `prepare` wrote, with this key.")],
+    pseudonyms: Annotated[
+        list[str] | None, typer.Argument(metavar="[PSEUDONYM]...", help="A slice_id or file of its tables.")
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Table to write: .csv, .json or .parquet.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Files behind pseudonyms; without any, those not accepted, or with --out all."""
+    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.data.identities import FileIdentity, read_identities
+    from ich_ray.final.rows import check_suffix, writing_rows
+
+    target = None if out is None else locate(out)
+    if target is not None:
+        check_suffix(target)
+        check_file(target, "--out")
+    rows = read_identities(PreparedDataset.open(dataset), pseudonyms or ())
+    if target is None:
+        shown = rows if pseudonyms else [row for row in rows if row.reason]
+        display.print_identities(shown, asked=bool(pseudonyms), as_json=as_json)
+        return
+    with writing_rows(target, FileIdentity) as append:
+        append(rows)
+    print(f"{len(rows)} files  {target}")
+
+
+VERBS = (phantom, prepare, identify)

@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ich_ray.data.dataset import LABELS
+from ich_ray.data.dataset import LABELS, PreparedDataset
+from ich_ray.data.identities import read_identities
+from ich_ray.storage import read_table
 from tests.ct.files import head, make
 
 PATIENTS = 12
@@ -31,6 +33,25 @@ def write(path: Path, slice_id: str, patient: int, **changes: Any) -> None:
     """One slice, in a study of its patient."""
     tags = {"SOPInstanceUID": slice_id, "PatientID": f"CANARY-{patient}", "StudyInstanceUID": f"st{patient}", **changes}
     path.write_bytes(make(**tags))
+
+
+def paths(dataset: PreparedDataset) -> list[str]:
+    """The path of each accepted slice below the folder of the images, by the way back."""
+    behind = {row.file: row.path for row in read_identities(dataset)}
+    return [behind[name] for name in dataset.column("file")]
+
+
+def uids(dataset: PreparedDataset) -> list[str]:
+    """The SOPInstanceUID of each accepted slice, by the way back."""
+    behind = {row.slice_id: row.uid for row in read_identities(dataset)}
+    return [behind[name] for name in dataset.column("slice_id")]
+
+
+def refusals(dataset: PreparedDataset) -> dict[str, tuple[str, str]]:
+    """Reason and detail in rejected.parquet, by the path of the file or the slice id of a label without a file."""
+    behind = {row.file: row.path or row.uid for row in read_identities(dataset)}
+    rows = read_table(dataset.files.rejected).to_pylist()
+    return {behind[row["file"]]: (row["reason"], row["detail"]) for row in rows}
 
 
 def label_rows(slice_id: str, positive: bool) -> list[str]:

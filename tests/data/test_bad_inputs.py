@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
@@ -54,7 +53,7 @@ from tests.ct.files import (
     plant,
     save,
 )
-from tests.data.folders import PATIENTS, SLICES, write_cohort
+from tests.data.folders import PATIENTS, SLICES, paths, refusals, write_cohort
 
 WINDOWS = parse_windows(DEFAULT_WINDOWS)
 WORDS = head().astype(np.int32) - INTERCEPT
@@ -297,6 +296,7 @@ class Outcome:
 
     code: int
     dataset: PreparedDataset
+    paths: list[str]
     reasons: dict[str, str]
 
 
@@ -317,22 +317,21 @@ def outcome(folder: Path) -> Outcome:
     arguments = ["prepare", str(folder / "images"), "--labels", str(folder / "wide.csv"), "--out", str(folder / "out")]
     code = cli.call([*arguments, "--size", "32", "--limit-rejected", "100%"])
     dataset = PreparedDataset.open(folder / "out", verify=True)
-    rejected = pq.read_table(str(dataset.files.rejected)).to_pylist()
-    return Outcome(code, dataset, {row["file"].removesuffix(".dcm"): row["reason"] for row in rejected})
+    reasons = {name.removesuffix(".dcm"): reason for name, (reason, _) in refusals(dataset).items()}
+    return Outcome(code, dataset, paths(dataset), reasons)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_file_is_the_row_that_its_case_says(outcome: Outcome, case: Case) -> None:
-    slices = outcome.dataset.slices.to_pylist()
-    rows = [row for row in slices if row["file"] == f"{case.name}.dcm"]
-    if not rows:
+    row = outcome.paths.index(f"{case.name}.dcm") if f"{case.name}.dcm" in outcome.paths else None
+    if row is None:
         assert outcome.reasons[case.name] == case.expected
         return
     assert case.name not in outcome.reasons
-    flags = rows[0]["flags"].split(",")
+    flags = outcome.dataset.column("flags")[row].split(",")
     assert case.expected == "accepted" or case.expected in flags
     assert case.shows is not None
-    image = outcome.dataset.gather(np.array([slices.index(rows[0])]))[0]
+    image = outcome.dataset.gather(np.array([row]))[0]
     expected = make(case.shows, BitsStored=16, HighBit=15)
     assert np.array_equal(image, window_slice(read_slice(expected), WINDOWS, 32))
 
@@ -361,7 +360,9 @@ def test_exit_codes_of_prepare(folder: Path, capsys: pytest.CaptureFixture[str])
     (folder / "few" / "x.dcm").write_text("no")
     assert cli.call([*arguments, str(folder / "some")]) == 3
     assert cli.call([*arguments, str(folder / "over"), "--limit-rejected", "1%"]) == 4
-    assert "got 1 of 25 (not_dicom 1)" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "got 1 of 25 (not_dicom 1)" in said.err
+    assert f"\nwhich files: ich-ray identify {folder / 'some'}\n" in said.out
     assert len(PreparedDataset.open(folder / "over")) == PATIENTS * SLICES
     labels.write_text(labels.read_text() + "ID_000_any,1\nID_010_any,2\n")
     assert cli.call([*arguments, str(folder / "wrong")]) == 2

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -15,7 +14,7 @@ from ich_ray.ct.decoder import FRAME_LIMIT_S
 from ich_ray.data.prepare import prepare
 from ich_ray.runtime import connected
 from tests.ct.planted import plant_decoder, poison
-from tests.data.folders import PATIENTS, SLICES, write_cohort
+from tests.data.folders import PATIENTS, SLICES, refusals, write_cohort
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,8 +37,7 @@ def test_poison_costs_its_own_row_only(tmp_path: Path) -> None:
     for name, order in {"ID_001x": "EXIT", "ID_011x": "SEGV", "ID_101x": "EXIT"}.items():
         (tmp_path / "images" / f"{name}.dcm").write_bytes(poison(order, SOPInstanceUID=name, PatientID=name))
     spoiled = prepare(tmp_path / "images", labels, tmp_path / "spoiled", size=16, limit_rejected=1)
-    rejected = pq.read_table(str(spoiled.files.rejected)).to_pylist()
-    assert {row["file"]: (row["reason"], row["detail"]) for row in rejected} == dict.fromkeys(
+    assert refusals(spoiled) == dict.fromkeys(
         ("ID_001x.dcm", "ID_011x.dcm", "ID_101x.dcm"),
         ("decoder_crash", "the decoder died, or was not done in 10 s"),
     )
@@ -55,11 +53,5 @@ def test_a_decoder_that_hangs_costs_ten_seconds_and_its_own_row(tmp_path: Path) 
     started = time.monotonic()
     spoiled = prepare(tmp_path / "images", labels, tmp_path / "spoiled", size=16, limit_rejected=1)
     assert FRAME_LIMIT_S <= time.monotonic() - started < 6 * FRAME_LIMIT_S
-    assert pq.read_table(str(spoiled.files.rejected)).to_pylist() == [
-        {
-            "file": "ID_011x.dcm",
-            "reason": "decoder_crash",
-            "detail": "the decoder died, or was not done in 10 s",
-        }
-    ]
+    assert refusals(spoiled) == {"ID_011x.dcm": ("decoder_crash", "the decoder died, or was not done in 10 s")}
     assert spoiled.manifest.fingerprint == clean.manifest.fingerprint

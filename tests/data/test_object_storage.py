@@ -25,7 +25,7 @@ from ich_ray.errors import IntegrityError
 from ich_ray.results import SearchRecord, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import Ledger
-from tests.data.folders import PATIENTS, SLICES, spoil, write_cohort
+from tests.data.folders import PATIENTS, SLICES, spoil, uids, write_cohort
 from tests.data.test_prepare import check_complete
 
 
@@ -59,7 +59,7 @@ def check(root: UPath, tmp_path: Path) -> None:
     local = prepare(tmp_path / "images", labels, tmp_path / "out", size=16, limit_rejected=1)
     assert local.manifest.fingerprint == dataset.manifest.fingerprint
     everything = np.arange(PATIENTS * SLICES)
-    order = np.argsort(local.column("slice_id"))[np.argsort(np.argsort(dataset.column("slice_id")))]
+    order = np.argsort(uids(local))[np.argsort(np.argsort(uids(dataset)))]
     assert np.array_equal(PreparedDataset.open(root / "out").gather(everything), local.gather(everything[order]))
 
 

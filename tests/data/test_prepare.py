@@ -27,7 +27,18 @@ from ich_ray.errors import ConfigError, IchRayError, IntegrityError, LabelError,
 from ich_ray.results import LEAK
 from ich_ray.runtime import connected
 from tests.ct.files import compressed_image, head, make
-from tests.data.folders import PATIENTS, SLICES, add_rows, label_rows, spoil, write, write_cohort
+from tests.data.folders import (
+    PATIENTS,
+    SLICES,
+    add_rows,
+    label_rows,
+    paths,
+    refusals,
+    spoil,
+    uids,
+    write,
+    write_cohort,
+)
 from tests.data.real import real_data
 
 WINDOWS = parse_windows(DEFAULT_WINDOWS)
@@ -72,9 +83,9 @@ def test_a_clean_folder(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
         "train": 6, "validation": 2, "calibration": 2, "test": 2,
     }  # fmt: skip
     images = dataset.gather(np.arange(len(dataset)))
-    for row, file in enumerate(dataset.column("file")):
+    for row, file in enumerate(paths(dataset)):
         assert np.array_equal(images[row], window_slice(read_slice(cohort[0] / file), WINDOWS, 16))
-    assert dataset.column("slice_id").tolist() == sorted(dataset.column("slice_id"))
+    assert uids(dataset) == sorted(uids(dataset))
     assert dataset.slices.schema.names == [
         "slice_id", "file", "patient", "study", "series", "position_mm", "role", "fold", "epidural",
         "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any", "block", "row", "flags",
@@ -87,8 +98,7 @@ def test_every_bad_file_is_one_row_with_its_reason(tmp_path: Path, cohort: tuple
     expected = spoil(*cohort)
     dataset = prepare(*cohort, tmp_path / "out", size=16, limit_rejected=1)
     check_complete(dataset)
-    rejected = pq.read_table(str(dataset.files.rejected)).to_pylist()
-    found = {row["file"]: row["reason"] for row in rejected}
+    found = {name: reason for name, (reason, _) in refusals(dataset).items()}
     assert found == {**expected, "ID_nowhere": "file_missing"}
     manifest = dataset.manifest
     assert (manifest.listed, manifest.accepted) == (PATIENTS * SLICES + len(expected), PATIENTS * SLICES)
@@ -96,7 +106,7 @@ def test_every_bad_file_is_one_row_with_its_reason(tmp_path: Path, cohort: tuple
     assert "1 labels have no file" in manifest.notes
     assert "1 label rows repeat others" in manifest.notes
     images = dataset.gather(np.arange(len(dataset)))
-    for row, file in enumerate(dataset.column("file")):
+    for row, file in enumerate(paths(dataset)):
         assert np.array_equal(images[row], window_slice(read_slice(cohort[0] / file), WINDOWS, 16))
 
 
@@ -139,8 +149,8 @@ def test_no_identifier_leaves(
     assert cli.call([*arguments, "--seed", "1"]) == 2
     progress.show(False)
     dataset = PreparedDataset.open(tmp_path / "out")
-    assert "ID_private0" in dataset.column("slice_id")
-    assert len([file for file in dataset.column("file") if "private" in file]) == 1
+    assert "ID_private0" in uids(dataset)
+    assert len([file for file in paths(dataset) if "private" in file]) == 1
     out, err = capfd.readouterr()
     assert "rejected" in out
     assert CANARY not in out + err + caplog.text
@@ -155,6 +165,7 @@ def test_no_identifier_leaves(
 def test_the_fingerprint_depends_on_content_only(
     tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ICH_RAY_IDENTITIES", str(tmp_path / "identities"))
     first = prepare(*cohort, tmp_path / "first", size=16)
     monkeypatch.setenv("ICH_RAY_KEY_FILE", str(tmp_path / "other" / "key"))
     moved = tmp_path / "moved"
@@ -163,9 +174,10 @@ def test_the_fingerprint_depends_on_content_only(
         shutil.copy(path, moved / f"x{path.name[::-1]}")
     second = prepare(moved, cohort[1], tmp_path / "second", size=16)
     assert first.manifest.fingerprint == second.manifest.fingerprint
-    roles = [dict(zip(d.column("slice_id"), d.column("role"), strict=True)) for d in (first, second)]
+    roles = [dict(zip(uids(d), d.column("role"), strict=True)) for d in (first, second)]
     assert roles[0] == roles[1]
-    assert set(first.column("patient")).isdisjoint(second.column("patient"))
+    for column in ("patient", "slice_id", "file"):
+        assert set(first.column(column)).isdisjoint(second.column(column))
     assert stat.S_IMODE((tmp_path / "other" / "key").stat().st_mode) == 0o600
     third = prepare(*cohort, tmp_path / "third", size=16, seed=1)
     assert third.manifest.fingerprint != first.manifest.fingerprint
@@ -255,7 +267,10 @@ def test_the_limit_of_rejected_files(tmp_path: Path, cohort: tuple[Path, Path]) 
     (cohort[0] / "1.2.840.5").write_text("no")  # not without a file, though no reader gets as far as its id
     add_rows(cohort[1], *label_rows("1.2.840.5", False))
     for _ in range(2):  # a rerun says the same
-        with pytest.raises(RejectionLimitError, match=r"at most 5.0% .* got 2 of 26 \(not_dicom 2\); see rejected"):
+        with pytest.raises(
+            RejectionLimitError,
+            match=r"5.0% .* got 2 of 26 \(not_dicom 2\); name them with `ich-ray identify .*",
+        ):
             prepare(*cohort, tmp_path / "out", size=16)
     dataset = prepare(*cohort, tmp_path / "out", size=16, limit_rejected=0.1)
     assert dataset.manifest.accepted == PATIENTS * SLICES
@@ -274,8 +289,8 @@ def wide_table(path: Path, roles: dict[int, str]) -> Path:
 def test_a_role_column_is_honored(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
     roles = {patient: ROLES[patient // 2 % 4] for patient in range(PATIENTS)}
     dataset = prepare(cohort[0], wide_table(tmp_path / "wide.csv", roles), tmp_path / "out", size=16)
-    for slice_id, role in zip(dataset.column("slice_id"), dataset.column("role"), strict=True):
-        assert role == roles[int(slice_id[3:5])]
+    for uid, role in zip(uids(dataset), dataset.column("role"), strict=True):
+        assert role == roles[int(uid[3:5])]
     assert dataset.slices["epidural"].null_count == len(dataset)
     text = (tmp_path / "wide.csv").read_text().replace("ID_001,1,train", "ID_001,1,test")
     (tmp_path / "wide.csv").write_text(text)
@@ -289,8 +304,8 @@ def test_equal_pixels_under_two_patients(tmp_path: Path, cohort: tuple[Path, Pat
     table = wide_table(tmp_path / "wide.csv", roles)
     add_rows(table, "", "ID_twin,0,train")
     dataset = prepare(cohort[0], table, tmp_path / "out", size=16)
-    flagged = dataset.column("slice_id")[["pixels_shared" in flags for flags in dataset.column("flags")]]
-    assert sorted(flagged) == ["ID_000", "ID_twin"]
+    flags = zip(uids(dataset), dataset.column("flags"), strict=True)
+    assert [uid for uid, flag in flags if "pixels_shared" in flag] == ["ID_000", "ID_twin"]
     table.write_text(table.read_text().replace("ID_twin,0,train", "ID_twin,0,test"))
     with pytest.raises(RoleError, match=r"equal pixels must not stand in two roles, .* in test and train"):
         prepare(cohort[0], table, tmp_path / "leak", size=16)
@@ -447,7 +462,7 @@ def test_the_real_slices(tmp_path: Path) -> None:
     check_complete(dataset)
     assert (dataset.manifest.listed, dataset.manifest.accepted) == (277, 277)
     assert dataset.manifest.labels["any"] == 63
-    flags = dict(zip(dataset.column("slice_id"), dataset.column("flags"), strict=True))
+    flags = dict(zip(uids(dataset), dataset.column("flags"), strict=True))
     assert flags["ID_0a2e1269e"] == "extreme_hu"
     assert flags["ID_0006d3e17"] == "near_empty"
     assert all(counts.positives for counts in dataset.manifest.roles.values())

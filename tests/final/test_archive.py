@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import stat
 import sys
 import time
 from dataclasses import replace
@@ -185,6 +186,9 @@ def test_heat_maps_stand_beside_the_slice(bundle: Path, scans: Path, tmp_path: P
     command = ["predict", str(bundle), str(scans), "--out", str(tmp_path / "out.json"), "--heatmaps", str(folder)]
     assert cli.call(command) == 0
     rows = json.loads((tmp_path / "out.json").read_text())
+    named = [tmp_path / "out.json", *folder.iterdir()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in named} == {0o600}, "they carry names of files"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert sorted(row["heatmap"] for row in rows) == sorted(str(path) for path in folder.iterdir())
     assert len({row["heatmap"] for row in rows}) == len(rows) == 12
     picture = np.asarray(Image.open(rows[0]["heatmap"]))

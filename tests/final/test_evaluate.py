@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def test_figures_stand_in_the_files(search: SearchFiles, dataset: PreparedDatase
     found = evaluate(search.root)
     assert Evaluation.model_validate(read_json(search.evaluation)) == found
     table = pq.read_table(str(search.predictions)).to_pydict()
+    assert stat.S_IMODE(Path(str(search.predictions)).stat().st_mode) == 0o600, "its slice ids stand in the clear"
     assert list(table) == ["slice_id", "patient", "label", "probability"]
     test = dataset.role("test")
     assert table["slice_id"] == dataset.column("slice_id")[test.rows].tolist()
