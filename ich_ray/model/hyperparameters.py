@@ -50,24 +50,26 @@ class Hyperparameters(SamplingFields, OptimizationFields, NetworkFields):
         if not isinstance(given, dict):
             return given
         name = given.get("architecture", NetworkFields.model_fields["architecture"].default)
-        record = ARCHITECTURES[name].own if name in ARCHITECTURES else None
+        if name not in ARCHITECTURES:
+            return {key: value for key, value in given.items() if key in cls.model_fields}  # `_is_known` refuses it
+        record = ARCHITECTURES[name].own
         checked, own = {}, {}
         for key, value in given.items():
             if key in cls.model_fields:
                 checked[key] = value
-            elif record and key in record.model_fields:
+            elif key in record.model_fields:
                 own[key] = value
             else:
                 checked |= _of_another(key, value)
         # In the order of the record, however they were given: equal draws give equal tuples of names and values.
-        return checked | record.model_validate(own).model_dump() if record else checked
+        return checked | record.model_validate(own).model_dump()
 
     @field_validator("architecture")
     @classmethod
     def _is_known(cls, name: str) -> str:
         if name not in ARCHITECTURES:
-            *most, last = map(repr, ARCHITECTURES.names())
-            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(most)} or {last}"})
+            known = ", ".join(map(repr, ARCHITECTURES.names()))
+            raise PydanticKnownError("literal_error", {"expected": f"{known} or one that was registered"})
         return name
 
     def identity(self) -> dict[str, Any]:

@@ -190,25 +190,31 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
         )
     for architecture, weights in sorted({(parameters.architecture, parameters.weights) for parameters in found}):
         check_weights(architecture, weights)
-    for parameters in sorted(found, key=_size, reverse=True):  # the largest says most of what must change
+    for parameters in _distinct(found, weights="none"):
         architecture_of(parameters).check(parameters, dataset.image_shape)
-    for parameters in _with_files(found):
+    for parameters in _distinct(trial for trial in found if _reads_file(trial)):
         _load_file(parameters, dataset.image_shape)
+
+
+def _reads_file(trial: Hyperparameters) -> bool:
+    return trial.weights not in {"none", *architecture_of(trial).sources}
+
+
+def _distinct(trials: Iterable[Hyperparameters], **same: str) -> list[Hyperparameters]:
+    """One trial for each network, whatever is frozen and whatever is the `same`; the largest first.
+
+    Its message says most of what must change.
+    """
+    found = {}
+    for trial in trials:
+        whole = trial.model_copy(update={"unfreeze_from": "all", **same})
+        found[tuple(whole.network.items())] = whole
+    return sorted(found.values(), key=_size, reverse=True)
 
 
 def _size(trial: Hyperparameters) -> int:
     """Larger for networks that are larger in every respect."""
     return math.prod(1 + value for value in trial.network.values() if isinstance(value, int))
-
-
-def _with_files(trials: Iterable[Hyperparameters]) -> Iterable[Hyperparameters]:
-    """One trial for each network that takes its weights from a file."""
-    found = {}
-    for trial in trials:
-        if trial.weights not in {"none", *architecture_of(trial).sources}:
-            whole = trial.model_copy(update={"unfreeze_from": "all"})
-            found[tuple(whole.network.items())] = whole
-    return found.values()
 
 
 def _load_file(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> None:

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 
 from ich_ray.model.architectures import ARCHITECTURES
 from ich_ray.model.hyperparameters import GROUPS, Hyperparameters, known_fields, readers
+from ich_ray.recipes.probe import PROBED
 from ich_ray.recipes.sequential_cnn import SequentialFields
+from ich_ray.search.table import _FIRST
 
 
 class OneMore(Hyperparameters):
@@ -119,7 +121,16 @@ def test_what_an_architecture_alone_reads_is_checked_and_completed() -> None:
         ({"paddin": "same"}, "paddin", "Extra inputs are not permitted"),
         ({"padding": "some"}, "padding", "Input should be 'same' or 'valid'"),
         ({"architecture": "stacked_cnn", "dense_layers": 0}, "dense_layers", "greater than or equal to 1"),
-        ({"architecture": "resnet19"}, "architecture", "Input should be 'plain_cnn', 'stacked_cnn', 'resnet18', "),
+        (
+            {"architecture": "resnet19", "width": 3},
+            "architecture",
+            "Input should be 'plain_cnn', 'stacked_cnn', 'resnet18', 'resnet34', 'resnet50', 'densenet121', "
+            "'efficientnet_b0', 'convnext_tiny', 'mobilenet_v3_small' or one that was registered",
+        ),
+        ({"architecture": "stacked_cnn", "dropout_dense": float("nan")}, "dropout_dense", "should be a finite number"),
+        ({"decay": float("nan")}, "decay", "should be a finite number"),
+        ({"learning_rate": float("inf")}, "learning_rate", "should be a finite number"),
+        ({"weights": "a\x1b[2Jb"}, "weights", "printable characters only"),
         ({"architecture": ["resnet18"]}, "architecture", "Input should be a valid string"),
     ],
 )
@@ -151,3 +162,7 @@ def test_speed_depends_on_whether_there_is_dropout() -> None:
     assert speed(dropout_dense=0.1) != speed()
     assert speed(batch_size=32) != speed()
     assert speed(padding="valid") != speed()
+
+
+def test_what_is_shown_first_and_what_is_probed_are_fields() -> None:
+    assert {*_FIRST, *PROBED} <= known_fields().keys()

@@ -53,12 +53,26 @@ class Architecture(ABC):
     def stages(self, parameters: NetworkFields) -> dict[str, tuple[str, ...]]:
         """The stages from input to output, with the prefixes of their modules in the body; `head` is the last."""
 
-    def check(self, parameters: NetworkFields, input_shape: tuple[int, int, int]) -> None:  # noqa: B027  (most fit)
-        """Compare parameters and input without building anything large.
+    def check(self, parameters: NetworkFields, input_shape: tuple[int, int, int]) -> None:
+        """Whether parameters and input fit; unless an architecture has a rule for it, by trying it without tensors.
 
         Raises:
-            ConfigError: they do not fit each other.
+            ConfigError: they do not.
         """
+        import torch
+
+        with torch.device("meta"):
+            body = self.build(parameters.model_copy(update={"weights": "none"}), input_shape)
+            try:
+                body(torch.empty((2, *input_shape)))
+            except NotImplementedError:  # some layers cannot be tried so
+                return
+            except (RuntimeError, ValueError) as error:
+                shape = "x".join(map(str, input_shape))
+                raise ConfigError(
+                    f"architecture: images must fit {parameters.architecture}, got {shape}: "
+                    f"{str(error).partition(chr(10))[0]}; leave it out or prepare other images"
+                ) from None
 
     def normalization(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, for values from 0 to 1."""

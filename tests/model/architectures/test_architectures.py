@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import ich_ray
 from ich_ray.errors import ConfigError
-from ich_ray.model.architectures import ARCHITECTURES
+from ich_ray.model.architectures import ARCHITECTURES, Architecture
+from ich_ray.model.fields import NetworkFields
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 
@@ -53,6 +55,24 @@ def test_heat_maps_look_at_the_last_stage(architecture: str, layer: str) -> None
     assert ARCHITECTURES[architecture].heat_layer(parameters) == layer
     with torch.device("meta"):
         assert build_network(parameters, (3, 64, 64)).body.get_submodule(layer)
+
+
+class Wide(Architecture):
+    """One convolution over 40 pixels, and no rule that says so."""
+
+    def build(self, parameters: NetworkFields, input_shape: tuple[int, int, int]) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(input_shape[0], 1, 40), nn.Flatten(), nn.Linear((input_shape[1] - 39) ** 2, 1))
+
+    def stages(self, parameters: NetworkFields) -> dict[str, tuple[str, ...]]:
+        return {"convolution": ("0",), "head": ("2",)}
+
+
+def test_an_architecture_without_a_rule_is_tried() -> None:
+    Wide().check(Hyperparameters(weights="absent.safetensors"), (3, 41, 41))
+    with pytest.raises(ConfigError) as caught:
+        Wide().check(Hyperparameters(), (3, 32, 32))
+    assert str(caught.value).startswith("architecture: images must fit plain_cnn, got 3x32x32: ")
+    assert str(caught.value).endswith("; leave it out or prepare other images")
 
 
 def test_what_stands_between_a_densenet_and_its_head_is_no_module() -> None:
