@@ -12,7 +12,7 @@ def make_record(**fields: Any) -> SearchRecord:
         "name": "x",
         "space": {"name": "x"},
         "dataset": "",
-        "fingerprint": "f",
+        "fingerprint": "f" * 32,
         "prevalence": 0.1,
         "seed": 0,
         "trials": 9,

@@ -17,16 +17,23 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from ich_ray.cache import local_copy
-from ich_ray.ct.windowing import WindowSpec
+from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.results import LEAK, Split
 from ich_ray.storage import (
+    Count,
     DatasetFiles,
+    Fingerprint,
+    Line,
     Location,
     Record,
     RelativeFile,
+    Seed,
+    Sha256,
+    Time,
     is_local,
     locate,
     read_record,
@@ -41,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LABELS",
+    "LARGEST_SIZE",
     "ROLES",
     "BlockRecord",
     "DatasetManifest",
@@ -54,6 +62,11 @@ __all__ = [
 SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 LABELS = (*SUBTYPES, "any")
 _NEEDED = {"patient", "role", "any", "block", "row"}
+# What a manifest may say of the shape of an image, and `prepare` makes: more is more memory than anybody has.
+LARGEST_SIZE = 1024
+_MOST_ROWS = 2**31
+# What Arrow writes around the images of a block is 1 kB.
+_BLOCK_OVERHEAD_BYTES = 1 << 16
 Role = Literal["train", "validation", "calibration", "test"]
 ROLES: tuple[Role, ...] = ("train", "validation", "calibration", "test")
 
@@ -62,16 +75,16 @@ class BlockRecord(Record):
     """One Arrow IPC file, relative to the dataset folder."""
 
     file: RelativeFile
-    rows: int
-    sha256: str
+    rows: int = Field(ge=1, le=_MOST_ROWS)
+    sha256: Sha256
 
 
 class RoleCounts(Record):
     """Accepted slices of a role; `positives` are those with `any`."""
 
-    slices: int
-    patients: int
-    positives: int
+    slices: Count
+    patients: Count
+    positives: Count
 
 
 class DatasetManifest(Record):
@@ -86,24 +99,24 @@ class DatasetManifest(Record):
     """
 
     format: Literal[1] = 1
-    fingerprint: str
-    size: int
-    windows: tuple[WindowSpec, ...]
+    fingerprint: Fingerprint
+    size: int = Field(ge=1, le=LARGEST_SIZE)
+    windows: tuple[WindowSpec, ...] = Field(min_length=1, max_length=MOST_WINDOWS)
     blocks: tuple[BlockRecord, ...]
-    listed: int
-    accepted: int
-    rejected: int
-    duplicate: int
-    excluded: int
-    reasons: dict[str, int]
+    listed: Count
+    accepted: Count
+    rejected: Count
+    duplicate: Count
+    excluded: Count
+    reasons: dict[Line, Count]
     roles: dict[Role, RoleCounts]
-    labels: dict[str, int]
-    notes: tuple[str, ...] = ()
+    labels: dict[Line, Count]
+    notes: tuple[Line, ...] = ()
     split: Split = "patient"
-    slices_sha256: str = ""
-    seed: int
-    versions: dict[str, str]
-    created: float
+    slices_sha256: Sha256 | Literal[""] = ""
+    seed: Seed
+    versions: dict[Line, Line]
+    created: Time
 
     @property
     def leak(self) -> str:
@@ -300,7 +313,10 @@ class PreparedDataset:
     def _local(self, block: BlockRecord) -> UPath:
         """The block on this machine, fetched if it lies elsewhere."""
         path = self.files.root / block.file
-        return path if is_local(path) else locate(local_copy(path, block.sha256, self.manifest.fingerprint))
+        if is_local(path):
+            return path
+        most_bytes = block.rows * math.prod(self.image_shape) + _BLOCK_OVERHEAD_BYTES
+        return locate(local_copy(path, block.sha256, self.manifest.fingerprint, most_bytes))
 
     def _map(self, block: int) -> NDArray[np.uint8]:
         record = self.manifest.blocks[block]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ich_ray.data.folds import Patients, roles_of
 from ich_ray.results import Objective, Report, Setup
-from ich_ray.storage import Record
+from ich_ray.storage import Count, Line, Plain, Record, Seconds, Seed, Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,21 +38,21 @@ class SeedRun(Record):
         reason: why it failed, empty if it did not.
     """
 
-    seed: int
+    seed: Seed
     value: float | None = None
-    best_images_seen: int = 0
-    images_seen: int = 0
-    seconds: float = 0.0
-    device: str = ""
+    best_images_seen: Count = 0
+    images_seen: Count = 0
+    seconds: Seconds = 0.0
+    device: Line = ""
     setup: Setup | None = None
-    reason: str = ""
+    reason: Text = ""
 
 
 class Spread(Record):
     """How far seeds lie apart; `std` is the sample standard deviation, None of a single one."""
 
-    seeds: int
-    failed: int
+    seeds: Count
+    failed: Count
     mean: float
     std: float | None
     low: float
@@ -78,19 +78,19 @@ class Retraining(Record):
     """
 
     format: Literal[1] = 1
-    trial: int
-    parameters: dict[str, Any]
-    workers: int
+    trial: Count
+    parameters: dict[Line, Plain]
+    workers: Count
     reports: tuple[Report, ...]
-    best_images_seen: int
+    best_images_seen: Count
     stopped_early: bool
-    seconds: float
-    device: str
+    seconds: Seconds
+    device: Line
     setup: Setup | None = None
     patients: Patients = "train"
-    images: int | None = None
-    budget: str = ""
-    seed: int | None = None
+    images: Count | None = None
+    budget: Line = ""
+    seed: Seed | None = None
     runs: tuple[SeedRun, ...] = ()
     rehearsal: tuple[SeedRun, ...] = ()
 

@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ich_ray.storage import Line
+
 __all__ = ["ARCHITECTURES", "STACKED_ONLY", "Architecture", "Hyperparameters"]
 
 Architecture = Literal[
@@ -82,8 +84,8 @@ class Hyperparameters(BaseModel):
     dropout_before_pool: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
     dropout_after_pool: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
     dropout_dense: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
-    weights: str = "none"
-    unfreeze_from: str = "all"
+    weights: Line = "none"
+    unfreeze_from: Line = "all"
     batch_size: int = Field(default=64, ge=1, le=65536)
     learning_rate: float = Field(default=1e-3, gt=0, le=10, allow_inf_nan=False)
     decay: float = Field(default=0.01, ge=0, le=100, allow_inf_nan=False)
@@ -92,7 +94,7 @@ class Hyperparameters(BaseModel):
     momentum: float = Field(default=0.9, ge=0, lt=1, allow_inf_nan=False)
     weight_decay: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     loss: Literal["weighted", "unweighted"] = "weighted"
-    training_slices: int = Field(default=0, ge=0)
+    training_slices: int = Field(default=0, ge=0, le=2**31)
     epochs: int = Field(default=0, ge=0, le=10_000)
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from ich_ray.data.audit import Check, audit_dataset
 from ich_ray.errors import ConfigError
 from ich_ray.search.evidence import Evidence
 from ich_ray.search.invariants import check_search
-from ich_ray.storage import DatasetFiles, Location, Record, SearchFiles, is_there, locate
+from ich_ray.storage import DatasetFiles, Location, Record, SearchFiles, Text, is_there, locate
 
 __all__ = ["Audit", "Check", "audit"]
 
@@ -25,7 +25,7 @@ class Audit(Record):
         state: of the search: at work now, ended, or interrupted (`--resume` goes on with it); `prepared` of a dataset.
     """
 
-    where: str
+    where: Text
     state: Literal["at work", "ended", "interrupted", "prepared"]
     checks: tuple[Check, ...]
 

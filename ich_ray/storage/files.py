@@ -77,7 +77,7 @@ def read_json(path: UPath) -> Any:
     """Read a JSON file, which may come from anyone.
 
     Raises:
-        IntegrityError: the file is not JSON, or far larger than any of ours.
+        IntegrityError: the file is not JSON, holds a number that is not finite, or is far larger than any of ours.
     """
     remedy = "restore the file from a copy"
     if is_local(path) and path.exists() and not path.is_file():  # a pipe would never end, nor would /dev/zero
@@ -87,9 +87,19 @@ def read_json(path: UPath) -> Any:
     if len(data) > _LARGEST_JSON_BYTES:
         raise IntegrityError(f"{path}: must be JSON of at most {_LARGEST_JSON_BYTES >> 20} MiB, got more; {remedy}")
     try:
-        return json.loads(data)
+        return json.loads(data, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: must be JSON, got {error}; {remedy}") from None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name}, which is no number")
+
+
+def _finite(text: str) -> float:
+    if (number := float(text)) - number != 0:
+        raise ValueError(f"{text[:20]}, which no number can hold")
+    return number
 
 
 def write_table(path: UPath, table: pa.Table) -> str:
