@@ -22,6 +22,7 @@ from pydantic import Field
 from ich_ray.cache import local_copy
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.progress import say
 from ich_ray.results import LEAK, Split
 from ich_ray.storage import (
     Count,
@@ -45,6 +46,8 @@ from ich_ray.storage import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
+
+    from ich_ray.results import SearchResult
 
 __all__ = [
     "LABELS",
@@ -199,6 +202,20 @@ class PreparedDataset:
             if verify:
                 _check_hash(path, block.sha256)
         return cls(files, manifest)
+
+    @classmethod
+    def of_search(cls, found: SearchResult, where: Location | None = None) -> PreparedDataset:
+        """Open the dataset of a search: at `where`, or at the place that search.json names.
+
+        An address that nobody but search.json has named is said before it is contacted.
+
+        Raises:
+            ConfigError: there is no dataset.
+            IntegrityError: a file is damaged or missing, named; or another dataset lies there.
+        """
+        if where is None and found.is_foreign(found.record.dataset_folder):
+            say(f"reading the dataset at {found.record.dataset_folder}, which search.json names")
+        return cls.open(found.record.dataset_folder if where is None else where, fingerprint=found.record.fingerprint)
 
     def __repr__(self) -> str:
         return f"PreparedDataset({str(self.files.root)!r}, {self.manifest.accepted} slices)"

@@ -92,7 +92,7 @@ def calibrate(
     wanted = Wanted(beta, sensitivity, conservative)
     check_method(method)
     found = open_search(search)
-    dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
+    dataset = PreparedDataset.of_search(found)
     bundle = load_bundle(found.files.bundle)
     tell_if_outdated(found, bundle.card)
     dataset.verify("calibration")

@@ -126,7 +126,7 @@ def confirm(
         raise ConfigError("--folds, --seeds: one of them must be given, got both; choose what shall differ")
     found = open_search(search)
     candidates = _top(found, top)
-    dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
+    dataset = PreparedDataset.of_search(found)
     kind: Kind = "seeds" if seeds is not None else "folds"
     parts = _seeds(seeds) if seeds is not None else check_folds(dataset, DEFAULT_FOLDS if folds is None else folds)
     numbers = ", ".join(str(trial.number) for trial in candidates)

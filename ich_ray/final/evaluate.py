@@ -112,7 +112,7 @@ def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation
         IntegrityError: the bundle is damaged, or the dataset is another one.
     """
     found = open_search(search)
-    dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
+    dataset = PreparedDataset.of_search(found)
     tell_if_outdated(found, read_card(found.files.bundle))
     return _opened(found.files.bundle, dataset, (found.files.evaluation, found.files.predictions), prevalence)
 

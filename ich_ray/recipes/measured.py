@@ -95,7 +95,7 @@ def measured(name: str, search: Location) -> System:
     evaluation = read_record(found.files.evaluation, Evaluation, "evaluate again")
     table = read_table(found.files.predictions)
     labels, probabilities = (np.asarray(table[column].to_numpy(), np.float64) for column in ("label", "probability"))
-    dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
+    dataset = PreparedDataset.of_search(found)
     bundle = load_bundle(found.files.bundle)
     point = bundle.operating_point()
     threshold = _tuned_on_training(bundle, dataset)

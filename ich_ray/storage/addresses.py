@@ -40,11 +40,11 @@ def _cleaned(link: re.Match[str]) -> str:
     start += len(kept[start:]) - len(kept[start:].lstrip("/"))
     rest = kept[start:]
     host = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
-    if _HOST.fullmatch(host) or (protocol in _AZURE and _CONTAINER.fullmatch(host)):
+    if "@" not in rest or _HOST.fullmatch(host) or (protocol in _AZURE and _CONTAINER.fullmatch(host)):
         return kept
     # A secret key may hold a slash, so that its @ comes later.
     behind = (host if "@" in host else rest).rpartition("@")[2] + (rest[len(host) :] if "@" in host else "")
-    return kept[:start] + (behind if "@" in rest else "")
+    return kept[:start] + behind
 
 
 def authority(address: str) -> str | None:

@@ -80,8 +80,7 @@ def read_json(path: UPath) -> Any:
         IntegrityError: the file is not JSON, holds a number that is not finite, or is far larger than any of ours.
     """
     remedy = "restore the file from a copy"
-    if is_local(path) and path.exists() and not path.is_file():  # a pipe would never end, nor would /dev/zero
-        raise IntegrityError(f"{path}: must be a file, got something else; {remedy}")
+    _check_regular(path)
     with path.open("rb") as file:
         data = file.read(_LARGEST_JSON_BYTES + 1)
     if len(data) > _LARGEST_JSON_BYTES:
@@ -90,6 +89,12 @@ def read_json(path: UPath) -> Any:
         return json.loads(data, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: must be JSON, got {error}; {remedy}") from None
+
+
+def _check_regular(path: UPath) -> None:
+    """A pipe would never end, nor would /dev/zero; a link to one is one."""
+    if is_local(path) and path.exists() and not path.is_file():
+        raise IntegrityError(f"{path}: must be a file, got something else; restore the file from a copy")
 
 
 def _no_number(name: str) -> float:
@@ -127,6 +132,7 @@ def read_table(path: UPath) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    _check_regular(path)
     held = pa.BufferOutputStream()
     with path.open("rb") as file:
         shutil.copyfileobj(file, held, _CHUNK_BYTES)
@@ -146,9 +152,14 @@ def remove(folder: UPath) -> None:
 
 
 def sha256(data: bytes | UPath) -> str:
-    """The SHA-256 of bytes or of a file, in hexadecimal."""
+    """The SHA-256 of bytes or of a file, in hexadecimal.
+
+    Raises:
+        IntegrityError: something else than a file is there.
+    """
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
+    _check_regular(data)
     digest = hashlib.sha256()
     with data.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

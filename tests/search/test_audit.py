@@ -241,7 +241,7 @@ BREACHES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("I8", lambda f: edit(f / "data" / "dataset.json", listed=53), "53 files were listed, got 52 counted"),
     ("I8", flip_a_byte, "blocks/00001.arrow: SHA-256 must equal the manifest's, got another one"),
     ("I8", lose_a_block, "blocks/00001.arrow: the block must be there, got none"),
-    ("I8", put_a_folder_for_a_block, "blocks/00001.arrow: the block must be readable, got is a directory"),
+    ("I8", put_a_folder_for_a_block, "blocks/00001.arrow: must be a file, got something else"),
     ("I8", lambda f: table(f / "data/slices.parquet", forget_a_row), "48 accepted slices must be there, got 47"),
     ("I8", lambda f: table(f / "data/slices.parquet", last_goes_first), "48 images must have one row each, got 47"),
     ("I8", lambda f: table(f / "data/slices.parquet", unmix), "a patient must be in one role, got p00011 in 2"),
@@ -351,9 +351,15 @@ def test_an_end_by_time_has_fewer_trials(folder: Path) -> None:
 def test_a_dataset_that_cannot_be_reached_is_said_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(folder / "s" / "search.json", dataset="nosuch://bucket/data")
     assert cli.call(["audit", str(folder / "s")]) == 0
+    told = "not looked at nosuch://bucket/data, which only search.json names; add --dataset to check it"
+    assert told in capsys.readouterr().out.splitlines()[-1]
+    assert cli.call(["audit", str(folder / "s"), "--dataset", "nosuch://bucket/data"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("I8  unchecked  files listed = accepted")
     assert "no dataset can be read at nosuch://bucket/data" in last
+    assert audit(folder / "s", folder / "data").checks[-1].state == "ok"
+    with pytest.raises(ConfigError, match="--dataset says where that of a search lies, got no search; leave it out"):
+        audit(folder / "data", folder / "data")
     shutil.rmtree(folder / "data")
     edit(folder / "s" / "search.json", dataset=str(folder / "data"))
     assert audit(folder / "s").checks[-1].state == "unchecked"
