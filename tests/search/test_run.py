@@ -461,7 +461,7 @@ def test_a_warm_start_says_what_differs(
     fingerprint = PreparedDataset.open(data).manifest.fingerprint
     assert said[0] == (
         "warm start: 0 of 1 trials of first fit this space and are kept, though the searches differ "
-        f"(dataset: there beef, asked {fingerprint}; budget.images: there 9000, asked 900)"
+        f"(dataset: there {'beef' * 8}, asked {fingerprint}; budget.images: there 9000, asked 900)"
     )
 
 
