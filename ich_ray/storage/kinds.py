@@ -39,7 +39,7 @@ _LAST_SECOND = 253_402_300_799  # of the year 9999, the last that dates can tell
 
 def _printable(text: str) -> str:
     if not text.isprintable():
-        raise ValueError(f"printable characters only, not {text[:80]!r},")
+        raise ValueError(f"printable characters only, not {without_credentials(text)[:80]!r},")
     return text
 
 
@@ -50,14 +50,14 @@ def _filtered(text: str) -> str:
 
 def _below(file: str) -> str:
     if not file or "\\" in file or "://" in file or any(part in {"", ".", ".."} for part in file.split("/")):
-        raise ValueError(f"a file below this folder, not {file[:80]!r},")
+        raise ValueError(f"a file below this folder, not {without_credentials(file)[:80]!r},")
     return file
 
 
 def _address(text: str) -> str:
     """An address as it may be stored and shown; files of version 0.1.0 may hold a password."""
     if text.startswith("-"):
-        raise ValueError(f"a path or an address, not an option such as {text[:80]!r},")
+        raise ValueError(f"a path or an address, not an option such as {without_credentials(text)[:80]!r},")
     return without_credentials(text)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ich_ray.errors import IntegrityError
+from ich_ray.storage.addresses import without_credentials
 from ich_ray.storage.files import read_json
 from ich_ray.storage.places import unreadable
 
@@ -25,6 +26,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+_LONGEST_PLACE = 200
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
@@ -52,7 +54,8 @@ def read_record(path: UPath, kind: type[Kind], remedy: str) -> Kind:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first wrong place of a record in a line: `Field required at number`."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{first['msg']} at {where}" if where else str(first["msg"])
+    """The first wrong place of a record in a line: `Field required at number`; a key of the file is escaped."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))[:_LONGEST_PLACE]
+    shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in without_credentials(where))
+    return f"{first['msg']} at {shown}" if where else str(first["msg"])
