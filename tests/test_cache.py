@@ -101,3 +101,63 @@ def test_a_cache_that_cannot_be(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     home.write_text("in the way")
     with pytest.raises(IchRayError, match="cache: copies of remote files must be written, got"):
         local_copy(path, sha256(DATA), ONE, len(DATA))
+
+
+@pytest.mark.parametrize("name", ["../../.config", "1" * 31, "A" * 32, "1" * 32 + "/x", "", "." * 32])
+def test_only_hashes_become_names(name: str, home: Path) -> None:
+    path = remote(home)
+    for digest, dataset in ((sha256(DATA), name), (name, ONE)):
+        with pytest.raises(IntegrityError, match="its dataset must have hexadecimal hashes, got others"):
+            local_copy(path, digest, dataset, len(DATA))
+    assert not home.exists()
+
+
+def test_the_end_of_a_remote_name_is_not_taken_over(home: Path) -> None:
+    path = remote(home, name="evil.pth")
+    assert local_copy(path, sha256(DATA), ONE, len(DATA)).suffix == ".arrow"
+    assert {each.suffix for each in (home / ONE).iterdir()} <= {".arrow", ".lock", ".verified", ""}
+
+
+def test_no_more_is_fetched_than_there_can_be(home: Path) -> None:
+    path = remote(home)
+    with pytest.raises(IntegrityError, match=r"at most 999,999 bytes must be there, .* got more"):
+        local_copy(path, sha256(DATA), ONE, len(DATA) - 1)
+    with pytest.raises(IntegrityError, match=r"block\.arrow: SHA-256 must equal the manifest's"):
+        local_copy(path, sha256(b""), ONE, len(DATA))
+    assert [each.name for each in (home / ONE).iterdir() if each.suffix != ".lock"] == [".used"]
+
+
+@pytest.mark.parametrize("name", ["", ".used", f"{sha256(DATA)}.arrow", f"{sha256(DATA)}.lock"])
+def test_nothing_is_written_through_a_link(name: str, home: Path, tmp_path: Path) -> None:
+    path, elsewhere = remote(home), tmp_path / "elsewhere"
+    if name:
+        (home / ONE).mkdir(parents=True)
+        elsewhere.write_bytes(b"mine")
+    else:
+        home.mkdir()
+        elsewhere.mkdir()
+    (home / ONE / name).symlink_to(elsewhere)
+    with pytest.raises(IchRayError, match="a cache holds files and folders of its own, got a link; remove it"):
+        local_copy(path, sha256(DATA), ONE, len(DATA))
+    if name:
+        assert elsewhere.read_bytes() == b"mine"
+    else:
+        assert [*elsewhere.iterdir()] == []
+
+
+def test_only_what_the_cache_has_made_is_removed(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = remote(home)
+    local_copy(path, sha256(DATA), ONE, len(DATA))
+    (home / ONE / "thesis.txt").write_text("years of work")
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / ".used").touch()
+    (others / f"{sha256(DATA)}.arrow").write_bytes(DATA)
+    (home / TWO).symlink_to(others)
+    (home / THREE).mkdir()  # without the mark
+    (home / THREE / f"{sha256(DATA)}.arrow").write_bytes(DATA)
+    monkeypatch.setenv("ICH_RAY_CACHE_GB", "0")
+    local_copy(path, sha256(DATA), FOUR, len(DATA))
+    assert [each.name for each in (home / ONE).iterdir()] == ["thesis.txt"]
+    assert len([*others.iterdir()]) == 2
+    assert len([*(home / THREE).iterdir()]) == 1
