@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from upath import UPath
 
 from ich_ray import cli
-from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.features import FeatureFiles, Features
+from ich_ray.data.dataset import DatasetManifest, PreparedDataset
+from ich_ray.data.features import FeatureFiles, Features, FeaturesRecord
 from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.final.card import Card
 from ich_ray.final.known import copy_known, write_known
 from ich_ray.results import open_search
 from ich_ray.storage import SearchFiles, locate, sha256, write_json
@@ -79,6 +81,33 @@ def test_a_manifest_opens_nothing(field: str, harm: str, received: Path) -> None
     path = received / "dataset" / "dataset.json"
     with harmed(path, field, put), pytest.raises(IntegrityError, match=rf"dataset\.json: {says}"):
         PreparedDataset.open(received / "dataset")
+
+
+LARGEST = {"size": 1024, "image_shape": [3, 1024, 1024]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"size": 1025, "image_shape": [3, 1025, 1025]}, "less than or equal to 1024 at size"),
+        (LARGEST | {"image_shape": [3, 1024, 1023]}, r"image_shape must be \(3, 1024, 1024\), as windows and size say"),
+        (LARGEST | {"windows": []}, "at least 1 item after validation, not 0 at windows"),
+        (LARGEST | {"windows": [{"name": "w", "center_hu": 0, "width_hu": 1}] * 65}, "at most 64 items"),
+    ],
+)
+def test_a_size_is_what_it_must_equal(changes: dict[str, object], says: str, received: Path) -> None:
+    card = json.loads((received / "search" / "final" / "bundle" / "card.json").read_text())
+    assert Card.model_validate(card | LARGEST).size == 1024
+    with pytest.raises(ValidationError, match=says):
+        Card.model_validate(card | changes)
+    manifest = json.loads((received / "dataset" / "dataset.json").read_text())
+    changed = {name: value for name, value in changes.items() if name in manifest}
+    if changed != {"size": 1024}:
+        with pytest.raises(ValidationError, match=says):
+            DatasetManifest.model_validate(manifest | changed)
+    for shape in ((), (1,) * 5, (0,), (2**16 + 1,)):
+        with pytest.raises(ValidationError, match="shape"):
+            FeaturesRecord(key="a" * 24, fingerprint="f" * 32, slices=1, rows_a_file=1, shape=shape)
 
 
 @pytest.mark.parametrize("harm", HARM)
