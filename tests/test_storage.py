@@ -209,6 +209,15 @@ def test_a_table_comes_back_and_one_that_is_cut_short_is_named(root: str, tmp_pa
         read_table(path.with_name("none.parquet"))
 
 
+def test_a_table_of_more_rows_than_its_manifest_says_is_not_unpacked(tmp_path: Path) -> None:
+    path = locate(tmp_path / "table.parquet")
+    write_table(path, pa.table({"role": pa.array(["test"] * 5_000_000).dictionary_encode()}))
+    assert path.stat().st_size < 20_000
+    with pytest.raises(IntegrityError, match=r"table\.parquet: at most 10 rows must be there, got 5,000,000; restore"):
+        read_table(path, 10)
+    assert len(read_table(path, 5_000_000)) == 5_000_000
+
+
 def test_a_place_for_a_file_or_a_folder(tmp_path: Path) -> None:
     """Both edges of the rule; whoever asks leaves nothing behind."""
     (tmp_path / "file").write_text("")

@@ -238,7 +238,7 @@ class PreparedDataset:
         """
         path = self.files.slices
         try:
-            table = read_table(path)
+            table = read_table(path, self.manifest.accepted)
         except FileNotFoundError:
             raise _no_table(path) from None
         except OSError as error:

@@ -156,11 +156,12 @@ class Features:
 
     def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Features of rows of slices.parquet, float32 `[len(rows), *shape]`."""
-        out = np.empty((len(rows), *self.shape), np.float32)
         files, within = np.divmod(self._place[rows], self.record.rows_a_file)
-        for number in np.unique(files).tolist():
+        blocks = {number: self._block(number) for number in np.unique(files).tolist()}  # of the shape that is allocated
+        out = np.empty((len(rows), *self.shape), np.float32)
+        for number, block in blocks.items():
             held = np.flatnonzero(files == number)
-            out[held] = self._block(number)[within[held]]
+            out[held] = block[within[held]]
         return out
 
     def _block(self, number: int) -> NDArray[np.float32]:

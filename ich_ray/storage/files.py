@@ -119,15 +119,19 @@ def write_table(path: UPath, table: pa.Table) -> str:
     return sha256(data)
 
 
-def read_table(path: UPath) -> pa.Table:
+def read_table(path: UPath, most_rows: int | None = None) -> pa.Table:
     """Read a Parquet file, which may come from anyone.
 
     Arrow is given a copy in its own memory. Where it reads a Python file, or bytes, its threads may still hold them
     while Python ends, and with PyTorch loaded that aborts the process, whatever its exit code was to be: of 40 that
     read a small file and left with code 2, 26 ended in SIGABRT (with bytes 14 of 30), and of 40 with a copy none.
 
+    Args:
+        path: the file.
+        most_rows: that it can have if it is what its manifest says; a file of a few bytes may tell of billions.
+
     Raises:
-        IntegrityError: the file is not Parquet, or not whole.
+        IntegrityError: the file is not Parquet, not whole, or has more rows.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -136,11 +140,15 @@ def read_table(path: UPath) -> pa.Table:
     held = pa.BufferOutputStream()
     with path.open("rb") as file:
         shutil.copyfileobj(file, held, _CHUNK_BYTES)
+    data, remedy = held.getvalue(), "restore the file from a copy"
     try:
-        return pq.read_table(pa.BufferReader(held.getvalue()))
+        told = pq.read_metadata(pa.BufferReader(data)).num_rows
+        if most_rows is not None and told > most_rows:
+            raise IntegrityError(f"{path}: at most {most_rows:,} rows must be there, got {told:,}; {remedy}")
+        return pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:  # of the content: all of it is in memory
         said = str(error).strip().partition("\n")[0]
-        raise IntegrityError(f"{path}: must be a Parquet file, got {said}; restore the file from a copy") from None
+        raise IntegrityError(f"{path}: must be a Parquet file, got {said}; {remedy}") from None
 
 
 def remove(folder: UPath) -> None:
