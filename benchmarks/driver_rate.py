@@ -118,7 +118,7 @@ def run(driver: Driver, space: SearchSpace, slots: int, events: int, rng: np.ran
 def ended(space: SearchSpace, folder: Path, known: int, rng: np.random.Generator) -> Ledger:
     """A ledger of `known` ended trials, drawn without a model and not written."""
     record = SearchRecord(
-        name=space.name, space=space.source, dataset="", fingerprint="", prevalence=FLOOR, seed=0, trials=10**6,
+        name=space.name, space=space.source, dataset="", fingerprint="0" * 32, prevalence=FLOOR, seed=0, trials=10**6,
         versions={}, created=0.0,
     )  # fmt: skip
     ledger = Ledger.create(folder, record)

@@ -35,11 +35,12 @@ from ich_ray.ct.phantom import write_phantom
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows
 from ich_ray.final import archive
 from ich_ray.final.bundle import WEIGHTS_FILE, Bundle, load_bundle
-from ich_ray.final.card import Card, DatasetNote, OperatingPoint, SearchNote, WeightsNote
+from ich_ray.final.card import Card, DatasetNote, OperatingPoint, SearchNote
 from ich_ray.final.prediction import Predictor, list_inputs
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.logits import EVALUATION_BATCH
 from ich_ray.model.networks import build_network
+from ich_ray.results import WeightsNote
 from ich_ray.storage import locate
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ def make_bundle(folder: Path, architecture: str) -> Bundle:
         image_shape=shape,
         size=SIZE,
         windows=parse_windows(DEFAULT_WINDOWS),
-        dataset=DatasetNote(fingerprint="", roles={}),
+        dataset=DatasetNote(fingerprint="0" * 32, roles={}),
         search=SearchNote(name="", trial=0, trials=0, objective="", selection_value=None),
         operating_points={"f2": OperatingPoint(threshold=0.5, sensitivity=None, specificity=None, ppv=None, f2=None)},
-        weights=WeightsNote(file=WEIGHTS_FILE, sha256=""),
+        weights=WeightsNote(file=WEIGHTS_FILE, sha256="0" * 64),
         versions={},
     )
     bundle = Bundle(build_network(parameters, shape), card)

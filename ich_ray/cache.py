@@ -1,14 +1,17 @@
-"""Files of object storage on this machine: fetched once for all processes, verified, the oldest dropped.
+"""Blocks of object storage on this machine: fetched once for all processes, verified, the oldest dropped.
 
 Copies lie in `$ICH_RAY_CACHE`, else in the user's cache folder: a folder per dataset, each file under its SHA-256.
-Knows nothing of what they hold. All of it may be removed when nothing runs.
+Names are made here, of hashes alone, and nothing that a manifest says becomes a path. All of it may be removed when
+nothing runs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-import shutil
+import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,21 +20,25 @@ from upath import UPath
 
 from ich_ray import progress
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.storage import sha256, write_bytes
+from ich_ray.storage import sha256, write_bytes, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
 __all__ = ["local_copy"]
 
 _DEFAULT_GB = 200.0
 _USED = ".used"
+_DATASET = re.compile(r"[0-9a-f]{32}")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_OWN = re.compile(r"\.used|[0-9a-f]{64}\.(arrow|verified|lock)|\.[0-9a-f]{64}\.(arrow|verified)\.[0-9a-f]{8}\.tmp")
+_CHUNK_BYTES = 1 << 20
 # Hashing costs 1 s per GB, too much for every trial of a search: whoever writes to a file changes its times, and a disk
 # that loses what nobody wrote is found out within a day.
 _TRUSTED_S = 24 * 3600.0
 
 
-def local_copy(path: UPath, digest: str, dataset: str) -> Path:
+def local_copy(path: UPath, digest: str, dataset: str, most_bytes: int) -> Path:
     """The copy of a remote file on this machine, right to the last byte.
 
     A copy that was changed or damaged is fetched again. When all copies together exceed `$ICH_RAY_CACHE_GB` (200),
@@ -39,29 +46,43 @@ def local_copy(path: UPath, digest: str, dataset: str) -> Path:
 
     Args:
         path: what to fetch.
-        digest: its SHA-256, in hexadecimal.
-        dataset: what it belongs to, a name.
+        digest: its SHA-256, 64 hexadecimal digits.
+        dataset: the fingerprint of the dataset it belongs to, 32 of them.
+        most_bytes: what it can hold if it is what its manifest says; no more is fetched.
 
     Raises:
         ConfigError: `$ICH_RAY_CACHE_GB` is no size.
-        IchRayError: the copy cannot be written.
-        IntegrityError: the remote file is missing or another one.
+        IchRayError: the copy cannot be written, or a link stands in its place.
+        IntegrityError: the remote file is missing, larger or another one, or these are no hashes.
     """
-    home = _home()
-    copy = home / dataset / f"{digest}{path.suffix}"
+    if not _DATASET.fullmatch(dataset) or not _HASH.fullmatch(digest):
+        raise IntegrityError(f"{path}: its dataset must have hexadecimal hashes, got others; prepare the dataset again")
+    folder = _home() / dataset
+    copy = folder / f"{digest}.arrow"
     try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        (copy.parent / _USED).touch()
+        folder.mkdir(parents=True, exist_ok=True)
+        for own in (folder, folder / _USED, copy, _stamp(copy), copy.with_suffix(".lock")):
+            _check_no_link(own)
+        (folder / _USED).touch()
         if not _is_trusted(copy):
             with FileLock(str(copy.with_suffix(".lock"))):
                 if not _is_trusted(copy):
-                    _provide(path, digest, copy)
+                    _provide(path, digest, copy, most_bytes)
     except OSError as error:
         raise IchRayError(
-            f"{home}: copies of remote files must be written, got {error.strerror or error}; free space, or name "
-            "another folder in ICH_RAY_CACHE"
+            f"{folder.parent}: copies of remote files must be written, got {error.strerror or error}; free space, or "
+            "name another folder in ICH_RAY_CACHE"
         ) from None
     return copy
+
+
+def _check_no_link(own: Path) -> None:
+    """What is written and removed lies in the cache, and not where somebody's link leads."""
+    if own.is_symlink():
+        raise IchRayError(
+            f"{own}: a cache holds files and folders of its own, got a link; remove it, or name another folder in "
+            "ICH_RAY_CACHE"
+        )
 
 
 def _home() -> Path:
@@ -70,25 +91,34 @@ def _home() -> Path:
     return home.expanduser()
 
 
-def _provide(path: UPath, digest: str, copy: Path) -> None:
+def _provide(path: UPath, digest: str, copy: Path, most_bytes: int) -> None:
     """Verify the copy that is there, or fetch it."""
     if not copy.exists() or sha256(UPath(copy)) != digest:
         if copy.exists():
             progress.say(f"{copy}: damaged since it was fetched; fetching it again")
-        data = _fetched(path, digest)
-        _make_room(copy.parent, len(data))
-        write_bytes(UPath(copy), data)
+        _make_room(copy.parent, most_bytes)
+        _fetch(path, digest, copy, most_bytes)
     write_bytes(UPath(_stamp(copy)), _facts(copy).encode())
 
 
-def _fetched(path: UPath, digest: str) -> bytes:
+def _fetch(path: UPath, digest: str, copy: Path, most_bytes: int) -> None:
+    """Piece by piece; nothing stays of what is not the file that was asked for."""
+    found, left = hashlib.sha256(), most_bytes
     try:
-        data: bytes = path.read_bytes()
+        source = path.open("rb")
     except FileNotFoundError:
         raise IntegrityError(f"{path}: a file of the manifest must be there, got none") from None
-    if sha256(data) != digest:
-        raise IntegrityError(f"{path}: SHA-256 must equal the manifest's; prepare the dataset again")
-    return data
+    with source, writing(UPath(copy)) as target:
+        while chunk := source.read(_CHUNK_BYTES):
+            if (left := left - len(chunk)) < 0:
+                raise IntegrityError(
+                    f"{path}: at most {most_bytes:,} bytes must be there, as the manifest says of its rows, got more; "
+                    "prepare the dataset again"
+                )
+            found.update(chunk)
+            target.write(chunk)
+        if found.hexdigest() != digest:
+            raise IntegrityError(f"{path}: SHA-256 must equal the manifest's; prepare the dataset again")
 
 
 def _stamp(copy: Path) -> Path:
@@ -112,21 +142,40 @@ def _is_trusted(copy: Path) -> bool:
 def _make_room(folder: Path, needed_bytes: int) -> None:
     """Drop other datasets until `needed_bytes` more are within the limit, or there is no other."""
     limit_bytes = _limit_gb() * 1e9
-    sizes = {each: _size_bytes(each.iterdir()) for each in folder.parent.iterdir() if (each / _USED).exists()}
+    sizes = {each: _size_bytes(each) for each in folder.parent.iterdir() if _is_own(each)}
     total_bytes = sum(sizes.values()) + needed_bytes
     for each in sorted(sizes.keys() - {folder}, key=lambda each: (each / _USED).stat().st_mtime_ns):
         if total_bytes <= limit_bytes:
             return
         progress.say(f"{each}: dropped, as the copies of remote files exceed {limit_bytes / 1e9:g} GB")
-        shutil.rmtree(each, ignore_errors=True)
+        _drop(each)
         total_bytes -= sizes[each]
 
 
-def _size_bytes(files: Iterable[Path]) -> int:
+def _is_own(folder: Path) -> bool:
+    """Whether the cache has made a folder: named by a fingerprint, marked as used, and no link."""
+    marked = folder / _USED
+    named = _DATASET.fullmatch(folder.name) is not None
+    return named and not folder.is_symlink() and marked.is_file() and not marked.is_symlink()
+
+
+def _own_files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.iterdir() if _OWN.fullmatch(file.name))
+
+
+def _drop(folder: Path) -> None:
+    """Remove what the cache has written there; what somebody else has put there stays, and the folder with it."""
+    for file in [*_own_files(folder)]:
+        file.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _size_bytes(folder: Path) -> int:
     total = 0
-    for file in files:
+    for file in _own_files(folder):
         try:
-            total += file.stat().st_size
+            total += file.lstat().st_size
         except FileNotFoundError:  # another process has renamed or dropped it
             continue
     return total

@@ -15,7 +15,7 @@ from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.errors import ConfigError
 from ich_ray.results import SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.storage import DatasetFiles, Location, SearchFiles, locate, read_json, read_record
+from ich_ray.storage import DatasetFiles, Location, SearchFiles, locate, read_record
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -147,7 +147,11 @@ def run(
             slots = {"gpus_per_trial": gpus_per_trial, "cpus_per_trial": cpus_per_trial}
             _confirm(files, dataset, confirm, {**slots, "workers_per_trial": workers_per_trial})
         page = finish(files)
-    return RunResult(dataset, open_search(files.root), confirmed(files), read_json(files.bundle / "card.json"), page)
+    from ich_ray.final.card import read_card
+
+    return RunResult(
+        dataset, open_search(files.root), confirmed(files), read_card(files.bundle).model_dump(mode="json"), page
+    )
 
 
 def demo(out: Location) -> RunResult:
@@ -195,6 +199,7 @@ def finish(files: SearchFiles, *, slices: int | None = None, epochs: int | None 
         epochs: see `retrain`.
     """
     from ich_ray.final.calibration import calibrate
+    from ich_ray.final.card import read_card
     from ich_ray.final.evaluate import evaluate
     from ich_ray.final.report.page import report
     from ich_ray.final.retrain import chosen_trial, retrain
@@ -203,10 +208,10 @@ def finish(files: SearchFiles, *, slices: int | None = None, epochs: int | None 
     if _retrained(files) != chosen.number:
         progress.say(f"retrain: trial {chosen.number}")
         retrain(files.root, slices=slices, epochs=epochs)
-    if not read_json(files.bundle / "card.json")["operating_points"]:
+    if not read_card(files.bundle).operating_points:
         progress.say("calibrate")
         calibrate(files.root)
-    if read_json(files.bundle / "card.json")["test"] is None:
+    if read_card(files.bundle).test is None:
         progress.say("evaluate: opening the test patients")
         evaluate(files.root)
     progress.say("report")

@@ -6,18 +6,30 @@ Knows only JSON and the files' names: no Ray, no Optuna, no torch. search/ledger
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.storage import (
+    Address,
+    Count,
+    Fingerprint,
+    Integer,
     Line,
     Location,
+    Plain,
     Record,
     RelativeFile,
     SearchFiles,
+    Seconds,
+    Seed,
+    Sha256,
+    Share,
+    Text,
+    Time,
     first_problem,
+    is_foreign,
     is_there,
     locate,
     read_record,
@@ -31,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LEAK",
+    "MOST_TRIALS",
     "CheckpointReference",
     "Ending",
     "Objective",
@@ -41,6 +54,7 @@ __all__ = [
     "Split",
     "TrialResult",
     "TrialState",
+    "WeightsNote",
     "finite",
     "open_search",
 ]
@@ -53,7 +67,10 @@ LEAK = (
 )
 
 TrialState = Literal["running", "completed", "pruned", "failed"]
-Parameter = Line | int | float | bool
+# A hundred thousand trials are more than anybody has searched with; what counts to here ends soon.
+MOST_TRIALS = 10_000_000
+_Trials = Annotated[int, Field(ge=0, le=MOST_TRIALS)]
+Parameter = Line | Integer | float | bool
 
 
 class Report(Record):
@@ -66,34 +83,43 @@ class Report(Record):
         time: when it reached the ledger, seconds since 1970.
     """
 
-    images_seen: int = Field(ge=0)
-    metrics: dict[str, float | None]
-    elapsed_s: float
-    time: float
+    images_seen: Count
+    metrics: dict[Line, float | None]
+    elapsed_s: Seconds
+    time: Time
 
-    @field_validator("metrics")
+    @field_validator("metrics", mode="before")
     @classmethod
-    def _finite(cls, metrics: dict[str, float | None]) -> dict[str, float | None]:
-        return finite(metrics)
+    def _finite(cls, metrics: Any) -> Any:
+        """What a training measures may be undefined; a file cannot say so in any other way than by null."""
+        return finite(metrics) if isinstance(metrics, dict) else metrics
 
 
 def finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
     """The metrics with None for what is not finite."""
-    return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
+    undefined = {name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {name: None if name in undefined else value for name, value in metrics.items()}
 
 
 class CheckpointReference(Record):
     """A resumable state: `file` relative to the search folder, its SHA-256, and where training stood."""
 
     file: RelativeFile
-    sha256: str
-    images_seen: int
+    sha256: Sha256
+    images_seen: Count
+
+
+class WeightsNote(Record):
+    """Weights that stand beside the card of a bundle: the file, and its hash."""
+
+    file: RelativeFile
+    sha256: Sha256
 
 
 class Objective(Record):
     """What a search optimizes."""
 
-    metric: str = "average_precision"
+    metric: Line = "average_precision"
     mode: Literal["max", "min"] = "max"
 
     def better(self, one: float, other: float) -> bool:
@@ -115,11 +141,11 @@ class Setup(Record):
         rates: images a second that a worker reached in each mode that was tried; empty where nothing was chosen.
     """
 
-    device: str
-    workers: int
+    device: Line
+    workers: Count
     images: Literal["device", "host"]
-    mode: str
-    rates: dict[str, float] = Field(default_factory=dict)
+    mode: Line
+    rates: dict[Line, float] = Field(default_factory=dict)
 
     def __str__(self) -> str:
         workers = f"{self.workers} x " if self.workers > 1 else ""
@@ -140,24 +166,24 @@ class TrialResult(Record):
         fold: in a confirmation on folds, the one it validates on.
     """
 
-    number: int = Field(ge=0)
+    number: Count
     objective: Objective = Objective()
-    parameters: dict[str, Parameter]
+    parameters: dict[Line, Parameter]
     state: TrialState = "running"
     reason: Line = ""
-    detail: str = ""
+    detail: Text = ""
     reports: tuple[Report, ...] = ()
     checkpoint: CheckpointReference | None = None
-    attempts: int = 1
-    seed: int = 0
+    attempts: Count = 1
+    seed: Seed = 0
     at_chance: bool = False
-    cost_gpu_s: float = 0.0
-    started: float = 0.0
-    ended: float | None = None
+    cost_gpu_s: Seconds = 0.0
+    started: Time = 0.0
+    ended: Time | None = None
     where: Line = ""
     setup: Setup | None = None
-    repeats: int | None = None
-    fold: int | None = None
+    repeats: Count | None = None
+    fold: Count | None = None
 
     @property
     def images_seen(self) -> int:
@@ -197,11 +223,21 @@ class Ending(Record):
         out_of_time: its budget of time was over, so that fewer than asked may be right.
     """
 
-    trials: int
-    asked: int
-    sampler: int
-    tune: int
+    trials: Count
+    asked: Count
+    sampler: Count
+    tune: Count
     out_of_time: bool
+
+
+class _Amendment(Record):
+    """A later change of what was asked; what is not named in it stays as it was."""
+
+    time: Time = 0.0
+    trials: _Trials = 0
+    warm_start: Address | None = None
+    dataset: Address = ""
+    ended: Ending | None = None
 
 
 class SearchRecord(Record):
@@ -217,26 +253,31 @@ class SearchRecord(Record):
 
     format: Literal[1] = 1
     name: Line
-    space: dict[str, Any]
-    dataset: str
-    fingerprint: str
-    prevalence: float
+    space: dict[Line, Plain]
+    dataset: Address
+    fingerprint: Fingerprint
+    prevalence: Share
     split: Split = "patient"
-    seed: int
-    trials: int
-    versions: dict[str, str]
-    created: float
-    amendments: tuple[dict[str, Any], ...] = ()
+    seed: Seed
+    trials: _Trials
+    versions: dict[Line, Line]
+    created: Time
+    amendments: tuple[dict[Line, Plain], ...] = ()
+
+    @field_validator("amendments")
+    @classmethod
+    def _known(cls, amendments: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        return tuple(
+            _Amendment.model_validate(change).model_dump(mode="json", include={*change}) for change in amendments
+        )
 
     @model_validator(mode="after")
     def _readable(self) -> SearchRecord:
         """What is kept as it was written and read on use is tried once, where the file's name is known."""
-        for name in ("objective", "wanted", "warm_start", "ended"):
-            try:
-                getattr(self, name)
-            except (TypeError, ValueError) as error:
-                problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
-                raise ValueError(f"{name} cannot be read: {problem}") from None
+        try:
+            _ = self.objective
+        except ValidationError as error:
+            raise ValueError(f"objective cannot be read: {first_problem(error)}") from None
         return self
 
     @property
@@ -261,8 +302,8 @@ class SearchRecord(Record):
     @property
     def warm_start(self) -> str | None:
         """Another search that the sampler has learned from."""
-        where = self._amended("warm_start", None)
-        return None if where is None else str(where)
+        found: str | None = self._amended("warm_start", None)
+        return found
 
     @property
     def ended(self) -> Ending | None:
@@ -281,6 +322,13 @@ class SearchResult:
         self.files = files
         self.record = record
         self.trials = trials
+
+    def is_foreign(self, address: str | None) -> bool:
+        """Whether only search.json names an address: one of neither this machine nor the bucket that was opened.
+
+        A user who opens ``s3://bucket/search`` has named the bucket; a search in a folder names no other machine.
+        """
+        return address is not None and is_foreign(address, str(self.files.root))
 
     def __repr__(self) -> str:
         return f"SearchResult({str(self.files.root)!r}, {len(self.trials)} trials)"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
-from ich_ray.storage import private_folder
+from ich_ray.storage import holds_credentials, private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,8 +157,16 @@ def signals_given_back(*also: signal.Signals) -> Iterator[bool]:
 
 
 def cluster_address(address: str | None) -> str | None:
-    """The cluster that is meant by `address` or ``RAY_ADDRESS``; None for this machine alone."""
+    """The cluster that is meant by `address` or ``RAY_ADDRESS``; None for this machine alone.
+
+    Raises:
+        ConfigError: there is a user, a password or a token in it.
+    """
     where = address or os.environ.get("RAY_ADDRESS")
+    if where and (holds_credentials(where) or "@" in where):
+        raise ConfigError(
+            "--address: an address is shown and stored and must hold no user, password or token, got one; leave it out"
+        )
     return None if where == "local" else where or None
 
 

@@ -74,7 +74,7 @@ def make_dataset(
     rejected = pa.table({name: pa.array([], pa.string()) for name in ("file", "reason", "detail")})
     pq.write_table(rejected, str(files.rejected))
     manifest = DatasetManifest(
-        fingerprint=sha256(images.tobytes())[:16],
+        fingerprint=sha256(images.tobytes())[:32],
         size=size,
         windows=parse_windows(DEFAULT_WINDOWS),
         blocks=tuple(records),

@@ -1,4 +1,4 @@
-"""A record of a search, for tests that need one and care for few of its fields."""
+"""Records for tests that need one and care for few of its fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def make_record(**fields: Any) -> SearchRecord:
         "name": "x",
         "space": {"name": "x"},
         "dataset": "",
-        "fingerprint": "f",
+        "fingerprint": "f" * 32,
         "prevalence": 0.1,
         "seed": 0,
         "trials": 9,
@@ -20,6 +20,27 @@ def make_record(**fields: Any) -> SearchRecord:
         "created": 0.0,
     }
     return SearchRecord(**{**usual, **fields})
+
+
+def make_card(**fields: Any) -> dict[str, Any]:
+    """A card.json, not calibrated."""
+    window = {"name": "brain", "center_hu": 40, "width_hu": 80}
+    usual = {
+        "name": "x",
+        "created": 0.0,
+        "architecture": "plain_cnn",
+        "parameters": {},
+        "image_shape": [1, 16, 16],
+        "size": 16,
+        "windows": [window],
+        "dataset": {"fingerprint": "f" * 32, "roles": {}},
+        "search": {"name": "x", "trial": 0, "trials": 9, "objective": "average_precision", "selection_value": 0.5},
+        "operating_points": {},
+        "test": None,
+        "weights": {"file": "model.safetensors", "sha256": "ab" * 32},
+        "versions": {},
+    }
+    return {**usual, **fields}
 
 
 def make_confirmation(chosen: int, *trials: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ich_ray.results import open_search
 from ich_ray.search.machines import Machine
 from ich_ray.storage import SearchFiles, locate, read_json, remove, write_json
 from tests.prepared import make_dataset
-from tests.records import make_confirmation
+from tests.records import make_card, make_confirmation
 from tests.test_cli import make_search
 
 STAGES = {
@@ -53,9 +53,9 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 write_json(files.confirmation, make_confirmation(0, 1, 0))
             if name == "retrain":
                 write_json(files.retraining, retraining(chosen_trial(open_search(files.root)).number))
-                write_json(card, {"operating_points": {}, "test": None})
+                write_json(card, make_card())
             if name == "calibrate":
-                write_json(card, {**read_json(card), "operating_points": {"f2": {}}})
+                write_json(card, {**read_json(card), "operating_points": {"f2": POINT}})
             if name == "evaluate":
                 write_json(card, {**read_json(card), "test": {}})
             return files.report
@@ -79,6 +79,7 @@ def run(folder: Path, space: Path | str = "", confirm: int = 3) -> pipeline.RunR
     return pipeline.run("images", "labels", space or pipeline.builtin_space("demo"), folder, confirm=confirm)
 
 
+POINT = {"threshold": 0.5, "sensitivity": None, "specificity": None, "ppv": None, "f2": None}
 CONFIRM = "confirm --top 3 --folds 2"
 
 

@@ -69,7 +69,7 @@ def test_a_frame_carries_every_trial(tmp_path: Path) -> None:
 
 def test_a_frame_leaves_no_field_of_the_records_out(tmp_path: Path) -> None:
     found = search(tmp_path)
-    reference = CheckpointReference(file="checkpoints/00004/a.safetensors", sha256="aa", images_seen=100)
+    reference = CheckpointReference(file="checkpoints/00004/a.safetensors", sha256="a" * 64, images_seen=100)
     running = found.trials[4].model_copy(update={"checkpoint": reference, "where": "host:1", "cost_gpu_s": 2.5})
     found.trials = (*found.trials[:4], running)
     trials, reports = found.to_frame(), found.to_frame(reports=True)
@@ -79,7 +79,7 @@ def test_a_frame_leaves_no_field_of_the_records_out(tmp_path: Path) -> None:
     assert trials.attrs["search"] == found.record.model_dump(mode="json") == reports.attrs["search"]
     last = trials.iloc[4]
     assert (last["checkpoint"], last["checkpoint_sha256"], last["checkpoint_images_seen"]) == (
-        "checkpoints/00004/a.safetensors", "aa", 100,
+        "checkpoints/00004/a.safetensors", "a" * 64, 100,
     )  # fmt: skip
     assert (last["where"], last["cost_gpu_s"], last["objective"], last["mode"]) == (
         "host:1", 2.5, "average_precision", "max",

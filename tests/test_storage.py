@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from upath import UPath
 
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.storage import (
@@ -19,15 +22,19 @@ from ich_ray.storage import (
     check_file,
     check_folder,
     exclusive,
+    holds_credentials,
     is_local,
     locate,
     read_json,
     read_table,
     sha256,
+    system_reason,
+    without_credentials,
     write_bytes,
     write_json,
     write_table,
 )
+from tests.records import make_record
 
 
 def test_local_paths_are_absolute_and_uris_stay_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +71,67 @@ def test_a_place_that_cannot_be_is_told(tmp_path: Path) -> None:
         told = f"{place}: must be a folder where a search can be written, got {got}; choose another"
         with pytest.raises(ConfigError, match=told), exclusive(locate(tmp_path / place / ".lock"), "a search"):
             pass
+
+
+SECRETS = [
+    ("s3://key:hunter2@bucket/x", "s3://bucket/x"),
+    ("s3://key@bucket/x", "s3://bucket/x"),
+    ("s3://AKIA:hun/hunter2@bucket/x", "s3://bucket/x"),
+    ("https://me:hunter2@host/x?v=1", "https://host/x?v=1"),
+    ("https://host/x?X-Amz-Credential=a&X-Amz-Signature=hunter2", "https://host/x"),
+    ("https://host/x?v=1&sig=hunter2", "https://host/x?v=1"),
+    ("https://host/x#access_token=hunter2", "https://host/x"),
+    ("simplecache::s3://me:hunter2@bucket/x", "simplecache::s3://bucket/x"),
+    ("zip://inner::https://me:hunter2@host/x.zip", "zip://inner::https://host/x.zip"),
+    ("sftp://me@host/x", "sftp://host/x"),
+    ("abfss://box:hunter2@account.dfs.core.windows.net/x", "abfss://account.dfs.core.windows.net/x"),
+]
+
+
+@pytest.mark.parametrize(("address", "without"), SECRETS)
+def test_an_address_with_a_secret_is_refused_and_not_repeated(address: str, without: str) -> None:
+    assert holds_credentials(address)
+    assert without_credentials(address) == without
+    assert without_credentials(f"cannot read '{address}', retry") == f"cannot read '{without}', retry"
+    with pytest.raises(ConfigError, match="an address is shown and stored and must hold no user, password") as caught:
+        locate(address)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/data/me@home/x?key=1", "C:/x", "s3://bucket/me@home/x", "s3://bucket/x?versionId=3", "memory://a/b",
+        "http://host:8080/x", "http://[::1]:8080/x", "abfss://box@account.dfs.core.windows.net/x", "a b@c", "",
+    ],
+)  # fmt: skip
+def test_an_address_without_a_secret_stays_as_it_is(address: str) -> None:
+    assert not holds_credentials(address)
+    assert without_credentials(address) == address
+
+
+def test_a_search_is_stored_without_what_opens_its_dataset() -> None:
+    """Version 0.1.0 wrote addresses as they were given."""
+    told = make_record(
+        dataset="s3://key:hunter2@bucket/x", amendments=({"warm_start": "https://host/s?token=hunter2", "time": 1.0},)
+    )
+    assert (told.dataset_folder, told.warm_start) == ("s3://bucket/x", "https://host/s")
+    assert "hunter2" not in told.model_dump_json()
+
+
+def test_what_a_file_system_says_is_shown_without_secrets() -> None:
+    said = system_reason(OSError(5, "Cannot connect to https://me:hunter2@host/x"))
+    assert said == "cannot connect to https://host/x"
+
+
+@pytest.mark.parametrize("read", [read_json, read_table, sha256])
+def test_what_is_no_file_is_not_read(read: Callable[[UPath], object], tmp_path: Path) -> None:
+    """A pipe would never end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for name in ("pipe", "link"):
+        with pytest.raises(IntegrityError, match=f"{name}: must be a file, got something else"):
+            read(locate(tmp_path / name))
 
 
 def test_a_uri_that_nothing_here_can_read_is_one_line() -> None:
@@ -139,6 +207,15 @@ def test_a_table_comes_back_and_one_that_is_cut_short_is_named(root: str, tmp_pa
             read_table(path)
     with pytest.raises(FileNotFoundError):
         read_table(path.with_name("none.parquet"))
+
+
+def test_a_table_of_more_rows_than_its_manifest_says_is_not_unpacked(tmp_path: Path) -> None:
+    path = locate(tmp_path / "table.parquet")
+    write_table(path, pa.table({"role": pa.array(["test"] * 5_000_000).dictionary_encode()}))
+    assert path.stat().st_size < 20_000
+    with pytest.raises(IntegrityError, match=r"table\.parquet: at most 10 rows must be there, got 5,000,000; restore"):
+        read_table(path, 10)
+    assert len(read_table(path, 5_000_000)) == 5_000_000
 
 
 def test_a_place_for_a_file_or_a_folder(tmp_path: Path) -> None:

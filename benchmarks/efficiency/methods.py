@@ -48,8 +48,8 @@ class Ours:
     def __init__(self, space: SearchSpace, seed: int, folder: Path, slots: int) -> None:
         self.slots = slots
         record = SearchRecord(
-            name=space.name, space=space.source, dataset="", fingerprint="", prevalence=0.15, seed=seed, trials=MANY,
-            versions={}, created=0.0,
+            name=space.name, space=space.source, dataset="", fingerprint="0" * 32, prevalence=0.15, seed=seed,
+            trials=MANY, versions={}, created=0.0,
         )  # fmt: skip
         self._ledger = Ledger.create(folder, record)
         self._sampler = LedgerSampler(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
 from ich_ray.errors import ConfigError
+from ich_ray.storage import holds_credentials, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
@@ -71,7 +72,9 @@ def reach(address: str | None, environ: Mapping[str, str] = os.environ) -> Acces
         ConfigError: it is no such address, the token's file is open to others, or the token would travel unencrypted.
     """
     url = address or environ.get("RAY_API_SERVER_ADDRESS") or _http(environ.get("RAY_ADDRESS", "")) or TUNNEL
-    parts = _split(url if "://" in url else f"http://{url}")
+    url = url if "://" in url else f"http://{url}"
+    _check_no_credentials(url)
+    parts = _split(url)
     token = find_token(environ)
     if token and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise ConfigError(
@@ -97,12 +100,15 @@ def _split(url: str) -> SplitResult:
             f"--address {url}: jobs go to the dashboard of a cluster, got no http or https address; "
             f"use {TUNNEL} and keep `ray dashboard cluster.yaml` open"
         )
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError(
-            f"--address {parts.scheme}://...@{parts.hostname}: an address is shown and stored and must hold no "
-            "password, got one; leave it out, the token comes from RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
-        )
     return parts
+
+
+def _check_no_credentials(url: str) -> None:
+    if holds_credentials(url):
+        raise ConfigError(
+            f"--address {without_credentials(url)}: an address is shown and stored and must hold no user, password or "
+            "token, got one; leave it out, the token comes from RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -13,12 +13,13 @@ import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
 from ich_ray import __version__
 from ich_ray.cluster.access import token_file
-from ich_ray.storage import Record, locate, write_bytes
+from ich_ray.storage import Count, Integer, Line, Record, Text, locate, write_bytes
 
 __all__ = ["Facts", "look", "open_ports"]
 
@@ -38,22 +39,22 @@ class Facts(Record):
         token_mode: of the token's file; None without one.
     """
 
-    machine: str
+    machine: Text
     is_head: bool = False
-    versions: dict[str, str]
+    versions: dict[Line, Line]
     gpus: float | None = None
-    torch_gpus: int | str = 0
-    storage: str | None = None
+    torch_gpus: Count | Text = 0
+    storage: Text | None = None
     sent: float = 0.0
     began: float = 0.0
     answered: float = 0.0
     received: float = 0.0
-    disk_free_bytes: int = 0
-    shm_free_bytes: int | None = None
-    open_ports: tuple[int, ...] = ()
-    token_mode: int | None = Field(default=None)
-    token_file: str = ""
-    auth_mode: str = ""
+    disk_free_bytes: Integer = 0
+    shm_free_bytes: Integer | None = None
+    open_ports: tuple[Annotated[int, Field(ge=0, le=65535)], ...] = ()
+    token_mode: Count | None = None
+    token_file: Text = ""
+    auth_mode: Text = ""
 
 
 def look(machine: str, storage: str | None = None, witness: str = "", temporary: str | None = None) -> Facts:

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
     from ich_ray.ct.dicom import CTSlice
 
-__all__ = ["DEFAULT_WINDOWS", "WINDOWS", "WindowSpec", "parse_windows", "window_slice"]
+__all__ = ["DEFAULT_WINDOWS", "MOST_WINDOWS", "WINDOWS", "WindowSpec", "parse_windows", "window_slice"]
 
 _FARTHEST_HU = 2**17
-_NAME = re.compile(r"[\w-]+")
+# A channel each: the published systems use 1 and 3.
+MOST_WINDOWS = 64
+_NAME = re.compile(r"[\w-]{1,200}")
 _BLACK_HU = -32768  # below every window that shows anything
 _LARGEST_INTEGER_SLOPE = 1000  # 16-bit words times this fit into 32 bits
 _WIDEST_INTEGER_SUM = 2**31 - 1
@@ -39,7 +41,7 @@ class WindowSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(pattern=r"^[\w-]+$", max_length=200)
     center_hu: float = Field(ge=-_FARTHEST_HU, le=_FARTHEST_HU, allow_inf_nan=False)
     width_hu: float = Field(gt=0, le=_FARTHEST_HU, allow_inf_nan=False)
 
@@ -83,6 +85,8 @@ def parse_windows(text: str) -> tuple[WindowSpec, ...]:
                 f"--windows: one of {', '.join(WINDOWS)} or name=center/width must be given, got {name!r}"
                 f"{nearest(name, WINDOWS)}"
             )
+    if len(windows) > MOST_WINDOWS:
+        raise ConfigError(f"--windows: at most {MOST_WINDOWS} must be given, got {len(windows)}; leave some out")
     if len({window.name for window in windows}) < len(windows):
         raise ConfigError(f"--windows: names must differ, got {text!r}")
     return tuple(windows)

@@ -15,7 +15,18 @@ import pyarrow.compute as pc
 from ich_ray.data.dataset import DatasetManifest, map_block
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.progress import bar
-from ich_ray.storage import DatasetFiles, Record, is_local, locate, read_record, read_table, sha256, system_reason
+from ich_ray.storage import (
+    DatasetFiles,
+    Line,
+    Record,
+    Text,
+    is_local,
+    locate,
+    read_record,
+    read_table,
+    sha256,
+    system_reason,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,11 +53,11 @@ class Check(Record):
         breaches: what is wrong, each with its name.
     """
 
-    invariant: str
-    rule: str
+    invariant: Line
+    rule: Line
     state: Literal["ok", "breach", "unchecked"]
-    found: str
-    breaches: tuple[str, ...] = ()
+    found: Text
+    breaches: tuple[Text, ...] = ()
 
 
 def checked(invariant: str, rule: str, found: str, breaches: Iterator[str] | list[str]) -> Check:

@@ -20,14 +20,21 @@ import pyarrow as pa
 from pydantic import Field
 
 from ich_ray.cache import local_copy
-from ich_ray.ct.windowing import WindowSpec
+from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.progress import say
 from ich_ray.results import LEAK, Split
 from ich_ray.storage import (
+    Count,
     DatasetFiles,
+    Fingerprint,
+    Line,
     Location,
     Record,
     RelativeFile,
+    Seed,
+    Sha256,
+    Time,
     is_local,
     locate,
     read_record,
@@ -40,8 +47,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
+    from ich_ray.results import SearchResult
+
 __all__ = [
     "LABELS",
+    "LARGEST_SIZE",
     "ROLES",
     "BlockRecord",
     "DatasetManifest",
@@ -55,6 +65,11 @@ __all__ = [
 SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 LABELS = (*SUBTYPES, "any")
 _NEEDED = {"patient", "role", "any", "block", "row"}
+# What a manifest may say of the shape of an image, and `prepare` makes: more is more memory than anybody has.
+LARGEST_SIZE = 1024
+_MOST_ROWS = 2**31
+# What Arrow writes around the images of a block is 1 kB.
+_BLOCK_OVERHEAD_BYTES = 1 << 16
 Role = Literal["train", "validation", "calibration", "test"]
 ROLES: tuple[Role, ...] = ("train", "validation", "calibration", "test")
 
@@ -63,16 +78,16 @@ class BlockRecord(Record):
     """One Arrow IPC file, relative to the dataset folder."""
 
     file: RelativeFile
-    rows: int
-    sha256: str
+    rows: int = Field(ge=1, le=_MOST_ROWS)
+    sha256: Sha256
 
 
 class RoleCounts(Record):
     """Accepted slices of a role; `positives` are those with `any`."""
 
-    slices: int
-    patients: int
-    positives: int
+    slices: Count
+    patients: Count
+    positives: Count
 
 
 class DatasetManifest(Record):
@@ -89,25 +104,25 @@ class DatasetManifest(Record):
     """
 
     format: Literal[1] = 1
-    fingerprint: str
-    size: int
-    windows: tuple[WindowSpec, ...]
+    fingerprint: Fingerprint
+    size: int = Field(ge=1, le=LARGEST_SIZE)
+    windows: tuple[WindowSpec, ...] = Field(min_length=1, max_length=MOST_WINDOWS)
     blocks: tuple[BlockRecord, ...]
-    listed: int
-    accepted: int
-    rejected: int
-    duplicate: int
-    excluded: int
-    reasons: dict[str, int]
+    listed: Count
+    accepted: Count
+    rejected: Count
+    duplicate: Count
+    excluded: Count
+    reasons: dict[Line, Count]
     roles: dict[Role, RoleCounts]
-    labels: dict[str, int]
-    notes: tuple[str, ...] = ()
+    labels: dict[Line, Count]
+    notes: tuple[Line, ...] = ()
     split: Split = "patient"
-    slices_sha256: str = ""
-    identities: str = Field("", pattern=r"^([0-9a-f]{32})?$")
-    seed: int
-    versions: dict[str, str]
-    created: float
+    slices_sha256: Sha256 | Literal[""] = ""
+    identities: Fingerprint | Literal[""] = ""
+    seed: Seed
+    versions: dict[Line, Line]
+    created: Time
 
     @property
     def leak(self) -> str:
@@ -196,6 +211,20 @@ class PreparedDataset:
                 _check_hash(path, block.sha256)
         return cls(files, manifest)
 
+    @classmethod
+    def of_search(cls, found: SearchResult, where: Location | None = None) -> PreparedDataset:
+        """Open the dataset of a search: at `where`, or at the place that search.json names.
+
+        An address that nobody but search.json has named is said before it is contacted.
+
+        Raises:
+            ConfigError: there is no dataset.
+            IntegrityError: a file is damaged or missing, named; or another dataset lies there.
+        """
+        if where is None and found.is_foreign(found.record.dataset_folder):
+            say(f"reading the dataset at {found.record.dataset_folder}, which search.json names")
+        return cls.open(found.record.dataset_folder if where is None else where, fingerprint=found.record.fingerprint)
+
     def __repr__(self) -> str:
         return f"PreparedDataset({str(self.files.root)!r}, {self.manifest.accepted} slices)"
 
@@ -217,7 +246,7 @@ class PreparedDataset:
         """
         path = self.files.slices
         try:
-            table = read_table(path)
+            table = read_table(path, self.manifest.accepted)
         except FileNotFoundError:
             raise _no_table(path) from None
         except OSError as error:
@@ -309,7 +338,10 @@ class PreparedDataset:
     def _local(self, block: BlockRecord) -> UPath:
         """The block on this machine, fetched if it lies elsewhere."""
         path = self.files.root / block.file
-        return path if is_local(path) else locate(local_copy(path, block.sha256, self.manifest.fingerprint))
+        if is_local(path):
+            return path
+        most_bytes = block.rows * math.prod(self.image_shape) + _BLOCK_OVERHEAD_BYTES
+        return locate(local_copy(path, block.sha256, self.manifest.fingerprint, most_bytes))
 
     def _map(self, block: int) -> NDArray[np.uint8]:
         record = self.manifest.blocks[block]

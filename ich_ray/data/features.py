@@ -12,14 +12,15 @@ import math
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from ich_ray.data.folds import pool_rows
 from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.storage import Record, is_local, read_record, write_json, writing
+from ich_ray.storage import Count, FeaturesKey, Fingerprint, Record, is_local, read_record, write_json, writing
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,9 @@ __all__ = ["FeatureFiles", "FeatureImages", "Features", "FeaturesInMemory", "che
 
 # A file of 65,536 features (layer3 of a ResNet50 at 128 pixels) is then 67 MB: few files, and a task each.
 ROWS_A_FILE = 256
+# Far beyond what any network makes of an image of 1024 x 1024; a received record may say no more.
+_MOST_ROWS_A_FILE = 2**16
+_LONGEST_SIDE = 2**16
 # What else writes to the disk meanwhile: checkpoints of the trials that are to use them.
 _SPARED = 0.1
 
@@ -40,11 +44,11 @@ class FeaturesRecord(Record):
     """features.json: rows of slices.parquet in their order, `rows_a_file` in each file, `shape` of one slice."""
 
     format: Literal[1] = 1
-    key: str
-    fingerprint: str
-    slices: int
-    rows_a_file: int
-    shape: tuple[int, ...]
+    key: FeaturesKey
+    fingerprint: Fingerprint
+    slices: Count
+    rows_a_file: int = Field(ge=1, le=_MOST_ROWS_A_FILE)
+    shape: tuple[Annotated[int, Field(ge=1, le=_LONGEST_SIDE)], ...] = Field(min_length=1, max_length=4)
 
 
 @dataclass(frozen=True)
@@ -152,11 +156,12 @@ class Features:
 
     def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Features of rows of slices.parquet, float32 `[len(rows), *shape]`."""
-        out = np.empty((len(rows), *self.shape), np.float32)
         files, within = np.divmod(self._place[rows], self.record.rows_a_file)
-        for number in np.unique(files).tolist():
+        blocks = {number: self._block(number) for number in np.unique(files).tolist()}  # of the shape that is allocated
+        out = np.empty((len(rows), *self.shape), np.float32)
+        for number, block in blocks.items():
             held = np.flatnonzero(files == number)
-            out[held] = self._block(number)[within[held]]
+            out[held] = block[within[held]]
         return out
 
     def _block(self, number: int) -> NDArray[np.float32]:

@@ -23,7 +23,7 @@ from ich_ray.ct.dicom import read_slice
 from ich_ray.ct.pixels import COMPRESSED
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, WindowSpec, parse_windows
 from ich_ray.data.chunks import ROWS, ChunkJob, finished_chunk, run_chunk
-from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.dataset import LARGEST_SIZE, PreparedDataset
 from ich_ray.data.identities import check_identities
 from ich_ray.data.labels import read_labels
 from ich_ray.data.listing import Listing, list_files
@@ -52,7 +52,6 @@ DEFAULT_LIMIT_REJECTED = 0.05
 _CHUNK_FILES = (16, 256)
 _CHUNKS = 24
 _BLOCK_BYTES = 2**28  # at most, as a task holds a block three times: 256 images of 1024x1024x3 took 2.6 GB for each CPU
-_LARGEST_SIZE = 1024
 _FAILED = "chunk_failed"
 _BESIDE_BLOCKS = {"labels", "seed", "split"}  # what a plan may change without touching the blocks
 _LOOKED_AT = 64
@@ -124,8 +123,8 @@ def prepare(
 
 
 def _checked(size: int, windows: str, limit_rejected: float) -> tuple[WindowSpec, ...]:
-    if not 1 <= size <= _LARGEST_SIZE:
-        raise ConfigError(f"--size: 1 <= size <= {_LARGEST_SIZE} must hold, got {size}")
+    if not 1 <= size <= LARGEST_SIZE:
+        raise ConfigError(f"--size: 1 <= size <= {LARGEST_SIZE} must hold, got {size}")
     if not 0 <= limit_rejected <= 1:
         raise ConfigError(f"--limit-rejected: a share from 0 to 1 must be given, got {limit_rejected:g}")
     return parse_windows(windows)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.final.card import CalibrationNote, OperatingPoint, write_card
@@ -17,7 +19,7 @@ from ich_ray.final.scaling import METHODS, Method, Scaling, bound_note, fit_scal
 from ich_ray.metrics import log_loss
 from ich_ray.progress import say
 from ich_ray.results import open_search
-from ich_ray.storage import Location, Record, write_json
+from ich_ray.storage import Count, Fingerprint, Line, Location, Record, Share, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,19 +47,19 @@ class Calibration(Record):
     """
 
     format: Literal[1] = 1
-    dataset: str = ""
-    slices: int
-    patients: int
-    positives: int
-    prevalence: float
+    dataset: Fingerprint | Literal[""] = ""
+    slices: Count
+    patients: Count
+    positives: Count
+    prevalence: Share
     method: Method = "temperature"
-    temperature: float
+    temperature: float = Field(gt=0)
     prior_shift: float
     bias: float = 0.0
     log_loss_before: float
     log_loss_after: float
-    operating_points: dict[str, OperatingPoint]
-    notes: tuple[str, ...] = ()
+    operating_points: dict[Line, OperatingPoint]
+    notes: tuple[Line, ...] = ()
 
 
 def calibrate(
@@ -90,7 +92,7 @@ def calibrate(
     wanted = Wanted(beta, sensitivity, conservative)
     check_method(method)
     found = open_search(search)
-    dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
+    dataset = PreparedDataset.of_search(found)
     bundle = load_bundle(found.files.bundle)
     tell_if_outdated(found, bundle.card)
     dataset.verify("calibration")

@@ -5,20 +5,31 @@ Knows the format of card.json and nothing of networks or weights, so that a repo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from ich_ray.ct.windowing import WindowSpec
-from ich_ray.data.dataset import Role, RoleCounts
+from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
+from ich_ray.data.dataset import LARGEST_SIZE, Role, RoleCounts
 from ich_ray.data.folds import Patients, roles_of
 from ich_ray.errors import ConfigError
 from ich_ray.final.checklist import checklist
 from ich_ray.final.retraining import Spread
 from ich_ray.final.scaling import Method, Scaling
-from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import Split
-from ich_ray.storage import Record, RelativeFile, read_record, write_json
+from ich_ray.model.hyperparameters import Architecture, Hyperparameters
+from ich_ray.results import Split, WeightsNote
+from ich_ray.storage import (
+    Count,
+    Fingerprint,
+    Line,
+    Plain,
+    Record,
+    Seed,
+    Share,
+    Time,
+    read_record,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -59,7 +70,7 @@ class OperatingPoint(Record):
     """
 
     threshold: float
-    rule: str = ""
+    rule: Line = ""
     sensitivity: float | None
     sensitivity_bound: float | None = None
     specificity: float | None
@@ -70,8 +81,8 @@ class OperatingPoint(Record):
 class DatasetNote(Record):
     """Which data made the model, and what their roles were drawn by: `slice` leaks, see `ich_ray.results.LEAK`."""
 
-    fingerprint: str
-    roles: dict[str, RoleCounts]
+    fingerprint: Fingerprint
+    roles: dict[Line, RoleCounts]
     split: Split = "patient"
 
 
@@ -84,12 +95,12 @@ class SearchNote(Record):
         confirmed: how a confirmation chose it, in words; empty if none did.
     """
 
-    name: str
-    trial: int
-    trials: int
-    objective: str
+    name: Line
+    trial: Count
+    trials: Count
+    objective: Line
     selection_value: float | None
-    confirmed: str = ""
+    confirmed: Line = ""
 
 
 class RetrainingNote(Record):
@@ -104,12 +115,12 @@ class RetrainingNote(Record):
     """
 
     patients: Patients
-    images: int
-    budget: str
-    best_images_seen: int
-    seed: int
-    seeds: tuple[int, ...]
-    rule: str
+    images: Count
+    budget: Line
+    best_images_seen: Count
+    seed: Seed
+    seeds: tuple[Seed, ...]
+    rule: Line
     validation: Spread | None = None
 
 
@@ -122,23 +133,16 @@ class CalibrationNote(Record):
             `log_loss_after`: with what was fitted.
     """
 
-    dataset: str
-    created: float
+    dataset: Fingerprint | Literal[""]
+    created: Time
     method: Method
-    slices: int
-    patients: int
-    positives: int
-    prevalence: float
+    slices: Count
+    patients: Count
+    positives: Count
+    prevalence: Share
     log_loss_before: float
     log_loss_after: float
-    notes: tuple[str, ...] = ()
-
-
-class WeightsNote(Record):
-    """The file beside the card, and its hash."""
-
-    file: RelativeFile
-    sha256: str
+    notes: tuple[Line, ...] = ()
 
 
 class Card(Record):
@@ -159,32 +163,39 @@ class Card(Record):
     """
 
     format: Literal[1] = 1
-    name: str
-    created: float
-    architecture: str
+    name: Line
+    created: Time
+    architecture: Architecture
     parameters: Hyperparameters
-    image_shape: tuple[int, int, int]
-    size: int
-    windows: tuple[WindowSpec, ...]
-    label: str = "any"
+    image_shape: tuple[Count, Count, Count]
+    size: int = Field(ge=1, le=LARGEST_SIZE)
+    windows: tuple[WindowSpec, ...] = Field(min_length=1, max_length=MOST_WINDOWS)
+    label: Line = "any"
     dataset: DatasetNote
     search: SearchNote
     retraining: RetrainingNote | None = None
     temperature: float = Field(default=1.0, gt=0)
     prior_shift: float = 0.0
     bias: float = 0.0
-    operating_points: dict[str, OperatingPoint] = Field(default_factory=dict)
+    operating_points: dict[Line, OperatingPoint] = Field(default_factory=dict)
     calibrations: tuple[CalibrationNote, ...] = ()
-    test: dict[str, Any] | None = None
-    openings: int = 0
-    site_tests: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    site_openings: dict[str, int] = Field(default_factory=dict)
+    test: dict[Line, Plain] | None = None
+    openings: Count = 0
+    site_tests: dict[Fingerprint, dict[Line, Plain]] = Field(default_factory=dict)
+    site_openings: dict[Fingerprint, Count] = Field(default_factory=dict)
     weights: WeightsNote
-    versions: dict[str, str]
-    intended_use: str = INTENDED_USE
-    limitations: tuple[str, ...] = LIMITATIONS
+    versions: dict[Line, Line]
+    intended_use: Line = INTENDED_USE
+    limitations: tuple[Line, ...] = LIMITATIONS
     not_a_medical_device: Literal[True] = True
-    checklist: dict[str, str] = Field(default_factory=dict)
+    checklist: dict[Line, Line] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _of_one_image(self) -> Card:
+        """The network is built for `image_shape`, and sees what `windows` and `size` make."""
+        if self.image_shape != (shape := (len(self.windows), self.size, self.size)):
+            raise ValueError(f"image_shape must be {shape}, as windows and size say, got {self.image_shape}")
+        return self
 
     @property
     def trained_by(self) -> tuple[Role, ...]:

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter, ValidationError
+
 from ich_ray.errors import IntegrityError
 from ich_ray.model.state import TrainingState
 from ich_ray.progress import say
 from ich_ray.results import Objective, Report, TrialResult
-from ich_ray.storage import read_json, write_json
+from ich_ray.storage import first_problem, read_json, write_json
 
 if TYPE_CHECKING:
     from upath import UPath
 
 __all__ = ["best_report", "keep", "newest", "read_reports", "state_file"]
+
+_REPORTS = TypeAdapter(tuple[Report, ...])
 
 
 def best_report(reports: list[Report], objective: Objective) -> Report | None:
@@ -45,7 +49,12 @@ def keep(folder: UPath, state: TrainingState, reports: list[Report], objective: 
 def read_reports(folder: UPath) -> list[Report]:
     """All reports so far, none before the first."""
     file = folder / "reports.json"
-    return [Report.model_validate(report) for report in read_json(file)] if file.exists() else []
+    try:
+        return list(_REPORTS.validate_python(read_json(file))) if file.exists() else []
+    except ValidationError as error:
+        raise IntegrityError(
+            f"{file}: must be a list of reports, got {first_problem(error)}; remove {folder} and retrain"
+        ) from None
 
 
 def newest(folder: UPath) -> tuple[TrainingState | None, list[Report]]:

@@ -23,7 +23,7 @@ from ich_ray.runtime import connected
 from ich_ray.search.draw import Listed
 from ich_ray.search.ledger import Ledger, differences, trial_seed
 from ich_ray.search.space import SearchSpace, parse_space
-from ich_ray.storage import Location, Record, SearchFiles, read_record, write_json
+from ich_ray.storage import Count, Location, Record, SearchFiles, Seconds, Time, read_record, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Candidate(Record):
         mean: and `spread`, the sample standard deviation, of those that are there.
     """
 
-    trial: int
+    trial: Count
     selection_value: float
     values: tuple[float | None, ...]
     mean: float | None
@@ -69,13 +69,13 @@ class Confirmation(Record):
 
     format: Literal[1] = 1
     kind: Kind
-    parts: int
+    parts: Count
     objective: Objective
-    chosen: int
+    chosen: Count
     candidates: tuple[Candidate, ...]
-    images: int
-    cost_gpu_s: float
-    created: float
+    images: Count
+    cost_gpu_s: Seconds
+    created: Time
 
 
 def confirmed(files: SearchFiles) -> Confirmation | None:
@@ -126,7 +126,7 @@ def confirm(
         raise ConfigError("--folds, --seeds: one of them must be given, got both; choose what shall differ")
     found = open_search(search)
     candidates = _top(found, top)
-    dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
+    dataset = PreparedDataset.of_search(found)
     kind: Kind = "seeds" if seeds is not None else "folds"
     parts = _seeds(seeds) if seeds is not None else check_folds(dataset, DEFAULT_FOLDS if folds is None else folds)
     numbers = ", ".join(str(trial.number) for trial in candidates)

@@ -24,7 +24,19 @@ from ich_ray.progress import say
 from ich_ray.reliability import ece_null_band
 from ich_ray.resampling import FEWEST_PATIENTS, PatientDraws
 from ich_ray.results import open_search
-from ich_ray.storage import Location, check_file, check_folder, locate, write_json, write_table
+from ich_ray.storage import (
+    Count,
+    Fingerprint,
+    Line,
+    Location,
+    Share,
+    Time,
+    check_file,
+    check_folder,
+    locate,
+    write_json,
+    write_table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,17 +78,17 @@ class Evaluation(Figures):
     """
 
     format: Literal[1] = 1
-    dataset: str = ""
-    slices: int
-    opened: int
-    time: float
-    confidence: float = CONFIDENCE
-    resamples: int = RESAMPLES
-    notes: tuple[str, ...]
+    dataset: Fingerprint | Literal[""] = ""
+    slices: Count
+    opened: Count
+    time: Time
+    confidence: Share = CONFIDENCE
+    resamples: Count = RESAMPLES
+    notes: tuple[Line, ...]
     ece_null: Estimate | None = None
     patient_level: GroupFigures | None = None
-    subtypes: dict[str, GroupFigures] = {}  # noqa: RUF012  (a pydantic default, copied for each record)
-    representations: dict[str, GroupFigures] = {}  # noqa: RUF012
+    subtypes: dict[Line, GroupFigures] = {}  # noqa: RUF012  (a pydantic default, copied for each record)
+    representations: dict[Line, GroupFigures] = {}  # noqa: RUF012
 
     @property
     def point(self) -> tuple[str, PointFigures] | None:
@@ -100,7 +112,7 @@ def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation
         IntegrityError: the bundle is damaged, or the dataset is another one.
     """
     found = open_search(search)
-    dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
+    dataset = PreparedDataset.of_search(found)
     tell_if_outdated(found, read_card(found.files.bundle))
     return _opened(found.files.bundle, dataset, (found.files.evaluation, found.files.predictions), prevalence)
 

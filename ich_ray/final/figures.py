@@ -17,7 +17,7 @@ import numpy as np
 from ich_ray.metrics import Confusion, Ranking, at_chance, brier, confusion, floors, log_loss, losses
 from ich_ray.reliability import ece, recalibration, recalibration_terms, stepped
 from ich_ray.resampling import FEWEST_PATIENTS, Interval, PatientDraws, can_tell, interval, share_interval
-from ich_ray.storage import Record
+from ich_ray.storage import Count, Line, Record, Share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,16 +53,16 @@ class Estimate(Record):
 class Counts(Record):
     """Decisions against labels."""
 
-    tp: int
-    fp: int
-    fn: int
-    tn: int
+    tp: Count
+    fp: Count
+    fn: Count
+    tn: Count
 
 
 class StatedFigures(Record):
     """What sensitivity and specificity would mean at another prevalence."""
 
-    prevalence: float
+    prevalence: Share
     ppv: Estimate
     npv: Estimate
 
@@ -90,19 +90,19 @@ class Figures(Record):
         at_chance: average precision is at most the `chance_bound` of that prevalence (metrics.py).
     """
 
-    patients: int
-    positives: int
-    prevalence: float
-    metrics: dict[str, Estimate]
-    operating_points: dict[str, PointFigures]
-    floors: dict[str, float]
+    patients: Count
+    positives: Count
+    prevalence: Share
+    metrics: dict[Line, Estimate]
+    operating_points: dict[Line, PointFigures]
+    floors: dict[Line, float]
     at_chance: bool
 
 
 class GroupFigures(Figures):
     """A group of `cases`: slices, or patients."""
 
-    cases: int
+    cases: Count
 
     def figures(self) -> dict[str, Any]:
         """What it shares with whatever else is measured."""

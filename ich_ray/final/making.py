@@ -13,7 +13,6 @@ from ich_ray.final.card import (
     DatasetNote,
     RetrainingNote,
     SearchNote,
-    WeightsNote,
     has_card,
     read_card,
 )
@@ -21,6 +20,7 @@ from ich_ray.final.confirm import confirmed
 from ich_ray.final.known import write_known
 from ich_ray.final.retraining import SEED_RULE
 from ich_ray.model.state import TrainingState
+from ich_ray.results import WeightsNote
 from ich_ray.storage import read_record
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def make_bundle(
         retraining=_note(retraining) if retraining else None,
         openings=_openings(found, before),
         site_openings=before.site_openings if before else {},
-        weights=WeightsNote(file=WEIGHTS_FILE, sha256=""),
+        weights=WeightsNote(file=WEIGHTS_FILE, sha256="0" * 64),  # until it is saved
         versions=_versions(),
     )
     bundle = Bundle(network, card)

@@ -117,7 +117,7 @@ def retrain(
         raise ConfigError(f"--slices: a sample needs validation patients to stop by, got --patients {patients}")
     found = open_search(search)
     trial = chosen_trial(found)
-    dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
+    dataset = PreparedDataset.of_search(found)
     parameters = _sized(Hyperparameters.model_validate(trial.parameters), dataset, slices, epochs)
     before = _rehearsal(found, trial, parameters) if patients != "train" else ()
     images, budget = planned(found, trial, parameters, dataset.manifest.roles, patients, before, sampled=bool(slices))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ich_ray.data.folds import Patients, roles_of
 from ich_ray.model.hyperparameters import known_fields
 from ich_ray.results import Objective, Report, Setup
-from ich_ray.storage import Record, sha256
+from ich_ray.storage import Count, Line, Plain, Record, Seconds, Seed, Text, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -47,21 +47,21 @@ class SeedRun(Record):
         reason: why it failed, empty if it did not.
     """
 
-    seed: int
+    seed: Seed
     value: float | None = None
-    best_images_seen: int = 0
-    images_seen: int = 0
-    seconds: float = 0.0
-    device: str = ""
+    best_images_seen: Count = 0
+    images_seen: Count = 0
+    seconds: Seconds = 0.0
+    device: Line = ""
     setup: Setup | None = None
-    reason: str = ""
+    reason: Text = ""
 
 
 class Spread(Record):
     """How far seeds lie apart; `std` is the sample standard deviation, None of a single one."""
 
-    seeds: int
-    failed: int
+    seeds: Count
+    failed: Count
     mean: float
     std: float | None
     low: float
@@ -87,19 +87,19 @@ class Retraining(Record):
     """
 
     format: Literal[1] = 1
-    trial: int
-    parameters: dict[str, Any]
-    workers: int
+    trial: Count
+    parameters: dict[Line, Plain]
+    workers: Count
     reports: tuple[Report, ...]
-    best_images_seen: int
+    best_images_seen: Count
     stopped_early: bool
-    seconds: float
-    device: str
+    seconds: Seconds
+    device: Line
     setup: Setup | None = None
     patients: Patients = "train"
-    images: int | None = None
-    budget: str = ""
-    seed: int | None = None
+    images: Count | None = None
+    budget: Line = ""
+    seed: Seed | None = None
     runs: tuple[SeedRun, ...] = ()
     rehearsal: tuple[SeedRun, ...] = ()
 

@@ -19,7 +19,7 @@ from ich_ray.search.draw import sampled
 from ich_ray.search.estimate import first_draws
 from ich_ray.search.plan import expected_course, images_at_most
 from ich_ray.search.space import parse_space
-from ich_ray.storage import Record
+from ich_ray.storage import Count, Line, Record
 
 if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters
@@ -43,11 +43,11 @@ class PlannedStage(Record):
         rated: which network that is.
     """
 
-    stage: str
-    images: int
+    stage: Line
+    images: Count
     images_per_s: float
-    rated: str
-    device: str
+    rated: Line
+    device: Line
 
     @property
     def hours(self) -> float:

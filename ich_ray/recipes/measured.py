@@ -6,7 +6,7 @@ threshold on the network's uncorrected output, tuned on the very slices that it 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import expit
@@ -16,7 +16,7 @@ from ich_ray.final.evaluate import Evaluation
 from ich_ray.metrics import Confusion, best_f_beta, confusion, log_loss
 from ich_ray.reliability import log_odds
 from ich_ray.results import open_search
-from ich_ray.storage import Location, Record, read_record, read_table
+from ich_ray.storage import Count, Line, Location, Plain, Record, Seconds, Share, read_record, read_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,11 +35,11 @@ class Decided(Record):
     """
 
     threshold: float
-    tuned_on: str
-    tp: int
-    fp: int
-    fn: int
-    tn: int
+    tuned_on: Line
+    tp: Count
+    fp: Count
+    fn: Count
+    tn: Count
 
     @property
     def confusion(self) -> Confusion:
@@ -59,22 +59,22 @@ class System(Record):
         ours: at the threshold with the highest F2 on the calibration patients.
     """
 
-    name: str
-    split: str
-    patients: int
-    leaked: int
-    slices: int
-    prevalence: float
+    name: Line
+    split: Line
+    patients: Count
+    leaked: Count
+    slices: Count
+    prevalence: Share
     average_precision: tuple[float | None, float | None, float | None]
     log_loss: float | None
     uncorrected_log_loss: float
     at_chance: bool
-    floors: dict[str, float]
+    floors: dict[Line, float]
     half: Decided
     trained: Decided
     ours: Decided
-    parameters: dict[str, Any]
-    seconds: float
+    parameters: dict[Line, Plain]
+    seconds: Seconds
 
 
 def leaked_patients(dataset: PreparedDataset) -> int:
@@ -95,7 +95,7 @@ def measured(name: str, search: Location) -> System:
     evaluation = read_record(found.files.evaluation, Evaluation, "evaluate again")
     table = read_table(found.files.predictions)
     labels, probabilities = (np.asarray(table[column].to_numpy(), np.float64) for column in ("label", "probability"))
-    dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
+    dataset = PreparedDataset.of_search(found)
     bundle = load_bundle(found.files.bundle)
     point = bundle.operating_point()
     threshold = _tuned_on_training(bundle, dataset)

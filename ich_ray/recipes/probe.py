@@ -11,7 +11,7 @@ import csv
 import io
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
@@ -22,7 +22,22 @@ from ich_ray.final.report.style import REFERENCE, STATE_COLORS, blank, count, nu
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import bar, say
 from ich_ray.search.space import load_space
-from ich_ray.storage import Location, Record, exclusive, locate, read_record, write_bytes, write_json
+from ich_ray.storage import (
+    Count,
+    Fingerprint,
+    Line,
+    Location,
+    Plain,
+    Record,
+    Seconds,
+    Seed,
+    Text,
+    exclusive,
+    locate,
+    read_record,
+    write_bytes,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -47,11 +62,11 @@ _UNTRAINED = math.log(2)
 class Candidate(Record):
     """One combination: the weighted loss of each pass, and why it ended early if it did."""
 
-    parameters: dict[str, Any]
+    parameters: dict[Line, Plain]
     losses: tuple[float, ...]
     average_precision: float | None
-    failure: str = ""
-    seconds: float
+    failure: Text = ""
+    seconds: Seconds
 
     @property
     def loss(self) -> float | None:
@@ -67,12 +82,12 @@ class Candidate(Record):
 class Probe(Record):
     """probe.json: what was fitted to what, and how it went."""
 
-    format: int = 1
-    space: dict[str, Any]
-    fingerprint: str
-    minibatches: int
-    passes: int
-    seed: int
+    format: Literal[1] = 1
+    space: dict[Line, Plain]
+    fingerprint: Fingerprint
+    minibatches: Count
+    passes: Count
+    seed: Seed
     candidates: tuple[Candidate, ...] = ()
 
     @property

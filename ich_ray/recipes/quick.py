@@ -8,18 +8,21 @@ half; nothing is tuned and nothing chosen.
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut
+from ich_ray.errors import ConfigError
 from ich_ray.metrics import Confusion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ich_ray.results import SearchResult, TrialResult
+    from ich_ray.storage import Location
 
 __all__ = ["QuickRow", "Spread", "quick_evaluation", "spread_of"]
 
@@ -65,12 +68,25 @@ class Spread:
     values: tuple[float, ...]
 
 
-def quick_evaluation(found: SearchResult) -> list[QuickRow]:
-    """A row for each trial of a search or of a confirmation on folds, in their order."""
+def quick_evaluation(found: SearchResult, dataset: Location | None = None) -> list[QuickRow]:
+    """A row for each trial of a search or of a confirmation on folds, in their order.
+
+    Args:
+        found: the search.
+        dataset: where its dataset lies; if not given where search.json says. Only folds need it.
+
+    Raises:
+        ConfigError: there is no dataset, or at an address that nobody but search.json has named.
+    """
     prevalences: dict[int | None, float] = {None: found.record.prevalence}
     if folds := {trial.fold for trial in found.trials if trial.fold is not None}:
-        dataset = PreparedDataset.open(found.record.dataset_folder, fingerprint=found.record.fingerprint)
-        prevalences |= {fold: HeldOut(dataset, fold).role("validation").prevalence for fold in folds}
+        if dataset is None and found.is_foreign(where := found.record.dataset_folder):
+            raise ConfigError(
+                f"{found.files.root}: the dataset at {where}, which only search.json names, is not contacted unasked; "
+                f"add --dataset {shlex.quote(where)} if you trust it, or where a copy lies"
+            )
+        whole = PreparedDataset.of_search(found, dataset)
+        prevalences |= {fold: HeldOut(whole, fold).role("validation").prevalence for fold in folds}
     return [_row(trial, prevalences[trial.fold]) for trial in found.trials]
 
 

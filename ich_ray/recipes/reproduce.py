@@ -22,7 +22,20 @@ from ich_ray.recipes.quick import QuickRow, quick_evaluation
 from ich_ray.recipes.scale import RAW_WINDOW, SCALES, Scale, ours, report_a, report_b, retrained_slices
 from ich_ray.results import open_search
 from ich_ray.runtime import connected
-from ich_ray.storage import Location, Record, SearchFiles, locate, write_bytes, write_json
+from ich_ray.storage import (
+    Address,
+    Count,
+    Line,
+    Location,
+    Plain,
+    Record,
+    SearchFiles,
+    Seconds,
+    Time,
+    locate,
+    write_bytes,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -50,19 +63,19 @@ class Reproduction(Record):
     format: Literal[1] = 1
     scale: Literal["small", "full"]
     synthetic: bool
-    weights: str
-    train: int
-    slices: int
-    patients: int
-    probed: tuple[int, int]
-    trials_a: tuple[dict[str, Any], ...]
-    candidates: tuple[dict[str, Any], ...]
-    chosen: int
-    folds: tuple[dict[str, Any], ...]
+    weights: Address
+    train: Count
+    slices: Count
+    patients: Count
+    probed: tuple[Count, Count]
+    trials_a: tuple[dict[Line, Plain], ...]
+    candidates: tuple[dict[Line, Plain], ...]
+    chosen: Count
+    folds: tuple[dict[Line, Plain], ...]
     systems: tuple[System, ...]
     planned: tuple[PlannedStage, ...]
-    seconds: float
-    created: float
+    seconds: Seconds
+    created: Time
 
 
 def reproduce(

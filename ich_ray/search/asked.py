@@ -13,10 +13,10 @@ from importlib.metadata import version
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say
-from ich_ray.results import SearchRecord, TrialResult, open_search
+from ich_ray.results import MOST_TRIALS, SearchRecord, TrialResult, open_search
 from ich_ray.search.ledger import Ledger, differences
 from ich_ray.search.space import SearchSpace, load_space
-from ich_ray.storage import Location, SearchFiles, locate
+from ich_ray.storage import Location, SearchFiles, is_foreign, locate
 
 __all__ = ["Asked", "ask"]
 
@@ -63,6 +63,8 @@ def ask(
     """
     if trials is not None and trials < 1:
         raise ConfigError(f"--trials: must be at least 1, got {trials}; ask for one or more")
+    if trials is not None and trials > MOST_TRIALS:
+        raise ConfigError(f"--trials: must be at most {MOST_TRIALS:,}, got {trials:,}; ask for fewer")
     if seed is not None and seed < 0:
         raise ConfigError(f"--seed: must be at least 0, got {seed}; any other number will do")
     checked, data = load_space(space), PreparedDataset.open(dataset)
@@ -77,6 +79,8 @@ def ask(
     record = _record(checked, data, trials or len(checked.listed or ()) or DEFAULT_TRIALS, seed)
     begun = _begun(files, there, record, trials, resume)
     teacher = str(locate(warm_start)) if warm_start is not None else begun.warm_start if begun else None
+    if warm_start is None and teacher and is_foreign(teacher, str(files.root)):
+        say(f"warm start: reading {teacher}, which search.json names")
     warm = (_warm_again if warm_start is None else _warm)(checked, teacher, record, files)
     from ich_ray.search.preflight import check_roles  # with Ray, which no mistake above need wait for
 

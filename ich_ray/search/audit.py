@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ich_ray.data.audit import Check, audit_dataset
+from ich_ray.data.audit import I8, Check, audit_dataset
 from ich_ray.errors import ConfigError
 from ich_ray.search.evidence import Evidence
 from ich_ray.search.invariants import check_search
-from ich_ray.storage import DatasetFiles, Location, Record, SearchFiles, is_there, locate
+from ich_ray.storage import DatasetFiles, Location, Record, SearchFiles, Text, is_foreign, is_there, locate
 
 __all__ = ["Audit", "Check", "audit"]
 
@@ -25,7 +25,7 @@ class Audit(Record):
         state: of the search: at work now, ended, or interrupted (`--resume` goes on with it); `prepared` of a dataset.
     """
 
-    where: str
+    where: Text
     state: Literal["at work", "ended", "interrupted", "prepared"]
     checks: tuple[Check, ...]
 
@@ -34,21 +34,35 @@ class Audit(Record):
         return tuple(check for check in self.checks if check.state == "breach")
 
 
-def audit(where: Location) -> Audit:
+def audit(where: Location, dataset: Location | None = None) -> Audit:
     """Check a search with its dataset, or a dataset alone.
 
+    Args:
+        where: the search or the dataset.
+        dataset: where the dataset of the search lies; if not given where search.json says. At an address that only it
+            names the dataset is not checked.
+
     Raises:
-        ConfigError: there is neither, or nobody may read it.
+        ConfigError: there is neither, or nobody may read it; or `dataset` is given beside a dataset.
         IntegrityError: search.json is damaged, so that nothing can be said about the search.
     """
     root = locate(where)
     if is_there(SearchFiles(root).search):
         found = Evidence.read(SearchFiles(root))
-        dataset = audit_dataset(found.record.dataset_folder, found.record.fingerprint)
-        return Audit(where=str(root), state=found.state, checks=(*check_search(found), dataset))
+        return Audit(where=str(root), state=found.state, checks=(*check_search(found), _dataset(found, dataset)))
+    if dataset is not None:
+        raise ConfigError(f"{root}: --dataset says where that of a search lies, got no search; leave it out")
     if DatasetFiles(root).manifest.exists():
         return Audit(where=str(root), state="prepared", checks=(audit_dataset(root),))
     raise ConfigError(
         f"{root}: an audit needs search.json or dataset.json, got neither; give a folder that `ich-ray search` or "
         "`ich-ray prepare` wrote"
     )
+
+
+def _dataset(found: Evidence, where: Location | None) -> Check:
+    record = found.record
+    if where is None and is_foreign(record.dataset_folder, str(found.files.root)):
+        told = f"not looked at {record.dataset_folder}, which only search.json names; add --dataset to check it"
+        return Check(invariant="I8", rule=I8, state="unchecked", found=told)
+    return audit_dataset(record.dataset_folder if where is None else where, record.fingerprint)

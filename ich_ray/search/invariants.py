@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from ich_ray.data.audit import Check, checked
 from ich_ray.errors import IchRayError, IntegrityError
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import SearchResult, TrialResult
+from ich_ray.results import SearchResult, TrialResult, WeightsNote
 from ich_ray.search.draw import Given
 from ich_ray.search.evidence import REMEDY, ended_with
 from ich_ray.storage import first_problem, read_json, read_record, sha256
@@ -253,17 +253,17 @@ def _unlike(files: SearchFiles, number: int, trial: TrialResult) -> str:
 def _mismatch(root: UPath, reference: CheckpointReference) -> str:
     try:
         same = sha256(root / reference.file) == reference.sha256
-    except (OSError, ValueError) as error:  # the latter of a name that no file can have
+    except (OSError, IntegrityError) as error:
         return f"{reference.file} must be readable, got {type(error).__name__}"
     return "" if same else f"{reference.file} must have the SHA-256 in the ledger, got another one"
 
 
 def _bundle(card: UPath) -> Iterator[str]:
     try:
-        weights = read_json(card)["weights"]
-        same = sha256(card.parent / weights["file"]) == weights["sha256"]
+        weights = WeightsNote.model_validate(read_json(card)["weights"])
+        same = sha256(card.parent / weights.file) == weights.sha256
     except (OSError, LookupError, TypeError, ValueError, IntegrityError) as error:
         yield f"final/bundle: card and weights must be readable, got {type(error).__name__}: {error}"
         return
     if not same:
-        yield f"final/bundle/{weights['file']}: SHA-256 must be the one in card.json, got another one"
+        yield f"final/bundle/{weights.file}: SHA-256 must be the one in card.json, got another one"

@@ -1,5 +1,6 @@
 """The one door to the disk: where files lie, how they are read and written, who may write. Knows no file's meaning."""
 
+from ich_ray.storage.addresses import holds_credentials, is_foreign, without_credentials
 from ich_ray.storage.files import (
     read_json,
     read_table,
@@ -9,6 +10,23 @@ from ich_ray.storage.files import (
     write_json,
     write_table,
     writing,
+)
+from ich_ray.storage.kinds import (
+    Address,
+    Count,
+    FeaturesKey,
+    Fingerprint,
+    Integer,
+    Line,
+    Mark,
+    Plain,
+    RelativeFile,
+    Seconds,
+    Seed,
+    Sha256,
+    Share,
+    Text,
+    Time,
 )
 from ich_ray.storage.locks import exclusive, is_held
 from ich_ray.storage.places import (
@@ -24,19 +42,34 @@ from ich_ray.storage.places import (
     unreadable,
 )
 from ich_ray.storage.private import private_folder
-from ich_ray.storage.records import Line, Record, RelativeFile, first_problem, read_record
+from ich_ray.storage.records import Record, first_problem, read_record
 
 __all__ = [
+    "Address",
+    "Count",
     "DatasetFiles",
+    "FeaturesKey",
+    "Fingerprint",
+    "Integer",
     "Line",
     "Location",
+    "Mark",
+    "Plain",
     "Record",
     "RelativeFile",
     "SearchFiles",
+    "Seconds",
+    "Seed",
+    "Sha256",
+    "Share",
+    "Text",
+    "Time",
     "check_file",
     "check_folder",
     "exclusive",
     "first_problem",
+    "holds_credentials",
+    "is_foreign",
     "is_held",
     "is_local",
     "is_there",
@@ -49,6 +82,7 @@ __all__ = [
     "sha256",
     "system_reason",
     "unreadable",
+    "without_credentials",
     "write_bytes",
     "write_json",
     "write_table",

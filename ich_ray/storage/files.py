@@ -87,19 +87,34 @@ def read_json(path: UPath) -> Any:
     """Read a JSON file, which may come from anyone.
 
     Raises:
-        IntegrityError: the file is not JSON, or far larger than any of ours.
+        IntegrityError: the file is not JSON, holds a number that is not finite, or is far larger than any of ours.
     """
     remedy = "restore the file from a copy"
-    if is_local(path) and path.exists() and not path.is_file():  # a pipe would never end, nor would /dev/zero
-        raise IntegrityError(f"{path}: must be a file, got something else; {remedy}")
+    _check_regular(path)
     with path.open("rb") as file:
         data = file.read(_LARGEST_JSON_BYTES + 1)
     if len(data) > _LARGEST_JSON_BYTES:
         raise IntegrityError(f"{path}: must be JSON of at most {_LARGEST_JSON_BYTES >> 20} MiB, got more; {remedy}")
     try:
-        return json.loads(data)
+        return json.loads(data, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: must be JSON, got {error}; {remedy}") from None
+
+
+def _check_regular(path: UPath) -> None:
+    """A pipe would never end, nor would /dev/zero; a link to one is one."""
+    if is_local(path) and path.exists() and not path.is_file():
+        raise IntegrityError(f"{path}: must be a file, got something else; restore the file from a copy")
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name}, which is no number")
+
+
+def _finite(text: str) -> float:
+    if (number := float(text)) - number != 0:
+        raise ValueError(f"{text[:20]}, which no number can hold")
+    return number
 
 
 def write_table(path: UPath, table: pa.Table, private: bool = False) -> str:
@@ -114,27 +129,36 @@ def write_table(path: UPath, table: pa.Table, private: bool = False) -> str:
     return sha256(data)
 
 
-def read_table(path: UPath) -> pa.Table:
+def read_table(path: UPath, most_rows: int | None = None) -> pa.Table:
     """Read a Parquet file, which may come from anyone.
 
     Arrow is given a copy in its own memory. Where it reads a Python file, or bytes, its threads may still hold them
     while Python ends, and with PyTorch loaded that aborts the process, whatever its exit code was to be: of 40 that
     read a small file and left with code 2, 26 ended in SIGABRT (with bytes 14 of 30), and of 40 with a copy none.
 
+    Args:
+        path: the file.
+        most_rows: that it can have if it is what its manifest says; a file of a few bytes may tell of billions.
+
     Raises:
-        IntegrityError: the file is not Parquet, or not whole.
+        IntegrityError: the file is not Parquet, not whole, or has more rows.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    _check_regular(path)
     held = pa.BufferOutputStream()
     with path.open("rb") as file:
         shutil.copyfileobj(file, held, _CHUNK_BYTES)
+    data, remedy = held.getvalue(), "restore the file from a copy"
     try:
-        return pq.read_table(pa.BufferReader(held.getvalue()))
+        told = pq.read_metadata(pa.BufferReader(data)).num_rows
+        if most_rows is not None and told > most_rows:
+            raise IntegrityError(f"{path}: at most {most_rows:,} rows must be there, got {told:,}; {remedy}")
+        return pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:  # of the content: all of it is in memory
         said = str(error).strip().partition("\n")[0]
-        raise IntegrityError(f"{path}: must be a Parquet file, got {said}; restore the file from a copy") from None
+        raise IntegrityError(f"{path}: must be a Parquet file, got {said}; {remedy}") from None
 
 
 def remove(folder: UPath) -> None:
@@ -146,9 +170,14 @@ def remove(folder: UPath) -> None:
 
 
 def sha256(data: bytes | UPath) -> str:
-    """The SHA-256 of bytes or of a file, in hexadecimal."""
+    """The SHA-256 of bytes or of a file, in hexadecimal.
+
+    Raises:
+        IntegrityError: something else than a file is there.
+    """
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
+    _check_regular(data)
     digest = hashlib.sha256()
     with data.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

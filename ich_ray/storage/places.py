@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from upath import UPath
 
 from ich_ray.errors import ConfigError
+from ich_ray.storage.addresses import holds_credentials, without_credentials
 
 if TYPE_CHECKING:
     import os
@@ -42,8 +43,14 @@ def locate(where: Location) -> UPath:
     Listings of object storage are not remembered: other processes write there, and `results` must see it.
 
     Raises:
-        ConfigError: nothing here can read such a URI, nobody may look there, or the user after ~ is unknown.
+        ConfigError: it holds a user, a password or a signature, which are not repeated; nothing here can read such a
+            URI, nobody may look there, or the user after ~ is unknown.
     """
+    if holds_credentials(str(where)):
+        raise ConfigError(
+            f"{without_credentials(str(where))}: an address is shown and stored and must hold no user, password, token "
+            "or signature, got one; leave it out, credentials come from the environment or the provider's own files"
+        )
     try:
         path = UPath(where)
         if path.protocol in _LOCAL:
@@ -54,7 +61,8 @@ def locate(where: Location) -> UPath:
             return path
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"{where}: a file system for it must be installed, got {error}; s3:// comes with this package"
+            f"{where}: a file system for it must be installed, got {without_credentials(str(error))}; s3:// comes with "
+            "this package"
         ) from None
     try:
         path = UPath(path.expanduser().absolute())
@@ -120,7 +128,7 @@ def check_folder(folder: UPath, what: str) -> None:
 
 def system_reason(error: OSError) -> str:
     """What the system says: `permission denied`."""
-    said = error.strerror or type(error).__name__
+    said = without_credentials(error.strerror or type(error).__name__)
     return f"{said[:1].lower()}{said[1:]}"
 
 

@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ich_ray.errors import IntegrityError
+from ich_ray.storage.addresses import without_credentials
 from ich_ray.storage.files import read_json
 from ich_ray.storage.places import unreadable
 
 if TYPE_CHECKING:
     from upath import UPath
 
-__all__ = ["Line", "Record", "RelativeFile", "first_problem", "read_record"]
+__all__ = ["Record", "first_problem", "read_record"]
 
 
 class Record(BaseModel):
-    """What is kept in a JSON file: it never changes, and a key that nobody knows is an error."""
+    """What is kept in a JSON file: it never changes, numbers are finite, and a key that nobody knows is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Fields have the kinds of kinds.py, so that whatever a file says cannot be more than data.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+_LONGEST_PLACE = 200
 Kind = TypeVar("Kind", bound=BaseModel)
-
-
-def _below(file: str) -> str:
-    if not file or "\\" in file or "://" in file or any(part in {"", ".", ".."} for part in file.split("/")):
-        raise ValueError(f"a file below this folder, not {file[:80]!r},")
-    return file
-
-
-# A name in a record that somebody else may have written: it cannot lead out of the folder that holds the record.
-RelativeFile = Annotated[str, AfterValidator(_below)]
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError(f"printable characters only, not {text[:80]!r},")
-    return text
-
-
-# A text that is shown to people as it is: it cannot steer their terminal.
-Line = Annotated[str, AfterValidator(_printable)]
 
 
 def read_record(path: UPath, kind: type[Kind], remedy: str) -> Kind:
@@ -69,7 +54,8 @@ def read_record(path: UPath, kind: type[Kind], remedy: str) -> Kind:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first wrong place of a record in a line: `Field required at number`."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{first['msg']} at {where}" if where else str(first["msg"])
+    """The first wrong place of a record in a line: `Field required at number`; a key of the file is escaped."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))[:_LONGEST_PLACE]
+    shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in without_credentials(where))
+    return f"{first['msg']} at {shown}" if where else str(first["msg"])

@@ -14,6 +14,7 @@ from ich_ray.verbs.options import (
     BundleFolder,
     CalibrationMethod,
     Conservative,
+    DatasetOfSearch,
     Images,
     Out,
     Prevalence,
@@ -115,11 +116,11 @@ def evaluate_site(
     print(evaluate_elsewhere(bundle, dataset, out, prevalence=prevalence).model_dump_json(indent=1))
 
 
-def report(folder: SearchFolder) -> None:
+def report(folder: SearchFolder, dataset: DatasetOfSearch = None) -> None:
     """Write one HTML page about the search and the bundle."""
     from ich_ray.final.report.page import report as write_report
 
-    print(f"report  {write_report(folder)}")
+    print(f"report  {write_report(folder, dataset)}")
 
 
 def predict(

@@ -84,6 +84,9 @@ SiteDataset = Annotated[str, typer.Argument(metavar="DATASET", help="The site's 
 Prevalence = Annotated[
     float | None, typer.Option("--prevalence", help="Give PPV and NPV for this share of positive slices, too.")
 ]
+DatasetOfSearch = Annotated[
+    str | None, typer.Option("--dataset", help="Where its dataset lies; needed for an address only search.json names.")
+]
 SearchFolder = Annotated[str, typer.Argument(metavar="SEARCH", help="Folder that `ich-ray search` wrote.")]
 
 

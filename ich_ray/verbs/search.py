@@ -12,6 +12,7 @@ from ich_ray.verbs.options import (
     BROKEN,
     Address,
     CpusPerTrial,
+    DatasetOfSearch,
     GpusPerTrial,
     Images,
     Json,
@@ -103,13 +104,14 @@ def results(
         bool,
         typer.Option("--at-half", help="What each decides by itself at its end: F2, specificity, PPV."),
     ] = False,
+    dataset: DatasetOfSearch = None,
     as_json: Json = False,
 ) -> None:
     """The trials of a search, best first, at any time."""
     if at_half:
         from ich_ray.recipes.quick import quick_evaluation
 
-        display.print_quick(quick_evaluation(open_search(folder)), as_json)
+        display.print_quick(quick_evaluation(open_search(folder), dataset), as_json)
     else:
         display.print_search(open_search(folder), top, as_json)
 
@@ -156,12 +158,14 @@ def export(
 
 
 def audit(
-    where: Annotated[str, typer.Argument(metavar="PATH", help="A search or a prepared dataset.")], as_json: Json = False
+    where: Annotated[str, typer.Argument(metavar="PATH", help="A search or a prepared dataset.")],
+    dataset: DatasetOfSearch = None,
+    as_json: Json = False,
 ) -> None:
     """Check that nothing was lost; exit code 5 if something was."""
     from ich_ray.search.audit import audit as audit_files
 
-    found = audit_files(where)
+    found = audit_files(where, dataset)
     display.print_audit(found, as_json)
     if found.breached:
         raise typer.Exit(BROKEN)

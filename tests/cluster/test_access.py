@@ -6,6 +6,7 @@ import pytest
 
 from ich_ray.cluster.access import Token, find_token, go_past_proxies, reach
 from ich_ray.errors import ConfigError
+from ich_ray.runtime import cluster_address
 from tests.cluster.heads import TOKEN, write_token
 
 
@@ -35,9 +36,22 @@ def test_what_is_no_dashboard_is_refused(address: str, tmp_path: Path) -> None:
         reach(address, {"HOME": str(tmp_path)})
 
 
-def test_a_password_in_the_address_is_refused_and_not_repeated(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="must hold no password") as caught:
-        reach("http://me:hunter2@localhost:8265", {"HOME": str(tmp_path)})
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://me:hunter2@localhost:8265",
+        "me:hunter2@localhost:8265",
+        "ftp://me:hunter2@x",
+        "https://host/?token=hunter2",
+        "ray://me:hunter2@head:10001",
+    ],
+)
+def test_a_password_in_the_address_is_refused_and_not_repeated(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must hold no user, password or token") as caught:
+        reach(address, {"HOME": str(tmp_path)})
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigError, match="must hold no user, password or token") as caught:
+        cluster_address(address)
     assert "hunter2" not in str(caught.value)
 
 

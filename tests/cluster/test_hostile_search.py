@@ -64,7 +64,8 @@ def test_a_checkpoint_outside_the_search_is_refused(file: str, files: SearchFile
     [
         ("[" * 200_000, "must be JSON, got maximum recursion depth exceeded"),
         ('{"number": ' + "9" * 5000 + "}", "must be JSON, got Exceeds the limit"),
-        ('{"number": 1e400}', "must match its format"),
+        ('{"number": 1e400}', "must be JSON, got 1e400, which no number can hold"),
+        ('{"number": NaN}', "must be JSON, got NaN, which is no number"),
         (pickle.dumps({"number": 0}).decode("latin1"), "must be JSON"),
         ('{"number": 7, "parameters": {}}', "must hold the trial of its name, got number 7"),
         ('{"number": -1, "parameters": {}}', "must match its format"),

@@ -97,7 +97,7 @@ def test_damage_is_found_and_named(dataset: PreparedDataset) -> None:
     with pytest.raises(IntegrityError, match=r"slices.parquet: a row per accepted slice must be there, got no file"):
         PreparedDataset.open(root).role("train")
     dataset.files.slices.mkdir()
-    with pytest.raises(ConfigError, match=r"slices.parquet: must be readable, got is a directory"):
+    with pytest.raises(IntegrityError, match=r"slices.parquet: must be a file, got something else"):
         PreparedDataset.open(root).role("train")
     dataset.files.blocks.rename(root / "elsewhere")
     dataset.files.blocks.write_text("")

@@ -126,8 +126,8 @@ def test_on_s3(tmp_path: Path, bucket: UPath, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 def test_a_search_on_s3_is_read_while_another_machine_writes_it(bucket: UPath) -> None:
-    record = SearchRecord(name="far", space={}, dataset="s3://x", fingerprint="f", prevalence=0.1, seed=0, trials=2,
-                          versions={}, created=0.0)  # fmt: skip
+    record = SearchRecord(name="far", space={}, dataset="s3://x", fingerprint="f" * 32, prevalence=0.1, seed=0,
+                          trials=2, versions={}, created=0.0)  # fmt: skip
     ledger = Ledger.create(str(bucket / "search"), record)
     ledger.add({"learning_rate": 0.1})
     assert len(open_search(str(bucket / "search")).trials) == 1

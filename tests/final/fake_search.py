@@ -15,6 +15,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.results import Objective, Report, SearchRecord, TrialResult
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from tests.prepared import make_dataset
+from tests.records import make_card
 
 Stage = Literal["empty", "searched", "retrained", "calibrated", "evaluated"]
 STAGES: tuple[Stage, ...] = ("empty", "searched", "retrained", "calibrated", "evaluated")
@@ -162,19 +163,17 @@ def _retraining(files: SearchFiles) -> None:
 
 def _card(files: SearchFiles, dataset: PreparedDataset) -> None:
     roles = {name: counts.model_dump() for name, counts in dataset.manifest.roles.items()}
-    card = {
-        "format": 1,
-        "name": "demo-trial-0",
-        "dataset": {"fingerprint": dataset.manifest.fingerprint, "roles": roles},
-        "openings": 0,
-        "operating_points": {},
-        "test": None,
-        "weights": {"file": "model.safetensors", "sha256": "ab" * 32},
-        "intended_use": "Research on detectors of intracranial haemorrhage.",
-        "limitations": ["Slices are judged one by one, without their neighbors."],
-        "not_a_medical_device": True,
-        "checklist": {"Intended use": "research", "Demographics: age, sex, ethnicity": "not available"},
-    }
+    manifest = dataset.manifest
+    card = make_card(
+        name="demo-trial-0",
+        image_shape=[len(manifest.windows), manifest.size, manifest.size],
+        size=manifest.size,
+        windows=[window.model_dump() for window in manifest.windows],
+        dataset={"fingerprint": manifest.fingerprint, "roles": roles},
+        intended_use="Research on detectors of intracranial haemorrhage.",
+        limitations=["Slices are judged one by one, without their neighbors."],
+        checklist={"Intended use": "research", "Demographics: age, sex, ethnicity": "not available"},
+    )
     write_json(files.bundle / "card.json", card)
 
 

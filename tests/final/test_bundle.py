@@ -126,14 +126,14 @@ def test_the_card_answers_the_guidelines_or_says_not_available(search: SearchFil
     leaky = bundle.card.dataset.model_copy(update={"split": "slice"})
     again_on = "trained again on 2 folds, the best mean of 2 candidates"
     chosen = bundle.card.search.model_copy(update={"confirmed": again_on})
-    update = {"dataset": leaky, "search": chosen, "site_openings": {"f00d": 1}}
+    update = {"dataset": leaky, "search": chosen, "site_openings": {"f00d" * 8: 1}}
     told = checklist(bundle.card.model_copy(update=update))
     assert told["Data partitions, and their size"].startswith("drawn by slice: they leak; train: ")
     assert told["Selection of the model"] == (
         f"trial 0 of 3 in search by-hand, among the best by average_precision on the validation patients; {again_on}"
     )
     assert told["Testing on data of other sites"] == (
-        "dataset f00d, opened 1 times; no figures of the present calibration"
+        f"dataset {'f00d' * 8}, opened 1 times; no figures of the present calibration"
     )
 
 
@@ -239,12 +239,12 @@ def test_a_bundle_made_again_keeps_every_opening_and_knows_its_confirmation(
     shutil.copytree(str(search.root), tmp_path / "search")
     files = SearchFiles(locate(tmp_path / "search"))
     card = read_json(files.bundle / "card.json")
-    write_json(files.bundle / "card.json", {**card, "openings": 2, "site_openings": {"f00d": 3}})
+    write_json(files.bundle / "card.json", {**card, "openings": 2, "site_openings": {"f00d" * 8: 3}})
     candidate = {"trial": 0, "selection_value": 0.8, "values": [0.6, 0.7], "mean": 0.65, "spread": 0.0707}
     confirmation = {"kind": "folds", "parts": 2, "objective": {}, "chosen": 0, "candidates": [candidate]}
     write_json(files.confirmation, {**confirmation, "images": 0, "cost_gpu_s": 0.0, "created": 0.0})
     made = make_bundle(files, dataset).card
-    assert (made.openings, made.site_openings) == (2, {"f00d": 3})
+    assert (made.openings, made.site_openings) == (2, {"f00d" * 8: 3})
     calibrate(files.root)
     assert evaluate(files.root).opened == 3
     shutil.rmtree(str(files.bundle))

@@ -99,7 +99,7 @@ def ledger_of(folder: Path, trainings: list[tuple[int, int | None, float | None]
     ledger = Ledger.create(
         folder,
         SearchRecord(
-            name="x", space=SPACE, dataset="d", fingerprint="f", prevalence=0.3, seed=0, trials=len(trainings),
+            name="x", space=SPACE, dataset="d", fingerprint="f" * 32, prevalence=0.3, seed=0, trials=len(trainings),
             versions={}, created=0.0,
         ),
     )  # fmt: skip

@@ -233,7 +233,7 @@ class TestMissingParts:
         assert set(found.figures) >= FIGURES
 
     def test_another_dataset_at_its_place_is_not_shown(self, changed: UPath) -> None:
-        edit(SearchFiles(changed).search, fingerprint="0123456789abcdef")
+        edit(SearchFiles(changed).search, fingerprint="0123456789abcdef" * 2)
         found = Page(render(gather(changed)))
         assert found.images == []
         assert "the fingerprint must be 0123456789abcdef" in found.text
@@ -422,7 +422,7 @@ class TestTables:
         assert tables.roles(evaluated.dataset)[-1] == ("all", "480", "120", "146", "30.4\u00a0%")
 
     def test_amendments_change_the_trials_asked_for(self, changed: UPath) -> None:
-        edit(SearchFiles(changed).search, amendments=[{"time": 1.0, "trials": 30}, {"time": 2.0, "hours": 1}])
+        edit(SearchFiles(changed).search, amendments=[{"time": 1.0, "trials": 30}, {"time": 2.0, "dataset": "/moved"}])
         assert tables.asked(open_search(changed)) == 30
 
     def test_cost(self, evaluated: Inputs) -> None:

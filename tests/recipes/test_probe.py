@@ -89,7 +89,7 @@ def test_a_rate_that_diverges_never_wins() -> None:
         return Candidate(parameters=parameters, losses=losses, average_precision=None, failure=failure, seconds=1.0)
 
     tried = (candidate(1.0, (0.1,), "diverged"), candidate(0.1, (0.9, 0.5)), candidate(0.01, (0.9, 0.6)))
-    done = Probe(space={}, fingerprint="", minibatches=1, passes=2, seed=0, candidates=tried)
+    done = Probe(space={}, fingerprint="f" * 32, minibatches=1, passes=2, seed=0, candidates=tried)
     assert [winner.parameters["learning_rate"] for winner in done.winners()] == [0.1]
 
 

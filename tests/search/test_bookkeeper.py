@@ -30,7 +30,7 @@ class Driver:
     def __init__(self, folder: Path, hours: float = 1e9) -> None:
         space = parse_space(SPACE, "x.yaml")
         record = SearchRecord(
-            name="tiny", space=SPACE, dataset="", fingerprint="", prevalence=0.1, seed=0, trials=10, versions={},
+            name="tiny", space=SPACE, dataset="", fingerprint="f" * 32, prevalence=0.1, seed=0, trials=10, versions={},
             created=0.0,
         )  # fmt: skip
         self.ledger = Ledger.create(folder / "s", record)

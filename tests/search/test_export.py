@@ -27,7 +27,7 @@ DRAWN = {"architecture": "resnet18", "learning_rate": 0.001, "dropout": 0.3, "op
 def found(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     """Completed with 0.5 after 0.7, pruned, failed, completed with 0.6, running."""
     record = SearchRecord(
-        name="tiny", space=yaml.safe_load(SPACE), dataset="/d", fingerprint="f", prevalence=0.1, seed=4, trials=5,
+        name="tiny", space=yaml.safe_load(SPACE), dataset="/d", fingerprint="f" * 32, prevalence=0.1, seed=4, trials=5,
         versions={"ray": "2"}, created=1_600_000_000.0,
     )  # fmt: skip
     ledger = Ledger.create(tmp_path_factory.mktemp("export") / "s", record)
@@ -109,7 +109,7 @@ def test_mlflow_opens_the_search(found: SearchResult, tmp_path: Path, monkeypatc
     assert export(found.files.root, mlflow=uri) == [f"mlflow ui --backend-store-uri {uri}"]
     client = mlflow.MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("tiny-20200913T122640Z")
-    assert experiment.tags["fingerprint"] == "f"
+    assert experiment.tags["fingerprint"] == "f" * 32
     runs = sorted(client.search_runs([experiment.experiment_id]), key=lambda run: run.info.run_name)
     assert [run.info.run_name for run in runs] == [f"trial {number}" for number in range(5)]
     assert [run.info.status for run in runs] == ["FINISHED", "KILLED", "FAILED", "FINISHED", "RUNNING"]

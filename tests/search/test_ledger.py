@@ -13,7 +13,7 @@ from tests.records import make_record
 
 RECORD = make_record(
     space={"name": "x", "budget": {"images": 900}, "parameters": {"dropout": {"uniform": [0, 0.5]}}},
-    fingerprint="f00d",
+    fingerprint="f00d" * 8,
     prevalence=0.2,
     trials=3,
 )
@@ -28,7 +28,7 @@ def test_what_is_written_is_read(ledger: Ledger) -> None:
     first, second = ledger.add({"dropout": 0.1}), ledger.add({"dropout": 0.2})
     assert (first.number, second.number) == (0, 1)
     assert (first.seed, second.seed) == (trial_seed(0, 0), trial_seed(0, 1))
-    reference = CheckpointReference(file="checkpoints/00000/a.safetensors", sha256="0", images_seen=100)
+    reference = CheckpointReference(file="checkpoints/00000/a.safetensors", sha256="0" * 64, images_seen=100)
     ledger.report(0, 100, {"average_precision": 0.5, "train_loss": math.nan}, 1.5, checkpoint=reference, where="h:1")
     ledger.report(0, 200, {"average_precision": 0.4}, 2.5, end=Verdict("pruned", "rung_200"), cost_gpu_s=3.0)
     read = open_search(ledger.files.root)
@@ -59,7 +59,7 @@ def test_a_report_that_is_told_again_changes_nothing(ledger: Ledger) -> None:
 
 def test_a_report_that_is_told_again_says_where_the_newest_state_lies(ledger: Ledger) -> None:
     ledger.add({"dropout": 0.1})
-    old, new = (CheckpointReference(file=f"{name}.safetensors", sha256=name, images_seen=100) for name in "ab")
+    old, new = (CheckpointReference(file=f"{name}.safetensors", sha256=name * 64, images_seen=100) for name in "ab")
     ledger.report(0, 100, {"average_precision": 0.5}, 1.0, checkpoint=old)
     ledger.report(0, 100, {"average_precision": 0.5}, 1.0)
     assert ledger.trials[0].checkpoint == old
@@ -128,7 +128,9 @@ def test_a_trial_file_that_was_lost_leaves_no_gap_and_no_checkpoint(ledger: Ledg
 
 def test_equal_searches_do_not_differ() -> None:
     assert differences(RECORD, RECORD.model_copy(update={"created": 5.0, "trials": 9, "versions": {"ray": "3"}})) == []
-    assert differences(RECORD, RECORD.model_copy(update={"fingerprint": "beef"})) == ["dataset: there f00d, asked beef"]
+    assert differences(RECORD, RECORD.model_copy(update={"fingerprint": "beef" * 8})) == [
+        f"dataset: there {'f00d' * 8}, asked {'beef' * 8}"
+    ]
 
 
 def test_more_trials_are_an_amendment(ledger: Ledger) -> None:

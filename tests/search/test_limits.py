@@ -61,7 +61,7 @@ def test_gpu_hours_without_gpus_have_no_meaning() -> None:
 
 def books(folder: Path) -> tuple[Ledger, Halving, Bookkeeper]:
     record = SearchRecord(
-        name="x", space={}, dataset="", fingerprint="", prevalence=0.1, seed=0, trials=9, versions={}, created=0.0
+        name="x", space={}, dataset="", fingerprint="f" * 32, prevalence=0.1, seed=0, trials=9, versions={}, created=0.0
     )
     ledger = Ledger.create(folder / "s", record)
     budget = Budget(images=900, report_every=100, first_rung=900)

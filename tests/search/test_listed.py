@@ -142,7 +142,7 @@ def test_trials_are_counted_before_anything_starts() -> None:
 def test_the_ledger_gets_the_list_exactly_and_a_resumed_search_the_rest(tmp_path: Path) -> None:
     grid = space(GRID, sampler="grid")
     record = SearchRecord(
-        name="x", space=grid.source, dataset="", fingerprint="", prevalence=0.1, seed=3, trials=9, versions={},
+        name="x", space=grid.source, dataset="", fingerprint="f" * 32, prevalence=0.1, seed=3, trials=9, versions={},
         created=0.0,
     )  # fmt: skip
     ledger = Ledger.create(tmp_path / "s", record)
@@ -179,7 +179,7 @@ def test_conditions_hold_to_any_depth() -> None:
 def test_optuna_draws_conditions_to_any_depth(tmp_path: Path) -> None:
     chain = space(CHAIN)
     record = SearchRecord(
-        name="x", space=chain.source, dataset="", fingerprint="", prevalence=0.1, seed=0, trials=40, versions={},
+        name="x", space=chain.source, dataset="", fingerprint="f" * 32, prevalence=0.1, seed=0, trials=40, versions={},
         created=0.0,
     )  # fmt: skip
     ledger = Ledger.create(tmp_path / "s", record)

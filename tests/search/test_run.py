@@ -454,14 +454,14 @@ def test_a_warm_start_says_what_differs(
     monkeypatch.setattr(asked, "say", said.append)
     source = yaml.safe_load(SPACE)
     source["budget"]["images"] = 9000
-    first = Ledger.create(tmp_path / "first", make_record(name="first", space=source, fingerprint="beef"))
+    first = Ledger.create(tmp_path / "first", make_record(name="first", space=source, fingerprint="beef" * 8))
     first.add({"foo": 1})
     first.report(0, 9000, {"average_precision": 0.5}, 1.0, end=Verdict("completed"))
     run_search(data, space, tmp_path / "s", warm_start=tmp_path / "first", hours=1e-9, _trainer=FakeTrainer())
     fingerprint = PreparedDataset.open(data).manifest.fingerprint
     assert said[0] == (
         "warm start: 0 of 1 trials of first fit this space and are kept, though the searches differ "
-        f"(dataset: there beef, asked {fingerprint}; budget.images: there 9000, asked 900)"
+        f"(dataset: there {'beef' * 8}, asked {fingerprint}; budget.images: there 9000, asked 900)"
     )
 
 

@@ -5,6 +5,7 @@ The records are those of the stages that wrote them.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,13 +15,13 @@ from pydantic import BaseModel
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError
 from ich_ray.final.calibration import Calibration
-from ich_ray.final.card import has_card
+from ich_ray.final.card import has_card, read_card
 from ich_ray.final.confirm import Confirmation
 from ich_ray.final.evaluate import Evaluation
 from ich_ray.final.retrain import chosen_trial
 from ich_ray.final.retraining import Retraining
 from ich_ray.results import SearchResult, TrialResult, open_search
-from ich_ray.storage import Location, read_json, read_record, read_table
+from ich_ray.storage import Location, read_record, read_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,19 +71,23 @@ class Inputs:
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
 
-def gather(where: Location) -> Inputs:
+def gather(where: Location, dataset: Location | None = None) -> Inputs:
     """Read a search directory and its `final/`.
 
     Where a bundle was made or calibrated again, its card has lost what came after: those files are of the one before.
 
+    Args:
+        where: the search.
+        dataset: where its dataset lies; if not given where search.json says, but at no address that only it names.
+
     Raises:
-        ConfigError: there is no search.
+        ConfigError: there is no search, or no dataset at `dataset`.
         IntegrityError: a file that is there cannot be read; it is named.
     """
     search = open_search(where)
     files = search.files
-    dataset, problem = _dataset(search)
-    card = read_json(files.bundle / "card.json") if has_card(files.bundle) else None
+    held, problem = (PreparedDataset.of_search(search, dataset), "") if dataset is not None else _dataset(search)
+    card = read_card(files.bundle).model_dump(mode="json") if has_card(files.bundle) else None
     calibrated, tested = (card is None or bool(card.get(key)) for key in ("operating_points", "test"))
     best = _best(search)
     return Inputs(
@@ -95,7 +100,7 @@ def gather(where: Location) -> Inputs:
         evaluation=_read(files.evaluation, Evaluation) if tested else None,
         predictions=_predictions(files.predictions) if tested else None,
         card=card,
-        dataset=dataset,
+        dataset=held,
         dataset_problem=problem,
     )
 
@@ -127,7 +132,13 @@ def _predictions(path: UPath) -> Predictions | None:
 
 def _dataset(search: SearchResult) -> tuple[PreparedDataset | None, str]:
     """The dataset that the search used, or why its slices cannot be shown: the page needs them only for examples."""
+    where = search.record.dataset_folder
+    if search.is_foreign(where):
+        return None, (
+            f"The prepared dataset was not looked at: only search.json names {where}. To see it here make the page "
+            f"with --dataset {shlex.quote(where)}, or with the place of a copy."
+        )
     try:
-        return PreparedDataset.open(search.record.dataset_folder, fingerprint=search.record.fingerprint), ""
+        return PreparedDataset.of_search(search), ""
     except IchRayError as error:
         return None, f"The prepared dataset cannot be read: {error}"

@@ -40,16 +40,20 @@ __all__ = ["MOST_TRIALS", "render", "report"]
 MOST_TRIALS = 400
 
 
-def report(search: Location) -> UPath:
+def report(search: Location, dataset: Location | None = None) -> UPath:
     """Write SEARCH/final/report.html, whole or not at all, and return where it is.
 
     It may be called at any time: stages that have not run are named on the page with the command that runs them.
 
+    Args:
+        search: the search folder.
+        dataset: where its dataset lies; if not given where search.json says, but at no address that only it names.
+
     Raises:
-        ConfigError: there is no search.
+        ConfigError: there is no search, or no dataset at `dataset`.
         IntegrityError: a file of the search is damaged; it is named.
     """
-    inputs = gather(search)
+    inputs = gather(search, dataset)
     path = inputs.search.files.report
     write_bytes(path, render(inputs).encode())
     return path

@@ -1,0 +1,109 @@
+"""No field of any record is more than its kind says: hostile values for each, made from the records themselves."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel
+
+from tests import hostile
+
+KINDS = hostile.kinds()
+# Records with their fields that take what most must not:
+# `text`, a path for a text, since it is shown and never used as one, except for the weights of a draw, a file of this
+# machine that a training reads; `address`, without what opens it; `file`, below the folder of the record; `lines`, a
+# text of several; `seed`, a number without a bound, which nothing allocates; `signed`, a whole number below zero.
+STATED = {
+    "cluster.probe.Facts text": "auth_mode machine storage token_file torch_gpus versions",
+    "cluster.probe.Facts lines": "auth_mode machine storage token_file torch_gpus",
+    "cluster.probe.Facts signed": "disk_free_bytes shm_free_bytes",
+    "data.audit.Check text": "breaches found invariant rule",
+    "data.audit.Check lines": "breaches found",
+    "data.dataset.BlockRecord file": "file",
+    "data.dataset.DatasetManifest text": "labels notes reasons versions",
+    "data.dataset.DatasetManifest seed": "seed",
+    "final.calibration.Calibration text": "notes operating_points",
+    "final.card.CalibrationNote text": "notes",
+    "final.card.Card text": "checklist intended_use label limitations name operating_points site_tests test versions",
+    "final.card.Card signed": "site_tests test",
+    "final.card.DatasetNote text": "roles",
+    "final.card.OperatingPoint text": "rule",
+    "final.card.RetrainingNote text": "budget rule",
+    "final.card.RetrainingNote seed": "seed seeds",
+    "final.card.SearchNote text": "confirmed name objective",
+    "final.evaluate.Evaluation text": "floors metrics notes operating_points representations subtypes",
+    "final.figures.Figures text": "floors metrics operating_points",
+    "final.figures.GroupFigures text": "floors metrics operating_points",
+    "final.retraining.Retraining text": "budget device parameters",
+    "final.retraining.Retraining signed": "parameters",
+    "final.retraining.Retraining seed": "seed",
+    "final.retraining.SeedRun text": "device reason",
+    "final.retraining.SeedRun lines": "reason",
+    "final.retraining.SeedRun seed": "seed",
+    "model.hyperparameters.Hyperparameters text": "unfreeze_from weights",
+    "recipes.full_size.PlannedStage text": "device rated stage",
+    "recipes.measured.Decided text": "tuned_on",
+    "recipes.measured.System text": "floors name parameters split",
+    "recipes.measured.System signed": "parameters",
+    "recipes.probe.Candidate text": "failure parameters",
+    "recipes.probe.Candidate lines": "failure",
+    "recipes.probe.Candidate signed": "parameters",
+    "recipes.probe.Probe seed": "seed",
+    "recipes.probe.Probe text": "space",
+    "recipes.probe.Probe signed": "space",
+    "recipes.reproduce.Reproduction text": "candidates folds trials_a",
+    "recipes.reproduce.Reproduction signed": "candidates folds trials_a",
+    "recipes.reproduce.Reproduction address": "weights",
+    "results.CheckpointReference file": "file",
+    "results.Objective text": "metric",
+    "results.Report text": "metrics",
+    "results.SearchRecord address": "amendments dataset",
+    "results.SearchRecord text": "name space versions",
+    "results.SearchRecord seed": "seed",
+    "results.SearchRecord signed": "space",
+    "results.Setup text": "device mode rates",
+    "results.TrialResult text": "detail parameters reason where",
+    "results.TrialResult lines": "detail",
+    "results.TrialResult signed": "parameters",
+    "results.TrialResult seed": "seed",
+    "results.WeightsNote file": "file",
+    "results._Amendment address": "dataset warm_start",
+    "search.audit.Audit text": "where",
+    "search.audit.Audit lines": "where",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=hostile.named)
+def test_no_field_is_more_than_its_kind_says(kind: type[BaseModel]) -> None:
+    taken: dict[str, set[str]] = {}
+    for field, put, record in hostile.accepted(kind):
+        held = [*hostile.leaves(record.model_dump(mode="json"))]
+        assert all(map(hostile.is_finite, held)), (field, put)
+        assert all(hostile.is_harmless(text) for text in held if isinstance(text, str)), (field, put)
+        taken.setdefault(field, set()).update({put}, hostile.properties(held))
+    found: dict[str, list[str]] = {}
+    for field, puts in sorted(taken.items()):
+        for what in hostile.judged(puts):
+            found.setdefault(f"{hostile.named(kind)} {what}", []).append(field)
+    stated = {name: fields for name, fields in STATED.items() if name.split()[0] == hostile.named(kind)}
+    assert {name: " ".join(fields) for name, fields in found.items()} == stated
+
+
+def test_what_is_stated_is_of_records_that_exist() -> None:
+    assert {name.split()[0] for name in STATED} <= {hostile.named(kind) for kind in KINDS}
+
+
+def test_every_record_has_an_example_that_its_file_could_hold() -> None:
+    """Or nothing would have been tried."""
+    assert len(KINDS) > 40
+    for kind in KINDS:
+        assert set(kind.model_validate(hostile.example(kind)).model_fields_set) == {*kind.model_fields}
+
+
+def test_a_field_that_takes_anything_is_found() -> None:
+    class Careless(BaseModel):
+        folder: str
+        size: int
+
+    found = {(field, put) for field, put, _ in hostile.accepted(Careless)}
+    assert {("folder", '"../x"'), ("size", str(2**63)), ("size", "-1")} <= found
+    assert not {put for _, put in found} & {"NaN", "1e999"}
