@@ -139,7 +139,7 @@ def test_results_say_why_trials_failed(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.call(["results", str(tmp_path), "--top", "1"]) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "trial 3 and 1 more failed: error: ValueError: no such layer",
-        "trial 5 failed: error: out of? memory",
+        "trial 5 failed: error: out of\\x1b memory",
         "trial 6 failed: error",
     ]
     for number in range(7, 20):

@@ -20,7 +20,7 @@ REPOSITORY = PACKAGE.parent
 
 # A module may import from its own level and from those before it.
 LEVELS = [
-    {"errors"},
+    {"errors", "terminal", "spreadsheet"},
     {"storage", "cache", "metrics", "resampling", "reliability", "ct", "progress", "runtime", "results"},
     {"data"},
     {"model"},
