@@ -6,7 +6,6 @@ of them raises over a result is wrapped as the text of a TuneError; over the end
 
 from __future__ import annotations
 
-import itertools
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,7 +28,7 @@ def run(function: Any, *, search_alg: Any, scheduler: Any, callbacks: list[Any],
     (books,) = callbacks
     trials: list[Any] = []
     live: dict[str, tuple[Any, Iterator[dict[str, Any]]]] = {}
-    for step in itertools.count():
+    for step in range(1000):  # far more than a search takes: one that waits for ever fails
         config = search_alg.suggest(f"t{step}") if len(live) < 2 else None
         if isinstance(config, dict):
             held: dict[str, dict[str, Any]] = {
@@ -55,7 +54,7 @@ def run(function: Any, *, search_alg: Any, scheduler: Any, callbacks: list[Any],
                     search_alg.on_trial_complete(trial.trial_id, result)
                     books.on_trial_complete(step, trials, trial)
         books.on_step_end(step, trials)
-    raise AssertionError
+    raise AssertionError("the search waits for a trial that Tune has given up")
 
 
 def _results(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
