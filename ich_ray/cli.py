@@ -56,7 +56,12 @@ def main() -> None:
     debug = "--debug" in arguments
     terminal.guard_libraries()
     progress.show()
-    sys.exit(call([argument for argument in arguments if argument != "--debug"], debug))
+    try:
+        code = call([argument for argument in arguments if argument != "--debug"], debug)
+    except Exception as error:  # noqa: BLE001  (with --debug; Typer has taken `sys.excepthook`)
+        terminal.print_traceback(error)
+        code = 1
+    sys.exit(code)
 
 
 def call(arguments: list[str], debug: bool = False) -> int:
@@ -70,6 +75,10 @@ def call(arguments: list[str], debug: bool = False) -> int:
             raise
         return _complain(str(error), error.exit_code)
     except TyperException as error:
+        if not arguments:  # the message is the help
+            for line in error.format_message().split("\n"):
+                terminal.print_aside(line)
+            return 2
         return _complain(" ".join(error.format_message().split()), 2)  # choices stand on lines of their own
     except (typer.Abort, KeyboardInterrupt):
         return _complain(_INTERRUPTED, Interrupted.exit_code)

@@ -24,17 +24,18 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import TracebackType
 
 __all__ = [
     "complain",
     "console",
     "guard_libraries",
     "guard_logger",
+    "print_aside",
     "print_json",
     "print_line",
     "print_log",
     "print_table",
+    "print_traceback",
     "printable",
 ]
 
@@ -43,6 +44,8 @@ _COLOR = re.compile(r"\x1b\[[0-9;:]*m")
 _UNFINISHED = re.compile(r"(\x1b(\[[0-9;:]{0,32})?|\r)\Z")
 # A pipe has no width, and rich's 80 columns would cut the parameters of a trial short.
 _PIPE_COLUMNS = 200
+# Of a complaint; the unknown key that it quotes may be as long as the file.
+_LONGEST = 4000
 
 
 def printable(text: object) -> str:
@@ -108,8 +111,14 @@ def _log(text: str) -> str:
 
 def complain(message: object) -> None:
     """One line on stderr that says what is wrong."""
-    _write(sys.stderr, f"ich-ray: {printable(message)}\n")
+    line = printable(str(message)[: _LONGEST + 1])
+    _write(sys.stderr, f"ich-ray: {line if len(line) <= _LONGEST else f'{line[:_LONGEST]}…'}\n")
     sys.stderr.flush()
+
+
+def print_aside(text: object) -> None:
+    """One line on stderr as it is: part of a page, such as the help."""
+    _write(sys.stderr, f"{printable(text)}\n")
 
 
 def console(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = False, quiet: bool = False) -> Console:
@@ -126,10 +135,9 @@ def console(*, stderr: bool = False, width: int | None = None, soft_wrap: bool =
 
 
 def guard_libraries() -> None:
-    """Filter warnings, log lines and tracebacks of this process: libraries quote in them what they were given."""
+    """Filter warnings, log lines and tracebacks of threads: libraries quote in them what they were given."""
     warnings.showwarning = _show_warning
     logging.lastResort = _LastResort(logging.WARNING)
-    sys.excepthook = _show_traceback
     threading.excepthook = _show_thread_traceback
 
 
@@ -165,15 +173,16 @@ def _show_warning(
     complain(f"{category.__name__}: {message}")
 
 
-def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    for entry in traceback.format_exception(kind, error, trace):
+def print_traceback(error: BaseException) -> None:
+    """Where an error came from, on stderr."""
+    for entry in traceback.format_exception(error):
         for line in entry.rstrip("\n").split("\n"):
-            _write(sys.stderr, f"{printable(line)}\n")
+            print_aside(line)
 
 
 def _show_thread_traceback(raised: threading.ExceptHookArgs) -> None:
     if raised.exc_value is not None:
-        _show_traceback(raised.exc_type, raised.exc_value, raised.exc_traceback)
+        print_traceback(raised.exc_value)
 
 
 def _write(stream: IO[str], text: str) -> None:

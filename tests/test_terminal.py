@@ -64,6 +64,14 @@ def test_nothing_that_is_printed_steers(show: Callable[[str], None], capsys: pyt
     assert "[red]:100:" in said
 
 
+@pytest.mark.parametrize(("length", "end"), [(4000, "xx\n"), (4001, "x…\n"), (10_000_000, "x…\n")])
+def test_a_complaint_has_an_end(length: int, end: str, capsys: pytest.CaptureFixture[str]) -> None:
+    complain("x" * length)
+    said = capsys.readouterr().err
+    assert said.endswith(end)
+    assert len(said) == len("ich-ray: ") + min(length, 4000) + len(end) - (2 if length == 4000 else 1)
+
+
 def test_json_is_ascii_and_exact(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({HOSTILE: [HOSTILE, 0.1, None, "脳"]})
     said = capsys.readouterr().out
@@ -126,7 +134,6 @@ def test_libraries_cannot_steer_either(monkeypatch: pytest.MonkeyPatch, capsys: 
     for module, name in (
         (warnings, "showwarning"),
         (logging, "lastResort"),
-        (sys, "excepthook"),
         (threading, "excepthook"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))  # put back after the test
@@ -135,7 +142,7 @@ def test_libraries_cannot_steer_either(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert logging.lastResort
     logging.lastResort.handle(logging.LogRecord("x", logging.WARNING, "x", 1, "%s", (HOSTILE,), None))
     error = ValueError(HOSTILE)
-    sys.excepthook(ValueError, error, None)
+    terminal.print_traceback(error)
     threading.excepthook(threading.ExceptHookArgs((ValueError, error, None, None)))
     said = capsys.readouterr().err
     assert not steers(said)

@@ -1,5 +1,7 @@
 """Rows written one after another into CSV, JSON or Parquet, by the suffix of the file.
 
+In CSV, text that a spreadsheet would compute gets a single quote in front; JSON and Parquet are exact.
+
 Knows flat dataclasses of text, numbers and None; holds a few hundred rows at a time, however many there are. The file
 is there when all rows are in it, and not before.
 """
