@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from ich_ray import __version__, progress
+from ich_ray import __version__, progress, terminal
 from ich_ray.errors import IchRayError, Interrupted
 from ich_ray.verbs import cluster, data, final, road, search
 
@@ -23,7 +23,7 @@ _INTERRUPTED = "interrupted; nothing finished is lost, run the same command agai
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"ich-ray {__version__}")
+        terminal.print_line(f"ich-ray {__version__}")
         raise typer.Exit
 
 
@@ -54,8 +54,14 @@ def main() -> None:
     """Entry point: every mistake of a user ends as one line on stderr and an exit code."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    terminal.guard_libraries()
     progress.show()
-    sys.exit(call([argument for argument in arguments if argument != "--debug"], debug))
+    try:
+        code = call([argument for argument in arguments if argument != "--debug"], debug)
+    except Exception as error:  # noqa: BLE001  (with --debug; Typer has taken `sys.excepthook`)
+        terminal.print_traceback(error)
+        code = 1
+    sys.exit(code)
 
 
 def call(arguments: list[str], debug: bool = False) -> int:
@@ -69,7 +75,11 @@ def call(arguments: list[str], debug: bool = False) -> int:
             raise
         return _complain(str(error), error.exit_code)
     except TyperException as error:
-        return _complain(error.format_message(), 2)
+        if not arguments:  # the message is the help
+            for line in error.format_message().split("\n"):
+                terminal.print_aside(line)
+            return 2
+        return _complain(" ".join(error.format_message().split()), 2)  # choices stand on lines of their own
     except (typer.Abort, KeyboardInterrupt):
         return _complain(_INTERRUPTED, Interrupted.exit_code)
     except Exception as error:
@@ -80,7 +90,7 @@ def call(arguments: list[str], debug: bool = False) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"ich-ray: {message}", file=sys.stderr)
+    terminal.complain(message)
     return code
 
 

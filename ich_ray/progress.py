@@ -10,9 +10,10 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ich_ray.terminal import console, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ __all__ = ["Advance", "bar", "board", "say", "show"]
 
 _LINE_EVERY_S = 5.0
 
-_console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=True)
+_console = console(stderr=True, soft_wrap=True, quiet=True)
 
 
 class Advance(Protocol):
@@ -39,7 +40,7 @@ def show(visible: bool = True) -> None:
 
 def say(line: str) -> None:
     """One line for people."""
-    _console.print(line, markup=False)
+    _console.print(printable(line))
 
 
 @contextmanager
@@ -48,13 +49,13 @@ def bar(what: str, total: int, unit: str) -> Iterator[Advance]:
     started = last_line = time.monotonic()
     if _console.is_terminal and not _console.quiet:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, TimeRemainingColumn(), console=_console, transient=True) as bars:
-            task = bars.add_task(what, total=total, note="")
+            task = bars.add_task(printable(what), total=total, note="")
             yield lambda done, note="": bars.update(task, completed=done, note=_rate(done, started, unit, note))
         return
 
@@ -82,4 +83,4 @@ def board() -> Iterator[Callable[[RenderableType], None] | None]:
 
 def _rate(done: int, started: float, unit: str, note: str) -> str:
     rate = f"{done / max(time.monotonic() - started, 1e-9):,.0f} {unit}/s"
-    return f"{rate}, {note}" if note else rate
+    return f"{rate}, {printable(note)}" if note else rate

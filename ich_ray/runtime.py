@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
 from ich_ray.storage import holds_credentials, private_folder
+from ich_ray.terminal import complain, guard_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +80,7 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
     with signals_given_back(signal.SIGTERM):  # Ray's handler would stay, and end with 15 what comes after the block
         _start(where, cpus)
         worker.print_to_stdstream = _say_first_line
+        guard_logger("ray")
         over = threading.Event()
         if not (where or "").startswith("ray://"):
             threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address, over), daemon=True).start()
@@ -254,7 +255,7 @@ def _is_another(head: str) -> bool:
 
 def _leave(problem: str) -> None:
     hint = "see to the cluster and run the command again, a search with --resume: nothing finished is lost"
-    print(f"ich-ray: {problem}; {hint}", file=sys.stderr, flush=True)
+    complain(f"{problem}; {hint}")
     os._exit(1)
 
 

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from ich_ray import cli
+from ich_ray import cli, progress, terminal
 from ich_ray.errors import ConfigError, IntegrityError, RejectionLimitError
 from ich_ray.results import Objective, Report, SearchResult, TrialResult
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from ich_ray.verbs import search
 from ich_ray.verbs.options import share
+from tests.hostile_text import HOSTILE, steers
 from tests.records import make_record
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -139,7 +141,7 @@ def test_results_say_why_trials_failed(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.call(["results", str(tmp_path), "--top", "1"]) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "trial 3 and 1 more failed: error: ValueError: no such layer",
-        r"trial 5 failed: error: out of\x1b memory",
+        "trial 5 failed: error: out of\\x1b memory",
         "trial 6 failed: error",
     ]
     for number in range(7, 20):
@@ -170,6 +172,28 @@ def test_results_as_json_is_the_whole_ledger(tmp_path: Path, capsys: pytest.Capt
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "tiny: 12 of 12 trials: 11 completed, 0 pruned, 0 failed, 1 running"
     assert sum(line.split()[0].isdigit() for line in lines if line.strip()) == 10
+
+
+def test_without_a_verb_the_help_is_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call([]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Usage: ich-ray [OPTIONS] COMMAND [ARGS]..."
+    assert len(lines) > len(verbs())
+
+
+def test_debug_shows_where_an_error_came_from_and_nothing_that_steers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ich-ray", "--debug", "results", HOSTILE.replace("\0", "")])
+    monkeypatch.setattr(terminal, "guard_libraries", lambda: None)  # of the whole process
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    progress.show(False)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last):\n")
+    assert r"got none" in said
+    assert not steers(said)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ REPOSITORY = PACKAGE.parent
 
 # A module may import from its own level and from those before it.
 LEVELS = [
-    {"errors"},
+    {"errors", "terminal", "spreadsheet"},
     {
         "storage",
         "cache",
@@ -132,6 +132,63 @@ def is_private_of_ray(name: str) -> bool:
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_every_module_says_what_it_knows(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+# What reaches a terminal other than by terminal.py, and so unfiltered.
+UNFILTERED = {
+    "print", "pprint", "input", "sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__", "Console", "echo",
+    "secho", "print_exc", "print_exception", "print_stack", "StreamHandler", "basicConfig", "breakpoint",
+}  # fmt: skip
+UNFILTERED_IMPORTS = {"stdout", "stderr", "pprint", "pp", "rprint"}
+
+
+def unfiltered(source: str) -> set[str]:
+    """The ways to the terminal that a module's source takes by itself."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            is_method = isinstance(node.func, ast.Attribute) and name == "print"
+            found |= {name} & UNFILTERED - ({"print"} if is_method and not _is_module(node.func) else set())
+        elif isinstance(node, ast.Attribute):
+            found |= {ast.unparse(node)} & UNFILTERED
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names} & UNFILTERED_IMPORTS
+            found |= {f"{node.module}.print" for alias in node.names if alias.name == "print"}
+    return found
+
+
+def _is_module(function: ast.Attribute) -> bool:
+    return ast.unparse(function.value) in {"rich", "builtins"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_only_the_door_prints(path: Path) -> None:
+    allowed = {"terminal": {"sys.stdout", "sys.stderr", "Console"}}
+    assert unfiltered(path.read_text()) <= allowed.get(dotted(path), set())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "print(name)",
+        "print(name, file=sys.stderr)",
+        "sys.stdout.write(name)",
+        "sys.stderr.writelines([name])",
+        "from sys import stdout",
+        "typer.echo(name)",
+        "click.secho(name)",
+        "from rich import print as show",
+        "rich.print(name)",
+        "rich.console.Console().print(name)",
+        "Console(stderr=True)",
+        "traceback.print_exc()",
+        "logging.basicConfig()",
+        "def verb():\n    if name:\n        print(name)",
+    ],
+)
+def test_a_print_beside_the_door_is_seen(source: str) -> None:
+    assert unfiltered(source)
 
 
 def test_importing_the_package_loads_neither_ray_nor_torch() -> None:

@@ -139,8 +139,8 @@ def read_slice(source: bytes | bytearray | memoryview | Location, without_preamb
     header = SliceHeader(
         slice_id=slice_id,
         patient=patient,
-        study=elements.text(STUDY),
-        series=elements.text(SERIES),
+        study=_group_id(elements, STUDY, "StudyInstanceUID"),
+        series=_group_id(elements, SERIES, "SeriesInstanceUID"),
         position_mm=_position_mm(elements),
         rows=layout.rows,
         columns=layout.columns,
@@ -207,12 +207,28 @@ def _slice_id(elements: Elements) -> str:
     uid, meta = elements.text(SOP_INSTANCE), elements.text(META_INSTANCE)
     if not uid:
         raise Rejection("uid_missing", "SOPInstanceUID is absent or blank")
-    if len(uid) > 64 or not _IDENTIFIER.fullmatch(uid):
-        raise Rejection("uid_invalid", "SOPInstanceUID may hold letters, digits and single . _ - between them")
+    _check_uid(uid, "SOPInstanceUID")
     # De-identification gives the data set a new identifier and leaves the meta header: every RSNA file is so.
     if meta and meta != uid and _UID.fullmatch(uid):
         raise Rejection("uid_mismatch", "SOPInstanceUID differs between the meta header and the data set")
     return uid
+
+
+def _group_id(elements: Elements, tag: int, name: str) -> str:
+    """The identifier of what the slice belongs to; empty where the header has none.
+
+    One that is invalid is no absent one: slices of one study would count as so many studies in `predict`, and a study
+    under two patients would not be found in `prepare`.
+    """
+    uid = elements.text(tag)
+    if uid:
+        _check_uid(uid, name)
+    return uid
+
+
+def _check_uid(uid: str, name: str) -> None:
+    if len(uid) > 64 or not _IDENTIFIER.fullmatch(uid):
+        raise Rejection("uid_invalid", f"{name} may hold letters, digits and single . _ - between them")
 
 
 def _layout(elements: Elements) -> PixelLayout:

@@ -80,7 +80,8 @@ def predict(
     Args:
         bundle: a calibrated bundle.
         paths: DICOM files and folders of them.
-        out: a file that ends in `.csv`, `.json` or `.parquet`.
+        out: a file that ends in `.csv`, `.json` or `.parquet`. In CSV, text that a spreadsheet would compute gets a
+            single quote in front (see `spreadsheet.inert`), which only names of files can need; the others are exact.
         point: the operating point that decides.
         by: a row for each slice, or for each study with its most probable slice (rejected files keep their own).
         heatmaps: a folder for a Grad-CAM picture of each accepted slice.

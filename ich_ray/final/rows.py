@@ -1,5 +1,7 @@
 """Rows written one after another into CSV, JSON or Parquet, by the suffix of the file.
 
+In CSV, text that a spreadsheet would compute gets a single quote in front; JSON and Parquet are exact.
+
 Knows flat dataclasses of text, numbers and None; holds a few hundred rows at a time, however many there are. The file
 is there when all rows are in it, and not before.
 """
@@ -14,6 +16,7 @@ from dataclasses import asdict, fields
 from typing import IO, TYPE_CHECKING, Any
 
 from ich_ray.errors import ConfigError
+from ich_ray.spreadsheet import inert
 from ich_ray.storage import writing
 
 if TYPE_CHECKING:
@@ -55,7 +58,7 @@ def _csv(file: IO[bytes], kind: type[Any]) -> Iterator[Callable[[Sequence[Any]],
     text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
     writer = csv.DictWriter(text, [field.name for field in fields(kind)])
     writer.writeheader()
-    yield lambda rows: writer.writerows(map(asdict, rows))
+    yield lambda rows: writer.writerows({name: inert(cell) for name, cell in asdict(row).items()} for row in rows)
     text.detach()
 
 

@@ -22,6 +22,7 @@ from ich_ray.final.report.style import REFERENCE, STATE_COLORS, blank, count, nu
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import bar, say
 from ich_ray.search.space import load_space
+from ich_ray.spreadsheet import inert
 from ich_ray.storage import (
     Count,
     Fingerprint,
@@ -206,15 +207,15 @@ def _csv(done: Probe, winners: Sequence[Candidate]) -> str:
     names = list(dict.fromkeys(name for candidate in done.candidates for name in candidate.parameters))
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
-    table.writerow([*names, "first_loss", "last_loss", "average_precision", "failure", "seconds", "winner"])
+    table.writerow([*map(inert, names), "first_loss", "last_loss", "average_precision", "failure", "seconds", "winner"])
     for candidate in done.candidates:
         first = candidate.losses[0] if candidate.losses else None
         figures = (first, candidate.loss, candidate.average_precision)
         table.writerow(
             [
-                *(candidate.parameters.get(name, "") for name in names),
+                *(inert(candidate.parameters.get(name, "")) for name in names),
                 *("" if value is None else f"{value:.6g}" for value in figures),
-                candidate.failure,
+                inert(candidate.failure),
                 f"{candidate.seconds:.2f}",
                 int(any(candidate is winner for winner in winners)),
             ]

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.exceptions import RayError
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
 from ich_ray.errors import IchRayError, IntegrityError, Interrupted
 from ich_ray.progress import board, say
 from ich_ray.results import Ending
 from ich_ray.runtime import signals_given_back
 from ich_ray.search.bookkeeper import Bookkeeper
+from ich_ray.search.first_error import FirstError
 from ich_ray.search.halving import Halving, Rungs
 from ich_ray.search.sampler import LedgerSampler
 from ich_ray.search.together import Together
@@ -96,6 +99,9 @@ class Driver:
         self.books = Bookkeeper(
             space, ledger, self.halving, self.sampler, wanted=wanted, gpus=slots.gpus, deadline=limits.deadline
         )
+        self._first = FirstError()
+        for hooks, kind in ((self.sampler, Searcher), (self.halving, TrialScheduler), (self.books, tune.Callback)):
+            self._first.watch(hooks, kind)
 
     def over(self) -> Verdict | None:
         """How a trial ends that is stopped because the search has had its time; None while it has some."""
@@ -106,7 +112,17 @@ class Driver:
 
         Raises:
             Interrupted: it was stopped before.
+            IchRayError: the cluster was lost, or a file could not be written; the message has the cause.
         """
+        try:
+            self._run()
+        except (OSError, RayError, tune.TuneError) as error:
+            raise IchRayError(
+                f"{self.ledger.files.root}: a search needs its cluster and room for its files, got {_cause(error)}; "
+                f"remove the cause and {self.go_on}, nothing is lost"
+            ) from error
+
+    def _run(self) -> None:
         todo = self.wanted - len(self.ledger.trials) + len(self.ledger.unfinished)
         ran = {number for number, trial in self.ledger.trials.items() if trial.state != "running"}
         if todo:
@@ -151,13 +167,12 @@ class Driver:
     def _tune(self, todo: int) -> set[int]:
         try:
             with board() as self.books.draw:
-                return self._fit(todo)
-        except (RayError, tune.TuneError) as error:  # Tune wraps whatever the ledger raised, as text
-            cause = str(error).strip().splitlines()[-1]
-            raise IchRayError(
-                f"{self.ledger.files.root}: a search needs its cluster and room for its files, got {cause}; "
-                f"remove the cause and {self.go_on}, nothing is lost"
-            ) from error
+                ran = self._fit(todo)
+        except Exception:
+            self._first.tell()
+            raise
+        self._first.tell()
+        return ran
 
     def _fit(self, todo: int) -> set[int]:
         """Numbers of the trials that Tune ran."""
@@ -191,6 +206,13 @@ class _Resources(tune.PlacementGroupFactory):
     def __reduce__(self) -> tuple[Any, ...]:
         """Workers get Tune's own kind, so that they need not import this module."""
         return tune.PlacementGroupFactory, (self.bundles,)
+
+
+def _cause(error: Exception) -> str:
+    """What an error says in a line; Ray's and Tune's end with it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _name(trial: Any) -> str:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from ich_ray.terminal import printable
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -87,7 +89,7 @@ class Standing:
         ]
         # One line for the titles, one for what is left out, one for the cursor.
         for line in [*head, *self._running_lines(max(1, options.size.height - len(head) - 3))]:
-            yield Text(line, no_wrap=True, overflow="ellipsis")
+            yield Text(printable(line), no_wrap=True, overflow="ellipsis")
 
     def _ended(self) -> int:
         return sum(self.ended.values())
@@ -144,7 +146,7 @@ def said_best(best: TrialResult | None) -> str:
 
 def said_detail(trial: TrialResult) -> str:
     """Why a trial failed, as `error: ValueError: ...`: one line that cannot steer a terminal, shortened to fit one."""
-    line = "".join(one if one.isprintable() else "?" for one in " ".join(trial.detail.split()))
+    line = printable(" ".join(trial.detail.split()))
     if len(line) > _DETAIL_CHARACTERS:
         line = f"{line[: _DETAIL_CHARACTERS - 1]}…"
     return f"{trial.reason}: {line}" if line else trial.reason

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ich_ray.progress import say
+from ich_ray.terminal import print_json, print_line, print_log
 from ich_ray.verbs.options import Json
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def submit(
     _check_flags(context, command)
     job = submit_job(command, address=address, cpus=cpus, gpus=gpus, python=python)
     say(f"submitted; `ich-ray logs {job} --follow` shows how it goes on")
-    print(job)
+    print_line(job)
 
 
 def jobs(address: Address = None, as_json: Json = False) -> None:
@@ -48,10 +47,10 @@ def jobs(address: Address = None, as_json: Json = False) -> None:
 
     found = list_jobs(address)
     if as_json:
-        print(json.dumps([asdict(job) for job in found], indent=1))
+        print_json([asdict(job) for job in found])
         return
     for job in found:
-        print(_on_one_line(f"{job.id}  {_state(job)}  {_times(job)}  {job.command}"))
+        print_line(f"{job.id}  {_state(job)}  {_times(job)}  {job.command}")
 
 
 def logs(
@@ -63,9 +62,7 @@ def logs(
     from ich_ray.cluster.jobs import logs as job_logs
     from ich_ray.cluster.jobs import outcome
 
-    for piece in job_logs(job, address=address, follow=follow):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+    print_log(job_logs(job, address=address, follow=follow))
     if follow:
         ended = outcome(job, address)
         say(f"{job}: {_state(ended)}")
@@ -77,7 +74,7 @@ def stop(job: JobId, address: Address = None) -> None:
     """Stop a job; a search can be resumed."""
     from ich_ray.cluster.jobs import stop as stop_job
 
-    print(f"{job}  {'stopping' if stop_job(job, address) else 'had ended before'}")
+    print_line(f"{job}  {'stopping' if stop_job(job, address) else 'had ended before'}")
 
 
 def doctor(
@@ -92,7 +89,11 @@ def doctor(
     from ich_ray.cluster.doctor import doctor as examine
 
     findings = examine(address=address, storage=storage, cluster_file=cluster_file)
-    print(json.dumps([asdict(finding) for finding in findings], indent=1) if as_json else "\n".join(map(str, findings)))
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            print_line(finding)
     if any(finding.level == "problem" for finding in findings):
         raise typer.Exit(1)
 
@@ -102,11 +103,6 @@ def _check_flags(context: typer.Context, command: list[str]) -> None:
     verbs = context.find_root().command
     if known := verbs.get_command(context, command[0]):  # type: ignore[attr-defined]
         known.make_context(command[0], command[1:], parent=context.find_root())
-
-
-def _on_one_line(text: str) -> str:
-    """Other people's jobs are called as they like; none of it may pass for another job, or steer a terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _state(job: Job) -> str:

@@ -9,6 +9,7 @@ import typer
 from ich_ray import display
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.storage import check_file, locate
+from ich_ray.terminal import print_json, print_line
 from ich_ray.verbs.options import REJECTED_SOME, Address, Json, Labels, LimitRejected, Out, Seed, Size, Windows, share
 
 __all__ = ["VERBS"]
@@ -23,7 +24,8 @@ def phantom(
     from ich_ray.ct.phantom import write_phantom
 
     written = write_phantom(out, patients=patients, seed=seed)
-    print(f"images  {written.images}\nlabels  {written.labels}")
+    print_line(f"images  {written.images}")
+    print_line(f"labels  {written.labels}")
 
 
 def prepare(
@@ -60,7 +62,7 @@ def prepare(
         address=address,
     )
     if as_json:
-        print(dataset.manifest.model_dump_json(indent=1))
+        print_json(dataset.manifest)
     else:
         display.print_dataset(dataset.manifest, str(dataset.files.root))
     if dataset.manifest.rejected:
@@ -91,7 +93,7 @@ def identify(
         return
     with writing_rows(target, FileIdentity) as append:
         append(rows)
-    print(f"{len(rows)} files  {target}")
+    print_line(f"{len(rows)} files  {target}")
 
 
 VERBS = (phantom, prepare, identify)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ich_ray.results import open_search
+from ich_ray.storage import read_json
+from ich_ray.terminal import print_json, print_line
 from ich_ray.verbs.options import (
     REJECTED_SOME,
     Address,
@@ -58,8 +60,8 @@ def retrain(
     )
     card = bundle.card
     if seeds > 1 and card.retraining is not None:
-        print(f"seeds   validation {card.search.objective}: {card.retraining.validation}")
-    print(f"bundle  {open_search(folder).files.bundle}")
+        print_line(f"seeds   validation {card.search.objective}: {card.retraining.validation}")
+    print_line(f"bundle  {open_search(folder).files.bundle}")
 
 
 def calibrate(
@@ -73,7 +75,7 @@ def calibrate(
     from ich_ray.final.calibration import calibrate as calibrate_bundle
 
     calibrate_bundle(folder, method=method, beta=beta, sensitivity=sensitivity, conservative=conservative)
-    print(open_search(folder).files.calibration.read_text(), end="")
+    print_json(read_json(open_search(folder).files.calibration))
 
 
 def recalibrate(
@@ -90,7 +92,7 @@ def recalibrate(
 
     wishes: dict[str, Any] = {"beta": beta, "sensitivity": sensitivity, "conservative": conservative}
     found = recalibrate_bundle(bundle, dataset, out, method=method, **wishes)
-    print(found.model_dump_json(indent=1))
+    print_json(found)
 
 
 def evaluate(
@@ -101,7 +103,7 @@ def evaluate(
     from ich_ray.final.evaluate import evaluate as evaluate_bundle
 
     evaluate_bundle(folder, prevalence=prevalence)
-    print(open_search(folder).files.evaluation.read_text(), end="")
+    print_json(read_json(open_search(folder).files.evaluation))
 
 
 def evaluate_site(
@@ -113,14 +115,14 @@ def evaluate_site(
     """Open the test patients of another site for a bundle."""
     from ich_ray.final.evaluate import evaluate_site as evaluate_elsewhere
 
-    print(evaluate_elsewhere(bundle, dataset, out, prevalence=prevalence).model_dump_json(indent=1))
+    print_json(evaluate_elsewhere(bundle, dataset, out, prevalence=prevalence))
 
 
 def report(folder: SearchFolder, dataset: DatasetOfSearch = None) -> None:
     """Write one HTML page about the search and the bundle."""
     from ich_ray.final.report.page import report as write_report
 
-    print(f"report  {write_report(folder, dataset)}")
+    print_line(f"report  {write_report(folder, dataset)}")
 
 
 def predict(
@@ -139,7 +141,7 @@ def predict(
 
     found = predict_files(bundle, [*paths], out, point=point, by=by, heatmaps=heatmaps, address=address)
     cases = f"{found.positive} of {found.cases} {'slices' if by == 'slice' else 'studies'} positive"
-    print(f"{found.inputs} inputs: {cases}, {found.rejected} rejected  {out}")
+    print_line(f"{found.inputs} inputs: {cases}, {found.rejected} rejected  {out}")
     if found.rejected:
         raise typer.Exit(REJECTED_SOME)
 
@@ -151,7 +153,7 @@ def export_onnx(
     """Write a bundle as ONNX, checked with ONNX Runtime."""
     from ich_ray.final.export import export_onnx as write_onnx
 
-    print(f"onnx  {write_onnx(bundle, out)}")
+    print_line(f"onnx  {write_onnx(bundle, out)}")
 
 
 VERBS = (retrain, calibrate, recalibrate, evaluate, evaluate_site, report, predict, export_onnx)

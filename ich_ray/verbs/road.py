@@ -8,6 +8,7 @@ import typer
 
 from ich_ray import display
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
+from ich_ray.terminal import print_line
 from ich_ray.verbs.options import (
     REJECTED_SOME,
     Address,
@@ -101,7 +102,7 @@ def reproduce(
 
     keys: dict[str, Any] = {"scale": scale, "weights": weights, "seed": seed, "address": address}
     page = run_again(images, labels, out, limit_rejected=share(limit_rejected), **keys)
-    print(f"page  {page}")
+    print_line(f"page  {page}")
 
 
 VERBS = (demo, run, reproduce)

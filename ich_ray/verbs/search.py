@@ -8,6 +8,7 @@ import typer
 
 from ich_ray import display
 from ich_ray.results import open_search
+from ich_ray.terminal import print_line
 from ich_ray.verbs.options import (
     BROKEN,
     Address,
@@ -154,7 +155,8 @@ def export(
     """Write a search for TensorBoard, Optuna or MLflow."""
     from ich_ray.search.export import export as export_search
 
-    print("\n".join(export_search(folder, tensorboard=tensorboard, optuna=optuna, mlflow=mlflow)))
+    for command in export_search(folder, tensorboard=tensorboard, optuna=optuna, mlflow=mlflow):
+        print_line(command)
 
 
 def audit(

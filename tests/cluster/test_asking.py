@@ -118,4 +118,4 @@ def test_other_jobs_can_neither_pass_for_one_nor_steer_a_terminal(
     assert cli.call(["jobs"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("theirs  failed (exit 1)")
-    assert line.endswith("sleep 1 #  ]0;x  mine  succeeded")
+    assert line.endswith(r"sleep 1 # \x1b]0;x\x07\nmine  succeeded")

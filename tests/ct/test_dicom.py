@@ -134,6 +134,11 @@ BAD_TAGS: dict[str, tuple[dict[str, Any], str]] = {
     "uid blank": ({"SOPInstanceUID": ""}, "uid_missing"),
     "uid is a path": ({"SOPInstanceUID": "../../etc/passwd"}, "uid_invalid"),
     "uid with dots": ({"SOPInstanceUID": "ID..x"}, "uid_invalid"),
+    "study is a formula": ({"StudyInstanceUID": "=1+1"}, "uid_invalid"),
+    "study steers a terminal": ({"StudyInstanceUID": "1.2\x1b]0;x\x07"}, "uid_invalid"),
+    "two studies": ({"StudyInstanceUID": ["1.2", "1.3"]}, "uid_invalid"),
+    "study of 65 characters": ({"StudyInstanceUID": "1." * 32 + "1"}, "uid_invalid"),
+    "series is a path": ({"SeriesInstanceUID": "../x"}, "uid_invalid"),
     "patient missing": ({"PatientID": ABSENT}, "patient_missing"),
     "patient blank": ({"PatientID": "  "}, "patient_missing"),
     "MR": ({"Modality": "MR"}, "not_ct"),
@@ -148,6 +153,26 @@ BAD_TAGS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("changes", "expected"), BAD_TAGS.values(), ids=BAD_TAGS)
 def test_a_bad_tag_is_rejected_with_its_reason(changes: dict[str, Any], expected: str) -> None:
     assert reason(make(**changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("uid", "read"),
+    [
+        ("1.2.840.113619.2.30.1", "1.2.840.113619.2.30.1"),
+        ("ID_0123", "ID_0123"),
+        ("ID_8a9ceb066 ", "ID_8a9ceb066"),
+        (" 1.2.3\0", "1.2.3"),
+        ("1." * 31 + "11", "1." * 31 + "11"),
+        ("", ""),
+        ("  ", ""),
+    ],
+)
+@pytest.mark.parametrize(("tag", "keyword"), [(0x0020000D, "StudyInstanceUID"), (0x0020000E, "SeriesInstanceUID")])
+def test_identifiers_of_studies_and_series_lose_their_padding_only(tag: int, keyword: str, uid: str, read: str) -> None:
+    data = plant(make(**{keyword: ABSENT}), element(tag, b"UI", uid.encode()))
+    header = read_slice(data).header
+    assert (header.study if tag == 0x0020000D else header.series) == read
+    assert ("study_missing" in header.flags) == (read == "")
 
 
 @pytest.mark.parametrize("value", ["-1,024", "NaN", "1e999", "abc", "1 2"])

@@ -238,6 +238,8 @@ CASES = [
     edited(30, "windows program", "preamble_executable", lambda data: b"MZ" + data[2:]),
     edited(30, "linux program", "preamble_executable", lambda data: b"\x7fELF" + data[4:]),
     of(31, "uid is a path", "uid_invalid", SOPInstanceUID="../../etc/passwd"),
+    of(31, "study is a formula", "uid_invalid", StudyInstanceUID="=1+1"),
+    of(31, "series is a path", "uid_invalid", SeriesInstanceUID="../../etc/passwd"),
     of(32, "no uid", "uid_missing", SOPInstanceUID=ABSENT),
     Case(32, "other uid in the meta header", other_meta_uid, "uid_mismatch"),
     of(33, "same uid same bytes a", "accepted", head(), SOPInstanceUID="ID_33-twice"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search import asked, bookkeeper, estimate, ledger, run
 from ich_ray.search.audit import audit
+from ich_ray.search.halving import Halving
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.outlook import plan_search
 from ich_ray.search.run import run_search
@@ -32,6 +34,7 @@ from ich_ray.search.sampler import LedgerSampler
 from ich_ray.storage import SearchFiles, exclusive, locate, write_bytes
 from tests.prepared import make_dataset
 from tests.records import make_record
+from tests.search import tune_stand_in
 from tests.search.fakes import SPACE, FakeTrainer
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -262,10 +265,10 @@ def forget_times(trial: dict[str, Any]) -> dict[str, Any]:
     return kept | {"reports": [{**report, "time": 0} for report in trial["reports"]]}
 
 
-def test_a_full_disk_stops_it_with_the_cause(
-    data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left = [12]
+@pytest.fixture
+def full_from(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let the disk be full from a write of a trial on; with infinity it has room again."""
+    left = [math.inf]
 
     def write(path: Any, content: bytes) -> None:
         left[0] -= 1
@@ -274,12 +277,75 @@ def test_a_full_disk_stops_it_with_the_cause(
         write_bytes(path, content)
 
     monkeypatch.setattr(ledger, "write_bytes", write)
+    return lambda writes: left.__setitem__(0, writes)
+
+
+def check_full_disk(error: IchRayError, out: Path) -> None:
+    assert type(error) is IchRayError
+    assert str(error).startswith(f"{out}: a search needs its cluster and room for its files, got {out}/trials/0000")
+    assert str(error).endswith(
+        ".json: No space left on device; remove the cause and add --resume to go on, nothing is lost"
+    )
+    assert "\n" not in str(error)
+    assert len(open_search(out).trials) <= 6
+
+
+@pytest.mark.parametrize("writes", range(30))
+def test_a_full_disk_stops_it_with_the_cause_at_each_write(
+    writes: int,
+    full_from: Callable[[float], None],
+    data: Path,
+    space: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ray.tune.run", tune_stand_in.run)
+    full_from(writes)
     with pytest.raises(IchRayError) as caught:
         run_search(data, space, tmp_path / "s", trials=6, _trainer=FakeTrainer())
-    assert "No space left on device" in str(caught.value)
-    assert "add --resume to go on" in str(caught.value)
-    assert "Traceback" not in str(caught.value)
-    assert 1 <= len(open_search(tmp_path / "s").trials) <= 6
+    check_full_disk(caught.value, tmp_path / "s")
+    full_from(math.inf)
+    check_invariants(run_search(data, space, tmp_path / "s", resume=True, _trainer=FakeTrainer()), 6)
+
+
+# 0 and 7: a new trial, the first and one beside another that runs; others: a start, reports and ends.
+@pytest.mark.parametrize(
+    "writes", [0, 12, *(pytest.param(writes, marks=pytest.mark.slow) for writes in (1, 3, 7, 9, 17, 24))]
+)
+def test_a_full_disk_stops_tune_with_the_cause(
+    writes: int, full_from: Callable[[float], None], data: Path, space: Path, tmp_path: Path
+) -> None:
+    full_from(writes)
+    with pytest.raises(IchRayError) as caught:
+        run_search(data, space, tmp_path / "s", trials=6, _trainer=FakeTrainer())
+    check_full_disk(caught.value, tmp_path / "s")
+
+
+@pytest.mark.parametrize("error", [IntegrityError("a: b, got c"), KeyError("of ours")])
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        (LedgerSampler, "suggest"),
+        (LedgerSampler, "on_trial_result"),
+        (LedgerSampler, "on_trial_complete"),
+        (Halving, "on_trial_result"),
+        (bookkeeper.Bookkeeper, "on_trial_start"),
+        (bookkeeper.Bookkeeper, "on_trial_result"),
+        (bookkeeper.Bookkeeper, "on_trial_complete"),
+        (bookkeeper.Bookkeeper, "on_step_end"),
+    ],
+)
+def test_another_error_of_ours_leaves_tune_as_it_was_raised(
+    kind: type, call: str, error: Exception, data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.tune.run", tune_stand_in.run)
+    monkeypatch.setattr(kind, call, fail)
+    with pytest.raises(type(error)) as caught:
+        run_search(data, space, tmp_path / "s", trials=3)
+    assert caught.value is error
 
 
 @pytest.mark.slow
