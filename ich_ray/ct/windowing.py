@@ -67,6 +67,8 @@ def parse_windows(text: str) -> tuple[WindowSpec, ...]:
     windows: list[WindowSpec] = []
     for part in text.split(","):
         name, is_new, numbers = part.strip().partition("=")
+        if is_new and not _NAME.fullmatch(name):
+            raise ConfigError(f"--windows: a name of letters, digits, _ and - must be given, got {name!r}")
         if is_new:
             try:
                 center, width = (float(number) for number in numbers.split("/"))
@@ -76,8 +78,6 @@ def parse_windows(text: str) -> tuple[WindowSpec, ...]:
                     f"--windows: name=center/width in HU, within {_FARTHEST_HU:,} and the width above 0, must hold, "
                     f"got {part!r}"
                 ) from None
-            if not _NAME.fullmatch(name):
-                raise ConfigError(f"--windows: a name of letters, digits, _ and - must be given, got {name!r}")
         elif name in WINDOWS:
             windows.append(WINDOWS[name])
         else:

@@ -190,3 +190,12 @@ def test_a_misspelt_window_is_named() -> None:
 def test_a_read_slice_is_windowed_as_it_is() -> None:
     ct = read_slice(make())
     assert np.abs(window_slice(ct, DEFAULT, 16) - reference(ct, DEFAULT, 16)).max() <= 0.5 + 1e-6
+
+
+def test_a_network_sees_no_more_windows_than_a_manifest_may_name() -> None:
+    named = [f"w{number}=40/80" for number in range(65)]
+    assert len(parse_windows(",".join(named[:64]))) == 64
+    with pytest.raises(ConfigError, match="--windows: at most 64 must be given, got 65; leave some out"):
+        parse_windows(",".join(named))
+    with pytest.raises(ConfigError, match="a name of letters, digits, _ and - must be given, got 'a b'"):
+        parse_windows("a b=40/80")
