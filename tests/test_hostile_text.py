@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from ich_ray import cli, progress, runtime
 from ich_ray.cluster import doctor, jobs
 from ich_ray.cluster.checks import Finding
 from ich_ray.cluster.jobs import Job
-from ich_ray.results import Report, Setup, TrialResult
+from ich_ray.results import TrialResult
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.table import said_detail
 from ich_ray.storage import SearchFiles, locate, write_json
@@ -104,25 +105,39 @@ def _shown(text: str) -> str:
     return "".join(printable(line) for check in json.loads(text)["checks"] for line in check["breaches"])
 
 
-def test_the_trials_of_a_search(tmp_path: Path, said: Said) -> None:
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"parameters": {HOSTILE: 0.5}},
+        {"parameters": {"architecture": HOSTILE}},
+        {"reason": HOSTILE},
+        {"where": HOSTILE},
+        {"setup": {"device": HOSTILE, "workers": 1, "images": "host", "mode": "float32"}},
+        {"setup": {"device": "cpu", "workers": 1, "images": "host", "mode": HOSTILE}},
+        {"reports": [{"images_seen": 1, "metrics": {HOSTILE: 0.1}, "elapsed_s": 1.0, "time": 0.0}]},
+    ],
+)
+def test_a_trial_of_a_search(planted: dict[str, Any], tmp_path: Path, said: Said) -> None:
     files = SearchFiles(locate(tmp_path / "s"))
-    write_json(files.search, make_record(amendments=[{"time": 0.0, HOSTILE: HOSTILE}]).model_dump(mode="json"))
-    report = Report(images_seen=100, metrics={"average_precision": 0.5, HOSTILE: 0.1}, elapsed_s=1.0, time=0.0)
-    setup = Setup(device=HOSTILE, workers=1, images="host", mode=HOSTILE)
-    for number, state in enumerate(("completed", "failed")):
-        trial = TrialResult(
-            number=number, parameters={HOSTILE: 0.5}, state=state, reason="error" if number else "",  # type: ignore[arg-type]
-            detail=HOSTILE, reports=(report,), setup=setup,
-        )  # fmt: skip
-        write_json(files.trial(number), trial.model_dump(mode="json"))
+    write_json(files.search, make_record().model_dump(mode="json"))
+    trial = TrialResult(number=0, parameters={"dropout": 0.5}, state="failed", reason="error").model_dump(mode="json")
+    write_json(files.trial(0), {**trial, **planted})
+    code, text = said("results", tmp_path / "s")
+    assert code == 5
+    assert text.count("\n") == 1
+    said("audit", tmp_path / "s")
+
+
+def test_the_error_of_a_trial(tmp_path: Path, said: Said) -> None:
+    files = SearchFiles(locate(tmp_path / "s"))
+    write_json(files.search, make_record().model_dump(mode="json"))
+    trial = TrialResult(number=0, parameters={"dropout": 0.5}, state="failed", reason="error").model_dump(mode="json")
+    write_json(files.trial(0), {**trial, "detail": HOSTILE})
     code, text = said("results", tmp_path / "s")
     assert code == 0
-    assert f"{PLANTED}=0.5" in text
-    assert said_detail(trial) in text
-    assert f"2 trials on {PLANTED}" in text
+    assert r"trial 0 failed: error: a\x1b]0;owned\x07" in text
     code, text = said("results", tmp_path / "s", "--json")
-    assert json.loads(text)["trials"][0]["parameters"] == {HOSTILE: 0.5}
-    said("audit", tmp_path / "s")
+    assert code == 0
     said("export", tmp_path / "s", "--tensorboard", tmp_path / f"events{HOSTILE.replace('/', '')}")
 
 
@@ -240,7 +255,7 @@ def test_an_error_that_nobody_expected(error: type[Exception], said: Said, monke
 
 def test_why_the_process_of_a_trial_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger.create(tmp_path / "s", make_record())
-    ended = ledger.finish(ledger.add({HOSTILE: 1}).number, Verdict("failed", "error", f"ValueError: {HOSTILE}"))
+    ended = ledger.finish(ledger.add({"dropout": 0.5}).number, Verdict("failed", "error", f"ValueError: {HOSTILE}"))
     progress.show()
     try:
         progress.say(f"trial 0 failed ({said_detail(ended)})")

@@ -16,7 +16,7 @@ from ich_ray.errors import ConfigError
 from ich_ray.final.checklist import checklist
 from ich_ray.final.retraining import Spread
 from ich_ray.final.scaling import Method, Scaling
-from ich_ray.model.hyperparameters import Architecture, Hyperparameters
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import Split, WeightsNote
 from ich_ray.storage import (
     Count,
@@ -165,7 +165,7 @@ class Card(Record):
     format: Literal[1] = 1
     name: Line
     created: Time
-    architecture: Architecture
+    architecture: Line
     parameters: Hyperparameters
     image_shape: tuple[Count, Count, Count]
     size: int = Field(ge=1, le=LARGEST_SIZE)
