@@ -45,8 +45,9 @@ class Loop:
         self, parameters: Hyperparameters, dataset: PreparedDataset, features: FeaturesInMemory | None
     ) -> None:
         roles = dataset.role("train"), dataset.role("validation")
-        self._run = training._Run(parameters, *roles, seed=0, device=torch.device("cpu"), shard=ALONE)
-        self._run.start(None, training.Budget(10**9, 10**9), "host", 1, features)
+        keys = {"budget": training.Budget(10**9, 10**9), "seed": 0, "device": torch.device("cpu"), "shard": ALONE}
+        self._run = training._Run(parameters, *roles, training.Parts(), **keys)
+        self._run.start(None, "host", 1, features)
 
     def turn(self, images: int) -> float:
         """Processor seconds a training image."""
@@ -58,7 +59,7 @@ class Loop:
         """Of the validation slices, as training stands."""
         positions = np.arange(len(self._run.validation))
         batches = in_batches(self._run.validation_images, positions, 64)
-        return torch.from_numpy(batch_logits(self._run.stepped, batches))
+        return torch.from_numpy(batch_logits(self._run.validated, batches))
 
 
 def main() -> None:

@@ -67,8 +67,9 @@ class Loop:
 
     def __init__(self, dataset: PreparedDataset, in_memory: bool) -> None:
         roles = dataset.role("train"), dataset.role("validation")
-        self._run = training._Run(Hyperparameters(), *roles, seed=0, device=torch.device("cpu"), shard=ALONE)
-        self._run.start(None, training.Budget(10**9, 10**9), "host", 1)
+        keys = {"budget": training.Budget(10**9, 10**9), "seed": 0, "device": torch.device("cpu"), "shard": ALONE}
+        self._run = training._Run(Hyperparameters(), *roles, training.Parts(), **keys)
+        self._run.start(None, "host", 1)
         self.images = Timed(InMemory(roles[0]) if in_memory else self._run.images)
         self._run.images = self.images
 

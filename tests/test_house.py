@@ -36,7 +36,7 @@ LEVELS = [
 MAY_IMPORT_RAY = {
     "runtime", "cluster.answers", "cluster.jobs", "cluster.doctor", "data.prepare", "search.sampler", "search.halving",
     "search.trial", "search.driver", "search.together", "search.workers", "search.trunks", "search.bookkeeper",
-    "search.preflight", "search.machines", "final.archive", "final.confirm", "final.distributed",
+    "search.preflight", "search.machines", "search.accelerators", "final.archive", "final.confirm", "final.distributed",
 }  # fmt: skip
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

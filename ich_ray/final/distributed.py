@@ -16,18 +16,18 @@ from ich_ray.data.folds import Patients, trained_and_validated
 from ich_ray.errors import ConfigError, IchRayError, TrialFailure
 from ich_ray.final.checkpoints import best_report, keep, newest
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.schedule import INVERSE_TIME, schedule_named
 from ich_ray.results import Objective, Report, Setup
 from ich_ray.storage import locate, remove
 
 if TYPE_CHECKING:
     from ich_ray.data.placement import Placement
     from ich_ray.model.training import Progress
+    from ich_ray.results import Precision
     from ich_ray.search.machines import Machine
 
-__all__ = ["PATIENCE", "Plan", "fit", "patience_over"]
+__all__ = ["Plan", "fit", "patience_over"]
 
-# Reports without a better objective before it stops (report B's patience).
-PATIENCE = 5
 _MAX_FAILURES = 2
 
 
@@ -45,6 +45,7 @@ class Plan:
     seed: int
     patients: Patients = "train"
     placement: Placement = "auto"
+    precision: Precision | None = None
 
 
 def fit(plan: Plan, workers: int, gpus_per_worker: float | None) -> tuple[str, Setup | None]:
@@ -144,6 +145,7 @@ def _train(plan: Plan, shard: Any, device: Any) -> Setup | None:
         resume=resume,
         shard=shard,
         placement=plan.placement,
+        precision=plan.precision,
     )
     for progress in stream:
         setup = progress.setup
@@ -162,6 +164,9 @@ def _report(progress: Progress) -> Report:
 
 def patience_over(reports: list[Report], objective: Objective) -> bool:
     """Whether so many reports have come since the best that training ends."""
+    patience = schedule_named(INVERSE_TIME).patience
+    if patience is None:
+        return False
     best = best_report(reports, objective)
     after = [report for report in reports if best is None or report.images_seen > best.images_seen]
-    return len(after) >= PATIENCE
+    return len(after) >= patience

@@ -52,7 +52,7 @@ def make_bundle(
 
     manifest, image_shape = dataset.manifest, dataset.image_shape
     network = build_network(parameters.model_copy(update={"weights": "none"}), image_shape)
-    network.load_state_dict(TrainingState.load(state).part("weights"))
+    network.load_state_dict(TrainingState.load(state).validated_weights)
     before = read_card(found.files.bundle) if has_card(found.files.bundle) else None
     card = Card(
         name=f"{found.record.name}-{trial.number:05d}",

@@ -122,7 +122,9 @@ def retrain(
     parameters = _sized(Hyperparameters.model_validate(trial.parameters), dataset, slices, epochs)
     before = _rehearsal(found, trial, parameters) if patients != "train" else ()
     images, budget = planned(found, trial, parameters, dataset.manifest.roles, patients, before, sampled=bool(slices))
-    plan = replace(_plan(found, parameters, images, patients, slices), placement=placement)
+    plan = replace(
+        _plan(found, parameters, images, patients, slices), placement=placement, precision=found.record.precision
+    )
     plans = [_seeded(found, plan, trial_seed(trial.seed, number) if number else trial.seed) for number in range(seeds)]
     say(f"  retraining trial {trial.number} on {patients} for at most {images:,} images, {workers} worker(s)")
     with connected(address):
@@ -209,6 +211,7 @@ def _plan(
 
 def _seeded(found: SearchResult, plan: Plan, seed: int) -> Plan:
     told = {**asdict(replace(plan, seed=seed)), "folder": "", "placement": ""}  # these two change no weight
+    del told["precision"]  # the search's own, which never changes
     identity = sha256(json.dumps(told, sort_keys=True).encode())[:12]
     return replace(plan, seed=seed, folder=str(found.files.final / f"retraining-{identity}"))
 

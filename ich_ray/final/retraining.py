@@ -10,6 +10,7 @@ import statistics
 from typing import TYPE_CHECKING, Any, Literal
 
 from ich_ray.data.folds import Patients, roles_of
+from ich_ray.model.schedule import INVERSE_TIME, schedule_named
 from ich_ray.results import Objective, Report, Setup
 from ich_ray.storage import Record
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SEED_RULE", "Retraining", "SeedRun", "Spread", "best_run", "planned", "spread"]
 
-# Times the budget of a search. The rate decays with epochs and not towards an end, so a winner's curve simply goes on;
-# a search stops it where ranking was cheap. Twice is room for that, and patience ends it sooner when nothing improves.
-BUDGET_FACTOR = 2
 SEED_RULE = "the seed with the best report on the validation patients; calibration and test patients took no part"
 
 
@@ -128,8 +126,10 @@ def planned(
         images = parameters.epochs * parameters.training_slices
         return images, f"{parameters.epochs} passes over {parameters.training_slices:,} slices, ended by patience"
     if patients == "train":
-        images = BUDGET_FACTOR * parameters.images_within(int(found.record.space["budget"]["images"]))
-        return images, f"{BUDGET_FACTOR} times that of the search at most, ended by patience"
+        schedule = schedule_named(INVERSE_TIME)
+        images = schedule.retraining_factor * parameters.images_within(int(found.record.space["budget"]["images"]))
+        at_most = " at most, ended by patience" if schedule.patience else ""
+        return images, f"{schedule.retraining_factor} times that of the search{at_most}"
     if rehearsal:
         seen = statistics.median_low(run.best_images_seen for run in rehearsal)
         source = f"the best report of the retraining without the validation patients (median of {len(rehearsal)})"

@@ -6,11 +6,13 @@ images would be left for a batch of their own they join the one before (batch no
 gradient of three images at the full rate is noise).
 
 Order. Position `p` of the stream of images is entry `p mod n` of the permutation of epoch `p // n`, which depends only
-on (seed, epoch); batches run over into the next epoch. Dropout is reseeded from (seed, images_seen, rank) at each
-report. So `images_seen` alone says where training stands, and a resumed run repeats the undisturbed one bit for bit on
-a CPU.
+on (seed, epoch); batches run over into the next epoch. What is drawn for an augmented image depends only on (seed, p).
+Dropout is reseeded from (seed, images_seen, rank) at each report. So `images_seen` alone says where training stands,
+and a resumed run repeats the undisturbed one bit for bit on a CPU.
 
-Workers. With a `Shard` each of several processes takes every k-th image of the global batch and gradients are summed,
+Parts. Schedule, loss, augmentation and averaging are handed in (`Parts`); here is nothing but their order.
+
+Workers. With a `Shard` each of several processes takes every k-th image of the global batch and gradients are of all,
 so `batch_size` means the same for any number of them. Batch statistics are taken over all workers.
 """
 
@@ -23,32 +25,37 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ich_ray.data.features import FeatureImages, FeaturesInMemory
 from ich_ray.data.placement import PlacedImages, Placement, as_index, place
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError, TrialFailure
-from ich_ray.metrics import Ranking, best_f_beta, confusion, log_loss
 from ich_ray.model.logits import EVALUATION_BATCH, batch_logits, in_batches
+from ich_ray.model.loss import CrossEntropy, Loss
 from ich_ray.model.networks import Network, build_network
-from ich_ray.model.pace import Pace, pace_for, usual_pace
+from ich_ray.model.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from ich_ray.model.parallel import ALONE, Shard
+from ich_ray.model.precision import autocast, precision_on
+from ich_ray.model.schedule import INVERSE_TIME, Course, schedule_named
 from ich_ray.model.state import TrainingState
+from ich_ray.model.stream import Stream
 from ich_ray.model.trunk import Tail, shared
-from ich_ray.model.weighting import class_weights, prior_shift
+from ich_ray.model.validation import validation_metrics
 from ich_ray.results import Setup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from numpy.typing import NDArray
+    from torch import nn
 
     from ich_ray.data.dataset import SliceSet
+    from ich_ray.model.augmentation import Augmentation
+    from ich_ray.model.averaging import Averaging, AveragingOf
     from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.model.loss import LossOf
+    from ich_ray.results import Precision
 
-__all__ = ["Budget", "Progress", "TrainingState", "train"]
+__all__ = ["Budget", "Parts", "Progress", "TrainingState", "train"]
 
 _SMALLEST_TAIL = 8
 _STEPS_BETWEEN_CHECKS = 50  # reading the loss waits for an accelerator
@@ -67,6 +74,23 @@ class Budget:
                 f"budget: 0 < report_every <= images must hold, got report_every {self.report_every}, images "
                 f"{self.images}"
             )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of besides its network and its optimizer.
+
+    Attributes:
+        schedule: the name of a registered schedule of the rate.
+        loss: makes the loss of `Hyperparameters.loss` and the targets of all training slices.
+        augmentation: of training images; frozen layers then compute every image again, as no two are the same.
+        averaging: makes the average of a network; where there is one it is validated, kept and bundled.
+    """
+
+    schedule: str = INVERSE_TIME
+    loss: LossOf = CrossEntropy
+    augmentation: Augmentation | None = None
+    averaging: AveragingOf | None = None
 
 
 @dataclass(frozen=True)
@@ -111,10 +135,12 @@ def train(
     placement: Placement = "auto",
     trials: int = 1,
     features: FeaturesInMemory | None = None,
+    precision: Precision | None = None,
+    parts: Parts | None = None,
 ) -> Iterator[Progress]:
     """Train one network, yielding a `Progress` at each report; the last one is at `budget.images`.
 
-    In the fastest mode that `pace` finds for an accelerator, on a CPU in float32. Seeds PyTorch's global generator.
+    Seeds PyTorch's global generator.
 
     Args:
         parameters: the draw; where it names `training_slices`, so many are drawn from `train` with its own seed.
@@ -128,7 +154,9 @@ def train(
         placement: where the images lie, see `place`.
         trials: that share the device, each with an equal part of its memory.
         features: of the frozen layers, for all slices; if not given, those that lie beside the dataset for these very
-            layers are used, or else the layers themselves.
+            layers are used, or else the layers themselves. Never where images are augmented.
+        precision: on an accelerator; that of `resume` if it holds one, else this, else by rule (`model.precision`).
+        parts: schedule, loss, augmentation and averaging, if not the usual ones.
 
     Raises:
         TrialFailure: `diverged` when the loss or a logit is not finite, `out_of_memory`.
@@ -136,9 +164,10 @@ def train(
     """
     if parameters.training_slices:
         train = stratified(train, parameters.training_slices, seed)
-    run = _Run(parameters, train, validation, seed=seed, device=torch.device(device), shard=shard)
+    keys = {"budget": budget, "seed": seed, "device": torch.device(device), "shard": shard}
+    run = _Run(parameters, train, validation, parts or Parts(), **keys)
     try:
-        run.start(resume, budget, placement, trials, features)
+        run.start(resume, placement, trials, features, precision)
         while run.images_seen < budget.images:
             run.until(min(budget.images, (run.images_seen // budget.report_every + 1) * budget.report_every))
             yield run.report()
@@ -166,65 +195,67 @@ class _Run:
         parameters: Hyperparameters,
         slices: SliceSet,
         validation: SliceSet | None,
+        parts: Parts,
         *,
+        budget: Budget,
         seed: int,
         device: torch.device,
         shard: Shard,
     ) -> None:
-        positives = int(slices.labels.sum())
-        self._counts = (positives, len(slices) - positives)
-        self.parameters, self.slices, self.validation, self.seed = parameters, slices, validation, seed
-        self.device, self.shard = device, shard
+        self.parameters, self.slices, self.validation, self.parts = parameters, slices, validation, parts
+        self.budget, self.seed, self.device, self.shard = budget, seed, device, shard
+        self.schedule, self.stream = schedule_named(parts.schedule), Stream(len(slices), seed)
         fingerprint = slices.dataset.manifest.fingerprint
         self.plan = {"parameters": parameters.model_dump(), "seed": seed, "slices": len(slices), "data": fingerprint}
+        # Both are absent where they are as in version 0.1.0, so that its states go on.
+        if parts.schedule != INVERSE_TIME:
+            self.plan["schedule"] = parts.schedule
+        if self.schedule.needs_budget:
+            self.plan["budget"] = budget.images
         self.images_seen, self.elapsed_s = 0, 0.0
-        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def start(
         self,
         resume: TrainingState | None,
-        budget: Budget,
         placement: Placement,
         trials: int,
         features: FeaturesInMemory | None = None,
+        precision: Precision | None = None,
     ) -> None:
-        w0, w1 = class_weights(self.parameters.loss, *self._counts)
-        labels = torch.from_numpy(self.slices.labels)
-        self.labels = labels.to(self.device)
-        self.weights = (w0 + (w1 - w0) * labels).to(self.device)
+        self.loss: Loss = self.parts.loss(self.parameters.loss, torch.from_numpy(self.slices.labels).to(self.device))
         torch.manual_seed(self.seed)
         network = build_network(self.parameters, self.slices.dataset.image_shape)
         self.network: Network = self.shard.synchronized(network.to(self.device))
         self.trainable = [weight for weight in self.network.parameters() if weight.requires_grad]
-        self.stepped, self.images, self.validation_images = self._placed(placement, trials, features)
-        self.pace = self._pace(budget.images - (resume.images_seen if resume else 0))
-        self.optimizer = _optimizer(self.parameters, self.trainable, self.device)
+        self.average: Averaging | None = self.parts.averaging(self.network) if self.parts.averaging else None
+        self._place(placement, trials, features)
+        self.optimizer = build_optimizer(self.parameters, self.trainable, self.device)
+        self.precision = precision_on(self.device, (resume.precision if resume else None) or precision)
         if resume is not None:
             self._restore(resume)
 
-    def _placed(
-        self, placement: Placement, trials: int, given: FeaturesInMemory | None
-    ) -> tuple[nn.Module, PlacedImages, PlacedImages | None]:
-        """What a step goes through, and its inputs: the network and images, or what is trained of it and features."""
+    def _place(self, placement: Placement, trials: int, given: FeaturesInMemory | None) -> None:
+        """Set what steps and validation go through, and its inputs: networks and images, or their tails and features.
+
+        The tail of a network is what is trained of it.
+        """
         parts = [part for part in (self.slices, self.validation) if part is not None]
         dataset, rows = self.slices.dataset, np.concatenate([part.rows for part in parts])
-        features = given or shared(self.network, self.parameters, dataset)
+        self.validated: nn.Module = self.average.network if self.average else self.network
+        self.validation_images: PlacedImages | None = None
+        features = None if self.parts.augmentation else given or shared(self.network, self.parameters, dataset)
         if features is not None and features.covers(rows):
-            inputs = [FeatureImages(features, part, self.device) for part in parts]
-            return Tail(self.network, self.parameters), inputs[0], inputs[1] if self.validation is not None else None
-        images = place(self.slices, self.device, placement, trials=trials)
-        if self.validation is None:
-            return self.network, images, None
-        taken = self.slices.image_bytes if images.where == "device" else 0
-        return self.network, images, place(self.validation, self.device, placement, taken_bytes=taken, trials=trials)
-
-    def _pace(self, images: int) -> Pace:
-        """Before there is an optimizer: its state follows the memory layout of the weights."""
-        if self.device.type != "cuda":
-            return usual_pace(self.stepped)
-        batch = self.images.take(self.shard.part(self._stream(0, self.parameters.batch_size)))
-        what = (str(self.device), batch.shape, *self.parameters.of_speed)
-        return pace_for(self.stepped, batch, what, images_left=images // self.shard.count, shard=self.shard)
+            self.stepping = self.shard.stepping(Tail(self.network, self.parameters))
+            self.validated = Tail(self.validated, self.parameters)
+            self.images: PlacedImages = FeatureImages(features, self.slices, self.device)
+            if self.validation is not None:
+                self.validation_images = FeatureImages(features, self.validation, self.device)
+            return
+        self.stepping = self.shard.stepping(self.network)
+        self.images = place(self.slices, self.device, placement, trials=trials)
+        if self.validation is not None:
+            taken = self.slices.image_bytes if self.images.where == "device" else 0
+            self.validation_images = place(self.validation, self.device, placement, taken_bytes=taken, trials=trials)
 
     @property
     def setup(self) -> Setup:
@@ -233,8 +264,7 @@ class _Run:
             device=torch.cuda.get_device_name(self.device) if cuda else str(self.device.type),
             workers=self.shard.count,
             images=self.images.where,
-            mode=str(self.pace.mode),
-            rates=self.pace.rates,
+            mode=self.precision,
         )
 
     def until(self, end: int) -> None:
@@ -262,31 +292,26 @@ class _Run:
         take = min(self.parameters.batch_size, end - self.images_seen)
         if end - self.images_seen - take < min(_SMALLEST_TAIL, self.parameters.batch_size):
             take = end - self.images_seen
-        positions = self.shard.part(self._stream(self.images_seen, take))
-        epoch = self.images_seen / len(self.slices)
+        first = self.images_seen
+        slices = self.shard.part(self.stream.slices(first, take))
+        rate = self.schedule.rate_at(self.parameters, Course(first, self.budget.images, len(self.slices)))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.parameters.learning_rate / (1 + self.parameters.decay * epoch)
-        index = as_index(positions, self.device)
+            group["lr"] = rate
+        index = as_index(slices, self.device)
         self.optimizer.zero_grad()
-        logits = self.pace.logits(self.images.take(positions))
-        loss = binary_cross_entropy_with_logits(logits, self.labels[index], self.weights[index], reduction="sum")
-        (loss / take).backward()  # type: ignore[no-untyped-call]
-        self.shard.sum_gradients(self.trainable)
+        images = self.images.take(slices)
+        if self.parts.augmentation is not None:
+            positions = as_index(self.shard.part(np.arange(first, first + take)), self.device)
+            images = self.parts.augmentation(images, positions, self.seed)
+        with autocast(self.precision, self.device):
+            logits = self.stepping(images)
+        loss = self.loss(logits, index)
+        self.shard.backward(loss * self.shard.scale(take))
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.network, take)
         self.images_seen += take
         return loss.detach()
-
-    def _stream(self, start: int, count: int) -> NDArray[np.int64]:
-        """Positions in the training slices of the images `start` to `start + count` of the stream."""
-        parts, n = [], len(self.slices)
-        while count:
-            epoch, offset = divmod(start, n)
-            if epoch != self._epoch:
-                self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(n)
-            part = self._order[offset : offset + count]
-            parts.append(part)
-            start, count = start + len(part), count - len(part)
-        return np.concatenate(parts)
 
     def report(self) -> Progress:
         started = time.perf_counter()
@@ -300,32 +325,21 @@ class _Run:
     def _validated(self, validation: SliceSet, images: PlacedImages) -> dict[str, float]:
         positions = self.shard.part(np.arange(len(validation)))
         batches = in_batches(images, positions, EVALUATION_BATCH)
-        own = batch_logits(self.stepped, batches, self.pace.mode.precision(self.device))
+        own = batch_logits(self.validated, batches, autocast(self.precision, self.device))
         logits = self.shard.gathered(own, len(validation), self.device)
         if not np.isfinite(logits).all():
             raise TrialFailure("diverged", f"a validation logit is not finite after {self.images_seen} images")
-        labels = validation.labels
-        shift = prior_shift(self.parameters.loss, *self._counts)
-        probabilities = torch.from_numpy(logits.astype(np.float64) + shift).sigmoid().numpy()
-        ap, auc = Ranking(labels, logits).statistics()
-        threshold, f2 = best_f_beta(labels, probabilities)
-        decided = confusion(labels, logits, 0.0)
-        return {
-            "average_precision": ap,
-            "roc_auc": auc,
-            "f2": f2,
-            "f2_threshold": threshold,
-            "log_loss": log_loss(labels, probabilities),
-            "sensitivity_at_half": decided.sensitivity,
-            "specificity_at_half": decided.specificity,
-        }
+        (shift,) = self.loss.shifts
+        return validation_metrics(validation.labels, logits, shift)
 
     def _capture(self) -> TrainingState:
         tensors = {f"weights.{name}": value for name, value in self.network.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if value is not None}
+        tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.average.network.state_dict().items()}
         copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-        return TrainingState(copies, {"images_seen": self.images_seen, "elapsed_s": self.elapsed_s, "plan": self.plan})
+        numbers = {"images_seen": self.images_seen, "elapsed_s": self.elapsed_s, "plan": self.plan}
+        return TrainingState(copies, {**numbers, "precision": self.precision})
 
     def _restore(self, state: TrainingState) -> None:
         if state.numbers.get("plan") != self.plan:
@@ -333,29 +347,17 @@ class _Run:
                 f"resume: the state must belong to the same parameters, seed and training slices, got "
                 f"{state.numbers.get('plan')} instead of {self.plan}; start without it"
             )
+        average = state.part("average")
+        if bool(average) != (self.average is not None):
+            raise ConfigError(
+                f"resume: the state must hold averaged weights where training averages, and else none, got "
+                f"{len(average)} averaged tensors; start without it"
+            )
         self.network.load_state_dict(state.part("weights"))
-        per_weight: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in state.part("optimizer").items():
-            index, _, key = name.partition(".")
-            per_weight.setdefault(int(index), {})[key] = _laid_out_as(self.trainable[int(index)], value)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": per_weight})
+        if self.average is not None:
+            self.average.network.load_state_dict(average)
+        restore_optimizer(self.optimizer, self.trainable, state.part("optimizer"))
         self.images_seen, self.elapsed_s = state.images_seen, float(state.numbers["elapsed_s"])
-
-
-def _laid_out_as(weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """A copy in the memory layout of the weight that it is for: fused optimizers go through both in memory order."""
-    if value.shape != weight.shape:
-        return value.clone()
-    return torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
-
-
-def _optimizer(parameters: Hyperparameters, weights: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
-    rate, decay, fused = parameters.learning_rate, parameters.weight_decay, device.type == "cuda"
-    if parameters.optimizer == "sgd":
-        nesterov = parameters.momentum > 0
-        return torch.optim.SGD(weights, rate, parameters.momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
-    kind = torch.optim.Adam if parameters.optimizer == "adam" else torch.optim.AdamW
-    return kind(weights, rate, weight_decay=decay, fused=fused)
 
 
 def _mix(*numbers: int) -> int:

@@ -261,12 +261,12 @@ def _train(
     dataset = opened(settings, fold)
     with closing(trainer(parameters, dataset, settings, seed, resume, shard)) as steps:
         for report, progress in enumerate(steps, start=1):
-            step = _step(progress, settings) if shard.rank == 0 else None
+            step = _step(progress, settings.images_of(parameters)) if shard.rank == 0 else None
             if not ray.get(desk.hand_in.remote(job, report, step)):
                 return
 
 
-def _step(progress: Any, settings: TrialSettings) -> _Step:
-    last = progress.images_seen >= settings.images
+def _step(progress: Any, images: int) -> _Step:
+    last = progress.images_seen >= images
     data = b"" if last else progress.state().packed()
     return _Step(progress.images_seen, progress.metrics, progress.elapsed_s, progress.setup, data)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ich_ray.data.placement import Placement
     from ich_ray.model.parallel import Shard
     from ich_ray.model.training import Progress
-    from ich_ray.results import Setup
+    from ich_ray.results import Precision, Setup
 
 __all__ = ["Checkpoints", "Kept", "Trainer", "TrialSettings", "as_failure", "opened", "train_model", "trial_function"]
 
@@ -49,11 +49,13 @@ class TrialSettings:
     Attributes:
         dataset: where it lies; `fingerprint` says which one it must be.
         search: the search folder, for checkpoints.
-        images: the budget, which a trial of few epochs does not spend; a report comes every `report_every`.
+        images: the budget, which a trial of few epochs does not spend (`images_of`); a report comes every
+            `report_every`.
         cpus: threads a trial may use.
         gpus: accelerators it has, perhaps a fraction of one.
         workers: processes that train it together, each with its share of the CPUs, and one of the accelerators if any.
         placement: where the images lie, see `data.placement.place`.
+        precision: of the search, on accelerators; None where its record names none.
     """
 
     dataset: str
@@ -65,6 +67,11 @@ class TrialSettings:
     gpus: float
     workers: int = 1
     placement: Placement = "auto"
+    precision: Precision | None = None
+
+    def images_of(self, parameters: Hyperparameters) -> int:
+        """Images at which a trial has ended."""
+        return parameters.images_within(self.images)
 
     @property
     def neighbors(self) -> int:
@@ -120,13 +127,14 @@ def train_model(
             parameters,
             dataset.role("train"),
             dataset.role("validation"),
-            budget=Budget(parameters.images_within(settings.images), settings.report_every),
+            budget=Budget(settings.images_of(parameters), settings.report_every),
             seed=seed,
             device=device,
             resume=TrainingState.load(resume) if resume else None,
             shard=shard,
             placement=settings.placement,
             trials=settings.neighbors,
+            precision=settings.precision,
         )
     finally:
         if device.type == "cuda":
@@ -172,7 +180,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
         why = checkpoints.note or "the newest checkpoint was missing"
         checkpoints.note = f"{why}: went back from {config['reported']} to {kept.images_seen} images"
     parameters = Hyperparameters(**config["parameters"])
-    images = parameters.images_within(settings.images)
+    images = settings.images_of(parameters)
     dataset = opened(settings, config["fold"])
     resume = kept.file if kept else None
     with closing(trainer(parameters, dataset, settings, config["seed"], resume)) as steps:

@@ -19,8 +19,8 @@ from ich_ray.model import training
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.logits import predict_logits
 from ich_ray.model.networks import build_network
-from ich_ray.model.pace import usual_pace
 from ich_ray.model.parallel import Shard
+from ich_ray.model.stream import Stream
 from ich_ray.model.training import Budget, Progress, TrainingState, train
 from ich_ray.results import Setup
 from tests.prepared import make_dataset
@@ -65,13 +65,13 @@ def test_reports_land_on_multiples_whatever_the_batch(dataset: PreparedDataset, 
 
 def test_every_epoch_shows_every_slice_once(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[np.ndarray] = []
-    original = training._Run._stream
+    original = Stream.slices
 
-    def spy(self: training._Run, start: int, count: int) -> np.ndarray:
+    def spy(self: Stream, start: int, count: int) -> np.ndarray:
         shown.append(original(self, start, count))
         return shown[-1]
 
-    monkeypatch.setattr(training._Run, "_stream", spy)
+    monkeypatch.setattr(Stream, "slices", spy)
     slices = len(dataset.role("train"))
     reports(dataset, images=3 * slices, every=50)
     order = np.concatenate(shown)
@@ -226,6 +226,23 @@ def test_its_memory_is_free_when_the_failure_is_told(dataset: PreparedDataset, m
     assert len(runs) == 1
 
 
+def test_a_state_goes_on_in_its_own_precision(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the device that it comes to would choose, and whatever its search says."""
+    asked: list[object] = []
+
+    def spy(device: torch.device, wanted: str | None = None) -> str:
+        asked.append(wanted)
+        return "float32"
+
+    monkeypatch.setattr(training, "precision_on", spy)
+    state = reports(dataset, images=32, every=16, precision="bfloat16 channels_last")[0].state()
+    assert state.numbers["precision"] == "float32"
+    reports(dataset, images=32, every=16, resume=state, precision="bfloat16 channels_last")
+    of_version_0_1_0 = TrainingState(state.tensors, {k: v for k, v in state.numbers.items() if k != "precision"})
+    reports(dataset, images=32, every=16, resume=of_version_0_1_0)
+    assert asked == ["bfloat16 channels_last", "float32", None]
+
+
 def test_how_it_was_computed_is_told(dataset: PreparedDataset) -> None:
     setup = reports(dataset, images=16, every=16)[0].setup
     assert setup == Setup(device="cpu", workers=1, images="host", mode="float32", rates={})
@@ -246,7 +263,7 @@ def test_a_state_goes_on_in_another_memory_layout(
     monkeypatch.setattr(training._Run, "_restore", lambda self, state: (original(self, state), resumed.append(self)))
     for layout in (torch.contiguous_format, torch.channels_last):
         monkeypatch.setattr(
-            training, "usual_pace", lambda network, layout=layout: usual_pace(network.to(memory_format=layout))
+            training, "build_network", lambda *of, layout=layout: build_network(*of).to(memory_format=layout)
         )
         next(train(parameters, *roles, resume=state, **keys))  # type: ignore[arg-type]
         run = resumed.pop()
