@@ -66,7 +66,8 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
     """
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
     import ray
-    from ray._private import worker
+
+    from ich_ray.ray_internals import worker
 
     if ray.is_initialized():
         yield
@@ -219,11 +220,11 @@ def _is_another(head: str) -> bool:
         OSError: none answers.
     """
     import ray
-    from ray._private.worker import global_worker
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    from ich_ray.ray_internals import GcsClient, worker
 
     try:
-        return bool(GcsClient(address=head).cluster_id != global_worker.current_cluster_and_job[0])
+        return bool(GcsClient(address=head).cluster_id != worker.global_worker.current_cluster_and_job[0])
     except ray.exceptions.RpcError as error:  # it listens, but is not ready
         raise ConnectionError(str(error)) from None
 

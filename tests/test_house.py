@@ -21,7 +21,18 @@ REPOSITORY = PACKAGE.parent
 # A module may import from its own level and from those before it.
 LEVELS = [
     {"errors"},
-    {"storage", "cache", "metrics", "resampling", "reliability", "ct", "progress", "runtime", "results"},
+    {
+        "storage",
+        "cache",
+        "metrics",
+        "resampling",
+        "reliability",
+        "ct",
+        "progress",
+        "ray_internals",
+        "runtime",
+        "results",
+    },
     {"data"},
     {"model"},
     {"search"},
@@ -34,7 +45,8 @@ LEVELS = [
 ]
 # The functional core must run where Ray is not installed.
 MAY_IMPORT_RAY = {
-    "runtime", "cluster.answers", "cluster.jobs", "cluster.doctor", "data.prepare", "search.sampler", "search.halving",
+    "ray_internals", "runtime", "cluster.answers", "cluster.jobs", "cluster.doctor", "data.prepare", "search.sampler",
+    "search.halving",
     "search.trial", "search.driver", "search.together", "search.workers", "search.trunks", "search.bookkeeper",
     "search.preflight", "search.machines", "search.accelerators", "final.archive", "final.confirm", "final.distributed",
 }  # fmt: skip
@@ -77,6 +89,43 @@ def test_results_needs_only_errors_and_storage() -> None:
 def test_only_the_rim_imports_ray(path: Path) -> None:
     if any(name.split(".")[0] == "ray" for name in imports(path)):
         assert dotted(path) in MAY_IMPORT_RAY
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_only_one_module_imports_what_ray_keeps_to_itself(path: Path) -> None:
+    private = [name for name in imported_names(path) if is_private_of_ray(name)]
+    assert private == [] or dotted(path) == "ray_internals"
+
+
+def test_what_ray_keeps_to_itself_is_known_by_its_name() -> None:
+    assert [name for name in imported_names(PACKAGE / "ray_internals.py") if is_private_of_ray(name)] == [
+        "ray._private.worker",
+        "ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS",
+        "ray._private.worker.get_dashboard_url",
+        "ray._raylet.GcsClient",
+        "ray.autoscaler.v2.sdk.get_cluster_status",
+        "ray.autoscaler.v2.utils.is_autoscaler_v2",
+        "ray.experimental.internal_kv._internal_kv_get",
+    ]
+    assert not is_private_of_ray("ray.tune.experiment.Trial")
+
+
+def imported_names(path: Path) -> list[str]:
+    """Every name that a module imports, with the module that it comes from."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def is_private_of_ray(name: str) -> bool:
+    first, *parts = name.split(".")
+    return first == "ray" and any(
+        part.startswith("_") or part in {"autoscaler", "experimental", "internal", "v2"} for part in parts
+    )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)

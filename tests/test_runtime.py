@@ -31,6 +31,7 @@ def test_a_private_ray_ends_with_its_block_and_an_inner_block_shares_it(monkeypa
         with connected():
             assert ray.cluster_resources()["CPU"] == 1
         assert ray.is_initialized()
+        assert not runtime._is_another(ray.get_runtime_context().gcs_address)
     assert not ray.is_initialized()
     assert signal.getsignal(signal.SIGTERM) == before
 

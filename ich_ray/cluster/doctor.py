@@ -79,7 +79,8 @@ def _here(scratch: UPath | None, witness: str, problem: str) -> Facts:
 def _ask_all(storage: str | None, witness: str) -> tuple[list[Facts], str | None]:
     """Every node that is up, each asked at once; what the driver sees of the storage is part of the answer."""
     import ray
-    from ray._private.worker import get_dashboard_url
+
+    from ich_ray.ray_internals import get_dashboard_url
 
     sent = time.time()
     nodes = {
@@ -107,7 +108,7 @@ def _ask_all(storage: str | None, witness: str) -> tuple[list[Facts], str | None
 
 def _look_there(machine: str, storage: str | None, witness: str) -> Facts:
     """What a worker of Ray says of its machine; it knows where Ray keeps its files there."""
-    from ray._private import worker
+    from ich_ray.ray_internals import worker
 
     node = worker.global_worker.node
     return look(machine, storage, witness, temporary=node and node.get_session_dir_path())

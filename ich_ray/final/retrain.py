@@ -22,7 +22,6 @@ Planned for all of RSNA (752,803 slices of 128x128x3, 60 % train, 15 % validatio
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from contextlib import contextmanager
@@ -35,13 +34,13 @@ from ich_ray.final.checkpoints import best_report, read_reports, state_file
 from ich_ray.final.confirm import confirmed
 from ich_ray.final.distributed import Plan, fit
 from ich_ray.final.making import make_bundle
-from ich_ray.final.retraining import Retraining, SeedRun, best_run, planned
+from ich_ray.final.retraining import Retraining, SeedRun, best_run, folder_names, planned
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
 from ich_ray.results import Objective, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import trial_seed
-from ich_ray.storage import Location, locate, read_record, remove, sha256, write_json
+from ich_ray.storage import Location, locate, read_record, remove, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -125,7 +124,8 @@ def retrain(
     plan = replace(
         _plan(found, parameters, images, patients, slices), placement=placement, precision=found.record.precision
     )
-    plans = [_seeded(found, plan, trial_seed(trial.seed, number) if number else trial.seed) for number in range(seeds)]
+    drawn = [trial_seed(trial.seed, number) if number else trial.seed for number in range(seeds)]
+    plans = [_seeded(found, replace(plan, seed=seed), parameters) for seed in drawn]
     say(f"  retraining trial {trial.number} on {patients} for at most {images:,} images, {workers} worker(s)")
     with connected(address):
         runs = [_run(one, workers, gpus_per_worker, alone=seeds == 1) for one in plans]
@@ -187,7 +187,7 @@ def _rehearsal(found: SearchResult, trial: TrialResult, parameters: Hyperparamet
     if not found.files.retraining.exists():
         return ()
     before = read_record(found.files.retraining, Retraining, "remove the file and retrain")
-    if (before.trial, before.parameters) != (trial.number, parameters.model_dump()):
+    if before.trial != trial.number or not parameters.is_same(before.parameters):
         return ()
     return before.rehearsal or tuple(run for run in before.runs if run.value is not None)
 
@@ -200,7 +200,7 @@ def _plan(
         folder="",
         dataset=found.record.dataset_folder,
         fingerprint=found.record.fingerprint,
-        parameters=parameters.model_dump(),
+        parameters=parameters.identity(),
         objective=found.objective.model_dump(),
         images=images,
         report_every=slices or int(found.record.space["budget"]["report_every"]),
@@ -209,11 +209,10 @@ def _plan(
     )
 
 
-def _seeded(found: SearchResult, plan: Plan, seed: int) -> Plan:
-    told = {**asdict(replace(plan, seed=seed)), "folder": "", "placement": ""}  # these two change no weight
-    del told["precision"]  # the search's own, which never changes
-    identity = sha256(json.dumps(told, sort_keys=True).encode())[:12]
-    return replace(plan, seed=seed, folder=str(found.files.final / f"retraining-{identity}"))
+def _seeded(found: SearchResult, plan: Plan, parameters: Hyperparameters) -> Plan:
+    """With its folder: the one that is there, or the one to be."""
+    folders = [found.files.final / name for name in folder_names(asdict(plan), parameters)]
+    return replace(plan, folder=str(next((folder for folder in folders if folder.exists()), folders[0])))
 
 
 def _run(plan: Plan, workers: int, gpus_per_worker: float | None, *, alone: bool) -> SeedRun:

@@ -5,6 +5,7 @@ Knows no networks and trains nothing, so that a report reads it without PyTorch.
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ich_ray.data.folds import Patients, roles_of
 from ich_ray.model.schedule import INVERSE_TIME, schedule_named
 from ich_ray.results import Objective, Report, Setup
-from ich_ray.storage import Record
+from ich_ray.storage import Record, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,9 +22,16 @@ if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import SearchResult, TrialResult
 
-__all__ = ["SEED_RULE", "Retraining", "SeedRun", "Spread", "best_run", "planned", "spread"]
+__all__ = ["SEED_RULE", "Retraining", "SeedRun", "Spread", "best_run", "folder_names", "planned", "spread"]
 
 SEED_RULE = "the seed with the best report on the validation patients; calibration and test patients took no part"
+
+# All that version 0.1.0 knew of a network and its training, and named the folder of a retraining by.
+_FIELDS_OF_0_1_0 = {
+    "architecture", "blocks", "filters", "convolutions", "padding", "input_batch_norm", "dense", "dense_layers",
+    "dropout_before_pool", "dropout_after_pool", "dropout_dense", "weights", "unfreeze_from", "batch_size",
+    "learning_rate", "decay", "dropout", "optimizer", "momentum", "weight_decay", "loss", "training_slices", "epochs",
+}  # fmt: skip
 
 
 class SeedRun(Record):
@@ -139,6 +147,23 @@ def planned(
     held = sum(roles[role].slices for role in roles_of(patients))
     share = 1.0 if parameters.training_slices else held / roles["train"].slices
     return round(seen * share), f"as many passes over the data as {source}, which had seen {seen:,} images"
+
+
+def folder_names(plan: Mapping[str, Any], parameters: Hyperparameters) -> list[str]:
+    """The folder of a retraining, named by its identity; then as version 0.1.0 named it, if it could be that old.
+
+    Args:
+        plan: what every worker is told; its parameters, folder, placement and precision are not read: folder and
+            placement change no weight, and the precision is the search's own, which never changes.
+        parameters: the draw.
+    """
+    identity = parameters.identity()
+    told = [identity]
+    if identity.keys() <= _FIELDS_OF_0_1_0:
+        told.append(parameters.model_dump(include=_FIELDS_OF_0_1_0))
+    named = {key: value for key, value in plan.items() if key != "precision"}
+    plans = [{**named, "folder": "", "placement": "", "parameters": one} for one in told]
+    return [f"retraining-{sha256(json.dumps(one, sort_keys=True).encode())[:12]}" for one in plans]
 
 
 def spread(runs: Sequence[SeedRun]) -> Spread | None:

@@ -1,13 +1,15 @@
 """One typed draw: every knob that building and training a network knows, and the values each may take.
 
 Search spaces are checked against these fields, so a parameter that nothing reads cannot be searched.
+
+Defaults are frozen: what is on disk leaves them out. A new field has one that means "as before".
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 __all__ = ["ARCHITECTURES", "STACKED_ONLY", "Architecture", "Hyperparameters"]
 
@@ -100,6 +102,20 @@ class Hyperparameters(BaseModel):
         if self.epochs and not self.training_slices:
             raise ValueError("epochs counts passes over training_slices, which must be given with it")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What a trial, a retraining and a resumed state are told apart by: the fields that differ from their defaults.
+
+        A field that is added later changes the identity of nothing that was written without it.
+        """
+        return self.model_dump(exclude_defaults=True)
+
+    def is_same(self, stored: object) -> bool:
+        """Whether parameters read from a file are these, with their defaults (as of version 0.1.0) or without."""
+        try:
+            return type(self).model_validate(stored).identity() == self.identity()
+        except ValidationError:
+            return False
 
     @property
     def kernels_and_pools(self) -> list[tuple[int, int]]:

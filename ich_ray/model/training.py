@@ -206,7 +206,7 @@ class _Run:
         self.budget, self.seed, self.device, self.shard = budget, seed, device, shard
         self.schedule, self.stream = schedule_named(parts.schedule), Stream(len(slices), seed)
         fingerprint = slices.dataset.manifest.fingerprint
-        self.plan = {"parameters": parameters.model_dump(), "seed": seed, "slices": len(slices), "data": fingerprint}
+        self.plan = {"parameters": parameters.identity(), "seed": seed, "slices": len(slices), "data": fingerprint}
         # Both are absent where they are as in version 0.1.0, so that its states go on.
         if parts.schedule != INVERSE_TIME:
             self.plan["schedule"] = parts.schedule
@@ -342,9 +342,9 @@ class _Run:
         return TrainingState(copies, {**numbers, "precision": self.precision})
 
     def _restore(self, state: TrainingState) -> None:
-        if state.numbers.get("plan") != self.plan:
+        if not self._is_planned(state.numbers.get("plan")):
             raise ConfigError(
-                f"resume: the state must belong to the same parameters, seed and training slices, got "
+                f"resume: the state must belong to the same parameters, schedule, seed and training slices, got "
                 f"{state.numbers.get('plan')} instead of {self.plan}; start without it"
             )
         average = state.part("average")
@@ -358,6 +358,12 @@ class _Run:
             self.average.network.load_state_dict(average)
         restore_optimizer(self.optimizer, self.trainable, state.part("optimizer"))
         self.images_seen, self.elapsed_s = state.images_seen, float(state.numbers["elapsed_s"])
+
+    def _is_planned(self, plan: object) -> bool:
+        """Whether a state's plan is this one, however it tells the parameters."""
+        if not isinstance(plan, dict) or {**plan, "parameters": self.plan["parameters"]} != self.plan:
+            return False
+        return self.parameters.is_same(plan.get("parameters"))
 
 
 def _mix(*numbers: int) -> int:

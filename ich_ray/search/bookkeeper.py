@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune import Callback
 
 from ich_ray.progress import say
+from ich_ray.ray_internals import forget
 from ich_ray.results import CheckpointReference, Setup
 from ich_ray.search.plan import expected_course, images_at_most
 from ich_ray.search.table import RungCount, Standing, said_best, said_detail
@@ -124,10 +125,10 @@ class Bookkeeper(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         self._say_ended(trial.config["number"])
-        _forget(trial)
+        forget(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
-        _forget(trial)
+        forget(trial)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002
         now = time.monotonic()
@@ -227,18 +228,3 @@ class Bookkeeper(Callback):
             f"search {self._ledger.record.name}: {self._ended.total()} trials ended ({states}), "
             f"{self._images:,} images; {said_best(self._best)}"
         )
-
-
-def _forget(trial: Trial) -> None:
-    """Drop what Tune holds of a trial that has ended until the search is over; the ledger has its reports.
-
-    For a trial of four reports and three parameters that is running means of every number in a result, config included
-    (26 KB), the last result and the parameters once more (2.5 KB), and a reference to what its worker said
-    first, which keeps the answer in Ray's own memory (1.5 KB).
-    """
-    # It has no public name: where Ray calls it otherwise, it stays. Before the others: without a result Tune would wait
-    # for it.
-    if hasattr(trial, "_default_result_or_future"):
-        trial._default_result_or_future = None
-    for held in (trial.metric_analysis, trial.metric_n_steps, trial.last_result, trial.evaluated_params):
-        held.clear()

@@ -14,11 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import yaml
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray.autoscaler.v2.sdk import get_cluster_status
-from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.experimental.internal_kv import _internal_kv_get
 
+from ich_ray.ray_internals import DEBUG_AUTOSCALING_STATUS, get_cluster_status, internal_kv_get, is_autoscaler_v2
 from ich_ray.runtime import on_node
 
 if TYPE_CHECKING:
@@ -106,7 +103,7 @@ def _scales() -> bool:
 def _node_types() -> set[str]:
     """The types of the nodes that are up, as the autoscaler calls them; its second version keeps them elsewhere."""
     if not is_autoscaler_v2(fetch_from_server=True):
-        status = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
+        status = json.loads(internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
         return set(status.get("autoscaler_report", {}).get("active_nodes") or {})
     address, deadline = ray.get_runtime_context().gcs_address, time.monotonic() + _ANSWER_WITHIN_S
     while True:

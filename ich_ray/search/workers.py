@@ -55,9 +55,8 @@ def run_workers(
         KeyboardInterrupt: Ctrl-C, or SIGTERM within `connected`.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _LOOK_EVERY_S)
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     environment = scaling.pop("environment", {})
     trainer = TorchTrainer(

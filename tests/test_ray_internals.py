@@ -1,0 +1,59 @@
+"""Each interface that Ray keeps to itself is there in the installed Ray, with what this package needs of it.
+
+The client of a head is tried on a head that is there, in test_runtime.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from ray.tune.experiment import Trial
+
+from ich_ray import ray_internals
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def test_the_installed_ray_is_of_the_minor_version_that_is_asked_for() -> None:
+    assert '"ray[data,default,train,tune]>=2.60,<2.61"' in (REPOSITORY / "pyproject.toml").read_text()
+    assert version("ray").startswith("2.60.")
+
+
+@pytest.mark.parametrize(
+    ("function", "needed"),
+    [
+        (ray_internals.worker.print_to_stdstream, ["data", "ignore_prefix"]),  # replaced by one of ours
+        (ray_internals.get_dashboard_url, []),
+        (ray_internals.get_cluster_status, ["gcs_address"]),
+        (ray_internals.is_autoscaler_v2, ["fetch_from_server"]),
+        (ray_internals.internal_kv_get, ["key"]),
+    ],
+)
+def test_a_function_takes_what_it_is_given(function: object, needed: list[str]) -> None:
+    assert callable(function)
+    assert {*needed} <= {*inspect.signature(function).parameters}
+
+
+def test_the_status_of_the_autoscaler_has_a_key() -> None:
+    assert ray_internals.DEBUG_AUTOSCALING_STATUS == "__autoscaling_status"
+
+
+def test_the_worker_knows_its_node_and_its_cluster() -> None:
+    worker = ray_internals.worker.global_worker
+    assert worker.node is None, "no Ray is connected in this process"
+    assert isinstance(type(worker).current_cluster_and_job, property)
+
+
+def test_a_trial_that_has_ended_is_forgotten_by_tune() -> None:
+    trial = Trial("search", config={"number": 3}, stub=True)
+    trial._default_result_or_future = {"first": "answer"}
+    for held in (trial.metric_analysis, trial.metric_n_steps, trial.last_result, trial.evaluated_params):
+        held["something"] = 1
+    ray_internals.forget(trial)
+    assert trial._default_result_or_future is None
+    assert (trial.metric_analysis, trial.metric_n_steps, trial.evaluated_params) == ({}, {}, {})
+    assert {*trial.last_result} <= {"trial_id"}
+    assert trial.config == {"number": 3}
