@@ -76,7 +76,7 @@ class Shard:
         """By which a process multiplies the sum of its losses, so that gradients are of the mean over `images`."""
         return self.count / images
 
-    def stepping(self, network: Module) -> Module | DistributedDataParallel:
+    def stepping(self, network: nn.Module) -> nn.Module:
         """The network, whose `backward` gives every process the gradient of the global batch."""
         if self.count == 1:
             return network

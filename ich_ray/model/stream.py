@@ -1,4 +1,4 @@
-"""The order of training images: an endless stream of shuffled epochs that depends only on its seed."""
+"""The order of training images, an endless stream of shuffled epochs, and seeds of what else is random."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "mixed_seed"]
 
 
 class Stream:
@@ -30,3 +30,8 @@ class Stream:
             parts.append(part)
             start, count = start + len(part), count - len(part)
         return np.concatenate(parts)
+
+
+def mixed_seed(*numbers: int) -> int:
+    """A seed for PyTorch that depends on each of the numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,95 +30,34 @@ from ich_ray.data.placement import PlacedImages, Placement, as_index, place
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.model.logits import EVALUATION_BATCH, batch_logits, in_batches
-from ich_ray.model.loss import CrossEntropy, Loss
+from ich_ray.model.memory import out_of_memory
 from ich_ray.model.networks import Network, build_network
 from ich_ray.model.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from ich_ray.model.parallel import ALONE, Shard
+from ich_ray.model.parts import Budget, Parts, Progress
 from ich_ray.model.precision import autocast, precision_on
 from ich_ray.model.schedule import INVERSE_TIME, Course, schedule_named
 from ich_ray.model.state import TrainingState
-from ich_ray.model.stream import Stream
+from ich_ray.model.stream import Stream, mixed_seed
 from ich_ray.model.trunk import Tail, shared
 from ich_ray.model.validation import validation_metrics
 from ich_ray.results import Setup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from torch import nn
 
     from ich_ray.data.dataset import SliceSet
-    from ich_ray.model.augmentation import Augmentation
-    from ich_ray.model.averaging import Averaging, AveragingOf
+    from ich_ray.model.averaging import Averaging
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.model.loss import LossOf
+    from ich_ray.model.loss import Loss
     from ich_ray.results import Precision
 
 __all__ = ["Budget", "Parts", "Progress", "TrainingState", "train"]
 
 _SMALLEST_TAIL = 8
 _STEPS_BETWEEN_CHECKS = 50  # reading the loss waits for an accelerator
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How many training images a trial may see, and how often it reports."""
-
-    images: int
-    report_every: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.report_every <= self.images:
-            raise ConfigError(
-                f"budget: 0 < report_every <= images must hold, got report_every {self.report_every}, images "
-                f"{self.images}"
-            )
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a training is made of besides its network and its optimizer.
-
-    Attributes:
-        schedule: the name of a registered schedule of the rate.
-        loss: makes the loss of `Hyperparameters.loss` and the targets of all training slices.
-        augmentation: of training images; frozen layers then compute every image again, as no two are the same.
-        averaging: makes the average of a network; where there is one it is validated, kept and bundled.
-    """
-
-    schedule: str = INVERSE_TIME
-    loss: LossOf = CrossEntropy
-    augmentation: Augmentation | None = None
-    averaging: AveragingOf | None = None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One report.
-
-    Attributes:
-        images_seen: training images shown so far.
-        metrics: on the validation slices: average_precision, roc_auc, f2 and f2_threshold (the best threshold on these
-            very slices), log_loss; and train_loss, the mean weighted loss since the report before. Log loss and
-            threshold are of probabilities corrected for the class weights (`prior_shift`), so that they compare with
-            `metrics.floors`. sensitivity_at_half and specificity_at_half are not corrected: they are of the decisions
-            that the network makes itself where its output exceeds one half, as report B judged its candidates. NaN
-            where undefined. Without validation slices train_loss alone.
-        elapsed_s: time in training and validation so far, over all attempts.
-        images_per_s: training images per second since the report before, without validation.
-        setup: how it is computed; of the first worker if there are several.
-    """
-
-    images_seen: int
-    metrics: dict[str, float]
-    elapsed_s: float
-    images_per_s: float
-    setup: Setup
-    _capture: Callable[[], TrainingState] = field(repr=False, compare=False)
-
-    def state(self) -> TrainingState:
-        """A copy of the state at this report, on the CPU. Take it before asking for the next report."""
-        return self._capture()
 
 
 def train(
@@ -164,27 +102,21 @@ def train(
     """
     if parameters.training_slices:
         train = stratified(train, parameters.training_slices, seed)
-    keys = {"budget": budget, "seed": seed, "device": torch.device(device), "shard": shard}
-    run = _Run(parameters, train, validation, parts or Parts(), **keys)
+    where = torch.device(device)
+    run = _Run(parameters, train, validation, parts or Parts(), budget=budget, seed=seed, device=where, shard=shard)
     try:
         run.start(resume, placement, trials, features, precision)
         while run.images_seen < budget.images:
             run.until(min(budget.images, (run.images_seen // budget.report_every + 1) * budget.report_every))
             yield run.report()
     except RuntimeError as error:
-        if not _is_full(error):
+        detail = out_of_memory(error)
+        if detail is None:
             raise
-        detail = str(error).rpartition("DefaultCPUAllocator: ")[2].split(". ")[0]
     else:
         return
     del run  # outside of the handler nothing else holds it, and others on the device need its memory
     raise TrialFailure("out_of_memory", detail)
-
-
-def _is_full(error: RuntimeError) -> bool:
-    """Whether memory ran out; allocators of CPUs, and libraries of accelerators that find no room, say so in words."""
-    said = ("DefaultCPUAllocator: can't allocate memory", "STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 class _Run:
@@ -245,7 +177,7 @@ class _Run:
         self.validation_images: PlacedImages | None = None
         features = None if self.parts.augmentation else given or shared(self.network, self.parameters, dataset)
         if features is not None and features.covers(rows):
-            self.stepping = self.shard.stepping(Tail(self.network, self.parameters))
+            self.stepping: nn.Module = self.shard.stepping(Tail(self.network, self.parameters))
             self.validated = Tail(self.validated, self.parameters)
             self.images: PlacedImages = FeatureImages(features, self.slices, self.device)
             if self.validation is not None:
@@ -270,7 +202,7 @@ class _Run:
     def until(self, end: int) -> None:
         """Train to exactly `end` images."""
         started = time.perf_counter()
-        torch.manual_seed(_mix(self.seed, self.images_seen, self.shard.rank))
+        torch.manual_seed(mixed_seed(self.seed, self.images_seen, self.shard.rank))
         first, steps, total = self.images_seen, 0, torch.zeros((), dtype=torch.float64, device=self.device)
         while self.images_seen < end:
             total += self._step(end)
@@ -364,7 +296,3 @@ class _Run:
         if not isinstance(plan, dict) or {**plan, "parameters": self.plan["parameters"]} != self.plan:
             return False
         return self.parameters.is_same(plan.get("parameters"))
-
-
-def _mix(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
