@@ -31,6 +31,7 @@ LEVELS = [
         "progress",
         "ray_internals",
         "runtime",
+        "registry",
         "results",
     },
     {"data"},

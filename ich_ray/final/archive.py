@@ -16,6 +16,7 @@ from ich_ray.final.bundle import OPERATING_POINT, load_bundle
 from ich_ray.final.prediction import Prediction, Predictor, Studies, StudyPrediction, list_inputs
 from ich_ray.final.rows import as_table, check_suffix, writing_rows
 from ich_ray.model.logits import EVALUATION_BATCH
+from ich_ray.registry import registered_here, repeat
 from ich_ray.runtime import connected
 from ich_ray.storage import Location, check_file, check_folder, locate
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ich_ray.final.prediction import Input
+    from ich_ray.registry import Registration
 
 __all__ = ["Totals", "predict"]
 
@@ -140,7 +142,7 @@ def _through_ray(order: _Order, inputs: list[Input], address: str | None) -> Ite
         workers = max(1, min(int(total.get("CPU", 1)), len(chunks)))
         mapped = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _Worker,
-            fn_constructor_args=(order,),
+            fn_constructor_args=(order, registered_here()),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers),
@@ -159,7 +161,8 @@ def _through_ray(order: _Order, inputs: list[Input], address: str | None) -> Ite
 class _Worker:
     """One process of Ray Data."""
 
-    def __init__(self, order: _Order) -> None:
+    def __init__(self, order: _Order, registered: tuple[Registration, ...]) -> None:
+        repeat(registered)
         self._predictor = order.predictor()
 
     def __call__(self, batch: Any) -> Any:

@@ -16,7 +16,7 @@ from ich_ray.data.folds import Patients, trained_and_validated
 from ich_ray.errors import ConfigError, IchRayError, TrialFailure
 from ich_ray.final.checkpoints import best_report, keep, newest
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.schedule import INVERSE_TIME, schedule_named
+from ich_ray.model.schedule import INVERSE_TIME, SCHEDULES
 from ich_ray.results import Objective, Report, Setup
 from ich_ray.storage import locate, remove
 
@@ -164,7 +164,7 @@ def _report(progress: Progress) -> Report:
 
 def patience_over(reports: list[Report], objective: Objective) -> bool:
     """Whether so many reports have come since the best that training ends."""
-    patience = schedule_named(INVERSE_TIME).patience
+    patience = SCHEDULES[INVERSE_TIME].patience
     if patience is None:
         return False
     best = best_report(reports, objective)

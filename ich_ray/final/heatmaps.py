@@ -18,7 +18,7 @@ from PIL import Image
 
 from ich_ray.errors import ConfigError
 from ich_ray.final.heat import overlay, strength
-from ich_ray.model.networks import stages
+from ich_ray.model.architectures import architecture_of
 from ich_ray.storage import write_bytes
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def grad_cam(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         ConfigError: captum is not installed.
     """
     attr, card, network = check_captum(), bundle.card, bundle.network
-    *_, last, _head = stages(card.parameters).values()
-    layer = network.body.get_submodule(last[-1])
+    layer = network.body.get_submodule(architecture_of(card.parameters).heat_layer(card.parameters))
     trainable = [weight for weight in network.parameters() if weight.requires_grad]
     network.requires_grad_(True)  # frozen stages would give no gradient
     try:

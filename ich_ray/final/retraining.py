@@ -11,7 +11,8 @@ import statistics
 from typing import TYPE_CHECKING, Any, Literal
 
 from ich_ray.data.folds import Patients, roles_of
-from ich_ray.model.schedule import INVERSE_TIME, schedule_named
+from ich_ray.model.hyperparameters import known_fields
+from ich_ray.model.schedule import INVERSE_TIME, SCHEDULES
 from ich_ray.results import Objective, Report, Setup
 from ich_ray.storage import Record, sha256
 
@@ -134,7 +135,7 @@ def planned(
         images = parameters.epochs * parameters.training_slices
         return images, f"{parameters.epochs} passes over {parameters.training_slices:,} slices, ended by patience"
     if patients == "train":
-        schedule = schedule_named(INVERSE_TIME)
+        schedule = SCHEDULES[INVERSE_TIME]
         images = schedule.retraining_factor * parameters.images_within(int(found.record.space["budget"]["images"]))
         at_most = " at most, ended by patience" if schedule.patience else ""
         return images, f"{schedule.retraining_factor} times that of the search{at_most}"
@@ -160,7 +161,8 @@ def folder_names(plan: Mapping[str, Any], parameters: Hyperparameters) -> list[s
     identity = parameters.identity()
     told = [identity]
     if identity.keys() <= _FIELDS_OF_0_1_0:
-        told.append(parameters.model_dump(include=_FIELDS_OF_0_1_0))
+        defaults = {name: field.default for name, field in known_fields().items()}
+        told.append({name: getattr(parameters, name, defaults[name]) for name in _FIELDS_OF_0_1_0})
     named = {key: value for key, value in plan.items() if key != "precision"}
     plans = [{**named, "folder": "", "placement": "", "parameters": one} for one in told]
     return [f"retraining-{sha256(json.dumps(one, sort_keys=True).encode())[:12]}" for one in plans]

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import distributed, nn
 from torch.nn.functional import batch_norm
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ich_ray.errors import IchRayError
+from ich_ray.errors import ConfigError, IchRayError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,16 +106,38 @@ class Shard:
         return self.total(values).cpu().numpy()
 
     def synchronized(self, network: Module) -> Module:
-        """The network with the first process's weights, and batch statistics taken over all processes."""
+        """The network with the first process's weights, and batch statistics taken over all processes.
+
+        Raises:
+            ConfigError: it normalizes batches in a way that is not known here.
+        """
         if self.count == 1:
             return network
+        normalizing = _normalizing(network)
         with _with_peers():
             for tensor in network.state_dict().values():
                 distributed.broadcast(tensor, 0)
-        for path, module in list(network.named_modules()):
-            if isinstance(module, nn.BatchNorm2d):
-                network.set_submodule(path, _SharedBatchNorm(module))
+        for path, module in normalizing:
+            network.set_submodule(path, _SharedBatchNorm(module))
         return network
+
+
+def _normalizing(network: nn.Module) -> list[tuple[str, nn.BatchNorm2d]]:
+    """The batch normalizations of a network, by path.
+
+    Exact types only: a subclass may do more than normalize (some of timm's hold the activation), and what took its
+    place would not.
+    """
+    found = []
+    for path, module in network.named_modules():
+        if type(module) is nn.BatchNorm2d:
+            found.append((path, module))
+        elif isinstance(module, _BatchNorm):
+            raise ConfigError(
+                f"architecture: with several workers batch normalization must be nn.BatchNorm2d, got "
+                f"{type(module).__name__} at {path}; use nn.BatchNorm2d, or one worker"
+            )
+    return found
 
 
 ALONE = Shard()

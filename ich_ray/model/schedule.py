@@ -1,7 +1,7 @@
 """Learning-rate schedules by name: the rate as a pure function of images seen, and what else follows from its shape.
 
 A schedule keeps no state, so that `images_seen` alone says the rate of a resumed training. One that comes from outside
-registers itself: `register_schedule("cosine", Schedule(rate_at=..., needs_budget=True, ...))`.
+registers itself: `SCHEDULES.register("cosine", Schedule(rate_at=..., needs_budget=True))`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ich_ray.errors import ConfigError, nearest
+from ich_ray.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ich_ray.model.hyperparameters import Hyperparameters
 
-__all__ = ["INVERSE_TIME", "Course", "Schedule", "register_schedule", "schedule_named"]
+__all__ = ["INVERSE_TIME", "SCHEDULES", "Course", "Schedule"]
 
 
 @dataclass(frozen=True)
@@ -63,28 +63,6 @@ def _inverse_time(parameters: Hyperparameters, course: Course) -> float:
 INVERSE_TIME = "inverse_time"
 # It decays with epochs and not towards an end, so a winner's curve simply goes on; a search stops it where ranking was
 # cheap. Twice the budget is room for that, and report B's patience ends it sooner when nothing improves.
-_SCHEDULES = {INVERSE_TIME: Schedule(_inverse_time, needs_budget=False, retraining_factor=2, patience=5)}
+_INVERSE_TIME = Schedule(_inverse_time, needs_budget=False, retraining_factor=2, patience=5)
 
-
-def register_schedule(name: str, schedule: Schedule) -> None:
-    """Make a schedule known under a name that is free.
-
-    Raises:
-        ConfigError: another schedule has that name.
-    """
-    if _SCHEDULES.setdefault(name, schedule) is not schedule:
-        raise ConfigError(f"schedule: a name stands for one schedule, got a second {name!r}; choose another name")
-
-
-def schedule_named(name: str) -> Schedule:
-    """The schedule registered under a name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in _SCHEDULES:
-        raise ConfigError(
-            f"schedule: must be one of {', '.join(_SCHEDULES)}, got {name!r}{nearest(name, _SCHEDULES)}; "
-            "register it first"
-        )
-    return _SCHEDULES[name]
+SCHEDULES: Registry[Schedule] = Registry("schedules", {INVERSE_TIME: f"{__name__}:_INVERSE_TIME"}, __name__)

@@ -36,7 +36,7 @@ from ich_ray.model.optimizer import build_optimizer, optimizer_tensors, restore_
 from ich_ray.model.parallel import ALONE, Shard
 from ich_ray.model.parts import Budget, Parts, Progress
 from ich_ray.model.precision import autocast, precision_on
-from ich_ray.model.schedule import INVERSE_TIME, Course, schedule_named
+from ich_ray.model.schedule import INVERSE_TIME, SCHEDULES, Course
 from ich_ray.model.state import TrainingState
 from ich_ray.model.stream import Stream, mixed_seed
 from ich_ray.model.trunk import Tail, shared
@@ -136,7 +136,7 @@ class _Run:
     ) -> None:
         self.parameters, self.slices, self.validation, self.parts = parameters, slices, validation, parts
         self.budget, self.seed, self.device, self.shard = budget, seed, device, shard
-        self.schedule, self.stream = schedule_named(parts.schedule), Stream(len(slices), seed)
+        self.schedule, self.stream = SCHEDULES[parts.schedule], Stream(len(slices), seed)
         fingerprint = slices.dataset.manifest.fingerprint
         self.plan = {"parameters": parameters.identity(), "seed": seed, "slices": len(slices), "data": fingerprint}
         # Both are absent where they are as in version 0.1.0, so that its states go on.

@@ -19,13 +19,14 @@ import torch
 from torch import nn
 
 from ich_ray.data.features import Features
-from ich_ray.model.networks import FAMILIES, Network, stages
+from ich_ray.model.architectures import architecture_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import PreparedDataset, SliceSet
     from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.model.networks import Network
 
 __all__ = ["Tail", "as_features", "feature_shape", "is_divisible", "shared", "trunk_features", "trunk_key"]
 
@@ -35,25 +36,21 @@ _FORMAT = 1
 
 
 def is_divisible(parameters: Hyperparameters) -> bool:
-    """Whether there is a trunk that can be cut off: a frozen stage, of a family whose stages are a chain of modules.
-
-    Between the last stage of a DenseNet and its head stands a pooling that is no module.
-    """
-    if parameters.architecture not in FAMILIES or parameters.unfreeze_from == "all":
+    """Whether there is a trunk that can be cut off: a frozen stage, of a body that is a chain of modules there."""
+    architecture, stage = architecture_of(parameters), parameters.unfreeze_from
+    if stage == "all" or stage == next(iter(architecture.stages(parameters))):
         return False
-    if parameters.architecture == "densenet121" and parameters.unfreeze_from == "head":
-        return False
-    return parameters.unfreeze_from != next(iter(stages(parameters)))
+    return architecture.is_divisible_at(stage)
 
 
 def _first_trained(parameters: Hyperparameters) -> str:
     """The path of the first module that is trained, in the body of the network."""
-    return stages(parameters)[parameters.unfreeze_from][0]
+    return architecture_of(parameters).stages(parameters)[parameters.unfreeze_from][0]
 
 
 def trunk_key(network: Network, parameters: Hyperparameters, dataset: PreparedDataset) -> str:
     """A name for the features: equal for equal slices, cut and frozen weights, in hexadecimal."""
-    known = list(stages(parameters).items())
+    known = list(architecture_of(parameters).stages(parameters).items())
     cut = [name for name, _ in known].index(parameters.unfreeze_from)
     trained = tuple(f"{prefix}." for _, prefixes in known[cut:] for prefix in prefixes)
     told = [_FORMAT, dataset.manifest.fingerprint, parameters.architecture, parameters.unfreeze_from]

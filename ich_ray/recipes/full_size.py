@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ich_ray.progress import say
 from ich_ray.recipes.probe import MINIBATCHES, PROBED
 from ich_ray.recipes.scale import FULL, ours, report_a, report_b, retrained_slices
+from ich_ray.recipes.sequential_cnn import SequentialFields
 from ich_ray.search.draw import sampled
 from ich_ray.search.estimate import first_draws
 from ich_ray.search.plan import expected_course, images_at_most
@@ -84,7 +85,8 @@ def planned_stages() -> list[PlannedStage]:
 
 
 def _called(network: Hyperparameters) -> str:
-    blocks = f" {network.convolutions}" if network.architecture == "stacked_cnn" else ""
+    stacked = network.architecture == "stacked_cnn"
+    blocks = f" {SequentialFields.of(network).convolutions}" if stacked else ""
     frozen = f" from {network.unfreeze_from}" if network.unfreeze_from != "all" else ""
     return f"{network.architecture}{blocks}{frozen}"
 

@@ -164,7 +164,7 @@ def _fitted(begun: Probe, listed: Sequence[Mapping[str, Parameter]], data: Prepa
                 if (there := len(taken[drawn.batch_size])) < begun.minibatches * drawn.batch_size:
                     say(f"  {begun.minibatches} minibatches of {drawn.batch_size} need more slices than {there:,}")
             started, slices = time.monotonic(), taken[drawn.batch_size]
-            trunk = (drawn.architecture, drawn.weights, drawn.unfreeze_from, drawn.batch_size)
+            trunk = (*drawn.network.items(), drawn.batch_size)
             if trunk not in frozen:
                 frozen.clear()  # one at a time: those of 2,560 slices may take half a gigabyte
                 frozen[trunk] = frozen_features(drawn, slices, seed=begun.seed, device=device)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.hyperparameters import GROUPS, Hyperparameters, decides_the_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,11 +51,6 @@ TRY_DRAWS = 64
 
 # More is a mistake in the file: a year of one-minute trials has 525,600 minutes, and nobody means that.
 MOST_COMBINATIONS = 10_000
-
-# What is compared with the dataset before a search starts.
-_MEETS_THE_DATASET = (
-    "architecture", "weights", "blocks", "filters", "convolutions", "padding", "dense", "training_slices",
-)  # fmt: skip
 
 
 class Suggest(Protocol):
@@ -255,8 +250,14 @@ def sampled(space: SearchSpace, draws: int = TRY_DRAWS) -> list[Hyperparameters]
     if space.listed is not None:
         return [Hyperparameters.model_validate(parameters) for parameters in space.listed]
     suggest = RandomSuggest(seed=0)
-    drawn = [*space.together(_MEETS_THE_DATASET), *(space.values(suggest) for _ in range(draws))]
+    meets = [spec.name for spec in space.parameters if _meets_the_dataset(spec.name)]
+    drawn = [*space.together(meets), *(space.values(suggest) for _ in range(draws))]
     return [Hyperparameters.model_validate(parameters) for parameters in drawn]
+
+
+def _meets_the_dataset(name: str) -> bool:
+    """Whether a value of a parameter may not fit the images, a file of weights or the number of slices."""
+    return name in GROUPS["sampling"].model_fields or (decides_the_network(name) and name != "unfreeze_from")
 
 
 def combinations(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ich_ray.errors import ConfigError
-from ich_ray.model.hyperparameters import STACKED_ONLY, Hyperparameters
+from ich_ray.model.architectures import architecture_of
 from ich_ray.search.draw import RandomSuggest
 from ich_ray.search.table import said_parameters
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from ich_ray.data.dataset import PreparedDataset, SliceSet
+    from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import SearchResult
     from ich_ray.search.draw import SearchSpace
 
@@ -44,9 +45,6 @@ _MEASURE_S = 6.0
 _MEASURE_EACH_S = 0.7
 # A CPU shows as many images a second in steps of 8 as in larger ones, for all but the smallest networks.
 _IMAGES_A_STEP_ON_CPU = 8
-_NETWORK_FIELDS = {
-    "architecture", "blocks", "filters", "dense", "unfreeze_from", *STACKED_ONLY,
-}  # fmt: skip
 # Activations are counted for this many images: what a layer keeps once a batch is then nothing beside them.
 _IMAGES_COUNTED = 64
 
@@ -145,8 +143,7 @@ def trial_memory(parameters: Hyperparameters, image_shape: tuple[int, int, int])
     Raises:
         ConfigError: the parameters do not fit the images.
     """
-    network = Hyperparameters(**parameters.model_dump(include=_NETWORK_FIELDS))
-    weights, trained, activations = _count(network, image_shape)
+    weights, trained, activations = _count(parameters.network_alone, image_shape)
     states = 2 if parameters.optimizer != "sgd" else int(parameters.momentum > 0)
     kept = activations * parameters.batch_size // _IMAGES_COUNTED
     return TrialMemory(parameters, weights, trained * (1 + states), kept)
@@ -219,13 +216,14 @@ def measured_speed(space: SearchSpace, dataset: PreparedDataset, cpus: float, gp
         return Speed(None, "no draw fits the images")
     slow, fast = (f"{1 / pace:,.0f}" for pace in (max(seconds), min(seconds)))
     several = f"{len(measured)} networks measured here for a moment: {slow} to {fast}"
-    source = several if len(measured) > 1 else f"a single {next(iter(measured))[0]} measured here for a moment"
+    single = next(parameters.architecture for parameters in draws if _size(parameters) in measured)
+    source = several if len(measured) > 1 else f"a single {single} measured here for a moment"
     return Speed(sum(seconds) / len(seconds), source)
 
 
 def _size(parameters: Hyperparameters) -> tuple[object, ...]:
     """What the speed of a network depends on."""
-    return tuple(parameters.model_dump(include={*_NETWORK_FIELDS, "batch_size", "optimizer"}).values())
+    return (*parameters.of_speed, parameters.optimizer)
 
 
 def _seconds_per_image(
@@ -233,7 +231,7 @@ def _seconds_per_image(
 ) -> float:
     from ich_ray.model.training import Budget, train
 
-    large_on_cpu = device.type == "cpu" and parameters.architecture != "plain_cnn"
+    large_on_cpu = device.type == "cpu" and not architecture_of(parameters).is_small
     step = min(parameters.batch_size, _IMAGES_A_STEP_ON_CPU) if large_on_cpu else parameters.batch_size
     validation = dataset.role("validation")
     few = _few(validation, step)

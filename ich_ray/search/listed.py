@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import SpaceError
-from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.hyperparameters import known_fields
 from ich_ray.search.draw import MOST_COMBINATIONS, ParameterSpec, combinations, same
 from ich_ray.search.parameters import ParameterRules
 
@@ -82,7 +82,7 @@ class ListRules(ParameterRules):
 def completed(candidates: Sequence[Mapping[str, Parameter]]) -> list[dict[str, Parameter]]:
     """Each candidate with the model's default for what others name and it does not, so that all name the same."""
     names = dict.fromkeys(name for candidate in candidates for name in candidate)
-    defaults = Hyperparameters().model_dump()
+    defaults = {name: field.default for name, field in known_fields().items()}
     return [{name: candidate.get(name, defaults[name]) for name in names} for candidate in candidates]
 
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from ich_ray.errors import SpaceError, nearest
-from ich_ray.model.hyperparameters import STACKED_ONLY, Hyperparameters
+from ich_ray.model.architectures import ARCHITECTURES
+from ich_ray.model.hyperparameters import Hyperparameters, decides_the_network, fields_named, known_fields, readers
 from ich_ray.results import Parameter
 from ich_ray.search.draw import KINDS, Kind, ParameterSpec, is_integer, is_number, same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from pydantic import BaseModel
 
     from ich_ray.search.draw import Budget
 
@@ -48,8 +51,8 @@ class ParameterRules:
         return ParameterSpec(name, kind, self._values(name, kind, body[kind]), when)
 
     def known(self, key: str, name: str) -> None:
-        known = Hyperparameters.model_fields
-        if name not in known:
+        if not fields_named(name):
+            known = known_fields()
             raise self.error(
                 key, f"must be a parameter of the model, got {name!r}{nearest(name, known)}; known: {', '.join(known)}"
             )
@@ -102,32 +105,31 @@ class ParameterRules:
 
     def accepted(self, name: str, value: Parameter) -> None:
         """A value that the model refuses is refused here, before any trial draws it."""
-        try:
-            Hyperparameters.model_validate({name: value}, strict=True)
-        except ValidationError as error:
-            for problem in error.errors():
-                if problem["loc"][:1] == (name,):
-                    rule = problem["msg"][0].lower() + problem["msg"][1:]
-                    guess = nearest(value, _literals(name)) if isinstance(value, str) else ""
-                    raise self.error(name, f"{rule}, got {value!r}{guess}") from None
+        refused = [problem for record in fields_named(name) if (problem := _problem(record, name, value))]
+        if len(refused) == len(fields_named(name)):
+            rule = refused[0][0].lower() + refused[0][1:]
+            guess = nearest(value, _literals(name)) if isinstance(value, str) else ""
+            raise self.error(name, f"{rule}, got {value!r}{guess}")
 
     def read_by_its_architecture(self, key: str, drawn: Mapping[str, Parameter]) -> None:
-        """Values that only `stacked_cnn` reads would do nothing beside another architecture."""
+        """Values that only some architectures read would do nothing beside another one."""
         architecture = drawn.get("architecture", Hyperparameters().architecture)
-        unread = [name for name in drawn if name in STACKED_ONLY]
-        if unread and architecture != "stacked_cnn":
-            raise self.error(
-                key,
-                f"{unread[0]} must stand beside architecture stacked_cnn, which alone reads it, got {architecture}; "
-                "remove it, or give it `when: {architecture: stacked_cnn}`",
-            )
+        for name in drawn:
+            if (only := readers(name)) and architecture not in only:
+                said = " or ".join(only)
+                when = said if len(only) == 1 else f"[{', '.join(only)}]"
+                raise self.error(
+                    key,
+                    f"{name} must stand beside architecture {said}, which alone reads it, got {architecture}; remove "
+                    f"it, or give it `when: {{architecture: {when}}}`",
+                )
 
     def in_its_architecture(self, key: str, drawn: Mapping[str, Parameter]) -> None:
         """Every trial would fail with weights or a stage that its architecture does not have."""
-        shaping = {"architecture", "blocks", "convolutions", "weights", "unfreeze_from"}
-        parameters = Hyperparameters.model_validate({name: drawn[name] for name in drawn.keys() & shaping})
+        named = {name: value for name, value in drawn.items() if decides_the_network(name)}
+        parameters = Hyperparameters.model_validate(named)
         architecture, weights, stage = parameters.architecture, parameters.weights, parameters.unfreeze_from
-        if weights == "imagenet" and architecture in {"plain_cnn", "stacked_cnn"}:
+        if weights == "imagenet" and "imagenet" not in ARCHITECTURES[architecture].sources:
             raise self.error(
                 key,
                 f"weights imagenet must stand beside a torchvision family, got {architecture}; use none, or give it "
@@ -135,9 +137,7 @@ class ParameterRules:
             )
         if stage == "all":
             return
-        from ich_ray.model.networks import stages
-
-        known = ("all", *stages(parameters))
+        known = ("all", *ARCHITECTURES[architecture].stages(parameters))
         if stage not in known:
             raise self.error(
                 key,
@@ -173,6 +173,17 @@ class ParameterRules:
         }
 
 
+def _problem(record: type[BaseModel], name: str, value: Parameter) -> str:
+    """Why a record refuses a value of one of its fields, empty if it does not."""
+    try:
+        record.model_validate({name: value}, strict=True)
+    except ValidationError as error:
+        return next((problem["msg"] for problem in error.errors() if problem["loc"][:1] == (name,)), "")
+    return ""
+
+
 def _literals(name: str) -> list[str]:
-    annotation = Hyperparameters.model_fields[name].annotation
+    if name == "architecture":
+        return ARCHITECTURES.names()
+    annotation = known_fields()[name].annotation
     return [str(value) for value in getattr(annotation, "__args__", ())]

@@ -6,6 +6,7 @@ nothing that stays.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ich_ray.errors import ConfigError
+from ich_ray.model.architectures import architecture_of
 from ich_ray.progress import say
 from ich_ray.runtime import ask_machines
 from ich_ray.storage import DatasetFiles, is_local, locate, read_json
@@ -188,43 +190,39 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
         )
     for architecture, weights in sorted({(parameters.architecture, parameters.weights) for parameters in found}):
         check_weights(architecture, weights)
-    for parameters in _shapes(found):
-        _check_fit(parameters, dataset.image_shape)
+    for parameters in _distinct(found, weights="none"):
+        architecture_of(parameters).check(parameters, dataset.image_shape)
+    for parameters in _distinct(trial for trial in found if _reads_file(trial)):
+        _load_file(parameters, dataset.image_shape)
 
 
-def _shapes(trials: Iterable[Hyperparameters]) -> Iterable[Hyperparameters]:
-    """One trial for each network that may not fit images, or a file of weights: of equal ones the largest."""
-
-    def units(trial: Hyperparameters) -> int:
-        return trial.dense * (1 if trial.convolutions == "none" else trial.filters)
-
-    largest: dict[tuple[object, ...], Hyperparameters] = {}
-    for trial in sorted(trials, key=units):
-        own = {
-            "plain_cnn": (trial.blocks,),
-            "stacked_cnn": (trial.convolutions, trial.padding, trial.input_batch_norm),
-        }.get(trial.architecture)
-        file = None if trial.weights in {"none", "imagenet"} else trial.weights
-        largest[(trial.architecture, own, file, trial.filters if own and file else None)] = trial
-    return largest.values()
+def _reads_file(trial: Hyperparameters) -> bool:
+    return trial.weights not in {"none", *architecture_of(trial).sources}
 
 
-def _check_fit(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> None:
-    """Make the network without its tensors, and show images to torchvision's, which do not look at them before."""
+def _distinct(trials: Iterable[Hyperparameters], **same: str) -> list[Hyperparameters]:
+    """One trial for each network, whatever is frozen and whatever is the `same`; the largest first.
+
+    Its message says most of what must change.
+    """
+    found = {}
+    for trial in trials:
+        whole = trial.model_copy(update={"unfreeze_from": "all", **same})
+        found[tuple(whole.network.items())] = whole
+    return sorted(found.values(), key=_size, reverse=True)
+
+
+def _size(trial: Hyperparameters) -> int:
+    """Larger for networks that are larger in every respect."""
+    return math.prod(1 + value for value in trial.network.values() if isinstance(value, int))
+
+
+def _load_file(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> None:
+    """Make the network without its tensors, and compare them with those of the file."""
     import torch
 
-    from ich_ray.model.networks import FAMILIES, build_network
+    from ich_ray.model.networks import build_network
 
-    # ImageNet's weights are there by now, and fit.
-    update = {"unfreeze_from": "all"} | ({"weights": "none"} if parameters.weights == "imagenet" else {})
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that weights of a file are not copied to where nothing is
-        network = build_network(parameters.model_copy(update=update), image_shape)
-        try:
-            if parameters.architecture in FAMILIES:
-                network(torch.empty((2, *image_shape), dtype=torch.uint8))
-        except RuntimeError:
-            raise ConfigError(
-                f"architecture: images must be large enough for {parameters.architecture}, got {image_shape[1]} px; "
-                "leave it out or prepare larger images"
-            ) from None
+        build_network(parameters, image_shape)

@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ich_ray.errors import SpaceError, nearest
-from ich_ray.model.hyperparameters import STACKED_ONLY
+from ich_ray.model.architectures import ARCHITECTURES
+from ich_ray.model.hyperparameters import Hyperparameters, readers
 from ich_ray.results import Objective
 from ich_ray.search.draw import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace, same
 from ich_ray.search.listed import ListRules, candidate_specs
@@ -270,10 +271,13 @@ class _Checker(ListRules):
 
     def _meetings(self, space: SearchSpace) -> None:
         """What must hold between the values of a trial, for all that can meet in one."""
-        for name in STACKED_ONLY:
+        for name in (spec.name for spec in space.parameters if readers(spec.name)):
             for drawn in space.together(("architecture", name)):
                 self.read_by_its_architecture("parameters", drawn)
-        for drawn in space.together(("architecture", "weights", "unfreeze_from", "blocks", "convolutions")):
+        named = (spec.values for spec in space.parameters if spec.name == "architecture")
+        architectures = map(str, next(named, (Hyperparameters().architecture,)))
+        staged = {field for name in architectures for field in ARCHITECTURES[name].stage_fields}
+        for drawn in space.together(("architecture", "weights", "unfreeze_from", *staged)):
             self.in_its_architecture("parameters", drawn)
         for drawn in space.together(("epochs", "training_slices")):
             self.whole("parameters", drawn, space.budget)

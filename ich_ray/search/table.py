@@ -151,7 +151,7 @@ def said_detail(trial: TrialResult) -> str:
 
 
 def said_parameters(parameters: Mapping[str, Parameter], searched: Sequence[str] | None = None) -> str:
-    """`plain_cnn learning_rate=0.001 ...`, what is looked for first in front.
+    """`ARCHITECTURE learning_rate=0.001 ...`, what is looked for first in front.
 
     Args:
         parameters: of a trial.

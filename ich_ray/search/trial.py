@@ -22,6 +22,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut
 from ich_ray.errors import IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.registry import registered_here, repeat
 from ich_ray.results import CheckpointReference, finite
 from ich_ray.search.workers import WorkersLost
 from ich_ray.storage import Location, SearchFiles, locate, read_json, sha256, write_json
@@ -144,10 +145,12 @@ def train_model(
 
 def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> Callable[[dict[str, Any]], None]:
     """The function that Tune runs; its config is what the sampler suggests."""
+    registered = registered_here()
 
     def trial(config: dict[str, Any]) -> None:
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _THREAD_TIMEOUT_S
         try:
+            repeat(registered)
             _run(settings, trainer, config)
         except WorkersLost:
             raise  # to Tune a lost worker, which this is

@@ -20,6 +20,7 @@ from ich_ray.data.folds import pool_rows
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import bar, say
+from ich_ray.registry import Registration, registered_here, repeat
 from ich_ray.storage import exclusive, is_held
 
 if TYPE_CHECKING:
@@ -47,11 +48,7 @@ def shareable(trials: Iterable[Hyperparameters]) -> list[Hyperparameters]:
     """One draw for each trunk that trials share: frozen layers whose weights do not depend on a trial's seed."""
     from ich_ray.model.trunk import is_divisible
 
-    found = {
-        (trial.architecture, trial.weights, trial.unfreeze_from): trial
-        for trial in trials
-        if trial.weights != "none" and is_divisible(trial)
-    }
+    found = {tuple(trial.network.items()): trial for trial in trials if trial.weights != "none" and is_divisible(trial)}
     return list(found.values())
 
 
@@ -117,7 +114,7 @@ def _mapped(job: _Job, numbers: list[int]) -> Iterator[int]:
     context.op_resource_reservation_enabled = False  # it leaves one of two CPUs without work
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     items = [{"number": number} for number in numbers]
-    task = _Task(job)
+    task = _Task(job, registered_here())
     made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         task, batch_size=1, batch_format="pyarrow", num_cpus=1, num_gpus=1 if job.gpu else 0
     )
@@ -136,9 +133,11 @@ def _mapped(job: _Job, numbers: list[int]) -> Iterator[int]:
 @dataclass(frozen=True)
 class _Task:
     job: _Job
+    registered: tuple[Registration, ...]
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Make the files of these numbers."""
+        repeat(self.registered)
         for number in batch["number"].to_pylist():
             make_file(self.job, number)
         return batch

@@ -10,6 +10,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from ich_ray.errors import IchRayError
+from ich_ray.registry import registered_here, repeat
 from ich_ray.runtime import signals_given_back
 
 if TYPE_CHECKING:
@@ -59,8 +60,14 @@ def run_workers(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     environment = scaling.pop("environment", {})
+    registered = registered_here()
+
+    def worker(config: dict[str, Any]) -> Any:
+        repeat(registered)
+        return work(config)
+
     trainer = TorchTrainer(
-        work,  # a value may be returned: Result.return_value
+        worker,  # a value may be returned: Result.return_value
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if nccl else "gloo"),
         scaling_config=ScalingConfig(

@@ -10,7 +10,7 @@ import torch
 
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.schedule import Course, Schedule, register_schedule
+from ich_ray.model.schedule import SCHEDULES, Course, Schedule
 from ich_ray.model.training import Budget, Parts, train
 from tests.prepared import make_dataset
 
@@ -23,11 +23,10 @@ def cosine(parameters: Hyperparameters, course: Course) -> float:
     return parameters.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * (share - 0.05) / 0.95)) / 2)
 
 
-register_schedule("cosine", Schedule(cosine, needs_budget=True))  # no patience: a retraining reaches the end
-
-
 def test_a_training_follows_it_to_the_end_of_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
+    monkeypatch.setattr(SCHEDULES, "registered", {})  # for this test alone
+    SCHEDULES.register("cosine", Schedule(cosine, needs_budget=True))  # no patience: a retraining reaches the end
     dataset = make_dataset(tmp_path / "data")
     parameters, rates = Hyperparameters(batch_size=20, learning_rate=0.1, optimizer="sgd", filters=4), []
     roles, keys = (dataset.role("train"), dataset.role("validation")), {"seed": 0, "parts": Parts(schedule="cosine")}

@@ -6,7 +6,7 @@ import pytest
 
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.schedule import INVERSE_TIME, Course, Schedule, register_schedule, schedule_named
+from ich_ray.model.schedule import INVERSE_TIME, SCHEDULES, Course
 
 
 @pytest.mark.parametrize(
@@ -15,17 +15,11 @@ from ich_ray.model.schedule import INVERSE_TIME, Course, Schedule, register_sche
 @pytest.mark.parametrize("budget", [1000, 10**9])
 def test_inverse_time_decays_with_epochs_whatever_the_budget(images_seen: int, rate: float, budget: int) -> None:
     parameters = Hyperparameters(learning_rate=0.1, decay=0.5)
-    schedule = schedule_named(INVERSE_TIME)
+    schedule = SCHEDULES[INVERSE_TIME]
     assert schedule.rate_at(parameters, Course(images_seen, budget, slices=100)) == pytest.approx(rate)
     assert (schedule.needs_budget, schedule.retraining_factor, schedule.patience) == (False, 2, 5)
 
 
-def test_a_name_stands_for_one_schedule() -> None:
-    with pytest.raises(ConfigError, match="a name stands for one schedule, got a second 'inverse_time'"):
-        register_schedule(INVERSE_TIME, Schedule(lambda *_: 1.0, needs_budget=False))
-    register_schedule(INVERSE_TIME, schedule_named(INVERSE_TIME))  # a module that is imported again
-
-
 def test_an_unknown_schedule_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"schedule: must be one of inverse_time.*, got 'inverse_tim'.*inverse_time"):
-        schedule_named("inverse_tim")
+    with pytest.raises(ConfigError, match=r"schedules: must be one of inverse_time.*, got 'inverse_tim'.*inverse_time"):
+        SCHEDULES["inverse_tim"]

@@ -1,0 +1,106 @@
+"""Groups of hyperparameters, each with the values that its fields may take.
+
+A field stands in the class of its group; hyperparameters.py puts the groups together. What depends on a group (which
+trials share frozen layers, which networks are equal in speed or memory, what must fit a dataset) is derived there, so
+that no list of names has to be kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["DROPS", "NetworkFields", "OptimizationFields", "OwnFields", "Probability", "SamplingFields"]
+
+# Marks a probability of leaving something out in training: frozen layers leave nothing out, and no tensor is larger or
+# smaller for it.
+DROPS = "drops"
+Probability = Annotated[float, DROPS, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class NetworkFields(_Group):
+    """Which network is built.
+
+    Attributes:
+        architecture: a name of `ich_ray.model.architectures`; it may have fields of its own beside these.
+        blocks: convolution + pooling blocks, where an architecture leaves their number open.
+        filters: channels of the first block or of every block, where it leaves these open.
+        dense: units of a hidden dense layer, where it has one; 0 for none.
+        weights: `none`, a source that the architecture knows, such as `imagenet` (torchvision's own files), or the path
+            of a safetensors file of the same family.
+        unfreeze_from: the first trainable stage of a pretrained family, counted from the input: `all`, `head`, or a
+            stage name of that family such as `layer4`.
+        dropout: probability of dropping a feature before the last layer.
+    """
+
+    architecture: str = "plain_cnn"
+    blocks: int = Field(default=2, ge=1, le=6)
+    filters: int = Field(default=16, ge=1, le=512)
+    dense: int = Field(default=64, ge=0, le=4096)
+    weights: str = "none"
+    unfreeze_from: str = "all"
+    dropout: Probability = 0.5
+
+
+class OptimizationFields(_Group):
+    """How the weights are fitted.
+
+    Attributes:
+        batch_size: images per optimizer step, over all workers together.
+        learning_rate: the rate before decay.
+        decay: inverse-time decay: the rate after `e` epochs is `learning_rate / (1 + decay * e)`.
+        optimizer: SGD with Nesterov momentum, Adam or AdamW.
+        momentum: of SGD; unused by the others.
+        weight_decay: L2 for SGD and Adam, decoupled for AdamW.
+        loss: `weighted` is report A's class-weighted cross-entropy with the weights normalized to mean 1, which are the
+            "balanced" weights n / (2 n_c) of report B.
+    """
+
+    batch_size: int = Field(default=64, ge=1, le=65536)
+    learning_rate: float = Field(default=1e-3, gt=0, le=10, allow_inf_nan=False)
+    decay: float = Field(default=0.01, ge=0, le=100, allow_inf_nan=False)
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    momentum: float = Field(default=0.9, ge=0, lt=1, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    loss: Literal["weighted", "unweighted"] = "weighted"
+
+
+class SamplingFields(_Group):
+    """Which slices are shown, and how often.
+
+    Attributes:
+        training_slices: train on so many of the training slices, drawn at random with their share of haemorrhage; 0
+            for all.
+        epochs: end after so many passes over `training_slices`, within the budget; 0 to spend the whole budget.
+    """
+
+    training_slices: int = Field(default=0, ge=0)
+    epochs: int = Field(default=0, ge=0, le=10_000)
+
+    @model_validator(mode="after")
+    def _epochs_of_something(self) -> Self:
+        if self.epochs and not self.training_slices:
+            raise ValueError("epochs counts passes over training_slices, which must be given with it")
+        return self
+
+
+class OwnFields(BaseModel):
+    """Fields that one architecture alone reads, of the group `network`; an architecture without any has this class.
+
+    Every field has a default. In spaces, ledgers and cards they stand beside the others, by name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def of(cls, parameters: NetworkFields) -> Self:
+        """These fields of a draw."""
+        return cls.model_validate({name: getattr(parameters, name) for name in cls.model_fields})

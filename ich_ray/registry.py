@@ -1,0 +1,128 @@
+"""Registries: variants of one kind by name, those of this package and those that others register.
+
+A variant is found in three places: in the table of this package, whose modules are imported when they are first asked
+for; among what `register` was given; and among the entry points of installed packages, so that `ich-ray` itself finds
+it. No file that is read names a module to import: a search or bundle from somebody else is only data.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from ich_ray.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["Registration", "Registry", "registered_here", "repeat"]
+
+Variant = TypeVar("Variant")
+_REGISTRIES: dict[str, Registry[Any]] = {}
+
+
+class Registration(NamedTuple):
+    """A variant that was registered from outside, as it travels to another process.
+
+    Pickled by Ray, a class of an importable module travels as its name, one of a script or notebook as a whole.
+    """
+
+    home: str
+    kind: str
+    name: str
+    variant: Any
+
+
+class Registry(Generic[Variant]):
+    """The variants of one kind.
+
+    Args:
+        kind: what they are, such as `architectures`; their entry points have the group `ich_ray.KIND`.
+        own: those of this package: name to `module:attribute`.
+        home: the module that makes this registry when it is imported.
+    """
+
+    def __init__(self, kind: str, own: Mapping[str, str], home: str) -> None:
+        self.kind, self.home, self._own = kind, home, own
+        self._found: dict[str, Variant] = {}
+        self.registered: dict[str, Variant] = {}
+        _REGISTRIES[kind] = self
+
+    def register(self, name: str, variant: Variant) -> None:
+        """Add a variant from outside; one of the same class takes the place of the one before.
+
+        Raises:
+            ConfigError: the name is taken by another class, or is none that a YAML file could hold.
+        """
+        if not name.isidentifier():
+            raise ConfigError(f"{self.kind}: a name must be letters, digits and _, got {name!r}; choose another")
+        before = self.registered.get(name)
+        if name in self._own or (before is not None and _class_of(before) != _class_of(variant)):
+            raise ConfigError(f"{self.kind}: every name must be registered once, got {name} again; choose another")
+        self.registered[name] = variant
+
+    def names(self) -> list[str]:
+        """All names, those of this package first."""
+        return list(dict.fromkeys([*self._own, *self.registered, *_installed(self.kind)]))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self._own or name in self.registered or name in _installed(self.kind))
+
+    def __getitem__(self, name: str) -> Variant:
+        """The variant of a name, imported if need be.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if name in self.registered:
+            return self.registered[name]
+        if name not in self._found:
+            self._found[name] = self._imported(name)
+        return self._found[name]
+
+    def _imported(self, name: str) -> Variant:
+        if name in self._own:
+            module, _, attribute = self._own[name].partition(":")
+            found: Variant = getattr(import_module(module), attribute)
+            return found
+        if name in (installed := _installed(self.kind)):
+            loaded: Variant = installed[name].load()
+            return loaded
+        known = self.names()
+        raise ConfigError(
+            f"{self.kind}: must be one of {', '.join(known)}, got {name!r}{nearest(name, known)}; import the module "
+            "that registers it first"
+        )
+
+
+def registered_here() -> tuple[Registration, ...]:
+    """All that was registered in this process from outside, for processes that Ray starts on its behalf.
+
+    These do not run the script or command that registered it; they are given this, and call `repeat`.
+    """
+    return tuple(
+        Registration(registry.home, kind, name, variant)
+        for kind, registry in _REGISTRIES.items()
+        for name, variant in registry.registered.items()
+    )
+
+
+def repeat(registrations: Iterable[Registration]) -> None:
+    """Register in this process what was registered in another."""
+    for home, kind, name, variant in registrations:
+        import_module(home)
+        _REGISTRIES[kind].register(name, variant)
+
+
+def _class_of(variant: object) -> tuple[str, str]:
+    # By name: a module that is imported again, or a cell that is run again, makes a new class of the same one.
+    kind = variant if isinstance(variant, type) else type(variant)
+    return kind.__module__, kind.__qualname__
+
+
+@lru_cache
+def _installed(kind: str) -> dict[str, EntryPoint]:
+    """Entry points are looked for once: it takes a look at every installed package."""
+    return {point.name: point for point in entry_points(group=f"ich_ray.{kind}")}

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ich_ray import registry
+from ich_ray.errors import ConfigError
+from ich_ray.registry import Registry, registered_here, repeat
+
+
+class Round:
+    pass
+
+
+class Square:
+    pass
+
+
+@pytest.fixture
+def shapes() -> Iterator[Registry[object]]:
+    yield Registry("shapes", {"point": "math:pi"}, home=__name__)
+    del registry._REGISTRIES["shapes"]
+    registry._installed.cache_clear()
+
+
+def test_a_variant_is_found_by_name(shapes: Registry[object]) -> None:
+    found = Round()
+    shapes.register("round", found)
+    assert shapes["round"] is found
+    assert shapes["point"] == pytest.approx(3.14159, abs=1e-5)
+    assert shapes.names() == ["point", "round"]
+    assert ["round" in shapes, "point" in shapes, "oval" in shapes, 3 in shapes] == [True, True, False, False]
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(shapes: Registry[object]) -> None:
+    shapes.register("round", Round())
+    with pytest.raises(ConfigError) as caught:
+        shapes["rount"]
+    assert str(caught.value) == (
+        "shapes: must be one of point, round, got 'rount' (did you mean 'round'?); import the module that registers "
+        "it first"
+    )
+
+
+def test_a_name_belongs_to_one_class(shapes: Registry[object]) -> None:
+    shapes.register("round", Round())
+    again = Round()
+    shapes.register("round", again)
+    assert shapes["round"] is again
+    for name, variant in (("round", Square()), ("point", Square())):
+        with pytest.raises(ConfigError, match=f"every name must be registered once, got {name} again"):
+            shapes.register(name, variant)
+    with pytest.raises(ConfigError, match="a name must be letters, digits and _, got 'a b'"):
+        shapes.register("a b", Square())
+
+
+def test_another_process_repeats_what_was_registered(shapes: Registry[object]) -> None:
+    shapes.register("round", Round())
+    travelling = pickle.dumps([one for one in registered_here() if one.kind == "shapes"])
+    there: Registry[object] = Registry("shapes", {}, home=__name__)
+    repeat(pickle.loads(travelling))  # noqa: S301
+    assert type(there["round"]) is Round
+
+
+def test_an_installed_package_needs_no_import(
+    shapes: Registry[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "oval_shapes.py").write_text("OVAL = 'oval'\n")
+    info = tmp_path / "oval_shapes-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: oval-shapes\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ich_ray.shapes]\noval = oval_shapes:OVAL\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    registry._installed.cache_clear()
+    assert shapes.names() == ["point", "oval"]
+    assert "oval_shapes" not in sys.modules
+    assert shapes["oval"] == "oval"
