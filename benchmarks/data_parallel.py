@@ -25,7 +25,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
-from ich_ray.model.parallel import Shard
+from ich_ray.training.data_parallel import Shard
 
 WORKERS = 2
 

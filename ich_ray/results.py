@@ -53,7 +53,7 @@ LEAK = (
     "none is available as a patient-level figure, and all this can do is to reproduce systems that were split this way."
 )
 
-# How accelerators compute: model/precision.py has the rule.
+# How accelerators compute: training/precision.py has the rule.
 Precision = Literal["float32", "bfloat16 channels_last"]
 TrialState = Literal["running", "completed", "pruned", "failed"]
 Parameter = Line | int | float | bool

@@ -1,6 +1,6 @@
 """One network trained by several workers of Ray Train, until its budget or its patience is over.
 
-Each worker runs `training.train`; rank 0 keeps reports and states (checkpoints.py). A worker or driver that dies is
+Each worker runs `training.loop`; rank 0 keeps reports and states (checkpoints.py). A worker or driver that dies is
 followed by one that goes on from the newest state, so at most one report is done twice. Ray Train keeps nothing of
 ours: its own storage is removed afterwards. Knows nothing of searches and bundles.
 """
@@ -16,15 +16,15 @@ from ich_ray.data.folds import Patients, trained_and_validated
 from ich_ray.errors import ConfigError, IchRayError, TrialFailure
 from ich_ray.final.checkpoints import best_report, keep, newest
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.schedule import INVERSE_TIME, SCHEDULES
 from ich_ray.results import Objective, Report, Setup
 from ich_ray.storage import locate, remove
+from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES
 
 if TYPE_CHECKING:
     from ich_ray.data.placement import Placement
-    from ich_ray.model.training import Progress
     from ich_ray.results import Precision
     from ich_ray.search.machines import Machine
+    from ich_ray.training.loop import Progress
 
 __all__ = ["Plan", "fit", "patience_over"]
 
@@ -112,7 +112,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train import get_context
     from ray.train.torch import get_device
 
-    from ich_ray.model.parallel import Shard
+    from ich_ray.training.data_parallel import Shard
 
     context = get_context()
     device = get_device()
@@ -126,7 +126,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(plan: Plan, shard: Any, device: Any) -> Setup | None:
-    from ich_ray.model.training import Budget, train
+    from ich_ray.training.loop import Budget, train
 
     dataset, folder = PreparedDataset.open(plan.dataset, fingerprint=plan.fingerprint), locate(plan.folder)
     objective = Objective.model_validate(plan.objective)

@@ -20,8 +20,8 @@ from ich_ray.final.card import (
 from ich_ray.final.confirm import confirmed
 from ich_ray.final.known import write_known
 from ich_ray.final.retraining import SEED_RULE
-from ich_ray.model.state import TrainingState
 from ich_ray.storage import read_record
+from ich_ray.training.state import TrainingState
 
 if TYPE_CHECKING:
     from upath import UPath

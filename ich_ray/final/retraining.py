@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ich_ray.data.folds import Patients, roles_of
 from ich_ray.model.hyperparameters import known_fields
-from ich_ray.model.schedule import INVERSE_TIME, SCHEDULES
 from ich_ray.results import Objective, Report, Setup
 from ich_ray.storage import Record, sha256
+from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

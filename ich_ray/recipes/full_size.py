@@ -127,7 +127,7 @@ def rate(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tupl
     import torch
 
     from ich_ray.model.networks import build_network
-    from ich_ray.model.precision import autocast, precision_on
+    from ich_ray.training.precision import autocast, precision_on
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = build_network(parameters.model_copy(update={"weights": "none"}), image_shape).to(device)

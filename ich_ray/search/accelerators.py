@@ -36,7 +36,7 @@ def common_precision(gpus_per_trial: float) -> Precision:
     """
     if not gpus_per_trial:
         return "float32"
-    from ich_ray.model.precision import precision_of
+    from ich_ray.training.precision import precision_of
 
     alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
     if alive:

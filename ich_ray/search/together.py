@@ -223,8 +223,8 @@ def _visible(devices: list[str]) -> dict[str, str]:
 
 def _work(config: dict[str, Any]) -> None:
     """What each worker runs. It ends by an exception where the others may be waiting for it: Ray Train ends them."""
-    from ich_ray.model.parallel import PeerLost
     from ich_ray.search.trial import as_failure
+    from ich_ray.training.data_parallel import PeerLost
 
     desk = config["desk"]
     try:
@@ -254,8 +254,8 @@ def _train(
 ) -> None:
     from ray.train import get_context
 
-    from ich_ray.model.parallel import Shard
     from ich_ray.search.trial import opened
+    from ich_ray.training.data_parallel import Shard
 
     shard = Shard(get_context().get_world_rank(), get_context().get_world_size())
     dataset = opened(settings, fold)

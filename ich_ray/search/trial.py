@@ -1,4 +1,4 @@
-"""One trial as a Tune function: model/training.py, reported to the driver and resumable after every report.
+"""One trial as a Tune function: training/loop.py, reported to the driver and resumable after every report.
 
 Runs in a worker process that serves many trials one after another: the dataset stays mapped, accelerator memory is
 released at each end. Raises through Tune only when its own workers are lost: a trial that fails reports so, because to
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.data.placement import Placement
-    from ich_ray.model.parallel import Shard
-    from ich_ray.model.training import Progress
     from ich_ray.results import Precision, Setup
+    from ich_ray.training.data_parallel import Shard
+    from ich_ray.training.loop import Progress
 
 __all__ = ["Checkpoints", "Kept", "Trainer", "TrialSettings", "as_failure", "opened", "train_model", "trial_function"]
 
@@ -86,7 +86,7 @@ class _State(Protocol):
 
 
 class _Progress(Protocol):
-    """What a trial needs of model.training.Progress."""
+    """What a trial needs of training.parts.Progress."""
 
     @property
     def images_seen(self) -> int: ...
@@ -115,8 +115,8 @@ def train_model(
     """The trainer of every real search; with a shard, one worker of it."""
     import torch
 
-    from ich_ray.model.parallel import ALONE
-    from ich_ray.model.training import Budget, TrainingState, train
+    from ich_ray.training.data_parallel import ALONE
+    from ich_ray.training.loop import Budget, TrainingState, train
 
     shard = shard or ALONE
     torch.set_num_threads(max(1, int(settings.cpus) // settings.workers))

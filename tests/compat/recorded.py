@@ -12,7 +12,7 @@ import torch
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.training import Budget, train
+from ich_ray.training.loop import Budget, train
 
 FIXTURES = Path(__file__).parent / "v0_1_0"
 SEED = 7

@@ -10,8 +10,8 @@ import torch
 
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.schedule import SCHEDULES, Course, Schedule
-from ich_ray.model.training import Budget, Parts, train
+from ich_ray.training.loop import Budget, Parts, train
+from ich_ray.training.schedule import SCHEDULES, Course, Schedule
 from tests.prepared import make_dataset
 
 

@@ -12,7 +12,7 @@ from ich_ray.runtime import connected
 from ich_ray.search.run import run_search
 from tests.prepared import make_dataset
 
-training = pytest.importorskip("ich_ray.model.training")
+training = pytest.importorskip("ich_ray.training.loop")
 
 SPACE = """
 name: real

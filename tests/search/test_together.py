@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.parallel import PeerLost, Shard
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.run import run_search
 from ich_ray.search.together import _Desk, _Step, _step, _visible
 from ich_ray.search.trial import TrialSettings
 from ich_ray.storage import sha256
+from ich_ray.training.data_parallel import PeerLost, Shard
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE, FakeWorker
 

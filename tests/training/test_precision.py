@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from ich_ray.model.precision import autocast, precision_of, precision_on
+from ich_ray.training.precision import autocast, precision_of, precision_on
 
 if TYPE_CHECKING:
     from ich_ray.results import Precision

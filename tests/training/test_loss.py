@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ich_ray.errors import ConfigError
-from ich_ray.model.loss import CrossEntropy, class_weights, prior_shift
+from ich_ray.training.loss import CrossEntropy, class_weights, prior_shift
 
 NAN = math.nan
 

@@ -29,19 +29,19 @@ from ich_ray.data.features import FeatureImages, FeaturesInMemory
 from ich_ray.data.placement import PlacedImages, Placement, as_index, place
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError, TrialFailure
-from ich_ray.model.logits import EVALUATION_BATCH, batch_logits, in_batches
-from ich_ray.model.memory import out_of_memory
 from ich_ray.model.networks import Network, build_network
-from ich_ray.model.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
-from ich_ray.model.parallel import ALONE, Shard
-from ich_ray.model.parts import Budget, Parts, Progress
-from ich_ray.model.precision import autocast, precision_on
-from ich_ray.model.schedule import INVERSE_TIME, SCHEDULES, Course
-from ich_ray.model.state import TrainingState
-from ich_ray.model.stream import Stream, mixed_seed
-from ich_ray.model.trunk import Tail, shared
-from ich_ray.model.validation import validation_metrics
 from ich_ray.results import Setup
+from ich_ray.training.data_parallel import ALONE, Shard
+from ich_ray.training.frozen_features import Tail, shared
+from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, in_batches
+from ich_ray.training.memory import out_of_memory
+from ich_ray.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from ich_ray.training.parts import Budget, Parts, Progress
+from ich_ray.training.precision import autocast, precision_on
+from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, Course
+from ich_ray.training.state import TrainingState
+from ich_ray.training.stream import Stream, mixed_seed
+from ich_ray.training.validation import validation_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ich_ray.data.dataset import SliceSet
-    from ich_ray.model.averaging import Averaging
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.model.loss import Loss
     from ich_ray.results import Precision
+    from ich_ray.training.averaging import Averaging
+    from ich_ray.training.loss import Loss
 
 __all__ = ["Budget", "Parts", "Progress", "TrainingState", "train"]
 
@@ -93,7 +93,7 @@ def train(
         trials: that share the device, each with an equal part of its memory.
         features: of the frozen layers, for all slices; if not given, those that lie beside the dataset for these very
             layers are used, or else the layers themselves. Never where images are augmented.
-        precision: on an accelerator; that of `resume` if it holds one, else this, else by rule (`model.precision`).
+        precision: on an accelerator; that of `resume` if it holds one, else this, else by rule (`training.precision`).
         parts: schedule, loss, augmentation and averaging, if not the usual ones.
 
     Raises:

@@ -13,10 +13,10 @@ from torch import distributed, multiprocessing
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.features import FeaturesInMemory
-from ich_ray.model.augmentation import philox, stream_random
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.parallel import Shard
-from ich_ray.model.training import Budget, Parts, Progress, TrainingState, train
+from ich_ray.training.augmentation import philox, stream_random
+from ich_ray.training.data_parallel import Shard
+from ich_ray.training.loop import Budget, Parts, Progress, TrainingState, train
 from tests.prepared import make_dataset
 
 QUICK = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.0, filters=4, dense=0)

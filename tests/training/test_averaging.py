@@ -14,10 +14,10 @@ from ich_ray.data.folds import pool_rows
 from ich_ray.errors import ConfigError
 from ich_ray.metrics import average_precision
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.logits import predict_logits
 from ich_ray.model.networks import Network, build_network
-from ich_ray.model.training import Budget, Parts, Progress, TrainingState, train
-from ich_ray.model.trunk import as_features
+from ich_ray.training.frozen_features import as_features
+from ich_ray.training.inference import predict_logits
+from ich_ray.training.loop import Budget, Parts, Progress, TrainingState, train
 from tests.prepared import make_dataset
 
 QUICK = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.2, filters=4, dense=0)

@@ -6,7 +6,7 @@ import pytest
 
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.schedule import INVERSE_TIME, SCHEDULES, Course
+from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, Course
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ich_ray.errors import ConfigError
-from ich_ray.model.loss import CrossEntropy
-from ich_ray.model.schedule import INVERSE_TIME
+from ich_ray.training.loss import CrossEntropy
+from ich_ray.training.schedule import INVERSE_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ich_ray.model.augmentation import Augmentation
-    from ich_ray.model.averaging import AveragingOf
-    from ich_ray.model.loss import LossOf
-    from ich_ray.model.state import TrainingState
     from ich_ray.results import Setup
+    from ich_ray.training.augmentation import Augmentation
+    from ich_ray.training.averaging import AveragingOf
+    from ich_ray.training.loss import LossOf
+    from ich_ray.training.state import TrainingState
 
 __all__ = ["Budget", "Parts", "Progress"]
 
