@@ -7,6 +7,7 @@ it. No file that is read names a module to import: a search or bundle from someb
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Registration", "Registry", "registered_here", "repeat"]
 
 Variant = TypeVar("Variant")
+_NAME = re.compile(r"[\w.-]{1,80}")
 _REGISTRIES: dict[str, Registry[Any]] = {}
 
 
@@ -56,8 +58,8 @@ class Registry(Generic[Variant]):
         Raises:
             ConfigError: the name is taken by another class, or is none that a YAML file could hold.
         """
-        if not name.isidentifier():
-            raise ConfigError(f"{self.kind}: a name must be letters, digits and _, got {name!r}; choose another")
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{self.kind}: a name must be letters, digits, _, . and -, got {name!r}; choose another")
         before = self.registered.get(name)
         if name in self._own or (before is not None and _class_of(before) != _class_of(variant)):
             raise ConfigError(f"{self.kind}: every name must be registered once, got {name} again; choose another")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ich_ray.storage import Line
+
 if TYPE_CHECKING:
     from typing import Self
 
@@ -19,11 +21,11 @@ __all__ = ["DROPS", "NetworkFields", "OptimizationFields", "OwnFields", "Probabi
 # Marks a probability of leaving something out in training: frozen layers leave nothing out, and no tensor is larger or
 # smaller for it.
 DROPS = "drops"
-Probability = Annotated[float, DROPS, Field(ge=0, lt=1, allow_inf_nan=False)]
+Probability = Annotated[float, DROPS, Field(ge=0, lt=1)]
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class NetworkFields(_Group):
@@ -41,12 +43,12 @@ class NetworkFields(_Group):
         dropout: probability of dropping a feature before the last layer.
     """
 
-    architecture: str = "plain_cnn"
+    architecture: Line = "plain_cnn"
     blocks: int = Field(default=2, ge=1, le=6)
     filters: int = Field(default=16, ge=1, le=512)
     dense: int = Field(default=64, ge=0, le=4096)
-    weights: str = "none"
-    unfreeze_from: str = "all"
+    weights: Line = "none"
+    unfreeze_from: Line = "all"
     dropout: Probability = 0.5
 
 
@@ -65,11 +67,11 @@ class OptimizationFields(_Group):
     """
 
     batch_size: int = Field(default=64, ge=1, le=65536)
-    learning_rate: float = Field(default=1e-3, gt=0, le=10, allow_inf_nan=False)
-    decay: float = Field(default=0.01, ge=0, le=100, allow_inf_nan=False)
+    learning_rate: float = Field(default=1e-3, gt=0, le=10)
+    decay: float = Field(default=0.01, ge=0, le=100)
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
-    momentum: float = Field(default=0.9, ge=0, lt=1, allow_inf_nan=False)
-    weight_decay: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
     loss: Literal["weighted", "unweighted"] = "weighted"
 
 
@@ -82,7 +84,7 @@ class SamplingFields(_Group):
         epochs: end after so many passes over `training_slices`, within the budget; 0 to spend the whole budget.
     """
 
-    training_slices: int = Field(default=0, ge=0)
+    training_slices: int = Field(default=0, ge=0, le=2**31)
     epochs: int = Field(default=0, ge=0, le=10_000)
 
     @model_validator(mode="after")
@@ -98,7 +100,7 @@ class OwnFields(BaseModel):
     Every field has a default. In spaces, ledgers and cards they stand beside the others, by name.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def of(cls, parameters: NetworkFields) -> Self:

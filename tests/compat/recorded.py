@@ -5,6 +5,8 @@ The recording and the test that repeats it run the same code, so that only the p
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ import torch
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.training.loop import Budget, train
+
+# make_v0_1_0.py runs this with version 0.1.0, where the loop had another place.
+loop = import_module("ich_ray.training.loop" if find_spec("ich_ray.training") else "ich_ray.model.training")
+Budget = loop.Budget
 
 FIXTURES = Path(__file__).parent / "v0_1_0"
 SEED = 7
@@ -21,7 +26,7 @@ SEED = 7
 TRAININGS: dict[str, tuple[dict[str, Any], Budget]] = {
     "plain_cnn, adam": (
         {"architecture": "plain_cnn", "blocks": 2, "filters": 4, "dense": 8, "dropout": 0.3, "batch_size": 16,
-         "learning_rate": 3e-3, "decay": 0.05, "optimizer": "adam"},
+         "learning_rate": 1e-3, "decay": 0.05, "optimizer": "adam"},
         Budget(400, 100),
     ),
     "plain_cnn, adamw, no dense layer": (
@@ -32,7 +37,7 @@ TRAININGS: dict[str, tuple[dict[str, Any], Budget]] = {
     "stacked_cnn, sgd": (
         {"architecture": "stacked_cnn", "convolutions": "3/2,3/2", "filters": 4, "padding": "valid",
          "input_batch_norm": True, "dense": 8, "dense_layers": 2, "dropout": 0.1, "dropout_before_pool": 0.1,
-         "dropout_after_pool": 0.1, "dropout_dense": 0.2, "batch_size": 12, "learning_rate": 1e-3, "decay": 0.0,
+         "dropout_after_pool": 0.1, "dropout_dense": 0.2, "batch_size": 12, "learning_rate": 3e-2, "decay": 0.0,
          "optimizer": "sgd", "momentum": 0.8, "epochs": 6, "training_slices": 40},
         Budget(240, 80),
     ),
@@ -50,7 +55,7 @@ def trained(name: str, dataset: PreparedDataset) -> list[dict[str, Any]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        stream = train(
+        stream = loop.train(
             Hyperparameters.model_validate(parameters),
             dataset.role("train"),
             dataset.role("validation"),
@@ -71,6 +76,11 @@ def machine() -> dict[str, str]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
     }
+
+
+# What changes by little where a logit does. The others go by the order of 16 validation slices: one pair that changes
+# places moves ROC AUC by 0.026, and with other kernels that happened.
+SMOOTH = ("log_loss", "train_loss")
 
 
 def tolerance(recorded: dict[str, str]) -> float:

@@ -127,6 +127,10 @@ def test_what_an_architecture_alone_reads_is_checked_and_completed() -> None:
             "Input should be 'plain_cnn', 'stacked_cnn', 'resnet18', 'resnet34', 'resnet50', 'densenet121', "
             "'efficientnet_b0', 'convnext_tiny', 'mobilenet_v3_small' or one that was registered",
         ),
+        ({"architecture": "stacked_cnn", "dropout_dense": float("nan")}, "dropout_dense", "should be a finite number"),
+        ({"decay": float("nan")}, "decay", "should be a finite number"),
+        ({"learning_rate": float("inf")}, "learning_rate", "should be a finite number"),
+        ({"weights": "a\x1b[2Jb"}, "weights", "printable characters only"),
         ({"architecture": ["resnet18"]}, "architecture", "Input should be a valid string"),
     ],
 )
