@@ -23,12 +23,12 @@ import torch
 
 from ich_ray.data.features import FeaturesInMemory
 from ich_ray.data.folds import pool_rows
-from ich_ray.model import training
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.logits import batch_logits, in_batches
 from ich_ray.model.networks import build_network
-from ich_ray.model.parallel import ALONE
-from ich_ray.model.trunk import as_features
+from ich_ray.training import loop
+from ich_ray.training.data_parallel import ALONE
+from ich_ray.training.frozen_features import as_features
+from ich_ray.training.inference import batch_logits, in_batches
 
 if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset
@@ -45,8 +45,9 @@ class Loop:
         self, parameters: Hyperparameters, dataset: PreparedDataset, features: FeaturesInMemory | None
     ) -> None:
         roles = dataset.role("train"), dataset.role("validation")
-        self._run = training._Run(parameters, *roles, seed=0, device=torch.device("cpu"), shard=ALONE)
-        self._run.start(None, training.Budget(10**9, 10**9), "host", 1, features)
+        keys = {"budget": loop.Budget(10**9, 10**9), "seed": 0, "device": torch.device("cpu"), "shard": ALONE}
+        self._run = loop._Run(parameters, *roles, loop.Parts(), **keys)
+        self._run.start(None, "host", 1, features)
 
     def turn(self, images: int) -> float:
         """Processor seconds a training image."""
@@ -58,7 +59,7 @@ class Loop:
         """Of the validation slices, as training stands."""
         positions = np.arange(len(self._run.validation))
         batches = in_batches(self._run.validation_images, positions, 64)
-        return torch.from_numpy(batch_logits(self._run.stepped, batches))
+        return torch.from_numpy(batch_logits(self._run.validated, batches))
 
 
 def main() -> None:

@@ -38,10 +38,10 @@ from ich_ray.final.bundle import WEIGHTS_FILE, Bundle, load_bundle
 from ich_ray.final.card import Card, DatasetNote, OperatingPoint, SearchNote
 from ich_ray.final.prediction import Predictor, list_inputs
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.logits import EVALUATION_BATCH
 from ich_ray.model.networks import build_network
 from ich_ray.results import WeightsNote
 from ich_ray.storage import locate
+from ich_ray.training.inference import EVALUATION_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ich_ray.model import training
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.parallel import ALONE
+from ich_ray.training import loop
+from ich_ray.training.data_parallel import ALONE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,8 +67,9 @@ class Loop:
 
     def __init__(self, dataset: PreparedDataset, in_memory: bool) -> None:
         roles = dataset.role("train"), dataset.role("validation")
-        self._run = training._Run(Hyperparameters(), *roles, seed=0, device=torch.device("cpu"), shard=ALONE)
-        self._run.start(None, training.Budget(10**9, 10**9), "host", 1)
+        keys = {"budget": loop.Budget(10**9, 10**9), "seed": 0, "device": torch.device("cpu"), "shard": ALONE}
+        self._run = loop._Run(Hyperparameters(), *roles, loop.Parts(), **keys)
+        self._run.start(None, "host", 1)
         self.images = Timed(InMemory(roles[0]) if in_memory else self._run.images)
         self._run.images = self.images
 

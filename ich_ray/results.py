@@ -47,6 +47,7 @@ __all__ = [
     "CheckpointReference",
     "Ending",
     "Objective",
+    "Precision",
     "Report",
     "SearchRecord",
     "SearchResult",
@@ -66,6 +67,8 @@ LEAK = (
     "none is available as a patient-level figure, and all this can do is to reproduce systems that were split this way."
 )
 
+# How accelerators compute: training/precision.py has the rule.
+Precision = Literal["float32", "bfloat16 channels_last"]
 TrialState = Literal["running", "completed", "pruned", "failed"]
 # A hundred thousand trials are more than anybody has searched with; what counts to here ends soon.
 MOST_TRIALS = 10_000_000
@@ -137,8 +140,8 @@ class Setup(Record):
         device: its name, `cpu` for those.
         workers: processes that trained it together.
         images: where the training images lay: all of them on the device, or on the host for a batch at a time.
-        mode: precision, memory layout and compilation, such as `bfloat16 channels_last compiled`.
-        rates: images a second that a worker reached in each mode that was tried; empty where nothing was chosen.
+        mode: the precision, `float32` or `bfloat16 channels_last`; version 0.1.0 chose among more by the clock.
+        rates: images a second that version 0.1.0 reached in each mode that it tried; else empty.
     """
 
     device: Line
@@ -248,6 +251,8 @@ class SearchRecord(Record):
         dataset: where the prepared dataset lay; `fingerprint` says which one it is.
         prevalence: of `any` among the validation slices.
         split: of the dataset; see `LEAK`.
+        precision: of all its trials on accelerators; None in searches of version 0.1.0, and where no machine told: each
+            accelerator then computes by its own capability.
         amendments: later changes, such as more trials: `{"time": ..., "trials": 200}`.
     """
 
@@ -260,6 +265,7 @@ class SearchRecord(Record):
     split: Split = "patient"
     seed: Seed
     trials: _Trials
+    precision: Precision | None = None
     versions: dict[Line, Line]
     created: Time
     amendments: tuple[dict[Line, Plain], ...] = ()

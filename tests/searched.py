@@ -8,9 +8,9 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.final import making
 from ich_ray.final.bundle import Bundle
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.training import Budget, train
 from ich_ray.results import Objective, Report, SearchRecord, TrialResult, open_search
 from ich_ray.storage import SearchFiles, locate, write_json
+from ich_ray.training.loop import Budget, train
 
 PARAMETERS = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.2, filters=8, dense=16)
 

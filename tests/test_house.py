@@ -34,8 +34,9 @@ LEVELS = [
         "runtime",
         "results",
     },
-    {"data"},
     {"model"},
+    {"data"},
+    {"training"},
     {"search"},
     {"final"},
     {"cluster", "pipeline"},
@@ -49,7 +50,7 @@ MAY_IMPORT_RAY = {
     "ray_internals", "runtime", "cluster.answers", "cluster.jobs", "cluster.doctor", "data.prepare", "search.sampler",
     "search.halving",
     "search.trial", "search.driver", "search.together", "search.workers", "search.trunks", "search.bookkeeper",
-    "search.preflight", "search.machines", "final.archive", "final.confirm", "final.distributed",
+    "search.preflight", "search.machines", "search.accelerators", "final.archive", "final.confirm", "final.distributed",
 }  # fmt: skip
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

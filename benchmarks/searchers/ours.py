@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.model.training import Progress
     from ich_ray.search.trial import TrialSettings
+    from ich_ray.training.loop import Progress
 
 MORE_THAN_ENOUGH = 100_000  # trials
 
@@ -48,7 +48,7 @@ class NotedTrainer:
     def __call__(
         self, parameters: Hyperparameters, dataset: PreparedDataset, settings: TrialSettings, seed: int, resume: Any
     ) -> Iterator[Progress]:
-        from ich_ray.model.state import TrainingState
+        from ich_ray.training.state import TrainingState
 
         begun = TrainingState.load(resume) if resume else None
         return noted(self.task, str(seed), train_model(parameters, dataset, settings, seed, resume), begun)

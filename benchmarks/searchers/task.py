@@ -20,8 +20,8 @@ from ich_ray.storage import locate, write_json
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from ich_ray.model.state import TrainingState
-    from ich_ray.model.training import Progress
+    from ich_ray.training.loop import Progress
+    from ich_ray.training.state import TrainingState
 
 # No `when`: not every peer has conditional parameters.
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -58,7 +58,7 @@ def tested(dataset: str | Path, parameters: dict[str, Any], images: int, seed: i
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.model.training import Budget, train
+    from ich_ray.training.loop import Budget, train
 
     torch.set_num_threads(1)
     data, budget = PreparedDataset.open(dataset), Budget(images, images)
@@ -158,7 +158,7 @@ def trained(task: Task, parameters: dict[str, Any], name: str, resume: Path | No
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.model.training import Budget, TrainingState, train
+    from ich_ray.training.loop import Budget, TrainingState, train
 
     torch.set_num_threads(1)
     data = PreparedDataset.open(task.dataset)

@@ -1,7 +1,7 @@
 """What frozen layers make of the slices of a dataset, computed once and mapped by every trial that shares them.
 
 Beside the blocks of a dataset, in `DATASET/features/<key>/`: Arrow files of float32 features, and features.json,
-written last. Knows arrays, rows and a key; which layers made the features is known to model/trunk.py.
+written last. Knows arrays, rows and a key; which layers made the features is known to training/frozen_features.py.
 
 Array shapes: features are float32 `[n, *shape]`.
 """

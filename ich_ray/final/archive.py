@@ -15,10 +15,10 @@ from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.final.bundle import OPERATING_POINT, load_bundle
 from ich_ray.final.prediction import Prediction, Predictor, Studies, StudyPrediction, list_inputs
 from ich_ray.final.rows import as_table, check_suffix, writing_rows
-from ich_ray.model.logits import EVALUATION_BATCH
 from ich_ray.registry import registered_here, repeat
 from ich_ray.runtime import connected
 from ich_ray.storage import Location, check_file, check_folder, locate
+from ich_ray.training.inference import EVALUATION_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

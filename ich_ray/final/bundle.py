@@ -11,10 +11,10 @@ from safetensors.torch import load, save
 
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.final.card import Card, OperatingPoint, read_card, write_card
-from ich_ray.model.logits import EVALUATION_BATCH, batch_logits, predict_logits
 from ich_ray.model.networks import Network, build_network
 from ich_ray.results import WeightsNote
 from ich_ray.storage import Location, locate, sha256, write_bytes
+from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, predict_logits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -87,7 +87,7 @@ def calibrate(
         IntegrityError: the bundle is damaged, or the dataset is another one.
     """
     from ich_ray.final.bundle import load_bundle  # loads PyTorch
-    from ich_ray.model.weighting import prior_shift
+    from ich_ray.training.loss import prior_shift
 
     wanted = Wanted(beta, sensitivity, conservative)
     check_method(method)

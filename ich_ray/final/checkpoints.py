@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter, ValidationError
 
 from ich_ray.errors import IntegrityError
-from ich_ray.model.state import TrainingState
 from ich_ray.progress import say
 from ich_ray.results import Objective, Report, TrialResult
 from ich_ray.storage import first_problem, read_json, write_json
+from ich_ray.training.state import TrainingState
 
 if TYPE_CHECKING:
     from upath import UPath

@@ -1,6 +1,6 @@
 """One network trained by several workers of Ray Train, until its budget or its patience is over.
 
-Each worker runs `training.train`; rank 0 keeps reports and states (checkpoints.py). A worker or driver that dies is
+Each worker runs `training.loop`; rank 0 keeps reports and states (checkpoints.py). A worker or driver that dies is
 followed by one that goes on from the newest state, so at most one report is done twice. Ray Train keeps nothing of
 ours: its own storage is removed afterwards. Knows nothing of searches and bundles.
 """
@@ -18,16 +18,16 @@ from ich_ray.final.checkpoints import best_report, keep, newest
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import Objective, Report, Setup
 from ich_ray.storage import locate, remove
+from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES
 
 if TYPE_CHECKING:
     from ich_ray.data.placement import Placement
-    from ich_ray.model.training import Progress
+    from ich_ray.results import Precision
     from ich_ray.search.machines import Machine
+    from ich_ray.training.loop import Progress
 
-__all__ = ["PATIENCE", "Plan", "fit", "patience_over"]
+__all__ = ["Plan", "fit", "patience_over"]
 
-# Reports without a better objective before it stops (report B's patience).
-PATIENCE = 5
 _MAX_FAILURES = 2
 
 
@@ -45,6 +45,7 @@ class Plan:
     seed: int
     patients: Patients = "train"
     placement: Placement = "auto"
+    precision: Precision | None = None
 
 
 def fit(plan: Plan, workers: int, gpus_per_worker: float | None) -> tuple[str, Setup | None]:
@@ -111,7 +112,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train import get_context
     from ray.train.torch import get_device
 
-    from ich_ray.model.parallel import Shard
+    from ich_ray.training.data_parallel import Shard
 
     context = get_context()
     device = get_device()
@@ -125,7 +126,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(plan: Plan, shard: Any, device: Any) -> Setup | None:
-    from ich_ray.model.training import Budget, train
+    from ich_ray.training.loop import Budget, train
 
     dataset, folder = PreparedDataset.open(plan.dataset, fingerprint=plan.fingerprint), locate(plan.folder)
     objective = Objective.model_validate(plan.objective)
@@ -144,6 +145,7 @@ def _train(plan: Plan, shard: Any, device: Any) -> Setup | None:
         resume=resume,
         shard=shard,
         placement=plan.placement,
+        precision=plan.precision,
     )
     for progress in stream:
         setup = progress.setup
@@ -162,6 +164,9 @@ def _report(progress: Progress) -> Report:
 
 def patience_over(reports: list[Report], objective: Objective) -> bool:
     """Whether so many reports have come since the best that training ends."""
+    patience = SCHEDULES[INVERSE_TIME].patience
+    if patience is None:
+        return False
     best = best_report(reports, objective)
     after = [report for report in reports if best is None or report.images_seen > best.images_seen]
-    return len(after) >= PATIENCE
+    return len(after) >= patience

@@ -19,9 +19,9 @@ from ich_ray.final.card import (
 from ich_ray.final.confirm import confirmed
 from ich_ray.final.known import write_known
 from ich_ray.final.retraining import SEED_RULE
-from ich_ray.model.state import TrainingState
 from ich_ray.results import WeightsNote
 from ich_ray.storage import read_record
+from ich_ray.training.state import TrainingState
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -52,7 +52,7 @@ def make_bundle(
 
     manifest, image_shape = dataset.manifest, dataset.image_shape
     network = build_network(parameters.model_copy(update={"weights": "none"}), image_shape)
-    network.load_state_dict(TrainingState.load(state).part("weights"))
+    network.load_state_dict(TrainingState.load(state).validated_weights)
     before = read_card(found.files.bundle) if has_card(found.files.bundle) else None
     card = Card(
         name=f"{found.record.name}-{trial.number:05d}",

@@ -19,9 +19,9 @@ import torch
 
 from ich_ray.data.listing import list_files
 from ich_ray.errors import ConfigError, Rejection
-from ich_ray.model.logits import EVALUATION_BATCH
 from ich_ray.progress import say
 from ich_ray.storage import Location, is_local, locate
+from ich_ray.training.inference import EVALUATION_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -121,7 +121,9 @@ def retrain(
     parameters = _sized(Hyperparameters.model_validate(trial.parameters), dataset, slices, epochs)
     before = _rehearsal(found, trial, parameters) if patients != "train" else ()
     images, budget = planned(found, trial, parameters, dataset.manifest.roles, patients, before, sampled=bool(slices))
-    plan = replace(_plan(found, parameters, images, patients, slices), placement=placement)
+    plan = replace(
+        _plan(found, parameters, images, patients, slices), placement=placement, precision=found.record.precision
+    )
     drawn = [trial_seed(trial.seed, number) if number else trial.seed for number in range(seeds)]
     plans = [_seeded(found, replace(plan, seed=seed), parameters) for seed in drawn]
     say(f"  retraining trial {trial.number} on {patients} for at most {images:,} images, {workers} worker(s)")

@@ -14,6 +14,7 @@ from ich_ray.data.folds import Patients, roles_of
 from ich_ray.model.hyperparameters import known_fields
 from ich_ray.results import Objective, Report, Setup
 from ich_ray.storage import Count, Line, Plain, Record, Seconds, Seed, Text, sha256
+from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SEED_RULE", "Retraining", "SeedRun", "Spread", "best_run", "folder_names", "planned", "spread"]
 
-# Times the budget of a search. The rate decays with epochs and not towards an end, so a winner's curve simply goes on;
-# a search stops it where ranking was cheap. Twice is room for that, and patience ends it sooner when nothing improves.
-BUDGET_FACTOR = 2
 SEED_RULE = "the seed with the best report on the validation patients; calibration and test patients took no part"
 
 # All that version 0.1.0 knew of a network and its training, and named the folder of a retraining by.
@@ -137,8 +135,10 @@ def planned(
         images = parameters.epochs * parameters.training_slices
         return images, f"{parameters.epochs} passes over {parameters.training_slices:,} slices, ended by patience"
     if patients == "train":
-        images = BUDGET_FACTOR * parameters.images_within(int(found.record.space["budget"]["images"]))
-        return images, f"{BUDGET_FACTOR} times that of the search at most, ended by patience"
+        schedule = SCHEDULES[INVERSE_TIME]
+        images = schedule.retraining_factor * parameters.images_within(int(found.record.space["budget"]["images"]))
+        at_most = " at most, ended by patience" if schedule.patience else ""
+        return images, f"{schedule.retraining_factor} times that of the search{at_most}"
     if rehearsal:
         seen = statistics.median_low(run.best_images_seen for run in rehearsal)
         source = f"the best report of the retraining without the validation patients (median of {len(rehearsal)})"
@@ -154,8 +154,8 @@ def folder_names(plan: Mapping[str, Any], parameters: Hyperparameters) -> list[s
     """The folder of a retraining, named by its identity; then as version 0.1.0 named it, if it could be that old.
 
     Args:
-        plan: what every worker is told; its parameters, folder and placement are not read, the last two as they change
-            no weight.
+        plan: what every worker is told; its parameters, folder, placement and precision are not read: folder and
+            placement change no weight, and the precision is the search's own, which never changes.
         parameters: the draw.
     """
     identity = parameters.identity()
@@ -163,7 +163,8 @@ def folder_names(plan: Mapping[str, Any], parameters: Hyperparameters) -> list[s
     if identity.keys() <= _FIELDS_OF_0_1_0:
         defaults = {name: field.default for name, field in known_fields().items()}
         told.append({name: getattr(parameters, name, defaults[name]) for name in _FIELDS_OF_0_1_0})
-    plans = [{**plan, "folder": "", "placement": "", "parameters": one} for one in told]
+    named = {key: value for key, value in plan.items() if key != "precision"}
+    plans = [{**named, "folder": "", "placement": "", "parameters": one} for one in told]
     return [f"retraining-{sha256(json.dumps(one, sort_keys=True).encode())[:12]}" for one in plans]
 
 

@@ -39,7 +39,7 @@ class Network(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits float32 `[n]` of images uint8 `[n, channels, rows, columns]`."""
         # In place and in this order: 20 ms for 64 images where `(images - mean) / std`, channels last, takes 86.
-        pixels = images.float().mul_(self.scale).add_(self.shift)
+        pixels = images.to(torch.float32, copy=True).mul_(self.scale).add_(self.shift)
         logits: torch.Tensor = self.body(pixels.contiguous(memory_format=torch.channels_last))
         return logits.squeeze(1).float()
 

@@ -31,7 +31,7 @@ _TRAIN = 450_000
 _FOLDS = 5
 # On a CPU a step of 2 images shows as many a second as larger ones do, and takes less memory.
 _IMAGES_A_STEP = {"cpu": 2, "cuda": 16}
-_STEPS = 3
+_WARM_STEPS, _STEPS = 1, 3
 
 
 class PlannedStage(Record):
@@ -127,17 +127,25 @@ def rate(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tupl
     import torch
 
     from ich_ray.model.networks import build_network
-    from ich_ray.model.pace import FIXED, measure
+    from ich_ray.training.precision import autocast, precision_on
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = FIXED.laid_out(build_network(parameters.model_copy(update={"weights": "none"}), image_shape).to(device))
+    network = build_network(parameters.model_copy(update={"weights": "none"}), image_shape).to(device)
     images = torch.randint(0, 256, (_IMAGES_A_STEP[device.type], *image_shape), dtype=torch.uint8, device=device)
-    if device.type == "cuda":
-        return measure(network, images, FIXED), torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    network(images).sum().backward()
-    started = time.process_time()
-    for _ in range(_STEPS):
-        network(images).sum().backward()
-    rate = _STEPS * len(images) / ((time.process_time() - started) / threads)
-    return rate, f"{threads} CPU core" + ("s" if threads > 1 else "")
+    precision, threads = precision_on(device), torch.get_num_threads()
+
+    def steps(count: int) -> float:
+        """The clock after so many: of the device, or of the processor."""
+        for _ in range(count):
+            with autocast(precision, device):
+                logits = network(images)
+            logits.sum().backward()
+        if device.type == "cpu":
+            return time.process_time() / threads
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    started = steps(_WARM_STEPS)
+    rate = _STEPS * len(images) / (steps(_STEPS) - started)
+    cores = f"{threads} CPU core" + ("s" if threads > 1 else "")
+    return rate, cores if device.type == "cpu" else torch.cuda.get_device_name(device)

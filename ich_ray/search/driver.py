@@ -93,6 +93,7 @@ class Driver:
             gpus=slots.gpus,
             workers=slots.workers,
             placement=placement,
+            precision=ledger.record.precision,
         )
         trainer = trainer or train_model
         self.function = trial_function(settings, Together(trainer) if slots.workers > 1 else trainer)

@@ -229,7 +229,7 @@ def _size(parameters: Hyperparameters) -> tuple[object, ...]:
 def _seconds_per_image(
     parameters: Hyperparameters, dataset: PreparedDataset, report_every: int, device: torch.device
 ) -> float:
-    from ich_ray.model.training import Budget, train
+    from ich_ray.training.loop import Budget, train
 
     large_on_cpu = device.type == "cpu" and not architecture_of(parameters).is_small
     step = min(parameters.batch_size, _IMAGES_A_STEP_ON_CPU) if large_on_cpu else parameters.batch_size

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ich_ray.results import SearchResult, open_search
+from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.asked import ask
 from ich_ray.search.draw import Listed, sampled
@@ -95,7 +95,7 @@ def run_search(
             from ich_ray.search.trunks import share_trunks as share
 
             share(data, sampled(asked.space), gpus=slots.gpus > 0)
-        ledger = Ledger.open(out) if asked.begun else Ledger.create(out, asked.record)
+        ledger = Ledger.open(out) if asked.begun else Ledger.create(out, _with_precision(asked.record, slots, _trainer))
         wanted = max(trials or 0, ledger.record.wanted)  # another driver may have raised it before the lock was ours
         _amend(ledger, wanted, asked.teacher, asked.record.dataset)
         listed = _listed(asked.space, ledger, wanted)
@@ -127,6 +127,15 @@ def run_listed(
     run = Driver(space, dataset, ledger, slots, wanted=wanted, limits=Limits(), **keys)
     run.go_on = go_on
     run.go()
+
+
+def _with_precision(record: SearchRecord, slots: Slots, trainer: Trainer | None) -> SearchRecord:
+    """The record with the precision of the trials' devices, unless a trainer of its own decides that."""
+    if trainer is not None:
+        return record
+    from ich_ray.search.accelerators import common_precision
+
+    return record.model_copy(update={"precision": common_precision(slots.gpus)})
 
 
 def _amend(ledger: Ledger, wanted: int, teacher: str | None, dataset: str) -> None:

@@ -223,8 +223,8 @@ def _visible(devices: list[str]) -> dict[str, str]:
 
 def _work(config: dict[str, Any]) -> None:
     """What each worker runs. It ends by an exception where the others may be waiting for it: Ray Train ends them."""
-    from ich_ray.model.parallel import PeerLost
     from ich_ray.search.trial import as_failure
+    from ich_ray.training.data_parallel import PeerLost
 
     desk = config["desk"]
     try:
@@ -254,19 +254,19 @@ def _train(
 ) -> None:
     from ray.train import get_context
 
-    from ich_ray.model.parallel import Shard
     from ich_ray.search.trial import opened
+    from ich_ray.training.data_parallel import Shard
 
     shard = Shard(get_context().get_world_rank(), get_context().get_world_size())
     dataset = opened(settings, fold)
     with closing(trainer(parameters, dataset, settings, seed, resume, shard)) as steps:
         for report, progress in enumerate(steps, start=1):
-            step = _step(progress, settings) if shard.rank == 0 else None
+            step = _step(progress, settings.images_of(parameters)) if shard.rank == 0 else None
             if not ray.get(desk.hand_in.remote(job, report, step)):
                 return
 
 
-def _step(progress: Any, settings: TrialSettings) -> _Step:
-    last = progress.images_seen >= settings.images
+def _step(progress: Any, images: int) -> _Step:
+    last = progress.images_seen >= images
     data = b"" if last else progress.state().packed()
     return _Step(progress.images_seen, progress.metrics, progress.elapsed_s, progress.setup, data)

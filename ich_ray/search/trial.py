@@ -1,4 +1,4 @@
-"""One trial as a Tune function: model/training.py, reported to the driver and resumable after every report.
+"""One trial as a Tune function: training/loop.py, reported to the driver and resumable after every report.
 
 Runs in a worker process that serves many trials one after another: the dataset stays mapped, accelerator memory is
 released at each end. Raises through Tune only when its own workers are lost: a trial that fails reports so, because to
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.data.placement import Placement
-    from ich_ray.model.parallel import Shard
-    from ich_ray.model.training import Progress
-    from ich_ray.results import Setup
+    from ich_ray.results import Precision, Setup
+    from ich_ray.training.data_parallel import Shard
+    from ich_ray.training.loop import Progress
 
 __all__ = ["Checkpoints", "Kept", "Trainer", "TrialSettings", "as_failure", "opened", "train_model", "trial_function"]
 
@@ -50,11 +50,13 @@ class TrialSettings:
     Attributes:
         dataset: where it lies; `fingerprint` says which one it must be.
         search: the search folder, for checkpoints.
-        images: the budget, which a trial of few epochs does not spend; a report comes every `report_every`.
+        images: the budget, which a trial of few epochs does not spend (`images_of`); a report comes every
+            `report_every`.
         cpus: threads a trial may use.
         gpus: accelerators it has, perhaps a fraction of one.
         workers: processes that train it together, each with its share of the CPUs, and one of the accelerators if any.
         placement: where the images lie, see `data.placement.place`.
+        precision: of the search, on accelerators; None where its record names none.
     """
 
     dataset: str
@@ -66,6 +68,11 @@ class TrialSettings:
     gpus: float
     workers: int = 1
     placement: Placement = "auto"
+    precision: Precision | None = None
+
+    def images_of(self, parameters: Hyperparameters) -> int:
+        """Images at which a trial has ended."""
+        return parameters.images_within(self.images)
 
     @property
     def neighbors(self) -> int:
@@ -79,7 +86,7 @@ class _State(Protocol):
 
 
 class _Progress(Protocol):
-    """What a trial needs of model.training.Progress."""
+    """What a trial needs of training.parts.Progress."""
 
     @property
     def images_seen(self) -> int: ...
@@ -108,8 +115,8 @@ def train_model(
     """The trainer of every real search; with a shard, one worker of it."""
     import torch
 
-    from ich_ray.model.parallel import ALONE
-    from ich_ray.model.training import Budget, TrainingState, train
+    from ich_ray.training.data_parallel import ALONE
+    from ich_ray.training.loop import Budget, TrainingState, train
 
     shard = shard or ALONE
     torch.set_num_threads(max(1, int(settings.cpus) // settings.workers))
@@ -121,13 +128,14 @@ def train_model(
             parameters,
             dataset.role("train"),
             dataset.role("validation"),
-            budget=Budget(parameters.images_within(settings.images), settings.report_every),
+            budget=Budget(settings.images_of(parameters), settings.report_every),
             seed=seed,
             device=device,
             resume=TrainingState.load(resume) if resume else None,
             shard=shard,
             placement=settings.placement,
             trials=settings.neighbors,
+            precision=settings.precision,
         )
     finally:
         if device.type == "cuda":
@@ -175,7 +183,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
         why = checkpoints.note or "the newest checkpoint was missing"
         checkpoints.note = f"{why}: went back from {config['reported']} to {kept.images_seen} images"
     parameters = Hyperparameters(**config["parameters"])
-    images = parameters.images_within(settings.images)
+    images = settings.images_of(parameters)
     dataset = opened(settings, config["fold"])
     resume = kept.file if kept else None
     with closing(trainer(parameters, dataset, settings, config["seed"], resume)) as steps:

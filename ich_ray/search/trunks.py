@@ -1,8 +1,8 @@
 """Features of frozen layers for all trials that freeze the same, by Ray Data, before a search starts.
 
-Which layers, and what they make of an image, is known to model/trunk.py; where it is kept to data/features.py. This
-counts what a search would share, asks for room, and hands out files of features to be made. A file that is there whole
-is not made again, and of two searches at once one waits for the other.
+Which layers, and what they make of an image, is known to training/frozen_features.py; where it is kept to
+data/features.py. This counts what a search would share, asks for room, and hands out files of features to be made. A
+file that is there whole is not made again, and of two searches at once one waits for the other.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Job:
 
 def shareable(trials: Iterable[Hyperparameters]) -> list[Hyperparameters]:
     """One draw for each trunk that trials share: frozen layers whose weights do not depend on a trial's seed."""
-    from ich_ray.model.trunk import is_divisible
+    from ich_ray.training.frozen_features import is_divisible
 
     found = {tuple(trial.network.items()): trial for trial in trials if trial.weights != "none" and is_divisible(trial)}
     return list(found.values())
@@ -62,7 +62,7 @@ def share_trunks(dataset: PreparedDataset, trials: Iterable[Hyperparameters], gp
         IchRayError: a task failed; what is there is kept.
     """
     from ich_ray.model.networks import build_network
-    from ich_ray.model.trunk import feature_shape, trunk_key
+    from ich_ray.training.frozen_features import feature_shape, trunk_key
 
     keys = []
     for parameters in shareable(trials):
@@ -145,7 +145,7 @@ class _Task:
 
 def make_file(job: _Job, number: int) -> None:
     """One file of features, written whole or not at all."""
-    from ich_ray.model.trunk import as_features
+    from ich_ray.training.frozen_features import as_features
 
     dataset, network, parameters = _opened(job)
     rows = pool_rows(dataset)[number * ROWS_A_FILE : (number + 1) * ROWS_A_FILE]
@@ -159,7 +159,7 @@ def _network(dataset: str, fingerprint: str, told: str, key: str, gpu: bool) -> 
     import torch
 
     from ich_ray.model.networks import build_network
-    from ich_ray.model.trunk import trunk_key
+    from ich_ray.training.frozen_features import trunk_key
 
     opened = PreparedDataset.open(dataset, fingerprint=fingerprint)
     parameters = Hyperparameters.model_validate_json(told)

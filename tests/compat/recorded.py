@@ -5,6 +5,8 @@ The recording and the test that repeats it run the same code, so that only the p
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ import torch
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.training import Budget, train
+
+# make_v0_1_0.py runs this with version 0.1.0, where the loop had another place.
+loop = import_module("ich_ray.training.loop" if find_spec("ich_ray.training") else "ich_ray.model.training")
+Budget = loop.Budget
 
 FIXTURES = Path(__file__).parent / "v0_1_0"
 SEED = 7
@@ -50,7 +55,7 @@ def trained(name: str, dataset: PreparedDataset) -> list[dict[str, Any]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        stream = train(
+        stream = loop.train(
             Hyperparameters.model_validate(parameters),
             dataset.role("train"),
             dataset.role("validation"),

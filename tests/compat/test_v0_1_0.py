@@ -24,12 +24,12 @@ from ich_ray.final import retrain
 from ich_ray.final.bundle import load_bundle
 from ich_ray.final.evaluate import evaluate
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.training import Progress
 from ich_ray.results import open_search
 from ich_ray.runtime import connected
 from ich_ray.search.audit import audit
 from ich_ray.search.run import run_search
 from ich_ray.search.trial import Checkpoints, Trainer, TrialSettings, train_model
+from ich_ray.training.loop import Progress
 from tests.compat.recorded import FIXTURES, SMOOTH, TRAININGS, tolerance, trained
 from tests.model.test_hyperparameters import OneMore
 

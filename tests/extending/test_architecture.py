@@ -11,7 +11,7 @@ from torch import nn
 from ich_ray.model.architectures import ARCHITECTURES, Architecture
 from ich_ray.model.fields import NetworkFields, OwnFields
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.training import Budget, train
+from ich_ray.training.loop import Budget, train
 from tests.prepared import make_dataset
 
 

@@ -24,12 +24,12 @@ from ich_ray.final.distributed import Plan, _resources, _train, patience_over
 from ich_ray.final.retrain import _plan, _sized, chosen_trial, retrain
 from ich_ray.final.retraining import Retraining, SeedRun, best_run, planned, spread
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.parallel import ALONE
-from ich_ray.model.training import TrainingState
 from ich_ray.results import Objective, Report, Setup, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.machines import Machine
 from ich_ray.storage import read_json, write_json
+from ich_ray.training.data_parallel import ALONE
+from ich_ray.training.loop import TrainingState
 from tests.records import make_confirmation
 from tests.searched import PARAMETERS, make_search
 

@@ -12,7 +12,7 @@ from ich_ray.runtime import connected
 from ich_ray.search.run import run_search
 from tests.prepared import make_dataset
 
-training = pytest.importorskip("ich_ray.model.training")
+training = pytest.importorskip("ich_ray.training.loop")
 
 SPACE = """
 name: real
@@ -50,6 +50,7 @@ def test_a_trial_is_the_training_loop_reported(tmp_path: Path) -> None:
         )
     )
     assert first.state == "completed"
+    assert found.record.precision == "float32"
     for report, progress in zip(first.reports, alone, strict=True):
         assert report.images_seen == progress.images_seen
         assert report.metrics == pytest.approx(progress.metrics, rel=1e-5)

@@ -7,17 +7,20 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from ich_ray.model.parallel import PeerLost, Shard
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.run import run_search
-from ich_ray.search.together import _Desk, _Step, _visible
+from ich_ray.search.together import _Desk, _Step, _step, _visible
+from ich_ray.search.trial import TrialSettings
 from ich_ray.storage import sha256
+from ich_ray.training.data_parallel import PeerLost, Shard
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE, FakeWorker
 
@@ -67,12 +70,40 @@ def test_a_state_travels_as_the_file_that_it_will_be(tmp_path: Path) -> None:
     assert (tmp_path / "a.safetensors").read_bytes() == b"state"
 
 
+def test_the_last_report_of_a_trial_of_few_epochs_needs_no_state() -> None:
+    settings = TrialSettings("", "", "", images=10_000, report_every=50, cpus=1, gpus=0)
+    images = settings.images_of(Hyperparameters(training_slices=50, epochs=3))
+    assert images == 150
+    packed = SimpleNamespace(packed=lambda: b"state")
+    progress = SimpleNamespace(images_seen=100, metrics={}, elapsed_s=1.0, setup=None, state=lambda: packed)
+    assert _step(progress, images).data == b"state"
+    progress.images_seen = 150
+    assert _step(progress, images).data == b""
+
+
 def test_workers_see_the_accelerators_of_their_trial_and_no_others() -> None:
     assert _visible([]) == {}
     assert _visible(["3", "1"]) == {
         "CUDA_VISIBLE_DEVICES": "3,1",
         "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
     }
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("[../third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer [127.0.0.1]:9", PeerLost),
+        ("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory", RuntimeError),
+    ],
+)
+def test_a_peer_that_is_lost_in_the_backward_pass(message: str, kind: type[Exception]) -> None:
+    class Failing:
+        def backward(self) -> None:
+            raise RuntimeError(message)
+
+    with pytest.raises(kind) as caught:
+        Shard(0, 2).backward(Failing())  # type: ignore[arg-type]
+    assert type(caught.value) is kind
 
 
 def test_a_lost_peer_is_told_from_a_failure_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,14 @@ from torch import distributed, multiprocessing
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError, TrialFailure
 from ich_ray.metrics import average_precision, floors, log_loss
-from ich_ray.model import training
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.logits import predict_logits
 from ich_ray.model.networks import build_network
-from ich_ray.model.pace import usual_pace
-from ich_ray.model.parallel import Shard
-from ich_ray.model.training import Budget, Progress, TrainingState, train
 from ich_ray.results import Setup
+from ich_ray.training import loop
+from ich_ray.training.data_parallel import Shard
+from ich_ray.training.inference import predict_logits
+from ich_ray.training.loop import Budget, Progress, TrainingState, train
+from ich_ray.training.stream import Stream
 from tests.prepared import make_dataset
 
 QUICK = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.2, filters=8, dense=16)
@@ -65,13 +65,13 @@ def test_reports_land_on_multiples_whatever_the_batch(dataset: PreparedDataset, 
 
 def test_every_epoch_shows_every_slice_once(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[np.ndarray] = []
-    original = training._Run._stream
+    original = Stream.slices
 
-    def spy(self: training._Run, start: int, count: int) -> np.ndarray:
+    def spy(self: Stream, start: int, count: int) -> np.ndarray:
         shown.append(original(self, start, count))
         return shown[-1]
 
-    monkeypatch.setattr(training._Run, "_stream", spy)
+    monkeypatch.setattr(Stream, "slices", spy)
     slices = len(dataset.role("train"))
     reports(dataset, images=3 * slices, every=50)
     order = np.concatenate(shown)
@@ -183,7 +183,7 @@ def test_out_of_memory_ends_the_trial(dataset: PreparedDataset, monkeypatch: pyt
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. Process 1 has")
 
-    monkeypatch.setattr(training._Run, "_step", full)
+    monkeypatch.setattr(loop._Run, "_step", full)
     with pytest.raises(TrialFailure, match="out_of_memory: CUDA out of memory"):
         reports(dataset)
 
@@ -197,10 +197,10 @@ def test_memory_that_ran_out_elsewhere_is_told_from_other_errors(
             "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"
         ): "CUBLAS_STATUS_ALLOC_FAILED",
     }.items():
-        monkeypatch.setattr(training._Run, "_step", lambda *_, wanted=wanted: wanted())
+        monkeypatch.setattr(loop._Run, "_step", lambda *_, wanted=wanted: wanted())
         with pytest.raises(TrialFailure, match=f"out_of_memory: .*{detail}"):
             reports(dataset)
-    monkeypatch.setattr(training._Run, "_step", lambda *_: cublas("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
+    monkeypatch.setattr(loop._Run, "_step", lambda *_: cublas("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
     with pytest.raises(RuntimeError, match="EXECUTION_FAILED"):
         reports(dataset)
 
@@ -211,19 +211,36 @@ def cublas(problem: str) -> torch.Tensor:
 
 def test_its_memory_is_free_when_the_failure_is_told(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other trials on the device need it, and empty_cache frees only what nothing refers to."""
-    runs: list[weakref.ref[training._Run]] = []
+    runs: list[weakref.ref[loop._Run]] = []
 
-    def full(self: training._Run, _: int) -> None:
+    def full(self: loop._Run, _: int) -> None:
         runs.append(weakref.ref(self))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(training._Run, "_step", full)
+    monkeypatch.setattr(loop._Run, "_step", full)
     steps = train(QUICK, dataset.role("train"), dataset.role("validation"), budget=Budget(100, 100), seed=3)
     try:
         next(steps)
     except TrialFailure:
         assert runs[0]() is None
     assert len(runs) == 1
+
+
+def test_a_state_goes_on_in_its_own_precision(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the device that it comes to would choose, and whatever its search says."""
+    asked: list[object] = []
+
+    def spy(device: torch.device, wanted: str | None = None) -> str:
+        asked.append(wanted)
+        return "float32"
+
+    monkeypatch.setattr(loop, "precision_on", spy)
+    state = reports(dataset, images=32, every=16, precision="bfloat16 channels_last")[0].state()
+    assert state.numbers["precision"] == "float32"
+    reports(dataset, images=32, every=16, resume=state, precision="bfloat16 channels_last")
+    of_version_0_1_0 = TrainingState(state.tensors, {k: v for k, v in state.numbers.items() if k != "precision"})
+    reports(dataset, images=32, every=16, resume=of_version_0_1_0)
+    assert asked == ["bfloat16 channels_last", "float32", None]
 
 
 def test_how_it_was_computed_is_told(dataset: PreparedDataset) -> None:
@@ -241,12 +258,12 @@ def test_a_state_goes_on_in_another_memory_layout(
     roles, keys = (dataset.role("train"), dataset.role("validation")), {"budget": Budget(64, 32), "seed": 3}
     parameters = QUICK.model_copy(update={"optimizer": optimizer, "dropout": 0.0})
     state = next(train(parameters, *roles, **keys)).state()  # type: ignore[arg-type]
-    resumed: list[training._Run] = []
-    original = training._Run._restore
-    monkeypatch.setattr(training._Run, "_restore", lambda self, state: (original(self, state), resumed.append(self)))
+    resumed: list[loop._Run] = []
+    original = loop._Run._restore
+    monkeypatch.setattr(loop._Run, "_restore", lambda self, state: (original(self, state), resumed.append(self)))
     for layout in (torch.contiguous_format, torch.channels_last):
         monkeypatch.setattr(
-            training, "usual_pace", lambda network, layout=layout: usual_pace(network.to(memory_format=layout))
+            loop, "build_network", lambda *of, layout=layout: build_network(*of).to(memory_format=layout)
         )
         next(train(parameters, *roles, resume=state, **keys))  # type: ignore[arg-type]
         run = resumed.pop()
@@ -313,7 +330,7 @@ def test_the_core_needs_neither_ray_nor_sklearn() -> None:
 
     code = (
         "import sys\nfor name in ('ray', 'sklearn', 'scipy'): sys.modules[name] = None\n"
-        "import ich_ray.model.training, ich_ray.metrics"
+        "import ich_ray.training.loop, ich_ray.metrics"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.logits import predict_logits
 from ich_ray.model.networks import build_network
+from ich_ray.training.inference import predict_logits
 from tests.prepared import make_dataset
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """One network, several processes: which images are whose, and what is summed over all.
 
-Knows `torch.distributed` and that a group has been started by whoever started the processes. Gradients are summed in
-the open instead of by DistributedDataParallel, whose mean over workers is not the mean over images when a cut batch
-does not divide by their number.
+Knows `torch.distributed` and that a group has been started by whoever started the processes. Gradients come together
+in DistributedDataParallel. It takes the mean over processes, which is the mean over the images of the global batch
+where each process scales the sum of its losses by processes / images (`scale`), cut batches included.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from ich_ray.errors import ConfigError, IchRayError
 
@@ -29,6 +30,10 @@ __all__ = ["ALONE", "PeerLost", "Shard"]
 Module = TypeVar("Module", bound=nn.Module)
 
 
+# Of the source file that each of gloo's messages begins with: it raises no kind of error of its own.
+_GLOO = "/gloo/"
+
+
 class PeerLost(IchRayError):
     """Another process of the group has ended: this one cannot go on, and is not the reason."""
 
@@ -40,7 +45,11 @@ def _with_peers() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # gloo says no more of it
-        raise PeerLost(f"every worker must take part, got {str(error).splitlines()[0]}") from None
+        raise _lost(error) from None
+
+
+def _lost(error: RuntimeError) -> PeerLost:
+    return PeerLost(f"every worker must take part, got {str(error).splitlines()[0]}")
 
 
 def _sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -64,17 +73,29 @@ class Shard:
         """The sum over all processes, in place."""
         return _sum(tensor) if self.count > 1 else tensor
 
-    def sum_gradients(self, weights: list[nn.Parameter]) -> None:
-        """Give every process the gradient of the global batch."""
+    def scale(self, images: int) -> float:
+        """By which a process multiplies the sum of its losses, so that gradients are of the mean over `images`."""
+        return self.count / images
+
+    def stepping(self, network: nn.Module) -> nn.Module:
+        """The network, whose `backward` gives every process the gradient of the global batch."""
         if self.count == 1:
-            return
-        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-        flat = self.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-        start = 0
-        for weight in weights:
-            own = flat[start : start + weight.numel()].view_as(weight)
-            weight.grad = torch.empty_like(weight).copy_(own)  # in the weight's own memory layout
-            start += weight.numel()
+            return network
+        with _with_peers():
+            return DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """The backward pass; it waits for the other processes.
+
+        Raises:
+            PeerLost: one of them has ended.
+        """
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if isinstance(error, distributed.DistError) or _GLOO in str(error):
+                raise _lost(error) from None
+            raise
 
     def gathered(self, own: NDArray[np.float32], count: int, device: torch.device) -> NDArray[np.float32]:
         """All `count` values, where each process has those of its `part`."""

@@ -12,6 +12,8 @@ from ich_ray.storage import Location, locate, sha256, write_bytes
 if TYPE_CHECKING:
     import torch
 
+    from ich_ray.results import Precision
+
 __all__ = ["TrainingState"]
 
 
@@ -19,8 +21,9 @@ __all__ = ["TrainingState"]
 class TrainingState:
     """Everything that training needs to go on: tensors by name, and numbers that JSON can hold.
 
-    Tensors are `weights.<name>` and `optimizer.<index>.<key>`; numbers are `images_seen`, `elapsed_s` and `plan`, the
-    parameters, seed and training data that it belongs to.
+    Tensors are `weights.<name>`, `optimizer.<index>.<key>` and, where weights are averaged, `average.<name>`; numbers
+    are `images_seen`, `elapsed_s`, `precision` (unless written by version 0.1.0) and `plan`, the parameters, seed and
+    training data that it belongs to.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -30,8 +33,18 @@ class TrainingState:
     def images_seen(self) -> int:
         return int(self.numbers["images_seen"])
 
+    @property
+    def precision(self) -> Precision | None:
+        """In which training goes on; None where the state does not say so."""
+        return self.numbers.get("precision")
+
+    @property
+    def validated_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that validation saw, which a bundle gets: the average where there is one."""
+        return self.part("average") or self.part("weights")
+
     def part(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors below `weights` or `optimizer`, without that word."""
+        """The tensors below `weights`, `optimizer` or `average`, without that word."""
         return {
             key.removeprefix(f"{name}."): value for key, value in self.tensors.items() if key.startswith(f"{name}.")
         }

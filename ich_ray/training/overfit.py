@@ -15,8 +15,8 @@ from ich_ray.data.features import FeaturesInMemory
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import TrialFailure
 from ich_ray.model.networks import build_network
-from ich_ray.model.training import Budget, train
-from ich_ray.model.trunk import as_features, is_divisible
+from ich_ray.training.frozen_features import as_features, is_divisible
+from ich_ray.training.loop import Budget, train
 
 if TYPE_CHECKING:
     from ich_ray.data.dataset import SliceSet

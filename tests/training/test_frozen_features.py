@@ -16,8 +16,16 @@ from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.model.architectures import ARCHITECTURES
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
-from ich_ray.model.training import Budget, TrainingState, train
-from ich_ray.model.trunk import Tail, as_features, feature_shape, is_divisible, shared, trunk_features, trunk_key
+from ich_ray.training.frozen_features import (
+    Tail,
+    as_features,
+    feature_shape,
+    is_divisible,
+    shared,
+    trunk_features,
+    trunk_key,
+)
+from ich_ray.training.loop import Budget, TrainingState, train
 from tests.prepared import make_dataset
 
 FROZEN = Hyperparameters(architecture="resnet18", unfreeze_from="layer4", batch_size=16, learning_rate=1e-3)

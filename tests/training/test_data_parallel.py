@@ -5,7 +5,7 @@ import torch
 from torch import distributed, nn
 
 from ich_ray.errors import ConfigError
-from ich_ray.model.parallel import Shard
+from ich_ray.training.data_parallel import Shard
 
 
 class BatchNormAct(nn.BatchNorm2d):

@@ -1,0 +1,61 @@
+"""The precision that all accelerators of a connected cluster share, asked once, when a search begins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import ray
+
+from ich_ray.errors import IchRayError
+from ich_ray.progress import say
+from ich_ray.runtime import on_node
+
+if TYPE_CHECKING:
+    from ich_ray.results import Precision
+
+__all__ = ["common_precision", "least_capability"]
+
+# A process of its own, because it holds memory of every device that it asks.
+_ASK = """
+import torch
+found = [torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count())]
+print(*min(found, default=(0, 0)))
+"""
+
+
+def common_precision(gpus_per_trial: float) -> Precision:
+    """The precision in which every trial can compute, by the least capable accelerator of the machines that are up.
+
+    Where none with an accelerator is up yet, that of the first one that comes.
+
+    Raises:
+        IchRayError: a machine does not say what it has.
+    """
+    if not gpus_per_trial:
+        return "float32"
+    from ich_ray.training.precision import precision_of
+
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
+    if alive:
+        asked = [on_node(node["NodeID"], least_capability) for node in alive]
+    else:
+        say("waiting for the first machine with a GPU, whose kind decides the precision of the search")
+        asked = [ray.remote(num_cpus=0, num_gpus=gpus_per_trial)(least_capability).remote()]
+    try:
+        return precision_of(min(ray.get(asked)))
+    except ray.exceptions.RayError as error:
+        problem = str(error).strip().splitlines()[-1]
+        raise IchRayError(
+            f"GPU: every machine must tell the capability of its own, got {problem}; check it with `ich-ray doctor`"
+        ) from None
+
+
+def least_capability() -> tuple[int, int]:
+    """The compute capability of this machine's least accelerator, (0, 0) without any."""
+    everything = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+    told = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=True, env=everything)
+    major, minor = told.stdout.split()
+    return int(major), int(minor)

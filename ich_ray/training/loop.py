@@ -1,0 +1,298 @@
+"""The training loop: a generator that yields one `Progress` per report. It knows nothing of Ray, searches or files.
+
+Budget. Reports land exactly on multiples of `report_every` (and on the end of the budget), whatever the batch size,
+because rungs compare trials at equal images. The batch that would cross a report is cut there; when fewer than eight
+images would be left for a batch of their own they join the one before (batch normalization needs company, and a
+gradient of three images at the full rate is noise).
+
+Order. Position `p` of the stream of images is entry `p mod n` of the permutation of epoch `p // n`, which depends only
+on (seed, epoch); batches run over into the next epoch. What is drawn for an augmented image depends only on (seed, p).
+Dropout is reseeded from (seed, images_seen, rank) at each report. So `images_seen` alone says where training stands,
+and a resumed run repeats the undisturbed one bit for bit on a CPU.
+
+Parts. Schedule, loss, augmentation and averaging are handed in (`Parts`); here is nothing but their order.
+
+Workers. With a `Shard` each of several processes takes every k-th image of the global batch and gradients are of all,
+so `batch_size` means the same for any number of them. Batch statistics are taken over all workers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ich_ray.data.features import FeatureImages, FeaturesInMemory
+from ich_ray.data.placement import PlacedImages, Placement, as_index, place
+from ich_ray.data.sampling import stratified
+from ich_ray.errors import ConfigError, TrialFailure
+from ich_ray.model.networks import Network, build_network
+from ich_ray.results import Setup
+from ich_ray.training.data_parallel import ALONE, Shard
+from ich_ray.training.frozen_features import Tail, shared
+from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, in_batches
+from ich_ray.training.memory import out_of_memory
+from ich_ray.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from ich_ray.training.parts import Budget, Parts, Progress
+from ich_ray.training.precision import autocast, precision_on
+from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, Course
+from ich_ray.training.state import TrainingState
+from ich_ray.training.stream import Stream, mixed_seed
+from ich_ray.training.validation import validation_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from ich_ray.data.dataset import SliceSet
+    from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.results import Precision
+    from ich_ray.training.averaging import Averaging
+    from ich_ray.training.loss import Loss
+
+__all__ = ["Budget", "Parts", "Progress", "TrainingState", "train"]
+
+_SMALLEST_TAIL = 8
+_STEPS_BETWEEN_CHECKS = 50  # reading the loss waits for an accelerator
+
+
+def train(
+    parameters: Hyperparameters,
+    train: SliceSet,
+    validation: SliceSet | None,
+    *,
+    budget: Budget,
+    seed: int,
+    device: torch.device | str = "cpu",
+    resume: TrainingState | None = None,
+    shard: Shard = ALONE,
+    placement: Placement = "auto",
+    trials: int = 1,
+    features: FeaturesInMemory | None = None,
+    precision: Precision | None = None,
+    parts: Parts | None = None,
+) -> Iterator[Progress]:
+    """Train one network, yielding a `Progress` at each report; the last one is at `budget.images`.
+
+    Seeds PyTorch's global generator.
+
+    Args:
+        parameters: the draw; where it names `training_slices`, so many are drawn from `train` with its own seed.
+        train: slices to learn from.
+        validation: slices to report on; None where all patients train, who leave none to measure with.
+        budget: images to show and images between reports.
+        seed: of weights, order and dropout; on one CPU the same seed gives the same numbers.
+        device: where to train.
+        resume: a state of the same plan; reports before it are not repeated.
+        shard: this process's part when several train one network.
+        placement: where the images lie, see `place`.
+        trials: that share the device, each with an equal part of its memory.
+        features: of the frozen layers, for all slices; if not given, those that lie beside the dataset for these very
+            layers are used, or else the layers themselves. Never where images are augmented.
+        precision: on an accelerator; that of `resume` if it holds one, else this, else by rule (`training.precision`).
+        parts: schedule, loss, augmentation and averaging, if not the usual ones.
+
+    Raises:
+        TrialFailure: `diverged` when the loss or a logit is not finite, `out_of_memory`.
+        ConfigError: the parameters do not fit the images, or the state belongs to another plan.
+    """
+    if parameters.training_slices:
+        train = stratified(train, parameters.training_slices, seed)
+    where = torch.device(device)
+    run = _Run(parameters, train, validation, parts or Parts(), budget=budget, seed=seed, device=where, shard=shard)
+    try:
+        run.start(resume, placement, trials, features, precision)
+        while run.images_seen < budget.images:
+            run.until(min(budget.images, (run.images_seen // budget.report_every + 1) * budget.report_every))
+            yield run.report()
+    except RuntimeError as error:
+        detail = out_of_memory(error)
+        if detail is None:
+            raise
+    else:
+        return
+    del run  # outside of the handler nothing else holds it, and others on the device need its memory
+    raise TrialFailure("out_of_memory", detail)
+
+
+class _Run:
+    """A network in training: what stays the same, and where it stands."""
+
+    def __init__(
+        self,
+        parameters: Hyperparameters,
+        slices: SliceSet,
+        validation: SliceSet | None,
+        parts: Parts,
+        *,
+        budget: Budget,
+        seed: int,
+        device: torch.device,
+        shard: Shard,
+    ) -> None:
+        self.parameters, self.slices, self.validation, self.parts = parameters, slices, validation, parts
+        self.budget, self.seed, self.device, self.shard = budget, seed, device, shard
+        self.schedule, self.stream = SCHEDULES[parts.schedule], Stream(len(slices), seed)
+        fingerprint = slices.dataset.manifest.fingerprint
+        self.plan = {"parameters": parameters.identity(), "seed": seed, "slices": len(slices), "data": fingerprint}
+        # Both are absent where they are as in version 0.1.0, so that its states go on.
+        if parts.schedule != INVERSE_TIME:
+            self.plan["schedule"] = parts.schedule
+        if self.schedule.needs_budget:
+            self.plan["budget"] = budget.images
+        self.images_seen, self.elapsed_s = 0, 0.0
+
+    def start(
+        self,
+        resume: TrainingState | None,
+        placement: Placement,
+        trials: int,
+        features: FeaturesInMemory | None = None,
+        precision: Precision | None = None,
+    ) -> None:
+        self.loss: Loss = self.parts.loss(self.parameters.loss, torch.from_numpy(self.slices.labels).to(self.device))
+        torch.manual_seed(self.seed)
+        network = build_network(self.parameters, self.slices.dataset.image_shape)
+        self.network: Network = self.shard.synchronized(network.to(self.device))
+        self.trainable = [weight for weight in self.network.parameters() if weight.requires_grad]
+        self.average: Averaging | None = self.parts.averaging(self.network) if self.parts.averaging else None
+        self._place(placement, trials, features)
+        self.optimizer = build_optimizer(self.parameters, self.trainable, self.device)
+        self.precision = precision_on(self.device, (resume.precision if resume else None) or precision)
+        if resume is not None:
+            self._restore(resume)
+
+    def _place(self, placement: Placement, trials: int, given: FeaturesInMemory | None) -> None:
+        """Set what steps and validation go through, and its inputs: networks and images, or their tails and features.
+
+        The tail of a network is what is trained of it.
+        """
+        parts = [part for part in (self.slices, self.validation) if part is not None]
+        dataset, rows = self.slices.dataset, np.concatenate([part.rows for part in parts])
+        self.validated: nn.Module = self.average.network if self.average else self.network
+        self.validation_images: PlacedImages | None = None
+        features = None if self.parts.augmentation else given or shared(self.network, self.parameters, dataset)
+        if features is not None and features.covers(rows):
+            self.stepping: nn.Module = self.shard.stepping(Tail(self.network, self.parameters))
+            self.validated = Tail(self.validated, self.parameters)
+            self.images: PlacedImages = FeatureImages(features, self.slices, self.device)
+            if self.validation is not None:
+                self.validation_images = FeatureImages(features, self.validation, self.device)
+            return
+        self.stepping = self.shard.stepping(self.network)
+        self.images = place(self.slices, self.device, placement, trials=trials)
+        if self.validation is not None:
+            taken = self.slices.image_bytes if self.images.where == "device" else 0
+            self.validation_images = place(self.validation, self.device, placement, taken_bytes=taken, trials=trials)
+
+    @property
+    def setup(self) -> Setup:
+        cuda = self.device.type == "cuda"
+        return Setup(
+            device=torch.cuda.get_device_name(self.device) if cuda else str(self.device.type),
+            workers=self.shard.count,
+            images=self.images.where,
+            mode=self.precision,
+        )
+
+    def until(self, end: int) -> None:
+        """Train to exactly `end` images."""
+        started = time.perf_counter()
+        torch.manual_seed(mixed_seed(self.seed, self.images_seen, self.shard.rank))
+        first, steps, total = self.images_seen, 0, torch.zeros((), dtype=torch.float64, device=self.device)
+        while self.images_seen < end:
+            total += self._step(end)
+            steps += 1
+            if steps % _STEPS_BETWEEN_CHECKS == 0:
+                self._check(total)
+        self._interval_s = time.perf_counter() - started
+        self.train_loss = self._check(total) / (end - first)
+        self.images_per_s = (end - first) / self._interval_s
+
+    def _check(self, total: torch.Tensor) -> float:
+        value = float(self.shard.total(total.clone()))
+        if not math.isfinite(value):
+            raise TrialFailure("diverged", f"the training loss is {value} after {self.images_seen} images")
+        return value
+
+    def _step(self, end: int) -> torch.Tensor:
+        """One optimizer step; the sum of this worker's losses."""
+        take = min(self.parameters.batch_size, end - self.images_seen)
+        if end - self.images_seen - take < min(_SMALLEST_TAIL, self.parameters.batch_size):
+            take = end - self.images_seen
+        first = self.images_seen
+        slices = self.shard.part(self.stream.slices(first, take))
+        rate = self.schedule.rate_at(self.parameters, Course(first, self.budget.images, len(self.slices)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        index = as_index(slices, self.device)
+        self.optimizer.zero_grad()
+        images = self.images.take(slices)
+        if self.parts.augmentation is not None:
+            positions = as_index(self.shard.part(np.arange(first, first + take)), self.device)
+            images = self.parts.augmentation(images, positions, self.seed)
+        with autocast(self.precision, self.device):
+            logits = self.stepping(images)
+        loss = self.loss(logits, index)
+        self.shard.backward(loss * self.shard.scale(take))
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.network, take)
+        self.images_seen += take
+        return loss.detach()
+
+    def report(self) -> Progress:
+        started = time.perf_counter()
+        metrics: dict[str, float] = {}
+        if self.validation is not None and self.validation_images is not None:
+            metrics = self._validated(self.validation, self.validation_images)
+        metrics["train_loss"] = self.train_loss
+        self.elapsed_s += self._interval_s + time.perf_counter() - started
+        return Progress(self.images_seen, metrics, self.elapsed_s, self.images_per_s, self.setup, self._capture)
+
+    def _validated(self, validation: SliceSet, images: PlacedImages) -> dict[str, float]:
+        positions = self.shard.part(np.arange(len(validation)))
+        batches = in_batches(images, positions, EVALUATION_BATCH)
+        own = batch_logits(self.validated, batches, autocast(self.precision, self.device))
+        logits = self.shard.gathered(own, len(validation), self.device)
+        if not np.isfinite(logits).all():
+            raise TrialFailure("diverged", f"a validation logit is not finite after {self.images_seen} images")
+        (shift,) = self.loss.shifts
+        return validation_metrics(validation.labels, logits, shift)
+
+    def _capture(self) -> TrainingState:
+        tensors = {f"weights.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.average.network.state_dict().items()}
+        copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+        numbers = {"images_seen": self.images_seen, "elapsed_s": self.elapsed_s, "plan": self.plan}
+        return TrainingState(copies, {**numbers, "precision": self.precision})
+
+    def _restore(self, state: TrainingState) -> None:
+        if not self._is_planned(state.numbers.get("plan")):
+            raise ConfigError(
+                f"resume: the state must belong to the same parameters, schedule, seed and training slices, got "
+                f"{state.numbers.get('plan')} instead of {self.plan}; start without it"
+            )
+        average = state.part("average")
+        if bool(average) != (self.average is not None):
+            raise ConfigError(
+                f"resume: the state must hold averaged weights where training averages, and else none, got "
+                f"{len(average)} averaged tensors; start without it"
+            )
+        self.network.load_state_dict(state.part("weights"))
+        if self.average is not None:
+            self.average.network.load_state_dict(average)
+        restore_optimizer(self.optimizer, self.trainable, state.part("optimizer"))
+        self.images_seen, self.elapsed_s = state.images_seen, float(state.numbers["elapsed_s"])
+
+    def _is_planned(self, plan: object) -> bool:
+        """Whether a state's plan is this one, however it tells the parameters."""
+        if not isinstance(plan, dict) or {**plan, "parameters": self.plan["parameters"]} != self.plan:
+            return False
+        return self.parameters.is_same(plan.get("parameters"))

@@ -1,0 +1,93 @@
+"""Weighted binary cross-entropy of every label that is known, and what the weights do to the probabilities.
+
+Array shapes: targets float32 `[n]` or `[n, labels]`, NaN where a label is unknown; logits likewise, of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ich_ray.errors import ConfigError
+
+__all__ = ["CrossEntropy", "Loss", "LossOf", "class_weights", "prior_shift"]
+
+
+class Loss(Protocol):
+    """The loss of a training, which knows the targets of all its slices.
+
+    Attributes:
+        shifts: what to add to the logits of each label so that they mean probabilities.
+    """
+
+    shifts: tuple[float, ...]
+
+    def __call__(self, logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """The sum over a batch and its labels; `index` says which training slices these are."""
+
+
+# (Hyperparameters.loss, targets of all training slices on the device of the training)
+LossOf: TypeAlias = Callable[[str, torch.Tensor], Loss]
+
+
+class CrossEntropy:
+    """Binary cross-entropy, summed over the labels that are known, weighted by `class_weights` of each label.
+
+    Args:
+        loss: `weighted` or `unweighted`.
+        targets: of all training slices.
+
+    Raises:
+        ConfigError: a label is known of slices of one class only.
+    """
+
+    def __init__(self, loss: str, targets: torch.Tensor) -> None:
+        targets = targets.reshape(len(targets), -1)
+        known = ~targets.isnan()
+        # An unknown label is a negative of weight 0: nothing is masked while training.
+        self._targets = targets.nan_to_num(0.0)
+        positives = (self._targets > 0).sum(0).tolist()
+        counts = [(n1, of - n1) for n1, of in zip(positives, known.sum(0).tolist(), strict=True)]
+        columns = []
+        for label, of_label in enumerate(counts):
+            w0, w1 = class_weights(loss, *of_label)
+            columns.append(w0 + (w1 - w0) * self._targets[:, label])
+        self._weights = torch.stack(columns, 1) * known
+        self.shifts = tuple(prior_shift(loss, *of_label) for of_label in counts)
+
+    def __call__(self, logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        targets = self._targets[index]
+        return binary_cross_entropy_with_logits(
+            logits.reshape(targets.shape), targets, self._weights[index], reduction="sum"
+        )
+
+
+def class_weights(loss: str, positives: int, negatives: int) -> tuple[float, float]:
+    """`(w0, w1)` of report A's loss -(w1 y log p + w0 (1 - y) log(1 - p)): w_c = 1 / n_c, scaled to mean 1 over slices.
+
+    Raises:
+        ConfigError: a class has no training slice.
+    """
+    if min(positives, negatives) < 1:
+        raise ConfigError(
+            f"train role: slices with and without haemorrhage must be there, got {positives} with and {negatives} "
+            "without; prepare a dataset with more patients"
+        )
+    if loss == "unweighted":
+        return 1.0, 1.0
+    total = positives + negatives
+    return total / (2 * negatives), total / (2 * positives)
+
+
+def prior_shift(loss: str, positives: int, negatives: int) -> float:
+    """What to add to a logit so that it means the probability itself and not the class-weighted one: log(w0 / w1).
+
+    Weights multiply the odds that minimize the loss by w1 / w0 (Elkan, "The foundations of cost-sensitive learning",
+    2001, theorem 2); this divides them again.
+    """
+    w0, w1 = class_weights(loss, positives, negatives)
+    return math.log(w0 / w1)

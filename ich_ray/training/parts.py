@@ -1,0 +1,82 @@
+"""What a training is given and what it gives: its budget, its parts and its reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ich_ray.errors import ConfigError
+from ich_ray.training.loss import CrossEntropy
+from ich_ray.training.schedule import INVERSE_TIME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ich_ray.results import Setup
+    from ich_ray.training.augmentation import Augmentation
+    from ich_ray.training.averaging import AveragingOf
+    from ich_ray.training.loss import LossOf
+    from ich_ray.training.state import TrainingState
+
+__all__ = ["Budget", "Parts", "Progress"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many training images a trial may see, and how often it reports."""
+
+    images: int
+    report_every: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.report_every <= self.images:
+            raise ConfigError(
+                f"budget: 0 < report_every <= images must hold, got report_every {self.report_every}, images "
+                f"{self.images}"
+            )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of besides its network and its optimizer.
+
+    Attributes:
+        schedule: the name of a registered schedule of the rate.
+        loss: makes the loss of `Hyperparameters.loss` and the targets of all training slices.
+        augmentation: of training images; frozen layers then compute every image again, as no two are the same.
+        averaging: makes the average of a network; where there is one it is validated, kept and bundled.
+    """
+
+    schedule: str = INVERSE_TIME
+    loss: LossOf = CrossEntropy
+    augmentation: Augmentation | None = None
+    averaging: AveragingOf | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One report.
+
+    Attributes:
+        images_seen: training images shown so far.
+        metrics: on the validation slices: average_precision, roc_auc, f2 and f2_threshold (the best threshold on these
+            very slices), log_loss; and train_loss, the mean weighted loss since the report before. Log loss and
+            threshold are of probabilities corrected for the class weights (`prior_shift`), so that they compare with
+            `metrics.floors`. sensitivity_at_half and specificity_at_half are not corrected: they are of the decisions
+            that the network makes itself where its output exceeds one half, as report B judged its candidates. NaN
+            where undefined. Without validation slices train_loss alone.
+        elapsed_s: time in training and validation so far, over all attempts.
+        images_per_s: training images per second since the report before, without validation.
+        setup: how it is computed; of the first worker if there are several.
+    """
+
+    images_seen: int
+    metrics: dict[str, float]
+    elapsed_s: float
+    images_per_s: float
+    setup: Setup
+    _capture: Callable[[], TrainingState] = field(repr=False, compare=False)
+
+    def state(self) -> TrainingState:
+        """A copy of the state at this report, on the CPU. Take it before asking for the next report."""
+        return self._capture()

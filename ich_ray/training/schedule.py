@@ -1,0 +1,68 @@
+"""Learning-rate schedules by name: the rate as a pure function of images seen, and what else follows from its shape.
+
+A schedule keeps no state, so that `images_seen` alone says the rate of a resumed training. One that comes from outside
+registers itself: `SCHEDULES.register("cosine", Schedule(rate_at=..., needs_budget=True))`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ich_ray.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ich_ray.model.hyperparameters import Hyperparameters
+
+__all__ = ["INVERSE_TIME", "SCHEDULES", "Course", "Schedule"]
+
+
+@dataclass(frozen=True)
+class Course:
+    """Where a training stands in its course.
+
+    Attributes:
+        images_seen: before the step whose rate is asked for.
+        budget_images: at which the training ends.
+        slices: training slices, the images of an epoch.
+    """
+
+    images_seen: int
+    budget_images: int
+    slices: int
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training slices so far."""
+        return self.images_seen / self.slices
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The rate over a training, and what its shape means for trainings longer than a trial.
+
+    Attributes:
+        rate_at: the rate of the step at a point of the course.
+        needs_budget: whether the rate depends on the end of the budget; a training then goes on within it alone.
+        retraining_factor: the budget of a retraining, in budgets of a trial.
+        patience: reports without a better objective before a retraining stops; None where it must reach its end.
+    """
+
+    rate_at: Callable[[Hyperparameters, Course], float]
+    needs_budget: bool
+    retraining_factor: int = 1
+    patience: int | None = None
+
+
+def _inverse_time(parameters: Hyperparameters, course: Course) -> float:
+    return parameters.learning_rate / (1 + parameters.decay * course.epochs)
+
+
+INVERSE_TIME = "inverse_time"
+# It decays with epochs and not towards an end, so a winner's curve simply goes on; a search stops it where ranking was
+# cheap. Twice the budget is room for that, and report B's patience ends it sooner when nothing improves.
+_INVERSE_TIME = Schedule(_inverse_time, needs_budget=False, retraining_factor=2, patience=5)
+
+SCHEDULES: Registry[Schedule] = Registry("schedules", {INVERSE_TIME: f"{__name__}:_INVERSE_TIME"}, __name__)

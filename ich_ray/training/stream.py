@@ -1,0 +1,37 @@
+"""The order of training images, an endless stream of shuffled epochs, and seeds of what else is random."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Stream", "mixed_seed"]
+
+
+class Stream:
+    """Place `p` of the stream is entry `p mod slices` of the permutation of epoch `p // slices`."""
+
+    def __init__(self, slices: int, seed: int) -> None:
+        self._slices, self._seed = slices, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def slices(self, start: int, count: int) -> NDArray[np.int64]:
+        """The training slices at the places `start` to `start + count`."""
+        parts, n = [], self._slices
+        while count:
+            epoch, offset = divmod(start, n)
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, np.random.default_rng((self._seed, epoch)).permutation(n)
+            part = self._order[offset : offset + count]
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return np.concatenate(parts)
+
+
+def mixed_seed(*numbers: int) -> int:
+    """A seed for PyTorch that depends on each of the numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
