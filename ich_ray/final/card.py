@@ -58,7 +58,7 @@ class OperatingPoint(Record):
         sensitivity_bound: a one-sided lower 95 % bound that takes the slices of a patient as one.
     """
 
-    threshold: float
+    threshold: float = Field(ge=0, le=1, allow_inf_nan=False)
     rule: str = ""
     sensitivity: float | None
     sensitivity_bound: float | None = None
