@@ -124,6 +124,9 @@ def _rows(files: DatasetFiles, manifest: DatasetManifest) -> Iterator[str]:
             yield from _twice(slices, refused)
     except KeyError as error:
         yield f"{files.slices.name}, {files.rejected.name}: a column must be there, got none named {error}"
+    except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
+        said = str(error).partition("\n")[0]
+        yield f"{files.slices.name}, {files.rejected.name}: columns must hold what prepare writes, got {said}"
 
 
 def _accepted(slices: pa.Table, manifest: DatasetManifest) -> Iterator[str]:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from ich_ray.data.folds import pool_rows
+from ich_ray.data.tensor_files import MALFORMED, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.storage import Record, is_local, read_record, write_json, writing
 
@@ -133,6 +134,11 @@ class Features:
             raise IntegrityError(
                 f"{files.manifest}: must be of {key} and this dataset, got {record.key}; remove the folder"
             )
+        if record.rows_a_file < 1 or not record.shape or min(record.shape) < 1:
+            raise IntegrityError(
+                f"{files.manifest}: rows_a_file and shape must be positive, got {str(record.rows_a_file)[:20]} and "
+                f"{str(list(record.shape))[:80]}; remove the folder"
+            )
         return cls(files, record, rows)
 
     @property
@@ -152,11 +158,13 @@ class Features:
 
     def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Features of rows of slices.parquet, float32 `[len(rows), *shape]`."""
-        out = np.empty((len(rows), *self.shape), np.float32)
         files, within = np.divmod(self._place[rows], self.record.rows_a_file)
-        for number in np.unique(files).tolist():
+        numbers = np.unique(files).tolist()
+        mapped = [self._block(number) for number in numbers]  # first: what is allocated is then as large as they are
+        out = np.empty((len(rows), *self.shape), np.float32)
+        for number, block in zip(numbers, mapped, strict=True):
             held = np.flatnonzero(files == number)
-            out[held] = self._block(number)[within[held]]
+            out[held] = block[within[held]]
         return out
 
     def _block(self, number: int) -> NDArray[np.float32]:
@@ -165,13 +173,10 @@ class Features:
             first = number * self.record.rows_a_file
             expected = (min(self.record.rows_a_file, len(self._rows) - first), *self.shape)
             try:
-                with pa.memory_map(str(path)) as source:
-                    chunks = pa.ipc.open_file(source).read_all()["features"].chunks
-                found = np.asarray(chunks[0].to_numpy_ndarray())
-            except (pa.ArrowInvalid, KeyError, OSError, IndexError) as error:
-                raise IntegrityError(f"{path}: must hold features, got {error}; remove {self.files.root}") from None
-            if found.shape != expected:
-                raise IntegrityError(f"{path}: must hold {expected}, got {found.shape}; remove {self.files.root}")
+                found = map_tensors(path, "features", np.float32, expected, f"remove {self.files.root}")
+            except MALFORMED as error:
+                said = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise IntegrityError(f"{path}: must hold features, got {said}; remove {self.files.root}") from None
             self._mapped[number] = found
         return self._mapped[number]
 

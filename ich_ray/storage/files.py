@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ich_ray.errors import IntegrityError
-from ich_ray.storage.places import is_local
+from ich_ray.storage.places import check_regular, is_local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from upath import UPath
 
 __all__ = ["read_json", "read_table", "remove", "sha256", "write_bytes", "write_json", "write_table", "writing"]
@@ -26,6 +27,10 @@ __all__ = ["read_json", "read_table", "remove", "sha256", "write_bytes", "write_
 _CHUNK_BYTES = 1 << 20
 # The largest we write is the manifest of a dataset, 200 bytes a block; a file beyond this was not written by us.
 _LARGEST_JSON_BYTES = 64 << 20
+# Of a table whose number of rows nobody knows: slices of 100,000 studies. Ours take 100 to 400 bytes a row.
+_MOST_ROWS = 20_000_000
+_ROW_BYTES = 2048
+_RESTORE = "restore the file from a copy"
 
 
 def write_bytes(path: UPath, data: bytes) -> None:
@@ -79,9 +84,8 @@ def read_json(path: UPath) -> Any:
     Raises:
         IntegrityError: the file is not JSON, or far larger than any of ours.
     """
-    remedy = "restore the file from a copy"
-    if is_local(path) and path.exists() and not path.is_file():  # a pipe would never end, nor would /dev/zero
-        raise IntegrityError(f"{path}: must be a file, got something else; {remedy}")
+    remedy = _RESTORE
+    check_regular(path, remedy)
     with path.open("rb") as file:
         data = file.read(_LARGEST_JSON_BYTES + 1)
     if len(data) > _LARGEST_JSON_BYTES:
@@ -104,27 +108,87 @@ def write_table(path: UPath, table: pa.Table) -> str:
     return sha256(data)
 
 
-def read_table(path: UPath) -> pa.Table:
-    """Read a Parquet file, which may come from anyone.
+def read_table(path: UPath, rows: int | None = None) -> pa.Table:
+    """Read a Parquet file of numbers and text, which may come from anyone.
 
     Arrow is given a copy in its own memory. Where it reads a Python file, or bytes, its threads may still hold them
     while Python ends, and with PyTorch loaded that aborts the process, whatever its exit code was to be: of 40 that
     read a small file and left with code 2, 26 ended in SIGABRT (with bytes 14 of 30), and of 40 with a copy none.
 
+    Text is read as a dictionary first: a few bytes of Parquet can repeat a long word for every row.
+
+    Args:
+        path: the file.
+        rows: how many it must have, compared before any is read.
+
     Raises:
-        IntegrityError: the file is not Parquet, or not whole.
+        IntegrityError: the file is not Parquet, or not whole, or larger than such rows are.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    check_regular(path, _RESTORE)
+    most_bytes = (_MOST_ROWS if rows is None else rows) * _ROW_BYTES + _CHUNK_BYTES
     held = pa.BufferOutputStream()
-    with path.open("rb") as file:
-        shutil.copyfileobj(file, held, _CHUNK_BYTES)
     try:
-        return pq.read_table(pa.BufferReader(held.getvalue()))
-    except (pa.ArrowException, OSError) as error:  # of the content: all of it is in memory
-        said = str(error).strip().partition("\n")[0]
-        raise IntegrityError(f"{path}: must be a Parquet file, got {said}; restore the file from a copy") from None
+        with path.open("rb") as file:
+            if (size := file.seek(0, os.SEEK_END)) > most_bytes:
+                raise ValueError(f"{size:,} bytes")
+            file.seek(0)
+            shutil.copyfileobj(file, held, _CHUNK_BYTES)
+        source = held.getvalue()
+        text = _text_columns(pq.ParquetFile(pa.BufferReader(source)), rows, most_bytes)
+        table = pq.ParquetFile(pa.BufferReader(source), read_dictionary=text).read()
+        return _plain(table, text, most_bytes)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, ValueError, KeyError, TypeError, ArithmeticError, MemoryError) as error:
+        raise _no_table(path, error) from None
+    except OSError as error:  # Arrow's has no number: it speaks of the content, which is in memory
+        if error.errno is not None:
+            raise
+        raise _no_table(path, error) from None
+
+
+def _no_table(path: UPath, error: Exception) -> IntegrityError:
+    said = (str(error).strip() or type(error).__name__).partition("\n")[0]
+    return IntegrityError(f"{path}: must be a Parquet file, got {said}; {_RESTORE}")
+
+
+def _text_columns(file: pq.ParquetFile, rows: int | None, most_bytes: int) -> list[str]:
+    """The columns of text of a file that is as large as it should be, and has no column of lists or of bytes."""
+    import pyarrow as pa
+
+    facts, schema = file.metadata, file.schema_arrow
+    wanted = facts.num_rows if rows is None else rows
+    if facts.num_rows != wanted or not 0 <= wanted <= (_MOST_ROWS if rows is None else wanted):
+        raise ValueError(f"{facts.num_rows:,} rows in place of {wanted:,}")
+    size = sum(facts.row_group(number).total_byte_size for number in range(facts.num_row_groups))
+    if not 0 <= size <= most_bytes:
+        raise ValueError(f"{size:,} bytes of {wanted:,} rows")
+    text = []
+    for field in schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            text.append(field.name)
+        elif not (pa.types.is_primitive(kind) or pa.types.is_null(kind)):
+            raise ValueError(f"a column {field.name[:80]!r} of {str(kind)[:80]}")
+    return text
+
+
+def _plain(table: pa.Table, text: list[str], most_bytes: int) -> pa.Table:
+    """The table with words in place of their numbers, if that is no more than `most_bytes`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    size = 0
+    for name in text:
+        for chunk in table[name].chunks:
+            size += pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices).cast(pa.int64())).as_py() or 0
+        if size > most_bytes:
+            raise ValueError(f"{size:,} bytes of text")
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
+    return table
 
 
 def remove(folder: UPath) -> None:
@@ -136,9 +200,14 @@ def remove(folder: UPath) -> None:
 
 
 def sha256(data: bytes | UPath) -> str:
-    """The SHA-256 of bytes or of a file, in hexadecimal."""
+    """The SHA-256 of bytes or of a file, in hexadecimal.
+
+    Raises:
+        IntegrityError: it is no regular file.
+    """
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
+    check_regular(data, _RESTORE)
     digest = hashlib.sha256()
     with data.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

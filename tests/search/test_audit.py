@@ -233,7 +233,7 @@ BREACHES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("I8", lambda f: edit(f / "data" / "dataset.json", listed=53), "53 files were listed, got 52 counted"),
     ("I8", flip_a_byte, "blocks/00001.arrow: SHA-256 must equal the manifest's, got another one"),
     ("I8", lose_a_block, "blocks/00001.arrow: the block must be there, got none"),
-    ("I8", put_a_folder_for_a_block, "blocks/00001.arrow: the block must be readable, got is a directory"),
+    ("I8", put_a_folder_for_a_block, "blocks/00001.arrow: must be a file, got something else"),
     ("I8", lambda f: table(f / "data/slices.parquet", forget_a_row), "48 accepted slices must be there, got 47"),
     ("I8", lambda f: table(f / "data/slices.parquet", last_goes_first), "48 images must have one row each, got 47"),
     ("I8", lambda f: table(f / "data/slices.parquet", unmix), "a patient must be in one role, got p00011 in 2"),
