@@ -34,7 +34,7 @@ def check_columns(table: pa.Table, labels: Sequence[str], roles: Sequence[str]) 
     for name in names:
         kind, nulls = table.schema.field(name).type, table[name].null_count
         wanted = "text" if name in _TEXT else "integers" if name in _INTEGERS or name in labels else ""
-        if (wanted == "text" and not pa.types.is_string(kind)) or (
+        if (wanted == "text" and not (pa.types.is_string(kind) or pa.types.is_large_string(kind))) or (
             wanted == "integers" and not pa.types.is_integer(kind)
         ):
             raise ValueError(f"the column {name} must hold {wanted}, got {str(kind)[:80]}")
