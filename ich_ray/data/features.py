@@ -33,6 +33,7 @@ __all__ = ["FeatureFiles", "FeatureImages", "Features", "FeaturesInMemory", "che
 
 # A file of 65,536 features (layer3 of a ResNet50 at 128 pixels) is then 67 MB: few files, and a task each.
 ROWS_A_FILE = 256
+_MOST_ROWS_A_FILE = 1 << 20
 # What else writes to the disk meanwhile: checkpoints of the trials that are to use them.
 _SPARED = 0.1
 
@@ -134,10 +135,10 @@ class Features:
             raise IntegrityError(
                 f"{files.manifest}: must be of {key} and this dataset, got {record.key}; remove the folder"
             )
-        if record.rows_a_file < 1 or not record.shape or min(record.shape) < 1:
+        if not 1 <= record.rows_a_file <= _MOST_ROWS_A_FILE or min(record.shape, default=0) < 1:
             raise IntegrityError(
-                f"{files.manifest}: rows_a_file and shape must be positive, got {str(record.rows_a_file)[:20]} and "
-                f"{str(list(record.shape))[:80]}; remove the folder"
+                f"{files.manifest}: 1 <= rows_a_file <= {_MOST_ROWS_A_FILE} and a positive shape must hold, got "
+                f"{str(record.rows_a_file)[:20]} and {str(list(record.shape))[:80]}; remove the folder"
             )
         return cls(files, record, rows)
 

@@ -83,7 +83,9 @@ def check_size(path: UPath, tensor_bytes: int) -> None:
 
     Raises:
         ValueError: it is smaller or larger.
+        IntegrityError: it is no regular file.
     """
+    check_regular(path, "restore it")
     size = path.stat().st_size
     if not tensor_bytes < size <= tensor_bytes * 1.001 + _LARGEST_REST_BYTES:
         raise ValueError(f"{size:,} bytes for {tensor_bytes:,} bytes of tensors")
