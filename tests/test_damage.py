@@ -125,8 +125,8 @@ def test_damage_is_named_or_without_effect(
         try:
             found = read(folder)
         except (IntegrityError, ConfigError) as error:
-            named = {file.name, "slices.parquet", "model.safetensors", ".arrow"}
-            assert any(word in str(error) for word in named) and "\n" not in str(error), error
+            assert str(folder) in str(error)  # the file, or another one that it speaks of
+            assert "\n" not in str(error)
             refused += 1
         else:
             assert found == expected or not equal

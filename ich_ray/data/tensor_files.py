@@ -59,16 +59,15 @@ def map_tensors(
     if shape is not None:
         check_size(path, math.prod(shape) * np.dtype(kind).itemsize)
     with pa.memory_map(str(path)) if is_local(path) else pa.BufferReader(path.read_bytes()) as source:
-        # Arrow reads the file from its end and the batch from its beginning; both must tell the same.
         told = pa.ipc.open_file(source)
         if told.num_record_batches != 1:
             raise ValueError(f"{told.num_record_batches} record batches in place of one record batch")
+        of_each = _tensor_shape(told.schema, column, kind)
         source.seek(_MAGIC_BYTES)
-        schema = pa.ipc.read_schema(pa.ipc.read_message(source))
-        batch = pa.ipc.read_message(source)
-    if schema != told.schema:
-        raise ValueError("two schemas")
-    of_each = _tensor_shape(schema, column, kind)
+        # The schema is in the file twice; of a damaged one in front Arrow ended the process, so it is passed over.
+        first, batch = pa.ipc.read_message(source), pa.ipc.read_message(source)
+    if first.type != "schema":
+        raise ValueError(f"a {first.type} in place of a schema")
     if batch.type != "record batch":
         raise ValueError(f"a {batch.type} in place of a record batch")
     count, start = _laid_out(batch.metadata.to_pybytes(), math.prod(of_each), np.dtype(kind).itemsize, batch.body.size)
