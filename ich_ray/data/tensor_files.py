@@ -122,7 +122,7 @@ def _laid_out(description: bytes, elements: int, itemsize: int, body_bytes: int)
 
 
 class _Table:
-    """A FlatBuffers table: https://flatbuffers.dev/internals/"""
+    """A FlatBuffers table, as https://flatbuffers.dev/internals/ lays it out."""
 
     def __init__(self, data: bytes, position: int) -> None:
         self._data, self._position = data, position

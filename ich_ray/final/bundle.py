@@ -55,7 +55,7 @@ class Bundle:
         folder = locate(path)
         tensors = {name: value.cpu().contiguous() for name, value in self.network.state_dict().items()}
         if name := not_finite(tensors):
-            raise IchRayError(f"{folder}: weights must be finite, got others in {name}; retrain, or choose another trial")
+            raise IchRayError(f"{folder}: weights must be finite, got others in {name}; retrain")
         data = save(tensors)
         self.card = self.card.model_copy(update={"weights": WeightsNote(file=WEIGHTS_FILE, sha256=sha256(data))})
         write_bytes(folder / WEIGHTS_FILE, data)

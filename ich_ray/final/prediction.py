@@ -168,7 +168,7 @@ class Predictor:
     def decide(self, rows: Sequence[Prediction], images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
         """The rows with probability, decision and, if asked for, heat map.
 
-        A row whose logit or probability is not finite gets the reason `not_finite`; the others of its batch are decided.
+        A row whose logit or probability is not finite gets the reason `not_finite`; its batch is decided without it.
         """
         if not images:
             return list(rows)

@@ -79,7 +79,7 @@ def test_damage_is_found_and_named(dataset: PreparedDataset) -> None:
         PreparedDataset.open(root).gather(rows)
     path.write_bytes((root / dataset.manifest.blocks[1].file).read_bytes())
     path.write_bytes(_block(np.zeros((1, 3, 8, 8), np.uint8)))
-    with pytest.raises(IntegrityError, match=r"00002.arrow: must be a block .* 1,178 bytes for 1,920 bytes of tensors; prep"):
+    with pytest.raises(IntegrityError, match=r"00002.arrow: must be .* 1,178 bytes for 1,920 bytes of tensors"):
         PreparedDataset.open(root).gather(rows)
     path.unlink()
     with pytest.raises(IntegrityError, match=r"00002.arrow: a block of the dataset must be there"):
