@@ -23,13 +23,15 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError, IntegrityError
 from ich_ray.final import archive, export
 from ich_ray.final.bundle import Bundle, load_bundle
-from ich_ray.final.calibration import calibrate
+from ich_ray.final.calibration import calibrate, fit_calibration
 from ich_ray.final.card import OperatingPoint
 from ich_ray.final.evaluate import evaluate
 from ich_ray.final.export import export_onnx
+from ich_ray.final.operating import Wanted
 from ich_ray.final.prediction import Predictor, Studies
+from ich_ray.final.report.inputs import read_predictions
 from ich_ray.final.scaling import Scaling
-from ich_ray.storage import SearchFiles, locate, read_json, sha256
+from ich_ray.storage import SearchFiles, locate, read_json, sha256, write_table
 
 PLANTED = np.array([math.nan, math.inf, -math.inf, 0.5], np.float32)
 
@@ -241,3 +243,29 @@ def test_scaling_gives_no_probability_of_an_infinity() -> None:
 def test_a_threshold_is_a_probability(threshold: float) -> None:
     with pytest.raises(ValidationError, match="threshold"):
         OperatingPoint(threshold=threshold, sensitivity=None, specificity=None, ppv=None, f2=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("probability", [math.nan, 0.5, 0.5]), ("probability", [0.5, 1.5, 0.5]), ("probability", [None, 0.5, 0.5]),
+     ("label", [0, 2, 1]), ("label", ["a", "b", "c"])],
+)  # fmt: skip
+def test_a_report_shows_no_prediction_that_is_none(tmp_path: Path, name: str, values: list[Any]) -> None:
+    file = locate(tmp_path / "predictions.parquet")
+    table = {"slice_id": ["a", "b", "c"], "patient": ["p"] * 3, "label": [0, 1, 1], "probability": [0.1, 0.2, 1.0]}
+    write_table(file, pa.table(table))
+    found = read_predictions(file, 3)
+    assert found is not None
+    assert found.probabilities.tolist() == [0.1, 0.2, 1.0]
+    write_table(file, pa.table({**table, name: values}))
+    with pytest.raises(IntegrityError, match=r"predictions\.parquet: (labels of 0 and 1 and|must hold slice_id)"):
+        read_predictions(file, 3)
+    with pytest.raises(IntegrityError, match=r"predictions\.parquet: must be a Parquet file, got 3 rows in place of 4"):
+        read_predictions(file, 4)
+
+
+def test_recalibration_stops_where_the_calibration_before_gives_no_probability(dataset: PreparedDataset) -> None:
+    slices = dataset.role("calibration")
+    logits = np.linspace(-3, 3, len(slices), dtype=np.float32)
+    with pytest.raises(IchRayError, match=r"the one before must give every slice a probability, got \d+ of 36 without"):
+        fit_calibration(slices, logits, Scaling(temperature=1e-320), "platt", 0.0, Wanted())
