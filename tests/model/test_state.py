@@ -75,5 +75,5 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
 def test_weights_to_start_from_are_finite(tmp_path: Path, number: float) -> None:
     file = tmp_path / "a.safetensors"
     file.write_bytes(save({"b": torch.ones(2), "a": torch.tensor([0.0, number])}))
-    with pytest.raises(IntegrityError, match=r"a\.safetensors: weights must be finite, got others in a; fetch it again"):
+    with pytest.raises(IntegrityError, match=r"a\.safetensors: weights must be finite, got others in a; fetch it"):
         read_weights(str(file))
