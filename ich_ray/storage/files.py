@@ -137,7 +137,8 @@ def read_table(path: UPath, rows: int | None = None) -> pa.Table:
         source = held.getvalue()
         parquet = pq.ParquetFile(pa.BufferReader(source))
         text = _text_columns(parquet, rows, most_bytes)
-        _check_words(pq.ParquetFile(pa.BufferReader(source), read_dictionary=text), text, most_bytes)
+        as_words = pq.ParquetFile(pa.BufferReader(source), metadata=parquet.metadata, read_dictionary=text)
+        _check_words(as_words, text, most_bytes)
         return parquet.read()
     except FileNotFoundError:
         raise
