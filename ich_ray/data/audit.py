@@ -126,7 +126,11 @@ def _rows(files: DatasetFiles, manifest: DatasetManifest) -> Iterator[str]:
         else:
             if path == files.slices and manifest.slices_sha256 not in {"", sha256(path)}:
                 yield f"{path.name}: SHA-256 must equal the manifest's, got another one"
-    slices, refused = tables.get(files.slices.name), tables.get(files.rejected.name)
+    yield from _compared(tables.get(files.slices.name), tables.get(files.rejected.name), manifest)
+
+
+def _compared(slices: pa.Table | None, refused: pa.Table | None, manifest: DatasetManifest) -> Iterator[str]:
+    where = "slices.parquet, rejected.parquet"
     try:
         if slices is not None:
             yield from _accepted(slices, manifest)
@@ -135,7 +139,10 @@ def _rows(files: DatasetFiles, manifest: DatasetManifest) -> Iterator[str]:
         if slices is not None and refused is not None:
             yield from _twice(slices, refused)
     except KeyError as error:
-        yield f"{files.slices.name}, {files.rejected.name}: a column must be there, got none named {error}"
+        yield f"{where}: a column must be there, got none named {error}"
+    except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
+        said = str(error).partition("\n")[0]
+        yield f"{where}: columns must hold what prepare writes, got {said}"
 
 
 def _accepted(slices: pa.Table, manifest: DatasetManifest) -> Iterator[str]:

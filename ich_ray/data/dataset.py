@@ -10,17 +10,19 @@ Array shapes: images are uint8 `[n, channels, rows, columns]`, labels float32 `[
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from ctypes import memmove
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
 from ich_ray.cache import local_copy
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
+from ich_ray.data.tables import check_columns, places_of
+from ich_ray.data.tensor_files import MALFORMED, check_size, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.progress import say
 from ich_ray.results import LEAK, Split
@@ -44,6 +46,9 @@ from ich_ray.storage import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pyarrow as pa
     from numpy.typing import NDArray
     from upath import UPath
 
@@ -64,12 +69,12 @@ __all__ = [
 
 SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 LABELS = (*SUBTYPES, "any")
-_NEEDED = {"patient", "role", "any", "block", "row"}
 # What a manifest may say of the shape of an image, and `prepare` makes: more is more memory than anybody has.
 LARGEST_SIZE = 1024
 _MOST_ROWS = 2**31
 # What Arrow writes around the images of a block is 1 kB.
 _BLOCK_OVERHEAD_BYTES = 1 << 16
+_REMEDY = "prepare the dataset again"
 Role = Literal["train", "validation", "calibration", "test"]
 ROLES: tuple[Role, ...] = ("train", "validation", "calibration", "test")
 
@@ -183,7 +188,7 @@ class PreparedDataset:
 
         Args:
             where: the folder that `prepare` wrote.
-            verify: read every block and compare its SHA-256 with the manifest.
+            verify: read slices.parquet and every block, and compare them with the manifest.
             fingerprint: of the dataset that must lie there, as a search wrote it down.
 
         Raises:
@@ -207,9 +212,11 @@ class PreparedDataset:
             path = files.root / block.file
             if path.name not in there:
                 raise IntegrityError(f"{path}: a block of the dataset must be there; prepare the dataset again")
-            if verify:
-                _check_hash(path, block.sha256)
-        return cls(files, manifest)
+        dataset = cls(files, manifest)
+        if verify:
+            dataset.check_table()
+            dataset._verify(range(len(manifest.blocks)), copied=False)
+        return dataset
 
     @classmethod
     def of_search(cls, found: SearchResult, where: Location | None = None) -> PreparedDataset:
@@ -241,18 +248,19 @@ class PreparedDataset:
         """slices.parquet: one row per accepted slice.
 
         Raises:
-            IntegrityError: it is missing, damaged or without a column that everything needs.
+            IntegrityError: it is missing, damaged, without a column that everything needs, or of other types or rows.
             ConfigError: nobody may read it.
         """
         path = self.files.slices
         try:
             table = read_table(path, self.manifest.accepted)
+            check_columns(table, LABELS, ROLES)
         except FileNotFoundError:
             raise _no_table(path) from None
         except OSError as error:
             raise unreadable(path, error) from None
-        if missing := sorted(_NEEDED - {*table.column_names}):
-            raise IntegrityError(f"{path}: a column {missing[0]} must be there, got none; prepare the dataset again")
+        except ValueError as error:
+            raise IntegrityError(f"{path}: {error}; {_REMEDY}") from None
         return table
 
     def column(self, name: str) -> NDArray[np.object_]:
@@ -275,15 +283,24 @@ class PreparedDataset:
         """
         self.check_table()
         held = self.column("role")
-        for number in np.unique(self._places[0][np.isin(held, roles)]).tolist():
-            block = self.manifest.blocks[number]
-            _check_hash(self.files.root / block.file, block.sha256, copy=self._local(block))
+        self._verify(np.unique(self._places[0][np.isin(held, roles)]).tolist(), copied=True)
         for role, counts in self.manifest.roles.items():
             if (found := int((held == role).sum())) != counts.slices:
                 raise IntegrityError(
                     f"{self.files.slices}: {counts.slices} {role} slices must be there, got {found}; prepare the "
                     "dataset again"
                 )
+
+    def _verify(self, blocks: Sequence[int], *, copied: bool) -> None:
+        """Compare the rows of slices.parquet, and these blocks or their copies here, with the manifest."""
+        _ = self._places
+        for number in blocks:
+            block = self.manifest.blocks[number]
+            path = self.files.root / block.file
+            copy = self._local(block) if copied else path
+            with _malformed(path):
+                check_size(copy, block.rows * math.prod(self.image_shape))
+            _check_hash(path, block.sha256, copy)
 
     def check_table(self) -> None:
         """Compare slices.parquet with the manifest, without reading it into memory.
@@ -294,16 +311,15 @@ class PreparedDataset:
         if not self.files.slices.is_file():
             raise _no_table(self.files.slices)
         if self.manifest.slices_sha256:
-            _check_hash(self.files.slices, self.manifest.slices_sha256)
+            _check_hash(self.files.slices, self.manifest.slices_sha256, self.files.slices)
 
     @cached_property
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Block and row of each slice; every row lies in its block, so that addresses made of them are valid."""
-        blocks, rows = (self.slices[name].to_numpy().astype(np.int64) for name in ("block", "row"))
-        lengths = np.array([block.rows for block in self.manifest.blocks], np.int64)
-        if (blocks < 0).any() or (blocks >= len(lengths)).any() or (rows < 0).any() or (rows >= lengths[blocks]).any():
-            raise IntegrityError(f"{self.files.slices}: each slice must lie in a block; prepare the dataset again")
-        return blocks, rows
+        try:
+            return places_of(self.slices, [block.rows for block in self.manifest.blocks])
+        except ValueError as error:
+            raise IntegrityError(f"{self.files.slices}: {error}; {_REMEDY}") from None
 
     @cached_property
     def _blocks(self) -> dict[int, NDArray[np.uint8]]:
@@ -321,13 +337,13 @@ class PreparedDataset:
         One memmove per image: 3 times as fast as indexing block by block, and as fast as copying memory in a row.
         """
         shape = (len(rows), *self.image_shape)
-        out = np.empty(shape, np.uint8) if out is None else out
-        if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
-            raise ValueError(f"out must be a contiguous uint8 array of shape {shape}, got {out.dtype} {out.shape}")
         blocks, places = (place[rows] for place in self._places)
         for block in np.unique(blocks[self._starts[blocks] == 0]).tolist():
             self._blocks[block] = self._map(block)
             self._starts[block] = self._blocks[block].ctypes.data
+        out = np.empty(shape, np.uint8) if out is None else out
+        if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError(f"out must be a contiguous uint8 array of shape {shape}, got {out.dtype} {out.shape}")
         image_bytes = math.prod(self.image_shape)
         target = out.ctypes.data
         for address in (self._starts[blocks] + places * image_bytes).tolist():
@@ -345,22 +361,28 @@ class PreparedDataset:
 
     def _map(self, block: int) -> NDArray[np.uint8]:
         record = self.manifest.blocks[block]
-        images = map_block(self._local(record))
-        if images.shape != (record.rows, *self.image_shape):
-            raise IntegrityError(
-                f"{self.files.root / record.file}: {record.rows} images of {self.image_shape} must be there, got "
-                f"{images.shape}; prepare the dataset again"
-            )
-        return images
+        local = self._local(record)
+        with _malformed(self.files.root / record.file):
+            return map_tensors(local, "image", np.uint8, (record.rows, *self.image_shape), _REMEDY)
+
+
+@contextmanager
+def _malformed(path: UPath) -> Iterator[None]:
+    """Whatever reading a damaged block raises, as one line with its name."""
+    try:
+        yield
+    except MALFORMED as error:
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise IntegrityError(f"{path}: must be a block of images, got {said}; {_REMEDY}") from None
 
 
 def _no_table(path: UPath) -> IntegrityError:
     return IntegrityError(f"{path}: a row per accepted slice must be there, got no file; prepare the dataset again")
 
 
-def _check_hash(path: UPath, digest: str, copy: UPath | None = None) -> None:
+def _check_hash(path: UPath, digest: str, copy: UPath) -> None:
     """Read a file of a dataset, or its copy on this machine, and compare it with the manifest."""
-    if sha256(copy or path) != digest:
+    if sha256(copy) != digest:
         raise IntegrityError(f"{path}: SHA-256 must equal the manifest's; prepare the dataset again")
 
 
@@ -368,12 +390,9 @@ def map_block(path: UPath) -> NDArray[np.uint8]:
     """The images of a block, without copying: pages are read from the file when touched, and are read-only.
 
     A block on object storage is read into memory.
+
+    Raises:
+        IntegrityError: it is none.
     """
-    try:
-        with pa.memory_map(str(path)) if is_local(path) else pa.BufferReader(path.read_bytes()) as source:
-            chunks = pa.ipc.open_file(source).read_all()["image"].chunks
-    except (pa.ArrowInvalid, KeyError, OSError) as error:
-        raise IntegrityError(f"{path}: must be a block of images, got {error}; prepare the dataset again") from None
-    if len(chunks) != 1:
-        raise IntegrityError(f"{path}: one record batch per block must hold, got {len(chunks)}")
-    return np.asarray(chunks[0].to_numpy_ndarray())
+    with _malformed(path):
+        return map_tensors(path, "image", np.uint8, remedy=_REMEDY)

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from ich_ray.data.folds import pool_rows
+from ich_ray.data.tensor_files import MALFORMED, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.storage import Count, FeaturesKey, Fingerprint, Record, is_local, read_record, write_json, writing
 
@@ -137,6 +138,11 @@ class Features:
             raise IntegrityError(
                 f"{files.manifest}: must be of {key} and this dataset, got {record.key}; remove the folder"
             )
+        if not 1 <= record.rows_a_file <= _MOST_ROWS_A_FILE or min(record.shape, default=0) < 1:
+            raise IntegrityError(
+                f"{files.manifest}: 1 <= rows_a_file <= {_MOST_ROWS_A_FILE} and a positive shape must hold, got "
+                f"{str(record.rows_a_file)[:20]} and {str(list(record.shape))[:80]}; remove the folder"
+            )
         return cls(files, record, rows)
 
     @property
@@ -170,13 +176,10 @@ class Features:
             first = number * self.record.rows_a_file
             expected = (min(self.record.rows_a_file, len(self._rows) - first), *self.shape)
             try:
-                with pa.memory_map(str(path)) as source:
-                    chunks = pa.ipc.open_file(source).read_all()["features"].chunks
-                found = np.asarray(chunks[0].to_numpy_ndarray())
-            except (pa.ArrowInvalid, KeyError, OSError, IndexError) as error:
-                raise IntegrityError(f"{path}: must hold features, got {error}; remove {self.files.root}") from None
-            if found.shape != expected:
-                raise IntegrityError(f"{path}: must hold {expected}, got {found.shape}; remove {self.files.root}")
+                found = map_tensors(path, "features", np.float32, expected, f"remove {self.files.root}")
+            except MALFORMED as error:
+                said = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise IntegrityError(f"{path}: must hold features, got {said}; remove {self.files.root}") from None
             self._mapped[number] = found
         return self._mapped[number]
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from pydantic import Field
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.errors import ConfigError
+from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.final.card import CalibrationNote, OperatingPoint, write_card
 from ich_ray.final.operating import Wanted, operating_points
 from ich_ray.final.scaling import METHODS, Method, Scaling, bound_note, fit_scaling
@@ -22,7 +23,6 @@ from ich_ray.results import open_search
 from ich_ray.storage import Count, Fingerprint, Line, Location, Record, Share, write_json
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import SliceSet
@@ -85,6 +85,7 @@ def calibrate(
         ConfigError: no bundle, or calibration patients without a positive or a negative slice.
         SensitivityError: no threshold reaches `sensitivity`.
         IntegrityError: the bundle is damaged, or the dataset is another one.
+        IchRayError: a logit is not finite.
     """
     from ich_ray.final.bundle import load_bundle  # loads PyTorch
     from ich_ray.training.loss import prior_shift
@@ -131,7 +132,7 @@ def fit_calibration(
 
     Args:
         slices: of patients who trained nothing.
-        logits: of these slices, in their order.
+        logits: of these slices, in their order; finite, as `Bundle.slice_logits` gives them.
         before: the scaling to compare with; the default one is the plain sigmoid.
         method: how to fit.
         shift: of the training class weights.
@@ -140,12 +141,19 @@ def fit_calibration(
     Raises:
         ConfigError: there is no slice with haemorrhage, or none without.
         SensitivityError: see `Wanted`.
+        IchRayError: `before` gives a slice no probability.
     """
     labels, positives = slices.labels, int(slices.labels.sum())
     if not 0 < positives < len(slices):
         raise ConfigError(
             f"calibration role: slices with and without haemorrhage must be there, got {positives} positive of "
             f"{len(slices)}; prepare a dataset with more patients"
+        )
+    earlier = before(logits)
+    if not (finite := np.isfinite(earlier)).all():
+        raise IchRayError(
+            f"calibration: the one before must give every slice a probability, got {int((~finite).sum())} of "
+            f"{len(slices)} without (temperature {before.temperature:g}); restore card.json or retrain"
         )
     scaling = fit_scaling(method, labels, logits, shift)
     probabilities, at_bound = scaling(logits), bound_note(scaling)
@@ -160,7 +168,7 @@ def fit_calibration(
         temperature=scaling.temperature,
         prior_shift=scaling.prior_shift,
         bias=scaling.bias,
-        log_loss_before=log_loss(labels, before(logits)),
+        log_loss_before=log_loss(labels, earlier),
         log_loss_after=log_loss(labels, probabilities),
         operating_points=points,
         notes=(*([at_bound] if at_bound else ()), *notes),

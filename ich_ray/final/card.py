@@ -69,7 +69,7 @@ class OperatingPoint(Record):
         sensitivity_bound: a one-sided lower 95 % bound that takes the slices of a patient as one.
     """
 
-    threshold: float
+    threshold: Share
     rule: Line = ""
     sensitivity: float | None
     sensitivity_bound: float | None = None
@@ -195,6 +195,8 @@ class Card(Record):
         """The network is built for `image_shape`, and sees what `windows` and `size` make."""
         if self.image_shape != (shape := (len(self.windows), self.size, self.size)):
             raise ValueError(f"image_shape must be {shape}, as windows and size say, got {self.image_shape}")
+        if self.architecture != self.parameters.architecture:
+            raise ValueError(f"architecture must be {self.parameters.architecture}, as in parameters")
         return self
 
     @property

@@ -110,6 +110,7 @@ def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation
     Raises:
         ConfigError: no bundle, a bundle that is not calibrated, no test slice, or an impossible prevalence.
         IntegrityError: the bundle is damaged, or the dataset is another one.
+        IchRayError: a logit or a probability is not finite.
     """
     found = open_search(search)
     dataset = PreparedDataset.of_search(found)
@@ -158,10 +159,11 @@ def _opened(folder: UPath, dataset: PreparedDataset, out: tuple[UPath, UPath], p
     for file in out:
         check_file(file, "evaluate")
     dataset.verify("test")
+    bundle.check_outputs()  # a network that gives no number costs no opening
     card, opened = _counted(bundle.card, dataset.manifest.fingerprint)
     write_card(folder, card)
     slices = dataset.role("test")
-    probabilities = bundle.calibrated(bundle.slice_logits(slices))
+    probabilities = bundle.slice_probabilities(slices)
     evaluation = _measure(slices, probabilities, card, prevalence, opened)
     _write(out, slices, probabilities, evaluation)
     write_card(folder, _with_figures(card, evaluation))

@@ -32,7 +32,10 @@ _PROBES = 3
 
 
 class _WithProbability(nn.Module):
-    """The network followed by its scaling, so that nobody has to repeat it in another language."""
+    """The network followed by its scaling, so that nobody has to repeat it in another language.
+
+    A probability is NaN where `Scaling` gives none: a sigmoid alone would make 0 or 1 of an infinity.
+    """
 
     def __init__(self, network: nn.Module, scaling: Scaling) -> None:
         super().__init__()
@@ -41,7 +44,7 @@ class _WithProbability(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.network(images)
         scaled = (logits + self.scaling.prior_shift) / self.scaling.temperature + self.scaling.bias
-        return logits, torch.sigmoid(scaled)
+        return logits, torch.where(scaled.abs() < torch.inf, torch.sigmoid(scaled), torch.nan)
 
 
 def export_onnx(bundle: Location, out: Location) -> UPath:
@@ -53,11 +56,12 @@ def export_onnx(bundle: Location, out: Location) -> UPath:
     Raises:
         ConfigError: no bundle, no file can be written there, or the `onnx` extra is not installed.
         IntegrityError: the bundle is damaged.
-        IchRayError: ONNX Runtime disagrees with PyTorch.
+        IchRayError: ONNX Runtime disagrees with PyTorch, or an output of the bundle is not finite.
     """
     target = locate(out)
     check_file(target, "export-onnx")
     loaded = load_bundle(bundle)
+    loaded.check_outputs()
     data = _exported(loaded)
     probe = np.random.default_rng(0).integers(0, 256, (_PROBES, *loaded.card.image_shape), np.uint8)
     logits, probabilities = onnx_outputs(data, probe)

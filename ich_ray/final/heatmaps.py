@@ -51,13 +51,16 @@ class HeatMaps:
         Below the operating point a map fades with its probability.
 
         Returns:
-            The paths of the pictures.
+            The paths of the pictures; empty where the heat is not finite, as it then shows nothing.
         """
         if is_local(self._folder):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         written = []
         heats = grad_cam(self._bundle, images)
         for file, image, heat, probability in zip(files, images, heats, probabilities.tolist(), strict=True):
+            if not np.isfinite(heat).all():
+                written.append("")
+                continue
             digest = hashlib.sha256(file.encode()).hexdigest()[:8]  # files of two folders may share a name
             path = self._folder / f"{PurePosixPath(file).stem}-{digest}.png"
             picture = _png(image[self._channel], heat * np.float32(strength(probability, threshold)))

@@ -48,11 +48,12 @@ def make_bundle(
     `state` is a file of `retraining`, or of the trial itself without one.
     """
     from ich_ray.final.bundle import WEIGHTS_FILE, Bundle  # loads PyTorch
-    from ich_ray.model.networks import build_network
+    from ich_ray.model.outline import filled, outline
+    from ich_ray.model.tensors import layout_of
 
     manifest, image_shape = dataset.manifest, dataset.image_shape
-    network = build_network(parameters.model_copy(update={"weights": "none"}), image_shape)
-    network.load_state_dict(TrainingState.load(state).validated_weights)
+    network = outline(parameters, image_shape)
+    network = filled(network, TrainingState.load(state, layout_of(network)).validated_weights)
     before = read_card(found.files.bundle) if has_card(found.files.bundle) else None
     card = Card(
         name=f"{found.record.name}-{trial.number:05d}",

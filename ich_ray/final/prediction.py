@@ -1,8 +1,9 @@
 """Files in, a row of what the model says of each out; rows by study on request.
 
 Knows files and bundles, not labels. Every input has exactly one row: a probability with the decision at an operating
-point, or the reason why there is none. Images live for one batch only, so memory does not grow with the archive. Rows
-carry the UIDs that the files carry, so that they can be found again: treat them like the files.
+point, or the reason why there is none: a code of `ct/dicom.py`, `out_of_memory`, or `not_finite` where the network or
+the card gives no number. Images live for one batch only, so memory does not grow with the archive. Rows carry the UIDs
+that the files carry, so that they can be found again: treat them like the files.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ Input = tuple[str, str]  # a file, and why it is refused before it is opened; em
 
 @dataclass(frozen=True)
 class Prediction:
-    """One input file; a rejected one has a reason and no probability."""
+    """One input file; a rejected one has a reason and no probability.
+
+    Attributes:
+        reason: a code; a file that was read and then not decided (`not_finite`) keeps its UIDs.
+    """
 
     file: str
     slice_id: str = ""
@@ -161,17 +166,23 @@ class Predictor:
         return rows, images
 
     def decide(self, rows: Sequence[Prediction], images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        """The rows with probability, decision and, if asked for, heat map."""
+        """The rows with probability, decision and, if asked for, heat map.
+
+        A row whose logit or probability is not finite gets the reason `not_finite`; its batch is decided without it.
+        """
         if not images:
             return list(rows)
         pixels = np.stack(images)
         probabilities = self.bundle.probabilities(pixels)
+        finite = np.isfinite(probabilities)
+        told = iter(finite.tolist())
+        rows = [row if row.reason or next(told) else replace(row, reason="not_finite") for row in rows]
         accepted = [row.file for row in rows if not row.reason]
         maps = [""] * len(accepted)
-        if self.heatmaps is not None:
-            maps = self.heatmaps.write(accepted, pixels, probabilities, self.threshold)
-        told = zip(probabilities.tolist(), maps, strict=True)
-        return [row if row.reason else self._decided(row, *next(told)) for row in rows]
+        if self.heatmaps is not None and accepted:
+            maps = self.heatmaps.write(accepted, pixels[finite], probabilities[finite], self.threshold)
+        found = zip(probabilities[finite].tolist(), maps, strict=True)
+        return [row if row.reason else self._decided(row, *next(found)) for row in rows]
 
     def _decided(self, row: Prediction, probability: float, heatmap: str) -> Prediction:
         return replace(

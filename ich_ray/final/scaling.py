@@ -15,6 +15,7 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
+from ich_ray.errors import IchRayError
 from ich_ray.metrics import log_loss
 from ich_ray.reliability import log_odds
 
@@ -34,15 +35,32 @@ _BIASES = (-30.0, 30.0)
 
 @dataclass(frozen=True)
 class Scaling:
-    """What turns logits into probabilities; the default is the plain sigmoid."""
+    """What turns logits into probabilities; the default is the plain sigmoid.
+
+    Raises:
+        IchRayError: a number is not finite, or the temperature not above 0.
+    """
 
     prior_shift: float = 0.0
     temperature: float = 1.0
     bias: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and all(map(math.isfinite, (self.prior_shift, self.temperature, self.bias)))):
+            raise IchRayError(
+                f"scaling: temperature > 0 and finite numbers must hold, got temperature {self.temperature:g}, "
+                f"prior_shift {self.prior_shift:g}, bias {self.bias:g}; calibrate again"
+            )
+
     def __call__(self, logits: NDArray[Any]) -> NDArray[np.float64]:
-        """Probabilities float64 `[n]` of logits `[n]`."""
-        return np.asarray(expit((np.asarray(logits, np.float64) + self.prior_shift) / self.temperature + self.bias))
+        """Probabilities float64 `[n]` of logits `[n]`.
+
+        NaN, which is no probability, where the logit is not finite or leaves float64 on its way: the sigmoid would make
+        0 or 1 of an infinity, and a decision of a fault.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = (np.asarray(logits, np.float64) + self.prior_shift) / self.temperature + self.bias
+        return np.where(np.isfinite(scaled), expit(scaled), np.nan)
 
     def logits(self, probabilities: NDArray[Any]) -> NDArray[np.float64]:
         """The logits float64 `[n]` that these probabilities came from; 0 and 1 are moved by one float64 epsilon."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.model.architectures import ARCHITECTURES
+from ich_ray.model.tensors import Tensors, not_finite, read_tensors, unpack
+from ich_ray.storage import locate, unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -36,19 +38,23 @@ def spread(weight: torch.Tensor, channels: int) -> torch.Tensor:
     return weight.mean(1, keepdim=True).repeat(1, channels, 1, 1) * (weight.shape[1] / channels)
 
 
-def read_weights(path: str) -> dict[str, torch.Tensor]:
+def read_weights(path: str) -> Tensors:
     """The tensors of a safetensors file.
 
     Raises:
         ConfigError: there is no such file.
-        IntegrityError: it is none.
+        IntegrityError: it is none, or a number in it is not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not Path(path).is_file():
         raise ConfigError(f"weights: one of none, imagenet or a safetensors file must be given, got {path!r}")
+    file = locate(path)
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise IntegrityError(f"{path}: must be a safetensors file, got {error}; fetch it again") from None
+        tensors, _ = unpack(read_tensors(file))
+    except OSError as error:
+        raise unreadable(file, error) from None
+    except (ValueError, MemoryError) as error:
+        said = str(error) or type(error).__name__
+        raise IntegrityError(f"{path}: must be a safetensors file, got {said}; fetch it again") from None
+    if name := not_finite(tensors):
+        raise IntegrityError(f"{path}: weights must be finite, got others in {name}; fetch it again")
+    return tensors

@@ -12,11 +12,13 @@ import numpy as np
 from scipy.special import expit
 
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.errors import ConfigError
 from ich_ray.final.evaluate import Evaluation
+from ich_ray.final.report.inputs import read_predictions
 from ich_ray.metrics import Confusion, best_f_beta, confusion, log_loss
 from ich_ray.reliability import log_odds
 from ich_ray.results import open_search
-from ich_ray.storage import Count, Line, Location, Plain, Record, Seconds, Share, read_record, read_table
+from ich_ray.storage import Count, Line, Location, Plain, Record, Seconds, Share, read_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,8 +95,10 @@ def measured(name: str, search: Location) -> System:
 
     found = open_search(search)
     evaluation = read_record(found.files.evaluation, Evaluation, "evaluate again")
-    table = read_table(found.files.predictions)
-    labels, probabilities = (np.asarray(table[column].to_numpy(), np.float64) for column in ("label", "probability"))
+    predictions = read_predictions(found.files.predictions, evaluation.slices)
+    if predictions is None:
+        raise ConfigError(f"{found.files.predictions}: what evaluate writes must be there, got none; evaluate again")
+    labels, probabilities = predictions.labels.astype(np.float64), predictions.probabilities
     dataset = PreparedDataset.of_search(found)
     bundle = load_bundle(found.files.bundle)
     point = bundle.operating_point()

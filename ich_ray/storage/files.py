@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ich_ray.errors import IntegrityError
-from ich_ray.storage.places import is_local
+from ich_ray.storage.places import check_regular, is_local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from upath import UPath
 
 __all__ = ["read_json", "read_table", "remove", "sha256", "write_bytes", "write_json", "write_table", "writing"]
@@ -26,6 +27,10 @@ __all__ = ["read_json", "read_table", "remove", "sha256", "write_bytes", "write_
 _CHUNK_BYTES = 1 << 20
 # The largest we write is the manifest of a dataset, 200 bytes a block; a file beyond this was not written by us.
 _LARGEST_JSON_BYTES = 64 << 20
+# Of a table whose number of rows nobody knows: slices of 100,000 studies. Ours take 100 to 400 bytes a row.
+_MOST_ROWS = 20_000_000
+_ROW_BYTES = 4096
+_RESTORE = "restore the file from a copy"
 
 
 def write_bytes(path: UPath, data: bytes, private: bool = False) -> None:
@@ -89,8 +94,8 @@ def read_json(path: UPath) -> Any:
     Raises:
         IntegrityError: the file is not JSON, holds a number that is not finite, or is far larger than any of ours.
     """
-    remedy = "restore the file from a copy"
-    _check_regular(path)
+    remedy = _RESTORE
+    check_regular(path, remedy)
     with path.open("rb") as file:
         data = file.read(_LARGEST_JSON_BYTES + 1)
     if len(data) > _LARGEST_JSON_BYTES:
@@ -99,12 +104,6 @@ def read_json(path: UPath) -> Any:
         return json.loads(data, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: must be JSON, got {error}; {remedy}") from None
-
-
-def _check_regular(path: UPath) -> None:
-    """A pipe would never end, nor would /dev/zero; a link to one is one."""
-    if is_local(path) and path.exists() and not path.is_file():
-        raise IntegrityError(f"{path}: must be a file, got something else; restore the file from a copy")
 
 
 def _no_number(name: str) -> float:
@@ -129,8 +128,8 @@ def write_table(path: UPath, table: pa.Table, private: bool = False) -> str:
     return sha256(data)
 
 
-def read_table(path: UPath, most_rows: int | None = None) -> pa.Table:
-    """Read a Parquet file, which may come from anyone.
+def read_table(path: UPath, rows: int | None = None) -> pa.Table:
+    """Read a Parquet file of numbers and text, which may come from anyone.
 
     Arrow is given a copy in its own memory. Where it reads a Python file, or bytes, its threads may still hold them
     while Python ends, and with PyTorch loaded that aborts the process, whatever its exit code was to be: of 40 that
@@ -138,27 +137,86 @@ def read_table(path: UPath, most_rows: int | None = None) -> pa.Table:
 
     Args:
         path: the file.
-        most_rows: that it can have if it is what its manifest says; a file of a few bytes may tell of billions.
+        rows: how many it must have, compared before any is read.
 
     Raises:
-        IntegrityError: the file is not Parquet, not whole, or has more rows.
+        IntegrityError: the file is not Parquet, or not whole, or larger than such rows are.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    _check_regular(path)
+    check_regular(path, _RESTORE)
+    most_bytes = (_MOST_ROWS if rows is None else rows) * _ROW_BYTES + _CHUNK_BYTES
     held = pa.BufferOutputStream()
-    with path.open("rb") as file:
-        shutil.copyfileobj(file, held, _CHUNK_BYTES)
-    data, remedy = held.getvalue(), "restore the file from a copy"
     try:
-        told = pq.read_metadata(pa.BufferReader(data)).num_rows
-        if most_rows is not None and told > most_rows:
-            raise IntegrityError(f"{path}: at most {most_rows:,} rows must be there, got {told:,}; {remedy}")
-        return pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:  # of the content: all of it is in memory
-        said = str(error).strip().partition("\n")[0]
-        raise IntegrityError(f"{path}: must be a Parquet file, got {said}; {remedy}") from None
+        with path.open("rb") as file:
+            if (size := file.seek(0, os.SEEK_END)) > most_bytes:
+                raise ValueError(f"{size:,} bytes")
+            file.seek(0)
+            shutil.copyfileobj(file, held, _CHUNK_BYTES)
+        source = held.getvalue()
+        parquet = pq.ParquetFile(pa.BufferReader(source))
+        text = _text_columns(parquet, rows, most_bytes)
+        as_words = pq.ParquetFile(pa.BufferReader(source), metadata=parquet.metadata, read_dictionary=text)
+        _check_words(as_words, text, most_bytes)
+        return parquet.read()
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, ValueError, KeyError, TypeError, ArithmeticError, MemoryError) as error:
+        raise _no_table(path, error) from None
+    except OSError as error:  # Arrow's has no number: it speaks of the content, which is in memory
+        if error.errno is not None:
+            raise
+        raise _no_table(path, error) from None
+
+
+def _no_table(path: UPath, error: Exception) -> IntegrityError:
+    said = (str(error).strip() or type(error).__name__).partition("\n")[0]
+    return IntegrityError(f"{path}: must be a Parquet file, got {said}; {_RESTORE}")
+
+
+def _text_columns(file: pq.ParquetFile, rows: int | None, most_bytes: int) -> list[str]:
+    """The columns of text of a file that is as large as it should be.
+
+    Nothing is asked of single columns: of a codec or an encoding that it does not know Arrow aborts the process there.
+    """
+    import pyarrow as pa
+
+    facts, schema = file.metadata, file.schema_arrow
+    wanted = facts.num_rows if rows is None else rows
+    if facts.num_rows != wanted or not 0 <= wanted <= (_MOST_ROWS if rows is None else wanted):
+        raise ValueError(f"{facts.num_rows:,} rows in place of {wanted:,}")
+    groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+    if not 0 <= (size := sum(group.total_byte_size for group in groups)) <= most_bytes:
+        raise ValueError(f"{size:,} bytes of {wanted:,} rows")
+    text = []
+    for field in schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            text.append(field.name)
+        elif not (pa.types.is_primitive(kind) or pa.types.is_null(kind)):
+            raise ValueError(f"a column {field.name[:80]!r} of {str(kind)[:80]}")
+    return text
+
+
+def _check_words(file: pq.ParquetFile, text: list[str], most_bytes: int) -> None:
+    """Refuse a file that repeats long words: a few bytes of Parquet stand for a word in every row.
+
+    Args:
+        file: opened to read columns of text as dictionaries; the first row of a group then comes with all words of it.
+        text: these columns.
+        most_bytes: of all rows together.
+    """
+    import pyarrow.compute as pc
+
+    size = 0
+    for number in range(file.metadata.num_row_groups if text else 0):
+        for batch in file.iter_batches(1, row_groups=[number], columns=text):
+            words = (pc.max(pc.binary_length(column.dictionary)).as_py() or 0 for column in batch.columns)
+            size += sum(words) * file.metadata.row_group(number).num_rows
+            break
+        if size > most_bytes:
+            raise ValueError(f"up to {size:,} bytes of text")
 
 
 def remove(folder: UPath) -> None:
@@ -173,11 +231,11 @@ def sha256(data: bytes | UPath) -> str:
     """The SHA-256 of bytes or of a file, in hexadecimal.
 
     Raises:
-        IntegrityError: something else than a file is there.
+        IntegrityError: it is no regular file.
     """
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
-    _check_regular(data)
+    check_regular(data, _RESTORE)
     digest = hashlib.sha256()
     with data.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from upath import UPath
 
-from ich_ray.errors import ConfigError
+from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.storage.addresses import holds_credentials, without_credentials
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "SearchFiles",
     "check_file",
     "check_folder",
+    "check_regular",
     "is_local",
     "is_there",
     "locate",
@@ -124,6 +125,17 @@ def check_folder(folder: UPath, what: str) -> None:
         raise ConfigError(
             f"{what} {folder}: must be a place where this user may write, got {system_reason(error)}; choose another"
         ) from None
+
+
+def check_regular(path: UPath, remedy: str) -> None:
+    """Refuse what is there and no file, before it is opened: a pipe would never end, nor would a device.
+
+    Raises:
+        IntegrityError: a folder, pipe, device or socket is there.
+        ConfigError: nobody may look there.
+    """
+    if is_local(path) and is_there(path) and not path.is_file():
+        raise IntegrityError(f"{path}: must be a file, got something else; {remedy}")
 
 
 def system_reason(error: OSError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ich_ray.storage import Location, locate, sha256, write_bytes
 if TYPE_CHECKING:
     import torch
 
+    from ich_ray.model.tensors import Layout
     from ich_ray.results import Precision
 
 __all__ = ["TrainingState"]
@@ -62,21 +64,33 @@ class TrainingState:
         return sha256(data)
 
     @classmethod
-    def load(cls, path: Location) -> TrainingState:
+    def load(cls, path: Location, network: Layout | None = None) -> TrainingState:
         """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            network: what its weights must be, compared before they are read.
 
         Raises:
             IntegrityError: the file is missing or damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
+        from ich_ray.model.tensors import read_tensors, unpack
 
         try:
-            data = locate(path).read_bytes()
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            return cls(load(data), json.loads(header["__metadata__"]["numbers"]))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            tensors, notes = unpack(read_tensors(locate(path), network, "weights."))
+            numbers = json.loads(notes["numbers"], parse_constant=_refused)
+            if not isinstance(numbers, dict) or not isinstance(numbers["plan"], dict):
+                raise ValueError("no numbers")
+            images_seen, elapsed_s = numbers["images_seen"], numbers["elapsed_s"]
+            if type(images_seen) is not int or images_seen < 0 or not 0 <= float(elapsed_s) < math.inf:
+                raise ValueError(f"{str(images_seen)[:80]} images in {str(elapsed_s)[:80]} s")
+        except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
             raise IntegrityError(
                 f"{path}: a training state must be there, whole, got {type(error).__name__}: {error}; go on from an "
                 "earlier state or start again"
             ) from None
+        return cls(tensors, numbers)
+
+
+def _refused(word: str) -> float:
+    raise ValueError(f"{word}, which is no number of JSON")

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.errors import IchRayError
+from ich_ray.errors import IchRayError, IntegrityError
 from ich_ray.final.calibration import Calibration
 from ich_ray.final.card import has_card, read_card
 from ich_ray.final.confirm import Confirmation
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
-__all__ = ["Inputs", "Predictions", "gather"]
+__all__ = ["Inputs", "Predictions", "gather", "read_predictions"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def gather(where: Location, dataset: Location | None = None) -> Inputs:
     card = read_card(files.bundle).model_dump(mode="json") if has_card(files.bundle) else None
     calibrated, tested = (card is None or bool(card.get(key)) for key in ("operating_points", "test"))
     best = _best(search)
+    evaluation = _read(files.evaluation, Evaluation) if tested else None
     return Inputs(
         search=search,
         best=best,
@@ -97,8 +98,8 @@ def gather(where: Location, dataset: Location | None = None) -> Inputs:
         confirmation=_read(files.confirmation, Confirmation),
         retraining=_read(files.retraining, Retraining),
         calibration=_read(files.calibration, Calibration) if calibrated else None,
-        evaluation=_read(files.evaluation, Evaluation) if tested else None,
-        predictions=_predictions(files.predictions) if tested else None,
+        evaluation=evaluation,
+        predictions=read_predictions(files.predictions, evaluation.slices) if evaluation else None,
         card=card,
         dataset=held,
         dataset_problem=problem,
@@ -118,16 +119,24 @@ def _read(path: UPath, kind: type[_Kind]) -> _Kind | None:
     return read_record(path, kind, "remove the file and run its stage again")
 
 
-def _predictions(path: UPath) -> Predictions | None:
+def read_predictions(path: UPath, slices: int) -> Predictions | None:
+    """What `evaluate` saw of so many slices; None if there is no file.
+
+    Raises:
+        IntegrityError: the file is damaged, or a number in it is not what it must be.
+    """
     if not path.exists():
         return None
-    table = read_table(path)
-    return Predictions(
-        slice_ids=table["slice_id"].to_numpy(zero_copy_only=False),
-        patients=table["patient"].to_numpy(zero_copy_only=False),
-        labels=np.asarray(table["label"].to_numpy(zero_copy_only=False), np.int64),
-        probabilities=np.asarray(table["probability"].to_numpy(zero_copy_only=False), np.float64),
-    )
+    remedy, names = "remove the file and evaluate again", ("slice_id", "patient", "label", "probability")
+    table = read_table(path, slices)
+    try:
+        columns = {name: table[name].to_numpy(zero_copy_only=False) for name in names}
+        labels, probabilities = (np.asarray(columns[name], np.float64) for name in names[2:])
+    except (KeyError, ValueError, TypeError) as error:
+        raise IntegrityError(f"{path}: must hold {', '.join(names)}, got {error}; {remedy}") from None
+    if not (np.isin(labels, (0, 1)).all() and ((probabilities >= 0) & (probabilities <= 1)).all()):
+        raise IntegrityError(f"{path}: labels of 0 and 1 and probabilities must be there, got others; {remedy}")
+    return Predictions(columns["slice_id"], columns["patient"], labels.astype(np.int64), probabilities)
 
 
 def _dataset(search: SearchResult) -> tuple[PreparedDataset | None, str]:
