@@ -88,7 +88,10 @@ def example(kind: type[BaseModel]) -> dict[str, Any]:
 
 def _fields(kind: type[BaseModel], but: str = "") -> dict[str, Any]:
     return {
-        name: _value(Annotated[(field.annotation, *field.metadata, None)], field.default)
+        # Any text is one, but only a registered one is read.
+        name: "plain_cnn"
+        if name == "architecture"
+        else _value(Annotated[(field.annotation, *field.metadata, None)], field.default)
         for name, field in kind.model_fields.items()
         if name != but
     }  # fmt: skip

@@ -49,7 +49,7 @@ CASES: dict[int, tuple[str, ...]] = {
     52: (
         "data/test_faults.py::test_a_full_disk",
         "data/test_faults.py::test_a_disk_that_fills_up_after_the_blocks",
-        "search/test_run.py::test_a_full_disk_stops_it_with_the_cause",
+        "search/test_run.py::test_a_full_disk_stops_it_with_the_cause_at_each_write",
         "test_storage.py::test_a_write_that_fails_leaves_the_old_file_and_nothing_else",
     ),
     53: (

@@ -17,15 +17,17 @@ from ich_ray.data.features import FeatureFiles, Features
 from ich_ray.data.folds import pool_rows
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.final.bundle import Bundle, load_bundle
-from ich_ray.final.card import Card, DatasetNote, SearchNote, WeightsNote
+from ich_ray.final.card import Card, DatasetNote, SearchNote
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 from ich_ray.model.weights import read_weights
+from ich_ray.results import WeightsNote
 from ich_ray.storage import sha256
 from ich_ray.training.state import TrainingState
 from tests.prepared import make_dataset
 
 CASES = 30
+KEY = "5" * 24
 PARAMETERS = Hyperparameters(filters=2, dense=2, blocks=1)
 
 
@@ -34,7 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one file of each kind."""
     folder = tmp_path_factory.mktemp("whole")
     dataset = make_dataset(folder / "data", patients=4, size=8, blocks=2)
-    files = FeatureFiles.of(dataset, "key")
+    files = FeatureFiles.of(dataset, KEY)
     files.write(0, np.arange(4.0 * len(pool_rows(dataset)), dtype=np.float32).reshape(-1, 4))
     files.finish(dataset, (4,))
     manifest = dataset.manifest
@@ -64,7 +66,7 @@ def read_unverified(folder: Path) -> Any:
 
 
 def read_features(folder: Path) -> Any:
-    found = Features.open(PreparedDataset.open(folder / "data"), "key")
+    found = Features.open(PreparedDataset.open(folder / "data"), KEY)
     return None if found is None else found.gather(np.arange(3)).shape
 
 
@@ -88,8 +90,8 @@ KINDS: list[tuple[str, Callable[[Path], Any], bool]] = [
     ("data/slices.parquet", read_unverified, False),
     ("data/blocks/00001.arrow", read_dataset, True),
     ("data/blocks/00001.arrow", read_unverified, True),
-    ("data/features/key/features.json", read_features, True),
-    ("data/features/key/00000.arrow", read_features, True),
+    (f"data/features/{KEY}/features.json", read_features, True),
+    (f"data/features/{KEY}/00000.arrow", read_features, True),
     ("bundle/card.json", read_bundle, False),
     ("bundle/model.safetensors", read_bundle, True),
     ("a.safetensors", read_state, False),

@@ -33,7 +33,7 @@ VERBS = (
     "doctor",
 )
 # Whose value is a place; every argument of these verbs that belongs to no flag is one too.
-_PLACES = ("--out", "--labels", "--warm-start", "--storage", "--heatmaps", "--cluster-file", "an argument")
+_PLACES = ("--out", "--labels", "--dataset", "--warm-start", "--storage", "--heatmaps", "--cluster-file", "an argument")
 # Flags without a value.
 _SWITCHES = ("--", "--conservative", "--help", "--json", "--plan", "--resume", "--share-trunks", "--without-preamble")
 _LARGEST_SPACE_BYTES = 1 << 20

@@ -189,14 +189,14 @@ def test_slices_are_those_of_the_manifest(
     "values", [{"shape": []}, {"shape": [-1, -4]}, {"rows_a_file": 0}, {"shape": [1 << 62]}, {"rows_a_file": 1 << 70}]
 )
 def test_what_features_say_of_sizes_is_compared(dataset: PreparedDataset, values: dict[str, Any]) -> None:
-    files = FeatureFiles.of(dataset, "key")
+    files = FeatureFiles.of(dataset, "5" * 24)
     files.write(0, np.ones((len(pool_rows(dataset)), 4), np.float32))
     files.finish(dataset, (4,))
     rows = pool_rows(dataset)[:3]
-    found = Features.open(dataset, "key")
+    found = Features.open(dataset, "5" * 24)
     assert found is not None
     assert np.array_equal(found.gather(rows), np.ones((3, 4), np.float32))
     manifest = Path(str(files.manifest))
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **values}))
     with pytest.raises(IntegrityError, match=r"features\.json: |00000\.arrow: must hold features, got"):
-        Features.open(dataset, "key").gather(rows)  # type: ignore[union-attr]
+        Features.open(dataset, "5" * 24).gather(rows)  # type: ignore[union-attr]

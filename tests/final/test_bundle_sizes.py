@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +14,8 @@ import torch
 from ich_ray.errors import IntegrityError
 from ich_ray.final import bundle as bundles
 from ich_ray.final.bundle import load_bundle
-from ich_ray.model.hyperparameters import Architecture, Hyperparameters
+from ich_ray.model.architectures import ARCHITECTURES
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 from ich_ray.model.outline import filled, outline
 from ich_ray.model.tensors import layout_of
@@ -46,8 +47,8 @@ def packed(header: Any, tensors: bytes = b"") -> bytes:
     return len(text).to_bytes(8, "little") + text + tensors
 
 
-@pytest.mark.parametrize("architecture", get_args(Architecture))
-def test_an_outline_that_is_filled_is_the_network(architecture: Architecture) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES.names())
+def test_an_outline_that_is_filled_is_the_network(architecture: str) -> None:
     parameters = Hyperparameters(architecture=architecture, filters=4, dense=8)
     torch.manual_seed(0)
     built, bare = build_network(parameters, (2, 64, 64)), outline(parameters, (2, 64, 64))

@@ -148,7 +148,7 @@ def test_a_worker_of_ray_data_gives_the_same_rows(
     search: SearchFiles, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Bundle, "logits", lambda self, images: PLANTED.copy())
-    worker = archive._Worker(archive._Order(str(search.bundle), "f2", None))
+    worker = archive._Worker(archive._Order(str(search.bundle), "f2", None), ())
     batch = pa.table({"files": [[str(path) for path in sorted(scans.iterdir())]], "reasons": [[""] * 4]})
     found = worker(batch).to_pydict()
     assert found["reason"] == ["not_finite", "not_finite", "not_finite", ""]
