@@ -1,10 +1,10 @@
 """How many reports a second the driver of a search sustains, and at how many trials that bends.
 
-The parts of the driver as search/driver.py puts them together (ledger on disk, sampler, halving, bookkeeper), rebuilt
-from a ledger that already holds so many ended trials, with `--slots` trials at a time that report as fast as they are
-listened to. No Ray between them: what its transport and Tune's own loop cost comes on top (search_overhead.py measures
-all of it on two slots). Rates are told by processor time, which other work leaves as it is; waiting for the disk comes
-on top, about 1.3 ms a report.
+The parts of the driver as search/tune/driver.py puts them together (ledger on disk, sampler, stopping rule, callback),
+rebuilt from a ledger that already holds so many ended trials, with `--slots` trials at a time that report as fast as
+they are listened to. No Ray between them: what its transport and Tune's own loop cost comes on top
+(search_overhead.py measures all of it on two slots). Rates are told by processor time, which other work leaves as it
+is; waiting for the disk comes on top, about 1.3 ms a report.
 
     python benchmarks/driver_rate.py [--known 0 100 1000] [--events 400] [--slots 64]
 """
@@ -29,12 +29,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ich_ray.results import SearchRecord
 from ich_ray.search import ledger as ledgers
-from ich_ray.search.bookkeeper import Bookkeeper
-from ich_ray.search.draw import RandomSuggest
-from ich_ray.search.halving import Halving, Rungs
 from ich_ray.search.ledger import Ledger
-from ich_ray.search.sampler import LedgerSampler
-from ich_ray.search.space import SearchSpace, load_space
+from ich_ray.search.space.space import RandomSuggest
+from ich_ray.search.space.yaml_file import SearchSpace, load_space
+from ich_ray.search.tune.asha import Halving, Rungs
+from ich_ray.search.tune.ledger_callback import Bookkeeper
+from ich_ray.search.tune.sampler import LedgerSampler
 
 FLOOR = 0.14
 

@@ -12,10 +12,10 @@ import numpy as np
 from scipy.special import expit
 from sklearn import metrics as sklearn_metrics
 
-from ich_ray.final.card import OperatingPoint
-from ich_ray.final.figures import Cases, measure
-from ich_ray.reliability import ece_null_band
-from ich_ray.resampling import PatientDraws
+from ich_ray.assess.interval_estimates import Cases, measure
+from ich_ray.bundle.card import OperatingPoint
+from ich_ray.statistics.bootstrap import PatientDraws
+from ich_ray.statistics.calibration_error import ece_null_band
 
 SLICES, PATIENTS, RESAMPLES, USUAL = 75_000, 1_900, 2_000, 10
 

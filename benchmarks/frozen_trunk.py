@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ich_ray.data.features import FeaturesInMemory
+from ich_ray.data.feature_store import FeaturesInMemory
 from ich_ray.data.folds import pool_rows
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network

@@ -31,12 +31,12 @@ import torch
 from preparing import Watched
 
 from ich_ray import progress
+from ich_ray.bundle import batch_predict
+from ich_ray.bundle.bundle import WEIGHTS_FILE, Bundle, load_bundle
+from ich_ray.bundle.card import Card, DatasetNote, OperatingPoint, SearchNote
+from ich_ray.bundle.prediction import Predictor, list_inputs
 from ich_ray.ct.phantom import write_phantom
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows
-from ich_ray.final import archive
-from ich_ray.final.bundle import WEIGHTS_FILE, Bundle, load_bundle
-from ich_ray.final.card import Card, DatasetNote, OperatingPoint, SearchNote
-from ich_ray.final.prediction import Predictor, list_inputs
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 from ich_ray.results import WeightsNote
@@ -151,7 +151,7 @@ def folder(architecture: str, predictor: Predictor, inputs: list[tuple[str, str]
 def through_ray(root: Path, inputs: list[tuple[str, str]], counts: list[int]) -> None:
     images = [str(root / "dicom" / "stage_2_train")]
     predictor = Predictor(load_bundle(root / "plain_cnn"), "f2")
-    archive._WORTH_RAY = 1
+    batch_predict._WORTH_RAY = 1
     peaks = []
     for count in counts:
         alone = timed(lambda: on_threads(predictor._predict, [inputs[:EVALUATION_BATCH]] * 3, 1), 3 * EVALUATION_BATCH)
@@ -160,7 +160,7 @@ def through_ray(root: Path, inputs: list[tuple[str, str]], counts: list[int]) ->
         sampler = threading.Thread(target=watched.sample, args=(over,), daemon=True)
         sampler.start()
         progress.bar = watched.bar  # type: ignore[assignment]
-        archive.predict(root / "plain_cnn", images * (count // len(inputs) + 1), locate(root / "out.parquet"))
+        batch_predict.predict(root / "plain_cnn", images * (count // len(inputs) + 1), locate(root / "out.parquet"))
         over.set()
         sampler.join()
         peaks.append(watched.peak_bytes / 2**20)

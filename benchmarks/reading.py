@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.placement import place
+from ich_ray.data.image_store import place
 from ich_ray.runtime import connected
 from tests.prepared import SLICES_A_PATIENT, make_dataset
 

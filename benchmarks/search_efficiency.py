@@ -72,7 +72,7 @@ def snapshots(method: Method, on: Landscape, seed: int, images: list[int]) -> It
 
 
 def confirmed(found: Course, on: Landscape, seed: int) -> Parameters:
-    """The best mean of the top trials over new seeds, as final/confirm.py chooses."""
+    """The best mean of the top trials over new seeds, as refit/confirm.py chooses."""
     top = sorted(found.complete, key=lambda training: -max(training.values))[:CONFIRMED]
 
     def mean(position: int) -> float:

@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ich_ray.data.roles import DEFAULT_FRACTIONS
-from ich_ray.search.plan import expected_course
-from ich_ray.search.space import load_space
+from ich_ray.search.plan.expected import expected_course
+from ich_ray.search.space.yaml_file import load_space
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "default.yaml"
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import PreparedDataset, SliceSet
-    from ich_ray.data.placement import PlacedImages
+    from ich_ray.data.image_store import PlacedImages
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.prepared import make_dataset

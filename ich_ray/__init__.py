@@ -9,51 +9,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ich_ray.assess.calibration import calibrate
+    from ich_ray.assess.evaluate import evaluate, evaluate_site
+    from ich_ray.assess.recalibration import recalibrate
+    from ich_ray.bundle.bundle import Bundle, load_bundle
     from ich_ray.cluster.doctor import doctor
     from ich_ray.cluster.jobs import Job, jobs, logs, stop, submit
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.data.prepare import prepare
+    from ich_ray.data.prepare.run import prepare
     from ich_ray.errors import IchRayError
-    from ich_ray.final.bundle import Bundle, load_bundle
-    from ich_ray.final.calibration import calibrate
-    from ich_ray.final.confirm import confirm
-    from ich_ray.final.evaluate import evaluate, evaluate_site
-    from ich_ray.final.recalibration import recalibrate
-    from ich_ray.final.report.page import report
-    from ich_ray.final.retrain import retrain
+    from ich_ray.html_report.page import report
     from ich_ray.pipeline import demo, run
+    from ich_ray.refit.confirm import confirm
+    from ich_ray.refit.retrain import retrain
     from ich_ray.results import SearchResult, TrialResult, open_search
-    from ich_ray.search.audit import Audit, audit
+    from ich_ray.search.audit.search_audit import Audit, audit
     from ich_ray.search.export import export
-    from ich_ray.search.outlook import Outlook, plan_search
+    from ich_ray.search.plan.plan_report import Outlook, plan_search
     from ich_ray.search.run import run_search
 
 _HOMES = {
-    "Audit": "ich_ray.search.audit",
-    "Bundle": "ich_ray.final.bundle",
+    "Audit": "ich_ray.search.audit.search_audit",
+    "Bundle": "ich_ray.bundle.bundle",
     "IchRayError": "ich_ray.errors",
     "Job": "ich_ray.cluster.jobs",
-    "Outlook": "ich_ray.search.outlook",
+    "Outlook": "ich_ray.search.plan.plan_report",
     "PreparedDataset": "ich_ray.data.dataset",
     "SearchResult": "ich_ray.results",
     "TrialResult": "ich_ray.results",
-    "audit": "ich_ray.search.audit",
-    "calibrate": "ich_ray.final.calibration",
-    "confirm": "ich_ray.final.confirm",
+    "audit": "ich_ray.search.audit.search_audit",
+    "calibrate": "ich_ray.assess.calibration",
+    "confirm": "ich_ray.refit.confirm",
     "demo": "ich_ray.pipeline",
     "doctor": "ich_ray.cluster.doctor",
-    "evaluate": "ich_ray.final.evaluate",
-    "evaluate_site": "ich_ray.final.evaluate",
+    "evaluate": "ich_ray.assess.evaluate",
+    "evaluate_site": "ich_ray.assess.evaluate",
     "export": "ich_ray.search.export",
     "jobs": "ich_ray.cluster.jobs",
-    "load_bundle": "ich_ray.final.bundle",
+    "load_bundle": "ich_ray.bundle.bundle",
     "logs": "ich_ray.cluster.jobs",
     "open_search": "ich_ray.results",
-    "plan_search": "ich_ray.search.outlook",
-    "prepare": "ich_ray.data.prepare",
-    "recalibrate": "ich_ray.final.recalibration",
-    "report": "ich_ray.final.report.page",
-    "retrain": "ich_ray.final.retrain",
+    "plan_search": "ich_ray.search.plan.plan_report",
+    "prepare": "ich_ray.data.prepare.run",
+    "recalibrate": "ich_ray.assess.recalibration",
+    "report": "ich_ray.html_report.page",
+    "retrain": "ich_ray.refit.retrain",
     "run": "ich_ray.pipeline",
     "run_search": "ich_ray.search.run",
     "stop": "ich_ray.cluster.jobs",

@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 
 from ich_ray import __version__, progress, terminal
 from ich_ray.errors import IchRayError, Interrupted
-from ich_ray.verbs import cluster, data, final, road, search
+from ich_ray.verbs import cluster, data, final, pipeline, search
 
 __all__ = ["app", "call", "main"]
 
@@ -45,7 +45,7 @@ def _options(
     del version
 
 
-for _group in (road, data, search, final, cluster):
+for _group in (pipeline, data, search, final, cluster):
     for _verb in _group.VERBS:
         app.command()(_verb)
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.identities import identities_file
-from ich_ray.search.table import said_detail, said_parameters
+from ich_ray.search.progress_table import said_detail, said_parameters
 from ich_ray.terminal import print_json, print_line, print_table
 
 if TYPE_CHECKING:
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import DatasetManifest
     from ich_ray.data.identities import FileIdentity
-    from ich_ray.final.confirm import Confirmation
     from ich_ray.pipeline import RunResult
-    from ich_ray.recipes.probe import Probe
-    from ich_ray.recipes.quick import QuickRow
+    from ich_ray.published.fixed_threshold import QuickRow
+    from ich_ray.published.probe import Probe
+    from ich_ray.refit.confirm import Confirmation
     from ich_ray.results import SearchResult
-    from ich_ray.search.audit import Audit
-    from ich_ray.search.outlook import Outlook
+    from ich_ray.search.audit.search_audit import Audit
+    from ich_ray.search.plan.plan_report import Outlook
 
 __all__ = [
     "print_audit",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.final.confirm import Confirmation
+    from ich_ray.refit.confirm import Confirmation
 
 __all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "builtin_space", "demo", "finish", "run"]
 
@@ -51,7 +51,7 @@ class RunResult:
     @property
     def chosen(self) -> TrialResult:
         """What the bundle and its figures are of."""
-        from ich_ray.final.retrain import chosen_trial
+        from ich_ray.refit.confirm import chosen_trial
 
         return chosen_trial(self.search)
 
@@ -109,12 +109,12 @@ def run(
         ConfigError: something asked cannot be done; nothing was written over.
         RejectionLimitError: too many files were rejected.
     """
-    from ich_ray.data.prepare import prepare
-    from ich_ray.final.confirm import confirmed
-    from ich_ray.search.machines import Fleet
+    from ich_ray.data.prepare.run import prepare
+    from ich_ray.refit.confirm import confirmed
+    from ich_ray.search.cluster_resources import Fleet
     from ich_ray.search.preflight import plan_slots
     from ich_ray.search.run import run_search
-    from ich_ray.search.space import load_space
+    from ich_ray.search.space.yaml_file import load_space
 
     load_space(space)  # a mistake here, or in what a trial holds, must not cost an hour of decoding first
     root = locate(out)
@@ -147,7 +147,7 @@ def run(
             slots = {"gpus_per_trial": gpus_per_trial, "cpus_per_trial": cpus_per_trial}
             _confirm(files, dataset, confirm, {**slots, "workers_per_trial": workers_per_trial})
         page = finish(files)
-    from ich_ray.final.card import read_card
+    from ich_ray.bundle.card_file import read_card
 
     return RunResult(
         dataset, open_search(files.root), confirmed(files), read_card(files.bundle).model_dump(mode="json"), page
@@ -169,7 +169,7 @@ def demo(out: Location) -> RunResult:
 def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, slots: dict[str, Any]) -> None:
     """Unless there is nothing to choose among, or those that are best now were confirmed already."""
     from ich_ray.data.folds import check_folds
-    from ich_ray.final.confirm import confirm, confirmed
+    from ich_ray.refit.confirm import confirm, confirmed
 
     found = open_search(files.root)
     best = [trial.number for trial in found.ranked() if trial.state == "completed" and trial.value is not None][:top]
@@ -198,11 +198,12 @@ def finish(files: SearchFiles, *, slices: int | None = None, epochs: int | None 
         slices: with `epochs`, see `retrain`.
         epochs: see `retrain`.
     """
-    from ich_ray.final.calibration import calibrate
-    from ich_ray.final.card import read_card
-    from ich_ray.final.evaluate import evaluate
-    from ich_ray.final.report.page import report
-    from ich_ray.final.retrain import chosen_trial, retrain
+    from ich_ray.assess.calibration import calibrate
+    from ich_ray.assess.evaluate import evaluate
+    from ich_ray.bundle.card_file import read_card
+    from ich_ray.html_report.page import report
+    from ich_ray.refit.confirm import chosen_trial
+    from ich_ray.refit.retrain import retrain
 
     chosen = chosen_trial(open_search(files.root))
     if _retrained(files) != chosen.number:
@@ -220,8 +221,8 @@ def finish(files: SearchFiles, *, slices: int | None = None, epochs: int | None 
 
 def _retrained(files: SearchFiles) -> int | None:
     """The trial that the bundle was trained with; None where there is no bundle, or no record of it."""
-    from ich_ray.final.card import has_card
-    from ich_ray.final.retraining import Retraining
+    from ich_ray.bundle.card_file import has_card
+    from ich_ray.refit.retrain_record import Retraining
 
     if not has_card(files.bundle) or not files.retraining.exists():
         return None

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.storage import SearchFiles
 
 # The first example of a test pays for imports and compiling, on machines that do other things, too.
 settings.register_profile("unhurried", deadline=None)
@@ -22,3 +27,20 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the user's key, or joins a cluster that happens to run."""
     os.environ["ICH_RAY_KEY_FILE"] = str(Path(tmp_path_factory.mktemp("key")) / "key")
     os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    from tests.prepared import make_dataset
+
+    return make_dataset(tmp_path_factory.mktemp("prepared") / "dataset")
+
+
+@pytest.fixture(scope="session")
+def retrained(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
+    """A search with a bundle that is not calibrated. Who writes into it takes a copy."""
+    from tests.searched import make_bundle, make_search  # trains a network, which takes seconds
+
+    files = make_search(tmp_path_factory.mktemp("searches") / "search", dataset)
+    make_bundle(files, dataset)
+    return files

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ich_ray.bundle.bundle import Bundle
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.final import making
-from ich_ray.final.bundle import Bundle
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.refit import bundle_builder
 from ich_ray.results import Objective, Report, SearchRecord, TrialResult, open_search
 from ich_ray.storage import SearchFiles, locate, write_json
 from ich_ray.training.loop import Budget, train
@@ -69,4 +69,4 @@ def make_bundle(files: SearchFiles, dataset: PreparedDataset, parameters: Hyperp
     for progress in train(parameters, *roles, budget=Budget(1200, 1200), seed=10):
         state = files.final / "state.safetensors"
         progress.state().save(state)
-    return making.make_bundle(found, found.best(), parameters, dataset, state)
+    return bundle_builder.make_bundle(found, found.best(), parameters, dataset, state)

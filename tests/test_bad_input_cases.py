@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ich_ray.errors import SpaceError
-from ich_ray.search.space import load_space
+from ich_ray.search.space.yaml_file import load_space
 
 HERE = Path(__file__).parent
 FILES = "data/test_bad_inputs.py::test_a_file_is_the_row_that_its_case_says"
@@ -23,19 +23,19 @@ CASES: dict[int, tuple[str, ...]] = {
         "data/test_bad_inputs.py::test_25_a_decoder_for_every_syntax_is_shipped",
         "data/test_bad_inputs.py::test_25_a_missing_decoder_is_said_once_and_before_the_run",
     ),
-    34: (FILES, "data/test_prepare.py::test_equal_pixels_under_two_patients"),
+    34: (FILES, "data/prepare/test_run.py::test_equal_pixels_under_two_patients"),
     38: (NAMES, "data/test_bad_inputs.py::test_38_a_device_is_not_read"),
     39: (NAMES, "data/test_bad_inputs.py::test_39_a_file_that_vanishes_changes_or_is_refused"),
     41: (FILES, NAMES),
     **dict.fromkeys(range(42, 46), (LABELS,)),
     46: ("data/test_bad_inputs.py::test_46_roles_that_cannot_be",),
     47: (
-        "search/test_space.py::test_a_parameter_that_cannot_be_drawn_is_refused",
-        "search/test_space.py::test_a_file_that_is_not_a_space_is_refused",
+        "search/space/test_yaml_file.py::test_a_parameter_that_cannot_be_drawn_is_refused",
+        "search/space/test_yaml_file.py::test_a_file_that_is_not_a_space_is_refused",
     ),
     48: (
-        "search/test_space.py::test_a_parameter_that_cannot_be_drawn_is_refused",
-        "search/test_space.py::test_a_file_that_is_not_a_space_is_refused",
+        "search/space/test_yaml_file.py::test_a_parameter_that_cannot_be_drawn_is_refused",
+        "search/space/test_yaml_file.py::test_a_file_that_is_not_a_space_is_refused",
     ),
     49: (
         "search/test_preflight.py::test_what_can_never_run_is_refused",

@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ich_ray.bundle.bundle import Bundle, load_bundle
+from ich_ray.bundle.card import Card, DatasetNote, SearchNote
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.features import FeatureFiles, Features
+from ich_ray.data.feature_store import FeatureFiles, Features
 from ich_ray.data.folds import pool_rows
 from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.final.bundle import Bundle, load_bundle
-from ich_ray.final.card import Card, DatasetNote, SearchNote
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
-from ich_ray.model.weights import read_weights
+from ich_ray.model.pretrained_weights import read_weights
 from ich_ray.results import WeightsNote
 from ich_ray.storage import sha256
 from ich_ray.training.state import TrainingState

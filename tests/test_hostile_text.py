@@ -16,7 +16,7 @@ from ich_ray.cluster.checks import Finding
 from ich_ray.cluster.jobs import Job
 from ich_ray.results import TrialResult
 from ich_ray.search.ledger import Ledger, Verdict
-from ich_ray.search.table import said_detail
+from ich_ray.search.progress_table import said_detail
 from ich_ray.storage import SearchFiles, locate, write_json
 from ich_ray.terminal import printable
 from tests.hostile_text import HOSTILE, PLANTED, steers

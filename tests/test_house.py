@@ -21,37 +21,43 @@ REPOSITORY = PACKAGE.parent
 # A module may import from its own level and from those before it.
 LEVELS = [
     {"errors", "terminal", "spreadsheet"},
-    {
-        "storage",
-        "cache",
-        "metrics",
-        "resampling",
-        "reliability",
-        "ct",
-        "progress",
-        "ray_internals",
-        "registry",
-        "runtime",
-        "results",
-    },
+    {"storage", "cache", "statistics", "ct", "progress", "ray_internals", "registry", "runtime", "results"},
     {"model"},
     {"data"},
     {"training"},
     {"search"},
-    {"final"},
+    {"bundle"},
+    {"refit", "assess"},
+    {"html_report"},
     {"cluster", "pipeline"},
-    {"recipes"},
+    {"published"},
     {"display"},
     {"verbs"},
     {"cli"},
 ]
 # The functional core must run where Ray is not installed.
 MAY_IMPORT_RAY = {
-    "ray_internals", "runtime", "cluster.answers", "cluster.jobs", "cluster.doctor", "data.prepare", "search.sampler",
-    "search.halving",
-    "search.trial", "search.driver", "search.together", "search.workers", "search.trunks", "search.bookkeeper",
-    "search.preflight", "search.machines", "search.accelerators", "final.archive", "final.confirm", "final.distributed",
-}  # fmt: skip
+    "bundle.batch_predict",
+    "cluster.doctor",
+    "cluster.jobs",
+    "cluster.ray_errors",
+    "data.prepare.run",
+    "ray_internals",
+    "refit.confirm",
+    "refit.ray_train",
+    "runtime",
+    "search.accelerators",
+    "search.cluster_resources",
+    "search.preflight",
+    "search.tune.asha",
+    "search.tune.driver",
+    "search.tune.ledger_callback",
+    "search.tune.multi_worker_trial",
+    "search.tune.precompute_features",
+    "search.tune.sampler",
+    "search.tune.train_workers",
+    "search.tune.trial",
+}
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

@@ -13,22 +13,22 @@ from ich_ray import pipeline
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.display import print_run
 from ich_ray.errors import ConfigError, IntegrityError, SpaceError
-from ich_ray.final.retrain import chosen_trial
+from ich_ray.refit.retrain import chosen_trial
 from ich_ray.results import open_search
-from ich_ray.search.machines import Machine
+from ich_ray.search.cluster_resources import Machine
 from ich_ray.storage import SearchFiles, locate, read_json, remove, write_json
 from tests.prepared import make_dataset
 from tests.records import make_card, make_confirmation
 from tests.test_cli import make_search
 
 STAGES = {
-    "prepare": "ich_ray.data.prepare",
+    "prepare": "ich_ray.data.prepare.run",
     "run_search": "ich_ray.search.run",
-    "confirm": "ich_ray.final.confirm",
-    "retrain": "ich_ray.final.retrain",
-    "calibrate": "ich_ray.final.calibration",
-    "evaluate": "ich_ray.final.evaluate",
-    "report": "ich_ray.final.report.page",
+    "confirm": "ich_ray.refit.confirm",
+    "retrain": "ich_ray.refit.retrain",
+    "calibrate": "ich_ray.assess.calibration",
+    "evaluate": "ich_ray.assess.evaluate",
+    "report": "ich_ray.html_report.page",
 }
 
 MACHINE = Machine("laptop", 2.0, 0.0, 1)
@@ -64,7 +64,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     dataset = make_dataset(tmp_path / "dataset", patients=40, size=16)
     monkeypatch.setattr(pipeline, "connected", lambda _: nullcontext())
-    monkeypatch.setattr("ich_ray.search.machines.Fleet", lambda: SimpleNamespace(machines=lambda: [MACHINE]))
+    monkeypatch.setattr("ich_ray.search.cluster_resources.Fleet", lambda: SimpleNamespace(machines=lambda: [MACHINE]))
     for name, module in STAGES.items():
         monkeypatch.setattr(f"{module}.{name}", stage(name))
     return calls

@@ -13,14 +13,14 @@ from pydantic import ValidationError
 from upath import UPath
 
 from ich_ray import cli
+from ich_ray.bundle.card import Card
+from ich_ray.bundle.training_patients import copy_known, write_known
 from ich_ray.data.dataset import DatasetManifest, PreparedDataset
-from ich_ray.data.features import FeatureFiles, Features, FeaturesRecord
+from ich_ray.data.feature_store import FeatureFiles, Features, FeaturesRecord
 from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.final.card import Card
-from ich_ray.final.known import copy_known, write_known
 from ich_ray.results import open_search
 from ich_ray.storage import SearchFiles, locate, sha256, write_json
-from tests.final.fake_search import build_search
+from tests.html_report.fake_search import build_search
 from tests.prepared import make_dataset
 from tests.records import make_confirmation
 

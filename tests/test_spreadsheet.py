@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ich_ray.final.prediction import Prediction
-from ich_ray.final.rows import writing_rows
+from ich_ray.bundle.prediction import Prediction
+from ich_ray.bundle.table_writer import writing_rows
 from ich_ray.spreadsheet import inert
 from ich_ray.storage import locate, read_json
 

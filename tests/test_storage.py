@@ -254,7 +254,9 @@ def test_a_process_that_has_read_a_table_ends_as_it_wants(read: str, tmp_path: P
     (tmp_path / "labels.csv").write_text("id,any\n" + "".join(f"{number},0\n" for number in range(100)))
     reading = {
         "read_table": f"from ich_ray.storage import locate, read_table; read_table(locate('{tmp_path}/table.parquet'))",
-        "read_labels": f"from ich_ray.data.labels import read_labels; read_labels('{tmp_path}/labels.csv')",
+        "read_labels": (
+            f"from ich_ray.data.prepare.label_table import read_labels; read_labels('{tmp_path}/labels.csv')"
+        ),
     }
     command = [sys.executable, "-c", f"import sys, torch; {reading[read]}; sys.exit(2)"]
     assert [subprocess.run(command, check=False).returncode for _ in range(8)] == [2] * 8

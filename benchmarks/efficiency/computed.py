@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import yaml
 
-from ich_ray.search.space import parse_space
+from ich_ray.search.space.yaml_file import parse_space
 
 if TYPE_CHECKING:
     from benchmarks.efficiency.course import Parameters

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ich_ray.search.draw import SearchSpace
+    from ich_ray.search.space.space import SearchSpace
 
 Parameters = dict[str, Any]
 

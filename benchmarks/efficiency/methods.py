@@ -11,16 +11,16 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from ich_ray.results import SearchRecord
-from ich_ray.search.draw import RandomSuggest
-from ich_ray.search.halving import Halving, Rungs
 from ich_ray.search.ledger import Ledger
-from ich_ray.search.sampler import LedgerSampler, _Asked
+from ich_ray.search.space.space import RandomSuggest
+from ich_ray.search.tune.asha import Halving, Rungs
+from ich_ray.search.tune.sampler import LedgerSampler, _Asked
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.efficiency.course import Parameters, Training
-    from ich_ray.search.draw import SearchSpace
+    from ich_ray.search.space.space import SearchSpace
 
 METRIC = "average_precision"
 MANY = 10**6  # trials
@@ -43,7 +43,7 @@ class Random:
 
 
 class Ours:
-    """LedgerSampler, Rungs and Halving as search/driver.py puts them together."""
+    """LedgerSampler, Rungs and Halving as search/tune/driver.py puts them together."""
 
     def __init__(self, space: SearchSpace, seed: int, folder: Path, slots: int) -> None:
         self.slots = slots

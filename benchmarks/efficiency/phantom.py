@@ -16,7 +16,7 @@ from benchmarks.efficiency.methods import METRIC
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.search.space import parse_space
+from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.training.loop import Budget, train
 
 if TYPE_CHECKING:

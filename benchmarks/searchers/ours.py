@@ -12,16 +12,16 @@ import yaml
 
 from benchmarks.searchers.task import BUDGET, FIXED, PARAMETERS, Task, noted, write_found
 from ich_ray.search.ledger import Verdict
-from ich_ray.search.limits import Limits
 from ich_ray.search.run import run_search
-from ich_ray.search.trial import train_model
+from ich_ray.search.time_budget import Limits
+from ich_ray.search.tune.trial import train_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.search.trial import TrialSettings
+    from ich_ray.search.tune.trial import TrialSettings
     from ich_ray.training.loop import Progress
 
 MORE_THAN_ENOUGH = 100_000  # trials

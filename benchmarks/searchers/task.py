@@ -44,7 +44,7 @@ SIZE = 32
 def make_phantom(folder: Path, patients: int) -> Path:
     """The dataset of all searches: some eight slices of 32x32x3 for each patient."""
     from ich_ray.ct.phantom import write_phantom
-    from ich_ray.data.prepare import prepare
+    from ich_ray.data.prepare.run import prepare
 
     os.environ["ICH_RAY_KEY_FILE"] = str(folder / "key")
     made = write_phantom(folder / "dicom", patients, seed=0, size=256)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ich_ray.cluster.probe import Facts
+    from ich_ray.cluster.machine_facts import Facts
     from ich_ray.cluster.secrets import Secret
 
 __all__ = ["Finding", "check", "check_cluster_file", "skew_s"]

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.cluster.checks import Finding, check, check_cluster_file
-from ich_ray.cluster.probe import Facts, look
+from ich_ray.cluster.machine_facts import Facts, look
 from ich_ray.cluster.secrets import find_secrets
 from ich_ray.errors import ConfigError
 from ich_ray.runtime import cluster_address, connected, on_node

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ich_ray import __version__
 from ich_ray.cluster.access import Access, go_past_proxies, reach
-from ich_ray.cluster.answers import gist, told
 from ich_ray.cluster.packing import pack
+from ich_ray.cluster.ray_errors import gist, told
 from ich_ray.errors import IchRayError
 from ich_ray.progress import say
 from ich_ray.runtime import knock

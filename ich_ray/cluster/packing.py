@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ich_ray.cluster.secrets import refuse_secrets
 from ich_ray.errors import ConfigError, nearest
-from ich_ray.search.space import load_space
+from ich_ray.search.space.yaml_file import load_space
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

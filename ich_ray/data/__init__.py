@@ -1,1 +1,1 @@
-"""Many files: labels, roles, prepared blocks."""
+"""A prepared dataset: written once by prepare/, then only read."""

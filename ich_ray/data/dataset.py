@@ -21,7 +21,7 @@ from pydantic import Field
 
 from ich_ray.cache import local_copy
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
-from ich_ray.data.tables import check_columns, places_of
+from ich_ray.data.slice_table import check_columns, places_of
 from ich_ray.data.tensor_files import MALFORMED, check_size, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.progress import say

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ich_ray.data.pseudonyms import key_file
+from ich_ray.data.prepare.pseudonyms import key_file
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.storage import check_folder, locate, read_table, system_reason, unreadable, write_table
 

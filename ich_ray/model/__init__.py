@@ -1,1 +1,1 @@
-"""Hyperparameters, networks and the training loop. Knows nothing of Ray."""
+"""Hyperparameters and the networks that they describe; nothing of data or training."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from ich_ray.errors import ConfigError, nearest
 from ich_ray.model.architectures import Architecture, architecture_of
-from ich_ray.model.weights import read_weights, spread
+from ich_ray.model.pretrained_weights import read_weights, spread
 
 if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters

@@ -1,1 +1,1 @@
-"""One hyperparameter search: its space, its ledger, and how Tune runs it."""
+"""A search over hyperparameters: its space, ledger, plan, course and checks."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ich_ray.errors import ConfigError
-from ich_ray.metrics import at_chance
 from ich_ray.results import CheckpointReference, Parameter, Report, SearchRecord, TrialResult, TrialState, open_search
+from ich_ray.statistics.metrics import at_chance
 from ich_ray.storage import Location, SearchFiles, locate, remove, write_bytes, write_json
 
 if TYPE_CHECKING:

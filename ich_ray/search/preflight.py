@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.search.machines import Fleet, Machine
+    from ich_ray.search.cluster_resources import Fleet, Machine
 
 __all__ = ["Slots", "check_machines", "check_roles", "check_trials", "fitting", "plan_slots", "room"]
 
@@ -178,7 +178,7 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
         ConfigError: one of them is missing, or a network does not fit the images; named.
         IntegrityError: a file of weights is damaged.
     """
-    from ich_ray.model.weights import check_weights
+    from ich_ray.model.pretrained_weights import check_weights
 
     found = list(trials)
     slices = dataset.manifest.roles["train"].slices

@@ -1,6 +1,6 @@
 """A search from its space to its last trial: preflight, run, resume, extend.
 
-Has everything checked before anything starts: by asked.py what was typed and what lies there, by preflight.py the
+Has everything checked before anything starts: by request.py what was typed and what lies there, by preflight.py the
 machines. Drives nothing: driver.py does; trains nothing: trial.py does.
 """
 
@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search.asked import ask
-from ich_ray.search.draw import Listed, sampled
 from ich_ray.search.ledger import Ledger
-from ich_ray.search.limits import Limits
+from ich_ray.search.request import ask
+from ich_ray.search.space.space import Listed, sampled
+from ich_ray.search.time_budget import Limits
 from ich_ray.storage import Location, SearchFiles, exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.data.placement import Placement
-    from ich_ray.search.draw import SearchSpace
+    from ich_ray.data.image_store import Placement
     from ich_ray.search.preflight import Slots
-    from ich_ray.search.trial import Trainer
+    from ich_ray.search.space.space import SearchSpace
+    from ich_ray.search.tune.trial import Trainer
 
 __all__ = ["locked", "run_listed", "run_search"]
 
@@ -80,9 +80,9 @@ def run_search(
     asked = ask(dataset, space, out, trials=trials, resume=resume, seed=seed, warm_start=warm_start)
     files, data = asked.files, asked.dataset
 
-    from ich_ray.search.driver import Driver
-    from ich_ray.search.machines import Fleet
+    from ich_ray.search.cluster_resources import Fleet
     from ich_ray.search.preflight import check_machines, check_trials, plan_slots, room
+    from ich_ray.search.tune.driver import Driver
 
     if _trainer is None:
         check_trials(data, sampled(asked.space))
@@ -92,7 +92,7 @@ def run_search(
         limits.check(slots.gpus)
         check_machines(data, files.root)
         if share_trunks:
-            from ich_ray.search.trunks import share_trunks as share
+            from ich_ray.search.tune.precompute_features import share_trunks as share
 
             share(data, sampled(asked.space), gpus=slots.gpus > 0)
         ledger = Ledger.open(out) if asked.begun else Ledger.create(out, _with_precision(asked.record, slots, _trainer))
@@ -122,7 +122,7 @@ def run_listed(
     """
     wanted = len(ledger.trials) + len(listed)
     keys: dict[str, Any] = {"warm": [], "listed": listed, "trainer": trainer}
-    from ich_ray.search.driver import Driver
+    from ich_ray.search.tune.driver import Driver
 
     run = Driver(space, dataset, ledger, slots, wanted=wanted, limits=Limits(), **keys)
     run.go_on = go_on

@@ -89,9 +89,9 @@ RelativeFile = Annotated[str, AfterValidator(_below), AfterValidator(_printable)
 # Where something lies: a path or an URI, without what only its owner may know.
 Address = Annotated[str, Field(max_length=4096), AfterValidator(_printable), AfterValidator(_address)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# Of a dataset (data/assembly.py): the first half of a SHA-256.
+# Of a dataset (data/prepare/join.py): the first half of a SHA-256.
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-# Of a patient in patients.json (final/known.py).
+# Of a patient in patients.json (bundle/training_patients.py).
 Mark = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 # Of features that frozen layers make (model/trunk.py).
 FeaturesKey = Annotated[str, Field(pattern=r"^[0-9a-f]{24}$")]

@@ -1,1 +1,1 @@
-"""Training one network: the loop, its parts, and what makes it exact, shared and resumable."""
+"""The training loop and the parts that it is handed."""

@@ -2,7 +2,8 @@
 
 What frozen layers make of a slice is the same in every epoch and every trial, because nothing here augments images and
 frozen layers stay in evaluation mode. So it may be computed once and read after that. Knows networks and the
-key of a trunk; where features are kept is in data/features.py, how all of them are computed in search/trunks.py.
+key of a trunk; where features are kept is in data/feature_store.py, how all of them are computed in
+search/tune/precompute_features.py.
 
 Array shapes: images are uint8 `[n, channels, rows, columns]`, features float32 `[n, *shape]`.
 """
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ich_ray.data.features import Features
+from ich_ray.data.feature_store import Features
 from ich_ray.model.architectures import architecture_of
 
 if TYPE_CHECKING:

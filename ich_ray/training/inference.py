@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ich_ray.data.placement import place
+from ich_ray.data.image_store import place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ich_ray.data.dataset import SliceSet
-    from ich_ray.data.placement import PlacedImages
+    from ich_ray.data.image_store import PlacedImages
 
 __all__ = ["EVALUATION_BATCH", "batch_logits", "in_batches", "predict_logits"]
 

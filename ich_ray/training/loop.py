@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ich_ray.data.features import FeatureImages, FeaturesInMemory
-from ich_ray.data.placement import PlacedImages, Placement, as_index, place
+from ich_ray.data.feature_store import FeatureImages, FeaturesInMemory
+from ich_ray.data.image_store import PlacedImages, Placement, as_index, place
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.model.networks import Network, build_network

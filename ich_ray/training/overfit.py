@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ich_ray.data.features import FeaturesInMemory
+from ich_ray.data.feature_store import FeaturesInMemory
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import TrialFailure
 from ich_ray.model.networks import build_network

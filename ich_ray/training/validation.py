@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ich_ray.metrics import Ranking, best_f_beta, confusion, log_loss
+from ich_ray.statistics.metrics import Ranking, best_f_beta, confusion, log_loss
 
 if TYPE_CHECKING:
     import numpy as np

@@ -47,7 +47,7 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Decode and window DICOM files, once for all trials."""
-    from ich_ray.data.prepare import prepare as prepare_dataset
+    from ich_ray.data.prepare.run import prepare as prepare_dataset
 
     dataset = prepare_dataset(
         images,
@@ -78,9 +78,9 @@ def identify(
     as_json: Json = False,
 ) -> None:
     """Files behind pseudonyms; without any, those not accepted, or with --out all."""
+    from ich_ray.bundle.table_writer import check_suffix, writing_rows
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.data.identities import FileIdentity, read_identities
-    from ich_ray.final.rows import check_suffix, writing_rows
 
     target = None if out is None else locate(out)
     if target is not None:

@@ -46,7 +46,7 @@ def retrain(
     address: Address = None,
 ) -> None:
     """Train the chosen trial again, longer: the bundle."""
-    from ich_ray.final.retrain import retrain as retrain_best
+    from ich_ray.refit.retrain import retrain as retrain_best
 
     bundle = retrain_best(
         folder,
@@ -72,7 +72,7 @@ def calibrate(
     conservative: Conservative = False,
 ) -> None:
     """Fit probabilities and thresholds, on their own patients."""
-    from ich_ray.final.calibration import calibrate as calibrate_bundle
+    from ich_ray.assess.calibration import calibrate as calibrate_bundle
 
     calibrate_bundle(folder, method=method, beta=beta, sensitivity=sensitivity, conservative=conservative)
     print_json(read_json(open_search(folder).files.calibration))
@@ -88,7 +88,7 @@ def recalibrate(
     conservative: Conservative = False,
 ) -> None:
     """Fit a bundle to the labelled patients of another site."""
-    from ich_ray.final.recalibration import recalibrate as recalibrate_bundle
+    from ich_ray.assess.recalibration import recalibrate as recalibrate_bundle
 
     wishes: dict[str, Any] = {"beta": beta, "sensitivity": sensitivity, "conservative": conservative}
     found = recalibrate_bundle(bundle, dataset, out, method=method, **wishes)
@@ -100,7 +100,7 @@ def evaluate(
     prevalence: Prevalence = None,
 ) -> None:
     """Open the test patients and write down the figures."""
-    from ich_ray.final.evaluate import evaluate as evaluate_bundle
+    from ich_ray.assess.evaluate import evaluate as evaluate_bundle
 
     evaluate_bundle(folder, prevalence=prevalence)
     print_json(read_json(open_search(folder).files.evaluation))
@@ -113,14 +113,14 @@ def evaluate_site(
     prevalence: Prevalence = None,
 ) -> None:
     """Open the test patients of another site for a bundle."""
-    from ich_ray.final.evaluate import evaluate_site as evaluate_elsewhere
+    from ich_ray.assess.evaluate import evaluate_site as evaluate_elsewhere
 
     print_json(evaluate_elsewhere(bundle, dataset, out, prevalence=prevalence))
 
 
 def report(folder: SearchFolder, dataset: DatasetOfSearch = None) -> None:
     """Write one HTML page about the search and the bundle."""
-    from ich_ray.final.report.page import report as write_report
+    from ich_ray.html_report.page import report as write_report
 
     print_line(f"report  {write_report(folder, dataset)}")
 
@@ -137,7 +137,7 @@ def predict(
     address: Address = None,
 ) -> None:
     """Probability and decision for each file or study."""
-    from ich_ray.final.archive import predict as predict_files
+    from ich_ray.bundle.batch_predict import predict as predict_files
 
     found = predict_files(bundle, [*paths], out, point=point, by=by, heatmaps=heatmaps, address=address)
     cases = f"{found.positive} of {found.cases} {'slices' if by == 'slice' else 'studies'} positive"
@@ -151,7 +151,7 @@ def export_onnx(
     out: Annotated[str, typer.Argument(metavar="FILE", help="ONNX file to write.")],
 ) -> None:
     """Write a bundle as ONNX, checked with ONNX Runtime."""
-    from ich_ray.final.export import export_onnx as write_onnx
+    from ich_ray.bundle.onnx_export import export_onnx as write_onnx
 
     print_line(f"onnx  {write_onnx(bundle, out)}")
 

@@ -38,7 +38,7 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Find learning rates by overfitting a few minibatches."""
-    from ich_ray.recipes.probe import probe as probe_rates
+    from ich_ray.published.probe import probe as probe_rates
 
     display.print_probe(
         probe_rates(dataset, space, out, minibatches=minibatches, passes=passes, seed=seed), out, as_json
@@ -84,7 +84,7 @@ def search(
         "address": address,
     }
     if plan:
-        from ich_ray.search.outlook import plan_search
+        from ich_ray.search.plan.plan_report import plan_search
 
         display.print_outlook(plan_search(dataset, space, out, **asked), as_json)
         return
@@ -110,7 +110,7 @@ def results(
 ) -> None:
     """The trials of a search, best first, at any time."""
     if at_half:
-        from ich_ray.recipes.quick import quick_evaluation
+        from ich_ray.published.fixed_threshold import quick_evaluation
 
         display.print_quick(quick_evaluation(open_search(folder), dataset), as_json)
     else:
@@ -130,7 +130,7 @@ def confirm(
     as_json: Json = False,
 ) -> None:
     """Train the best trials again; choose by their mean."""
-    from ich_ray.final.confirm import confirm as confirm_best
+    from ich_ray.refit.confirm import confirm as confirm_best
 
     confirmation = confirm_best(
         folder,
@@ -165,7 +165,7 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Check that nothing was lost; exit code 5 if something was."""
-    from ich_ray.search.audit import audit as audit_files
+    from ich_ray.search.audit.search_audit import audit as audit_files
 
     found = audit_files(where, dataset)
     display.print_audit(found, as_json)

@@ -10,7 +10,7 @@ import pytest
 from ich_ray import cli
 from ich_ray.cluster.checks import Finding, check, skew_s
 from ich_ray.cluster.doctor import _look_there, doctor
-from ich_ray.cluster.probe import Facts, look, open_ports
+from ich_ray.cluster.machine_facts import Facts, look, open_ports
 from ich_ray.errors import ConfigError
 
 GIB = 1 << 30

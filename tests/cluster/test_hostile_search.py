@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from ich_ray import cli
+from ich_ray.bundle.bundle import load_bundle
+from ich_ray.bundle.card import Card
 from ich_ray.errors import IntegrityError
-from ich_ray.final.bundle import load_bundle
-from ich_ray.final.card import Card
 from ich_ray.results import open_search
 from ich_ray.search.ledger import Ledger
-from ich_ray.search.trial import Checkpoints
+from ich_ray.search.tune.trial import Checkpoints
 from ich_ray.storage import SearchFiles, locate, sha256
 from ich_ray.training.state import TrainingState
 from tests.prepared import make_dataset

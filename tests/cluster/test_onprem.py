@@ -18,7 +18,7 @@ import yaml
 
 import ich_ray
 from ich_ray.cluster.jobs import outcome
-from ich_ray.search.audit import audit
+from ich_ray.search.audit.search_audit import audit
 from tests.cluster.heads import TOKEN, free_port, ray_environment, write_token
 from tests.cluster.hosts import Hosts, missing, running_hosts
 from tests.cluster.test_jobs import SPACE

@@ -25,10 +25,10 @@ from typing import Any
 
 import psutil
 
+from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import ROLES, PreparedDataset
-from ich_ray.final.bundle import load_bundle
 from ich_ray.results import open_search
-from ich_ray.search.trial import Checkpoints
+from ich_ray.search.tune.trial import Checkpoints
 from ich_ray.storage import sha256
 from tests.compat.recorded import FIXTURES, TRAININGS, machine, trained
 

@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 
 from ich_ray import cli
+from ich_ray.assess.evaluate import evaluate
+from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset, Role
-from ich_ray.final import retrain
-from ich_ray.final.bundle import load_bundle
-from ich_ray.final.evaluate import evaluate
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.refit import retrain
 from ich_ray.results import open_search
 from ich_ray.runtime import connected
-from ich_ray.search.audit import audit
+from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.run import run_search
-from ich_ray.search.trial import Checkpoints, Trainer, TrialSettings, train_model
+from ich_ray.search.tune.trial import Checkpoints, Trainer, TrialSettings, train_model
 from ich_ray.training.loop import Progress
 from tests.compat.recorded import FIXTURES, SMOOTH, TRAININGS, tolerance, trained
 from tests.model.test_hyperparameters import OneMore
@@ -193,7 +193,7 @@ def test_a_killed_retraining_goes_on_where_it_was(files: Path, cluster: None, mo
     folder = begun(files)
     reports = json.loads((folder / "reports.json").read_text())
     assert [report["images_seen"] for report in reports] == [200, 400]
-    monkeypatch.setattr("ich_ray.final.retrain.Hyperparameters", OneMore)
+    monkeypatch.setattr("ich_ray.refit.retrain.Hyperparameters", OneMore)
     retrain.retrain(files / "published")
     kept = json.loads((files / "published/final/retraining.json").read_text())["reports"]
     assert kept[:2] == reports

@@ -34,8 +34,8 @@ from ich_ray.ct.decoder import is_available
 from ich_ray.ct.dicom import read_file, read_slice
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows, window_slice
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.labels import read_labels
-from ich_ray.data.prepare import prepare
+from ich_ray.data.prepare.label_table import read_labels
+from ich_ray.data.prepare.run import prepare
 from ich_ray.errors import LabelError, Rejection, RoleError
 from ich_ray.runtime import connected
 from ich_ray.storage import locate
@@ -428,8 +428,10 @@ def test_25_a_decoder_for_every_syntax_is_shipped(syntax: str) -> None:
 def test_25_a_missing_decoder_is_said_once_and_before_the_run(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ich_ray.data.prepare.is_available", lambda syntax: syntax != RLELossless)
-    monkeypatch.setattr("ich_ray.data.prepare._rows_of_all_files", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("ich_ray.data.prepare.run.is_available", lambda syntax: syntax != RLELossless)
+    monkeypatch.setattr(
+        "ich_ray.data.prepare.run._rows_of_all_files", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     monkeypatch.setattr("ich_ray.progress.say", print)
     labels = write_cohort(folder / "plain")
     with pytest.raises(KeyboardInterrupt):

@@ -12,11 +12,11 @@ import pytest
 
 from ich_ray import cli
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.prepare import prepare
+from ich_ray.data.prepare.run import prepare
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.runtime import connected
 from tests.data.folders import spoil, write_cohort
-from tests.data.test_prepare import check_complete
+from tests.data.prepare.test_run import check_complete
 from tests.disks import free_bytes, small_disk
 
 # Prepares without Ray, so that one process does every step, and dies by SIGKILL at one rename.
@@ -24,7 +24,7 @@ DYING = """
 import os, signal, sys
 from pathlib import Path
 from ich_ray.data import prepare as rim
-from ich_ray.data.chunks import run_chunk
+from ich_ray.data.prepare.decode_chunk import run_chunk
 
 images, labels, out, name, moment = sys.argv[1:]
 rim._mapped = lambda job, chunks, address: (run_chunk(job, number, files) for number, files in chunks.items())
@@ -153,8 +153,8 @@ def test_a_disk_that_fills_up_after_the_blocks(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ich_ray.data.writing.write_json", full)
+        patch.setattr("ich_ray.data.prepare.write.write_json", full)
         with pytest.raises(IchRayError, match="out: the dataset must be written, got No space left on device; free"):
             prepare(*cohort, tmp_path / "out", size=16, limit_rejected=1)
-    monkeypatch.setattr("ich_ray.data.prepare._mapped", lambda *_: pytest.fail("the blocks were there"))
+    monkeypatch.setattr("ich_ray.data.prepare.run._mapped", lambda *_: pytest.fail("the blocks were there"))
     check_complete(prepare(*cohort, tmp_path / "out", size=16, limit_rejected=1))

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ich_ray.data.dataset import PreparedDataset, map_block
-from ich_ray.data.features import FeatureFiles, Features
+from ich_ray.data.feature_store import FeatureFiles, Features
 from ich_ray.data.folds import pool_rows
 from ich_ray.errors import IntegrityError
 from tests.prepared import make_dataset

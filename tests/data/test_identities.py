@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ich_ray import cli
-from ich_ray.data.chunks import run_chunk
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.identities import identities_file, read_identities
-from ich_ray.data.prepare import prepare
+from ich_ray.data.prepare.decode_chunk import run_chunk
+from ich_ray.data.prepare.run import prepare
 from ich_ray.errors import ConfigError
 from tests.data.folders import PATIENTS, SLICES, spoil, write_cohort
 from tests.prepared import make_dataset
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch = pytest.MonkeyPatch()
     patch.setenv("ICH_RAY_KEY_FILE", str(folder / "config" / "key"))
     patch.setattr(
-        "ich_ray.data.prepare._mapped",
+        "ich_ray.data.prepare.run._mapped",
         lambda job, chunks, _: (run_chunk(job, number, files) for number, files in chunks.items()),
     )
     labels = write_cohort(folder / "images")
@@ -181,7 +181,9 @@ def test_the_names_of_a_killed_run_are_its_owners_and_go_with_the_next(
 ) -> None:
     arguments = (folder / "images", folder / "labels.csv", tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("ich_ray.data.writing.remove_leftovers", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "ich_ray.data.prepare.write.remove_leftovers", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             prepare(*arguments, size=16, limit_rejected=1)
     rows = sorted((tmp_path / "out" / "blocks").glob("*.rows"))

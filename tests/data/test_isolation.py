@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from ich_ray.ct.decoder import FRAME_LIMIT_S
-from ich_ray.data.prepare import prepare
+from ich_ray.data.prepare.run import prepare
 from ich_ray.runtime import connected
 from tests.ct.planted import plant_decoder, poison
 from tests.data.folders import PATIENTS, SLICES, refusals, write_cohort

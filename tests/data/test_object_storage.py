@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from upath import UPath
 
-from ich_ray.data.chunks import run_chunk
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.prepare import prepare
+from ich_ray.data.prepare.decode_chunk import run_chunk
+from ich_ray.data.prepare.run import prepare
 from ich_ray.errors import IntegrityError
 from ich_ray.results import SearchRecord, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import Ledger
 from tests.data.folders import PATIENTS, SLICES, spoil, uids, write_cohort
-from tests.data.test_prepare import check_complete
+from tests.data.prepare.test_run import check_complete
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,7 @@ def check(root: UPath, tmp_path: Path) -> None:
 
 def test_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "ich_ray.data.prepare._mapped",
+        "ich_ray.data.prepare.run._mapped",
         lambda job, chunks, _: (run_chunk(job, number, files) for number, files in chunks.items()),
     )
     check(UPath(f"memory://{tmp_path.name}"), tmp_path)

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from ich_ray.model.architectures import ARCHITECTURES
 from ich_ray.model.hyperparameters import GROUPS, Hyperparameters, known_fields, readers
-from ich_ray.recipes.probe import PROBED
-from ich_ray.recipes.sequential_cnn import SequentialFields
-from ich_ray.search.table import _FIRST
+from ich_ray.published.probe import PROBED
+from ich_ray.published.sequential_cnn import SequentialFields
+from ich_ray.search.progress_table import _FIRST
 
 
 class OneMore(Hyperparameters):

@@ -21,7 +21,7 @@ from ich_ray.results import SearchResult, open_search
 from tests.search.fakes import FakeTrainer
 
 _PRELOADED = ["ray.tune", "optuna", "ich_ray.cli", "ich_ray.search.run", "ich_ray.search.preflight",
-              "ich_ray.search.sampler", "ich_ray.search.bookkeeper", "tests.search.drivers"]  # fmt: skip
+              "ich_ray.search.tune.sampler", "ich_ray.search.tune.ledger_callback", "tests.search.drivers"]  # fmt: skip
 
 # Ray gives its own processes 30 s, which a machine with 30 others at work may not do.
 _NO_RAY = "The current node timed out during startup"
@@ -91,7 +91,7 @@ def family(driver: Driver) -> list[psutil.Process]:
 
 def _drive(arguments: list[str], said: Path, trainer: FakeTrainer) -> None:
     from ich_ray import cli, progress
-    from ich_ray.search import trial
+    from ich_ray.search.tune import trial
 
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)

@@ -9,10 +9,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from ich_ray import runtime
-from ich_ray.data import prepare as prepare_module
-from ich_ray.data.prepare import prepare
+from ich_ray.data.prepare import run as prepare_module
+from ich_ray.data.prepare.run import prepare
 from ich_ray.errors import ConfigError
-from ich_ray.final.retrain import retrain
+from ich_ray.refit.retrain import retrain
 from ich_ray.runtime import connected
 from ich_ray.search import preflight
 from ich_ray.search.preflight import check_machines

@@ -17,7 +17,7 @@ from ich_ray.search.export import export
 from ich_ray.search.export.mlflow import experiment_name
 from ich_ray.search.export.optuna import as_frozen
 from ich_ray.search.ledger import Ledger, Verdict
-from ich_ray.search.space import parse_space
+from ich_ray.search.space.yaml_file import parse_space
 from tests.search.fakes import SPACE
 
 DRAWN = {"architecture": "resnet18", "learning_rate": 0.001, "dropout": 0.3, "optimizer": "adam"}

@@ -37,7 +37,7 @@ import psutil
 import pytest
 
 from ich_ray.results import SearchResult, open_search
-from ich_ray.search.audit import audit
+from ich_ray.search.audit.search_audit import audit
 from tests.disks import free_bytes, small_disk
 from tests.prepared import make_dataset
 from tests.search.drivers import Driver, family, reported

@@ -22,7 +22,7 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search.audit import audit
+from ich_ray.search.audit.search_audit import audit
 from tests.prepared import make_dataset
 from tests.search.drivers import Driver, reported
 from tests.search.fakes import SPACE, FakeTrainer

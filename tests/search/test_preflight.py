@@ -13,11 +13,11 @@ from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 from ich_ray.search import preflight
-from ich_ray.search.draw import sampled
-from ich_ray.search.machines import Machine, autoscaled
-from ich_ray.search.plan import plan_trials
+from ich_ray.search.cluster_resources import Machine, autoscaled
+from ich_ray.search.plan.expected import plan_trials
 from ich_ray.search.preflight import Slots, check_roles, check_trials, plan_slots, room
-from ich_ray.search.space import parse_space
+from ich_ray.search.space.space import sampled
+from ich_ray.search.space.yaml_file import parse_space
 from tests.prepared import make_dataset
 
 LAPTOP = [Machine("machine", 2, 0, 1)]

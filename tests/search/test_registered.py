@@ -13,8 +13,8 @@ from ich_ray.errors import SpaceError
 from ich_ray.model.architectures import ARCHITECTURES
 from ich_ray.runtime import connected
 from ich_ray.search.run import run_search
-from ich_ray.search.space import load_space
-from ich_ray.search.trial import TrialSettings, trial_function
+from ich_ray.search.space.yaml_file import load_space
+from ich_ray.search.tune.trial import TrialSettings, trial_function
 from tests.extending.test_architecture import Pooled
 from tests.prepared import make_dataset
 

@@ -20,22 +20,24 @@ import yaml
 from ich_ray.cli import call
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.final.confirm import confirm
-from ich_ray.final.retrain import chosen_trial
+from ich_ray.refit.confirm import confirm
+from ich_ray.refit.retrain import chosen_trial
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search import asked, bookkeeper, estimate, ledger, run
-from ich_ray.search.audit import audit
-from ich_ray.search.halving import Halving
+from ich_ray.search import ledger, request, run
+from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.ledger import Ledger, Verdict
-from ich_ray.search.outlook import plan_search
+from ich_ray.search.plan import cost_model
+from ich_ray.search.plan.plan_report import plan_search
 from ich_ray.search.run import run_search
-from ich_ray.search.sampler import LedgerSampler
+from ich_ray.search.tune import ledger_callback
+from ich_ray.search.tune.asha import Halving
+from ich_ray.search.tune.sampler import LedgerSampler
 from ich_ray.storage import SearchFiles, exclusive, locate, write_bytes
 from tests.prepared import make_dataset
 from tests.records import make_record
-from tests.search import tune_stand_in
 from tests.search.fakes import SPACE, FakeTrainer
+from tests.search.tune import tune_stand_in
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -101,7 +103,7 @@ def finished(data: Path) -> tuple[SearchResult, list[Counter[str]]]:
     seen: list[Counter[str]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            bookkeeper, "say", lambda _: seen.append(Counter(trial.state for trial in open_search(out).trials))
+            ledger_callback, "say", lambda _: seen.append(Counter(trial.state for trial in open_search(out).trials))
         )
         trainer = FakeTrainer(diverge_above=0.02, meet=str(both))  # a late worker would find nothing left to do
         return run_search(data, path, out, trials=16, _trainer=trainer), seen
@@ -329,10 +331,10 @@ def test_a_full_disk_stops_tune_with_the_cause(
         (LedgerSampler, "on_trial_result"),
         (LedgerSampler, "on_trial_complete"),
         (Halving, "on_trial_result"),
-        (bookkeeper.Bookkeeper, "on_trial_start"),
-        (bookkeeper.Bookkeeper, "on_trial_result"),
-        (bookkeeper.Bookkeeper, "on_trial_complete"),
-        (bookkeeper.Bookkeeper, "on_step_end"),
+        (ledger_callback.Bookkeeper, "on_trial_start"),
+        (ledger_callback.Bookkeeper, "on_trial_result"),
+        (ledger_callback.Bookkeeper, "on_trial_complete"),
+        (ledger_callback.Bookkeeper, "on_step_end"),
     ],
 )
 def test_another_error_of_ours_leaves_tune_as_it_was_raised(
@@ -463,7 +465,7 @@ def test_a_plan_says_what_would_happen_and_writes_nothing(
     data: Path, space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_COUNT_S", "_MEASURE_S", "_MEASURE_EACH_S"):
-        monkeypatch.setattr(estimate, name, 0)
+        monkeypatch.setattr(cost_model, name, 0)
     space.write_text(SPACE + "points: [{architecture: plain_cnn, blocks: 1}]\n")
     typed = ["search", str(data), "--space", str(space), "--out", str(tmp_path / "s"), "--trials", "27", "--plan"]
     assert call(typed) == 0
@@ -482,7 +484,7 @@ def test_a_plan_says_what_would_happen_and_writes_nothing(
 def test_a_plan_of_more_trials_knows_the_speed_of_the_search(
     data: Path, space: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "_COUNT_S", 0)
+    monkeypatch.setattr(cost_model, "_COUNT_S", 0)
     before = {path: path.read_bytes() for path in copied.rglob("*.json")}
     outlook = plan_search(data, space, copied, trials=100, resume=True)
     # The trainer claims a second for 1,000 images.
@@ -495,7 +497,7 @@ def test_a_plan_of_more_trials_knows_the_speed_of_the_search(
 
 def test_a_warm_start_is_remembered(data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(asked, "say", said.append)
+    monkeypatch.setattr(request, "say", said.append)
     fingerprint = PreparedDataset.open(data).manifest.fingerprint
     record = make_record(name="first", space=yaml.safe_load(SPACE), fingerprint=fingerprint)
     first = Ledger.create(tmp_path / "first", record)
@@ -517,7 +519,7 @@ def test_a_warm_start_says_what_differs(
     data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(asked, "say", said.append)
+    monkeypatch.setattr(request, "say", said.append)
     source = yaml.safe_load(SPACE)
     source["budget"]["images"] = 9000
     first = Ledger.create(tmp_path / "first", make_record(name="first", space=source, fingerprint="beef" * 8))
@@ -546,7 +548,7 @@ DRIVER = """
 import sys
 from ich_ray import errors
 from ich_ray.search.run import run_search
-from ich_ray.search.sampler import LedgerSampler
+from ich_ray.search.tune.sampler import LedgerSampler
 from tests.search.fakes import FakeTrainer
 try:
     run_search(*sys.argv[1:4], trials=8, _trainer=FakeTrainer(wait_s=0.15))

@@ -12,7 +12,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.features import FeaturesInMemory
+from ich_ray.data.feature_store import FeaturesInMemory
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.training.augmentation import philox, stream_random
 from ich_ray.training.data_parallel import Shard

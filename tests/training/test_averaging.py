@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.features import FeaturesInMemory
+from ich_ray.data.feature_store import FeaturesInMemory
 from ich_ray.data.folds import pool_rows
 from ich_ray.errors import ConfigError
-from ich_ray.metrics import average_precision
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import Network, build_network
+from ich_ray.statistics.metrics import average_precision
 from ich_ray.training.frozen_features import as_features
 from ich_ray.training.inference import predict_logits
 from ich_ray.training.loop import Budget, Parts, Progress, TrainingState, train

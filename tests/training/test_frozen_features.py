@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from ich_ray.data.dataset import PreparedDataset, SliceSet
-from ich_ray.data.features import ROWS_A_FILE, FeatureFiles, Features, check_room
+from ich_ray.data.feature_store import ROWS_A_FILE, FeatureFiles, Features, check_room
 from ich_ray.data.folds import pool_rows
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.model.architectures import ARCHITECTURES
@@ -94,7 +94,7 @@ def test_what_has_no_trunk() -> None:
 
 
 def computed(dataset: PreparedDataset, parameters: Hyperparameters, seed: int = SEED) -> FeatureFiles:
-    """What search/trunks.py does, in this process."""
+    """What search/tune/precompute_features.py does, in this process."""
     torch.manual_seed(seed)
     network = build_network(parameters, dataset.image_shape)
     files = FeatureFiles.of(dataset, trunk_key(network, parameters, dataset))
@@ -198,7 +198,7 @@ def test_no_room_is_said_before_anything_is_written(dataset: PreparedDataset, mo
 
 
 def test_only_given_weights_are_shared(tmp_path: Path) -> None:
-    from ich_ray.search.trunks import shareable
+    from ich_ray.search.tune.precompute_features import shareable
 
     path = tmp_path / "w.safetensors"
     save_file({"x": torch.zeros(1)}, path)

@@ -14,10 +14,10 @@ from torch import distributed, multiprocessing
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError, TrialFailure
-from ich_ray.metrics import average_precision, floors, log_loss
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 from ich_ray.results import Setup
+from ich_ray.statistics.metrics import average_precision, floors, log_loss
 from ich_ray.training import loop
 from ich_ray.training.data_parallel import Shard
 from ich_ray.training.inference import predict_logits
@@ -330,7 +330,7 @@ def test_the_core_needs_neither_ray_nor_sklearn() -> None:
 
     code = (
         "import sys\nfor name in ('ray', 'sklearn', 'scipy'): sys.modules[name] = None\n"
-        "import ich_ray.training.loop, ich_ray.metrics"
+        "import ich_ray.training.loop, ich_ray.statistics.metrics"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 
 from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.model.weights import read_weights
+from ich_ray.model.pretrained_weights import read_weights
 from ich_ray.training.state import TrainingState
 
 TENSORS = {"weights.a": torch.arange(6.0).reshape(2, 3), "optimizer.0.step": torch.tensor(3.0)}

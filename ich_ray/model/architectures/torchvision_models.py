@@ -124,7 +124,7 @@ def _passes(name: str, sides: tuple[int, int]) -> bool:
 def _adapt_stem(body: nn.Module, path: str, channels: int) -> None:
     from torch import nn
 
-    from ich_ray.model.weights import spread
+    from ich_ray.model.pretrained_weights import spread
 
     first = body.get_submodule(path)
     assert isinstance(first, nn.Conv2d)  # noqa: S101

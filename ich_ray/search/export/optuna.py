@@ -11,8 +11,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from ich_ray.search.space import parse_space
-from ich_ray.search.study import drawn_again, outcome
+from ich_ray.search.optuna_adapter import drawn_again, outcome
+from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.storage import write_bytes
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.results import SearchResult, TrialResult
-    from ich_ray.search.draw import SearchSpace
+    from ich_ray.search.space.space import SearchSpace
 
 __all__ = ["as_frozen", "write_study"]
 

@@ -18,7 +18,7 @@ from ich_ray.model.networks import build_network
 
 PACKAGE = Path(ich_ray.__file__).parent
 # The published systems and ours are described there; the group of the network names its default.
-MAY_NAME_ONE = ("model/architectures/", "recipes/", "model/fields.py")
+MAY_NAME_ONE = ("model/architectures/", "published/", "model/fields.py")
 
 
 def test_no_other_file_knows_an_architecture_by_name() -> None:

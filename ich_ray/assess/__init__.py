@@ -1,0 +1,1 @@
+"""Calibration, operating points and the one opening of the test patients."""

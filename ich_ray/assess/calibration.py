@@ -1,0 +1,197 @@
+"""Probabilities and thresholds, fitted on the calibration patients and on nobody else.
+
+Knows logits and labels of that role, and from the manifest how many training slices of each class there were. It reads
+neither images nor labels of any other role.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ich_ray.assess.operating_points import Wanted, operating_points
+from ich_ray.bundle.card import CalibrationNote, OperatingPoint
+from ich_ray.bundle.card_file import write_card
+from ich_ray.bundle.logit_scaling import METHODS, Method, Scaling, bound_note, fit_scaling
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.progress import say
+from ich_ray.refit.confirm import chosen_trial
+from ich_ray.results import open_search
+from ich_ray.statistics.metrics import log_loss
+from ich_ray.storage import Count, Fingerprint, Line, Location, Record, Share, write_json
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ich_ray.bundle.card import Card
+    from ich_ray.data.dataset import SliceSet
+    from ich_ray.results import SearchResult
+
+__all__ = ["Calibration", "calibrate", "check_method", "fit_calibration", "tell_if_outdated", "with_calibration"]
+
+
+class Calibration(Record):
+    """calibration.json.
+
+    Attributes:
+        dataset: fingerprint of the dataset whose patients it was fitted on.
+        prior_shift: log(w0 / w1) of the training class weights, added to the logit before the temperature divides it.
+        bias: what Platt's method adds after that; 0 for a temperature alone.
+        log_loss_before: on these slices, of what there was before: after a training the plain sigmoid of its logits, in
+            which the class weights still are (`calibrate`, each time); at another site the calibration that the bundle
+            came with (`recalibrate`). `log_loss_after`: of this one, on the same slices.
+        operating_points: thresholds on the calibrated probability, with what they gave on these same slices.
+        notes: which usual operating points could not be reached and why, and where a fit has reached its limits.
+    """
+
+    format: Literal[1] = 1
+    dataset: Fingerprint | Literal[""] = ""
+    slices: Count
+    patients: Count
+    positives: Count
+    prevalence: Share
+    method: Method = "temperature"
+    temperature: float = Field(gt=0)
+    prior_shift: float
+    bias: float = 0.0
+    log_loss_before: float
+    log_loss_after: float
+    operating_points: dict[Line, OperatingPoint]
+    notes: tuple[Line, ...] = ()
+
+
+def calibrate(
+    search: Location,
+    *,
+    method: Method = "temperature",
+    beta: float | None = None,
+    sensitivity: float | None = None,
+    conservative: bool = False,
+) -> Calibration:
+    """Fit probabilities and operating points; write calibration.json and the bundle's card.
+
+    Test figures that the card may hold belong to the calibration before and are taken out; the count of openings stays.
+
+    Args:
+        search: the search folder, with its bundle.
+        method: `temperature`, or `platt`, which also moves the logits: better where classes were sampled differently.
+        beta: also find the threshold with the highest F-beta of this beta.
+        sensitivity: also find one of at least this sensitivity.
+        conservative: targets of sensitivity hold for its lower 95 % bound.
+
+    Raises:
+        ConfigError: no bundle, or calibration patients without a positive or a negative slice.
+        SensitivityError: no threshold reaches `sensitivity`.
+        IntegrityError: the bundle is damaged, or the dataset is another one.
+        IchRayError: a logit is not finite.
+    """
+    from ich_ray.bundle.bundle import load_bundle  # loads PyTorch
+    from ich_ray.training.loss import prior_shift
+
+    wanted = Wanted(beta, sensitivity, conservative)
+    check_method(method)
+    found = open_search(search)
+    dataset = PreparedDataset.of_search(found)
+    bundle = load_bundle(found.files.bundle)
+    tell_if_outdated(found, bundle.card)
+    dataset.verify("calibration")
+    slices = dataset.role("calibration")
+    trained = [dataset.manifest.roles[role] for role in bundle.card.trained_by]
+    positives, count = sum(role.positives for role in trained), sum(role.slices for role in trained)
+    shift = prior_shift(bundle.card.parameters.loss, positives, count - positives)
+    calibration = fit_calibration(slices, bundle.slice_logits(slices), Scaling(), method, shift, wanted)
+    write_json(found.files.calibration, calibration.model_dump(mode="json"))
+    write_card(found.files.bundle, with_calibration(bundle.card.model_copy(update={"calibrations": ()}), calibration))
+    return calibration
+
+
+def tell_if_outdated(found: SearchResult, card: Card) -> None:
+    """Say it where the bundle is of another trial than the one that is chosen now."""
+    if (chosen := chosen_trial(found).number) != card.search.trial:
+        say(f"  the bundle is of trial {card.search.trial}, but trial {chosen} is chosen now: retrain to use it")
+
+
+def check_method(method: str) -> None:
+    """Refuse a method that does not exist.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"--method: one of {', '.join(METHODS)} must be given, got {method!r}")
+
+
+def fit_calibration(
+    slices: SliceSet, logits: NDArray[np.float32], before: Scaling, method: Method, shift: float, wanted: Wanted
+) -> Calibration:
+    """Fit `method` and the operating points to raw logits `[n]` of `slices`.
+
+    Args:
+        slices: of patients who trained nothing.
+        logits: of these slices, in their order; finite, as `Bundle.slice_logits` gives them.
+        before: the scaling to compare with; the default one is the plain sigmoid.
+        method: how to fit.
+        shift: of the training class weights.
+        wanted: operating points.
+
+    Raises:
+        ConfigError: there is no slice with haemorrhage, or none without.
+        SensitivityError: see `Wanted`.
+        IchRayError: `before` gives a slice no probability.
+    """
+    labels, positives = slices.labels, int(slices.labels.sum())
+    if not 0 < positives < len(slices):
+        raise ConfigError(
+            f"calibration role: slices with and without haemorrhage must be there, got {positives} positive of "
+            f"{len(slices)}; prepare a dataset with more patients"
+        )
+    earlier = before(logits)
+    if not (finite := np.isfinite(earlier)).all():
+        raise IchRayError(
+            f"calibration: the one before must give every slice a probability, got {int((~finite).sum())} of "
+            f"{len(slices)} without (temperature {before.temperature:g}); restore card.json or retrain"
+        )
+    scaling = fit_scaling(method, labels, logits, shift)
+    probabilities, at_bound = scaling(logits), bound_note(scaling)
+    points, notes = operating_points(labels, probabilities, slices.patients, wanted)
+    calibration = Calibration(
+        dataset=slices.dataset.manifest.fingerprint,
+        slices=len(slices),
+        patients=len(set(slices.patients)),
+        positives=positives,
+        prevalence=slices.prevalence,
+        method=method,
+        temperature=scaling.temperature,
+        prior_shift=scaling.prior_shift,
+        bias=scaling.bias,
+        log_loss_before=log_loss(labels, earlier),
+        log_loss_after=log_loss(labels, probabilities),
+        operating_points=points,
+        notes=(*([at_bound] if at_bound else ()), *notes),
+    )
+    _tell(calibration)
+    return calibration
+
+
+def with_calibration(card: Card, calibration: Calibration) -> Card:
+    """The card with a calibration in force and without the test figures of the one before."""
+    values = calibration.model_dump(include={*CalibrationNote.model_fields})
+    note = CalibrationNote(created=time.time(), **values)
+    fitted = {name: getattr(calibration, name) for name in ("temperature", "prior_shift", "bias", "operating_points")}
+    calibrations = (*card.calibrations, note)
+    return card.model_copy(update={**fitted, "calibrations": calibrations, "test": None, "site_tests": {}})
+
+
+def _tell(calibration: Calibration) -> None:
+    moved = f", bias {calibration.bias:+.2f}" if calibration.method == "platt" else ""
+    thresholds = ", ".join(f"{name} {point.threshold:.3f}" for name, point in calibration.operating_points.items())
+    say(
+        f"  calibrated on {calibration.slices:,} slices: temperature {calibration.temperature:.2f}{moved}, log loss "
+        f"{calibration.log_loss_before:.3f} -> {calibration.log_loss_after:.3f}, thresholds: {thresholds}"
+    )
+    for note in calibration.notes:
+        say(f"  {note}")

@@ -1,0 +1,1 @@
+"""Weights and their card: save, load, verify, predict, explain, export."""

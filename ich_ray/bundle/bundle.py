@@ -1,0 +1,200 @@
+"""A trained network with its card: save, load, verify, predict. Needs neither Ray nor the search it came from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from ich_ray.bundle.card_file import read_card, write_card
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError
+from ich_ray.model.outline import filled, outline
+from ich_ray.model.tensors import layout_of, not_finite, read_tensors, unpack
+from ich_ray.results import WeightsNote
+from ich_ray.storage import Location, locate, sha256, unreadable, write_bytes
+from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, predict_logits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+    from upath import UPath
+
+    from ich_ray.bundle.card import Card, OperatingPoint
+    from ich_ray.bundle.prediction import Prediction
+    from ich_ray.data.dataset import SliceSet
+    from ich_ray.model.networks import Network
+
+__all__ = ["OPERATING_POINT", "Bundle", "load_bundle"]
+
+OPERATING_POINT = "f2"
+WEIGHTS_FILE = "model.safetensors"
+_REMEDY = "restore the file or retrain"
+_IF_NOT_FINITE = "repeat it without an accelerator if there is one, calibrate again, or retrain"
+
+
+class Bundle:
+    """A network ready to predict. Made by `load_bundle` or by `retrain`."""
+
+    def __init__(self, network: Network, card: Card) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = network.to(self.device).eval()
+        self.card = card
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.card.architecture}, {'calibrated' if self.card.operating_points else 'not calibrated'})"
+
+    def save(self, path: Location) -> None:
+        """Write the weights, then the card with their hash: without the card there is no bundle.
+
+        Raises:
+            IchRayError: a weight is not finite.
+        """
+        folder = locate(path)
+        tensors = {name: value.cpu().contiguous() for name, value in self.network.state_dict().items()}
+        if name := not_finite(tensors):
+            raise IchRayError(f"{folder}: weights must be finite, got others in {name}; retrain")
+        data = save(tensors)
+        self.card = self.card.model_copy(update={"weights": WeightsNote(file=WEIGHTS_FILE, sha256=sha256(data))})
+        write_bytes(folder / WEIGHTS_FILE, data)
+        write_card(folder, self.card)
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Raw logits float32 `[n]` of images uint8 `[n, channels, rows, columns]`."""
+        if images.dtype != np.uint8 or images.shape[1:] != self.card.image_shape:
+            raise ConfigError(
+                f"images: uint8 [n, {', '.join(map(str, self.card.image_shape))}] must be given, got {images.dtype} "
+                f"{list(images.shape)}"
+            )
+        starts = range(0, len(images), EVALUATION_BATCH)
+        return batch_logits(
+            self.network,
+            (torch.from_numpy(images[start : start + EVALUATION_BATCH]).to(self.device) for start in starts),
+        )
+
+    def slice_logits(self, slices: SliceSet) -> NDArray[np.float32]:
+        """Raw logits of slices of a prepared dataset, in their order.
+
+        Raises:
+            IchRayError: one is not finite.
+        """
+        logits = predict_logits(self.network, slices, self.device)
+        self._check_finite(slices, logits, logits)
+        return logits
+
+    def slice_probabilities(self, slices: SliceSet) -> NDArray[np.float64]:
+        """Calibrated probabilities of slices of a prepared dataset, in their order.
+
+        Raises:
+            IchRayError: one is not finite.
+        """
+        logits = self.slice_logits(slices)
+        probabilities = self.calibrated(logits)
+        self._check_finite(slices, logits, probabilities)
+        return probabilities
+
+    def _check_finite(self, slices: SliceSet, logits: NDArray[np.float32], values: NDArray[np.floating[Any]]) -> None:
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise IchRayError(
+                f"{self.card.name}: logits and probabilities must be finite, got {len(bad)} of {len(slices)} slices "
+                f"where they are not, the first in row {slices.rows[bad[0]]} of slices.parquet (patient "
+                f"{slices.patients[bad[0]]}, logit {logits[bad[0]]:g}); {_IF_NOT_FINITE}"
+            )
+
+    def check_outputs(self) -> None:
+        """Refuse a bundle that gives no number for a black, a white and a random image.
+
+        Raises:
+            IchRayError: a logit or a probability is not finite.
+        """
+        images = np.random.default_rng(0).integers(0, 256, (3, *self.card.image_shape), np.uint8)
+        images[0], images[1] = 0, 255
+        logits = self.logits(images)
+        if not np.isfinite(self.calibrated(logits)).all():
+            raise IchRayError(
+                f"{self.card.name}: logits and probabilities must be finite, got others for a black, a white and a "
+                f"random image (logits {', '.join(f'{logit:g}' for logit in logits)}); {_IF_NOT_FINITE}"
+            )
+
+    def calibrated(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Probabilities of raw logits; NaN where there is none, see `Scaling`."""
+        return self.card.scaling(logits)
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Calibrated probabilities float64 `[n]` of images uint8 `[n, channels, rows, columns]`; NaN where none."""
+        return self.calibrated(self.logits(images))
+
+    def operating_point(self, name: str = OPERATING_POINT) -> OperatingPoint:
+        """The threshold of that name.
+
+        Raises:
+            ConfigError: the bundle is not calibrated, so that no threshold means anything.
+        """
+        point = self.card.operating_points.get(name)
+        if point is None:
+            raise ConfigError(
+                f"bundle: the operating point {name!r} comes from calibration, got "
+                f"{', '.join(self.card.operating_points) or 'none'}; run `ich-ray calibrate` on its search first"
+            )
+        return point
+
+    def predict(self, paths: Iterable[Location], point: str = OPERATING_POINT) -> list[Prediction]:
+        """One row per file, in order; folders are searched for files, hidden ones left out.
+
+        For more rows than should lie in memory see `archive.predict`.
+
+        Raises:
+            ConfigError: a path does not exist, there is no file, or the bundle has no such operating point.
+        """
+        from ich_ray.bundle.prediction import Predictor, list_inputs
+
+        return [row for rows in Predictor(self, point).stream(list_inputs(paths)) for row in rows]
+
+
+def load_bundle(path: Location) -> Bundle:
+    """Load a bundle and check that the weights are those that its card describes.
+
+    What the card describes is compared with the header of the weights file before anything of its size is allocated.
+
+    Raises:
+        ConfigError: there is no bundle.
+        IntegrityError: the card or the weights are not what was saved, or a number in them is not finite.
+    """
+    folder = locate(path)
+    card = read_card(folder)
+    network = _described(folder, card)
+    file = folder / card.weights.file
+    try:
+        data = read_tensors(file, layout_of(network))
+        if (found := sha256(data)) != card.weights.sha256:
+            raise IntegrityError(
+                f"{file}: SHA-256 must be {card.weights.sha256[:12]}… as in card.json, got {found[:12]}…; {_REMEDY}"
+            )
+        tensors, _ = unpack(data)
+        name = not_finite(tensors)
+        network = filled(network, tensors)
+    except FileNotFoundError:
+        raise IntegrityError(f"{file}: the weights of the card must be there, got none; {_REMEDY}") from None
+    except OSError as error:
+        raise unreadable(file, error) from None
+    except (ValueError, RuntimeError, MemoryError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise IntegrityError(f"{file}: must be the weights of its card, got {line}; {_REMEDY}") from None
+    if name:
+        raise IntegrityError(f"{file}: weights must be finite, got others in {name}; {_REMEDY}")
+    return Bundle(network, card)
+
+
+def _described(folder: UPath, card: Card) -> Network:
+    """The network of a card, without memory."""
+    try:
+        _ = card.scaling
+        return outline(card.parameters, card.image_shape)
+    except (IchRayError, RuntimeError, OverflowError) as error:
+        line = str(error).strip().splitlines()[-1]
+        raise IntegrityError(
+            f"{folder / 'card.json'}: must describe a network and its scaling, got {line}; {_REMEDY}"
+        ) from None

@@ -1,0 +1,217 @@
+"""The card of a bundle: what the model is, what it was measured to do, and what it must not be used for.
+
+Knows the format of card.json and nothing of networks or weights, so that a report reads cards without PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ich_ray.bundle.logit_scaling import Method, Scaling
+from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
+from ich_ray.data.dataset import LARGEST_SIZE, Role, RoleCounts
+from ich_ray.data.folds import Patients, roles_of
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.results import Split, WeightsNote
+from ich_ray.storage import (
+    Count,
+    Fingerprint,
+    Line,
+    Plain,
+    Record,
+    Seed,
+    Share,
+    Time,
+)
+
+__all__ = [
+    "INTENDED_USE",
+    "LIMITATIONS",
+    "CalibrationNote",
+    "Card",
+    "OperatingPoint",
+    "RetrainingNote",
+    "Spread",
+]
+
+INTENDED_USE = (
+    "Research on detecting intracranial haemorrhage on single axial non-contrast head-CT slices, by people who check "
+    "every result. Not for diagnosis, triage or any other clinical use."
+)
+LIMITATIONS = (
+    "It sees one slice at a time: no neighbouring slices, no history, no earlier examination.",
+    "Its figures hold for the scanners, patients and prevalence of its test role only. Detectors of this kind have "
+    "lost much of their performance on patients of other hospitals: calibrate and evaluate again on local patients.",
+    "PPV and NPV follow the prevalence of the test slices and change wherever that is another one.",
+    "Labels of single slices are noisy near the first and the last slice that shows a bleeding.",
+    "Artefacts, implants, early postoperative findings and calcification resemble blood and can be called so.",
+)
+
+
+class OperatingPoint(Record):
+    """A threshold on the calibrated probability, with what it gave on the calibration patients; None if undefined.
+
+    Attributes:
+        rule: how the threshold was chosen.
+        sensitivity_bound: a one-sided lower 95 % bound that takes the slices of a patient as one.
+    """
+
+    threshold: Share
+    rule: Line = ""
+    sensitivity: float | None
+    sensitivity_bound: float | None = None
+    specificity: float | None
+    ppv: float | None
+    f2: float | None
+
+
+class DatasetNote(Record):
+    """Which data made the model, and what their roles were drawn by: `slice` leaks, see `ich_ray.results.LEAK`."""
+
+    fingerprint: Fingerprint
+    roles: dict[Line, RoleCounts]
+    split: Split = "patient"
+
+
+class SearchNote(Record):
+    """Which search chose it.
+
+    Attributes:
+        selection_value: on the validation patients, the best of `trials` or, where it was `confirmed`, among the best:
+            it is optimistic.
+        confirmed: how a confirmation chose it, in words; empty if none did.
+    """
+
+    name: Line
+    trial: Count
+    trials: Count
+    objective: Line
+    selection_value: float | None
+    confirmed: Line = ""
+
+
+class Spread(Record):
+    """How far seeds lie apart; `std` is the sample standard deviation, None of a single one."""
+
+    seeds: Count
+    failed: Count
+    mean: float
+    std: float | None
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if self.std is None:
+            return f"{self.mean:.4f} (a single seed, so without a spread)"
+        failed = f", {self.failed} more failed" if self.failed else ""
+        between = f"{self.low:.4f} to {self.high:.4f}"
+        return f"mean {self.mean:.4f}, SD {self.std:.4f}, {between} over {self.seeds} seeds{failed}"
+
+
+class RetrainingNote(Record):
+    """How the weights were trained after the search had chosen the hyperparameters.
+
+    Attributes:
+        patients: who trained them.
+        images: the budget, and `budget`, where it comes from; the weights are those at `best_images_seen`.
+        seeds: all that were tried with validation patients held out; `seed` made these weights, chosen by `rule`.
+        validation: mean, std, low and high of the objective over `seeds` on the validation patients, who also chose:
+            no figure of performance. None if there is none.
+    """
+
+    patients: Patients
+    images: Count
+    budget: Line
+    best_images_seen: Count
+    seed: Seed
+    seeds: tuple[Seed, ...]
+    rule: Line
+    validation: Spread | None = None
+
+
+class CalibrationNote(Record):
+    """Which patients calibrated it, and how well that went.
+
+    Attributes:
+        dataset: fingerprint of the dataset that they are of.
+        log_loss_before: of these slices with the calibration before, or the plain sigmoid if it is the first;
+            `log_loss_after`: with what was fitted.
+    """
+
+    dataset: Fingerprint | Literal[""]
+    created: Time
+    method: Method
+    slices: Count
+    patients: Count
+    positives: Count
+    prevalence: Share
+    log_loss_before: float
+    log_loss_after: float
+    notes: tuple[Line, ...] = ()
+
+
+class Card(Record):
+    """card.json.
+
+    Attributes:
+        size: rows and columns of the images.
+        retraining: None in cards of older versions.
+        temperature: with `prior_shift` and `bias`: the probability is
+            sigmoid((logit + prior_shift) / temperature + bias).
+        operating_points: by name; empty until calibrated.
+        calibrations: the one in force last; those before it are kept.
+        test: a summary of the evaluation, None before it.
+        openings: how often the test patients were looked at.
+        site_tests: summaries of evaluations at other sites by the fingerprint of their dataset; `site_openings`: how
+            often their test patients were looked at.
+        checklist: what CLAIM 2024 and TRIPOD+AI ask for, answered anew whenever the card is written.
+    """
+
+    format: Literal[1] = 1
+    name: Line
+    created: Time
+    architecture: Line
+    parameters: Hyperparameters
+    image_shape: tuple[Count, Count, Count]
+    size: int = Field(ge=1, le=LARGEST_SIZE)
+    windows: tuple[WindowSpec, ...] = Field(min_length=1, max_length=MOST_WINDOWS)
+    label: Line = "any"
+    dataset: DatasetNote
+    search: SearchNote
+    retraining: RetrainingNote | None = None
+    temperature: float = Field(default=1.0, gt=0)
+    prior_shift: float = 0.0
+    bias: float = 0.0
+    operating_points: dict[Line, OperatingPoint] = Field(default_factory=dict)
+    calibrations: tuple[CalibrationNote, ...] = ()
+    test: dict[Line, Plain] | None = None
+    openings: Count = 0
+    site_tests: dict[Fingerprint, dict[Line, Plain]] = Field(default_factory=dict)
+    site_openings: dict[Fingerprint, Count] = Field(default_factory=dict)
+    weights: WeightsNote
+    versions: dict[Line, Line]
+    intended_use: Line = INTENDED_USE
+    limitations: tuple[Line, ...] = LIMITATIONS
+    not_a_medical_device: Literal[True] = True
+    checklist: dict[Line, Line] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _of_one_image(self) -> Card:
+        """The network is built for `image_shape`, and sees what `windows` and `size` make."""
+        if self.image_shape != (shape := (len(self.windows), self.size, self.size)):
+            raise ValueError(f"image_shape must be {shape}, as windows and size say, got {self.image_shape}")
+        if self.architecture != self.parameters.architecture:
+            raise ValueError(f"architecture must be {self.parameters.architecture}, as in parameters")
+        return self
+
+    @property
+    def trained_by(self) -> tuple[Role, ...]:
+        """The roles whose patients trained the weights."""
+        return roles_of(self.retraining.patients if self.retraining else "train")
+
+    @property
+    def scaling(self) -> Scaling:
+        """What turns its logits into probabilities."""
+        return Scaling(self.prior_shift, self.temperature, self.bias)

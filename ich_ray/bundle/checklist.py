@@ -1,0 +1,127 @@
+"""What guidelines ask to be said of a model, each topic answered from its card or with "not available".
+
+Topics are those of CLAIM 2024 (Tejani et al., "Checklist for artificial intelligence in medical imaging: 2024 update",
+10.1148/ryai.240300) and TRIPOD+AI (Collins et al., 2024, 10.1136/bmj-2023-078378) that concern a model; those of a
+paper (title, abstract, discussion) are left out. What only the people behind the data can know is never guessed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ich_ray.bundle.card import Card
+
+__all__ = ["NOT_AVAILABLE", "checklist"]
+
+NOT_AVAILABLE = "not available"
+
+# Nobody but the people behind the data and the project knows these.
+_UNKNOWN = (
+    "Study design, prospective or retrospective",
+    "Data sources, sites and dates of acquisition",
+    "Eligibility criteria of patients",
+    "Image acquisition: scanners, protocols, reconstruction",
+    "Demographics: age, sex, ethnicity",
+    "Reference standard: who annotated, how, with what agreement",
+    "Rationale of the sample size",
+    "Performance by age, sex and ethnicity",
+    "Ethics approval and consent",
+    "Involvement of patients and the public",
+    "Protocol and registration",
+    "Funding and conflicts of interest",
+)
+
+
+def checklist(card: Card) -> dict[str, str]:
+    """Each topic and its answer, in a fixed order."""
+    return {**_data(card), **_model(card), **_performance(card), **dict.fromkeys(_UNKNOWN, NOT_AVAILABLE)}
+
+
+def _data(card: Card) -> dict[str, str]:
+    windows = ", ".join(f"{w.name} ({w.center_hu:g}/{w.width_hu:g} HU)" for w in card.windows)
+    roles = "; ".join(
+        f"{name}: {counts.patients:,} patients, {counts.slices:,} slices, {counts.positives:,} positive"
+        for name, counts in card.dataset.roles.items()
+    )
+    drawn = "disjoint by patient" if card.dataset.split == "patient" else f"drawn by {card.dataset.split}: they leak"
+    return {
+        "Intended use": card.intended_use,
+        "Outcome that is predicted": f"the label `{card.label}` of a single slice",
+        "Data": f"the prepared dataset with fingerprint {card.dataset.fingerprint}",
+        "Data partitions, and their size": f"{drawn}; {roles}",
+        "Preprocessing": f"windows {windows}, area-averaged to {card.size} x {card.size} pixels",
+        "Missing data": "nothing is imputed: a file without a readable slice or a label is left out, with a reason",
+        "De-identification": "identifiers are replaced by keyed pseudonyms when the dataset is prepared",
+    }
+
+
+def _model(card: Card) -> dict[str, str]:
+    settings = ", ".join(f"{name} {value}" for name, value in card.parameters.model_dump().items())
+    chosen, how = card.search, f"{card.search.objective} on the validation patients"
+    return {
+        "Model, its input and output": (
+            f"{card.architecture}: uint8 images {list(card.image_shape)} to one logit; probability = "
+            f"sigmoid((logit + {card.prior_shift:.4g}) / {card.temperature:.4g} + {card.bias:.4g})"
+        ),
+        "Initial weights": "random" if card.parameters.weights == "none" else card.parameters.weights,
+        "Training": settings,
+        "Final training": _retrained(card),
+        "Selection of the model": (
+            f"trial {chosen.trial} of {chosen.trials} in search {chosen.name}, "
+            + (f"among the best by {how}; {chosen.confirmed}" if chosen.confirmed else f"by {how}")
+        ),
+        "Software": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
+        "Explanations": "Grad-CAM heat maps on request; they show where, not why, and have not been validated",
+        "Limitations": " ".join(card.limitations),
+    }
+
+
+def _retrained(card: Card) -> str:
+    note = card.retraining
+    if note is None:
+        return NOT_AVAILABLE
+    trained = (
+        f"on {' and '.join(card.trained_by)} patients; weights at {note.best_images_seen:,} images of {note.images:,}"
+    )
+    measured = f"; {card.search.objective} on the validation patients: {note.validation}" if note.validation else ""
+    return f"{trained} ({note.budget}); seed {note.seed}, {note.rule}{measured}"
+
+
+def _performance(card: Card) -> dict[str, str]:
+    points = "; ".join(f"{name}: {point.threshold:.4f}, {point.rule}" for name, point in card.operating_points.items())
+    fits = "; ".join(
+        f"{note.method} on {note.patients:,} patients of dataset {note.dataset}, log loss {note.log_loss_before:.3f} "
+        f"to {note.log_loss_after:.3f}"
+        for note in card.calibrations
+    )
+    return {
+        "Calibration": fits or NOT_AVAILABLE,
+        "Operating points and how they were chosen": points or NOT_AVAILABLE,
+        "Performance and its uncertainty": _tested(card),
+        "Performance in subgroups": (
+            "by subtype and by scanner representation, under `test`" if card.test else NOT_AVAILABLE
+        ),
+        "Testing on data of other sites": _elsewhere(card),
+        "Uses of the test patients": f"opened {card.openings} times" if card.openings else "not opened",
+    }
+
+
+def _elsewhere(card: Card) -> str:
+    if not card.site_openings:
+        return NOT_AVAILABLE
+    held = "; ".join(f"dataset {name}, opened {times} times" for name, times in card.site_openings.items())
+    return f"{held}; {'figures under `site_tests`' if card.site_tests else 'no figures of the present calibration'}"
+
+
+def _tested(card: Card) -> str:
+    if not card.test or "average_precision" not in card.test.get("metrics", {}):
+        return NOT_AVAILABLE
+    figure, test = card.test["metrics"]["average_precision"], card.test
+    value = "undefined" if figure["value"] is None else f"{figure['value']:.3f}"
+    known = figure["low"] is not None and figure["high"] is not None
+    bounds = f"{figure['low']:.3f} to {figure['high']:.3f}" if known else "no interval"
+    return (
+        f"average precision {value} ({bounds}) on {test['patients']:,} test patients, where chance gives "
+        f"{test['prevalence']:.3f}; intervals draw patients; all other figures under `test`"
+    )

@@ -1,0 +1,122 @@
+"""Where the network looked: Grad-CAM over the windowed slice, as pictures beside it.
+
+Knows bundles and images. Needs the `heatmaps` extra (captum). A heat map shows which places raised the logit, at the
+coarse grid of the last convolutions; it is no outline of a bleeding and no evidence of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ich_ray.bundle.heatmap_overlay import overlay, strength
+from ich_ray.errors import ConfigError
+from ich_ray.model.architectures import architecture_of
+from ich_ray.storage import is_local, write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from upath import UPath
+
+    from ich_ray.bundle.bundle import Bundle
+
+__all__ = ["HeatMaps", "check_captum", "grad_cam"]
+
+_PIXELS = 256  # of a side at least, so that it can be looked at
+
+
+class HeatMaps:
+    """Writes a picture for each slice into a folder, named after its file: both are for their owner only."""
+
+    def __init__(self, bundle: Bundle, folder: UPath) -> None:
+        check_captum()  # before hours of decoding
+        self._bundle, self._folder = bundle, folder
+        names = [window.name for window in bundle.card.windows]
+        self._channel = names.index("brain") if "brain" in names else 0
+
+    def write(
+        self, files: Sequence[str], images: NDArray[np.uint8], probabilities: NDArray[np.float64], threshold: float
+    ) -> list[str]:
+        """Write a picture of each image `[n, channels, rows, columns]`: the slice, and the slice under its heat map.
+
+        Below the operating point a map fades with its probability.
+
+        Returns:
+            The paths of the pictures; empty where the heat is not finite, as it then shows nothing.
+        """
+        if is_local(self._folder):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        written = []
+        heats = grad_cam(self._bundle, images)
+        for file, image, heat, probability in zip(files, images, heats, probabilities.tolist(), strict=True):
+            if not np.isfinite(heat).all():
+                written.append("")
+                continue
+            digest = hashlib.sha256(file.encode()).hexdigest()[:8]  # files of two folders may share a name
+            path = self._folder / f"{PurePosixPath(file).stem}-{digest}.png"
+            picture = _png(image[self._channel], heat * np.float32(strength(probability, threshold)))
+            write_bytes(path, picture, private=True)
+            written.append(str(path))
+        return written
+
+
+def grad_cam(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Heat `[n, rows, columns]` from 0 to 1 of images uint8 `[n, channels, rows, columns]`.
+
+    Selvaraju et al., "Grad-CAM" (2017), of the logit at the last convolutional stage, scaled to a maximum of 1 in each
+    slice; all 0 where nothing raises the logit.
+
+    Raises:
+        ConfigError: captum is not installed.
+    """
+    attr, card, network = check_captum(), bundle.card, bundle.network
+    layer = network.body.get_submodule(architecture_of(card.parameters).heat_layer(card.parameters))
+    trainable = [weight for weight in network.parameters() if weight.requires_grad]
+    network.requires_grad_(True)  # frozen stages would give no gradient
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # bytes have no gradient: it is that of the layer that counts
+            batch = torch.from_numpy(images).to(bundle.device)
+            raw = attr.LayerGradCam(network, layer).attribute(batch, relu_attributions=True)
+        heat = attr.LayerAttribution.interpolate(raw, card.image_shape[1:], "bilinear")[:, 0].detach()
+    finally:
+        network.requires_grad_(False)
+        for weight in trainable:
+            weight.requires_grad_(True)
+    peak = heat.amax((1, 2), keepdim=True)
+    return np.asarray((heat / peak.clamp(min=1e-12)).cpu().numpy(), np.float32)
+
+
+def _png(grey: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
+    beside = np.concatenate([np.repeat(grey[..., None], 3, 2), overlay(grey, heat)], axis=1)
+    picture = Image.fromarray(beside)
+    times = -(-_PIXELS // grey.shape[0])
+    if times > 1:
+        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def check_captum() -> Any:
+    """The part of captum that is needed.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        from captum import attr
+    except ImportError:
+        raise ConfigError(
+            "--heatmaps: captum must be installed, got none; run `pip install 'ich_ray[heatmaps]'`"
+        ) from None
+    return attr

@@ -1,0 +1,86 @@
+"""Which patients a bundle has met: marks of all patients of the dataset that made it, beside its card.
+
+What another site measures must not hold them, and a dataset that was prepared again, with another seed or a few more
+files, has another fingerprint. A mark is a hash of the pseudonym, which is keyed: only datasets prepared with the same
+key can be told to share patients, and nobody can be found by a mark.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from ich_ray.errors import ConfigError
+from ich_ray.storage import Fingerprint, Mark, Record, read_record, sha256, write_json
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+    from ich_ray.bundle.card import Card
+    from ich_ray.data.dataset import PreparedDataset
+
+__all__ = ["check_site", "copy_known", "write_known"]
+
+_FILE = "patients.json"
+
+
+class Known(Record):
+    """patients.json.
+
+    Attributes:
+        dataset: the fingerprint of the dataset whose patients these are.
+        marks: sorted.
+    """
+
+    format: Literal[1] = 1
+    dataset: Fingerprint
+    marks: tuple[Mark, ...]
+
+
+def write_known(bundle: UPath, dataset: PreparedDataset) -> None:
+    """Note the patients of the dataset that made the bundle in this folder."""
+    known = Known(dataset=dataset.manifest.fingerprint, marks=tuple(sorted(_marks(dataset))))
+    write_json(bundle / _FILE, known.model_dump(mode="json"))
+
+
+def copy_known(bundle: UPath, other: UPath) -> None:
+    """For a bundle of the same weights."""
+    if (known := _read(bundle)) is not None:
+        write_json(other / _FILE, known.model_dump(mode="json"))
+
+
+def check_site(bundle: UPath, card: Card, site: PreparedDataset) -> None:
+    """Refuse a dataset that the model cannot see, or with patients that made it.
+
+    Bundles of older versions know the fingerprint of their dataset and not its patients.
+
+    Raises:
+        ConfigError: other windows or size, or the same patients.
+        IntegrityError: the file of marks is damaged.
+    """
+    manifest = site.manifest
+    if (manifest.windows, manifest.size) != (card.windows, card.size):
+        windows = ",".join(f"{window.name}={window.center_hu:g}/{window.width_hu:g}" for window in card.windows)
+        raise ConfigError(
+            f"{site.files.root}: windows and size must be those of the bundle, got "
+            f"{','.join(window.name for window in manifest.windows)} at {manifest.size} px; prepare it with --size "
+            f"{card.size} --windows {windows}"
+        )
+    rule = f"{site.files.root}: patients of another site must be given"
+    if manifest.fingerprint == card.dataset.fingerprint:
+        raise ConfigError(f"{rule}, got the dataset that trained the bundle; run `ich-ray calibrate` on its search")
+    known, found = _read(bundle), _marks(site)
+    if known is not None and (shared := len(found & {*known.marks})):
+        raise ConfigError(
+            f"{rule}, got {shared} of {len(found)} who are in the dataset that made the bundle; prepare it without them"
+        )
+
+
+def _read(bundle: UPath) -> Known | None:
+    try:
+        return read_record(bundle / _FILE, Known, "restore the file or retrain")
+    except FileNotFoundError:
+        return None
+
+
+def _marks(dataset: PreparedDataset) -> set[str]:
+    return {sha256(patient.encode())[:12] for patient in {*dataset.column("patient")}}

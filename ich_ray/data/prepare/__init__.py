@@ -1,0 +1,1 @@
+"""DICOM files and a label table to a prepared dataset."""

@@ -1,0 +1,309 @@
+"""Files -> a prepared dataset: the only road from DICOM to training, run once, on as many CPUs as Ray has.
+
+Ray Data maps fixed chunks of paths over chunks.run_chunk; this process checks what was asked, lists, and hands the rows
+to join.py and write.py. A killed run leaves no dataset.json, and the next one goes on with the whole blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from ich_ray import progress
+from ich_ray.ct.decoder import is_available
+from ich_ray.ct.dicom import read_slice
+from ich_ray.ct.pixels import COMPRESSED
+from ich_ray.ct.windowing import DEFAULT_WINDOWS, WindowSpec, parse_windows
+from ich_ray.data.dataset import LARGEST_SIZE, PreparedDataset
+from ich_ray.data.identities import check_identities
+from ich_ray.data.prepare.decode_chunk import ROWS, ChunkJob, finished_chunk, run_chunk
+from ich_ray.data.prepare.label_table import read_labels
+from ich_ray.data.prepare.list_files import Listing, list_files
+from ich_ray.data.prepare.pseudonyms import Pseudonyms
+from ich_ray.data.prepare.write import Work, finish, remove_leftovers, told_if_unwritten
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError, Rejection, RejectionLimitError
+from ich_ray.results import LEAK
+from ich_ray.runtime import ask_machines, connected
+from ich_ray.storage import DatasetFiles, Location, exclusive, is_local, locate, read_json, sha256, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from upath import UPath
+
+    from ich_ray.data.prepare.label_table import LabelTable
+    from ich_ray.results import Split
+
+__all__ = ["DEFAULT_LIMIT_REJECTED", "prepare"]
+
+DEFAULT_LIMIT_REJECTED = 0.05
+
+# A chunk is a task and a block: 256 images of 128x128x3 are 12 MB and 0.25 s, against 0.02 s for handing it out. Few
+# files make smaller ones, so that all CPUs have work; the number depends on the plan alone, or a rerun elsewhere would
+# not fit the blocks that are there.
+_CHUNK_FILES = (16, 256)
+_CHUNKS = 24
+_BLOCK_BYTES = 2**28  # at most, as a task holds a block three times: 256 images of 1024x1024x3 took 2.6 GB for each CPU
+_FAILED = "chunk_failed"
+_BESIDE_BLOCKS = {"labels", "seed", "split"}  # what a plan may change without touching the blocks
+_LOOKED_AT = 64
+
+
+def prepare(
+    images: Location,
+    labels: Location,
+    out: Location,
+    *,
+    size: int = 128,
+    windows: str = DEFAULT_WINDOWS,
+    seed: int = 0,
+    split: Split = "patient",
+    without_preamble: bool = False,
+    limit_rejected: float = DEFAULT_LIMIT_REJECTED,
+    address: str | None = None,
+) -> PreparedDataset:
+    """Decode and window every file below `images`, and write a dataset to `out`.
+
+    A finished dataset of the same files, labels and settings is returned as it is; an unfinished one is completed.
+
+    Args:
+        images: a folder of DICOM files, at any depth and with any names.
+        labels: a label table, see data/prepare/label_table.py.
+        out: a folder of its own.
+        size: rows and columns of the images.
+        windows: see `parse_windows`.
+        seed: of the roles and folds.
+        split: `patient`, or `slice` to reproduce a system that was split so; it leaks, and all that follows says so.
+        without_preamble: accept files that begin with their meta information, and flag them `no_preamble`.
+        limit_rejected: the share of the files that may be rejected.
+        address: a Ray cluster; without one, this machine.
+
+    Raises:
+        ConfigError: the settings, folders or labels cannot be used; what stood in `out` is unchanged.
+        IntegrityError: the dataset in `out` is finished, but damaged.
+        RejectionLimitError: too many files were rejected; the dataset is complete with the others.
+        IchRayError: the disk could not be written.
+    """
+    specs = _checked(size, windows, limit_rejected)
+    source, files = locate(images), DatasetFiles(locate(out))
+    _check_folders(source, files)
+    table = read_labels(labels)
+    listing = list_files(source, skip=locate(labels))
+    if not listing.files:
+        got = f"only {len(listing)} entries that are refused" if len(listing) else "an empty one"
+        raise ConfigError(f"{source}: a folder with DICOM files must be given, got {got}; check the path")
+    plan = {**_plan(listing, locate(labels), size, specs, seed), "split": split}
+    plan["without_preamble"] = without_preamble
+    if split == "slice":
+        progress.say(LEAK)
+    if files.manifest.exists():
+        _check_plan(files, plan, plan.keys() - {"key"})
+        progress.say(f"{files.root}: already prepared")
+        return _within_limit(_finished(files), limit_rejected)
+    check_identities()
+    _check_acquaintance(source, listing, table, without_preamble)
+    with exclusive(files.lock, "a dataset"):
+        if files.plan.exists():
+            _check_plan(files, plan, plan.keys() - _BESIDE_BLOCKS)
+        with told_if_unwritten(files):
+            write_json(files.plan, plan)
+        _say_missing_decoders()
+        identities = sha256(json.dumps(plan, sort_keys=True).encode())[:32]
+        work = Work(files, _job(source, files, specs, size, plan), listing, table, identities, seed, split)
+        dataset = finish(work, _rows_of_all_files(work, address))
+    return _within_limit(dataset, limit_rejected)
+
+
+def _checked(size: int, windows: str, limit_rejected: float) -> tuple[WindowSpec, ...]:
+    if not 1 <= size <= LARGEST_SIZE:
+        raise ConfigError(f"--size: 1 <= size <= {LARGEST_SIZE} must hold, got {size}")
+    if not 0 <= limit_rejected <= 1:
+        raise ConfigError(f"--limit-rejected: a share from 0 to 1 must be given, got {limit_rejected:g}")
+    return parse_windows(windows)
+
+
+def _check_folders(source: UPath, files: DatasetFiles) -> None:
+    if not source.is_dir():
+        raise ConfigError(f"{source}: a folder of DICOM files must be there, got {_kind(source)}; check the path")
+    out = files.root.resolve()
+    if source.resolve() in (out, *out.parents):
+        raise ConfigError(f"{files.root}: --out must lie outside the folder of the images, or it would be listed next")
+    if files.root.exists() and not files.root.is_dir():
+        raise ConfigError(f"{files.root}: --out must be a folder, got a file")
+    others = {path.name for path in files.root.iterdir()} - {files.lock.name} if files.root.exists() else set()
+    if others and not files.plan.exists():
+        raise ConfigError(
+            f"{files.root}: --out must be new, empty or a dataset begun by `prepare`, got {sorted(others)[0]!r} in it; "
+            "choose another folder"
+        )
+
+
+def _check_acquaintance(source: UPath, listing: Listing, table: LabelTable, without_preamble: bool) -> None:
+    """Refuse the labels of other files now, and not after hours of decoding.
+
+    File names that are slice ids settle it; else some files are read. A table with less than a tenth of the files may
+    miss all of these and be right, so it is not judged here.
+    """
+    stems = pa.array([PurePosixPath(file).stem for file in listing.files])
+    if (table.find(stems) >= 0).any() or len(table) < len(listing.files) / 10:
+        return
+    ids = []
+    for file in listing.files[:: max(1, len(listing.files) // _LOOKED_AT)]:
+        try:
+            ids.append(read_slice(source / file, without_preamble).header.slice_id)
+        except Rejection:
+            continue
+    if ids and (table.find(pa.array(ids)) < 0).all():
+        raise table.of_others(ids[0])
+
+
+def _kind(path: UPath) -> str:
+    return "a file" if path.exists() else "nothing"
+
+
+def _plan(listing: Listing, labels: UPath, size: int, windows: tuple[WindowSpec, ...], seed: int) -> dict[str, Any]:
+    """Everything the result depends on, by digest: two plans that are equal make the same dataset."""
+    return {
+        "format": 1,
+        "files": listing.digest,
+        "labels": sha256(labels),
+        "size": size,
+        "windows": [window.model_dump() for window in windows],
+        "seed": seed,
+        "key": Pseudonyms.load().check,
+    }
+
+
+def _finished(files: DatasetFiles) -> PreparedDataset:
+    """The dataset that is there; names that a run left behind, killed after it wrote the manifest, are not."""
+    try:
+        dataset = PreparedDataset.open(files.root)
+    except IntegrityError as error:
+        raise IntegrityError(f"{error} (remove {files.root} first: what is finished is not written again)") from None
+    with told_if_unwritten(files):
+        remove_leftovers(files, dataset.manifest)
+    return dataset
+
+
+def _check_plan(files: DatasetFiles, plan: dict[str, Any], keys: set[str]) -> None:
+    found = read_json(files.plan) if files.plan.exists() else {}
+    before = {"split": "patient", "without_preamble": False, **(found if isinstance(found, dict) else {})}
+    differing = sorted(key for key in keys if before.get(key) != plan[key])
+    if differing:
+        raise ConfigError(
+            f"{files.root}: --out holds a dataset of other inputs or settings, got a difference in "
+            f"{', '.join(differing)}; choose another folder, or remove this one"
+        )
+
+
+def _job(
+    source: UPath, files: DatasetFiles, windows: tuple[WindowSpec, ...], size: int, plan: dict[str, Any]
+) -> ChunkJob:
+    blocks_of = "".join(str(plan[key]) for key in sorted(plan.keys() - _BESIDE_BLOCKS))
+    names = Pseudonyms.load()
+    return ChunkJob(source, files.blocks, windows, size, names, sha256(blocks_of.encode()), plan["without_preamble"])
+
+
+def _say_missing_decoders() -> None:
+    """The plug-ins are dependencies of this package, but some builds of Python have no wheels of them."""
+    missing = sorted(syntax for syntax in COMPRESSED if not is_available(syntax))
+    if missing:
+        progress.say(
+            f"no decoder is installed for transfer syntax {', '.join(missing)}: its files will be rejected as "
+            "syntax_unsupported"
+        )
+
+
+def _chunks(files: tuple[str, ...], image_bytes: int) -> list[tuple[str, ...]]:
+    least, most = _CHUNK_FILES
+    length = min(max(math.ceil(len(files) / _CHUNKS), least), most, max(_BLOCK_BYTES // image_bytes, 1))
+    return [files[start : start + length] for start in range(0, len(files), length)]
+
+
+def _rows_of_all_files(work: Work, address: str | None) -> pa.Table:
+    """One row per listed file: from chunks that are whole already, then from those that Ray works on."""
+    refused = [{"file": file, "reason": reason, "detail": "", "chunk": -1, "row": -1}
+               for file, reason in work.listing.refused]  # fmt: skip
+    tables = [pa.Table.from_pylist(refused, ROWS)]
+    chunks = dict(enumerate(_chunks(work.listing.files, len(work.job.windows) * work.job.size**2)))
+    done = {number: table for number, files in chunks.items()
+            if (table := finished_chunk(work.job, number, files)) is not None}  # fmt: skip
+    tables += [table.replace_schema_metadata() for table in done.values()]
+    missing = {number: files for number, files in chunks.items() if number not in done}
+    count, rejected = sum(map(len, tables)), sum(map(_rejected, tables))
+    with progress.bar("Preparing", len(work.listing), "slices") as advance:
+        for table in _mapped(work.job, missing, address) if missing else ():
+            tables.append(table)
+            count, rejected = count + len(table), rejected + _rejected(table)
+            advance(count, f"{rejected} rejected")
+    return pa.concat_tables(tables)
+
+
+def _rejected(table: pa.Table) -> int:
+    return sum(reason != "" for reason in table["reason"].to_pylist())
+
+
+def _mapped(job: ChunkJob, chunks: dict[int, tuple[str, ...]], address: str | None) -> Iterator[pa.Table]:
+    """Rows of the chunks, as Ray finishes them."""
+    with connected(address):
+        import ray
+
+        needed = (job.images / next(iter(chunks.values()))[0], DatasetFiles(job.blocks.parent).plan)
+        ask_machines(_unseen, [str(path) for path in needed if is_local(path)])
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.op_resource_reservation_enabled = False  # it leaves one of two CPUs without work
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # after the first use of ray.data, which sets it
+        items = [{"number": number, "files": list(files)} for number, files in chunks.items()]
+        mapped = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            partial(_run_batch, job), batch_size=1, batch_format="pyarrow", num_cpus=1
+        )
+        try:
+            for table in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
+                if table["reason"][0].as_py() == _FAILED:
+                    raise IchRayError(table["detail"][0].as_py())
+                yield table
+        except ray.exceptions.RayError as error:
+            raise _unforeseen(error) from None
+
+
+def _unseen(paths: list[str]) -> str:
+    """Which of the local files a machine does not see; empty if none."""
+    missing = next((path for path in paths if not os.path.exists(path)), "")  # noqa: PTH110
+    return f"{missing}: every machine must see this file, got none" if missing else ""
+
+
+def _run_batch(job: ChunkJob, batch: pa.Table) -> pa.Table:
+    """One chunk, as Ray Data hands it over. Our own error travels as a row: raised, Ray would lose its type."""
+    (row,) = batch.to_pylist()
+    try:
+        return run_chunk(job, row["number"], row["files"]).replace_schema_metadata()
+    except IchRayError as error:
+        return pa.Table.from_pylist([{"reason": _FAILED, "detail": str(error)}], ROWS)
+
+
+def _unforeseen(error: BaseException) -> IchRayError:
+    lines = [line for line in str(error).splitlines() if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt)\b", line)]
+    what = lines[0] if lines else type(error).__name__
+    return IchRayError(f"prepare: every chunk must end, got {what}; run again: finished blocks are kept")
+
+
+def _within_limit(dataset: PreparedDataset, limit_rejected: float) -> PreparedDataset:
+    manifest = dataset.manifest
+    if manifest.rejected > limit_rejected * manifest.listed:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in list(manifest.reasons.items())[:4])
+        raise RejectionLimitError(
+            f"{dataset.files.root}: at most {limit_rejected:.1%} of the files may be rejected, got "
+            f"{manifest.rejected} of {manifest.listed} ({reasons}); name them with `ich-ray identify "
+            f"{dataset.files.root}`, then raise --limit-rejected or correct the files: the {manifest.accepted} "
+            "accepted slices are kept"
+        )
+    return dataset

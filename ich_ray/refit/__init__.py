@@ -1,0 +1,1 @@
+"""From the best trials to a bundle: confirm, retrain, build."""

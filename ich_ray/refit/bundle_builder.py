@@ -1,0 +1,130 @@
+"""The bundle of weights that are chosen and not calibrated yet: their card says where they come from."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from pydantic import ConfigDict
+
+import ich_ray
+from ich_ray.bundle.card import LIMITATIONS, Card, DatasetNote, RetrainingNote, SearchNote
+from ich_ray.bundle.card_file import has_card, read_card
+from ich_ray.bundle.training_patients import write_known
+from ich_ray.refit.confirm import confirmed
+from ich_ray.refit.retrain_record import SEED_RULE
+from ich_ray.results import WeightsNote
+from ich_ray.storage import Count, Record, read_record
+from ich_ray.training.state import TrainingState
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+    from ich_ray.bundle.bundle import Bundle
+    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.refit.retrain_record import Retraining
+    from ich_ray.results import SearchResult, TrialResult
+
+__all__ = ["make_bundle"]
+
+
+def make_bundle(
+    found: SearchResult,
+    trial: TrialResult,
+    parameters: Hyperparameters,
+    dataset: PreparedDataset,
+    state: UPath,
+    retraining: Retraining | None = None,
+) -> Bundle:
+    """Write the bundle of a search; openings that are known of the one it replaces stay on record.
+
+    `state` is a file of `retraining`, or of the trial itself without one.
+    """
+    from ich_ray.bundle.bundle import WEIGHTS_FILE, Bundle  # loads PyTorch
+    from ich_ray.model.outline import filled, outline
+    from ich_ray.model.tensors import layout_of
+
+    manifest, image_shape = dataset.manifest, dataset.image_shape
+    network = outline(parameters, image_shape)
+    network = filled(network, TrainingState.load(state, layout_of(network)).validated_weights)
+    before = read_card(found.files.bundle) if has_card(found.files.bundle) else None
+    card = Card(
+        name=f"{found.record.name}-{trial.number:05d}",
+        created=time.time(),
+        architecture=parameters.architecture,
+        parameters=parameters,
+        image_shape=image_shape,
+        size=manifest.size,
+        windows=manifest.windows,
+        dataset=DatasetNote(fingerprint=manifest.fingerprint, roles={**manifest.roles}, split=manifest.split),
+        limitations=(*filter(None, [manifest.leak]), *LIMITATIONS),
+        search=SearchNote(
+            name=found.record.name,
+            trial=trial.number,
+            trials=len(found.trials),
+            objective=found.objective.metric,
+            selection_value=trial.value,
+            confirmed=_how_confirmed(found, trial),
+        ),
+        retraining=_note(retraining) if retraining else None,
+        openings=_openings(found, before),
+        site_openings=before.site_openings if before else {},
+        weights=WeightsNote(file=WEIGHTS_FILE, sha256="0" * 64),  # until it is saved
+        versions=_versions(),
+    )
+    bundle = Bundle(network, card)
+    write_known(found.files.bundle, dataset)
+    bundle.save(found.files.bundle)
+    return bundle
+
+
+class _Openings(Record):
+    """Of evaluation.json, how often the test patients were looked at; assess/evaluate.py has the rest."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    opened: Count
+
+
+def _openings(found: SearchResult, before: Card | None) -> int:
+    """Of the same test patients, by the bundle that this one replaces: its card may be gone and its evaluation not."""
+    told = found.files.evaluation
+    opened = read_record(told, _Openings, "remove the file").opened if told.exists() else 0
+    return max(opened, before.openings if before else 0)
+
+
+def _how_confirmed(found: SearchResult, trial: TrialResult) -> str:
+    """How a confirmation chose this trial; empty if none did."""
+    again = confirmed(found.files)
+    if again is None or again.chosen != trial.number:
+        return ""
+    held = next((candidate for candidate in again.candidates if candidate.trial == again.chosen), None)
+    if held is None or held.mean is None:
+        return ""
+    apart = "" if held.spread is None else f" (SD {held.spread:.4f})"
+    return (
+        f"trained again on {again.parts} {again.kind}, the best mean of {len(again.candidates)} candidates: "
+        f"{again.objective.metric} {held.mean:.4f}{apart}"
+    )
+
+
+def _note(retraining: Retraining) -> RetrainingNote:
+    return RetrainingNote(
+        patients=retraining.patients,
+        images=retraining.images or retraining.best_images_seen,
+        budget=retraining.budget,
+        best_images_seen=retraining.best_images_seen,
+        seed=retraining.seed or 0,
+        seeds=tuple(run.seed for run in retraining.rehearsal or retraining.runs),
+        rule=SEED_RULE if len(retraining.runs) > 1 else "the only one",
+        validation=retraining.spread,
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "ich_ray": ich_ray.__version__,
+        **{name: version(name) for name in ("torch", "torchvision", "ray", "numpy")},
+    }

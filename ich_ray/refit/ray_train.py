@@ -1,0 +1,172 @@
+"""One network trained by several workers of Ray Train, until its budget or its patience is over.
+
+Each worker runs `training.loop`; rank 0 keeps reports and states (checkpoints.py). A worker or driver that dies is
+followed by one that goes on from the newest state, so at most one report is done twice. Ray Train keeps nothing of
+ours: its own storage is removed afterwards. Knows nothing of searches and bundles.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.folds import Patients, trained_and_validated
+from ich_ray.errors import ConfigError, IchRayError, TrialFailure
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.refit.checkpoints import best_report, keep, newest
+from ich_ray.results import Objective, Report, Setup
+from ich_ray.storage import locate, remove
+from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES
+
+if TYPE_CHECKING:
+    from ich_ray.data.image_store import Placement
+    from ich_ray.results import Precision
+    from ich_ray.search.cluster_resources import Machine
+    from ich_ray.training.loop import Progress
+
+__all__ = ["Plan", "fit", "patience_over"]
+
+_MAX_FAILURES = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every worker is told; plain values, as it travels through Ray."""
+
+    folder: str
+    dataset: str
+    fingerprint: str
+    parameters: dict[str, Any]
+    objective: dict[str, Any]
+    images: int
+    report_every: int
+    seed: int
+    patients: Patients = "train"
+    placement: Placement = "auto"
+    precision: Precision | None = None
+
+
+def fit(plan: Plan, workers: int, gpus_per_worker: float | None) -> tuple[str, Setup | None]:
+    """Run Ray Train to its end; the device of rank 0, and how it computed if there was anything left to do.
+
+    Raises:
+        ConfigError: more workers or accelerators than there are.
+        TrialFailure: the training failed, as it would again.
+        IchRayError: workers died too often.
+    """
+    from ich_ray.search.cluster_resources import Fleet
+    from ich_ray.search.tune.train_workers import WorkersLost, run_workers
+
+    resources = _resources(Fleet().machines(), workers, gpus_per_worker)
+    # Ray checks that every worker sees its storage, so it lies in the search, which they all see.
+    storage = locate(plan.folder) / "ray_train"
+    try:
+        outcome: dict[str, Any] = run_workers(
+            _worker,
+            {"plan": plan},
+            workers=workers,
+            resources=resources,
+            nccl=resources["GPU"] >= 1,
+            storage=storage,
+            max_failures=_MAX_FAILURES,
+        )
+    except WorkersLost as error:
+        raise IchRayError(
+            f"retrain: the workers must finish within {_MAX_FAILURES} failures, got: {error}; retrain again to go on "
+            "from the newest state"
+        ) from error
+    finally:
+        remove(storage)
+    if "failure" in outcome:
+        raise TrialFailure(*outcome["failure"])
+    return str(outcome["device"]), outcome["setup"]
+
+
+def _resources(found: list[Machine], workers: int, gpus_per_worker: float | None) -> dict[str, float]:
+    """What each worker holds: an accelerator where there are any, else an equal share of the CPUs.
+
+    Raises:
+        ConfigError: the machines, with those that can still be started, do not hold so many workers.
+    """
+    gpus = float(any(machine.gpus for machine in found)) if gpus_per_worker is None else gpus_per_worker
+    largest = int(max((machine.cpus or 1 for machine in found), default=0))
+    for cpus in [1] if gpus else range(largest, 0, -1):
+        if 0 < workers <= sum(machine.count * _holds(machine, cpus, gpus, workers) for machine in found):
+            return {"CPU": cpus, "GPU": gpus}
+    there = ", ".join(machine.said() for machine in found) or "none"
+    raise ConfigError(
+        f"--workers: each of 1 or more workers needs a CPU and {gpus:g} GPU of one machine, got {workers} workers and "
+        f"{there}; ask for fewer workers"
+    )
+
+
+def _holds(machine: Machine, cpus: float, gpus: float, workers: int) -> int:
+    """Workers on one machine; all of them where nobody knows."""
+    return workers if machine.is_unknown else min(machine.fits(cpus, gpus), workers)
+
+
+def _worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What each worker runs. A failed training is an answer and not an exception: another attempt would fail too."""
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    from ich_ray.training.data_parallel import Shard
+
+    context = get_context()
+    device = get_device()
+    try:
+        setup = _train(config["plan"], Shard(context.get_world_rank(), context.get_world_size()), device)
+    except TrialFailure as failure:
+        if failure.reason == "out_of_memory" and context.get_world_size() > 1:
+            raise  # of this worker alone perhaps: the others wait for it until Ray Train ends them
+        return {"failure": (failure.reason, failure.detail)}
+    return {"device": str(device), "setup": setup}
+
+
+def _train(plan: Plan, shard: Any, device: Any) -> Setup | None:
+    from ich_ray.training.loop import Budget, train
+
+    dataset, folder = PreparedDataset.open(plan.dataset, fingerprint=plan.fingerprint), locate(plan.folder)
+    objective = Objective.model_validate(plan.objective)
+    training, validation = trained_and_validated(dataset, plan.patients)
+    resume, reports = newest(folder)
+    if validation is not None and patience_over(reports, objective):
+        return None
+    setup = None
+    stream = train(
+        Hyperparameters.model_validate(plan.parameters),
+        training,
+        validation,
+        budget=Budget(plan.images, plan.report_every),
+        seed=plan.seed,
+        device=device,
+        resume=resume,
+        shard=shard,
+        placement=plan.placement,
+        precision=plan.precision,
+    )
+    for progress in stream:
+        setup = progress.setup
+        reports.append(_report(progress))
+        if shard.rank == 0:
+            keep(folder, progress.state(), reports, objective)
+        if validation is not None and patience_over(reports, objective):
+            break
+    return setup
+
+
+def _report(progress: Progress) -> Report:
+    metrics: dict[str, float | None] = {**progress.metrics}
+    return Report(images_seen=progress.images_seen, metrics=metrics, elapsed_s=progress.elapsed_s, time=time.time())
+
+
+def patience_over(reports: list[Report], objective: Objective) -> bool:
+    """Whether so many reports have come since the best that training ends."""
+    patience = SCHEDULES[INVERSE_TIME].patience
+    if patience is None:
+        return False
+    best = best_report(reports, objective)
+    after = [report for report in reports if best is None or report.images_seen > best.images_seen]
+    return len(after) >= patience

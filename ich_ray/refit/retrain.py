@@ -1,0 +1,272 @@
+"""The chosen hyperparameters once more, longer, on any number of workers and with any number of seeds, by Ray Train.
+
+Each seed's training (ray_train.py) stands in `SEARCH/final/retraining-<identity>/`, where the identity is a hash of
+the draw, the data, the budget and the seed, so that the same one goes on, and one that has ended is not repeated. When
+all have ended, the best weights of the seed that retrain_record.py chooses become the bundle and the folders are
+removed. Nothing is unpickled from the search.
+
+Planned for all of RSNA (752,803 slices of 128x128x3, 60 % train, 15 % validation; search_spaces/default.yaml):
+
+- Disk: 37 GB of prepared images where every machine sees them; two states of a seed, for a ResNet50 0.27 GiB each.
+- Memory: 27.8 GB of train and validation images, mapped once a machine, and once a worker on its GPU if half of that
+  holds them (80 GB does, 40 GB does not: then batches come from the host). Beside them a ResNet50 at batch 256 takes
+  6.7 GiB of activations in float32 and 0.35 GiB of weights, gradients and optimizer; ConvNeXt tiny 8.5 and 0.42.
+- Images: 8.1 million at most (twice 4.05 million), and 54 reports that each look at 113,000 validation slices.
+- Hours: 8.1 million images take 2.25 h at 1,000 images/s, and validation adds about a quarter, as a forward pass takes
+  about a fourth of a training step. One CPU core was measured at 232 images/s for the plain CNN (4 blocks of 32
+  filters and more), 19 EfficientNet-B0, 12 ResNet18, 5.3 ResNet50 and 5.1 ConvNeXt tiny: 12, 145, 230, 510 and 525
+  core hours a seed. A GPU's rate is what the search before it measured there: its report and `search --plan
+  --warm-start` say it, and hours per GPU follow by the line above. K workers take a K-th, less what summing
+  gradients costs; seeds train one after another.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.errors import ConfigError, IchRayError, TrialFailure
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.progress import say
+from ich_ray.refit.bundle_builder import make_bundle
+from ich_ray.refit.checkpoints import best_report, read_reports, state_file
+from ich_ray.refit.confirm import chosen_trial
+from ich_ray.refit.ray_train import Plan, fit
+from ich_ray.refit.retrain_record import Retraining, SeedRun, best_run, folder_names, planned
+from ich_ray.results import Objective, SearchResult, TrialResult, open_search
+from ich_ray.runtime import connected
+from ich_ray.search.ledger import trial_seed
+from ich_ray.storage import Location, locate, read_record, remove, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from upath import UPath
+
+    from ich_ray.bundle.bundle import Bundle
+    from ich_ray.data.folds import Patients
+    from ich_ray.data.image_store import Placement
+
+__all__ = ["retrain"]
+
+_POLL_S = 0.5
+_RUN = "run.json"  # in the folder of a seed that has ended
+
+
+def retrain(
+    search: Location,
+    *,
+    workers: int = 1,
+    gpus_per_worker: float | None = None,
+    patients: Patients = "train",
+    seeds: int = 1,
+    slices: int | None = None,
+    epochs: int | None = None,
+    placement: Placement = "auto",
+    address: str | None = None,
+) -> Bundle:
+    """Train the chosen trial's hyperparameters again, and make the bundle, which is not calibrated yet.
+
+    On the training patients: up to twice the search's budget, ended by patience, and the weights of the best report are
+    kept. With the validation patients among them there is nothing left to stop by: as many passes over the data as gave
+    the best report of the retraining before, else of the trial, and the last weights (`retraining.planned`). Either
+    way the batch size is that of all workers together, so their number does not change what is learned. Writes
+    retraining.json.
+
+    Args:
+        search: the search folder, on storage that every worker can reach.
+        workers: processes that train one network together.
+        gpus_per_worker: one if the cluster has any and this is not given, else as given; 0 trains on CPUs.
+        patients: who trains.
+        seeds: train it so many times, one after another, the first time with the trial's own seed. The bundle is the
+            one with the best validation report; how far they lie apart is written down.
+        slices: train on so many, drawn at random with their share of haemorrhage, and measure after each pass.
+        epochs: passes at most; given with `slices`.
+        placement: where the images lie while training, see `data.placement.place`.
+        address: of a Ray cluster.
+
+    Raises:
+        ConfigError: no search, too many workers, accelerators or slices asked for, or several seeds that nothing can
+            tell apart.
+        IchRayError: no completed trial, or the training failed: of several seeds, every one.
+    """
+    _check_seeds(seeds, patients)
+    if slices is not None and patients != "train":
+        raise ConfigError(f"--slices: a sample needs validation patients to stop by, got --patients {patients}")
+    found = open_search(search)
+    trial = chosen_trial(found)
+    dataset = PreparedDataset.of_search(found)
+    parameters = _sized(Hyperparameters.model_validate(trial.parameters), dataset, slices, epochs)
+    before = _rehearsal(found, trial, parameters) if patients != "train" else ()
+    images, budget = planned(found, trial, parameters, dataset.manifest.roles, patients, before, sampled=bool(slices))
+    plan = replace(
+        _plan(found, parameters, images, patients, slices), placement=placement, precision=found.record.precision
+    )
+    drawn = [trial_seed(trial.seed, number) if number else trial.seed for number in range(seeds)]
+    plans = [_seeded(found, replace(plan, seed=seed), parameters) for seed in drawn]
+    say(f"  retraining trial {trial.number} on {patients} for at most {images:,} images, {workers} worker(s)")
+    with connected(address):
+        runs = [_run(one, workers, gpus_per_worker, alone=seeds == 1) for one in plans]
+    run = _kept(found, runs, patients)
+    used = next(one for one in plans if one.seed == run.seed)
+    retraining = Retraining(
+        trial=trial.number,
+        parameters=parameters.model_dump(),
+        workers=workers,
+        reports=tuple(read_reports(locate(used.folder))),
+        best_images_seen=run.best_images_seen,
+        stopped_early=run.images_seen < images,
+        seconds=sum(one.seconds for one in runs),
+        device=run.device,
+        setup=run.setup,
+        patients=patients,
+        images=images,
+        budget=budget,
+        seed=run.seed,
+        runs=tuple(runs),
+        rehearsal=before,
+    )
+    bundle = make_bundle(
+        found, trial, parameters, dataset, state_file(locate(used.folder), run.best_images_seen), retraining
+    )
+    write_json(found.files.retraining, retraining.model_dump(mode="json"))
+    for one in plans:
+        remove(locate(one.folder))
+    return bundle
+
+
+def _check_seeds(seeds: int, patients: Patients) -> None:
+    if seeds < 1:
+        raise ConfigError(f"--seeds: must be at least 1, got {seeds}; 3 show a spread")
+    if seeds > 1 and patients != "train":
+        raise ConfigError(
+            f"--seeds: with {patients} nobody is left to tell seeds apart, got {seeds}; retrain with --seeds {seeds} "
+            f"first and then with --patients {patients} alone, which goes by what those showed"
+        )
+
+
+def _sized(
+    parameters: Hyperparameters, dataset: PreparedDataset, slices: int | None, epochs: int | None
+) -> Hyperparameters:
+    """The parameters with another number of slices to train on, and passes over them."""
+    if slices is None and epochs is None:
+        return parameters
+    if slices is None or epochs is None or slices < 1 or epochs < 1:
+        raise ConfigError(
+            f"--slices, --epochs: both must be given, at least 1 each, got {slices} and {epochs}; give both or none"
+        )
+    if slices > (there := dataset.manifest.roles["train"].slices):
+        raise ConfigError(f"--slices: at most the {there:,} training slices can be drawn, got {slices:,}; lower it")
+    return parameters.model_copy(update={"training_slices": slices, "epochs": epochs})
+
+
+def _rehearsal(found: SearchResult, trial: TrialResult, parameters: Hyperparameters) -> tuple[SeedRun, ...]:
+    """The seeds of the retraining before, if it was of this trial, that validation patients could measure."""
+    if not found.files.retraining.exists():
+        return ()
+    before = read_record(found.files.retraining, Retraining, "remove the file and retrain")
+    if before.trial != trial.number or not parameters.is_same(before.parameters):
+        return ()
+    return before.rehearsal or tuple(run for run in before.runs if run.value is not None)
+
+
+def _plan(
+    found: SearchResult, parameters: Hyperparameters, images: int, patients: Patients, slices: int | None
+) -> Plan:
+    """Without a seed, and so without a folder."""
+    return Plan(
+        folder="",
+        dataset=found.record.dataset_folder,
+        fingerprint=found.record.fingerprint,
+        parameters=parameters.identity(),
+        objective=found.objective.model_dump(),
+        images=images,
+        report_every=slices or int(found.record.space["budget"]["report_every"]),
+        seed=0,
+        patients=patients,
+    )
+
+
+def _seeded(found: SearchResult, plan: Plan, parameters: Hyperparameters) -> Plan:
+    """With its folder: the one that is there, or the one to be."""
+    folders = [found.files.final / name for name in folder_names(asdict(plan), parameters)]
+    return replace(plan, folder=str(next((folder for folder in folders if folder.exists()), folders[0])))
+
+
+def _run(plan: Plan, workers: int, gpus_per_worker: float | None, *, alone: bool) -> SeedRun:
+    """Train one seed to its end. Of several, one that fails is a finding; the only one is an error."""
+    folder = locate(plan.folder)
+    if (folder / _RUN).exists():
+        return read_record(folder / _RUN, SeedRun, f"remove {folder} and retrain")
+    objective, started = Objective.model_validate(plan.objective), time.monotonic()
+    try:
+        with _told(folder, objective.metric):
+            device, setup = fit(plan, workers, gpus_per_worker)
+    except TrialFailure as failure:
+        if alone:
+            raise
+        say(f"  seed {plan.seed} failed: {failure}")
+        return SeedRun(seed=plan.seed, reason=failure.reason, seconds=time.monotonic() - started)
+    reports = read_reports(folder)
+    best = best_report(reports, objective)
+    run = SeedRun(
+        seed=plan.seed,
+        value=best.metrics[objective.metric] if best else None,
+        best_images_seen=(best or reports[-1]).images_seen,
+        images_seen=reports[-1].images_seen,
+        seconds=time.monotonic() - started,
+        device=device,
+        setup=setup,
+    )
+    write_json(folder / _RUN, run.model_dump(mode="json"))
+    return run
+
+
+def _kept(found: SearchResult, runs: Sequence[SeedRun], patients: Patients) -> SeedRun:
+    """The seed that becomes the bundle."""
+    if patients != "train":
+        return runs[0]
+    best = best_run(runs, found.objective)
+    if best is not None:
+        return best
+    failed = [run.reason for run in runs if run.reason]
+    if failed:
+        raise IchRayError(
+            f"retrain: one seed at least must get to its end, got {', '.join(failed)}; confirm chooses a steadier trial"
+        )
+    raise IchRayError(
+        f"{found.files.final}: {found.objective.metric} must be finite in one report at least, got none; are there "
+        "positive validation slices?"
+    )
+
+
+@contextmanager
+def _told(folder: UPath, metric: str) -> Iterator[None]:
+    """Say each report of the workers as it reaches the folder."""
+    done = threading.Event()
+    seen = len(read_reports(folder))
+    if seen:
+        say(f"  going on after {seen} reports of an earlier attempt")
+
+    def follow() -> None:
+        told, last = seen, False
+        while not last:
+            last = done.wait(_POLL_S)
+            for report in read_reports(folder)[told:]:
+                told += 1
+                name = metric if metric in report.metrics else "train_loss"
+                value = report.metrics.get(name)
+                figure = "undefined" if value is None else f"{value:.4f}"
+                say(f"  retrain: {report.images_seen:,} images, {name} {figure}, {report.elapsed_s:.0f} s")
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

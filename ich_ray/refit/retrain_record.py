@@ -1,0 +1,173 @@
+"""What a retraining may see and what it was: its budget, its record, and which of its seeds becomes the bundle.
+
+Knows no networks and trains nothing, so that a report reads it without PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from typing import TYPE_CHECKING, Any, Literal
+
+from ich_ray.bundle.card import Spread
+from ich_ray.data.folds import Patients, roles_of
+from ich_ray.model.hyperparameters import known_fields
+from ich_ray.results import Objective, Report, Setup
+from ich_ray.storage import Count, Line, Plain, Record, Seconds, Seed, Text, sha256
+from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ich_ray.data.dataset import Role, RoleCounts
+    from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.results import SearchResult, TrialResult
+
+__all__ = ["SEED_RULE", "Retraining", "SeedRun", "best_run", "folder_names", "planned", "spread"]
+
+SEED_RULE = "the seed with the best report on the validation patients; calibration and test patients took no part"
+
+# All that version 0.1.0 knew of a network and its training, and named the folder of a retraining by.
+_FIELDS_OF_0_1_0 = {
+    "architecture", "blocks", "filters", "convolutions", "padding", "input_batch_norm", "dense", "dense_layers",
+    "dropout_before_pool", "dropout_after_pool", "dropout_dense", "weights", "unfreeze_from", "batch_size",
+    "learning_rate", "decay", "dropout", "optimizer", "momentum", "weight_decay", "loss", "training_slices", "epochs",
+}  # fmt: skip
+
+
+class SeedRun(Record):
+    """One training of a retraining.
+
+    Attributes:
+        value: the objective of its best report; None where it failed, or where the validation patients trained.
+        best_images_seen: at which its weights were kept.
+        seconds: of the attempt that ended it.
+        reason: why it failed, empty if it did not.
+    """
+
+    seed: Seed
+    value: float | None = None
+    best_images_seen: Count = 0
+    images_seen: Count = 0
+    seconds: Seconds = 0.0
+    device: Line = ""
+    setup: Setup | None = None
+    reason: Text = ""
+
+
+class Retraining(Record):
+    """retraining.json. What is not of all seeds is of the one that became the bundle.
+
+    Attributes:
+        seconds: of all seeds together.
+        patients: who trained.
+        images: the budget of a seed, and `budget`, where it comes from.
+        runs: each seed, in the order in which they trained; empty in files of older versions.
+        rehearsal: where the validation patients trained, the seeds of the retraining before, which could be measured.
+    """
+
+    format: Literal[1] = 1
+    trial: Count
+    parameters: dict[Line, Plain]
+    workers: Count
+    reports: tuple[Report, ...]
+    best_images_seen: Count
+    stopped_early: bool
+    seconds: Seconds
+    device: Line
+    setup: Setup | None = None
+    patients: Patients = "train"
+    images: Count | None = None
+    budget: Line = ""
+    seed: Seed | None = None
+    runs: tuple[SeedRun, ...] = ()
+    rehearsal: tuple[SeedRun, ...] = ()
+
+    @property
+    def spread(self) -> Spread | None:
+        """Of the seeds whose validation patients were held out: these, or those of the rehearsal."""
+        return spread(self.rehearsal or self.runs)
+
+
+def planned(
+    found: SearchResult,
+    trial: TrialResult,
+    parameters: Hyperparameters,
+    roles: Mapping[Role, RoleCounts],
+    patients: Patients,
+    rehearsal: Sequence[SeedRun],
+    *,
+    sampled: bool = False,
+) -> tuple[int, str]:
+    """The images that a seed may see, and where that number comes from.
+
+    Without validation patients it is fixed beforehand, in passes over the data: a network that was best after nine
+    passes over the training patients takes nine over all of them.
+
+    Args:
+        found: the search.
+        trial: what is trained again.
+        parameters: its hyperparameters; a sample that they name is as large whoever trains.
+        roles: slices of each role of its dataset.
+        patients: who trains.
+        rehearsal: seeds of an earlier retraining whose validation patients were held out; the median counts.
+        sampled: the sample and its passes were asked for, not the search's budget.
+    """
+    if sampled:
+        images = parameters.epochs * parameters.training_slices
+        return images, f"{parameters.epochs} passes over {parameters.training_slices:,} slices, ended by patience"
+    if patients == "train":
+        schedule = SCHEDULES[INVERSE_TIME]
+        images = schedule.retraining_factor * parameters.images_within(int(found.record.space["budget"]["images"]))
+        at_most = " at most, ended by patience" if schedule.patience else ""
+        return images, f"{schedule.retraining_factor} times that of the search{at_most}"
+    if rehearsal:
+        seen = statistics.median_low(run.best_images_seen for run in rehearsal)
+        source = f"the best report of the retraining without the validation patients (median of {len(rehearsal)})"
+    else:
+        seen = trial.best_report.images_seen if trial.best_report else trial.images_seen
+        source = f"the best report of trial {trial.number}"
+    held = sum(roles[role].slices for role in roles_of(patients))
+    share = 1.0 if parameters.training_slices else held / roles["train"].slices
+    return round(seen * share), f"as many passes over the data as {source}, which had seen {seen:,} images"
+
+
+def folder_names(plan: Mapping[str, Any], parameters: Hyperparameters) -> list[str]:
+    """The folder of a retraining, named by its identity; then as version 0.1.0 named it, if it could be that old.
+
+    Args:
+        plan: what every worker is told; its parameters, folder, placement and precision are not read: folder and
+            placement change no weight, and the precision is the search's own, which never changes.
+        parameters: the draw.
+    """
+    identity = parameters.identity()
+    told = [identity]
+    if identity.keys() <= _FIELDS_OF_0_1_0:
+        defaults = {name: field.default for name, field in known_fields().items()}
+        told.append({name: getattr(parameters, name, defaults[name]) for name in _FIELDS_OF_0_1_0})
+    named = {key: value for key, value in plan.items() if key != "precision"}
+    plans = [{**named, "folder": "", "placement": "", "parameters": one} for one in told]
+    return [f"retraining-{sha256(json.dumps(one, sort_keys=True).encode())[:12]}" for one in plans]
+
+
+def spread(runs: Sequence[SeedRun]) -> Spread | None:
+    """How the seeds that were measured lie apart; None if none was."""
+    values = [run.value for run in runs if run.value is not None]
+    if not values:
+        return None
+    return Spread(
+        seeds=len(values),
+        failed=sum(bool(run.reason) for run in runs),
+        mean=statistics.fmean(values),
+        std=statistics.stdev(values) if len(values) > 1 else None,
+        low=min(values),
+        high=max(values),
+    )
+
+
+def best_run(runs: Iterable[SeedRun], objective: Objective) -> SeedRun | None:
+    """By SEED_RULE, the earliest of equals; None if none was measured."""
+    measured = [(run.value, run) for run in runs if run.value is not None and math.isfinite(run.value)]
+    sign = 1 if objective.mode == "max" else -1
+    return max(measured, key=lambda found: sign * found[0])[1] if measured else None

@@ -1,0 +1,269 @@
+"""What must hold of the files of a search: I1 to I7, each a function of what was read.
+
+What only a running driver can know (which trials Tune ran, what the sampler was told) the driver compares at its end
+and notes in search.json; I4 reads that note. Decides nothing about datasets, and never writes; how the files are read,
+whatever is wrong with them, is in ledger_reader.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from ich_ray.data.dataset_audit import Check, checked
+from ich_ray.errors import IchRayError, IntegrityError
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.results import SearchResult, TrialResult, WeightsNote
+from ich_ray.search.audit.ledger_reader import REMEDY, ended_with
+from ich_ray.search.space.space import Given
+from ich_ray.storage import first_problem, read_json, read_record, sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from upath import UPath
+
+    from ich_ray.results import CheckpointReference, Objective
+    from ich_ray.search.audit.ledger_reader import Evidence
+    from ich_ray.search.space.space import Budget, SearchSpace
+    from ich_ray.storage import SearchFiles
+
+__all__ = ["check_search"]
+
+# A running trial moves on while its checkpoint is read; more often than this in a row it is alive.
+_LOOKS = 20
+
+
+def check_search(found: Evidence) -> list[Check]:
+    """I1 to I7, in order."""
+    checks = (_one_state, _final_states, _reports, _sampler, _asked, _best, _checkpoints)
+    return [check(found) for check in checks]
+
+
+def _one_state(found: Evidence) -> Check:
+    states = Counter(trial.state for trial in found.trials.values())
+    counts = " + ".join(f"{states[state]} {state}" for state in ("completed", "pruned", "failed"))
+    late = [
+        f"trial {number}: it is unfinished, though the search had ended with {ended_with(found.record)} trials"
+        for number in found.unfinished
+        if number < ended_with(found.record)
+    ]
+    return checked(
+        "I1",
+        "suggested = completed + pruned + failed + unfinished; none is unfinished when a search ends",
+        f"{found.suggested} suggested = {counts} + {states['running']} unfinished",
+        found.missing + late,
+    )
+
+
+def _final_states(found: Evidence) -> Check:
+    def breaches() -> Iterator[str]:
+        yield from found.misplaced
+        for number, trial in found.trials.items():
+            if trial.number != number:
+                yield f"trials/{found.files.trial(number).name}: it must hold trial {number}, got trial {trial.number}"
+            problem = _contradiction(trial, found.space.budget if found.space else None)
+            if problem:
+                yield f"trial {number}: {problem}"
+
+    ended = sum(trial.state != "running" for trial in found.trials.values())
+    return checked("I2", "one final state per trial", f"{ended} trials have ended, each once", breaches())
+
+
+def _contradiction(trial: TrialResult, budget: Budget | None) -> str:
+    """What in a trial's record speaks against its state, empty if nothing."""
+    if trial.state == "running":
+        return "it is unfinished, got a time at which it ended" if trial.ended is not None else ""
+    if trial.ended is None:
+        return f"it is {trial.state}, got no time at which it ended"
+    if trial.state != "completed":
+        return "" if trial.reason else f"it is {trial.state}, got no reason"
+    if trial.value is None:
+        return f"it is completed, got no {trial.objective.metric}"
+    return _unspent(trial, budget) if budget else ""
+
+
+def _unspent(trial: TrialResult, budget: Budget) -> str:
+    """What a completed trial has left of its images, empty if nothing."""
+    try:
+        images = Hyperparameters.model_validate(trial.parameters).images_within(budget.images)
+    except ValidationError as error:
+        return f"its parameters must make a network, got {first_problem(error)}"
+    return f"it is completed, got {trial.images_seen} of {images} images" if trial.images_seen < images else ""
+
+
+def _reports(found: Evidence) -> Check:
+    def breaches(budget: Budget) -> Iterator[str]:
+        for number, trial in found.trials.items():
+            seen = [report.images_seen for report in trial.reports]
+            kept = _kept_reports(found.files, number) if trial.state == "running" else []
+            seen += [images for images in kept if images > trial.images_seen]
+            due = [(index + 1) * budget.report_every for index in range(len(seen))]
+            if seen != due:
+                first = next(index for index, pair in enumerate(zip(seen, due, strict=True)) if pair[0] != pair[1])
+                yield f"trial {number}: report {first + 1} must be at {due[first]} images, got {seen[first]}"
+
+    rule = "images_seen strictly increasing, no gaps after merging the history kept in the checkpoint"
+    if found.space is None:
+        return _no_space("I3", rule)
+    count = sum(len(trial.reports) for trial in found.trials.values())
+    return checked("I3", rule, f"{count} reports of {len(found.trials)} trials", breaches(found.space.budget))
+
+
+def _kept_reports(files: SearchFiles, number: int) -> list[int]:
+    """images_seen of the reports in the newest whole checkpoint of a trial: what a resume would tell the ledger."""
+    newest: list[int] = []
+    folder = files.checkpoint(number)
+    for index in folder.glob("*.json") if folder.exists() else ():
+        try:
+            entry = read_json(index)
+            whole = sha256(folder / f"{index.stem}.safetensors") == entry["sha256"]
+            seen = [int(report["images_seen"]) for report in entry["reports"]]
+        except (OSError, KeyError, TypeError, ValueError, OverflowError, IntegrityError):
+            continue
+        if whole and seen[-1:] > newest[-1:]:
+            newest = seen
+    return newest
+
+
+def _no_space(invariant: str, rule: str) -> Check:
+    found = "the space in search.json cannot be read by this version"
+    return Check(invariant=invariant, rule=rule, state="unchecked", found=found)
+
+
+def _sampler(found: Evidence) -> Check:
+    def breaches(space: SearchSpace) -> Iterator[str]:
+        for number, trial in found.trials.items():
+            if not _fits(space, trial):
+                yield f"trial {number}: its parameters cannot be drawn from the space, so the sampler cannot know it"
+        if ended and not ended.trials == ended.sampler == ended.tune:
+            known = f"{ended.sampler} with the sampler and {ended.tune} with Tune"
+            yield f"search.json: {ended.trials} trials had ended, got {known}"
+
+    ended = found.record.ended
+    rule = "trials in the ledger = trials the sampler knows = trials Tune ran"
+    if found.space is None:
+        return _no_space("I4", rule)
+    live = f"compared at the last end with {ended.trials}" if ended else "no driver has come to an end yet"
+    told = f"{len(found.trials)} in the ledger can be told to the sampler; sampler and Tune: {live}"
+    return checked("I4", rule, told, breaches(found.space))
+
+
+def _fits(space: SearchSpace, trial: TrialResult) -> bool:
+    if space.listed is not None:
+        return trial.parameters in space.listed
+    try:
+        values = Hyperparameters.model_validate(trial.parameters).model_dump()
+        return space.draw(Given(values)).parameters == trial.parameters
+    except (LookupError, ValueError):
+        return False
+
+
+def _asked(found: Evidence) -> Check:
+    def breaches() -> Iterator[str]:
+        if len(found.trials) > wanted:
+            yield f"search.json: {wanted} trials were asked for, got {len(found.trials)}"
+        for number in found.trials:
+            if number >= max(wanted, ended_with(found.record)):
+                yield f"trials/{found.files.trial(number).name}: {wanted} trials were asked for, got number {number}"
+        first: dict[tuple[Any, ...], int] = {}
+        for number, trial in found.trials.items():
+            draw = (None if _drawn_freely(found.space, trial) else trial.seed, *sorted(trial.parameters.items()))
+            if draw in first:
+                yield f"trials {first[draw]} and {number}: they must differ, got one draw twice"
+            first.setdefault(draw, number)
+        if ended and ended.trials < ended.asked and not ended.out_of_time:
+            yield f"search.json: {ended.asked} trials were asked for, got an end after {ended.trials}"
+
+    wanted, ended = found.record.wanted, found.record.ended
+    return checked("I5", "distinct trials = trials asked for", f"{len(found.trials)} of {wanted} asked for", breaches())
+
+
+def _drawn_freely(space: SearchSpace | None, trial: TrialResult) -> bool:
+    """Whether a second trial with the same parameters was neither asked for nor can be a coincidence."""
+    if space is None or trial.number < len(space.points) or trial.repeats is not None:
+        return False
+    return any(spec.kind in {"uniform", "loguniform"} and spec.name in trial.parameters for spec in space.parameters)
+
+
+def _best(found: Evidence) -> Check:
+    rule = "best() = an offline argmax over the ledger"
+    trials = tuple(found.trials.values())
+    try:
+        best: int | None = SearchResult(found.files, found.record, trials).best().number
+    except IchRayError:
+        best = None
+    completed: list[tuple[float, int]] = []
+    wrong = []
+    for number in found.trials:
+        try:
+            value = _value(found.files.trial(number), found.record.objective)
+        except (OSError, LookupError, TypeError, ValueError, IntegrityError) as error:
+            wrong.append(f"trials/{found.files.trial(number).name}: its values must be readable, got {error}")
+            continue
+        if value is not None and found.trials[number].state == "completed":
+            completed.append((value, number))
+    sign = 1 if found.record.objective.mode == "max" else -1
+    offline = max(completed, key=lambda pair: (sign * pair[0], -pair[1]), default=(None, None))[1]
+    if best != offline:
+        wrong.append(f"best(): it must be trial {offline}, got trial {best}")
+    return checked("I6", rule, "no trial has completed" if offline is None else f"trial {offline}", wrong)
+
+
+def _value(path: UPath, objective: Objective) -> float | None:
+    """The best value in a trial's file, read without the classes that `best()` relies on.
+
+    Raises:
+        TypeError: a value is no number.
+    """
+    values = [report["metrics"].get(objective.metric) for report in read_json(path).get("reports", ())]
+    for value in values:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TypeError(f"{objective.metric}={value!r}, which is no number")
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return (max if objective.mode == "max" else min)(finite, default=None)
+
+
+def _checkpoints(found: Evidence) -> Check:
+    referenced = [number for number, trial in found.trials.items() if trial.checkpoint]
+    breaches = [problem for number in referenced if (problem := _unlike(found.files, number, found.trials[number]))]
+    count, card = len(referenced), found.files.bundle / "card.json"
+    if card.exists():
+        count += 1
+        breaches += _bundle(card)
+    rule = "every referenced checkpoint exists and its hash matches"
+    return checked("I7", rule, f"{count} files of weights", breaches)
+
+
+def _unlike(files: SearchFiles, number: int, trial: TrialResult) -> str:
+    """What is wrong with the checkpoint that a trial refers to, empty if nothing; a running one moves on meanwhile."""
+    for _ in range(_LOOKS):
+        if trial.checkpoint is None or not (problem := _mismatch(files.root, trial.checkpoint)):
+            return ""
+        again = read_record(files.trial(number), TrialResult, REMEDY)
+        if again.checkpoint == trial.checkpoint:
+            return f"trial {number}: {problem}"
+        trial = again
+    return ""
+
+
+def _mismatch(root: UPath, reference: CheckpointReference) -> str:
+    try:
+        same = sha256(root / reference.file) == reference.sha256
+    except (OSError, IntegrityError) as error:
+        return f"{reference.file} must be readable, got {type(error).__name__}"
+    return "" if same else f"{reference.file} must have the SHA-256 in the ledger, got another one"
+
+
+def _bundle(card: UPath) -> Iterator[str]:
+    try:
+        weights = WeightsNote.model_validate(read_json(card)["weights"])
+        same = sha256(card.parent / weights.file) == weights.sha256
+    except (OSError, LookupError, TypeError, ValueError, IntegrityError) as error:
+        yield f"final/bundle: card and weights must be readable, got {type(error).__name__}: {error}"
+        return
+    if not same:
+        yield f"final/bundle/{weights.file}: SHA-256 must be the one in card.json, got another one"

@@ -1,0 +1,111 @@
+"""What a search would cost, before anything runs. Arithmetic only: no Ray, nothing written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ich_ray.model.hyperparameters import Hyperparameters
+
+if TYPE_CHECKING:
+    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.search.preflight import Slots
+    from ich_ray.search.space.space import Budget, SearchSpace
+
+__all__ = ["Course", "Plan", "expected_course", "images_at_most", "plan_trials"]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How trials are expected to fare.
+
+    Attributes:
+        reaching: trials expected to start, then to pass each rung.
+        images: training images expected of all trials together.
+    """
+
+    reaching: tuple[int, ...]
+    images: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search that has not happened.
+
+    Attributes:
+        reaching: trials expected to start, then to pass each rung.
+        images: training images expected of all trials together; `images_at_most` if none is stopped.
+        mapped_bytes: images of train and validation: in the file cache once a machine, and once a trial in accelerator
+            memory where they fit.
+    """
+
+    name: str
+    trials: int
+    concurrent: int
+    cpus: float
+    gpus: float
+    workers: int
+    rungs: tuple[int, ...]
+    reaching: tuple[int, ...]
+    images: int
+    images_at_most: int
+    mapped_bytes: int
+
+    def __str__(self) -> str:
+        rungs = ", ".join(
+            f"{count} trials past {level:,}" for level, count in zip(self.rungs, self.reaching[1:], strict=True)
+        )
+        copied = ", and copied for each trial to its GPU where they fit into half of what is free" if self.gpus else ""
+        saved = 1 - self.images / self.images_at_most
+        return "\n".join(
+            [
+                f"search {self.name}: {self.trials} trials, {self.concurrent} at a time, "
+                f"each on {self.cpus:g} CPU and {self.gpus:g} GPU"
+                + (f", in {self.workers} workers" if self.workers > 1 else ""),
+                f"  rungs: {rungs or 'none, no trial is stopped early'}",
+                f"  images: about {self.images:,}, {saved:.0%} less than the {self.images_at_most:,} without stopping",
+                f"  images in memory: {self.mapped_bytes / 2**20:,.0f} MiB, mapped once a machine{copied}",
+            ]
+        )
+
+
+def plan_trials(space: SearchSpace, dataset: PreparedDataset, trials: int, slots: Slots) -> Plan:
+    """What `trials` trials of a space would do on these slots."""
+    course, at_most = expected_course(space.budget, trials), images_at_most(space, trials)
+    roles = dataset.manifest.roles
+    mapped = (roles["train"].slices + roles["validation"].slices) * math.prod(dataset.image_shape)
+    return Plan(
+        name=space.name,
+        trials=trials,
+        concurrent=min(slots.concurrent, trials),
+        cpus=slots.cpus,
+        gpus=slots.gpus,
+        workers=slots.workers,
+        rungs=tuple(space.budget.rungs()),
+        reaching=course.reaching,
+        images=round(course.images * at_most / (trials * space.budget.images)),
+        images_at_most=at_most,
+        mapped_bytes=mapped,
+    )
+
+
+def images_at_most(space: SearchSpace, trials: int) -> int:
+    """Training images of `trials` trials if none is stopped: the budget of each, or less where a listed one says so."""
+    if space.listed is None:
+        return trials * space.budget.images
+    return sum(
+        Hyperparameters.model_validate(parameters).images_within(space.budget.images)
+        for parameters in space.listed[:trials]
+    )
+
+
+def expected_course(budget: Budget, trials: int) -> Course:
+    """1/reduction of `trials` trials pass each rung once it has its peers."""
+    rungs = budget.rungs()
+    reaching = [trials]
+    for _ in rungs:
+        spared = min(reaching[-1], budget.min_peers)
+        reaching.append(max(spared, math.ceil(reaching[-1] / budget.reduction)))
+    segments = [after - before for before, after in zip((0, *rungs), (*rungs, budget.images), strict=True)]
+    return Course(tuple(reaching), sum(count * images for count, images in zip(reaching, segments, strict=True)))

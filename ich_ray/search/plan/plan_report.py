@@ -1,0 +1,96 @@
+"""`ich-ray search --plan`: what a search would do and what it would take. Writes nothing and trains no trial."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ich_ray.results import open_search
+from ich_ray.runtime import connected
+from ich_ray.search.plan.expected import plan_trials
+from ich_ray.search.request import ask
+
+if TYPE_CHECKING:
+    from ich_ray.search.plan.cost_model import Memory, Speed
+    from ich_ray.search.plan.expected import Plan
+    from ich_ray.storage import Location
+
+__all__ = ["Outlook", "plan_search"]
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A search that has not happened, or not yet all of it.
+
+    Attributes:
+        plan: of the whole search.
+        images_left: of those expected, without what the search has shown already.
+    """
+
+    plan: Plan
+    images_left: int
+    memory: Memory
+    speed: Speed
+
+    def __str__(self) -> str:
+        time = self.speed.said(self.images_left, self.plan.concurrent)
+        return f"{self.plan}\n  model: {self.memory}\n  time: {time}"
+
+    def figures(self) -> dict[str, Any]:
+        """Everything as plain values; None what is not known."""
+        usual, most = self.memory.usual_and_most or (None, None)
+        return {
+            **asdict(self.plan),
+            "images_left": self.images_left,
+            "trial_bytes_median": usual.total if usual else None,
+            "trial_bytes_most": most.total if most else None,
+            "draws_counted": len(self.memory.trials),
+            "draws_that_do_not_fit": self.memory.misfits,
+            "seconds_per_image": self.speed.seconds_per_image,
+            "hours": self.speed.hours(self.images_left, self.plan.concurrent),
+            "speed_source": self.speed.source,
+        }
+
+
+def plan_search(
+    dataset: Location,
+    space: Location,
+    out: Location,
+    *,
+    trials: int | None = None,
+    gpus_per_trial: float | None = None,
+    cpus_per_trial: float | None = None,
+    workers_per_trial: int | None = None,
+    concurrent: int | None = None,
+    resume: bool = False,
+    seed: int | None = None,
+    warm_start: Location | None = None,
+    address: str | None = None,
+) -> Outlook:
+    """What `run_search` would do with the same arguments, and what it would take.
+
+    Trains a few batches of a few draws to know their speed, unless the search or the one that it learns from has
+    trained before.
+
+    Raises:
+        ConfigError: it cannot be done as asked.
+    """
+    asked = ask(dataset, space, out, trials=trials, resume=resume, seed=seed, warm_start=warm_start)
+
+    from ich_ray.search.cluster_resources import Fleet
+    from ich_ray.search.plan.cost_model import earlier_speed, estimate_memory, measured_speed
+    from ich_ray.search.preflight import plan_slots
+
+    with connected(address):
+        slots = plan_slots(Fleet().machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
+    plan = plan_trials(asked.space, asked.dataset, asked.wanted, slots)
+    begun = open_search(asked.files.root) if asked.begun else None
+    teacher = open_search(asked.teacher) if asked.teacher and asked.warm else None
+    shown = sum(trial.images_seen for trial in begun.trials) if begun else 0
+    return Outlook(
+        plan,
+        max(0, plan.images - shown),
+        estimate_memory(asked.space, asked.dataset.image_shape),
+        earlier_speed(found for found in (begun, teacher) if found is not None)
+        or measured_speed(asked.space, asked.dataset, plan.cpus, plan.gpus),
+    )

@@ -1,0 +1,309 @@
+"""Search space files: YAML in, a checked `SearchSpace` out.
+
+Everything that can be wrong with a space is found here, before anything starts, so that no trial ever meets it. What
+holds for one parameter alone is in rules.py, of listed trials in explicit_trials.py, how a space is drawn from in
+space.py.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ich_ray.errors import SpaceError, nearest
+from ich_ray.model.architectures import ARCHITECTURES
+from ich_ray.model.hyperparameters import Hyperparameters, readers
+from ich_ray.results import Objective
+from ich_ray.search.space.explicit_trials import ListRules, candidate_specs
+from ich_ray.search.space.space import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace, same
+from ich_ray.statistics.metrics import METRICS
+from ich_ray.storage import Location, locate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ich_ray.results import Parameter
+
+__all__ = ["SearchSpace", "load_space", "parse_space"]
+
+OBJECTIVES = {name: metric.better for name, metric in METRICS.items() if metric.is_objective}
+
+
+def load_space(path: Location) -> SearchSpace:
+    """Read and check a search space.
+
+    Raises:
+        SpaceError: `file.yaml: key: rule, got ..., what next`.
+    """
+    where = locate(path)
+    try:
+        text = where.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpaceError(f"{where}: a search space must be a readable YAML file, got {_first_line(error)}") from None
+    try:
+        source = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise SpaceError(f"{where.name}: must be YAML, got {_yaml_problem(error)}") from None
+    except RecursionError:
+        raise SpaceError(f"{where.name}: must be YAML, got hundreds of lists within each other; write fewer") from None
+    return parse_space(source, where.name)
+
+
+def parse_space(source: Any, file: str) -> SearchSpace:
+    """Check a space that has been read already; `file` names it in errors.
+
+    Raises:
+        SpaceError: `file.yaml: key: rule, got ..., what next`.
+    """
+    return _Checker(file).space(source)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without its traps: a repeated key and a date or number that is none are errors, and `1e-3` is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refused(key, "a mapping or list as a key, such as a {{ template }} that was not filled in,")
+            if key.value in seen:
+                raise _refused(key, f"the key {key.value!r} twice")
+            seen.add(key.value)
+            if isinstance(value, yaml.ScalarNode):
+                self.construct_object(value, key=key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False, key: str = "") -> Any:
+        """Of a text that looks like a date or a number and is none, PyYAML lets Python say what it likes."""
+        if not isinstance(node, yaml.ScalarNode):
+            return super().construct_object(node, deep)
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int):
+                float(value)
+        except (AttributeError, LookupError, OverflowError, ValueError):
+            kind, said = node.tag.rsplit(":")[-1], f"{key}: " if key else ""
+            raise _refused(node, f"{said}{node.value[:40]!r}, which no {kind} can be,") from None
+        return value
+
+
+def _refused(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+_StrictLoader.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+class _File(BaseModel):
+    """The keys of the file; what the parameters mean is checked after."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[\w.-]+$")]
+    objective: Objective = Objective()
+    budget: Budget
+    parameters: Annotated[dict[str, Any], Field(min_length=1)] | None = None
+    sampler: Literal["tpe", "grid"] = "tpe"
+    points: list[dict[str, Any]] = []
+    candidates: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+
+
+class _Checker(ListRules):
+    """Every rule of a space file, with the file's name for the messages."""
+
+    def space(self, source: Any) -> SearchSpace:
+        if not isinstance(source, dict):
+            raise self.error("", f"must be a mapping with name, budget and parameters, got {_kind_of(source)}")
+        try:
+            file = _File.model_validate(source)
+        except ValidationError as error:
+            raise self._structure(error) from None
+        self._objective(file.objective)
+        self._budget(file.budget)
+        if file.candidates is not None:
+            return self._listing(file, file.candidates, source)
+        if file.parameters is None:
+            raise self.error("parameters", "must be given, got nothing; add it, or candidates")
+        specs = {name: self.parameter(name, spec) for name, spec in file.parameters.items()}
+        for spec in specs.values():
+            self._condition(spec, specs)
+        ordered = self._order(specs)
+        for spec in ordered:
+            self._needed(spec, specs)
+        points = tuple(self._point(index, point, ordered) for index, point in enumerate(file.points))
+        listed = self.grid(ordered, points) if file.sampler == "grid" else None
+        space = SearchSpace(file.name, file.objective, file.budget, ordered, points, source, listed)
+        self._meetings(space)
+        return space
+
+    def _listing(self, file: _File, written: list[dict[str, Any]], source: dict[str, Any]) -> SearchSpace:
+        others = {"parameters": file.parameters, "points": file.points, "sampler": file.sampler != "tpe"}
+        for key, other in others.items():
+            if other:
+                raise self.error(key, f"{key} or candidates must be given, got both; remove one")
+        whole = self.candidates(written, file.budget)
+        return SearchSpace(file.name, file.objective, file.budget, candidate_specs(whole), (), source, whole)
+
+    def _structure(self, error: ValidationError) -> SpaceError:
+        """The first problem of pydantic's, in the words of the other rules."""
+        problems = error.errors()
+        # A misspelt key is missing and unknown at once; the second says more.
+        problem = next((found for found in problems if found["type"] == "extra_forbidden"), problems[0])
+        *outer, key = problem["loc"]
+        where = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            models: dict[tuple[int | str, ...], type[BaseModel]] = {
+                (): _File,
+                ("budget",): Budget,
+                ("objective",): Objective,
+            }
+            known = list(models[tuple(outer)].model_fields)
+            return self.error(
+                where, f"the key must be one of {', '.join(known)}, got {key!r}{nearest(str(key), known)}"
+            )
+        if problem["type"] == "missing":
+            return self.error(where, "must be given, got nothing; add it")
+        rule = problem["msg"][0].lower() + problem["msg"][1:]
+        return self.error(where, f"{rule}, got {problem['input']!r}")
+
+    def _objective(self, objective: Objective) -> None:
+        if objective.metric not in OBJECTIVES:
+            known = ", ".join(OBJECTIVES)
+            got = f"got {objective.metric!r}{nearest(objective.metric, OBJECTIVES)}"
+            raise self.error("objective.metric", f"must be one of {known}, {got}")
+        if objective.mode != OBJECTIVES[objective.metric]:
+            better = OBJECTIVES[objective.metric]
+            raise self.error(
+                "objective.mode",
+                f"{objective.metric} is better at its {better}, got {objective.mode!r}; write {better}",
+            )
+
+    def _budget(self, budget: Budget) -> None:
+        if budget.first_rung > budget.images:
+            raise self.error(
+                "budget.first_rung",
+                f"first_rung <= images must hold, got first_rung={budget.first_rung}, images={budget.images}; "
+                "lower first_rung or raise images",
+            )
+        for key, images in (("first_rung", budget.first_rung), ("images", budget.images)):
+            if images % budget.report_every:
+                raise self.error(
+                    f"budget.{key}",
+                    f"must be a multiple of report_every, so that rungs fall on reports, got {key}={images}, "
+                    f"report_every={budget.report_every}; use {_multiple(images, budget.report_every)}",
+                )
+
+    def _condition(self, spec: ParameterSpec, specs: Mapping[str, ParameterSpec]) -> None:
+        for parent, values in spec.when.items():
+            if parent not in specs:
+                raise self.error(
+                    spec.name, f"when must name a parameter of this space, got {parent!r}{nearest(parent, specs)}"
+                )
+            if specs[parent].kind in {"uniform", "loguniform"}:
+                raise self.error(
+                    spec.name, f"when must name a choice, int or fixed parameter, got {parent} ({specs[parent].kind})"
+                )
+            if not values:
+                raise self.error(spec.name, f"when {parent} must list at least one value, got none")
+            for value in values:
+                if not specs[parent].allows(value):
+                    raise self.error(
+                        spec.name,
+                        f"when {parent} must be a value it can take ({specs[parent].said()}), got {value!r}"
+                        + (nearest(value, map(str, specs[parent].values)) if isinstance(value, str) else ""),
+                    )
+
+    def _order(self, specs: Mapping[str, ParameterSpec]) -> tuple[ParameterSpec, ...]:
+        """Parents before children, else as written."""
+        ordered: dict[str, ParameterSpec] = {}
+        while len(ordered) < len(specs):
+            ready = [spec for name, spec in specs.items() if name not in ordered and spec.when.keys() <= ordered.keys()]
+            if not ready:
+                stuck = ", ".join(name for name in specs if name not in ordered)
+                raise self.error("parameters", f"conditions must not form a circle, got one among {stuck}; break it")
+            ordered |= {spec.name: spec for spec in ready}
+        return tuple(ordered.values())
+
+    def _needed(self, spec: ParameterSpec, specs: Mapping[str, ParameterSpec]) -> dict[str, tuple[Parameter, ...]]:
+        """All that must hold for a parameter to exist: its own conditions and those of what they name."""
+        needed = dict(spec.when)
+        for parent in spec.when:
+            for name, values in self._needed(specs[parent], specs).items():
+                both = tuple(value for value in needed.get(name, values) if any(same(value, one) for one in values))
+                if not both:
+                    raise self.error(
+                        spec.name,
+                        f"its condition must be able to hold, got {name}={_either(needed[name])} with {parent}, which "
+                        f"exists only when {name}={_either(values)}; change one of the conditions",
+                    )
+                needed[name] = both
+        return needed
+
+    def _point(self, index: int, point: dict[str, Any], ordered: Sequence[ParameterSpec]) -> dict[str, Parameter]:
+        key, specs = f"points[{index}]", {spec.name: spec for spec in ordered}
+        for name, value in point.items():
+            if name not in specs:
+                raise self.error(key, f"must use parameters of this space, got {name!r}{nearest(str(name), specs)}")
+            if not specs[name].allows(value):
+                raise self.error(key, f"{name} must lie in the space ({specs[name].said()}), got {value!r}")
+        known: dict[str, Parameter] = {}
+        for spec in ordered:
+            if spec.active(known) and (spec.kind == "fixed" or spec.name in point):
+                known[spec.name] = point.get(spec.name, spec.values[0])
+        for name in point:
+            if name not in known:
+                needed = ", ".join(f"{parent}={_either(values)}" for parent, values in specs[name].when.items())
+                raise self.error(key, f"{name} exists only when {needed}, got another value or none; add or remove it")
+        return dict(point)
+
+    def _meetings(self, space: SearchSpace) -> None:
+        """What must hold between the values of a trial, for all that can meet in one."""
+        for name in (spec.name for spec in space.parameters if readers(spec.name)):
+            for drawn in space.together(("architecture", name)):
+                self.read_by_its_architecture("parameters", drawn)
+        named = (spec.values for spec in space.parameters if spec.name == "architecture")
+        architectures = map(str, next(named, (Hyperparameters().architecture,)))
+        staged = {field for name in architectures for field in ARCHITECTURES[name].stage_fields}
+        for drawn in space.together(("architecture", "weights", "unfreeze_from", *staged)):
+            self.in_its_architecture("parameters", drawn)
+        for drawn in space.together(("epochs", "training_slices")):
+            self.whole("parameters", drawn, space.budget)
+        # Where those are too many, at least what will be tried first, and some more.
+        tried = [(f"points[{index}]", RandomSuggest(index, point)) for index, point in enumerate(space.points)]
+        for key, suggest in [*tried, *[("parameters", RandomSuggest(seed=0))] * TRY_DRAWS]:
+            drawn = space.values(suggest)
+            self.read_by_its_architecture(key, drawn)
+            self.in_its_architecture(key, drawn)
+            self.whole(key, drawn, space.budget)
+
+
+def _either(values: Iterable[Parameter]) -> str:
+    return " or ".join(map(str, values))
+
+
+def _multiple(images: int, report_every: int) -> int:
+    return max(1, round(images / report_every)) * report_every
+
+
+def _kind_of(source: object) -> str:
+    return "an empty file" if source is None else f"a {type(source).__name__}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or _first_line(error)
+    return f"{problem} in line {mark.line + 1}" if mark else str(problem)

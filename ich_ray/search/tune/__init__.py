@@ -1,0 +1,1 @@
+"""A search in Ray Tune: driver, sampler, stopping rule and trials, told what the ledger says."""

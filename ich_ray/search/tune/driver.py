@@ -1,0 +1,252 @@
+"""One run over a search: Tune starts the workers and moves reports, the ledger says what is true.
+
+What Tune is told comes from the ledger, and everything it keeps for itself goes into a temporary folder. Knows nothing
+of files, flags and spaces that were given wrongly: run.py has checked them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.exceptions import RayError
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from ich_ray.errors import IchRayError, IntegrityError, Interrupted
+from ich_ray.progress import board, say
+from ich_ray.results import Ending
+from ich_ray.runtime import signals_given_back
+from ich_ray.search.tune.asha import Halving, Rungs
+from ich_ray.search.tune.first_error import FirstError
+from ich_ray.search.tune.ledger_callback import Bookkeeper
+from ich_ray.search.tune.multi_worker_trial import Together
+from ich_ray.search.tune.sampler import LedgerSampler
+from ich_ray.search.tune.train_workers import nothing_left_behind
+from ich_ray.search.tune.trial import TrialSettings, train_model, trial_function
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.data.image_store import Placement
+    from ich_ray.results import TrialResult
+    from ich_ray.search.ledger import Ledger, Verdict
+    from ich_ray.search.preflight import Slots
+    from ich_ray.search.space.space import Listed, SearchSpace
+    from ich_ray.search.time_budget import Limits
+    from ich_ray.search.tune.trial import Trainer
+
+__all__ = ["Driver"]
+
+# A trial whose process died is started again this often, from its newest checkpoint.
+RETRIES = 3
+
+
+class Driver:
+    """Runs what a ledger lacks of `wanted` trials; hold the search's lock meanwhile.
+
+    Attributes:
+        go_on: what its reader is told to do when it is interrupted.
+    """
+
+    go_on = "add --resume to go on"
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        dataset: PreparedDataset,
+        ledger: Ledger,
+        slots: Slots,
+        *,
+        wanted: int,
+        limits: Limits,
+        warm: list[TrialResult],
+        trainer: Trainer | None,
+        listed: Sequence[Listed] | None = None,
+        placement: Placement = "auto",
+        room: Callable[[], int] | None = None,
+    ) -> None:
+        self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
+        rungs = Rungs.rebuilt(space.budget, space.objective, ledger.trials.values())
+        self.halving = Halving(space.budget, space.objective, rungs, self.over)
+        self.sampler = LedgerSampler(
+            space,
+            ledger,
+            wanted=wanted,
+            concurrent=room or (lambda: slots.concurrent),
+            out_of_time=lambda: self.over() is not None,
+            warm=warm,
+            listed=listed,
+        )
+        settings = TrialSettings(
+            dataset=str(dataset.files.root),
+            fingerprint=dataset.manifest.fingerprint,
+            search=str(ledger.files.root),
+            images=space.budget.images,
+            report_every=space.budget.report_every,
+            cpus=slots.cpus,
+            gpus=slots.gpus,
+            workers=slots.workers,
+            placement=placement,
+            precision=ledger.record.precision,
+        )
+        trainer = trainer or train_model
+        self.function = trial_function(settings, Together(trainer) if slots.workers > 1 else trainer)
+        self.books = Bookkeeper(
+            space, ledger, self.halving, self.sampler, wanted=wanted, gpus=slots.gpus, deadline=limits.deadline
+        )
+        self._first = FirstError()
+        for hooks, kind in ((self.sampler, Searcher), (self.halving, TrialScheduler), (self.books, tune.Callback)):
+            self._first.watch(hooks, kind)
+
+    def over(self) -> Verdict | None:
+        """How a trial ends that is stopped because the search has had its time; None while it has some."""
+        return self.limits.over(self.books.gpu_seconds() if self.limits.gpu_hours else 0.0)
+
+    def go(self) -> None:
+        """Run until every trial has ended.
+
+        Raises:
+            Interrupted: it was stopped before.
+            IchRayError: the cluster was lost, or a file could not be written; the message has the cause.
+        """
+        try:
+            self._run()
+        except (OSError, RayError, tune.TuneError) as error:
+            raise IchRayError(
+                f"{self.ledger.files.root}: a search needs its cluster and room for its files, got {_cause(error)}; "
+                f"remove the cause and {self.go_on}, nothing is lost"
+            ) from error
+
+    def _run(self) -> None:
+        todo = self.wanted - len(self.ledger.trials) + len(self.ledger.unfinished)
+        ran = {number for number, trial in self.ledger.trials.items() if trial.state != "running"}
+        if todo:
+            say(f"search {self.ledger.record.name}: {todo} trials to run, {self.slots.concurrent} at a time")
+            ran |= self._tune(todo)
+        if over := self.over():
+            ran.update(self.sampler.waiting)  # by an earlier driver
+            for number in self.sampler.waiting:
+                self.ledger.finish(number, over)
+        unfinished = len(self.ledger.unfinished)
+        if unfinished or (len(self.ledger.trials) < self.wanted and not over):
+            ended = len(self.ledger.trials) - unfinished
+            raise Interrupted(
+                f"{self.ledger.files.root}: a search runs until its {self.wanted} trials have ended, "
+                f"got interrupted after {ended}; {self.go_on}, nothing is lost"
+            )
+        self._end(ran, over)
+        say(self.books.summary())
+
+    def _end(self, ran: set[int], over: Verdict | None) -> None:
+        """Compare what the ledger, the sampler and Tune know (I4 of `ich-ray audit`) and note it.
+
+        Raises:
+            IntegrityError: they differ.
+        """
+        known = len(self.ledger.trials)
+        ending = Ending(
+            trials=known,
+            asked=self.wanted,
+            sampler=self.sampler.told(),
+            tune=len(ran & self.ledger.trials.keys()) - len(ran - self.ledger.trials.keys()),
+            out_of_time=over is not None,
+        )
+        if known and ending != self.ledger.record.ended:
+            self.ledger.amend(ended=ending.model_dump())
+        if not known == ending.sampler == ending.tune:
+            raise IntegrityError(
+                f"{self.ledger.files.root}: ledger, sampler and Tune must know the same trials, got {known}, "
+                f"{ending.sampler} and {ending.tune}; {self.go_on}, which rebuilds the others from the ledger"
+            )
+
+    def _tune(self, todo: int) -> set[int]:
+        try:
+            with board() as self.books.draw:
+                ran = self._fit(todo)
+        except Exception:
+            self._first.tell()
+            raise
+        self._first.tell()
+        return ran
+
+    def _fit(self, todo: int) -> set[int]:
+        """Numbers of the trials that Tune ran."""
+        quiet = _quiet(self.slots.concurrent)
+        with tempfile.TemporaryDirectory() as folder, quiet, signals_given_back(), nothing_left_behind():
+            analysis = tune.run(
+                self.function,
+                name="search",
+                num_samples=todo,
+                search_alg=self.sampler,
+                scheduler=self.halving,
+                callbacks=[self.books],
+                resources_per_trial=_Resources([{"CPU": self.slots.cpus, "GPU": self.slots.gpus}]),
+                reuse_actors=True,
+                max_failures=RETRIES,
+                raise_on_failed_trial=False,
+                storage_path=folder,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+                verbose=0,
+            )
+        return {trial.config["number"] for trial in analysis.trials}
+
+
+class _Resources(tune.PlacementGroupFactory):
+    """One for all trials: it never changes, and Tune would copy it for each (2.2 KB and a look at a signature)."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Resources:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Workers get Tune's own kind, so that they need not import this module."""
+        return tune.PlacementGroupFactory, (self.bundles,)
+
+
+def _cause(error: Exception) -> str:
+    """What an error says in a line; Ray's and Tune's end with it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _name(trial: Any) -> str:
+    return f"trial-{trial.config['number']:05d}"
+
+
+@contextmanager
+def _quiet(slots: int) -> Iterator[None]:
+    """Tune without its own files, tables and limits, for the block.
+
+    One pending trial is Tune's default with a searcher of one's own; with reused actors it then never starts a second
+    one. Its state is never restored, so it need not be saved.
+    """
+    settings = {
+        "TUNE_MAX_PENDING_TRIALS_PG": str(slots + 1),
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "TUNE_RESULT_BUFFER_LENGTH": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    os.environ.update(settings)
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

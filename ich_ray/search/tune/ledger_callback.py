@@ -1,0 +1,231 @@
+"""Tune's reports, written into the ledger, counted, and said to people.
+
+The only place where a running trial meets the ledger: a Tune callback in the driver, called after the scheduler has
+decided, so that a last report and the final state are one write. Decides nothing; how the counts look is
+in progress_table.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from ray.tune import Callback
+
+from ich_ray.progress import say
+from ich_ray.ray_internals import forget
+from ich_ray.results import CheckpointReference, Setup
+from ich_ray.search.plan.expected import expected_course, images_at_most
+from ich_ray.search.progress_table import RungCount, Standing, said_best, said_detail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ray.tune.experiment import Trial
+
+    from ich_ray.results import TrialResult
+    from ich_ray.search.ledger import Ledger
+    from ich_ray.search.space.space import SearchSpace
+    from ich_ray.search.tune.asha import Halving
+    from ich_ray.search.tune.sampler import LedgerSampler
+
+__all__ = ["Bookkeeper"]
+
+_LINE_EVERY_S = 5.0
+# Drawing 20 lines takes the driver 2 ms.
+_TABLE_EVERY_S = 0.5
+# What the plan says of a trial's images weighs as much as this many trials that have ended.
+_PLAN_WEIGHS = 3
+
+
+class Bookkeeper(Callback):
+    """Writes what happens to each trial.
+
+    Attributes:
+        draw: draws the table on a terminal; None where lines are said instead.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        ledger: Ledger,
+        halving: Halving,
+        sampler: LedgerSampler,
+        *,
+        wanted: int,
+        gpus: float,
+        deadline: float,
+    ) -> None:
+        self._space, self._ledger, self._halving, self._sampler = space, ledger, halving, sampler
+        self._wanted, self._gpus, self._deadline = wanted, gpus, deadline
+        self.draw: Callable[[Standing], None] | None = None
+        self._marks: dict[int, float] = {}
+        self._running: set[int] = set()
+        self._started: float | None = None
+        self._last_line = self._last_table = time.monotonic()
+        granted = images_at_most(space, wanted) / (wanted * space.budget.images)
+        self._expected = granted * expected_course(space.budget, wanted).images / wanted
+        self._images_before = self._images = sum(trial.images_seen for trial in ledger.trials.values())
+        self._ended: Counter[str] = Counter()
+        self._ended_images = 0
+        self._stopped: Counter[str] = Counter()
+        self._best: TrialResult | None = None
+        for trial in ledger.trials.values():
+            self._count(trial)
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        number = trial.config["number"]
+        if trial.config["again"] or number in self._marks:
+            self._ledger.start(number, cost_gpu_s=self._cost(number))
+        self._marks[number] = time.time()
+        self._started = self._started or time.monotonic()
+        self._running.add(number)
+
+    def on_trial_result(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Trial],  # noqa: ARG002
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,  # noqa: ARG002
+    ) -> None:
+        number = trial.config["number"]
+        changes: dict[str, Any] = {
+            "cost_gpu_s": self._cost(number),
+            "where": f"{result.get('hostname', '')}:{result.get('pid', '')}",
+        }
+        if result.get("note"):
+            changes["detail"] = result["note"]
+        if result.get("setup"):
+            changes["setup"] = Setup.model_validate(result["setup"])
+        verdict, before = self._halving.verdicts.get(number), self._ledger.trials[number].images_seen
+        if "failure" in result:
+            self._ledger.finish(number, self._halving.verdicts[number], **changes)
+        else:
+            reference = result.get("checkpoint")
+            self._ledger.report(
+                number,
+                result["images_seen"],
+                result["metrics"],
+                result["elapsed_s"],
+                checkpoint=CheckpointReference.model_validate(reference) if reference else None,
+                end=verdict,
+                **changes,
+            )
+        self._images += self._ledger.trials[number].images_seen - before
+        if verdict:
+            self._say_ended(number)
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        number = trial.config["number"]
+        self._running.discard(number)
+        trial.config["reported"] = self._ledger.trials[number].images_seen  # what the next attempt may rely on
+        say(f"trial {number}: its process died, starting it again from its newest checkpoint")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        self._say_ended(trial.config["number"])
+        forget(trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        forget(trial)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002
+        now = time.monotonic()
+        if now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            self._fail_lost(trials)
+            if not self.draw:
+                say(self.standing(now).line())
+        if self.draw and now - self._last_table >= _TABLE_EVERY_S:
+            self._last_table = now
+            self.draw(self.standing(now))
+
+    def standing(self, now: float) -> Standing:
+        """Where the search stands at `now` of the monotonic clock."""
+        elapsed_s = now - self._started if self._started else 0.0
+        images = self._images - self._images_before
+        rate = images / elapsed_s if elapsed_s else 0.0
+        return Standing(
+            name=self._space.name,
+            metric=self._space.objective.metric,
+            wanted=self._wanted,
+            budget=self._space.budget.images,
+            ended=dict(self._ended),
+            waiting=len(self._ledger.trials) - self._ended.total() - len(self._running),
+            running=[self._ledger.trials[number] for number in sorted(self._running)],
+            best=self._best,
+            rungs=[
+                RungCount(level, len(values), self._stopped[f"rung_{level}"])
+                for level, values in self._halving.rungs.reached.items()
+            ],
+            images=images,
+            images_per_s=rate,
+            elapsed_s=elapsed_s,
+            left_s=self._left_s(rate),
+            searched=[spec.name for spec in self._space.parameters if spec.kind != "fixed"],
+        )
+
+    def _left_s(self, rate: float) -> float | None:
+        """From the images that trials took so far, which are few at first: then the plan's expectation counts more."""
+        until = self._deadline - time.time()
+        if not rate:
+            return until if math.isfinite(until) else None
+        ended = self._ended.total()
+        each = (self._ended_images + _PLAN_WEIGHS * self._expected) / (ended + _PLAN_WEIGHS)
+        under_way = self._images - self._ended_images
+        return max(0.0, min(until, ((self._wanted - ended) * each - under_way) / rate))
+
+    def _fail_lost(self, trials: Iterable[Trial]) -> None:
+        """Tune drops a trial without a word when a reused worker cannot be reset: it would hold its slot for ever."""
+        for trial in trials:
+            number = trial.config["number"]
+            if trial.status == "ERROR" and self._ledger.trials[number].state == "running":
+                self._sampler.on_trial_complete(trial.trial_id, error=True)
+                self._say_ended(number)
+
+    def _cost(self, number: int) -> float:
+        """Accelerator seconds so far, counting what attempts spent that were lost."""
+        now = time.time()
+        spent = (now - self._marks.get(number, now)) * self._gpus
+        self._marks[number] = now
+        return self._ledger.trials[number].cost_gpu_s + spent
+
+    def gpu_seconds(self) -> float:
+        """Accelerator seconds of all trials, the running ones up to now.
+
+        What the trials of a killed driver did after their last report is not known and not counted.
+        """
+        now = time.time()
+        running = sum(now - self._marks[number] for number in self._running)
+        return sum(trial.cost_gpu_s for trial in self._ledger.trials.values()) + running * self._gpus
+
+    def _count(self, trial: TrialResult) -> None:
+        if trial.state != "running":
+            self._ended[trial.state] += 1
+            self._ended_images += trial.images_seen
+            self._stopped[trial.reason] += 1
+        if trial.state != "completed" or trial.value is None:
+            return
+        if self._best is None or trial.objective.better(trial.value, self._best.value or 0.0):
+            self._best = trial
+
+    def _say_ended(self, number: int) -> None:
+        trial = self._ledger.trials[number]
+        self._count(trial)
+        self._running.discard(number)
+        metric = trial.objective.metric
+        value = f"{metric} {trial.value:.4f}" if trial.value is not None else f"no {metric}"
+        reason = said_detail(trial) if trial.state == "failed" else trial.reason
+        why = f" ({reason})" if reason else " (at chance)" if trial.at_chance else ""
+        seen = f"after {trial.images_seen:,} images"
+        say(f"trial {number} {trial.state}{why}: {value} {seen}; {said_best(self._best)}")
+
+    def summary(self) -> str:
+        """One line on a search that has ended."""
+        states = ", ".join(f"{self._ended[state]} {state}" for state in ("completed", "pruned", "failed"))
+        return (
+            f"search {self._ledger.record.name}: {self._ended.total()} trials ended ({states}), "
+            f"{self._images:,} images; {said_best(self._best)}"
+        )

@@ -1,0 +1,272 @@
+"""A trial made of several processes that train one network.
+
+The trial's own process holds the resources of all of them and stays the only one that Tune, the ledger and the
+checkpoints know: the workers stand on its machine, hold nothing themselves, and wait after each report until it lets
+them go on. So a trial of several devices is planned, stopped and lost exactly like a trial of one, and nothing of it
+stays behind. Ray Train takes some twenty seconds to start workers, so they serve many trials, as that process does.
+Knows nothing of networks or rungs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import itertools
+import tempfile
+import threading
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from ich_ray.data.folds import HeldOut
+from ich_ray.errors import TrialFailure
+from ich_ray.search.tune.train_workers import WorkersLost, run_workers
+from ich_ray.storage import Location, locate, sha256, write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from upath import UPath
+
+    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.results import Setup
+    from ich_ray.search.tune.trial import Trainer, TrialSettings
+
+__all__ = ["Together"]
+
+# Ray Train places its workers by a placement group, which may not be empty: a share of the machine's own name.
+_SHARE_OF_NAME = 0.001
+# Workers that have not gone by then are killed with the process that started them.
+_FAREWELL_S = 10
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A report of the workers; `data` is their state as a file's content, empty when none is needed."""
+
+    images_seen: int
+    metrics: dict[str, float]
+    elapsed_s: float
+    setup: Setup | None
+    data: bytes
+
+    def state(self) -> _Step:
+        return self
+
+    def save(self, path: Location) -> str:
+        write_bytes(locate(path), self.data)
+        return sha256(self.data)
+
+
+class _Desk:
+    """An actor between workers and the process of their trials: reports one way, jobs and leave to go on the other.
+
+    Jobs count from 1, and so do the reports of each.
+    """
+
+    def __init__(self) -> None:
+        self._told: asyncio.Queue[_Step | tuple[str, str]] = asyncio.Queue()
+        self._changed = asyncio.Condition()
+        self._jobs: list[dict[str, Any] | None] = []
+        self._allowed, self._ended = (0, 0), 0
+
+    async def post(self, job: dict[str, Any] | None) -> None:
+        """The next job; None sends the workers home."""
+        async with self._changed:
+            self._jobs.append(job)
+            self._changed.notify_all()
+
+    async def job(self, number: int) -> dict[str, Any] | None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._jobs) >= number)
+        return self._jobs[number - 1]
+
+    async def hand_in(self, job: int, report: int, step: _Step | None) -> bool:
+        """Every worker makes a report, one of them with content; whether to go on, once that is known."""
+        if step is not None:
+            self._told.put_nowait(step)
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._ended >= job or self._allowed >= (job, report))
+        return self._ended < job
+
+    async def fail(self, reason: str, detail: str) -> None:
+        self._told.put_nowait((reason, detail))
+
+    async def next(self) -> _Step | tuple[str, str]:
+        return await self._told.get()
+
+    async def answer(self, go_on: bool) -> None:
+        job = len(self._jobs)
+        async with self._changed:
+            self._allowed = (job, self._allowed[1] + 1) if self._allowed[0] == job else (job, 1)
+            self._ended = self._ended if go_on else job
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class Together:
+    """The trainer of a search whose trials span several workers.
+
+    Attributes:
+        trainer: what each of them runs.
+    """
+
+    trainer: Trainer
+
+    def __call__(
+        self,
+        parameters: Hyperparameters,
+        dataset: PreparedDataset,
+        settings: TrialSettings,
+        seed: int,
+        resume: UPath | None,
+    ) -> Generator[_Step, None, None]:
+        group = _group(settings.workers)
+        fold = dataset.fold if isinstance(dataset, HeldOut) else None  # each worker maps the dataset for itself
+        told = {"parameters": parameters, "fold": fold, "settings": settings, "seed": seed, "resume": resume}
+        try:
+            group.start({"trainer": self.trainer, **told})
+            while True:
+                yield group.next()
+                group.answer(True)
+        except GeneratorExit:  # stopped at a report: the workers are ready for the next trial
+            group.answer(False)
+            raise
+        except BaseException:
+            group.end()
+            _group.cache_clear()
+            raise
+
+
+@lru_cache(maxsize=1)
+def _group(workers: int) -> _Group:
+    """The workers of this process, kept from trial to trial: starting them takes longer than many a trial."""
+    group = _Group(workers)
+    atexit.register(group.end)
+    return group
+
+
+class _Group:
+    """Workers, run by Ray Train in a thread beside the one that reports for them."""
+
+    def __init__(self, workers: int) -> None:
+        self._desk: Any = ray.remote(num_cpus=0)(_Desk).remote()
+        self._lost: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(workers,), daemon=True)
+        self._thread.start()
+
+    def _run(self, workers: int) -> None:
+        devices = [str(device) for device in ray.get_gpu_ids()]
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                run_workers(
+                    _work,
+                    {"desk": self._desk},
+                    workers=workers,
+                    resources={f"node:{_own_address()}": _SHARE_OF_NAME},
+                    nccl=bool(devices),
+                    storage=folder,
+                    environment=_visible(devices),
+                    placement_strategy="STRICT_PACK",
+                    label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+                )
+        except BaseException as error:  # noqa: BLE001  (raised again by `next`, in the thread that asks)
+            self._lost = error
+
+    def start(self, job: dict[str, Any]) -> None:
+        ray.get(self._desk.post.remote(job))
+
+    def next(self) -> _Step:
+        """The next report.
+
+        Raises:
+            TrialFailure: a worker has said why it cannot go on.
+            WorkersLost: one is gone without a word.
+        """
+        asked = self._desk.next.remote()
+        told: _Step | tuple[str, str] | None = None
+        while told is None:
+            alive = self._thread.is_alive()
+            if ray.wait([asked], timeout=0.5 if alive else 1)[0]:
+                told = ray.get(asked)
+            elif not alive:
+                raise WorkersLost(f"the workers of a trial must end with it, got: {self._lost}")
+        if isinstance(told, tuple):
+            raise TrialFailure(*told)
+        return told
+
+    def answer(self, go_on: bool) -> None:
+        ray.get(self._desk.answer.remote(go_on))
+
+    def end(self) -> None:
+        """Send the workers home and wait for the end of Ray Train."""
+        with suppress(ray.exceptions.RayError):
+            ray.get([self._desk.post.remote(None), self._desk.answer.remote(False)], timeout=_FAREWELL_S)
+        self._thread.join(_FAREWELL_S)
+        ray.kill(self._desk)
+
+
+def _own_address() -> str:
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def _visible(devices: list[str]) -> dict[str, str]:
+    """The environment of workers that see their trial's accelerators though they hold none themselves."""
+    if not devices:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(devices), "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What each worker runs. It ends by an exception where the others may be waiting for it: Ray Train ends them."""
+    from ich_ray.search.tune.trial import as_failure
+    from ich_ray.training.data_parallel import PeerLost
+
+    desk = config["desk"]
+    try:
+        for number in itertools.count(1):
+            job = ray.get(desk.job.remote(number))
+            if job is None:
+                return
+            _train(desk, number, **job)
+    except PeerLost:
+        raise  # what ended the peer is the reason, and this is not
+    except Exception as error:
+        failure = as_failure(error)
+        ray.get(desk.fail.remote(failure.reason, failure.detail))
+        raise
+
+
+def _train(
+    desk: Any,
+    job: int,
+    *,
+    trainer: Trainer,
+    parameters: Hyperparameters,
+    fold: int | None,
+    settings: TrialSettings,
+    seed: int,
+    resume: UPath | None,
+) -> None:
+    from ray.train import get_context
+
+    from ich_ray.search.tune.trial import opened
+    from ich_ray.training.data_parallel import Shard
+
+    shard = Shard(get_context().get_world_rank(), get_context().get_world_size())
+    dataset = opened(settings, fold)
+    with closing(trainer(parameters, dataset, settings, seed, resume, shard)) as steps:
+        for report, progress in enumerate(steps, start=1):
+            step = _step(progress, settings.images_of(parameters)) if shard.rank == 0 else None
+            if not ray.get(desk.hand_in.remote(job, report, step)):
+                return
+
+
+def _step(progress: Any, images: int) -> _Step:
+    last = progress.images_seen >= images
+    data = b"" if last else progress.state().packed()
+    return _Step(progress.images_seen, progress.metrics, progress.elapsed_s, progress.setup, data)

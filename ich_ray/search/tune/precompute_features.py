@@ -1,0 +1,178 @@
+"""Features of frozen layers for all trials that freeze the same, by Ray Data, before a search starts.
+
+Which layers, and what they make of an image, is known to training/frozen_features.py; where it is kept to
+data/feature_store.py. This counts what a search would share, asks for room, and hands out files of features to be made.
+A file that is there whole is not made again, and of two searches at once one waits for the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ich_ray.data.dataset import PreparedDataset, SliceSet
+from ich_ray.data.feature_store import ROWS_A_FILE, FeatureFiles, check_room
+from ich_ray.data.folds import pool_rows
+from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.progress import bar, say
+from ich_ray.registry import Registration, registered_here, repeat
+from ich_ray.storage import exclusive, is_held
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import pyarrow as pa
+
+    from ich_ray.model.networks import Network
+
+__all__ = ["compute", "share_trunks", "shareable"]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every task is told; plain values, as it travels through Ray."""
+
+    dataset: str
+    fingerprint: str
+    parameters: dict[str, Any]
+    key: str
+    gpu: bool
+
+
+def shareable(trials: Iterable[Hyperparameters]) -> list[Hyperparameters]:
+    """One draw for each trunk that trials share: frozen layers whose weights do not depend on a trial's seed."""
+    from ich_ray.training.frozen_features import is_divisible
+
+    found = {tuple(trial.network.items()): trial for trial in trials if trial.weights != "none" and is_divisible(trial)}
+    return list(found.values())
+
+
+def share_trunks(dataset: PreparedDataset, trials: Iterable[Hyperparameters], gpus: bool = False) -> list[str]:
+    """Compute what is missing of the features that these trials share; returns their keys.
+
+    Ray must be connected.
+
+    Raises:
+        ConfigError: they do not fit on the disk of the dataset, it cannot be written, or weights are not there.
+        IchRayError: a task failed; what is there is kept.
+    """
+    from ich_ray.model.networks import build_network
+    from ich_ray.training.frozen_features import feature_shape, trunk_key
+
+    keys = []
+    for parameters in shareable(trials):
+        network = build_network(parameters, dataset.image_shape)
+        key, shape = trunk_key(network, parameters, dataset), feature_shape(network, parameters, dataset.image_shape)
+        keys.append(key)
+        files = FeatureFiles.of(dataset, key)
+        if files.manifest.exists():
+            continue
+        needed = check_room(dataset, shape)
+        say(f"frozen layers of {parameters.architecture} below {parameters.unfreeze_from}: {needed / 1e9:.2f} GB, once")
+        job = _Job(str(dataset.files.root), dataset.manifest.fingerprint, parameters.model_dump(), key, gpus)
+        try:
+            _alone(files, job, dataset, shape)
+        except OSError as error:
+            raise ConfigError(
+                f"{files.root}: the folder of the dataset must take features of frozen layers, got "
+                f"{error.strerror or error}; make it writable or leave out --share-trunks"
+            ) from None
+    return keys
+
+
+def _alone(files: FeatureFiles, job: _Job, dataset: PreparedDataset, shape: tuple[int, ...]) -> None:
+    """Compute under the lock of the key, or wait for whoever does."""
+    if is_held(files.lock):
+        say("  another search computes them, waiting for it")
+    with exclusive(files.lock, "features of frozen layers", wait=True):
+        if not files.manifest.exists():
+            compute(files, job, dataset)
+            files.finish(dataset, shape)
+
+
+def compute(files: FeatureFiles, job: _Job, dataset: PreparedDataset) -> None:
+    """Every file of a key that is not there yet."""
+    count = -(-len(pool_rows(dataset)) // ROWS_A_FILE)
+    missing = [number for number in range(count) if not files.block(number).exists()]
+    with bar("Frozen layers", count, "files") as advance:
+        done = count - len(missing)
+        for _ in _mapped(job, missing) if missing else ():
+            done += 1
+            advance(done)
+
+
+def _mapped(job: _Job, numbers: list[int]) -> Iterator[int]:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.op_resource_reservation_enabled = False  # it leaves one of two CPUs without work
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    items = [{"number": number} for number in numbers]
+    task = _Task(job, registered_here())
+    made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        task, batch_size=1, batch_format="pyarrow", num_cpus=1, num_gpus=1 if job.gpu else 0
+    )
+    table: pa.Table
+    try:
+        for table in made.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for number in table["number"]:
+                yield int(number.as_py())
+    except ray.exceptions.RayError as error:
+        line = str(error).strip().splitlines()[-1]
+        raise IchRayError(
+            f"{job.dataset}: features of frozen layers must be computed, got {line}; run again, whole files are kept"
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Task:
+    job: _Job
+    registered: tuple[Registration, ...]
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Make the files of these numbers."""
+        repeat(self.registered)
+        for number in batch["number"].to_pylist():
+            make_file(self.job, number)
+        return batch
+
+
+def make_file(job: _Job, number: int) -> None:
+    """One file of features, written whole or not at all."""
+    from ich_ray.training.frozen_features import as_features
+
+    dataset, network, parameters = _opened(job)
+    rows = pool_rows(dataset)[number * ROWS_A_FILE : (number + 1) * ROWS_A_FILE]
+    features = as_features(network, parameters, SliceSet(dataset, rows))
+    FeatureFiles.of(dataset, job.key).write(number, np.ascontiguousarray(features))
+
+
+@lru_cache(maxsize=1)
+def _network(dataset: str, fingerprint: str, told: str, key: str, gpu: bool) -> tuple[PreparedDataset, Network]:
+    """Built once a process, and refused where its frozen weights are not those that were asked for."""
+    import torch
+
+    from ich_ray.model.networks import build_network
+    from ich_ray.training.frozen_features import trunk_key
+
+    opened = PreparedDataset.open(dataset, fingerprint=fingerprint)
+    parameters = Hyperparameters.model_validate_json(told)
+    network = build_network(parameters, opened.image_shape)
+    if (found := trunk_key(network, parameters, opened)) != key:
+        raise ConfigError(
+            f"weights: every machine must have the same file of {parameters.architecture}, got features {found} "
+            f"instead of {key}; copy the file to all"
+        )
+    return opened, network.to("cuda" if gpu and torch.cuda.is_available() else "cpu")
+
+
+def _opened(job: _Job) -> tuple[PreparedDataset, Network, Hyperparameters]:
+    parameters = Hyperparameters.model_validate(job.parameters)
+    dataset, network = _network(job.dataset, job.fingerprint, parameters.model_dump_json(), job.key, job.gpu)
+    return dataset, network, parameters

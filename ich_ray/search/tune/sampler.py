@@ -1,0 +1,208 @@
+"""Optuna behind Tune's Searcher interface, told the truth by the ledger.
+
+The study lives in memory and is rebuilt from the ledger at every start: completed trials with their value, pruned ones
+with their values at the rungs (all reports of one that reached none) as PRUNED, the rest as FAIL, so that nothing stays
+RUNNING; of those that run it is told at each rung what they have reached. Suggests, in this order: trials that a former
+driver left unfinished, the space's points, then what TPE thinks best. Where the trials are listed there is nothing to
+choose: they run in their order, and Optuna is not asked. Each suggestion stands in the ledger before Tune hears of it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import optuna
+from optuna.trial import TrialState as OptunaState
+from ray.tune.search import Searcher
+
+from ich_ray.search.ledger import Verdict, trial_seed
+from ich_ray.search.optuna_adapter import as_optuna, outcome, reached
+from ich_ray.search.tune.tpe_history import ShownTrials
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from ich_ray.results import Parameter, TrialResult
+    from ich_ray.search.ledger import Ledger
+    from ich_ray.search.space.space import Listed, SearchSpace
+
+__all__ = ["LedgerSampler"]
+
+
+@dataclass
+class _Live:
+    """A trial that runs: what Optuna calls it, None where it was not asked, and the rungs that it was told of."""
+
+    number: int
+    trial: optuna.Trial | None
+    told: set[int] = field(default_factory=set)
+
+    def tell(self, values: Mapping[int, float]) -> None:
+        """The value at each rung, once."""
+        if self.trial is None:
+            return
+        for images_seen in sorted(values.keys() - self.told):
+            self.trial.report(values[images_seen], images_seen)
+        self.told |= values.keys()
+
+
+class LedgerSampler(Searcher):
+    """Suggests `wanted` trials in all and at most `concurrent()` at a time."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        ledger: Ledger,
+        *,
+        wanted: int,
+        concurrent: Callable[[], int],
+        out_of_time: Callable[[], bool],
+        warm: Sequence[TrialResult] = (),
+        listed: Iterable[Listed] | None = None,
+    ) -> None:
+        super().__init__()
+        self._space, self._ledger, self._rungs = space, ledger, space.budget.rungs()
+        self._wanted, self._concurrent, self._out_of_time = wanted, concurrent, out_of_time
+        self._requeued = deque(ledger.unfinished)
+        self._listed = None if listed is None else deque(listed)
+        finished = [trial for _, trial in sorted(ledger.trials.items()) if trial.state != "running"]
+        # Not the search's own seed: after a resume TPE would draw the same first trials again.
+        self._shown = ShownTrials()
+        self._study = _study(space, self._shown, trial_seed(ledger.record.seed, len(ledger.trials)))
+        for trial in (*warm, *finished) if listed is None else ():
+            self._study.add_trial(as_optuna(space, trial))
+        self._warm = len(warm)
+        self._live: dict[str, _Live] = {}
+
+    def known(self) -> list[optuna.trial.FrozenTrial]:
+        """All trials that Optuna was told of, warm ones first, as they stand there."""
+        return self._shown.everything()
+
+    @property
+    def waiting(self) -> list[int]:
+        """Trials that a former driver left unfinished and that have not been started again."""
+        return [trial.number for trial in self._requeued]
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's config; None while every slot is taken; FINISHED at the end."""
+        if len(self._live) >= self._concurrent():
+            return None
+        if self._out_of_time() or not (self._requeued or len(self._ledger.trials) < self._wanted):
+            return str(Searcher.FINISHED)
+        again = bool(self._requeued)
+        record, trial = self._requeue() if again else self._draw()
+        self._live[trial_id] = live = _Live(record.number, trial)
+        live.tell(reached(record, self._rungs))
+        return {
+            "number": record.number,
+            "parameters": record.parameters,
+            "seed": record.seed,
+            "fold": record.fold,
+            "reported": record.images_seen,
+            "again": again,
+        }
+
+    def _requeue(self) -> tuple[TrialResult, optuna.Trial | None]:
+        record = self._requeued.popleft()
+        if self._listed is not None:
+            return record, None
+        trial = self._ask(record.parameters)
+        self._space.draw(_Asked(trial))
+        return record, trial
+
+    def _draw(self) -> tuple[TrialResult, optuna.Trial | None]:
+        if self._listed is not None:
+            parameters, repeats, fold = self._listed.popleft()
+            return self._ledger.add(parameters, repeats=repeats, fold=fold), None
+        number = self._ledger.next_number
+        trial = self._ask(self._space.points[number] if number < len(self._space.points) else {})
+        return self._ledger.add(self._space.draw(_Asked(trial)).parameters), trial
+
+    def _ask(self, known: Mapping[str, Parameter]) -> optuna.Trial:
+        fixed = {spec.name for spec in self._space.parameters if spec.kind == "fixed"}
+        if chosen := {name: value for name, value in known.items() if name not in fixed}:
+            self._study.enqueue_trial(chosen)
+        return self._study.ask()
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Tell Optuna what a trial that goes on has reached, at each rung that it passes."""
+        live = self._live.get(trial_id)
+        if live is None or live.trial is None:
+            return
+        record, images_seen = self._ledger.trials[live.number], result["images_seen"]  # the ledger hears of it later
+        if passed := [level for level in self._rungs if record.images_seen < level <= images_seen]:
+            now = result[f"metrics/{record.objective.metric}"]
+            best = now if record.value is None else record.objective.best((record.value, now))
+            live.tell(dict.fromkeys(passed, best))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
+        """Tell Optuna what the ledger says; a trial that ended without a word is failed there first."""
+        if trial_id not in self._live:
+            return
+        live = self._live.pop(trial_id)
+        number, trial = live.number, live.trial
+        record = self._ledger.trials[number]
+        if record.state == "running":
+            reason = "worker_died" if error else "error"
+            detail = f"its process was lost {record.attempts} times" if error else "it ended without a result"
+            record = self._ledger.finish(number, Verdict("failed", reason, detail))
+        if trial is None:
+            return
+        state, value, intermediate = outcome(record, self._rungs)
+        live.tell(intermediate)
+        self._study.tell(trial, value if state == OptunaState.COMPLETE else None, state)
+
+    def told(self) -> int:
+        """How many trials of the ledger the study holds as they stand there, less those that it should not hold.
+
+        Those that are waiting, or listed, are no concern of the study's and count as told.
+        """
+        if self._listed is not None:
+            return len(self._ledger.trials)
+        held = self.known()[self._warm :]
+        # Optuna gives pruned trials their last intermediate value.
+        here = Counter((trial.state, trial.value if trial.state == OptunaState.COMPLETE else None) for trial in held)
+        there = Counter(
+            outcome(self._ledger.trials[number])[:2] for number in self._ledger.trials if number not in self.waiting
+        )
+        return (here & there).total() - (here - there).total() + len(self._requeued)
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing to save: the state is the ledger."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the state is the ledger."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a search is resumed from its ledger, never from Tune's state")
+
+
+def _study(space: SearchSpace, shown: ShownTrials, seed: int) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # One parameter at a time: fewer images than with a joint density (benchmarks/search_efficiency.py), because a
+        # good trial has few neighbors in all dimensions at once.
+        sampler = optuna.samplers.TPESampler(multivariate=False, constant_liar=True, seed=seed)
+    return optuna.create_study(
+        storage=shown, sampler=sampler, direction="maximize" if space.objective.mode == "max" else "minimize"
+    )
+
+
+class _Asked:
+    """Draws from a running Optuna trial."""
+
+    def __init__(self, trial: optuna.Trial) -> None:
+        self._trial = trial
+
+    def categorical(self, name: str, choices: Sequence[Parameter]) -> Parameter:
+        return cast("Parameter", self._trial.suggest_categorical(name, list(choices)))
+
+    def float(self, name: str, low: float, high: float, log: bool) -> float:
+        return float(self._trial.suggest_float(name, low, high, log=log))
+
+    def int(self, name: str, low: int, high: int) -> int:
+        return int(self._trial.suggest_int(name, low, high))

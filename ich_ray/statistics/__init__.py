@@ -1,0 +1,1 @@
+"""Metrics, calibration errors and intervals of figures; labels, scores and patients, no files."""

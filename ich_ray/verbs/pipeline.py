@@ -1,0 +1,108 @@
+"""The whole road at once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ich_ray import display
+from ich_ray.ct.windowing import DEFAULT_WINDOWS
+from ich_ray.terminal import print_line
+from ich_ray.verbs.options import (
+    REJECTED_SOME,
+    Address,
+    CpusPerTrial,
+    GpusPerTrial,
+    Json,
+    Labels,
+    LimitRejected,
+    Out,
+    Seed,
+    Size,
+    Space,
+    Trials,
+    Windows,
+    WorkersPerTrial,
+    share,
+)
+
+__all__ = ["VERBS"]
+
+
+def demo(out: Out = "demo", as_json: Json = False) -> None:
+    """The whole road on synthetic patients, in minutes."""
+    from ich_ray.pipeline import demo as make_demo
+
+    display.print_run(make_demo(out), as_json)
+
+
+def run(
+    images: Annotated[str, typer.Argument(metavar="DICOM_DIR", help="Folder of DICOM files, read recursively.")],
+    labels: Labels,
+    space: Space,
+    out: Out,
+    size: Size = 128,
+    windows: Windows = DEFAULT_WINDOWS,
+    trials: Trials = None,
+    gpus_per_trial: GpusPerTrial = None,
+    cpus_per_trial: CpusPerTrial = None,
+    workers_per_trial: WorkersPerTrial = None,
+    confirm: Annotated[
+        int,
+        typer.Option("--confirm", min=0, help="Train so many of the best trials again on two folds; 0 takes the best."),
+    ] = 3,
+    seed: Seed = 0,
+    limit_rejected: LimitRejected = "5%",
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """From DICOM to a report; finished stages are skipped."""
+    from ich_ray.pipeline import run as run_all
+
+    result = run_all(
+        images,
+        labels,
+        space,
+        out,
+        size=size,
+        windows=windows,
+        trials=trials,
+        gpus_per_trial=gpus_per_trial,
+        cpus_per_trial=cpus_per_trial,
+        workers_per_trial=workers_per_trial,
+        confirm=confirm,
+        seed=seed,
+        limit_rejected=share(limit_rejected),
+        address=address,
+    )
+    display.print_run(result, as_json)
+    if result.dataset.manifest.rejected:
+        raise typer.Exit(REJECTED_SOME)
+
+
+def reproduce(
+    out: Out,
+    images: Annotated[
+        str | None, typer.Argument(metavar="[DICOM_DIR]", help="Folder of DICOM files; if none, a phantom's.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="Label table of the folder.")] = None,
+    scale: Annotated[
+        Literal["small", "full"], typer.Option("--scale", help="As they were, or in minutes on two cores.")
+    ] = "small",
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Of report A's ResNet50: imagenet, a safetensors file, or none.")
+    ] = None,
+    seed: Seed = 0,
+    limit_rejected: LimitRejected = "5%",
+    address: Address = None,
+) -> None:
+    """Run two published systems again, beside ours, on one page."""
+    from ich_ray.published.reproduce import reproduce as run_again
+
+    keys: dict[str, Any] = {"scale": scale, "weights": weights, "seed": seed, "address": address}
+    page = run_again(images, labels, out, limit_rejected=share(limit_rejected), **keys)
+    print_line(f"page  {page}")
+
+
+VERBS = (demo, run, reproduce)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ich_ray import cli
+from ich_ray.assess.calibration import calibrate
+from ich_ray.bundle import onnx_export
+from ich_ray.bundle.bundle import load_bundle
+from ich_ray.bundle.onnx_export import CARD_KEY, export_onnx, onnx_outputs
+from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.storage import SearchFiles
+from tests.prepared import make_dataset
+from tests.searched import make_bundle, make_search
+
+pytestmark = pytest.mark.slow  # PyTorch takes seconds to export anything
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
+    folder = tmp_path_factory.mktemp("search")
+    dataset = make_dataset(folder / "dataset")
+    files = make_search(folder / "search", dataset)
+    make_bundle(files, dataset)
+    calibrate(files.root, method="platt")
+    return files
+
+
+def test_onnx_runtime_gives_the_same_outputs(
+    search: SearchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.onnx"
+    assert cli.call(["export-onnx", str(search.bundle), str(file)]) == 0
+    assert str(file) in capsys.readouterr().out
+    bundle = load_bundle(search.bundle)
+    for slices in (1, 17):
+        images = np.random.default_rng(slices).integers(0, 256, (slices, 3, 32, 32), np.uint8)
+        logits, probabilities = onnx_outputs(file.read_bytes(), images)
+        np.testing.assert_allclose(logits, bundle.logits(images), atol=1e-5)
+        np.testing.assert_allclose(probabilities, bundle.probabilities(images), atol=1e-6)
+    import onnx
+
+    model = onnx.load(str(file))
+    onnx.checker.check_model(model)
+    card = json.loads({entry.key: entry.value for entry in model.metadata_props}[CARD_KEY])
+    assert card["operating_points"] == bundle.card.model_dump(mode="json")["operating_points"]
+    assert card["not_a_medical_device"] is True
+
+    monkeypatch.setattr(onnx_export, "onnx_outputs", lambda model, images: (np.full(3, 9.0), np.full(3, 0.5)))
+    with pytest.raises(IchRayError, match=r"must give the outputs of the bundle within 0.0001, got a difference of"):
+        export_onnx(search.bundle, tmp_path / "other.onnx")
+    assert not (tmp_path / "other.onnx").exists()
+
+
+def test_a_folder_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call(["export-onnx", "nowhere", str(tmp_path)]) == 2
+    said = f"ich-ray: export-onnx {tmp_path}: must be a file, got a folder; name a file in it\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("package", ["onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named(
+    search: SearchFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    if package == "onnxruntime":
+        monkeypatch.setattr(onnx_export, "_exported", lambda bundle: b"")
+    with pytest.raises(ConfigError, match=rf"{package} must be installed.*ich_ray\[onnx\]"):
+        export_onnx(search.bundle, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []

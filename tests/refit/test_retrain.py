@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ich_ray.assess.calibration import calibrate
+from ich_ray.bundle.bundle import load_bundle
+from ich_ray.data.dataset import PreparedDataset, Role, RoleCounts
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.refit.checkpoints import keep, newest, state_file
+from ich_ray.refit.ray_train import Plan, _resources, _train, patience_over
+from ich_ray.refit.retrain import _plan, _sized, chosen_trial, retrain
+from ich_ray.refit.retrain_record import Retraining, SeedRun, best_run, planned, spread
+from ich_ray.results import Objective, Report, Setup, open_search
+from ich_ray.runtime import connected
+from ich_ray.search.cluster_resources import Machine
+from ich_ray.storage import read_json, write_json
+from ich_ray.training.data_parallel import ALONE
+from ich_ray.training.loop import TrainingState
+from tests.records import make_confirmation
+from tests.searched import PARAMETERS, make_search
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        root = str(Path(__file__).parents[2])
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])))
+        with connected(cpus=2):
+            yield
+
+
+def report(images_seen: int, value: float | None) -> Report:
+    return Report(images_seen=images_seen, metrics={"average_precision": value}, elapsed_s=0, time=0)
+
+
+def test_patience_counts_reports_after_the_best() -> None:
+    values = [0.2, 0.5, 0.4, 0.4, 0.4, 0.4]
+    reports = [report(number, value) for number, value in enumerate(values)]
+    assert not patience_over(reports, Objective())
+    assert patience_over([*reports, report(6, 0.5)], Objective())
+    assert not patience_over([*reports, report(6, 0.6)], Objective())
+    assert patience_over([report(number, None) for number in range(5)], Objective())
+
+
+def of(*kinds: tuple[float | None, float | None, int]) -> list[Machine]:
+    return [Machine("machine", cpus, gpus, count) for cpus, gpus, count in kinds]
+
+
+@pytest.mark.parametrize(
+    ("found", "workers", "gpus", "each"),
+    [
+        (of((2, 0, 1)), 1, None, {"CPU": 2, "GPU": 0}),
+        (of((2, 0, 1)), 2, None, {"CPU": 1, "GPU": 0}),
+        (of((3, 0, 2)), 3, None, {"CPU": 1, "GPU": 0}),
+        (of((0, 0, 1), (8, 0, 1)), 2, None, {"CPU": 4, "GPU": 0}),
+        (of((0, 0, 1), (8, 1, 8)), 8, None, {"CPU": 1, "GPU": 1}),  # a head without work, workers still to be started
+        (of((8, 1, 1)), 1, 0, {"CPU": 8, "GPU": 0}),
+        (of((8, 1, 1)), 2, 0.5, {"CPU": 1, "GPU": 0.5}),
+    ],
+)
+def test_what_each_worker_holds(found: list[Machine], workers: int, gpus: float | None, each: dict[str, float]) -> None:
+    assert _resources(found, workers, gpus) == each
+
+
+@pytest.mark.parametrize(("found", "workers"), [(of((2, 0, 1)), 3), (of((8, 1, 1)), 2), ([], 1), (of((4, 0, 1)), 0)])
+def test_more_workers_than_there_are_places_are_refused(found: list[Machine], workers: int) -> None:
+    with pytest.raises(ConfigError, match=rf"--workers: .* got {workers} workers and .*; ask for fewer workers"):
+        _resources(found, workers, None)
+
+
+def test_the_chosen_trial(dataset: PreparedDataset, tmp_path: Path) -> None:
+    files = make_search(tmp_path / "search", dataset)
+    assert chosen_trial(open_search(files.root)).number == 0
+    write_json(files.confirmation, make_confirmation(2))
+    assert chosen_trial(open_search(files.root)).number == 2
+    write_json(files.confirmation, make_confirmation(7))
+    with pytest.raises(IntegrityError, match="'chosen' must be the number of a trial of this search, got 7"):
+        chosen_trial(open_search(files.root))
+    for damaged in ([], {"chosen": 2}):
+        write_json(files.confirmation, damaged)
+        with pytest.raises(
+            IntegrityError, match=r"confirm\.json: must match its format, got .*; remove the file and conf"
+        ):
+            chosen_trial(open_search(files.root))
+
+
+SEEDS = [
+    SeedRun(seed=1, value=0.7, best_images_seen=300),
+    SeedRun(seed=2, reason="diverged"),
+    SeedRun(seed=3, value=0.9, best_images_seen=500),
+    SeedRun(seed=4, value=0.9, best_images_seen=200),
+]
+
+
+def test_the_best_seed_on_validation_is_kept_and_all_are_told() -> None:
+    best = best_run(SEEDS, Objective())
+    assert best is not None
+    assert best.seed == 3
+    lowest = best_run(SEEDS, Objective(metric="log_loss", mode="min"))
+    assert lowest is not None
+    assert lowest.seed == 1
+    assert best_run([SEEDS[1]], Objective()) is None
+    found = spread(SEEDS)
+    assert found is not None
+    assert (found.seeds, found.failed, found.low, found.high) == (3, 1, 0.7, 0.9)
+    assert found.mean == pytest.approx(2.5 / 3)
+    assert found.std == pytest.approx(0.11547, abs=1e-5)
+    assert str(found) == "mean 0.8333, SD 0.1155, 0.7000 to 0.9000 over 3 seeds, 1 more failed"
+    assert spread([SEEDS[1]]) is None
+
+
+def test_what_a_retraining_may_see(dataset: PreparedDataset, tmp_path: Path) -> None:
+    found = open_search(make_search(tmp_path / "search", dataset).root)
+    roles = {"train": RoleCounts(slices=300, patients=1, positives=1),
+             "validation": RoleCounts(slices=100, patients=1, positives=1)}  # fmt: skip
+    trial = found.best()  # its best report was its last, at 600 images
+    assert planned(found, trial, PARAMETERS, roles, "train", ())[0] == 1200
+    images, source = planned(found, trial, PARAMETERS, roles, "train+validation", ())
+    assert images == 800
+    assert source.endswith("the best report of trial 0, which had seen 600 images")
+    measured = [run for run in SEEDS if run.value is not None]
+    assert (
+        planned(found, trial, PARAMETERS, roles, "train+validation", measured)[0] == 400
+    )  # the median of 200, 300, 500
+
+
+def test_seeds_that_nothing_can_tell_apart_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--seeds 3 first and then with --patients train\+validation alone"):
+        retrain(tmp_path, seeds=3, patients="train+validation")
+    with pytest.raises(ConfigError, match="--seeds: must be at least 1, got 0"):
+        retrain(tmp_path, seeds=0)
+
+
+def test_a_failed_seed_of_several_is_a_finding(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = make_search(tmp_path / "search", dataset)
+
+    def fail(*_: object) -> None:
+        raise TrialFailure("diverged", "the loss is nan")
+
+    monkeypatch.setattr("ich_ray.refit.retrain.fit", fail)
+    monkeypatch.setattr("ich_ray.refit.retrain.connected", lambda _: nullcontext())
+    with pytest.raises(IchRayError, match="one seed at least must get to its end, got diverged, diverged"):
+        retrain(files.root, seeds=2)
+    with pytest.raises(TrialFailure, match="diverged: the loss is nan"):
+        retrain(files.root)
+    assert not files.retraining.exists()
+
+
+def test_another_dataset_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
+    files = make_search(tmp_path / "search", dataset)
+    write_json(files.search, {**read_json(files.search), "fingerprint": "f" * 32})
+    with pytest.raises(IntegrityError, match="the fingerprint must be ffff"):
+        retrain(files.root)
+
+
+def test_only_the_newest_and_the_best_state_stay(tmp_path: Path) -> None:
+    from ich_ray.storage import locate
+
+    folder, reports = locate(tmp_path / "r"), []
+    for number, value in enumerate([0.2, 0.5, 0.4], start=1):
+        reports.append(report(number, value))
+        state = TrainingState({"weights.a": torch.zeros(1)}, {"images_seen": number, "elapsed_s": 0.0, "plan": {}})
+        keep(folder, state, reports, Objective())
+    assert sorted(file.name[-15:-12] for file in folder.glob("state-*")) == ["002", "003"]
+    state, known = newest(folder)
+    assert state is not None
+    assert (state.images_seen, len(known)) == (3, 3)
+    state_file(folder, 3).write_bytes(b"torn")
+    state, known = newest(folder)
+    assert state is not None
+    assert (state.images_seen, len(known)) == (2, 2)
+
+
+def test_retrain_with_one_worker(dataset: PreparedDataset, tmp_path: Path, cluster: None) -> None:
+    files = make_search(tmp_path / "search", dataset, images=400, report_every=100)
+    bundle = retrain(files.root)
+    record = Retraining.model_validate(read_json(files.retraining))
+    seen = [entry.images_seen for entry in record.reports]
+    assert seen == [100 * (number + 1) for number in range(len(seen))]
+    assert seen[-1] == 800 or (record.stopped_early and seen[-1] == record.best_images_seen + 500)
+    values = {entry.images_seen: entry.metrics["average_precision"] for entry in record.reports}
+    assert values[record.best_images_seen] == max(value or 0 for value in values.values())
+    assert not list(files.final.glob("retraining-*"))
+    assert str(record.setup) == "cpu, float32, images on host"
+    assert bundle.card.search.trial == record.trial == 0
+    assert bundle.card.search.selection_value == 0.8
+    assert (bundle.card.temperature, bundle.card.operating_points) == (1.0, {})
+    images = dataset.role("validation").gather(torch.arange(8).numpy())
+    assert load_bundle(files.bundle).logits(images).tolist() == bundle.logits(images).tolist()
+    assert (record.patients, record.images, record.seed, len(record.runs)) == ("train", 800, 10, 1)
+    note = bundle.card.retraining
+    assert note is not None
+    assert (note.patients, note.images, note.seeds, note.rule) == ("train", 800, (10,), "the only one")
+    assert note.validation is not None
+    assert note.validation.mean == max(value or 0 for value in values.values())
+    with pytest.raises(ConfigError, match="--workers: each of 1 or more workers needs a CPU and 0 GPU"):
+        retrain(files.root, workers=3)
+
+
+@pytest.mark.slow
+def test_seeds_and_then_all_patients(dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One search through both: three seeds, killed after the second; then all patients for as long as was best."""
+    files = make_search(tmp_path / "search", dataset, images=200, report_every=100)
+    trained: list[int] = []
+    killed = False
+
+    def fit_here(plan: Plan, *_: object) -> tuple[str, Setup | None]:
+        nonlocal killed
+        if len(trained) == 2 and not killed:
+            killed = True
+            raise KeyboardInterrupt
+        trained.append(plan.seed)
+        return "cpu", _train(plan, ALONE, torch.device("cpu"))
+
+    monkeypatch.setattr("ich_ray.refit.retrain.fit", fit_here)
+    monkeypatch.setattr("ich_ray.refit.retrain.connected", lambda _: nullcontext())
+    with pytest.raises(KeyboardInterrupt):
+        retrain(files.root, seeds=3)
+    assert not files.retraining.exists()
+    bundle = retrain(files.root, seeds=3)
+    assert trained[0] == 10
+    assert len(trained) == 3 == len(set(trained)), "what had ended was not trained again"
+    record = Retraining.model_validate(read_json(files.retraining))
+    assert [run.seed for run in record.runs] == trained
+    values = [run.value for run in record.runs]
+    best = max(record.runs, key=lambda run: run.value or 0)
+    assert (record.seed, record.best_images_seen) == (best.seed, best.best_images_seen)
+    note = bundle.card.retraining
+    assert note is not None
+    assert note.validation is not None
+    assert note.validation.mean == pytest.approx(sum(value or 0 for value in values) / 3)
+    assert (note.validation.low, note.validation.high) == (min(values, key=float), max(values, key=float))  # type: ignore[arg-type]
+    assert not list(files.final.glob("retraining-*"))
+
+    again = retrain(files.root, patients="train+validation")
+    folded = Retraining.model_validate(read_json(files.retraining))
+    share = (len(dataset.role("train")) + len(dataset.role("validation"))) / len(dataset.role("train"))
+    seen = sorted(run.best_images_seen for run in record.runs)[1]
+    assert folded.images == round(seen * share) == folded.best_images_seen == folded.reports[-1].images_seen
+    assert not folded.stopped_early
+    assert all(report.metrics.keys() == {"train_loss"} for report in folded.reports)
+    assert folded.rehearsal == record.runs
+    assert again.card.trained_by == ("train", "validation")
+    assert again.card.retraining is not None
+    assert again.card.retraining.validation == note.validation
+    assert calibrate(files.root).prior_shift == pytest.approx(_shift(dataset, "train", "validation"))
+
+
+def _shift(dataset: PreparedDataset, *roles: Role) -> float:
+    labels = np.concatenate([dataset.role(role).labels for role in roles])
+    return math.log(labels.sum() / (1 - labels).sum())
+
+
+@pytest.mark.slow
+def test_a_diverging_draw_is_an_error_and_not_retried(dataset: PreparedDataset, tmp_path: Path, cluster: None) -> None:
+    wild = {"optimizer": "sgd", "learning_rate": 10.0, "weight_decay": 1.0, "decay": 0.0}
+    files = make_search(tmp_path / "search", dataset, PARAMETERS.model_copy(update=wild), 20_000, 2_000)
+    with pytest.raises(IchRayError, match="diverged"):
+        retrain(files.root)
+    assert not files.retraining.exists()
+
+
+@pytest.mark.slow
+def test_two_workers_equal_one(dataset: PreparedDataset, tmp_path: Path, cluster: None) -> None:
+    parameters = PARAMETERS.model_copy(update={"dropout": 0.0, "learning_rate": 1e-3})
+    found = []
+    for workers in (1, 2):
+        files = make_search(tmp_path / f"search{workers}", dataset, parameters, images=200, report_every=100)
+        retrain(files.root, workers=workers)
+        found.append(Retraining.model_validate(read_json(files.retraining)))
+    assert [record.workers for record in found] == [1, 2]
+    for one, two in zip(found[0].reports, found[1].reports, strict=True):
+        assert two.metrics == pytest.approx(one.metrics, abs=5e-3)
+
+
+def own_train_workers() -> list[int]:
+    """Train workers below this very process: other people's Ray may run on the machine."""
+    parents, workers = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            pid, status, name = int(folder.name), (folder / "status").read_text(), (folder / "cmdline").read_text()
+        except OSError:  # it ended while we looked
+            continue
+        parents[pid] = int(status.split("PPid:")[1].split()[0])
+        workers += [pid] if "RayTrainWorker" in name else []
+
+    def ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
+
+    return [pid for pid in workers if ours(pid)]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_goes_on(dataset: PreparedDataset, tmp_path: Path, cluster: None) -> None:
+    parameters = PARAMETERS.model_copy(update={"learning_rate": 1e-5})
+    files = make_search(tmp_path / "search", dataset, parameters, images=2_000, report_every=400)
+    killed: list[int] = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not list(files.final.glob("retraining-*/reports.json")):
+            time.sleep(0.1)
+        for pid in own_train_workers():
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    retrain(files.root)
+    thread.join()
+    seen = [entry["images_seen"] for entry in read_json(files.retraining)["reports"]]
+    assert seen == [400 * (number + 1) for number in range(len(seen))]
+    assert killed
+
+
+def test_a_sample_in_epochs(dataset: PreparedDataset, tmp_path: Path) -> None:
+    files = make_search(tmp_path / "search", dataset)
+    found = open_search(files.root)
+    trial = found.best()
+    parameters = Hyperparameters.model_validate(trial.parameters)
+    sized = _sized(parameters, dataset, 40, 20)
+    roles = dataset.manifest.roles
+    images, source = planned(found, trial, sized, roles, "train", (), sampled=True)
+    assert source == "20 passes over 40 slices, ended by patience"
+    plan = _plan(found, sized, images, "train", 40)
+    assert (plan.images, plan.report_every) == (800, 40)
+    assert (plan.parameters["training_slices"], plan.parameters["epochs"]) == (40, 20)
+    assert planned(found, trial, parameters, roles, "train", ())[0] == 1200
+    assert planned(found, trial, sized, roles, "train+validation", ())[0] == 600, "a sample is as large for all"
+    with pytest.raises(ConfigError, match="--slices: a sample needs validation patients"):
+        retrain(files.root, slices=40, epochs=20, patients="train+validation")
+    with pytest.raises(ConfigError, match="--slices, --epochs: both must be given"):
+        _sized(parameters, dataset, 40, None)
+    with pytest.raises(ConfigError, match=r"--slices: at most the \d+ training slices can be drawn, got 100,000"):
+        _sized(parameters, dataset, 100_000, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_retraining_says_so(
+    dataset: PreparedDataset, tmp_path: Path, with_signal: signal.Signals
+) -> None:
+    files = make_search(tmp_path / "search", dataset)
+    command = [sys.executable, "-m", "ich_ray.cli", "retrain", str(files.root), "--slices", "100", "--epochs", "1000"]
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root})
+    deadline = time.monotonic() + 120
+    while (
+        time.monotonic() < deadline and process.poll() is None and not list(files.final.glob("retraining-*/ray_train"))
+    ):
+        time.sleep(0.1)
+    process.send_signal(with_signal)
+    said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said.splitlines()[-1]) == (
+        130,
+        "ich-ray: interrupted; nothing finished is lost, run the same command again to go on",
+    )
+    assert "Traceback" not in said

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.experiment import Trial
+
+from ich_ray.results import SearchRecord
+from ich_ray.search.ledger import Ledger, Verdict
+from ich_ray.search.progress_table import RungCount
+from ich_ray.search.space.yaml_file import parse_space
+from ich_ray.search.tune import ledger_callback
+from ich_ray.search.tune.asha import Halving, Rungs
+from ich_ray.search.tune.ledger_callback import Bookkeeper
+from tests.search.test_time_budget import books, start
+
+SPACE = {
+    "name": "tiny",
+    "budget": {"images": 900, "report_every": 100, "first_rung": 100, "min_peers": 1},
+    "parameters": {"dropout": {"uniform": [0.0, 0.6]}, "momentum": 0.9},
+}
+
+
+class Driver:
+    """Tune's part: starts trials and hands on their reports."""
+
+    def __init__(self, folder: Path, hours: float = 1e9) -> None:
+        space = parse_space(SPACE, "x.yaml")
+        record = SearchRecord(
+            name="tiny", space=SPACE, dataset="", fingerprint="f" * 32, prevalence=0.1, seed=0, trials=10, versions={},
+            created=0.0,
+        )  # fmt: skip
+        self.ledger = Ledger.create(folder / "s", record)
+        self.halving = Halving(space.budget, space.objective, Rungs(space.budget, space.objective), lambda: False)
+        sampler: Any = None
+        self.books = Bookkeeper(
+            space, self.ledger, self.halving, sampler, wanted=10, gpus=0, deadline=time.time() + 3600 * hours
+        )
+
+    def start(self) -> Any:
+        trial: Any = SimpleNamespace(config={"number": self.ledger.add({"dropout": 0.1}).number, "again": False})
+        self.books.on_trial_start(0, [], trial)
+        return trial
+
+    def report(self, trial: Any, images_seen: int, value: float) -> None:
+        result = {"images_seen": images_seen, "metrics": {"average_precision": value}, "elapsed_s": 1.0}
+        result["metrics/average_precision"] = value
+        self.halving.on_trial_result(None, trial, result)
+        self.books.on_trial_result(0, [], trial, result)
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    monkeypatch.setattr(ledger_callback, "say", lambda _: None)
+    return Driver(tmp_path)
+
+
+def test_the_standing_counts_what_happened(driver: Driver) -> None:
+    whole, stopped, running = driver.start(), driver.start(), driver.start()
+    for images_seen in range(100, 1000, 100):
+        driver.report(whole, images_seen, 0.5 + images_seen / 10_000)
+    driver.report(stopped, 100, 0.2)
+    driver.report(running, 100, 0.9)
+    assert driver.books._started is not None
+    seen = driver.books.standing(driver.books._started + 10)
+    assert seen.ended == {"completed": 1, "pruned": 1}
+    assert [trial.number for trial in seen.running] == [2]
+    assert seen.best is not None
+    assert (seen.best.number, seen.best.value) == (0, pytest.approx(0.59))
+    assert seen.rungs == [RungCount(100, 3, 1), RungCount(300, 1, 0)]
+    assert (seen.images, seen.images_per_s, seen.elapsed_s) == (1100, 110.0, 10.0)
+    assert seen.searched == ["dropout"]
+    # The plan expects 100 images of 10 trials, 200 of 4 and 600 of 2: 300 each. With two ended after 1,000 in all each
+    # is (1,000 + 3 x 300) / 5 = 380, so 8 more take 3,040, of which 100 are done, at 110 a second.
+    assert seen.left_s == pytest.approx(2940 / 110)
+
+
+def test_a_trial_that_is_started_again_knows_what_it_has_reported(driver: Driver) -> None:
+    trial = driver.start()
+    trial.config["reported"] = 0
+    driver.report(trial, 100, 0.5)
+    driver.books.on_trial_recover(0, [], trial)
+    assert trial.config["reported"] == 100
+
+
+def test_nothing_is_known_before_the_first_report(driver: Driver) -> None:
+    driver.start()
+    driver.books._deadline = float("inf")
+    assert driver.books.standing(time.monotonic() + 5).left_s is None
+
+
+def test_hours_end_what_is_left(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, hours=0.001)
+    driver.report(driver.start(), 100, 0.5)
+    left_s = driver.books.standing(time.monotonic() + 1000).left_s
+    assert left_s is not None
+    assert 0 < left_s <= 3.6
+
+
+def test_a_table_is_drawn_at_most_twice_a_second_and_lines_are_said_without_one(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, said, drawn = [time.monotonic()], [], []
+    monkeypatch.setattr(ledger_callback.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ledger_callback, "say", said.append)
+    for draw in (None, drawn.append):
+        driver.books.draw = draw
+        for _ in range(100):  # ten seconds
+            now[0] += 0.1
+            driver.books.on_step_end(0, [])
+    assert len(said) in {1, 2}
+    assert said[0].startswith("  0/10 trials ended, 0 running, 0 images (0/s)")
+    assert 15 <= len(drawn) <= 20
+
+
+def test_the_line_of_a_trial_that_failed_says_why(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(ledger_callback, "say", said.append)
+    failed, pruned = driver.start(), driver.start()
+    driver.ledger.finish(0, Verdict("failed", "error", "ValueError: a\nb"))
+    driver.ledger.finish(1, Verdict("pruned", "hours", "the search's --hours were over"))
+    for trial in (failed, pruned):
+        driver.books._say_ended(trial.config["number"])
+    assert said == [
+        "trial 0 failed (error: ValueError: a b): no average_precision after 0 images; none completed yet",
+        "trial 1 pruned (hours): no average_precision after 0 images; none completed yet",
+    ]
+
+
+def test_tune_keeps_nothing_of_a_trial_that_has_ended(tmp_path: Path) -> None:
+    ledger, _, keeper = books(tmp_path)
+    for number, ended in enumerate((keeper.on_trial_complete, keeper.on_trial_error)):
+        ledger.add({})
+        trial = start(keeper, number)
+        kept = Trial("unknown", config=trial.config, evaluated_params={"a": 1}, stub=True)  # type: ignore[no-untyped-call]
+        kept.update_last_result({"a": 1})  # type: ignore[no-untyped-call]
+        kept._default_result_or_future = "a reference"
+        assert kept.metric_analysis
+        ended(0, [], kept)
+        assert (kept.metric_analysis, kept.metric_n_steps, kept.evaluated_params) == ({}, {}, {})
+        assert kept.last_result == {"trial_id": kept.trial_id}
+        assert kept._default_result_or_future is None
+
+
+def test_a_tune_that_names_its_reference_otherwise_gets_no_attribute(tmp_path: Path) -> None:
+    ledger, _, keeper = books(tmp_path)
+    ledger.add({})
+    trial = start(keeper, 0)
+    kept: Any = SimpleNamespace(
+        config=trial.config, metric_analysis={}, metric_n_steps={}, last_result={}, evaluated_params={}
+    )
+    keeper.on_trial_complete(0, [], kept)
+    assert not hasattr(kept, "_default_result_or_future")

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.results import SearchResult, open_search
+from ich_ray.runtime import connected
+from ich_ray.search.run import run_search
+from ich_ray.search.tune.multi_worker_trial import _Desk, _Step, _step, _visible
+from ich_ray.search.tune.trial import TrialSettings
+from ich_ray.storage import sha256
+from ich_ray.training.data_parallel import PeerLost, Shard
+from tests.prepared import make_dataset
+from tests.search.fakes import SPACE, FakeWorker
+
+STEP = _Step(100, {"average_precision": 0.5}, 1.0, None, b"state")
+
+
+def test_workers_wait_at_the_desk_until_they_may_go_on() -> None:
+    async def report(desk: _Desk, job: int, number: int, go_on: bool) -> list[bool]:
+        workers = [asyncio.create_task(desk.hand_in(job, number, step)) for step in (STEP, None)]
+        assert await desk.next() == STEP
+        await asyncio.sleep(0.01)
+        assert not any(worker.done() for worker in workers)
+        await desk.answer(go_on)
+        return await asyncio.gather(*workers)
+
+    async def meet() -> list[Any]:
+        desk = _Desk()
+        late = asyncio.create_task(desk.job(2))
+        await desk.post({"seed": 1})
+        first = [await desk.job(1), await report(desk, 1, 1, True), await report(desk, 1, 2, False), late.done()]
+        await desk.post({"seed": 2})
+        second = [await late, await report(desk, 2, 1, True), await report(desk, 2, 2, True)]
+        await desk.post(None)
+        return [*first, *second, await desk.job(3)]
+
+    yes, no = [True, True], [False, False]
+    assert asyncio.run(meet()) == [{"seed": 1}, yes, no, False, {"seed": 2}, yes, yes, None]
+
+
+def test_what_a_worker_says_of_its_failure_comes_after_the_reports_before() -> None:
+    async def meet() -> list[Any]:
+        desk = _Desk()
+        await desk.post({})
+        task = asyncio.create_task(desk.hand_in(1, 1, STEP))
+        await asyncio.sleep(0)
+        await desk.fail("out_of_memory", "first")
+        await desk.fail("error", "second")
+        told = [await desk.next(), await desk.next()]
+        task.cancel()
+        return told
+
+    assert asyncio.run(meet()) == [STEP, ("out_of_memory", "first")]
+
+
+def test_a_state_travels_as_the_file_that_it_will_be(tmp_path: Path) -> None:
+    assert STEP.state().save(tmp_path / "a.safetensors") == sha256(b"state")
+    assert (tmp_path / "a.safetensors").read_bytes() == b"state"
+
+
+def test_the_last_report_of_a_trial_of_few_epochs_needs_no_state() -> None:
+    settings = TrialSettings("", "", "", images=10_000, report_every=50, cpus=1, gpus=0)
+    images = settings.images_of(Hyperparameters(training_slices=50, epochs=3))
+    assert images == 150
+    packed = SimpleNamespace(packed=lambda: b"state")
+    progress = SimpleNamespace(images_seen=100, metrics={}, elapsed_s=1.0, setup=None, state=lambda: packed)
+    assert _step(progress, images).data == b"state"
+    progress.images_seen = 150
+    assert _step(progress, images).data == b""
+
+
+def test_workers_see_the_accelerators_of_their_trial_and_no_others() -> None:
+    assert _visible([]) == {}
+    assert _visible(["3", "1"]) == {
+        "CUDA_VISIBLE_DEVICES": "3,1",
+        "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("[../third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer [127.0.0.1]:9", PeerLost),
+        ("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory", RuntimeError),
+    ],
+)
+def test_a_peer_that_is_lost_in_the_backward_pass(message: str, kind: type[Exception]) -> None:
+    class Failing:
+        def backward(self) -> None:
+            raise RuntimeError(message)
+
+    with pytest.raises(kind) as caught:
+        Shard(0, 2).backward(Failing())  # type: ignore[arg-type]
+    assert type(caught.value) is kind
+
+
+def test_a_lost_peer_is_told_from_a_failure_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reset(_: torch.Tensor) -> None:
+        raise RuntimeError("[pair.cc:537] Connection closed by peer\nmore")
+
+    def full(_: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", reset)
+    with pytest.raises(PeerLost, match=r"every worker must take part, got \[pair.cc:537\] Connection closed by peer$"):
+        Shard(0, 2).total(torch.ones(1))
+    monkeypatch.setattr(torch.distributed, "all_reduce", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        Shard(0, 2).total(torch.ones(1))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together") / "data"
+    make_dataset(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        root = str(Path(__file__).parents[2])
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])))
+        with connected(cpus=2):
+            yield
+
+
+def search(data: Path, folder: Path, space: str = SPACE, **keys: Any) -> SearchResult:
+    folder.mkdir(exist_ok=True)
+    (folder / "space.yaml").write_text(space)
+    return run_search(data, folder / "space.yaml", folder / "s", **{"concurrent": 1, "workers_per_trial": 2, **keys})
+
+
+def everything_is_free(within_s: float = 30) -> bool:
+    """Whether all CPUs come back, and no placement group stays."""
+    import ray
+    from ray.util.placement_group import placement_group_table
+
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        states = {entry["state"] for entry in placement_group_table().values()}
+        if ray.available_resources().get("CPU") == 2 and states <= {"REMOVED"}:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def all_gone(pids: Path, within_s: float = 10) -> bool:
+    deadline = time.monotonic() + within_s
+    while any(Path(f"/proc/{path.name}").exists() for path in pids.iterdir()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+NO_DROPOUT = """
+name: real
+budget: {images: 600, report_every: 200, first_rung: 200, min_peers: 1}
+parameters:
+  architecture: {fixed: plain_cnn}
+  blocks: {fixed: 1}
+  filters: {fixed: 8}
+  dense: {fixed: 0}
+  batch_size: {choice: [16, 21]}
+  learning_rate: {loguniform: [1e-4, 1e-1]}
+  dropout: {fixed: 0.0}
+points: [{learning_rate: 3.0e-3, batch_size: 16}, {learning_rate: 1.0e-4, batch_size: 21}, {learning_rate: 1.0e-1}]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # minutes where other work is going on: a group is six processes that import torch
+def test_two_workers_write_the_ledger_that_one_writes(data: Path, tmp_path: Path, cluster: None) -> None:
+    """Batches of 16 and of an uneven 21, halved: the same draws, decisions and figures as without Ray Train."""
+    one, two = (
+        search(data, tmp_path / str(workers), NO_DROPOUT, trials=3, workers_per_trial=workers) for workers in (1, 2)
+    )
+    assert [trial.parameters for trial in one.trials] == [trial.parameters for trial in two.trials]
+    assert [(trial.state, trial.reason) for trial in one.trials] == [
+        (trial.state, trial.reason) for trial in two.trials
+    ]
+    assert {trial.state for trial in one.trials} == {"completed", "pruned"}
+    for alone, together in zip(one.trials, two.trials, strict=True):
+        assert len(alone.reports) == len(together.reports)
+        for report, other in zip(alone.reports, together.reports, strict=True):
+            assert other.images_seen == report.images_seen
+            assert other.metrics == pytest.approx(report.metrics, abs=2e-3)
+    assert everything_is_free()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_worker_costs_its_trial_one_attempt(data: Path, tmp_path: Path, cluster: None) -> None:
+    trap = tmp_path / "trap"
+    trap.touch()
+    found = search(data, tmp_path, trials=1, _trainer=FakeWorker(kill_once=str(trap)))
+    trial = found.trials[0]
+    assert not trap.exists()
+    assert (trial.state, trial.attempts) == ("completed", 2)
+    assert [report.images_seen for report in trial.reports] == list(range(100, 901, 100))
+    assert {report.metrics["workers"] for report in trial.reports} == {2}
+    assert everything_is_free()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("error", "reason", "detail"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", "OutOfMemoryError: CUDA out of memory"),
+        (ValueError("planted"), "error", "ValueError: planted"),
+    ],
+)
+def test_a_worker_that_fails_fails_its_trial(
+    data: Path, tmp_path: Path, cluster: None, error: Exception, reason: str, detail: str
+) -> None:
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    found = search(data, tmp_path, trials=1, _trainer=FakeWorker(raise_at=(error, 300), pids=str(pids)))
+    trial = found.trials[0]
+    assert (trial.state, trial.reason, trial.detail, trial.attempts) == ("failed", reason, detail, 1)
+    assert [report.images_seen for report in trial.reports] == [100, 200]
+    assert everything_is_free()
+    assert all_gone(pids)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_all_workers_end_with_a_stopped_trial(data: Path, tmp_path: Path, cluster: None) -> None:
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    points = "points: [{learning_rate: 1.0e-3, dropout: 0.3}, {learning_rate: 0.09, dropout: 0.6}]\n"
+    space = SPACE.replace("min_peers: 2", "min_peers: 1") + points
+    found = search(data, tmp_path, space, trials=2, _trainer=FakeWorker(pids=str(pids)))
+    assert [(trial.state, trial.reason) for trial in found.trials] == [("completed", ""), ("pruned", "rung_100")]
+    assert found.trials[1].images_seen == 100
+    assert len([*pids.iterdir()]) == 2  # the same workers in both trials
+    assert everything_is_free(within_s=10)
+    assert all_gone(pids)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_nothing_stays_of_a_trial_whose_process_is_killed(data: Path, tmp_path: Path, cluster: None) -> None:
+    """Ray Train leaves the placement group of such a run until the driver ends; the CPUs are the trial's own."""
+    pids, killed = tmp_path / "pids", []
+    pids.mkdir()
+
+    def kill() -> None:
+        deadline = time.monotonic() + 500
+        while time.monotonic() < deadline and not killed:
+            with_report = [trial for trial in trials() if trial.reports]
+            for trial in with_report:
+                killed.append(int(trial.where.split(":")[1]))
+                os.kill(killed[0], signal.SIGKILL)
+                return
+            time.sleep(0.05)
+
+    def trials() -> Any:
+        return open_search(tmp_path / "s").trials if (tmp_path / "s" / "search.json").exists() else ()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    found = search(data, tmp_path, trials=1, _trainer=FakeWorker(pids=str(pids), wait_s=0.5))
+    thread.join()
+    assert killed
+    assert (found.trials[0].state, found.trials[0].attempts) == ("completed", 2)
+    assert [report.images_seen for report in found.trials[0].reports] == list(range(100, 901, 100))
+    assert everything_is_free()
+    assert all_gone(pids)
