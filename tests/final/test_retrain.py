@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from ich_ray.final.calibration import calibrate
 from ich_ray.final.checkpoints import keep, newest, state_file
 from ich_ray.final.distributed import Plan, _resources, _train, patience_over
 from ich_ray.final.retrain import _plan, _sized, chosen_trial, retrain
-from ich_ray.final.retraining import Retraining, SeedRun, best_run, planned, spread
+from ich_ray.final.retraining import Retraining, SeedRun, best_run, folder_names, planned, spread
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import Objective, Report, Setup, open_search
 from ich_ray.runtime import connected
@@ -143,6 +144,14 @@ def test_what_a_retraining_may_see(dataset: PreparedDataset, tmp_path: Path) -> 
     alone, source = planned(found, trial, PARAMETERS, roles, "train", (), schedule=annealing)
     assert (alone, source) == (600, "that of the search")
     assert planned(found, trial, PARAMETERS, roles, "train+validation", measured, schedule=annealing)[0] == 800
+
+
+def test_the_precision_of_the_search_names_no_folder() -> None:
+    keys = {"parameters": PARAMETERS.identity(), "objective": {}, "images": 9, "report_every": 3, "seed": 1}
+    plan = asdict(Plan(folder="", dataset="/data", fingerprint="f", **keys))  # type: ignore[arg-type]
+    of_0_1_0 = {name: value for name, value in plan.items() if name != "precision"}
+    assert folder_names(plan, PARAMETERS) == folder_names(of_0_1_0, PARAMETERS)
+    assert folder_names(plan | {"precision": "float32"}, PARAMETERS) == folder_names(of_0_1_0, PARAMETERS)
 
 
 def test_seeds_that_nothing_can_tell_apart_are_refused(tmp_path: Path) -> None:
