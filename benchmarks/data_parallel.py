@@ -37,7 +37,7 @@ class Way:
         torch.manual_seed(0)
         network = shard.synchronized(build_network(parameters, (3, size, size)))
         self.weights = list(network.parameters())
-        self._network = network if summed else shard.stepping(network)
+        self._network = network if summed else shard.data_parallel(network)
         self._shard, self._summed = shard, summed
         self._optimizer = torch.optim.SGD(self.weights, 1e-3)
 

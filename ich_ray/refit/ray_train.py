@@ -132,7 +132,8 @@ def _train(plan: Plan, shard: Any, device: Any) -> Setup | None:
     objective = Objective.model_validate(plan.objective)
     training, validation = trained_and_validated(dataset, plan.patients)
     resume, reports = newest(folder)
-    if validation is not None and patience_over(reports, objective):
+    patience = None if validation is None else SCHEDULES[INVERSE_TIME].patience
+    if patience_over(reports, objective, patience):
         return None
     setup = None
     stream = train(
@@ -152,7 +153,7 @@ def _train(plan: Plan, shard: Any, device: Any) -> Setup | None:
         reports.append(_report(progress))
         if shard.rank == 0:
             keep(folder, progress.state(), reports, objective)
-        if validation is not None and patience_over(reports, objective):
+        if patience_over(reports, objective, patience):
             break
     return setup
 
@@ -162,9 +163,8 @@ def _report(progress: Progress) -> Report:
     return Report(images_seen=progress.images_seen, metrics=metrics, elapsed_s=progress.elapsed_s, time=time.time())
 
 
-def patience_over(reports: list[Report], objective: Objective) -> bool:
-    """Whether so many reports have come since the best that training ends."""
-    patience = SCHEDULES[INVERSE_TIME].patience
+def patience_over(reports: list[Report], objective: Objective, patience: int | None) -> bool:
+    """Whether so many reports have come since the best that training ends; never without a patience."""
     if patience is None:
         return False
     best = best_report(reports, objective)

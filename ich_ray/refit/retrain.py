@@ -26,7 +26,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, TrialFailure
@@ -41,6 +41,7 @@ from ich_ray.results import Objective, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import trial_seed
 from ich_ray.storage import Location, locate, read_record, remove, write_json
+from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -102,7 +103,8 @@ def retrain(
     dataset = PreparedDataset.of_search(found)
     parameters = _sized(Hyperparameters.model_validate(trial.parameters), dataset, slices, epochs)
     before = _rehearsal(found, trial, parameters) if patients != "train" else ()
-    images, budget = planned(found, trial, parameters, dataset.manifest.roles, patients, before, sampled=bool(slices))
+    keys: dict[str, Any] = {"schedule": SCHEDULES[INVERSE_TIME], "sampled": bool(slices)}
+    images, budget = planned(found, trial, parameters, dataset.manifest.roles, patients, before, **keys)
     plan = replace(
         _plan(found, parameters, images, patients, slices), placement=placement, precision=found.record.precision
     )

@@ -15,7 +15,6 @@ from ich_ray.data.folds import Patients, roles_of
 from ich_ray.model.hyperparameters import known_fields
 from ich_ray.results import Objective, Report, Setup
 from ich_ray.storage import Count, Line, Plain, Record, Seconds, Seed, Text, sha256
-from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import Role, RoleCounts
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import SearchResult, TrialResult
+    from ich_ray.training.schedule import Schedule
 
 __all__ = ["SEED_RULE", "Retraining", "SeedRun", "best_run", "folder_names", "planned", "spread"]
 
@@ -98,6 +98,7 @@ def planned(
     patients: Patients,
     rehearsal: Sequence[SeedRun],
     *,
+    schedule: Schedule,
     sampled: bool = False,
 ) -> tuple[int, str]:
     """The images that a seed may see, and where that number comes from.
@@ -112,17 +113,20 @@ def planned(
         roles: slices of each role of its dataset.
         patients: who trains.
         rehearsal: seeds of an earlier retraining whose validation patients were held out; the median counts.
+        schedule: of the rate, which says how long a retraining is; one that must reach its end does so whoever trains.
         sampled: the sample and its passes were asked for, not the search's budget.
     """
     if sampled:
         images = parameters.epochs * parameters.training_slices
         return images, f"{parameters.epochs} passes over {parameters.training_slices:,} slices, ended by patience"
+    whole = schedule.retraining_factor * parameters.images_within(int(found.record.space["budget"]["images"]))
     if patients == "train":
-        schedule = SCHEDULES[INVERSE_TIME]
-        images = schedule.retraining_factor * parameters.images_within(int(found.record.space["budget"]["images"]))
-        at_most = " at most, ended by patience" if schedule.patience else ""
-        return images, f"{schedule.retraining_factor} times that of the search{at_most}"
-    if rehearsal:
+        times = f"{schedule.retraining_factor} times " if schedule.retraining_factor > 1 else ""
+        at_most = "" if schedule.patience is None else " at most, ended by patience"
+        return whole, f"{times}that of the search{at_most}"
+    if schedule.patience is None:
+        seen, source = whole, "a retraining on the training patients alone"
+    elif rehearsal:
         seen = statistics.median_low(run.best_images_seen for run in rehearsal)
         source = f"the best report of the retraining without the validation patients (median of {len(rehearsal)})"
     else:

@@ -2,7 +2,9 @@
 
 Knows `torch.distributed` and that a group has been started by whoever started the processes. Gradients come together
 in DistributedDataParallel. It takes the mean over processes, which is the mean over the images of the global batch
-where each process scales the sum of its losses by processes / images (`scale`), cut batches included.
+where each process scales the sum of its losses by processes / images (`scale`), cut batches included. A single sum of
+all gradients after the backward pass gives the same bits and took 1.05 times the time of a step of ResNet18, and as
+long for the plain CNN (benchmarks/data_parallel.py, two CPU processes).
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ class Shard:
         """By which a process multiplies the sum of its losses, so that gradients are of the mean over `images`."""
         return self.count / images
 
-    def stepping(self, network: nn.Module) -> nn.Module:
+    def data_parallel(self, network: nn.Module) -> nn.Module:
         """The network, whose `backward` gives every process the gradient of the global batch."""
         if self.count == 1:
             return network

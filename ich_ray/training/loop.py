@@ -38,7 +38,7 @@ from ich_ray.training.memory import out_of_memory
 from ich_ray.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from ich_ray.training.parts import Budget, Parts, Progress
 from ich_ray.training.precision import autocast, precision_on
-from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, Course
+from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, ScheduleStep
 from ich_ray.training.state import TrainingState
 from ich_ray.training.stream import Stream, mixed_seed
 from ich_ray.training.validation import validation_metrics
@@ -177,13 +177,13 @@ class _Run:
         self.validation_images: PlacedImages | None = None
         features = None if self.parts.augmentation else given or shared(self.network, self.parameters, dataset)
         if features is not None and features.covers(rows):
-            self.stepping: nn.Module = self.shard.stepping(Tail(self.network, self.parameters))
+            self.forward: nn.Module = self.shard.data_parallel(Tail(self.network, self.parameters))
             self.validated = Tail(self.validated, self.parameters)
             self.images: PlacedImages = FeatureImages(features, self.slices, self.device)
             if self.validation is not None:
                 self.validation_images = FeatureImages(features, self.validation, self.device)
             return
-        self.stepping = self.shard.stepping(self.network)
+        self.forward = self.shard.data_parallel(self.network)
         self.images = place(self.slices, self.device, placement, trials=trials)
         if self.validation is not None:
             taken = self.slices.image_bytes if self.images.where == "device" else 0
@@ -226,7 +226,7 @@ class _Run:
             take = end - self.images_seen
         first = self.images_seen
         slices = self.shard.part(self.stream.slices(first, take))
-        rate = self.schedule.rate_at(self.parameters, Course(first, self.budget.images, len(self.slices)))
+        rate = self.schedule.rate_at(self.parameters, ScheduleStep(first, self.budget.images, len(self.slices)))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         index = as_index(slices, self.device)
@@ -236,7 +236,7 @@ class _Run:
             positions = as_index(self.shard.part(np.arange(first, first + take)), self.device)
             images = self.parts.augmentation(images, positions, self.seed)
         with autocast(self.precision, self.device):
-            logits = self.stepping(images)
+            logits = self.forward(images)
         loss = self.loss(logits, index)
         self.shard.backward(loss * self.shard.scale(take))
         self.optimizer.step()

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
     from ich_ray.model.hyperparameters import Hyperparameters
 
-__all__ = ["INVERSE_TIME", "SCHEDULES", "Course", "Schedule"]
+__all__ = ["INVERSE_TIME", "SCHEDULES", "Schedule", "ScheduleStep"]
 
 
 @dataclass(frozen=True)
-class Course:
-    """Where a training stands in its course.
+class ScheduleStep:
+    """A step of a training, whose rate is asked for.
 
     Attributes:
-        images_seen: before the step whose rate is asked for.
+        images_seen: before the step.
         budget_images: at which the training ends.
         slices: training slices, the images of an epoch.
     """
@@ -44,20 +44,20 @@ class Schedule:
     """The rate over a training, and what its shape means for trainings longer than a trial.
 
     Attributes:
-        rate_at: the rate of the step at a point of the course.
+        rate_at: the rate of a step.
         needs_budget: whether the rate depends on the end of the budget; a training then goes on within it alone.
         retraining_factor: the budget of a retraining, in budgets of a trial.
         patience: reports without a better objective before a retraining stops; None where it must reach its end.
     """
 
-    rate_at: Callable[[Hyperparameters, Course], float]
+    rate_at: Callable[[Hyperparameters, ScheduleStep], float]
     needs_budget: bool
     retraining_factor: int = 1
     patience: int | None = None
 
 
-def _inverse_time(parameters: Hyperparameters, course: Course) -> float:
-    return parameters.learning_rate / (1 + parameters.decay * course.epochs)
+def _inverse_time(parameters: Hyperparameters, step: ScheduleStep) -> float:
+    return parameters.learning_rate / (1 + parameters.decay * step.epochs)
 
 
 INVERSE_TIME = "inverse_time"

@@ -11,13 +11,13 @@ import torch
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.training.loop import Budget, Parts, train
-from ich_ray.training.schedule import SCHEDULES, Course, Schedule
+from ich_ray.training.schedule import SCHEDULES, Schedule, ScheduleStep
 from tests.prepared import make_dataset
 
 
-def cosine(parameters: Hyperparameters, course: Course) -> float:
+def cosine(parameters: Hyperparameters, step: ScheduleStep) -> float:
     """Of the image that comes next, so that the first step is one."""
-    share = (course.images_seen + 1) / course.budget_images
+    share = (step.images_seen + 1) / step.budget_images
     if share < 0.05:
         return parameters.learning_rate * share / 0.05
     return parameters.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * (share - 0.05) / 0.95)) / 2)

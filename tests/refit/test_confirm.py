@@ -23,12 +23,11 @@ from ich_ray.data.folds import HeldOut
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit import confirm as module
-from ich_ray.refit.confirm import Confirmation, confirm
-from ich_ray.refit.retrain import chosen_trial
-from ich_ray.results import SearchRecord, open_search
+from ich_ray.refit.confirm import Confirmation, chosen_trial, confirm
+from ich_ray.results import Precision, SearchRecord, open_search
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.tune.trial import TrialSettings, train_model
-from ich_ray.storage import SearchFiles, locate, read_json
+from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from tests.prepared import make_dataset
 from tests.search.fakes import FakeProgress
 
@@ -161,6 +160,18 @@ def test_what_failed_is_trained_again_unless_it_diverged(tmp_path: Path, dataset
 def test_any_name_can_be_confirmed(tmp_path: Path, dataset: PreparedDataset, name: str, confirmed: str) -> None:
     found = open_search(searched(tmp_path / "s", dataset, FAVORITES, space={**SPACE, "name": name}))
     assert module._space(found).name == confirmed
+
+
+@pytest.mark.parametrize("precision", [None, "float32", "bfloat16 channels_last"])
+def test_it_computes_as_the_search_did(tmp_path: Path, dataset: PreparedDataset, precision: Precision | None) -> None:
+    """None is of version 0.1.0, whose search.json has no such key."""
+    folder = searched(tmp_path / "s", dataset, FAVORITES, precision=precision)
+    if precision is None:
+        record = read_json(SearchFiles(locate(folder)).search)
+        assert record.pop("precision", "absent") is None
+        write_json(SearchFiles(locate(folder)).search, record)
+    found = open_search(folder)
+    assert module._record(found, module._space(found), 6).precision == precision
 
 
 def test_seeds_are_not_those_of_the_search(tmp_path: Path, dataset: PreparedDataset) -> None:

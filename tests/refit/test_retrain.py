@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,17 @@ from ich_ray.data.dataset import PreparedDataset, Role, RoleCounts
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit.checkpoints import keep, newest, state_file
+from ich_ray.refit.confirm import chosen_trial
 from ich_ray.refit.ray_train import Plan, _resources, _train, patience_over
-from ich_ray.refit.retrain import _plan, _sized, chosen_trial, retrain
-from ich_ray.refit.retrain_record import Retraining, SeedRun, best_run, planned, spread
+from ich_ray.refit.retrain import _plan, _sized, retrain
+from ich_ray.refit.retrain_record import Retraining, SeedRun, best_run, folder_names, planned, spread
 from ich_ray.results import Objective, Report, Setup, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.cluster_resources import Machine
 from ich_ray.storage import read_json, write_json
 from ich_ray.training.data_parallel import ALONE
 from ich_ray.training.loop import TrainingState
+from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, Schedule
 from tests.records import make_confirmation
 from tests.searched import PARAMETERS, make_search
 
@@ -50,10 +53,11 @@ def report(images_seen: int, value: float | None) -> Report:
 def test_patience_counts_reports_after_the_best() -> None:
     values = [0.2, 0.5, 0.4, 0.4, 0.4, 0.4]
     reports = [report(number, value) for number, value in enumerate(values)]
-    assert not patience_over(reports, Objective())
-    assert patience_over([*reports, report(6, 0.5)], Objective())
-    assert not patience_over([*reports, report(6, 0.6)], Objective())
-    assert patience_over([report(number, None) for number in range(5)], Objective())
+    assert not patience_over(reports, Objective(), 5)
+    assert patience_over([*reports, report(6, 0.5)], Objective(), 5)
+    assert not patience_over([*reports, report(6, 0.6)], Objective(), 5)
+    assert patience_over([report(number, None) for number in range(5)], Objective(), 5)
+    assert not patience_over([*reports, report(6, 0.5)], Objective(), None)
 
 
 def of(*kinds: tuple[float | None, float | None, int]) -> list[Machine]:
@@ -98,6 +102,7 @@ def test_the_chosen_trial(dataset: PreparedDataset, tmp_path: Path) -> None:
             chosen_trial(open_search(files.root))
 
 
+DECAYING = SCHEDULES[INVERSE_TIME]
 SEEDS = [
     SeedRun(seed=1, value=0.7, best_images_seen=300),
     SeedRun(seed=2, reason="diverged"),
@@ -128,14 +133,26 @@ def test_what_a_retraining_may_see(dataset: PreparedDataset, tmp_path: Path) -> 
     roles = {"train": RoleCounts(slices=300, patients=1, positives=1),
              "validation": RoleCounts(slices=100, patients=1, positives=1)}  # fmt: skip
     trial = found.best()  # its best report was its last, at 600 images
-    assert planned(found, trial, PARAMETERS, roles, "train", ())[0] == 1200
-    images, source = planned(found, trial, PARAMETERS, roles, "train+validation", ())
+    assert planned(found, trial, PARAMETERS, roles, "train", (), schedule=DECAYING)[0] == 1200
+    images, source = planned(found, trial, PARAMETERS, roles, "train+validation", (), schedule=DECAYING)
     assert images == 800
     assert source.endswith("the best report of trial 0, which had seen 600 images")
     measured = [run for run in SEEDS if run.value is not None]
     assert (
-        planned(found, trial, PARAMETERS, roles, "train+validation", measured)[0] == 400
+        planned(found, trial, PARAMETERS, roles, "train+validation", measured, schedule=DECAYING)[0] == 400
     )  # the median of 200, 300, 500
+    annealing = Schedule(lambda *_: 0.1, needs_budget=True)
+    alone, source = planned(found, trial, PARAMETERS, roles, "train", (), schedule=annealing)
+    assert (alone, source) == (600, "that of the search")
+    assert planned(found, trial, PARAMETERS, roles, "train+validation", measured, schedule=annealing)[0] == 800
+
+
+def test_the_precision_of_the_search_names_no_folder() -> None:
+    keys = {"parameters": PARAMETERS.identity(), "objective": {}, "images": 9, "report_every": 3, "seed": 1}
+    plan = asdict(Plan(folder="", dataset="/data", fingerprint="f", **keys))  # type: ignore[arg-type]
+    of_0_1_0 = {name: value for name, value in plan.items() if name != "precision"}
+    assert folder_names(plan, PARAMETERS) == folder_names(of_0_1_0, PARAMETERS)
+    assert folder_names(plan | {"precision": "float32"}, PARAMETERS) == folder_names(of_0_1_0, PARAMETERS)
 
 
 def test_seeds_that_nothing_can_tell_apart_are_refused(tmp_path: Path) -> None:
@@ -336,13 +353,15 @@ def test_a_sample_in_epochs(dataset: PreparedDataset, tmp_path: Path) -> None:
     parameters = Hyperparameters.model_validate(trial.parameters)
     sized = _sized(parameters, dataset, 40, 20)
     roles = dataset.manifest.roles
-    images, source = planned(found, trial, sized, roles, "train", (), sampled=True)
+    images, source = planned(found, trial, sized, roles, "train", (), schedule=DECAYING, sampled=True)
     assert source == "20 passes over 40 slices, ended by patience"
     plan = _plan(found, sized, images, "train", 40)
     assert (plan.images, plan.report_every) == (800, 40)
     assert (plan.parameters["training_slices"], plan.parameters["epochs"]) == (40, 20)
-    assert planned(found, trial, parameters, roles, "train", ())[0] == 1200
-    assert planned(found, trial, sized, roles, "train+validation", ())[0] == 600, "a sample is as large for all"
+    assert planned(found, trial, parameters, roles, "train", (), schedule=DECAYING)[0] == 1200
+    assert planned(found, trial, sized, roles, "train+validation", (), schedule=DECAYING)[0] == 600, (
+        "a sample is as large for all"
+    )
     with pytest.raises(ConfigError, match="--slices: a sample needs validation patients"):
         retrain(files.root, slices=40, epochs=20, patients="train+validation")
     with pytest.raises(ConfigError, match="--slices, --epochs: both must be given"):

@@ -6,7 +6,7 @@ import pytest
 
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, Course
+from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, ScheduleStep
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, Course
 def test_inverse_time_decays_with_epochs_whatever_the_budget(images_seen: int, rate: float, budget: int) -> None:
     parameters = Hyperparameters(learning_rate=0.1, decay=0.5)
     schedule = SCHEDULES[INVERSE_TIME]
-    assert schedule.rate_at(parameters, Course(images_seen, budget, slices=100)) == pytest.approx(rate)
+    assert schedule.rate_at(parameters, ScheduleStep(images_seen, budget, slices=100)) == pytest.approx(rate)
     assert (schedule.needs_budget, schedule.retraining_factor, schedule.patience) == (False, 2, 5)
 
 

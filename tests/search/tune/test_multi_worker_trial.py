@@ -92,7 +92,10 @@ def test_workers_see_the_accelerators_of_their_trial_and_no_others() -> None:
 @pytest.mark.parametrize(
     ("message", "kind"),
     [
-        ("[../third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer [127.0.0.1]:9", PeerLost),
+        (
+            "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer",
+            PeerLost,
+        ),
         ("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory", RuntimeError),
     ],
 )
