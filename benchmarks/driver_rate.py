@@ -32,8 +32,8 @@ from ich_ray.search import ledger as ledgers
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.space.space import RandomSuggest
 from ich_ray.search.space.yaml_file import SearchSpace, load_space
-from ich_ray.search.tune.asha import Halving, Rungs
-from ich_ray.search.tune.ledger_callback import Bookkeeper
+from ich_ray.search.tune.asha import AshaRungs, AshaScheduler
+from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.sampler import LedgerSampler
 
 FLOOR = 0.14
@@ -45,18 +45,18 @@ class Driver:
 
     ledger: Ledger
     sampler: LedgerSampler
-    halving: Halving
-    books: Bookkeeper
+    asha: AshaScheduler
+    ledger_callback: LedgerCallback
     spent: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {"report": [], "start": []})
 
     @classmethod
     def over(cls, space: SearchSpace, ledger: Ledger, slots: int) -> Driver:
         wanted = 10**6
-        rungs = Rungs.rebuilt(space.budget, space.objective, ledger.trials.values())
-        halving = Halving(space.budget, space.objective, rungs, lambda: None)
+        rungs = AshaRungs.rebuilt(space.budget, space.objective, ledger.trials.values())
+        asha = AshaScheduler(space.budget, space.objective, rungs, lambda: None)
         sampler = LedgerSampler(space, ledger, wanted=wanted, concurrent=lambda: slots, out_of_time=lambda: False)
-        books = Bookkeeper(space, ledger, halving, sampler, wanted=wanted, gpus=1, deadline=math.inf)
-        return cls(ledger, sampler, halving, books)
+        ledger_callback = LedgerCallback(space, ledger, asha, sampler, wanted=wanted, gpus=1, deadline=math.inf)
+        return cls(ledger, sampler, asha, ledger_callback)
 
     def start(self, trials: list[Any]) -> Any:
         began = time.perf_counter(), time.process_time()
@@ -66,7 +66,7 @@ class Driver:
             metric_n_steps={}, last_result={}, evaluated_params={},
         )  # fmt: skip
         trials.append(trial)
-        self.books.on_trial_start(0, trials, trial)
+        self.ledger_callback.on_trial_start(0, trials, trial)
         self._spend("start", began)
         return trial
 
@@ -83,15 +83,15 @@ class Driver:
             "pid": 1,
             "checkpoint": {"file": name, "sha256": "0" * 64, "images_seen": images},
         }
-        decision = self.halving.on_trial_result(None, trial, result)
+        decision = self.asha.on_trial_result(None, trial, result)
         if decision == "CONTINUE":  # in Tune's order
             self.sampler.on_trial_result(trial.trial_id, result)
-        self.books.on_trial_result(0, trials, trial, result)
+        self.ledger_callback.on_trial_result(0, trials, trial, result)
         if decision != "CONTINUE":
             trial.status = "TERMINATED"
             self.sampler.on_trial_complete(trial.trial_id, result)
-            self.books.on_trial_complete(0, trials, trial)
-        self.books.on_step_end(0, trials)
+            self.ledger_callback.on_trial_complete(0, trials, trial)
+        self.ledger_callback.on_step_end(0, trials)
         self._spend("report", began)
         return bool(decision == "CONTINUE")
 
@@ -123,7 +123,7 @@ def ended(space: SearchSpace, folder: Path, known: int, rng: np.random.Generator
     )  # fmt: skip
     ledger = Ledger.create(folder, record)
     random = RandomSuggest(seed=int(rng.integers(2**31)))
-    halving = Halving(space.budget, space.objective, Rungs(space.budget, space.objective), lambda: None)
+    asha = AshaScheduler(space.budget, space.objective, AshaRungs(space.budget, space.objective), lambda: None)
     with mock.patch.object(ledgers, "write_bytes"), mock.patch.object(Ledger, "_drop_checkpoint"):
         for number in range(known):
             ledger.add(space.draw(random).parameters)
@@ -132,8 +132,8 @@ def ended(space: SearchSpace, folder: Path, known: int, rng: np.random.Generator
                 images += space.budget.report_every
                 measured = value(rng, images)
                 result = {"images_seen": images, "metrics/average_precision": measured}
-                halving.on_trial_result(None, SimpleNamespace(config={"number": number}), result)  # type: ignore[arg-type]
-                end = halving.verdicts.get(number)
+                asha.on_trial_result(None, SimpleNamespace(config={"number": number}), result)  # type: ignore[arg-type]
+                end = asha.verdicts.get(number)
                 metrics = {"average_precision": measured, "train_loss": 1 - measured}
                 ledger.report(number, images, metrics, images / 1000, end=end)
     return ledger

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ich_ray.data.feature_store import FeaturesInMemory
-from ich_ray.data.folds import pool_rows
+from ich_ray.data.folds import development_rows
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 from ich_ray.training import loop
@@ -45,7 +45,7 @@ class Loop:
         self, parameters: Hyperparameters, dataset: PreparedDataset, features: FeaturesInMemory | None
     ) -> None:
         roles = dataset.role("train"), dataset.role("validation")
-        keys = {"budget": loop.Budget(10**9, 10**9), "seed": 0, "device": torch.device("cpu"), "shard": ALONE}
+        keys = {"budget": loop.TrainingBudget(10**9, 10**9), "seed": 0, "device": torch.device("cpu"), "shard": ALONE}
         self._run = loop._Run(parameters, *roles, loop.Parts(), **keys)
         self._run.start(None, "host", 1, features)
 
@@ -73,7 +73,7 @@ def main() -> None:
     parameters = Hyperparameters(architecture=asked.architecture, unfreeze_from="layer4", batch_size=16)
     with tempfile.TemporaryDirectory() as folder:
         dataset = make_dataset(Path(folder) / "data", patients=24, size=asked.size)
-        rows = pool_rows(dataset)
+        rows = development_rows(dataset)
         torch.manual_seed(0)
         network = build_network(parameters, dataset.image_shape)
         started = time.process_time()

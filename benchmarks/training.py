@@ -67,7 +67,7 @@ class Loop:
 
     def __init__(self, dataset: PreparedDataset, in_memory: bool) -> None:
         roles = dataset.role("train"), dataset.role("validation")
-        keys = {"budget": loop.Budget(10**9, 10**9), "seed": 0, "device": torch.device("cpu"), "shard": ALONE}
+        keys = {"budget": loop.TrainingBudget(10**9, 10**9), "seed": 0, "device": torch.device("cpu"), "shard": ALONE}
         self._run = loop._Run(Hyperparameters(), *roles, loop.Parts(), **keys)
         self._run.start(None, "host", 1)
         self.images = Timed(InMemory(roles[0]) if in_memory else self._run.images)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ich_ray.results import SearchResult, TrialResult, open_search
     from ich_ray.search.audit.search_audit import Audit, audit
     from ich_ray.search.export import export
-    from ich_ray.search.plan.plan_report import Outlook, plan_search
+    from ich_ray.search.plan.plan_report import SearchPlan, plan_search
     from ich_ray.search.run import run_search
 
 _HOMES = {
@@ -33,7 +33,7 @@ _HOMES = {
     "Bundle": "ich_ray.bundle.bundle",
     "IchRayError": "ich_ray.errors",
     "Job": "ich_ray.cluster.jobs",
-    "Outlook": "ich_ray.search.plan.plan_report",
+    "SearchPlan": "ich_ray.search.plan.plan_report",
     "PreparedDataset": "ich_ray.data.dataset",
     "SearchResult": "ich_ray.results",
     "TrialResult": "ich_ray.results",
@@ -65,8 +65,8 @@ __all__ = [
     "Bundle",
     "IchRayError",
     "Job",
-    "Outlook",
     "PreparedDataset",
+    "SearchPlan",
     "SearchResult",
     "TrialResult",
     "audit",

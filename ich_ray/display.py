@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.identities import identities_file
-from ich_ray.search.progress_table import said_detail, said_parameters
+from ich_ray.search.progress_table import format_failure, format_parameters
 from ich_ray.terminal import print_json, print_line, print_table
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from ich_ray.refit.confirm import Confirmation
     from ich_ray.results import SearchResult
     from ich_ray.search.audit.search_audit import Audit
-    from ich_ray.search.plan.plan_report import Outlook
+    from ich_ray.search.plan.plan_report import SearchPlan
 
 __all__ = [
     "print_audit",
     "print_confirmation",
     "print_dataset",
     "print_identities",
-    "print_outlook",
+    "print_plan",
     "print_probe",
     "print_quick",
     "print_run",
@@ -79,7 +79,7 @@ def print_identities(rows: Sequence[FileIdentity], asked: bool, as_json: bool) -
         print_line("every file was accepted")
 
 
-def print_outlook(outlook: Outlook, as_json: bool) -> None:
+def print_plan(outlook: SearchPlan, as_json: bool) -> None:
     """What a search would do and take."""
     if as_json:
         print_json(outlook.figures())
@@ -103,7 +103,7 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
     for trial in ranked[: top or _TABLE_ROWS]:
         seconds = f"{trial.reports[-1].elapsed_s:.0f}" if trial.reports else "-"
         state = f"{trial.state} ({trial.reason})" if trial.reason else trial.state
-        value, drawn = _plain(trial.value), said_parameters(trial.parameters)
+        value, drawn = _plain(trial.value), format_parameters(trial.parameters)
         rows.append((trial.number, state, value, trial.images_seen, seconds, drawn))
     columns = ("trial", "state", found.objective.metric, "images", "seconds", "parameters")
     print_table(columns, rows, left=_TEXT)
@@ -117,7 +117,7 @@ def _print_failures(found: SearchResult) -> None:
     ways: dict[str, list[int]] = {}
     for trial in found.trials:
         if trial.state == "failed":
-            ways.setdefault(said_detail(trial), []).append(trial.number)
+            ways.setdefault(format_failure(trial), []).append(trial.number)
     commonest = sorted(ways.items(), key=lambda way: -len(way[1]))
     for why, numbers in commonest[:_TABLE_ROWS]:
         others = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
@@ -136,7 +136,7 @@ def print_probe(done: Probe, out: str, as_json: bool) -> None:
     rows = []
     for winner in winners:
         figures = (winner.losses[0], winner.loss, winner.average_precision)
-        rows.append((*map(_plain, figures), said_parameters(winner.parameters)))
+        rows.append((*map(_plain, figures), format_parameters(winner.parameters)))
     print_table(("first loss", "last loss", "AP", "parameters"), rows, left=_TEXT)
     for what, file in (("table", "probe.csv"), ("plot", "probe.html"), ("space", "space.yaml")):
         print_line(f"{what:7}{out}/{file}")
@@ -152,7 +152,7 @@ def print_quick(rows: Sequence[QuickRow], as_json: bool) -> None:
     for row in rows:
         figures = row.figures()
         shown = (_plain(figures[name]) for name in (*names, "average_precision"))
-        lines.append((row.trial, *shown, row.images, said_parameters(row.parameters)))
+        lines.append((row.trial, *shown, row.images, format_parameters(row.parameters)))
     print_table(("trial", *names, "AP", "images", "parameters"), lines, left=_TEXT)
 
 
@@ -196,7 +196,7 @@ def print_run(result: RunResult, as_json: bool) -> None:
         return
     by = "by confirmation" if again else "the best of the search"
     of = f"{chosen.number} of {len(result.search.trials)}, {by}"
-    print_line(f"chosen trial      {of}: {said_parameters(chosen.parameters)}")
+    print_line(f"chosen trial      {of}: {format_parameters(chosen.parameters)}")
     metric, score = chosen.objective.metric, _plain(chosen.value, digits=3)
     print_line(f"selection score   {metric} {score} on validation patients (optimistic: it chose)")
     if best.number != chosen.number:

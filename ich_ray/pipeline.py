@@ -111,7 +111,7 @@ def run(
     """
     from ich_ray.data.prepare.run import prepare
     from ich_ray.refit.confirm import confirmed
-    from ich_ray.search.cluster_resources import Fleet
+    from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.preflight import plan_slots
     from ich_ray.search.run import run_search
     from ich_ray.search.space.yaml_file import load_space
@@ -126,7 +126,7 @@ def run(
         )
     with connected(address):
         if not DatasetFiles(root / "dataset").manifest.exists():
-            plan_slots(Fleet().machines(), gpus_per_trial, cpus_per_trial, None, workers_per_trial)
+            plan_slots(ClusterResources().machines(), gpus_per_trial, cpus_per_trial, None, workers_per_trial)
         progress.say("prepare")
         dataset = prepare(
             images, labels, root / "dataset", size=size, windows=windows, seed=seed, limit_rejected=limit_rejected

@@ -16,9 +16,9 @@ from ich_ray.storage import (
     Count,
     Fingerprint,
     Integer,
+    JsonValue,
     Line,
     Location,
-    Plain,
     Record,
     RelativeFile,
     SearchFiles,
@@ -28,9 +28,9 @@ from ich_ray.storage import (
     Share,
     Text,
     Time,
+    exists,
     first_problem,
     is_foreign,
-    is_there,
     locate,
     read_record,
 )
@@ -45,13 +45,13 @@ __all__ = [
     "LEAK",
     "MOST_TRIALS",
     "CheckpointReference",
-    "Ending",
+    "EndCheck",
+    "ExecutionInfo",
     "Objective",
     "Precision",
     "Report",
     "SearchRecord",
     "SearchResult",
-    "Setup",
     "Split",
     "TrialResult",
     "TrialState",
@@ -133,7 +133,7 @@ class Objective(Record):
         return max(values) if self.mode == "max" else min(values)
 
 
-class Setup(Record):
+class ExecutionInfo(Record):
     """How a trial was computed.
 
     Attributes:
@@ -184,7 +184,7 @@ class TrialResult(Record):
     started: Time = 0.0
     ended: Time | None = None
     where: Line = ""
-    setup: Setup | None = None
+    setup: ExecutionInfo | None = None
     repeats: Count | None = None
     fold: Count | None = None
 
@@ -215,7 +215,7 @@ class TrialResult(Record):
         return dict(self.best_report.metrics) if self.best_report else {}
 
 
-class Ending(Record):
+class EndCheck(Record):
     """All trials of a search have ended; as seen by the driver that brought it there.
 
     Attributes:
@@ -240,7 +240,7 @@ class _Amendment(Record):
     trials: _Trials = 0
     warm_start: Address | None = None
     dataset: Address = ""
-    ended: Ending | None = None
+    ended: EndCheck | None = None
 
 
 class SearchRecord(Record):
@@ -258,7 +258,7 @@ class SearchRecord(Record):
 
     format: Literal[1] = 1
     name: Line
-    space: dict[Line, Plain]
+    space: dict[Line, JsonValue]
     dataset: Address
     fingerprint: Fingerprint
     prevalence: Share
@@ -268,7 +268,7 @@ class SearchRecord(Record):
     precision: Precision | None = None
     versions: dict[Line, Line]
     created: Time
-    amendments: tuple[dict[Line, Plain], ...] = ()
+    amendments: tuple[dict[Line, JsonValue], ...] = ()
 
     @field_validator("amendments")
     @classmethod
@@ -312,10 +312,10 @@ class SearchRecord(Record):
         return found
 
     @property
-    def ended(self) -> Ending | None:
+    def ended(self) -> EndCheck | None:
         """The last time that all trials had ended, None before."""
         told = self._amended("ended", None)
-        return None if told is None else Ending.model_validate(told)
+        return None if told is None else EndCheck.model_validate(told)
 
     def _amended(self, key: str, first: Any) -> Any:
         return next((change[key] for change in reversed(self.amendments) if key in change), first)
@@ -426,7 +426,7 @@ def open_search(where: Location) -> SearchResult:
         IntegrityError: a file of it is damaged.
     """
     files = SearchFiles(locate(where))
-    if not is_there(files.search):
+    if not exists(files.search):
         raise ConfigError(f"{files.root}: a search holds search.json, got none; check the path or run `ich-ray search`")
     remedy = "restore the file or start a new search"
     record = read_record(files.search, SearchRecord, remedy)

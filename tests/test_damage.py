@@ -16,7 +16,7 @@ from ich_ray.bundle.bundle import Bundle, load_bundle
 from ich_ray.bundle.card import Card, DatasetNote, SearchNote
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.feature_store import FeatureFiles, Features
-from ich_ray.data.folds import pool_rows
+from ich_ray.data.folds import development_rows
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
@@ -37,7 +37,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     dataset = make_dataset(folder / "data", patients=4, size=8, blocks=2)
     files = FeatureFiles.of(dataset, KEY)
-    files.write(0, np.arange(4.0 * len(pool_rows(dataset)), dtype=np.float32).reshape(-1, 4))
+    files.write(0, np.arange(4.0 * len(development_rows(dataset)), dtype=np.float32).reshape(-1, 4))
     files.finish(dataset, (4,))
     manifest = dataset.manifest
     card = Card(

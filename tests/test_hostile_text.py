@@ -16,7 +16,7 @@ from ich_ray.cluster.checks import Finding
 from ich_ray.cluster.jobs import Job
 from ich_ray.results import TrialResult
 from ich_ray.search.ledger import Ledger, Verdict
-from ich_ray.search.progress_table import said_detail
+from ich_ray.search.progress_table import format_failure
 from ich_ray.storage import SearchFiles, locate, write_json
 from ich_ray.terminal import printable
 from tests.hostile_text import HOSTILE, PLANTED, steers
@@ -29,7 +29,7 @@ Said = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Iterator[Said]:
+def describe(capsys: pytest.CaptureFixture[str]) -> Iterator[Said]:
     """Run a verb; its exit code and all that it printed, none of which steers."""
 
     def checked(*arguments: object) -> tuple[int, str]:
@@ -258,7 +258,7 @@ def test_why_the_process_of_a_trial_ended(tmp_path: Path, capsys: pytest.Capture
     ended = ledger.finish(ledger.add({"dropout": 0.5}).number, Verdict("failed", "error", f"ValueError: {HOSTILE}"))
     progress.show()
     try:
-        progress.say(f"trial 0 failed ({said_detail(ended)})")
+        progress.say(f"trial 0 failed ({format_failure(ended)})")
     finally:
         progress.show(False)
     err = capsys.readouterr().err

@@ -64,7 +64,9 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     dataset = make_dataset(tmp_path / "dataset", patients=40, size=16)
     monkeypatch.setattr(pipeline, "connected", lambda _: nullcontext())
-    monkeypatch.setattr("ich_ray.search.cluster_resources.Fleet", lambda: SimpleNamespace(machines=lambda: [MACHINE]))
+    monkeypatch.setattr(
+        "ich_ray.search.cluster_resources.ClusterResources", lambda: SimpleNamespace(machines=lambda: [MACHINE])
+    )
     for name, module in STAGES.items():
         monkeypatch.setattr(f"{module}.{name}", stage(name))
     return calls

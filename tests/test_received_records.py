@@ -60,7 +60,7 @@ STATED = {
     "results.SearchRecord text": "name space versions",
     "results.SearchRecord seed": "seed",
     "results.SearchRecord signed": "space",
-    "results.Setup text": "device mode rates",
+    "results.ExecutionInfo text": "device mode rates",
     "results.TrialResult text": "detail parameters reason where",
     "results.TrialResult lines": "detail",
     "results.TrialResult signed": "parameters",

@@ -21,7 +21,7 @@ from ich_ray.storage import (
     SearchFiles,
     check_file,
     check_folder,
-    exclusive,
+    file_lock,
     holds_credentials,
     is_local,
     locate,
@@ -56,7 +56,7 @@ def test_a_uri_of_this_machine_is_a_path_that_is_locked_and_replaced_like_any(pr
     assert is_local(path)
     assert str(path) == f"{tmp_path}/a b"
     assert path == locate(locate(path))
-    with exclusive(path / ".lock", "a search"):
+    with file_lock(path / ".lock", "a search"):
         assert (tmp_path / "a b" / ".lock").exists()
 
 
@@ -69,7 +69,7 @@ def test_a_place_that_cannot_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "s" / ".lock").mkdir(parents=True)
     for place, got in (("file", "file exists"), ("file/s", "not a directory"), ("s", "is a directory")):
         told = f"{place}: must be a folder where a search can be written, got {got}; choose another"
-        with pytest.raises(ConfigError, match=told), exclusive(locate(tmp_path / place / ".lock"), "a search"):
+        with pytest.raises(ConfigError, match=told), file_lock(locate(tmp_path / place / ".lock"), "a search"):
             pass
 
 
@@ -263,7 +263,7 @@ def test_a_process_that_has_read_a_table_ends_as_it_wants(read: str, tmp_path: P
 
 
 def _hold(lock: str, held: multiprocessing.Event, done: multiprocessing.Event) -> None:  # type: ignore[valid-type]
-    with exclusive(locate(lock), "a search"):
+    with file_lock(locate(lock), "a search"):
         held.set()  # type: ignore[attr-defined]
         done.wait(20)  # type: ignore[attr-defined]
 
@@ -281,10 +281,10 @@ def _holder(lock: Path) -> tuple[SpawnProcess, Event]:
 def test_the_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     other, _ = _holder(tmp_path / ".lock")
     with pytest.raises(ConfigError, match="one process at a time may write a search"):
-        exclusive(locate(tmp_path / ".lock"), "a search").__enter__()
+        file_lock(locate(tmp_path / ".lock"), "a search").__enter__()
     other.kill()
     other.join()
-    with exclusive(locate(tmp_path / ".lock"), "a search"):
+    with file_lock(locate(tmp_path / ".lock"), "a search"):
         pass
 
 
@@ -292,7 +292,7 @@ def test_who_waits_gets_the_lock_when_the_first_is_done(tmp_path: Path) -> None:
     other, done = _holder(tmp_path / ".lock")
     release = threading.Timer(1.5, done.set)  # longer than who does not wait would try
     release.start()
-    with exclusive(locate(tmp_path / ".lock"), "features", wait=True):
+    with file_lock(locate(tmp_path / ".lock"), "features", wait=True):
         assert done.is_set()
     other.join()
     assert other.exitcode == 0

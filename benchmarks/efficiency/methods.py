@@ -13,7 +13,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ich_ray.results import SearchRecord
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.space.space import RandomSuggest
-from ich_ray.search.tune.asha import Halving, Rungs
+from ich_ray.search.tune.asha import AshaRungs, AshaScheduler
 from ich_ray.search.tune.sampler import LedgerSampler, _Asked
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ class Ours:
         self._sampler = LedgerSampler(
             space, self._ledger, wanted=MANY, concurrent=lambda: slots, out_of_time=lambda: False
         )
-        self._halving = Halving(space.budget, space.objective, Rungs(space.budget, space.objective), lambda: None)
+        self._halving = AshaScheduler(
+            space.budget, space.objective, AshaRungs(space.budget, space.objective), lambda: None
+        )
         self._configs: dict[str, dict[str, Any]] = {}
 
     def start(self, trial_id: str) -> Parameters:

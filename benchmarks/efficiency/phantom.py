@@ -17,7 +17,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.space.yaml_file import parse_space
-from ich_ray.training.loop import Budget, train
+from ich_ray.training.loop import TrainingBudget, train
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ class RealTraining:
             Hyperparameters(**parameters),
             data.role("train"),
             data.role("validation"),
-            budget=Budget(SPACE.budget.images, SPACE.budget.report_every),
+            budget=TrainingBudget(SPACE.budget.images, SPACE.budget.report_every),
             seed=seed,
         )
 

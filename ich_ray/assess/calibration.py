@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from ich_ray.assess.operating_points import Wanted, operating_points
+from ich_ray.assess.operating_points import OperatingPointSpec, operating_points
 from ich_ray.bundle.card import CalibrationNote, OperatingPoint
 from ich_ray.bundle.card_file import write_card
-from ich_ray.bundle.logit_scaling import METHODS, Method, Scaling, bound_note, fit_scaling
+from ich_ray.bundle.logit_scaling import METHODS, LogitScaling, Method, bound_note, fit_scaling
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import SliceSet
     from ich_ray.results import SearchResult
 
-__all__ = ["Calibration", "calibrate", "check_method", "fit_calibration", "tell_if_outdated", "with_calibration"]
+__all__ = ["Calibration", "calibrate", "check_method", "fit_calibration", "warn_if_outdated", "with_calibration"]
 
 
 class Calibration(Record):
@@ -92,24 +92,24 @@ def calibrate(
     from ich_ray.bundle.bundle import load_bundle  # loads PyTorch
     from ich_ray.training.loss import prior_shift
 
-    wanted = Wanted(beta, sensitivity, conservative)
+    wanted = OperatingPointSpec(beta, sensitivity, conservative)
     check_method(method)
     found = open_search(search)
     dataset = PreparedDataset.of_search(found)
     bundle = load_bundle(found.files.bundle)
-    tell_if_outdated(found, bundle.card)
+    warn_if_outdated(found, bundle.card)
     dataset.verify("calibration")
     slices = dataset.role("calibration")
     trained = [dataset.manifest.roles[role] for role in bundle.card.trained_by]
     positives, count = sum(role.positives for role in trained), sum(role.slices for role in trained)
     shift = prior_shift(bundle.card.parameters.loss, positives, count - positives)
-    calibration = fit_calibration(slices, bundle.slice_logits(slices), Scaling(), method, shift, wanted)
+    calibration = fit_calibration(slices, bundle.slice_logits(slices), LogitScaling(), method, shift, wanted)
     write_json(found.files.calibration, calibration.model_dump(mode="json"))
     write_card(found.files.bundle, with_calibration(bundle.card.model_copy(update={"calibrations": ()}), calibration))
     return calibration
 
 
-def tell_if_outdated(found: SearchResult, card: Card) -> None:
+def warn_if_outdated(found: SearchResult, card: Card) -> None:
     """Say it where the bundle is of another trial than the one that is chosen now."""
     if (chosen := chosen_trial(found).number) != card.search.trial:
         say(f"  the bundle is of trial {card.search.trial}, but trial {chosen} is chosen now: retrain to use it")
@@ -126,7 +126,12 @@ def check_method(method: str) -> None:
 
 
 def fit_calibration(
-    slices: SliceSet, logits: NDArray[np.float32], before: Scaling, method: Method, shift: float, wanted: Wanted
+    slices: SliceSet,
+    logits: NDArray[np.float32],
+    before: LogitScaling,
+    method: Method,
+    shift: float,
+    wanted: OperatingPointSpec,
 ) -> Calibration:
     """Fit `method` and the operating points to raw logits `[n]` of `slices`.
 
@@ -140,7 +145,7 @@ def fit_calibration(
 
     Raises:
         ConfigError: there is no slice with haemorrhage, or none without.
-        SensitivityError: see `Wanted`.
+        SensitivityError: see `OperatingPointSpec`.
         IchRayError: `before` gives a slice no probability.
     """
     labels, positives = slices.labels, int(slices.labels.sum())
@@ -173,7 +178,7 @@ def fit_calibration(
         operating_points=points,
         notes=(*([at_bound] if at_bound else ()), *notes),
     )
-    _tell(calibration)
+    _log_summary(calibration)
     return calibration
 
 
@@ -186,7 +191,7 @@ def with_calibration(card: Card, calibration: Calibration) -> Card:
     return card.model_copy(update={**fitted, "calibrations": calibrations, "test": None, "site_tests": {}})
 
 
-def _tell(calibration: Calibration) -> None:
+def _log_summary(calibration: Calibration) -> None:
     moved = f", bias {calibration.bias:+.2f}" if calibration.method == "platt" else ""
     thresholds = ", ".join(f"{name} {point.threshold:.3f}" for name, point in calibration.operating_points.items())
     say(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
-from ich_ray.assess.calibration import tell_if_outdated
+from ich_ray.assess.calibration import warn_if_outdated
 from ich_ray.assess.interval_estimates import (
     CONFIDENCE,
     Cases,
@@ -124,7 +124,7 @@ def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation
     """
     found = open_search(search)
     dataset = PreparedDataset.of_search(found)
-    tell_if_outdated(found, read_card(found.files.bundle))
+    warn_if_outdated(found, read_card(found.files.bundle))
     return _opened(found.files.bundle, dataset, (found.files.evaluation, found.files.predictions), prevalence)
 
 
@@ -177,7 +177,7 @@ def _opened(folder: UPath, dataset: PreparedDataset, out: tuple[UPath, UPath], p
     evaluation = _measure(slices, probabilities, card, prevalence, opened)
     _write(out, slices, probabilities, evaluation)
     write_card(folder, _with_figures(card, evaluation))
-    _tell(evaluation, dataset.manifest.leak)
+    _log_summary(evaluation, dataset.manifest.leak)
     return evaluation
 
 
@@ -325,7 +325,7 @@ def _write(
     write_json(evaluated, evaluation.model_dump(mode="json"))
 
 
-def _tell(evaluation: Evaluation, leak: str) -> None:
+def _log_summary(evaluation: Evaluation, leak: str) -> None:
     if leak:
         say(leak)
     point, floor = evaluation.operating_points["f2"], evaluation.floors["average_precision"]

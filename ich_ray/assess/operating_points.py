@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONFIDENCE",
     "SENSITIVITIES",
-    "Wanted",
+    "OperatingPointSpec",
     "effective_positives",
     "operating_points",
     "sensitivity_bound",
@@ -37,7 +37,7 @@ CONFIDENCE = 0.95  # of a conservative bound, one-sided
 
 
 @dataclass(frozen=True)
-class Wanted:
+class OperatingPointSpec:
     """Which operating points to look for, besides the F2-optimal one.
 
     Attributes:
@@ -109,7 +109,7 @@ def sensitivity_threshold(
 
 
 def operating_points(
-    labels: NDArray[Any], probabilities: NDArray[Any], patients: NDArray[Any], wanted: Wanted
+    labels: NDArray[Any], probabilities: NDArray[Any], patients: NDArray[Any], wanted: OperatingPointSpec
 ) -> tuple[dict[str, OperatingPoint], tuple[str, ...]]:
     """The F2-optimal threshold, those of `SENSITIVITIES` that can be reached, and what `wanted` adds.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ich_ray.assess.calibration import Calibration, check_method, fit_calibration, with_calibration
-from ich_ray.assess.operating_points import Wanted
+from ich_ray.assess.operating_points import OperatingPointSpec
 from ich_ray.bundle.card_file import has_card
 from ich_ray.bundle.training_patients import check_site, copy_known
 from ich_ray.data.dataset import PreparedDataset, SliceSet
@@ -62,7 +62,7 @@ def recalibrate(
     """
     from ich_ray.bundle.bundle import load_bundle  # loads PyTorch
 
-    wanted = Wanted(beta, sensitivity, conservative)
+    wanted = OperatingPointSpec(beta, sensitivity, conservative)
     check_method(method)
     target = locate(out)
     check_folder(target, "--out")

@@ -120,7 +120,7 @@ class Bundle:
             )
 
     def calibrated(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Probabilities of raw logits; NaN where there is none, see `Scaling`."""
+        """Probabilities of raw logits; NaN where there is none, see `LogitScaling`."""
         return self.card.scaling(logits)
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:

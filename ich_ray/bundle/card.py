@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ich_ray.bundle.logit_scaling import Method, Scaling
+from ich_ray.bundle.logit_scaling import LogitScaling, Method
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.data.dataset import LARGEST_SIZE, Role, RoleCounts
 from ich_ray.data.folds import Patients, roles_of
@@ -18,8 +18,8 @@ from ich_ray.results import Split, WeightsNote
 from ich_ray.storage import (
     Count,
     Fingerprint,
+    JsonValue,
     Line,
-    Plain,
     Record,
     Seed,
     Share,
@@ -33,7 +33,7 @@ __all__ = [
     "Card",
     "OperatingPoint",
     "RetrainingNote",
-    "Spread",
+    "SeedSpread",
 ]
 
 INTENDED_USE = (
@@ -92,7 +92,7 @@ class SearchNote(Record):
     confirmed: Line = ""
 
 
-class Spread(Record):
+class SeedSpread(Record):
     """How far seeds lie apart; `std` is the sample standard deviation, None of a single one."""
 
     seeds: Count
@@ -128,7 +128,7 @@ class RetrainingNote(Record):
     seed: Seed
     seeds: tuple[Seed, ...]
     rule: Line
-    validation: Spread | None = None
+    validation: SeedSpread | None = None
 
 
 class CalibrationNote(Record):
@@ -186,9 +186,9 @@ class Card(Record):
     bias: float = 0.0
     operating_points: dict[Line, OperatingPoint] = Field(default_factory=dict)
     calibrations: tuple[CalibrationNote, ...] = ()
-    test: dict[Line, Plain] | None = None
+    test: dict[Line, JsonValue] | None = None
     openings: Count = 0
-    site_tests: dict[Fingerprint, dict[Line, Plain]] = Field(default_factory=dict)
+    site_tests: dict[Fingerprint, dict[Line, JsonValue]] = Field(default_factory=dict)
     site_openings: dict[Fingerprint, Count] = Field(default_factory=dict)
     weights: WeightsNote
     versions: dict[Line, Line]
@@ -212,6 +212,6 @@ class Card(Record):
         return roles_of(self.retraining.patients if self.retraining else "train")
 
     @property
-    def scaling(self) -> Scaling:
+    def scaling(self) -> LogitScaling:
         """What turns its logits into probabilities."""
-        return Scaling(self.prior_shift, self.temperature, self.bias)
+        return LogitScaling(self.prior_shift, self.temperature, self.bias)

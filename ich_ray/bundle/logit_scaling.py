@@ -22,7 +22,7 @@ from ich_ray.statistics.metrics import log_loss
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["METHODS", "Method", "Scaling", "bound_note", "fit_platt", "fit_scaling", "fit_temperature"]
+__all__ = ["METHODS", "LogitScaling", "Method", "bound_note", "fit_platt", "fit_scaling", "fit_temperature"]
 
 Method = Literal["temperature", "platt"]
 METHODS: tuple[Method, ...] = ("temperature", "platt")
@@ -34,7 +34,7 @@ _BIASES = (-30.0, 30.0)
 
 
 @dataclass(frozen=True)
-class Scaling:
+class LogitScaling:
     """What turns logits into probabilities; the default is the plain sigmoid.
 
     Raises:
@@ -101,15 +101,15 @@ def fit_platt(labels: NDArray[Any], logits: NDArray[np.float64]) -> tuple[float,
     return float(1 / found.x[0]), float(found.x[1])
 
 
-def fit_scaling(method: Method, labels: NDArray[Any], logits: NDArray[Any], prior_shift: float) -> Scaling:
+def fit_scaling(method: Method, labels: NDArray[Any], logits: NDArray[Any], prior_shift: float) -> LogitScaling:
     """The scaling with the least log loss on `labels` `[n]`, given the shift of the training class weights."""
     shifted = np.asarray(logits, np.float64) + prior_shift
     if method == "temperature":
-        return Scaling(prior_shift, fit_temperature(labels, shifted))
-    return Scaling(prior_shift, *fit_platt(labels, shifted))
+        return LogitScaling(prior_shift, fit_temperature(labels, shifted))
+    return LogitScaling(prior_shift, *fit_platt(labels, shifted))
 
 
-def bound_note(scaling: Scaling) -> str | None:
+def bound_note(scaling: LogitScaling) -> str | None:
     """What to say when the temperature lies at an end of what is searched, else None."""
     lowest, highest = _TEMPERATURES
     got = f"{lowest:g} < temperature < {highest:g} must hold for a fit to mean something, got {scaling.temperature:.4g}"

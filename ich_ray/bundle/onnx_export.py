@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
-    from ich_ray.bundle.logit_scaling import Scaling
+    from ich_ray.bundle.logit_scaling import LogitScaling
 
 __all__ = ["CARD_KEY", "export_onnx", "onnx_outputs"]
 
@@ -34,10 +34,10 @@ _PROBES = 3
 class _WithProbability(nn.Module):
     """The network followed by its scaling, so that nobody has to repeat it in another language.
 
-    A probability is NaN where `Scaling` gives none: a sigmoid alone would make 0 or 1 of an infinity.
+    A probability is NaN where `LogitScaling` gives none: a sigmoid alone would make 0 or 1 of an infinity.
     """
 
-    def __init__(self, network: nn.Module, scaling: Scaling) -> None:
+    def __init__(self, network: nn.Module, scaling: LogitScaling) -> None:
         super().__init__()
         self.network, self.scaling = network, scaling
 

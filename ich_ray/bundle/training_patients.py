@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ich_ray.errors import ConfigError
-from ich_ray.storage import Fingerprint, Mark, Record, read_record, sha256, write_json
+from ich_ray.storage import Fingerprint, PatientHash, Record, read_record, sha256, write_json
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -33,7 +33,7 @@ class Known(Record):
 
     format: Literal[1] = 1
     dataset: Fingerprint
-    marks: tuple[Mark, ...]
+    marks: tuple[PatientHash, ...]
 
 
 def write_known(bundle: UPath, dataset: PreparedDataset) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ich_ray import __version__
 from ich_ray.cluster.access import Access, go_past_proxies, reach
 from ich_ray.cluster.packing import pack
-from ich_ray.cluster.ray_errors import gist, told
+from ich_ray.cluster.ray_errors import first_line, translate_errors
 from ich_ray.errors import IchRayError
 from ich_ray.progress import say
 from ich_ray.runtime import knock
@@ -90,7 +90,7 @@ def submit(
     access = reach(address)
     job = f"ich-{parcel.command[0]}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
     entrypoint = shlex.join([python, "-m", "ich_ray.cli", *parcel.command])
-    with tempfile.TemporaryDirectory() as folder, told(access):
+    with tempfile.TemporaryDirectory() as folder, translate_errors(access):
         environment: dict[str, Any] = {"py_modules": [str(PACKAGE)], "excludes": ["__pycache__/"]}
         if parcel.files:
             for name, data in parcel.files.items():
@@ -128,7 +128,7 @@ def jobs(address: str | None = None) -> list[Job]:
         ConfigError: the address or the token is not right.
     """
     access = reach(address)
-    with told(access):
+    with translate_errors(access):
         found = [_job(details) for details in _client(access).list_jobs() if details.submission_id]
     return sorted(found, key=lambda job: job.started or float("inf"), reverse=True)
 
@@ -143,7 +143,7 @@ def stop(job: str, address: str | None = None) -> bool:
         ConfigError: there is no such job, or the address or the token is not right.
     """
     access = reach(address)
-    with told(access, job):
+    with translate_errors(access, job):
         return bool(_client(access).stop_job(job))
 
 
@@ -160,7 +160,7 @@ def logs(job: str, *, address: str | None = None, follow: bool = False) -> Itera
         IchRayError: the connection was lost and did not come back for ten minutes; the job is not touched by that.
     """
     access = reach(address)
-    with told(access, job):
+    with translate_errors(access, job):
         client = _client(access)
         client.get_job_info(job)
         if not follow:
@@ -176,7 +176,7 @@ def outcome(job: str, address: str | None = None) -> Job:
         ConfigError: there is no such job, or the address or the token is not right.
     """
     access = reach(address)
-    with told(access, job):
+    with translate_errors(access, job):
         return _job(_client(access).get_job_info(job))
 
 
@@ -249,8 +249,8 @@ def _persist(access: Access, ask: Callable[[Any], Answer]) -> Answer:
         except OSError as error:
             if time.monotonic() - began > _PATIENCE_S:
                 raise IchRayError(
-                    f"--address {access.url}: must answer, got {gist(error)} for {_PATIENCE_S / 60:.0f} minutes; the "
-                    "job goes on: follow it again when the connection is back"
+                    f"--address {access.url}: must answer, got {first_line(error)} for {_PATIENCE_S / 60:.0f} minutes; "
+                    "the job goes on: follow it again when the connection is back"
                 ) from None
             if wait == _FIRST_WAIT_S:
                 say(f"connection to {access.url} lost, trying again; the job goes on")

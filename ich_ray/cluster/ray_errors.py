@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from ich_ray.cluster.access import Access
 
-__all__ = ["gist", "told"]
+__all__ = ["first_line", "translate_errors"]
 
 
 @contextmanager
-def told(access: Access, job: str | None = None) -> Iterator[None]:
+def translate_errors(access: Access, job: str | None = None) -> Iterator[None]:
     """Ray's errors as ours: a token that is missing or wrong says so, and so does an address without a cluster."""
     from ray.exceptions import AuthenticationError
 
@@ -31,15 +31,17 @@ def told(access: Access, job: str | None = None) -> Iterator[None]:
         raise ConfigError(f"--address {access.url}: {_token_problem(access, str(error))}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--address {access.url}: the dashboard of a Ray cluster must answer there, got {gist(error)}; check that "
-            "the cluster is up and that `ray dashboard cluster.yaml`, the tunnel to it, is open"
+            f"--address {access.url}: the dashboard of a Ray cluster must answer there, got {first_line(error)}; check "
+            "that the cluster is up and that `ray dashboard cluster.yaml`, the tunnel to it, is open"
         ) from None
     except RuntimeError as error:
         if job and ("status code 404" in str(error) or "does not exist" in str(error)):
             raise ConfigError(
                 f"job {job}: must be known at {access.url}, got none; `ich-ray jobs` lists them"
             ) from None
-        raise IchRayError(f"--address {access.url}: a Ray cluster must do as it is asked, got {gist(error)}") from None
+        raise IchRayError(
+            f"--address {access.url}: a Ray cluster must do as it is asked, got {first_line(error)}"
+        ) from None
 
 
 def _token_problem(access: Access, said: str) -> str:
@@ -51,6 +53,6 @@ def _token_problem(access: Access, said: str) -> str:
     return f"must be shown the cluster's token, got none (RAY_AUTH_TOKEN, ~/.ray/auth_token); {remedy}"
 
 
-def gist(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What an error says, without the page that may follow."""
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Calcification", "Canvas", "Head", "Pixels", "Section", "blend", "bump", "capsule", "ellipse", "soft"]
+__all__ = ["Calcification", "Canvas", "Head", "HeadSection", "Pixels", "blend", "bump", "capsule", "ellipse", "soft"]
 
 Pixels: TypeAlias = "NDArray[np.float32]"
 
@@ -208,7 +208,7 @@ class Canvas:
         return image
 
 
-class Section:
+class HeadSection:
     """One axial cut through a head. All arrays are `[p]`: the pixels of the head only, a third of the image.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ich_ray.ct.anatomy import Pixels, Section, blend, bump, ellipse, soft
+from ich_ray.ct.anatomy import HeadSection, Pixels, blend, bump, ellipse, soft
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,7 +81,7 @@ class Bleed:
             hu=hu,
         )
 
-    def mask(self, section: Section) -> Pixels | None:
+    def mask(self, section: HeadSection) -> Pixels | None:
         """The soft mask of the blood in a section, None where there is none."""
         cut = bump(section.height, self.height, self.reach)
         if not cut:
@@ -92,7 +92,7 @@ class Bleed:
         return mask if area_mm2 >= _SMALLEST_MM2 or cut > 0.999 else None
 
 
-def bleed_into(image: Pixels, section: Section, bleeds: Sequence[Bleed]) -> set[str]:
+def bleed_into(image: Pixels, section: HeadSection, bleeds: Sequence[Bleed]) -> set[str]:
     """Draw the bleeds that this section cuts into the brain `image`, in place; return their subtypes."""
     seen = set()
     for bleed in bleeds:
@@ -108,20 +108,20 @@ def bleed_into(image: Pixels, section: Section, bleeds: Sequence[Bleed]) -> set[
     return seen
 
 
-def _beside(bleed: Bleed, section: Section) -> Pixels:
+def _beside(bleed: Bleed, section: HeadSection) -> Pixels:
     """Angle from the middle of the bleed, radians, 0 to pi."""
     turned: Pixels = (section.angle - np.float32(bleed.angle) + np.float32(np.pi)) % np.float32(2 * np.pi)
     return np.asarray(np.abs(turned - np.float32(np.pi)), np.float32)
 
 
-def _epidural(bleed: Bleed, section: Section, cut: float) -> Pixels:
+def _epidural(bleed: Bleed, section: HeadSection, cut: float) -> Pixels:
     """A lens between skull and brain: thick for its length, so it bulges inward although the skull bends outward."""
     along = _beside(bleed, section) * np.float32(65 * section.size / (bleed.length_mm * cut))
     thick: Pixels = np.float32(bleed.thickness_mm * cut) * (1 - along * along)
     return soft(section.depth - thick, 2)
 
 
-def _subdural(bleed: Bleed, section: Section, cut: float) -> Pixels:
+def _subdural(bleed: Bleed, section: HeadSection, cut: float) -> Pixels:
     """A crescent along one hemisphere: thin, long, and never across the midline."""
     along = _beside(bleed, section) * 65 / np.float32(bleed.length_mm * (0.4 + 0.6 * cut))
     thick = np.float32(bleed.thickness_mm * cut) * np.sqrt(np.clip(1 - along * along, 0, 1))
@@ -129,7 +129,7 @@ def _subdural(bleed: Bleed, section: Section, cut: float) -> Pixels:
     return soft(np.maximum(section.depth - thick, 3 - own_side), 2)
 
 
-def _subarachnoid(bleed: Bleed, section: Section, cut: float) -> Pixels:
+def _subarachnoid(bleed: Bleed, section: HeadSection, cut: float) -> Pixels:
     """Thin, in the sulci, fissures and cisterns of a region."""
     out = 0.72 * section.size * section.head.half_axes_mm[0]
     center = (out * np.cos(bleed.angle), 1.2 * out * np.sin(bleed.angle))
@@ -140,24 +140,24 @@ def _subarachnoid(bleed: Bleed, section: Section, cut: float) -> Pixels:
     return spaces * region * soft(1.0 - section.depth, 2)
 
 
-def _intraventricular(bleed: Bleed, section: Section, cut: float) -> Pixels:
+def _intraventricular(bleed: Bleed, section: HeadSection, cut: float) -> Pixels:
     """In the ventricles, sinking to the back of a patient who lies on it."""
     level = np.float32(30 - bleed.length_mm * cut)
     tilt = np.float32(0.25 * np.cos(bleed.angle))
     return section.ventricles * soft(level - section.v - tilt * section.u, 5)
 
 
-def _blob(bleed: Bleed, section: Section, cut: float) -> Pixels:
+def _blob(bleed: Bleed, section: HeadSection, cut: float) -> Pixels:
     axes = (bleed.length_mm * cut, bleed.thickness_mm * cut)
     return ellipse(section.u, section.v, bleed.center, axes, bleed.angle) + np.float32(2.2) * section.ragged
 
 
-def _intraparenchymal(bleed: Bleed, section: Section, cut: float) -> Pixels:
+def _intraparenchymal(bleed: Bleed, section: HeadSection, cut: float) -> Pixels:
     """A ragged blob in the brain."""
     return soft(_blob(bleed, section, cut), 3) * soft(4 - section.depth, 2)
 
 
-_SHAPES: dict[str, Callable[[Bleed, Section, float], Pixels]] = {
+_SHAPES: dict[str, Callable[[Bleed, HeadSection, float], Pixels]] = {
     "epidural": _epidural,
     "intraparenchymal": _intraparenchymal,
     "intraventricular": _intraventricular,

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from scipy import fft
 
-from ich_ray.ct.anatomy import Canvas, Head, Pixels, Section
+from ich_ray.ct.anatomy import Canvas, Head, HeadSection, Pixels
 from ich_ray.ct.bleeding import SUBTYPES, Bleed, bleed_into
 from ich_ray.errors import ConfigError
 from ich_ray.progress import bar
@@ -123,7 +123,7 @@ class _Patient:
         canvas = Canvas(self.head, size if size <= _DRAWN_PIXELS else size // 2, rng)
         tiles = self._noise(size, rng)
         for index, height in enumerate(self.heights):
-            section = Section(canvas, height)
+            section = HeadSection(canvas, height)
             brain = section.brain()
             seen = bleed_into(brain, section, self.bleeds)
             image = section.head_in_air(brain)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from ich_ray.data.folds import pool_rows
+from ich_ray.data.folds import development_rows
 from ich_ray.data.tensor_files import MALFORMED, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.storage import Count, FeaturesKey, Fingerprint, Record, is_local, read_record, write_json, writing
@@ -85,7 +85,7 @@ class FeatureFiles:
         record = FeaturesRecord(
             key=self.key,
             fingerprint=dataset.manifest.fingerprint,
-            slices=len(pool_rows(dataset)),
+            slices=len(development_rows(dataset)),
             rows_a_file=ROWS_A_FILE,
             shape=shape,
         )
@@ -104,13 +104,13 @@ def check_room(dataset: PreparedDataset, shape: tuple[int, ...]) -> int:
             f"{root}: features of frozen layers are kept beside a dataset in a folder, got object storage; leave out "
             "--share-trunks"
         )
-    needed = len(pool_rows(dataset)) * math.prod(shape) * 4
+    needed = len(development_rows(dataset)) * math.prod(shape) * 4
     free = int(shutil.disk_usage(str(root)).free * (1 - _SPARED))
     if needed > free:
         raise ConfigError(
             f"{root}: {needed / 1e9:,.1f} GB must be free for features {'x'.join(map(str, shape))} of "
-            f"{len(pool_rows(dataset)):,} slices, got {free / 1e9:,.1f}; freeze more layers, prepare smaller images or "
-            "leave out --share-trunks"
+            f"{len(development_rows(dataset)):,} slices, got {free / 1e9:,.1f}; freeze more layers, prepare smaller "
+            "images or leave out --share-trunks"
         )
     return needed
 
@@ -133,7 +133,7 @@ class Features:
         if not is_local(files.root) or not files.manifest.exists():
             return None
         record = read_record(files.manifest, FeaturesRecord, "remove the folder; they are computed again")
-        rows = pool_rows(dataset)
+        rows = development_rows(dataset)
         if (record.key, record.fingerprint, record.slices) != (key, dataset.manifest.fingerprint, len(rows)):
             raise IntegrityError(
                 f"{files.manifest}: must be of {key} and this dataset, got {record.key}; remove the folder"

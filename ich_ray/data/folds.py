@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import Role
 
-__all__ = ["HeldOut", "Patients", "check_folds", "folds_of", "pool_rows", "roles_of", "trained_and_validated"]
+__all__ = ["HeldOut", "Patients", "check_folds", "development_rows", "folds_of", "roles_of", "trained_and_validated"]
 
 POOL: tuple[Role, ...] = ("train", "validation")
 
@@ -51,7 +51,7 @@ def _pool(dataset: PreparedDataset) -> NDArray[np.bool_]:
     return np.isin(dataset.column("role"), POOL)
 
 
-def pool_rows(dataset: PreparedDataset) -> NDArray[np.int64]:
+def development_rows(dataset: PreparedDataset) -> NDArray[np.int64]:
     """Rows of slices.parquet that may train or validate, in any fold."""
     return np.flatnonzero(_pool(dataset))
 
@@ -65,7 +65,7 @@ def trained_and_validated(dataset: PreparedDataset, patients: Patients) -> tuple
     """The slices to learn from, and those to validate on if there are any left."""
     if patients == "train":
         return dataset.role("train"), dataset.role("validation")
-    return SliceSet(dataset, pool_rows(dataset)), None
+    return SliceSet(dataset, development_rows(dataset)), None
 
 
 def folds_of(dataset: PreparedDataset) -> list[int]:

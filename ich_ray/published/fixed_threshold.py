@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.storage import Location
 
-__all__ = ["QuickRow", "Spread", "quick_evaluation", "spread_of"]
+__all__ = ["FoldSpread", "QuickRow", "quick_evaluation", "spread_of"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class QuickRow:
 
 
 @dataclass(frozen=True)
-class Spread:
+class FoldSpread:
     """Mean and sample standard deviation of one figure over folds, and the values."""
 
     mean: float
@@ -108,9 +108,9 @@ def _row(trial: TrialResult, prevalence: float) -> QuickRow:
     )
 
 
-def spread_of(figures: Sequence[Mapping[str, Any]], name: str) -> Spread | None:
+def spread_of(figures: Sequence[Mapping[str, Any]], name: str) -> FoldSpread | None:
     """Mean and deviation of one of `figures`; None where fewer than two have it."""
     values = tuple(float(value) for row in figures if (value := row[name]) is not None)
     if len(values) < 2:
         return None
-    return Spread(statistics.fmean(values), statistics.stdev(values), values)
+    return FoldSpread(statistics.fmean(values), statistics.stdev(values), values)

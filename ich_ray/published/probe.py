@@ -26,14 +26,14 @@ from ich_ray.spreadsheet import inert
 from ich_ray.storage import (
     Count,
     Fingerprint,
+    JsonValue,
     Line,
     Location,
-    Plain,
     Record,
     Seconds,
     Seed,
     Text,
-    exclusive,
+    file_lock,
     locate,
     read_record,
     write_bytes,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from ich_ray.results import Parameter
     from ich_ray.search.space.space import SearchSpace
 
-__all__ = ["MINIBATCHES", "PROBED", "Candidate", "Probe", "probe"]
+__all__ = ["MINIBATCHES", "PROBED", "Probe", "ProbeCandidate", "probe"]
 
 PROBED = ("learning_rate", "decay")
 MINIBATCHES = 10
@@ -60,10 +60,10 @@ PASSES = 10
 _UNTRAINED = math.log(2)
 
 
-class Candidate(Record):
+class ProbeCandidate(Record):
     """One combination: the weighted loss of each pass, and why it ended early if it did."""
 
-    parameters: dict[Line, Plain]
+    parameters: dict[Line, JsonValue]
     losses: tuple[float, ...]
     average_precision: float | None
     failure: Text = ""
@@ -84,21 +84,21 @@ class Probe(Record):
     """probe.json: what was fitted to what, and how it went."""
 
     format: Literal[1] = 1
-    space: dict[Line, Plain]
+    space: dict[Line, JsonValue]
     fingerprint: Fingerprint
     minibatches: Count
     passes: Count
     seed: Seed
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[ProbeCandidate, ...] = ()
 
     @property
     def failed(self) -> int:
         """Candidates that diverged or failed otherwise."""
         return sum(bool(candidate.failure) for candidate in self.candidates)
 
-    def winners(self) -> list[Candidate]:
+    def winners(self) -> list[ProbeCandidate]:
         """The candidate with the lowest last loss of each setting that has any, in the order they were tried."""
-        best: dict[tuple[Hashable, ...], Candidate] = {}
+        best: dict[tuple[Hashable, ...], ProbeCandidate] = {}
         for candidate in self.candidates:
             found = best.get(candidate.setting)
             if candidate.loss is not None and (found is None or candidate.loss < (found.loss or 0.0)):
@@ -146,7 +146,7 @@ def probe(
         passes=passes,
         seed=seed,
     )
-    with exclusive(folder / ".lock", "a probe"):
+    with file_lock(folder / ".lock", "a probe"):
         done = _fitted(_begun(folder / "probe.json", asked), checked.listed, data, folder / "probe.json")
         _write(folder, done, checked)
     return done
@@ -185,7 +185,7 @@ def _fitted(begun: Probe, listed: Sequence[Mapping[str, Parameter]], data: Prepa
                 frozen.clear()  # one at a time: those of 2,560 slices may take half a gigabyte
                 frozen[trunk] = frozen_features(drawn, slices, seed=begun.seed, device=device)
             found = overfit(drawn, slices, passes=begun.passes, seed=begun.seed, device=device, features=frozen[trunk])
-            tried = Candidate(parameters={**parameters}, **vars(found), seconds=time.monotonic() - started)
+            tried = ProbeCandidate(parameters={**parameters}, **vars(found), seconds=time.monotonic() - started)
             done = done.model_copy(update={"candidates": (*done.candidates, tried)})
             write_json(file, done.model_dump(mode="json"))
             advance(len(done.candidates), f"loss {number(tried.loss)}")
@@ -203,7 +203,7 @@ def _write(folder: UPath, done: Probe, space: SearchSpace) -> None:
     write_bytes(folder / "probe.html", page(done).encode())
 
 
-def _csv(done: Probe, winners: Sequence[Candidate]) -> str:
+def _csv(done: Probe, winners: Sequence[ProbeCandidate]) -> str:
     names = list(dict.fromkeys(name for candidate in done.candidates for name in candidate.parameters))
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
@@ -239,7 +239,7 @@ def page(done: Probe) -> str:
     return sheet(str(done.space["name"]), "Learning-rate probe on minibatches of head-CT slices", lead, sections)
 
 
-def _winners(winners: Sequence[Candidate]) -> Table:
+def _winners(winners: Sequence[ProbeCandidate]) -> Table:
     names = list(dict.fromkeys(name for winner in winners for name in winner.parameters))
     varied = [name for name in names if len({winner.parameters.get(name) for winner in winners}) > 1]
     rows = [
@@ -261,9 +261,9 @@ def _winners(winners: Sequence[Candidate]) -> Table:
     )
 
 
-def _plots(candidates: Sequence[Candidate]) -> list[Plot]:
+def _plots(candidates: Sequence[ProbeCandidate]) -> list[Plot]:
     """One plot for each architecture and optimizer; a line for each of their other settings and decay."""
-    groups: dict[str, list[Candidate]] = {}
+    groups: dict[str, list[ProbeCandidate]] = {}
     for candidate in candidates:
         name = ", ".join(str(candidate.parameters.get(key, "")) for key in ("architecture", "optimizer"))
         groups.setdefault(name.strip(", ") or "all", []).append(candidate)
@@ -274,10 +274,10 @@ def _plots(candidates: Sequence[Candidate]) -> list[Plot]:
     return [Plot(name, caption, _lines(group)) for name, group in groups.items()]
 
 
-def _lines(group: Sequence[Candidate]) -> go.Figure:
+def _lines(group: Sequence[ProbeCandidate]) -> go.Figure:
     figure = blank("learning rate", "weighted loss")
     figure.update_xaxes(type="log", exponentformat="power")
-    lines: dict[str, list[Candidate]] = {}
+    lines: dict[str, list[ProbeCandidate]] = {}
     for candidate in group:
         shown = ("batch_size", "dropout", "decay")
         name = ", ".join(f"{key} {setting(candidate.parameters[key])}" for key in shown if key in candidate.parameters)

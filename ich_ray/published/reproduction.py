@@ -6,7 +6,7 @@ from typing import Literal
 
 from ich_ray.published.full_size import PlannedStage
 from ich_ray.published.system_results import System
-from ich_ray.storage import Address, Count, Line, Plain, Record, Seconds, Time
+from ich_ray.storage import Address, Count, JsonValue, Line, Record, Seconds, Time
 
 __all__ = ["Reproduction"]
 
@@ -34,10 +34,10 @@ class Reproduction(Record):
     slices: Count
     patients: Count
     probed: tuple[Count, Count]
-    trials_a: tuple[dict[Line, Plain], ...]
-    candidates: tuple[dict[Line, Plain], ...]
+    trials_a: tuple[dict[Line, JsonValue], ...]
+    candidates: tuple[dict[Line, JsonValue], ...]
     chosen: Count
-    folds: tuple[dict[Line, Plain], ...]
+    folds: tuple[dict[Line, JsonValue], ...]
     systems: tuple[System, ...]
     planned: tuple[PlannedStage, ...]
     seconds: Seconds

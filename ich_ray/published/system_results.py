@@ -18,7 +18,7 @@ from ich_ray.html_report.inputs import read_predictions
 from ich_ray.results import open_search
 from ich_ray.statistics.calibration_error import log_odds
 from ich_ray.statistics.metrics import Confusion, best_f_beta, confusion, log_loss
-from ich_ray.storage import Count, Line, Location, Plain, Record, Seconds, Share, read_record
+from ich_ray.storage import Count, JsonValue, Line, Location, Record, Seconds, Share, read_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,7 +75,7 @@ class System(Record):
     half: Decided
     trained: Decided
     ours: Decided
-    parameters: dict[Line, Plain]
+    parameters: dict[Line, JsonValue]
     seconds: Seconds
 
 

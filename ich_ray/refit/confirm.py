@@ -151,12 +151,12 @@ def confirm(
     say(f"confirm: trial {numbers} of {found.record.name} again, each with {len(parts)} {kind}")
     files = found.files.confirming(kind)
 
-    from ich_ray.search.cluster_resources import Fleet
+    from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.preflight import check_machines, plan_slots
     from ich_ray.search.run import locked
 
     with locked(files), connected(address):
-        slots = plan_slots(Fleet().machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
+        slots = plan_slots(ClusterResources().machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         check_machines(dataset, files.root)
         _train(found, files, dataset, candidates, parts, slots, _trainer)
     confirmation = _confirmation(found, open_search(files.root), candidates, kind, parts)
@@ -209,7 +209,7 @@ def _train(
     listed = _missing(ledger, candidates, parts)
     if (wanted := len(ledger.trials) + len(listed)) > ledger.record.wanted:
         ledger.amend(trials=wanted)
-    run_listed(space, dataset, ledger, slots, listed, go_on="confirm again to go on", trainer=trainer)
+    run_listed(space, dataset, ledger, slots, listed, resume_hint="confirm again to go on", trainer=trainer)
 
 
 def _space(found: SearchResult) -> SearchSpace:

@@ -16,7 +16,7 @@ from ich_ray.data.folds import Patients, trained_and_validated
 from ich_ray.errors import ConfigError, IchRayError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit.checkpoints import best_report, keep, newest
-from ich_ray.results import Objective, Report, Setup
+from ich_ray.results import ExecutionInfo, Objective, Report
 from ich_ray.storage import locate, remove
 from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from ich_ray.search.cluster_resources import Machine
     from ich_ray.training.loop import Progress
 
-__all__ = ["Plan", "fit", "patience_over"]
+__all__ = ["RetrainPlan", "fit", "patience_over"]
 
 _MAX_FAILURES = 2
 
 
 @dataclass(frozen=True)
-class Plan:
+class RetrainPlan:
     """What every worker is told; plain values, as it travels through Ray."""
 
     folder: str
@@ -48,7 +48,7 @@ class Plan:
     precision: Precision | None = None
 
 
-def fit(plan: Plan, workers: int, gpus_per_worker: float | None) -> tuple[str, Setup | None]:
+def fit(plan: RetrainPlan, workers: int, gpus_per_worker: float | None) -> tuple[str, ExecutionInfo | None]:
     """Run Ray Train to its end; the device of rank 0, and how it computed if there was anything left to do.
 
     Raises:
@@ -56,10 +56,10 @@ def fit(plan: Plan, workers: int, gpus_per_worker: float | None) -> tuple[str, S
         TrialFailure: the training failed, as it would again.
         IchRayError: workers died too often.
     """
-    from ich_ray.search.cluster_resources import Fleet
+    from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.tune.train_workers import WorkersLost, run_workers
 
-    resources = _resources(Fleet().machines(), workers, gpus_per_worker)
+    resources = _resources(ClusterResources().machines(), workers, gpus_per_worker)
     # Ray checks that every worker sees its storage, so it lies in the search, which they all see.
     storage = locate(plan.folder) / "ray_train"
     try:
@@ -95,7 +95,7 @@ def _resources(found: list[Machine], workers: int, gpus_per_worker: float | None
     for cpus in [1] if gpus else range(largest, 0, -1):
         if 0 < workers <= sum(machine.count * _holds(machine, cpus, gpus, workers) for machine in found):
             return {"CPU": cpus, "GPU": gpus}
-    there = ", ".join(machine.said() for machine in found) or "none"
+    there = ", ".join(machine.describe() for machine in found) or "none"
     raise ConfigError(
         f"--workers: each of 1 or more workers needs a CPU and {gpus:g} GPU of one machine, got {workers} workers and "
         f"{there}; ask for fewer workers"
@@ -125,8 +125,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     return {"device": str(device), "setup": setup}
 
 
-def _train(plan: Plan, shard: Any, device: Any) -> Setup | None:
-    from ich_ray.training.loop import Budget, train
+def _train(plan: RetrainPlan, shard: Any, device: Any) -> ExecutionInfo | None:
+    from ich_ray.training.loop import TrainingBudget, train
 
     dataset, folder = PreparedDataset.open(plan.dataset, fingerprint=plan.fingerprint), locate(plan.folder)
     objective = Objective.model_validate(plan.objective)
@@ -140,7 +140,7 @@ def _train(plan: Plan, shard: Any, device: Any) -> Setup | None:
         Hyperparameters.model_validate(plan.parameters),
         training,
         validation,
-        budget=Budget(plan.images, plan.report_every),
+        budget=TrainingBudget(plan.images, plan.report_every),
         seed=plan.seed,
         device=device,
         resume=resume,

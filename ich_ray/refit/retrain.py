@@ -35,7 +35,7 @@ from ich_ray.progress import say
 from ich_ray.refit.bundle_builder import make_bundle
 from ich_ray.refit.checkpoints import best_report, read_reports, state_file
 from ich_ray.refit.confirm import chosen_trial
-from ich_ray.refit.ray_train import Plan, fit
+from ich_ray.refit.ray_train import RetrainPlan, fit
 from ich_ray.refit.retrain_record import Retraining, SeedRun, best_run, folder_names, planned
 from ich_ray.results import Objective, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
@@ -178,9 +178,9 @@ def _rehearsal(found: SearchResult, trial: TrialResult, parameters: Hyperparamet
 
 def _plan(
     found: SearchResult, parameters: Hyperparameters, images: int, patients: Patients, slices: int | None
-) -> Plan:
+) -> RetrainPlan:
     """Without a seed, and so without a folder."""
-    return Plan(
+    return RetrainPlan(
         folder="",
         dataset=found.record.dataset_folder,
         fingerprint=found.record.fingerprint,
@@ -193,20 +193,20 @@ def _plan(
     )
 
 
-def _seeded(found: SearchResult, plan: Plan, parameters: Hyperparameters) -> Plan:
+def _seeded(found: SearchResult, plan: RetrainPlan, parameters: Hyperparameters) -> RetrainPlan:
     """With its folder: the one that is there, or the one to be."""
     folders = [found.files.final / name for name in folder_names(asdict(plan), parameters)]
     return replace(plan, folder=str(next((folder for folder in folders if folder.exists()), folders[0])))
 
 
-def _run(plan: Plan, workers: int, gpus_per_worker: float | None, *, alone: bool) -> SeedRun:
+def _run(plan: RetrainPlan, workers: int, gpus_per_worker: float | None, *, alone: bool) -> SeedRun:
     """Train one seed to its end. Of several, one that fails is a finding; the only one is an error."""
     folder = locate(plan.folder)
     if (folder / _RUN).exists():
         return read_record(folder / _RUN, SeedRun, f"remove {folder} and retrain")
     objective, started = Objective.model_validate(plan.objective), time.monotonic()
     try:
-        with _told(folder, objective.metric):
+        with _report_progress(folder, objective.metric):
             device, setup = fit(plan, workers, gpus_per_worker)
     except TrialFailure as failure:
         if alone:
@@ -247,7 +247,7 @@ def _kept(found: SearchResult, runs: Sequence[SeedRun], patients: Patients) -> S
 
 
 @contextmanager
-def _told(folder: UPath, metric: str) -> Iterator[None]:
+def _report_progress(folder: UPath, metric: str) -> Iterator[None]:
     """Say each report of the workers as it reaches the folder."""
     done = threading.Event()
     seen = len(read_reports(folder))

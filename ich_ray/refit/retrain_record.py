@@ -10,11 +10,11 @@ import math
 import statistics
 from typing import TYPE_CHECKING, Any, Literal
 
-from ich_ray.bundle.card import Spread
+from ich_ray.bundle.card import SeedSpread
 from ich_ray.data.folds import Patients, roles_of
 from ich_ray.model.hyperparameters import known_fields
-from ich_ray.results import Objective, Report, Setup
-from ich_ray.storage import Count, Line, Plain, Record, Seconds, Seed, Text, sha256
+from ich_ray.results import ExecutionInfo, Objective, Report
+from ich_ray.storage import Count, JsonValue, Line, Record, Seconds, Seed, Text, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -52,7 +52,7 @@ class SeedRun(Record):
     images_seen: Count = 0
     seconds: Seconds = 0.0
     device: Line = ""
-    setup: Setup | None = None
+    setup: ExecutionInfo | None = None
     reason: Text = ""
 
 
@@ -69,14 +69,14 @@ class Retraining(Record):
 
     format: Literal[1] = 1
     trial: Count
-    parameters: dict[Line, Plain]
+    parameters: dict[Line, JsonValue]
     workers: Count
     reports: tuple[Report, ...]
     best_images_seen: Count
     stopped_early: bool
     seconds: Seconds
     device: Line
-    setup: Setup | None = None
+    setup: ExecutionInfo | None = None
     patients: Patients = "train"
     images: Count | None = None
     budget: Line = ""
@@ -85,7 +85,7 @@ class Retraining(Record):
     rehearsal: tuple[SeedRun, ...] = ()
 
     @property
-    def spread(self) -> Spread | None:
+    def spread(self) -> SeedSpread | None:
         """Of the seeds whose validation patients were held out: these, or those of the rehearsal."""
         return spread(self.rehearsal or self.runs)
 
@@ -155,12 +155,12 @@ def folder_names(plan: Mapping[str, Any], parameters: Hyperparameters) -> list[s
     return [f"retraining-{sha256(json.dumps(one, sort_keys=True).encode())[:12]}" for one in plans]
 
 
-def spread(runs: Sequence[SeedRun]) -> Spread | None:
+def spread(runs: Sequence[SeedRun]) -> SeedSpread | None:
     """How the seeds that were measured lie apart; None if none was."""
     values = [run.value for run in runs if run.value is not None]
     if not values:
         return None
-    return Spread(
+    return SeedSpread(
         seeds=len(values),
         failed=sum(bool(run.reason) for run in runs),
         mean=statistics.fmean(values),

@@ -21,7 +21,7 @@ from ich_ray.runtime import on_node
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Fleet", "Machine", "autoscaled"]
+__all__ = ["ClusterResources", "Machine", "autoscaled"]
 
 _ANSWER_WITHIN_S = 30
 # An autoscaler that does not tell its limits (KubeRay's) is asked for this many machines more than are up. Each is one
@@ -55,14 +55,14 @@ class Machine:
         least = min(by_cpu, by_gpu)
         return 1 if least == sys.maxsize else least
 
-    def said(self) -> str:
+    def describe(self) -> str:
         def amount(value: float | None) -> str:
             return "?" if value is None else f"{value:g}"
 
         return f"{self.count} x {self.name} ({amount(self.cpus)} CPU, {amount(self.gpus)} GPU)"
 
 
-class Fleet:
+class ClusterResources:
     """A cluster's machines, counted whenever asked."""
 
     def __init__(self) -> None:

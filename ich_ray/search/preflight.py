@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.search.cluster_resources import Fleet, Machine
+    from ich_ray.search.cluster_resources import ClusterResources, Machine
 
 __all__ = ["Slots", "check_machines", "check_roles", "check_trials", "fitting", "plan_slots", "room"]
 
@@ -58,7 +58,7 @@ def plan_slots(
     """
     has_gpus = any(machine.gpus for machine in found)
     gpus = float(max(1, workers_per_trial or 1) * has_gpus if gpus_per_trial is None else gpus_per_trial)
-    there = ", ".join(machine.said() for machine in found) or "none"
+    there = ", ".join(machine.describe() for machine in found) or "none"
     for flag, value in (("--cpus-per-trial", cpus_per_trial or 0), ("--gpus-per-trial", gpus)):
         if value < 0 or not (value <= 1 or float(value).is_integer()):  # so that NaN and infinity are none
             raise ConfigError(f"{flag}: must be a fraction up to 1 or a whole number, got {value:g}; round it")
@@ -96,7 +96,7 @@ def fitting(found: list[Machine], cpus: float, gpus: float, most: int | None) ->
     return count if most is None else most if unknown else min(most, count)
 
 
-def room(fleet: Fleet, slots: Slots, most: int | None) -> Callable[[], int]:
+def room(fleet: ClusterResources, slots: Slots, most: int | None) -> Callable[[], int]:
     """How many trials fit now, counted again every few seconds; those that began stay."""
     counted, at_a_time = time.monotonic(), slots.concurrent
     if most is None and any(machine.is_unknown for machine in fleet.machines()):

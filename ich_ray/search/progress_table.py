@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ich_ray.results import Parameter, TrialResult
 
-__all__ = ["RungCount", "Standing", "said_best", "said_detail", "said_parameters"]
+__all__ = ["RungCount", "SearchStatus", "format_best", "format_failure", "format_parameters"]
 
 # What a reader looks for first; others follow in the order of the space.
 _FIRST = ("architecture", "learning_rate", "batch_size", "optimizer", "dropout")
@@ -40,7 +40,7 @@ class RungCount:
 
 
 @dataclass(frozen=True)
-class Standing:
+class SearchStatus:
     """Where a running search stands.
 
     Attributes:
@@ -74,7 +74,7 @@ class Standing:
         """All of it that fits a line of a log."""
         counts = f"{self._ended()}/{self.wanted} trials ended, {self._under_way()}"
         images = f"{self.images:,} images ({self.images_per_s:,.0f}/s)"
-        return f"  {counts}, {images}, {self._left()}; {said_best(self.best)}"
+        return f"  {counts}, {images}, {self._left()}; {format_best(self.best)}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The head, then as many running trials as the terminal has lines for."""
@@ -105,7 +105,7 @@ class Standing:
         if self.best is None:
             return ["best      none completed yet"]
         found = f"best      {self.metric} {self.best.value:.4f}, trial {self.best.number}"
-        return [found, f"          {said_parameters(self.best.parameters, self.searched)}"]
+        return [found, f"          {format_parameters(self.best.parameters, self.searched)}"]
 
     def _rung_lines(self, width: int) -> list[str]:
         """Rungs side by side; the last ones are left out where the terminal is too narrow."""
@@ -129,7 +129,7 @@ class Standing:
                     str(trial.number),
                     f"{trial.images_seen:,} / {self.budget:,}",
                     "-" if value is None else f"{value:.4f}",
-                    said_parameters(trial.parameters, self.searched),
+                    format_parameters(trial.parameters, self.searched),
                 )
             )
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -139,12 +139,12 @@ class Standing:
         return [*lines, f"and {len(self.running) - room} more"] if len(self.running) > room else lines
 
 
-def said_best(best: TrialResult | None) -> str:
+def format_best(best: TrialResult | None) -> str:
     """The best completed trial in a few words."""
     return f"best {best.value:.4f} (trial {best.number})" if best else "none completed yet"
 
 
-def said_detail(trial: TrialResult) -> str:
+def format_failure(trial: TrialResult) -> str:
     """Why a trial failed, as `error: ValueError: ...`: one line that cannot steer a terminal, shortened to fit one."""
     line = printable(" ".join(trial.detail.split()))
     if len(line) > _DETAIL_CHARACTERS:
@@ -152,7 +152,7 @@ def said_detail(trial: TrialResult) -> str:
     return f"{trial.reason}: {line}" if line else trial.reason
 
 
-def said_parameters(parameters: Mapping[str, Parameter], searched: Sequence[str] | None = None) -> str:
+def format_parameters(parameters: Mapping[str, Parameter], searched: Sequence[str] | None = None) -> str:
     """`ARCHITECTURE learning_rate=0.001 ...`, what is looked for first in front.
 
     Args:

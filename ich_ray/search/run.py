@@ -15,7 +15,7 @@ from ich_ray.search.ledger import Ledger
 from ich_ray.search.request import ask
 from ich_ray.search.space.space import Listed, sampled
 from ich_ray.search.time_budget import Limits
-from ich_ray.storage import Location, SearchFiles, exclusive
+from ich_ray.storage import Location, SearchFiles, file_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,14 +80,14 @@ def run_search(
     asked = ask(dataset, space, out, trials=trials, resume=resume, seed=seed, warm_start=warm_start)
     files, data = asked.files, asked.dataset
 
-    from ich_ray.search.cluster_resources import Fleet
+    from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.preflight import check_machines, check_trials, plan_slots, room
     from ich_ray.search.tune.driver import Driver
 
     if _trainer is None:
         check_trials(data, sampled(asked.space))
     with locked(files), connected(address):
-        fleet = Fleet()
+        fleet = ClusterResources()
         slots = plan_slots(fleet.machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
         limits.check(slots.gpus)
         check_machines(data, files.root)
@@ -112,20 +112,20 @@ def run_listed(
     slots: Slots,
     listed: Sequence[Listed],
     *,
-    go_on: str,
+    resume_hint: str,
     trainer: Trainer | None = None,
 ) -> None:
     """Run what a ledger left unfinished and then `listed`, with every trial in the ledger; hold `locked` meanwhile.
 
     Raises:
-        Interrupted: it was stopped before its end; `go_on` is what its reader is told to do.
+        Interrupted: it was stopped before its end; `resume_hint` is what its reader is told to do.
     """
     wanted = len(ledger.trials) + len(listed)
     keys: dict[str, Any] = {"warm": [], "listed": listed, "trainer": trainer}
     from ich_ray.search.tune.driver import Driver
 
     run = Driver(space, dataset, ledger, slots, wanted=wanted, limits=Limits(), **keys)
-    run.go_on = go_on
+    run.resume_hint = resume_hint
     run.go()
 
 
@@ -159,7 +159,7 @@ def _listed(space: SearchSpace, ledger: Ledger, wanted: int) -> list[Listed] | N
 @contextmanager
 def locked(files: SearchFiles) -> Iterator[None]:
     """Hold the search; a folder that was made only for the lock goes away with it, while nobody else can hold it."""
-    with exclusive(files.lock, "a search"):
+    with file_lock(files.lock, "a search"):
         try:
             yield
         finally:

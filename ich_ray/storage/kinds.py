@@ -18,9 +18,9 @@ __all__ = [
     "FeaturesKey",
     "Fingerprint",
     "Integer",
+    "JsonValue",
     "Line",
-    "Mark",
-    "Plain",
+    "PatientHash",
     "RelativeFile",
     "Seconds",
     "Seed",
@@ -92,7 +92,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Of a dataset (data/prepare/join.py): the first half of a SHA-256.
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 # Of a patient in patients.json (bundle/training_patients.py).
-Mark = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+PatientHash = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 # Of features that frozen layers make (model/trunk.py).
 FeaturesKey = Annotated[str, Field(pattern=r"^[0-9a-f]{24}$")]
 # How many of something; a double holds each of them.
@@ -105,4 +105,4 @@ Seconds = Annotated[float, Field(ge=0, le=1e12)]
 # Seconds since 1970.
 Time = Annotated[float, Field(ge=0, le=_LAST_SECOND)]
 # Whatever JSON can hold, to be read by who knows what it means: finite, printable, not absurdly deep.
-Plain = Annotated[Any, AfterValidator(_plain)]
+JsonValue = Annotated[Any, AfterValidator(_plain)]

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
-__all__ = ["exclusive", "is_held"]
+__all__ = ["file_lock", "is_held"]
 
 
 @contextmanager
-def exclusive(lock: UPath, what: str, *, wait: bool = False) -> Iterator[None]:
+def file_lock(lock: UPath, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold `lock` while the block runs, so that two processes never write one folder.
 
     Only local and shared folders can be locked; on object storage the block runs unguarded.
@@ -56,7 +56,7 @@ def exclusive(lock: UPath, what: str, *, wait: bool = False) -> Iterator[None]:
 
 
 def is_held(lock: UPath) -> bool:
-    """Whether a process is inside `exclusive(lock)` now; without writing, and never so on object storage."""
+    """Whether a process is inside `file_lock(lock)` now; without writing, and never so on object storage."""
     if not is_local(lock) or not lock.exists():
         return False
     with Path(str(lock)).open("rb") as file:

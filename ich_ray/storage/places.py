@@ -25,8 +25,8 @@ __all__ = [
     "check_file",
     "check_folder",
     "check_regular",
+    "exists",
     "is_local",
-    "is_there",
     "locate",
     "system_reason",
     "unreadable",
@@ -69,11 +69,11 @@ def locate(where: Location) -> UPath:
         path = UPath(path.expanduser().absolute())
     except RuntimeError:
         raise ConfigError(f"{where}: the home folder that ~ stands for must be known; write the whole path") from None
-    is_there(path)
+    exists(path)
     return path
 
 
-def is_there(path: UPath) -> bool:
+def exists(path: UPath) -> bool:
     """Whether there is anything at `path`.
 
     Raises:
@@ -97,7 +97,7 @@ def check_file(path: UPath, what: str) -> None:
     Raises:
         ConfigError: a folder is there, a folder above it is a file, or this user may not write there.
     """
-    if is_there(path) and path.is_dir():
+    if exists(path) and path.is_dir():
         raise ConfigError(f"{what} {path}: must be a file, got a folder; name a file in it")
     check_folder(path.parent, what)
 
@@ -114,7 +114,7 @@ def check_folder(folder: UPath, what: str) -> None:
     """
     if not is_local(folder):
         return  # object storage knows no folders, and says who may write when it is written
-    there = next(place for place in (folder, *folder.parents) if is_there(place))
+    there = next(place for place in (folder, *folder.parents) if exists(place))
     if not there.is_dir():
         raise ConfigError(f"{what} {folder}: must be a folder, got a file at {there}; name another")
     try:
@@ -134,7 +134,7 @@ def check_regular(path: UPath, remedy: str) -> None:
         IntegrityError: a folder, pipe, device or socket is there.
         ConfigError: nobody may look there.
     """
-    if is_local(path) and is_there(path) and not path.is_file():
+    if is_local(path) and exists(path) and not path.is_file():
         raise IntegrityError(f"{path}: must be a file, got something else; {remedy}")
 
 
@@ -220,7 +220,7 @@ class SearchFiles:
 
     def records(self) -> list[UPath]:
         """All files in `trials` that look like a trial's, whatever is in them."""
-        if not is_there(self.trials):
+        if not exists(self.trials):
             return []
         try:
             found = [path for path in self.trials.iterdir() if "0" <= path.name[0] <= "9" and path.suffix == ".json"]

@@ -62,26 +62,26 @@ def _sum(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """Process `rank` of `count` that train one network together."""
+    """Process `rank` of `world_size` that train one network together."""
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
     def part(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """This process's share of a global batch."""
-        return positions[self.rank :: self.count]
+        return positions[self.rank :: self.world_size]
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, in place."""
-        return _sum(tensor) if self.count > 1 else tensor
+        return _sum(tensor) if self.world_size > 1 else tensor
 
     def scale(self, images: int) -> float:
         """By which a process multiplies the sum of its losses, so that gradients are of the mean over `images`."""
-        return self.count / images
+        return self.world_size / images
 
     def data_parallel(self, network: nn.Module) -> nn.Module:
         """The network, whose `backward` gives every process the gradient of the global batch."""
-        if self.count == 1:
+        if self.world_size == 1:
             return network
         with _with_peers():
             return DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)
@@ -101,10 +101,10 @@ class Shard:
 
     def gathered(self, own: NDArray[np.float32], count: int, device: torch.device) -> NDArray[np.float32]:
         """All `count` values, where each process has those of its `part`."""
-        if self.count == 1:
+        if self.world_size == 1:
             return own
         values = torch.zeros(count, device=device)
-        values[self.rank :: self.count] = torch.from_numpy(own).to(device)
+        values[self.rank :: self.world_size] = torch.from_numpy(own).to(device)
         return self.total(values).cpu().numpy()
 
     def synchronized(self, network: Module) -> Module:
@@ -113,7 +113,7 @@ class Shard:
         Raises:
             ConfigError: it normalizes batches in a way that is not known here.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return network
         normalizing = _normalizing(network)
         with _with_peers():

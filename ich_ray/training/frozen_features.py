@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.model.networks import Network
 
-__all__ = ["Tail", "as_features", "feature_shape", "is_divisible", "shared", "trunk_features", "trunk_key"]
+__all__ = ["TrainableHead", "as_features", "feature_shape", "is_divisible", "shared", "trunk_features", "trunk_key"]
 
 _BATCH = 64
 # Also of what `features.json` means: another number makes other keys, and old features are then not found.
@@ -97,7 +97,7 @@ def feature_shape(network: Network, parameters: Hyperparameters, image_shape: tu
     )
 
 
-class Tail(nn.Module):
+class TrainableHead(nn.Module):
     """What comes after the trunk, on features: the same modules and weights as in the network, less the frozen ones."""
 
     def __init__(self, network: Network, parameters: Hyperparameters) -> None:

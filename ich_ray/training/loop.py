@@ -30,13 +30,13 @@ from ich_ray.data.image_store import PlacedImages, Placement, as_index, place
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.model.networks import Network, build_network
-from ich_ray.results import Setup
+from ich_ray.results import ExecutionInfo
 from ich_ray.training.data_parallel import ALONE, Shard
-from ich_ray.training.frozen_features import Tail, shared
+from ich_ray.training.frozen_features import TrainableHead, shared
 from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, in_batches
 from ich_ray.training.memory import out_of_memory
 from ich_ray.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
-from ich_ray.training.parts import Budget, Parts, Progress
+from ich_ray.training.parts import Parts, Progress, TrainingBudget
 from ich_ray.training.precision import autocast, precision_on
 from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, ScheduleStep
 from ich_ray.training.state import TrainingState
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from ich_ray.training.averaging import Averaging
     from ich_ray.training.loss import Loss
 
-__all__ = ["Budget", "Parts", "Progress", "TrainingState", "train"]
+__all__ = ["Parts", "Progress", "TrainingBudget", "TrainingState", "train"]
 
 _SMALLEST_TAIL = 8
 _STEPS_BETWEEN_CHECKS = 50  # reading the loss waits for an accelerator
@@ -65,7 +65,7 @@ def train(
     train: SliceSet,
     validation: SliceSet | None,
     *,
-    budget: Budget,
+    budget: TrainingBudget,
     seed: int,
     device: torch.device | str = "cpu",
     resume: TrainingState | None = None,
@@ -129,7 +129,7 @@ class _Run:
         validation: SliceSet | None,
         parts: Parts,
         *,
-        budget: Budget,
+        budget: TrainingBudget,
         seed: int,
         device: torch.device,
         shard: Shard,
@@ -177,8 +177,8 @@ class _Run:
         self.validation_images: PlacedImages | None = None
         features = None if self.parts.augmentation else given or shared(self.network, self.parameters, dataset)
         if features is not None and features.covers(rows):
-            self.forward: nn.Module = self.shard.data_parallel(Tail(self.network, self.parameters))
-            self.validated = Tail(self.validated, self.parameters)
+            self.forward: nn.Module = self.shard.data_parallel(TrainableHead(self.network, self.parameters))
+            self.validated = TrainableHead(self.validated, self.parameters)
             self.images: PlacedImages = FeatureImages(features, self.slices, self.device)
             if self.validation is not None:
                 self.validation_images = FeatureImages(features, self.validation, self.device)
@@ -190,11 +190,11 @@ class _Run:
             self.validation_images = place(self.validation, self.device, placement, taken_bytes=taken, trials=trials)
 
     @property
-    def setup(self) -> Setup:
+    def setup(self) -> ExecutionInfo:
         cuda = self.device.type == "cuda"
-        return Setup(
+        return ExecutionInfo(
             device=torch.cuda.get_device_name(self.device) if cuda else str(self.device.type),
-            workers=self.shard.count,
+            workers=self.shard.world_size,
             images=self.images.where,
             mode=self.precision,
         )

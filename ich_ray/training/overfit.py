@@ -16,7 +16,7 @@ from ich_ray.data.sampling import stratified
 from ich_ray.errors import TrialFailure
 from ich_ray.model.networks import build_network
 from ich_ray.training.frozen_features import as_features, is_divisible
-from ich_ray.training.loop import Budget, train
+from ich_ray.training.loop import TrainingBudget, train
 
 if TYPE_CHECKING:
     from ich_ray.data.dataset import SliceSet
@@ -79,7 +79,7 @@ def overfit(
         ConfigError: the parameters do not fit the images.
     """
     alone = parameters.model_copy(update={"training_slices": 0, "epochs": 0})
-    budget = Budget(passes * len(slices), len(slices))
+    budget = TrainingBudget(passes * len(slices), len(slices))
     losses: list[float] = []
     precision = None
     try:

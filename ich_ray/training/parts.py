@@ -12,17 +12,17 @@ from ich_ray.training.schedule import INVERSE_TIME
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ich_ray.results import Setup
+    from ich_ray.results import ExecutionInfo
     from ich_ray.training.augmentation import Augmentation
     from ich_ray.training.averaging import AveragingOf
     from ich_ray.training.loss import LossOf
     from ich_ray.training.state import TrainingState
 
-__all__ = ["Budget", "Parts", "Progress"]
+__all__ = ["Parts", "Progress", "TrainingBudget"]
 
 
 @dataclass(frozen=True)
-class Budget:
+class TrainingBudget:
     """How many training images a trial may see, and how often it reports."""
 
     images: int
@@ -74,7 +74,7 @@ class Progress:
     metrics: dict[str, float]
     elapsed_s: float
     images_per_s: float
-    setup: Setup
+    setup: ExecutionInfo
     _capture: Callable[[], TrainingState] = field(repr=False, compare=False)
 
     def state(self) -> TrainingState:

@@ -86,7 +86,7 @@ def search(
     if plan:
         from ich_ray.search.plan.plan_report import plan_search
 
-        display.print_outlook(plan_search(dataset, space, out, **asked), as_json)
+        display.print_plan(plan_search(dataset, space, out, **asked), as_json)
         return
     from ich_ray.search.run import run_search
 

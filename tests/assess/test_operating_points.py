@@ -11,7 +11,7 @@ from scipy.stats import beta as beta_distribution
 from sklearn.metrics import precision_recall_curve
 
 from ich_ray.assess.operating_points import (
-    Wanted,
+    OperatingPointSpec,
     effective_positives,
     operating_points,
     sensitivity_bound,
@@ -95,7 +95,9 @@ def test_the_usual_points_and_those_asked_for() -> None:
     rng = np.random.default_rng(1)
     labels = (rng.random(2000) < 0.2).astype(float)
     probabilities = np.clip(rng.normal(0.25 + 0.3 * labels, 0.15), 0.001, 0.999)
-    found, notes = operating_points(labels, probabilities, np.arange(2000), Wanted(beta=0.5, sensitivity=0.975))
+    found, notes = operating_points(
+        labels, probabilities, np.arange(2000), OperatingPointSpec(beta=0.5, sensitivity=0.975)
+    )
     assert list(found) == ["f2", "f0.5", "sensitivity_90", "sensitivity_95", "sensitivity_97.5", "sensitivity_98"]
     assert notes == ()
     assert found["f0.5"].threshold > found["f2"].threshold > found["sensitivity_98"].threshold
@@ -111,19 +113,19 @@ def test_the_usual_points_and_those_asked_for() -> None:
 
 def test_a_usual_point_out_of_reach_is_a_note_and_one_asked_for_an_error() -> None:
     labels, probabilities = np.repeat([1, 0], 20), np.repeat([0.8, 0.2], 20)
-    found, notes = operating_points(labels, probabilities, np.arange(40), Wanted(conservative=True))
+    found, notes = operating_points(labels, probabilities, np.arange(40), OperatingPointSpec(conservative=True))
     assert list(found) == ["f2"]
     assert len(notes) == 3
     assert "at least 0.9 must be reached" in notes[0]
     assert "got at most 0.8609" in notes[0]
     with pytest.raises(SensitivityError):
-        operating_points(labels, probabilities, np.arange(40), Wanted(sensitivity=0.95, conservative=True))
+        operating_points(labels, probabilities, np.arange(40), OperatingPointSpec(sensitivity=0.95, conservative=True))
 
 
 def test_an_f_beta_of_calling_every_slice_positive_is_noted() -> None:
     """A constant probability of 0.4 puts the threshold at 0.2, half-way to 0: nothing is left out."""
     labels = np.repeat([1, 0], [2, 8])
-    found, notes = operating_points(labels, np.full(10, 0.4), np.arange(10), Wanted(beta=1))
+    found, notes = operating_points(labels, np.full(10, 0.4), np.arange(10), OperatingPointSpec(beta=1))
     assert (found["f2"].threshold, found["f2"].sensitivity, found["f2"].specificity) == (pytest.approx(0.2), 1, 0)
     assert notes[0].startswith(
         "operating point f2: a threshold must leave a slice out to decide anything, got the highest"
@@ -135,16 +137,16 @@ def test_an_f_beta_of_calling_every_slice_positive_is_noted() -> None:
     backwards = np.array([0.1] + [0.6] * 9)  # the highest F2 is that of everything: 5 / (4 + 10)
     assert any(
         "operating point f2" in note
-        for note in operating_points(np.arange(10) == 0, backwards, np.arange(10), Wanted())[1]
+        for note in operating_points(np.arange(10) == 0, backwards, np.arange(10), OperatingPointSpec())[1]
     )
     apart = np.repeat([0.8, 0.2], [2, 8])
-    assert operating_points(labels, apart, np.arange(10), Wanted())[1] == ()
+    assert operating_points(labels, apart, np.arange(10), OperatingPointSpec())[1] == ()
 
 
 @pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"beta": math.nan}, {"sensitivity": 1.0}, {"sensitivity": 90}])
 def test_impossible_wishes_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"must be given|must hold"):
-        Wanted(**wrong)
+        OperatingPointSpec(**wrong)
 
 
 @given(rows, st.sampled_from([0.3, 0.5, 0.9, 0.95]), st.booleans())
@@ -184,6 +186,6 @@ def test_a_higher_target_never_has_a_higher_threshold(rows: list[tuple[bool, int
     labels, steps, patients = (np.array(column) for column in zip(*rows, strict=True))
     if not 0 < labels.sum() < len(labels):
         return
-    found, _ = operating_points(labels, steps / 20, patients, Wanted())
+    found, _ = operating_points(labels, steps / 20, patients, OperatingPointSpec())
     thresholds = [point.threshold for name, point in found.items() if name.startswith("sensitivity")]
     assert thresholds == sorted(thresholds, reverse=True)

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from ich_ray.bundle.logit_scaling import METHODS, Method, Scaling, bound_note, fit_platt, fit_scaling, fit_temperature
+from ich_ray.bundle.logit_scaling import (
+    METHODS,
+    LogitScaling,
+    Method,
+    bound_note,
+    fit_platt,
+    fit_scaling,
+    fit_temperature,
+)
 from ich_ray.statistics.metrics import Ranking, log_loss
 
 
@@ -21,7 +29,7 @@ def drawn() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_it_shifts_then_tempers_then_moves() -> None:
-    found = Scaling(prior_shift=-1.0, temperature=2.0, bias=0.25)(np.array([0.0, 2.0], np.float32))
+    found = LogitScaling(prior_shift=-1.0, temperature=2.0, bias=0.25)(np.array([0.0, 2.0], np.float32))
     assert found == pytest.approx([1 / (1 + math.exp(0.25)), 1 / (1 + math.exp(-0.75))])
 
 
@@ -79,19 +87,19 @@ def test_calibration_never_changes_the_ranking(
     logits: list[float], truth: list[bool], shift: float, temperature: float, bias: float
 ) -> None:
     raw, labels = np.array(logits, np.float32), np.array(truth[: len(logits)])
-    scaled = Scaling(shift, temperature, bias)(raw)
+    scaled = LogitScaling(shift, temperature, bias)(raw)
     assert (np.diff(scaled[np.argsort(raw, kind="stable")]) >= 0).all()
     rounded = np.round(raw, 2).astype(np.float64)
     # Below this logit probabilities of logits so far apart are two numbers, above it float64 may make them one.
     apart = (rounded.max() + shift) / temperature + bias < 24
     if apart and 0 < labels.sum() < len(labels):
-        after = Ranking(labels, Scaling(shift, temperature, bias)(rounded)).statistics()
+        after = Ranking(labels, LogitScaling(shift, temperature, bias)(rounded)).statistics()
         assert after == pytest.approx(Ranking(labels, rounded).statistics(), abs=1e-12)
 
 
 @given(st.lists(st.floats(-12, 12), min_size=1, max_size=30), st.floats(-3, 3), st.floats(0.5, 20), st.floats(-5, 5))
 def test_logits_are_found_again(logits: list[float], shift: float, temperature: float, bias: float) -> None:
-    scaling = Scaling(shift, temperature, bias)
+    scaling = LogitScaling(shift, temperature, bias)
     raw = np.clip(logits, -12, 12) * min(temperature, 1.0)  # where float64 still tells a probability from 1
     again = scaling.logits(scaling(raw))
     assert scaling(again) == pytest.approx(scaling(raw), abs=1e-12)

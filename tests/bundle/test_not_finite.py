@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from ich_ray import cli
 from ich_ray.assess.calibration import calibrate, fit_calibration
 from ich_ray.assess.evaluate import evaluate
-from ich_ray.assess.operating_points import Wanted
+from ich_ray.assess.operating_points import OperatingPointSpec
 from ich_ray.bundle import batch_predict, onnx_export
 from ich_ray.bundle.bundle import Bundle, load_bundle
 from ich_ray.bundle.card import OperatingPoint
-from ich_ray.bundle.logit_scaling import Scaling
+from ich_ray.bundle.logit_scaling import LogitScaling
 from ich_ray.bundle.onnx_export import export_onnx
 from ich_ray.bundle.prediction import Predictor, Studies
 from ich_ray.ct import dicom, windowing
@@ -217,7 +217,7 @@ def test_a_probability_that_fails_for_test_slices_only_is_named_by_row_and_pseud
 
 
 def test_an_exported_graph_has_no_probability_of_such_a_logit() -> None:
-    module = onnx_export._WithProbability(torch.nn.Identity(), Scaling(0.5, 2.0, -0.1))
+    module = onnx_export._WithProbability(torch.nn.Identity(), LogitScaling(0.5, 2.0, -0.1))
     _, probabilities = module(torch.tensor(PLANTED))
     assert torch.isnan(probabilities[:3]).all()
     assert probabilities[3].item() == pytest.approx(1 / (1 + math.exp(-0.4)))
@@ -230,13 +230,13 @@ def test_an_exported_graph_has_no_probability_of_such_a_logit() -> None:
 )  # fmt: skip
 def test_a_scaling_has_finite_numbers_and_a_positive_temperature(numbers: tuple[float, float, float]) -> None:
     with pytest.raises(IchRayError, match="temperature > 0 and finite numbers must hold, got temperature"):
-        Scaling(*numbers)
+        LogitScaling(*numbers)
 
 
 def test_scaling_gives_no_probability_of_an_infinity() -> None:
-    assert np.isnan(Scaling()(PLANTED)).tolist() == [True, True, True, False]
-    assert Scaling(1e300, 1e-300)(np.array([0.5])).tolist() == pytest.approx([math.nan], nan_ok=True)
-    assert Scaling(temperature=1e-3)(np.array([-9.0, 9.0])).tolist() == [0.0, 1.0]
+    assert np.isnan(LogitScaling()(PLANTED)).tolist() == [True, True, True, False]
+    assert LogitScaling(1e300, 1e-300)(np.array([0.5])).tolist() == pytest.approx([math.nan], nan_ok=True)
+    assert LogitScaling(temperature=1e-3)(np.array([-9.0, 9.0])).tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("threshold", [math.nan, math.inf, -0.1, 1.1])
@@ -268,4 +268,4 @@ def test_recalibration_stops_where_the_calibration_before_gives_no_probability(d
     slices = dataset.role("calibration")
     logits = np.linspace(-3, 3, len(slices), dtype=np.float32)
     with pytest.raises(IchRayError, match=r"the one before must give every slice a probability, got \d+ of 36 without"):
-        fit_calibration(slices, logits, Scaling(temperature=1e-320), "platt", 0.0, Wanted())
+        fit_calibration(slices, logits, LogitScaling(temperature=1e-320), "platt", 0.0, OperatingPointSpec())

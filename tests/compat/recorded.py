@@ -17,34 +17,34 @@ from ich_ray.model.hyperparameters import Hyperparameters
 
 # make_v0_1_0.py runs this with version 0.1.0, where the loop had another place.
 loop = import_module("ich_ray.training.loop" if find_spec("ich_ray.training") else "ich_ray.model.training")
-Budget = loop.Budget
+TrainingBudget = loop.TrainingBudget
 
 FIXTURES = Path(__file__).parent / "v0_1_0"
 SEED = 7
 
 # Each is one architecture with one optimizer; fields are named as version 0.1.0 names them.
-TRAININGS: dict[str, tuple[dict[str, Any], Budget]] = {
+TRAININGS: dict[str, tuple[dict[str, Any], TrainingBudget]] = {
     "plain_cnn, adam": (
         {"architecture": "plain_cnn", "blocks": 2, "filters": 4, "dense": 8, "dropout": 0.3, "batch_size": 16,
          "learning_rate": 1e-3, "decay": 0.05, "optimizer": "adam"},
-        Budget(400, 100),
+        TrainingBudget(400, 100),
     ),
     "plain_cnn, adamw, no dense layer": (
         {"architecture": "plain_cnn", "blocks": 1, "filters": 4, "dense": 0, "dropout": 0.0, "batch_size": 24,
          "learning_rate": 1e-2, "optimizer": "adamw", "weight_decay": 0.1, "loss": "unweighted"},
-        Budget(250, 100),
+        TrainingBudget(250, 100),
     ),
     "stacked_cnn, sgd": (
         {"architecture": "stacked_cnn", "convolutions": "3/2,3/2", "filters": 4, "padding": "valid",
          "input_batch_norm": True, "dense": 8, "dense_layers": 2, "dropout": 0.1, "dropout_before_pool": 0.1,
          "dropout_after_pool": 0.1, "dropout_dense": 0.2, "batch_size": 12, "learning_rate": 3e-2, "decay": 0.0,
          "optimizer": "sgd", "momentum": 0.8, "epochs": 6, "training_slices": 40},
-        Budget(240, 80),
+        TrainingBudget(240, 80),
     ),
     "resnet18, head alone": (
         {"architecture": "resnet18", "weights": "none", "unfreeze_from": "head", "dropout": 0.2, "batch_size": 16,
          "learning_rate": 1e-2, "optimizer": "sgd"},
-        Budget(128, 64),
+        TrainingBudget(128, 64),
     ),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage
 
-from ich_ray.ct.anatomy import Canvas, Head, Section, bump, capsule, ellipse, soft
+from ich_ray.ct.anatomy import Canvas, Head, HeadSection, bump, capsule, ellipse, soft
 from ich_ray.ct.bleeding import SUBTYPES, Bleed, bleed_into
 from ich_ray.ct.phantom import PhantomFiles, _doubled, _identifier, _Patient, write_phantom
 from ich_ray.data.dataset import SUBTYPES as LABELLED_SUBTYPES
@@ -160,7 +160,7 @@ def head(seed: int = 0) -> tuple[Head, Canvas]:
 @pytest.mark.parametrize("height", [0.3, 0.5, 0.7])
 def test_tissues_have_their_densities(height: float) -> None:
     drawn, canvas = head()
-    section = Section(canvas, height)
+    section = HeadSection(canvas, height)
     image = section.head_in_air(section.brain()).flat[section.where]
     brain = image[(section.depth > 12) & (section.fluid == 0) & (section.ventricles == 0) & (section.side > 6)]
     assert 25 <= np.median(brain) <= 42
@@ -171,9 +171,9 @@ def test_tissues_have_their_densities(height: float) -> None:
 
 def test_ventricles_are_in_the_middle_and_the_head_gets_smaller_upwards() -> None:
     _, canvas = head()
-    fluid = [Section(canvas, height).ventricles.sum() for height in (0.05, 0.54, 0.9)]
+    fluid = [HeadSection(canvas, height).ventricles.sum() for height in (0.05, 0.54, 0.9)]
     assert fluid[1] > 5 * max(fluid[0], fluid[2])
-    sizes = [len(Section(canvas, height).where) for height in (0.3, 0.6, 0.9)]
+    sizes = [len(HeadSection(canvas, height).where) for height in (0.3, 0.6, 0.9)]
     assert sizes == sorted(sizes, reverse=True)
 
 
@@ -182,14 +182,14 @@ def test_ventricles_are_in_the_middle_and_the_head_gets_smaller_upwards() -> Non
 def test_blood_is_inside_the_skull_and_has_its_density(subtype: str, seed: int) -> None:
     _, canvas = head(seed)
     bleed = Bleed.draw(np.random.default_rng(seed), subtype, [0.3, 0.42, 0.54, 0.66])
-    section = Section(canvas, bleed.height)
+    section = HeadSection(canvas, bleed.height)
     mask = bleed.mask(section)
     assert mask is not None
     assert np.all(mask <= section.inside)
     brain = section.brain()
     assert bleed_into(brain, section, [bleed]) == {subtype}
     assert 50 <= np.median(brain[mask > 0.95]) <= 90
-    assert bleed.mask(Section(canvas, bleed.height + bleed.reach + 0.01)) is None
+    assert bleed.mask(HeadSection(canvas, bleed.height + bleed.reach + 0.01)) is None
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_blood_is_inside_the_skull_and_has_its_density(subtype: str, seed: int) 
 def test_blood_lies_where_it_belongs(subtype: str, low_mm: float, high_mm: float) -> None:
     _, canvas = head(4)
     bleed = Bleed.draw(np.random.default_rng(4), subtype, [0.5])
-    section = Section(canvas, 0.5)
+    section = HeadSection(canvas, 0.5)
     mask = bleed.mask(section)
     assert mask is not None
     depth = section.depth[mask > 0.5]
@@ -208,7 +208,7 @@ def test_blood_lies_where_it_belongs(subtype: str, low_mm: float, high_mm: float
 
 def test_ventricular_and_subarachnoid_blood_fill_fluid() -> None:
     _, canvas = head(5)
-    section = Section(canvas, 0.5)
+    section = HeadSection(canvas, 0.5)
     for subtype, space in (("intraventricular", section.ventricles), ("subarachnoid", section.fluid)):
         mask = Bleed.draw(np.random.default_rng(5), subtype, [0.5]).mask(section)
         assert mask is not None

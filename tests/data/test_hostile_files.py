@@ -15,7 +15,7 @@ import pytest
 
 from ich_ray.data.dataset import PreparedDataset, map_block
 from ich_ray.data.feature_store import FeatureFiles, Features
-from ich_ray.data.folds import pool_rows
+from ich_ray.data.folds import development_rows
 from ich_ray.errors import IntegrityError
 from tests.prepared import make_dataset
 
@@ -190,9 +190,9 @@ def test_slices_are_those_of_the_manifest(
 )
 def test_what_features_say_of_sizes_is_compared(dataset: PreparedDataset, values: dict[str, Any]) -> None:
     files = FeatureFiles.of(dataset, "5" * 24)
-    files.write(0, np.ones((len(pool_rows(dataset)), 4), np.float32))
+    files.write(0, np.ones((len(development_rows(dataset)), 4), np.float32))
     files.finish(dataset, (4,))
-    rows = pool_rows(dataset)[:3]
+    rows = development_rows(dataset)[:3]
     found = Features.open(dataset, "5" * 24)
     assert found is not None
     assert np.array_equal(found.gather(rows), np.ones((3, 4), np.float32))

@@ -11,7 +11,7 @@ from torch import nn
 from ich_ray.model.architectures import ARCHITECTURES, Architecture
 from ich_ray.model.fields import NetworkFields, OwnFields
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.training.loop import Budget, train
+from ich_ray.training.loop import TrainingBudget, train
 from tests.prepared import make_dataset
 
 
@@ -38,5 +38,5 @@ def test_a_trial_trains_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ARCHITECTURES.register("pooled", Pooled())
     data = make_dataset(tmp_path / "data", patients=20)
     drawn = Hyperparameters.model_validate({"architecture": "pooled", "cells": 2})
-    (end,) = train(drawn, data.role("train"), data.role("validation"), budget=Budget(64, 64), seed=0)
+    (end,) = train(drawn, data.role("train"), data.role("validation"), budget=TrainingBudget(64, 64), seed=0)
     assert end.state().tensors["weights.body.1.weight"].shape == (1, 3 * 2 * 2)

@@ -10,7 +10,7 @@ import torch
 
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.training.loop import Budget, Parts, train
+from ich_ray.training.loop import Parts, TrainingBudget, train
 from ich_ray.training.schedule import SCHEDULES, Schedule, ScheduleStep
 from tests.prepared import make_dataset
 
@@ -34,13 +34,13 @@ def test_a_training_follows_it_to_the_end_of_its_budget(tmp_path: Path, monkeypa
     monkeypatch.setattr(
         torch.optim.SGD, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), step(self, *a))[1]
     )
-    whole = [(one.metrics, one.state()) for one in train(parameters, *roles, budget=Budget(400, 200), **keys)]
+    whole = [(one.metrics, one.state()) for one in train(parameters, *roles, budget=TrainingBudget(400, 200), **keys)]
     assert len(rates) == 20
     assert rates[0] == pytest.approx(0.1 * (1 / 400) / 0.05)
     assert rates[1] == max(rates)
     assert rates[10] == pytest.approx(0.1 * (0.01 + 0.99 * (1 + math.cos(math.pi * (201 / 400 - 0.05) / 0.95)) / 2))
     assert rates[19] < 0.002
-    (resumed,) = train(parameters, *roles, budget=Budget(400, 200), resume=whole[0][1], **keys)
+    (resumed,) = train(parameters, *roles, budget=TrainingBudget(400, 200), resume=whole[0][1], **keys)
     assert resumed.metrics == whole[1][0]
     with pytest.raises(ConfigError, match="'budget': 400"):  # its first half was annealed for another end
-        next(train(parameters, *roles, budget=Budget(800, 200), resume=whole[0][1], **keys))
+        next(train(parameters, *roles, budget=TrainingBudget(800, 200), resume=whole[0][1], **keys))

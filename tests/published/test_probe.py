@@ -8,7 +8,7 @@ import pytest
 from ich_ray.cli import call
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
-from ich_ray.published.probe import Candidate, Probe, probe
+from ich_ray.published.probe import Probe, ProbeCandidate, probe
 from ich_ray.search.space.yaml_file import load_space
 from tests.prepared import make_dataset
 
@@ -84,9 +84,11 @@ def test_an_interrupted_probe_goes_on(
 
 
 def test_a_rate_that_diverges_never_wins() -> None:
-    def candidate(rate: float, losses: tuple[float, ...], failure: str = "") -> Candidate:
+    def candidate(rate: float, losses: tuple[float, ...], failure: str = "") -> ProbeCandidate:
         parameters = {"learning_rate": rate, "optimizer": "sgd"}
-        return Candidate(parameters=parameters, losses=losses, average_precision=None, failure=failure, seconds=1.0)
+        return ProbeCandidate(
+            parameters=parameters, losses=losses, average_precision=None, failure=failure, seconds=1.0
+        )
 
     tried = (candidate(1.0, (0.1,), "diverged"), candidate(0.1, (0.9, 0.5)), candidate(0.01, (0.9, 0.6)))
     done = Probe(space={}, fingerprint="f" * 32, minibatches=1, passes=2, seed=0, candidates=tried)

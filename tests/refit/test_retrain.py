@@ -23,10 +23,10 @@ from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailur
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit.checkpoints import keep, newest, state_file
 from ich_ray.refit.confirm import chosen_trial
-from ich_ray.refit.ray_train import Plan, _resources, _train, patience_over
+from ich_ray.refit.ray_train import RetrainPlan, _resources, _train, patience_over
 from ich_ray.refit.retrain import _plan, _sized, retrain
 from ich_ray.refit.retrain_record import Retraining, SeedRun, best_run, folder_names, planned, spread
-from ich_ray.results import Objective, Report, Setup, open_search
+from ich_ray.results import ExecutionInfo, Objective, Report, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.cluster_resources import Machine
 from ich_ray.storage import read_json, write_json
@@ -149,7 +149,7 @@ def test_what_a_retraining_may_see(dataset: PreparedDataset, tmp_path: Path) -> 
 
 def test_the_precision_of_the_search_names_no_folder() -> None:
     keys = {"parameters": PARAMETERS.identity(), "objective": {}, "images": 9, "report_every": 3, "seed": 1}
-    plan = asdict(Plan(folder="", dataset="/data", fingerprint="f", **keys))  # type: ignore[arg-type]
+    plan = asdict(RetrainPlan(folder="", dataset="/data", fingerprint="f", **keys))  # type: ignore[arg-type]
     of_0_1_0 = {name: value for name, value in plan.items() if name != "precision"}
     assert folder_names(plan, PARAMETERS) == folder_names(of_0_1_0, PARAMETERS)
     assert folder_names(plan | {"precision": "float32"}, PARAMETERS) == folder_names(of_0_1_0, PARAMETERS)
@@ -237,7 +237,7 @@ def test_seeds_and_then_all_patients(dataset: PreparedDataset, tmp_path: Path, m
     trained: list[int] = []
     killed = False
 
-    def fit_here(plan: Plan, *_: object) -> tuple[str, Setup | None]:
+    def fit_here(plan: RetrainPlan, *_: object) -> tuple[str, ExecutionInfo | None]:
         nonlocal killed
         if len(trained) == 2 and not killed:
             killed = True

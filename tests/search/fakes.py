@@ -18,7 +18,7 @@ from upath import UPath
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import Setup
+from ich_ray.results import ExecutionInfo
 from ich_ray.search.tune.trial import TrialSettings
 from ich_ray.storage import Location, locate, sha256, write_bytes
 from ich_ray.training.data_parallel import Shard
@@ -58,7 +58,7 @@ class FakeProgress:
     metrics: dict[str, float]
     elapsed_s: float
     disk_is_full: bool = False
-    setup: Setup | None = None
+    setup: ExecutionInfo | None = None
 
     def state(self) -> FakeState:
         return FakeState(self.images_seen, self.disk_is_full)

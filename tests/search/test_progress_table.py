@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ich_ray.results import Report, TrialResult
-from ich_ray.search.progress_table import RungCount, Standing, said_detail, said_parameters
+from ich_ray.search.progress_table import RungCount, SearchStatus, format_failure, format_parameters
 
 SEARCHED = ("dropout", "optimizer", "decay", "learning_rate", "batch_size", "architecture", "filters")
 
@@ -22,9 +22,9 @@ def trial(number: int, *values: float | None, **parameters: Any) -> TrialResult:
     return TrialResult(number=number, parameters=drawn | parameters, reports=reports)
 
 
-def standing(running: int = 3) -> Standing:
+def standing(running: int = 3) -> SearchStatus:
     values = [(0.3, 0.7621), (), (0.5, None)]
-    return Standing(
+    return SearchStatus(
         name="demo",
         metric="average_precision",
         wanted=20,
@@ -42,7 +42,7 @@ def standing(running: int = 3) -> Standing:
     )
 
 
-def drawn(what: Standing, width: int = 80, height: int = 24) -> list[str]:
+def drawn(what: SearchStatus, width: int = 80, height: int = 24) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=height)
     with console.capture() as captured:
         console.print(what)
@@ -108,10 +108,10 @@ def test_a_line_says_it_all() -> None:
 
 def test_parameters_that_are_looked_for_come_first() -> None:
     parameters = trial(0, decay=0.1, weights="none").parameters
-    assert said_parameters(parameters, SEARCHED) == (
+    assert format_parameters(parameters, SEARCHED) == (
         "plain_cnn learning_rate=0.00123 batch_size=64 dropout=0.25 decay=0.1"
     )
-    assert said_parameters({"filters": 8, "architecture": "resnet18"}) == "resnet18 filters=8"
+    assert format_parameters({"filters": 8, "architecture": "resnet18"}) == "resnet18 filters=8"
 
 
 @pytest.mark.parametrize(
@@ -124,4 +124,4 @@ def test_parameters_that_are_looked_for_come_first() -> None:
     ],
 )
 def test_why_a_trial_failed_is_one_printable_line(detail: str, said: str) -> None:
-    assert said_detail(trial(0).model_copy(update={"reason": "error", "detail": detail})) == said
+    assert format_failure(trial(0).model_copy(update={"reason": "error", "detail": detail})) == said

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import Setup
+from ich_ray.results import ExecutionInfo
 from ich_ray.runtime import connected
 from ich_ray.search.run import run_search
 from tests.prepared import make_dataset
@@ -57,5 +57,5 @@ def test_a_trial_is_the_training_loop_reported(tmp_path: Path) -> None:
     figures = {"average_precision", "roc_auc", "f2", "f2_threshold", "log_loss", "train_loss"}
     assert set(first.metrics) == {*figures, "sensitivity_at_half", "specificity_at_half"}
     assert found.best().value is not None
-    assert first.setup == Setup(device="cpu", workers=1, images="host", mode="float32")
+    assert first.setup == ExecutionInfo(device="cpu", workers=1, images="host", mode="float32")
     assert found.to_frame()["setup"][0] == "cpu, float32, images on host"

@@ -31,9 +31,9 @@ from ich_ray.search.plan import cost_model
 from ich_ray.search.plan.plan_report import plan_search
 from ich_ray.search.run import run_search
 from ich_ray.search.tune import ledger_callback
-from ich_ray.search.tune.asha import Halving
+from ich_ray.search.tune.asha import AshaScheduler
 from ich_ray.search.tune.sampler import LedgerSampler
-from ich_ray.storage import SearchFiles, exclusive, locate, write_bytes
+from ich_ray.storage import SearchFiles, file_lock, locate, write_bytes
 from tests.prepared import make_dataset
 from tests.records import make_record
 from tests.search.fakes import SPACE, FakeTrainer
@@ -330,11 +330,11 @@ def test_a_full_disk_stops_tune_with_the_cause(
         (LedgerSampler, "suggest"),
         (LedgerSampler, "on_trial_result"),
         (LedgerSampler, "on_trial_complete"),
-        (Halving, "on_trial_result"),
-        (ledger_callback.Bookkeeper, "on_trial_start"),
-        (ledger_callback.Bookkeeper, "on_trial_result"),
-        (ledger_callback.Bookkeeper, "on_trial_complete"),
-        (ledger_callback.Bookkeeper, "on_step_end"),
+        (AshaScheduler, "on_trial_result"),
+        (ledger_callback.LedgerCallback, "on_trial_start"),
+        (ledger_callback.LedgerCallback, "on_trial_result"),
+        (ledger_callback.LedgerCallback, "on_trial_complete"),
+        (ledger_callback.LedgerCallback, "on_step_end"),
     ],
 )
 def test_another_error_of_ours_leaves_tune_as_it_was_raised(
@@ -416,7 +416,7 @@ def test_a_space_that_cannot_be_drawn_is_refused_before_anything_is_written(
 
 def test_two_drivers_never_share_a_search(data: Path, space: Path, tmp_path: Path) -> None:
     with (
-        exclusive(SearchFiles(locate(tmp_path / "s")).lock, "a search"),
+        file_lock(SearchFiles(locate(tmp_path / "s")).lock, "a search"),
         pytest.raises(ConfigError, match="one process at a time may write a search, another one is at work"),
     ):
         run_search(data, space, tmp_path / "s", trials=1)

@@ -19,8 +19,8 @@ from ich_ray.search.space.space import Budget
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.time_budget import Limits
 from ich_ray.search.tune import ledger_callback
-from ich_ray.search.tune.asha import Halving, Rungs
-from ich_ray.search.tune.ledger_callback import Bookkeeper
+from ich_ray.search.tune.asha import AshaRungs, AshaScheduler
+from ich_ray.search.tune.ledger_callback import LedgerCallback
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE
 
@@ -60,49 +60,49 @@ def test_gpu_hours_without_gpus_have_no_meaning() -> None:
             Limits(**keys)
 
 
-def books(folder: Path) -> tuple[Ledger, Halving, Bookkeeper]:
+def callback_of(folder: Path) -> tuple[Ledger, AshaScheduler, LedgerCallback]:
     record = SearchRecord(
         name="x", space={}, dataset="", fingerprint="f" * 32, prevalence=0.1, seed=0, trials=9, versions={}, created=0.0
     )
     ledger = Ledger.create(folder / "s", record)
     budget = Budget(images=900, report_every=100, first_rung=900)
-    held: list[Bookkeeper] = []
-    halving = Halving(
+    held: list[LedgerCallback] = []
+    asha = AshaScheduler(
         budget,
         record.objective,
-        Rungs(budget, record.objective),
+        AshaRungs(budget, record.objective),
         lambda: Limits(gpu_hours=1).over(held[0].gpu_seconds()),
     )
     sampler: Any = SimpleNamespace()
     held.append(
-        Bookkeeper(
+        LedgerCallback(
             parse_space(yaml.safe_load(SPACE), "space.yaml"),
             ledger,
-            halving,
+            asha,
             sampler,
             wanted=9,
             gpus=0.5,
             deadline=math.inf,
         )
     )
-    return ledger, halving, held[0]
+    return ledger, asha, held[0]
 
 
-def start(keeper: Bookkeeper, number: int, again: bool = False) -> Any:
+def start(keeper: LedgerCallback, number: int, again: bool = False) -> Any:
     trial = SimpleNamespace(config={"number": number, "again": again}, trial_id=str(number), status="RUNNING")
     keeper.on_trial_start(0, [], trial)  # type: ignore[arg-type]
     return trial
 
 
-def report(halving: Halving, keeper: Bookkeeper, trial: Any, images_seen: int) -> str:
+def report(asha: AshaScheduler, keeper: LedgerCallback, trial: Any, images_seen: int) -> str:
     result = {"images_seen": images_seen, "metrics": {"average_precision": 0.5}, "elapsed_s": 1.0}
-    decision = halving.on_trial_result(None, trial, {**result, "metrics/average_precision": 0.5})
+    decision = asha.on_trial_result(None, trial, {**result, "metrics/average_precision": 0.5})
     keeper.on_trial_result(0, [], trial, result)
     return decision
 
 
 def test_running_trials_count_and_those_of_former_drivers(tmp_path: Path, clock: list[float]) -> None:
-    ledger, halving, keeper = books(tmp_path)
+    ledger, asha, keeper = callback_of(tmp_path)
     ledger.add({}), ledger.add({}), ledger.add({})
     ledger.report(2, 900, {"average_precision": 0.5}, 1.0, end=Verdict("completed"), cost_gpu_s=1000.0)
     first = start(keeper, 0)
@@ -110,14 +110,14 @@ def test_running_trials_count_and_those_of_former_drivers(tmp_path: Path, clock:
     second = start(keeper, 1)
     clock[0] += 2000  # of an hour at half a GPU each: 1000 from before, 1500 and 1000
     assert keeper.gpu_seconds() == 3500.0
-    assert report(halving, keeper, first, 100) == "CONTINUE"
+    assert report(asha, keeper, first, 100) == "CONTINUE"
     assert ledger.trials[0].cost_gpu_s == 1500.0
     keeper.on_trial_recover(0, [], first)  # its process died 100 s after the report ...
     clock[0] += 100
     start(keeper, 0)
     assert ledger.trials[0].cost_gpu_s == 1550.0  # ... which are not forgotten
     assert ledger.trials[0].attempts == 2
-    assert report(halving, keeper, second, 100) == "STOP"
+    assert report(asha, keeper, second, 100) == "STOP"
     ended = ledger.trials[1]
     assert (ended.state, ended.reason, ended.cost_gpu_s) == ("pruned", "gpu_hours", 1050.0)
     again = Ledger.open(ledger.files.root)

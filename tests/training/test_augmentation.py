@@ -16,7 +16,7 @@ from ich_ray.data.feature_store import FeaturesInMemory
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.training.augmentation import philox, stream_random
 from ich_ray.training.data_parallel import Shard
-from ich_ray.training.loop import Budget, Parts, Progress, TrainingState, train
+from ich_ray.training.loop import Parts, Progress, TrainingBudget, TrainingState, train
 from tests.prepared import make_dataset
 
 QUICK = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.0, filters=4, dense=0)
@@ -92,7 +92,10 @@ class Gain:
 def trained(
     dataset: PreparedDataset, gain: Gain, parameters: Hyperparameters = QUICK, images: int = 300, **more: object
 ) -> list[Progress]:
-    roles, keys = (dataset.role("train"), dataset.role("validation")), {"budget": Budget(images, 100), "seed": 3}
+    roles, keys = (
+        (dataset.role("train"), dataset.role("validation")),
+        {"budget": TrainingBudget(images, 100), "seed": 3},
+    )
     return list(train(parameters, *roles, parts=Parts(augmentation=gain), **keys, **more))  # type: ignore[arg-type]
 
 
@@ -107,7 +110,7 @@ def test_neither_batches_nor_a_resume_change_a_pixel(dataset: PreparedDataset) -
     assert sorted(again.made) == list(range(100, 300))
     assert all(torch.equal(one.made[place], again.made[place]) for place in again.made)
     assert [progress.metrics for progress in resumed] == [progress.metrics for progress in whole[1:]]
-    plain = train(QUICK, dataset.role("train"), dataset.role("validation"), budget=Budget(100, 100), seed=3)
+    plain = train(QUICK, dataset.role("train"), dataset.role("validation"), budget=TrainingBudget(100, 100), seed=3)
     assert next(plain).metrics != whole[0].metrics
 
 

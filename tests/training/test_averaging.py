@@ -10,14 +10,14 @@ import torch
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.feature_store import FeaturesInMemory
-from ich_ray.data.folds import pool_rows
+from ich_ray.data.folds import development_rows
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import Network, build_network
 from ich_ray.statistics.metrics import average_precision
 from ich_ray.training.frozen_features import as_features
 from ich_ray.training.inference import predict_logits
-from ich_ray.training.loop import Budget, Parts, Progress, TrainingState, train
+from ich_ray.training.loop import Parts, Progress, TrainingBudget, TrainingState, train
 from tests.prepared import make_dataset
 
 QUICK = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.2, filters=4, dense=0)
@@ -49,7 +49,7 @@ def trained(
     dataset: PreparedDataset,
     parts: Parts | None,
     parameters: Hyperparameters = QUICK,
-    budget: Budget = Budget(200, 100),  # noqa: B008  (frozen)
+    budget: TrainingBudget = TrainingBudget(200, 100),  # noqa: B008  (frozen)
     **more: object,
 ) -> list[tuple[Progress, TrainingState]]:
     roles, keys = (dataset.role("train"), dataset.role("validation")), {"budget": budget, "seed": 3}
@@ -90,9 +90,9 @@ def test_a_resume_goes_on_with_the_average(dataset: PreparedDataset, tmp_path: P
 def test_the_average_of_a_network_on_features_is_validated_on_features(dataset: PreparedDataset) -> None:
     frozen = QUICK.model_copy(update={"architecture": "resnet18", "unfreeze_from": "head"})
     torch.manual_seed(3)
-    network, rows = build_network(frozen, dataset.image_shape), pool_rows(dataset)
+    network, rows = build_network(frozen, dataset.image_shape), development_rows(dataset)
     array = as_features(network, frozen, type(dataset.role("train"))(dataset, rows))
-    parts, budget = Parts(averaging=Half), Budget(32, 16)
+    parts, budget = Parts(averaging=Half), TrainingBudget(32, 16)
     layers = trained(dataset, parts, frozen, budget)
     quick = trained(dataset, parts, frozen, budget, features=FeaturesInMemory(rows, array))
     for (one, _), (other, _) in zip(layers, quick, strict=True):

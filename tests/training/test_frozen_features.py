@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 
 from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.data.feature_store import ROWS_A_FILE, FeatureFiles, Features, check_room
-from ich_ray.data.folds import pool_rows
+from ich_ray.data.folds import development_rows
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.model.architectures import ARCHITECTURES
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 from ich_ray.training.frozen_features import (
-    Tail,
+    TrainableHead,
     as_features,
     feature_shape,
     is_divisible,
@@ -25,7 +25,7 @@ from ich_ray.training.frozen_features import (
     trunk_features,
     trunk_key,
 )
-from ich_ray.training.loop import Budget, TrainingState, train
+from ich_ray.training.loop import TrainingBudget, TrainingState, train
 from tests.prepared import make_dataset
 
 FROZEN = Hyperparameters(architecture="resnet18", unfreeze_from="layer4", batch_size=16, learning_rate=1e-3)
@@ -58,7 +58,7 @@ def test_trunk_and_tail_are_the_network(architecture: str, stage: str) -> None:
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     features = trunk_features(network, parameters, images)
     assert tuple(features.shape[1:]) == feature_shape(network, parameters, (3, 64, 64))
-    tail = Tail(network, parameters).eval()
+    tail = TrainableHead(network, parameters).eval()
     with torch.inference_mode():
         torch.testing.assert_close(tail(features), network(images), rtol=1e-5, atol=1e-6)
     trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
@@ -98,7 +98,7 @@ def computed(dataset: PreparedDataset, parameters: Hyperparameters, seed: int = 
     torch.manual_seed(seed)
     network = build_network(parameters, dataset.image_shape)
     files = FeatureFiles.of(dataset, trunk_key(network, parameters, dataset))
-    rows = pool_rows(dataset)
+    rows = development_rows(dataset)
     for number, start in enumerate(range(0, len(rows), ROWS_A_FILE)):
         files.write(number, as_features(network, parameters, SliceSet(dataset, rows[start : start + ROWS_A_FILE])))
     files.finish(dataset, feature_shape(network, parameters, dataset.image_shape))
@@ -110,7 +110,7 @@ Reports = list[tuple[dict[str, float], TrainingState]]
 
 def trained(dataset: PreparedDataset, resume: TrainingState | None = None) -> Reports:
     roles = dataset.role("train"), dataset.role("validation")
-    budget = Budget(128, 64)
+    budget = TrainingBudget(128, 64)
     return [
         (progress.metrics, progress.state())
         for progress in train(FROZEN, *roles, budget=budget, seed=SEED, resume=resume)
@@ -174,7 +174,7 @@ def test_damaged_features_are_named(dataset: PreparedDataset) -> None:
     features = Features.open(dataset, files.key)
     assert features is not None
     with pytest.raises(IntegrityError, match=r"00000.arrow: must hold features"):
-        features.gather(pool_rows(dataset)[:1])
+        features.gather(development_rows(dataset)[:1])
 
 
 def test_test_patients_have_no_features(dataset: PreparedDataset) -> None:
@@ -184,14 +184,14 @@ def test_test_patients_have_no_features(dataset: PreparedDataset) -> None:
     assert features.covers(dataset.role("train").rows)
     assert not features.covers(dataset.role("test").rows)
     assert not features.covers(dataset.role("calibration").rows)
-    rows = pool_rows(dataset)[[5, 0, 3]]
+    rows = development_rows(dataset)[[5, 0, 3]]
     assert np.array_equal(features.gather(rows)[1], features.gather(rows[1:2])[0])
 
 
 def test_no_room_is_said_before_anything_is_written(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 0, 1_000_000))
-    slices = len(pool_rows(dataset))
+    slices = len(development_rows(dataset))
     assert check_room(dataset, (10,)) == slices * 40
     with pytest.raises(ConfigError, match=r"GB must be free for features 256x8x8 of \d+ slices, got 0.0; freeze more"):
         check_room(dataset, (256, 8, 8))

@@ -16,12 +16,12 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
-from ich_ray.results import Setup
+from ich_ray.results import ExecutionInfo
 from ich_ray.statistics.metrics import average_precision, floors, log_loss
 from ich_ray.training import loop
 from ich_ray.training.data_parallel import Shard
 from ich_ray.training.inference import predict_logits
-from ich_ray.training.loop import Budget, Progress, TrainingState, train
+from ich_ray.training.loop import Progress, TrainingBudget, TrainingState, train
 from ich_ray.training.stream import Stream
 from tests.prepared import make_dataset
 
@@ -42,7 +42,7 @@ def reports(
     dataset: PreparedDataset, parameters: Hyperparameters = QUICK, images: int = 200, every: int = 100, **more: object
 ) -> list[Progress]:
     roles = dataset.role("train"), dataset.role("validation")
-    return list(train(parameters, *roles, budget=Budget(images, every), seed=3, **more))  # type: ignore[arg-type]
+    return list(train(parameters, *roles, budget=TrainingBudget(images, every), seed=3, **more))  # type: ignore[arg-type]
 
 
 def test_it_learns(dataset: PreparedDataset) -> None:
@@ -86,9 +86,9 @@ def test_the_same_seed_gives_the_same_numbers(dataset: PreparedDataset) -> None:
     assert [progress.metrics for progress in one] == [progress.metrics for progress in other]
     assert (
         one[-1].metrics
-        != list(train(QUICK, dataset.role("train"), dataset.role("validation"), budget=Budget(200, 100), seed=4))[
-            -1
-        ].metrics
+        != list(
+            train(QUICK, dataset.role("train"), dataset.role("validation"), budget=TrainingBudget(200, 100), seed=4)
+        )[-1].metrics
     )
 
 
@@ -97,12 +97,12 @@ def test_resume_goes_on_bit_for_bit(dataset: PreparedDataset, optimizer: str, tm
     parameters = QUICK.model_copy(update={"optimizer": optimizer, "learning_rate": 0.01})
     roles = dataset.role("train"), dataset.role("validation")
     states = []
-    for progress in train(parameters, *roles, budget=Budget(300, 100), seed=3):
+    for progress in train(parameters, *roles, budget=TrainingBudget(300, 100), seed=3):
         states.append(progress.state())
         torch.rand(7)  # what a caller draws between reports must not matter
     path = tmp_path / "state.safetensors"
     states[0].save(path)
-    resumed = list(train(parameters, *roles, budget=Budget(300, 100), seed=3, resume=TrainingState.load(path)))
+    resumed = list(train(parameters, *roles, budget=TrainingBudget(300, 100), seed=3, resume=TrainingState.load(path)))
     assert [progress.images_seen for progress in resumed] == [200, 300]
     last = resumed[-1].state()
     assert last.tensors.keys() == states[2].tensors.keys()
@@ -159,7 +159,7 @@ def test_the_rate_decays_with_epochs(dataset: PreparedDataset, monkeypatch: pyte
 
 def test_the_reported_log_loss_is_corrected_for_the_class_weights(dataset: PreparedDataset) -> None:
     progress = next(
-        iter(train(QUICK, dataset.role("train"), dataset.role("validation"), budget=Budget(100, 100), seed=3))
+        iter(train(QUICK, dataset.role("train"), dataset.role("validation"), budget=TrainingBudget(100, 100), seed=3))
     )
     network = build_network(QUICK, dataset.image_shape)
     network.load_state_dict(progress.state().part("weights"))
@@ -218,7 +218,7 @@ def test_its_memory_is_free_when_the_failure_is_told(dataset: PreparedDataset, m
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(loop._Run, "_step", full)
-    steps = train(QUICK, dataset.role("train"), dataset.role("validation"), budget=Budget(100, 100), seed=3)
+    steps = train(QUICK, dataset.role("train"), dataset.role("validation"), budget=TrainingBudget(100, 100), seed=3)
     try:
         next(steps)
     except TrialFailure:
@@ -245,7 +245,7 @@ def test_a_state_goes_on_in_its_own_precision(dataset: PreparedDataset, monkeypa
 
 def test_how_it_was_computed_is_told(dataset: PreparedDataset) -> None:
     setup = reports(dataset, images=16, every=16)[0].setup
-    assert setup == Setup(device="cpu", workers=1, images="host", mode="float32", rates={})
+    assert setup == ExecutionInfo(device="cpu", workers=1, images="host", mode="float32", rates={})
     assert str(setup) == "cpu, float32, images on host"
     assert reports(dataset, images=16, every=16, placement="device")[0].setup.images == "device"
 
@@ -255,7 +255,7 @@ def test_a_state_goes_on_in_another_memory_layout(
     dataset: PreparedDataset, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Moments lie as their weights do; what was kept in the usual layout is laid out again."""
-    roles, keys = (dataset.role("train"), dataset.role("validation")), {"budget": Budget(64, 32), "seed": 3}
+    roles, keys = (dataset.role("train"), dataset.role("validation")), {"budget": TrainingBudget(64, 32), "seed": 3}
     parameters = QUICK.model_copy(update={"optimizer": optimizer, "dropout": 0.0})
     state = next(train(parameters, *roles, **keys)).state()  # type: ignore[arg-type]
     resumed: list[loop._Run] = []
@@ -276,14 +276,15 @@ def test_a_state_goes_on_in_another_memory_layout(
 @pytest.mark.parametrize(("images", "every"), [(0, 0), (100, 0), (100, 101)])
 def test_an_impossible_budget_is_refused(images: int, every: int) -> None:
     with pytest.raises(ConfigError, match="0 < report_every <= images must hold"):
-        Budget(images, every)
+        TrainingBudget(images, every)
 
 
 def test_frozen_weights_do_not_move(dataset: PreparedDataset) -> None:
     parameters = QUICK.model_copy(update={"architecture": "resnet18", "unfreeze_from": "head"})
     roles = dataset.role("train"), dataset.role("validation")
     before, after = (
-        progress.state().part("weights") for progress in train(parameters, *roles, budget=Budget(32, 16), seed=3)
+        progress.state().part("weights")
+        for progress in train(parameters, *roles, budget=TrainingBudget(32, 16), seed=3)
     )
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"body.fc.1.weight", "body.fc.1.bias"}
@@ -336,5 +337,5 @@ def test_the_core_needs_neither_ray_nor_sklearn() -> None:
 
 
 def test_progress_is_lazy(dataset: PreparedDataset) -> None:
-    stream = train(QUICK, dataset.role("train"), dataset.role("validation"), budget=Budget(10**9, 50), seed=0)
+    stream = train(QUICK, dataset.role("train"), dataset.role("validation"), budget=TrainingBudget(10**9, 50), seed=0)
     assert [progress.images_seen for progress in itertools.islice(stream, 2)] == [50, 100]

@@ -187,7 +187,7 @@ def _settle_labels(rows: pa.Table, reasons: NDArray[np.object_], labels: LabelTa
     places = labels.find(rows["slice_id"].combine_chunks())
     good = reasons == ""
     if good.any() and (places < 0).all():
-        raise labels.of_others(rows["slice_id"][int(np.argmax(good))].as_py())
+        raise labels.mismatch_error(rows["slice_id"][int(np.argmax(good))].as_py())
     reasons[good & (places < 0)] = "label_missing"
     known = np.flatnonzero(good & (places >= 0))
     reasons[known] = labels.reasons[places[known]]

@@ -67,7 +67,7 @@ class LabelTable:
         found = pc.fill_null(pc.index_in(slice_ids, value_set=self.slice_ids), -1)
         return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
 
-    def of_others(self, slice_id: str) -> ConfigError:
+    def mismatch_error(self, slice_id: str) -> ConfigError:
         """What to raise when no file is in the table; `slice_id` is one of theirs."""
         return ConfigError(
             "labels: slice ids of the table must be SOPInstanceUIDs of the files, got none in common: the table has "

@@ -28,11 +28,11 @@ from ich_ray.data.prepare.decode_chunk import ROWS, ChunkJob, finished_chunk, ru
 from ich_ray.data.prepare.label_table import read_labels
 from ich_ray.data.prepare.list_files import Listing, list_files
 from ich_ray.data.prepare.pseudonyms import Pseudonyms
-from ich_ray.data.prepare.write import Work, finish, remove_leftovers, told_if_unwritten
+from ich_ray.data.prepare.write import Work, explain_write_errors, finish, remove_leftovers
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, Rejection, RejectionLimitError
 from ich_ray.results import LEAK
 from ich_ray.runtime import ask_machines, connected
-from ich_ray.storage import DatasetFiles, Location, exclusive, is_local, locate, read_json, sha256, write_json
+from ich_ray.storage import DatasetFiles, Location, file_lock, is_local, locate, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,10 +110,10 @@ def prepare(
         return _within_limit(_finished(files), limit_rejected)
     check_identities()
     _check_acquaintance(source, listing, table, without_preamble)
-    with exclusive(files.lock, "a dataset"):
+    with file_lock(files.lock, "a dataset"):
         if files.plan.exists():
             _check_plan(files, plan, plan.keys() - _BESIDE_BLOCKS)
-        with told_if_unwritten(files):
+        with explain_write_errors(files):
             write_json(files.plan, plan)
         _say_missing_decoders()
         identities = sha256(json.dumps(plan, sort_keys=True).encode())[:32]
@@ -162,7 +162,7 @@ def _check_acquaintance(source: UPath, listing: Listing, table: LabelTable, with
         except Rejection:
             continue
     if ids and (table.find(pa.array(ids)) < 0).all():
-        raise table.of_others(ids[0])
+        raise table.mismatch_error(ids[0])
 
 
 def _kind(path: UPath) -> str:
@@ -188,7 +188,7 @@ def _finished(files: DatasetFiles) -> PreparedDataset:
         dataset = PreparedDataset.open(files.root)
     except IntegrityError as error:
         raise IntegrityError(f"{error} (remove {files.root} first: what is finished is not written again)") from None
-    with told_if_unwritten(files):
+    with explain_write_errors(files):
         remove_leftovers(files, dataset.manifest)
     return dataset
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ich_ray.data.prepare.pseudonyms import Pseudonyms
     from ich_ray.results import Split
 
-__all__ = ["Work", "finish", "remove_leftovers", "told_if_unwritten"]
+__all__ = ["Work", "explain_write_errors", "finish", "remove_leftovers"]
 
 # Blocks that lost images and are written again: 1,500 of 3,000 slices took 0.9 to 1.4 s one after the other, of which
 # 0.2 s were computing, and 0.6 to 1.0 s so many at a time; on object storage it is waiting alone.
@@ -78,13 +78,13 @@ def finish(work: Work, rows: pa.Table) -> PreparedDataset:
         ConfigError: the labels match nothing, or roles are impossible; the blocks stay for the next run.
         IchRayError: the disk cannot be written; the blocks stay for the next run.
     """
-    with told_if_unwritten(work.files):
+    with explain_write_errors(work.files):
         _write(work, rows)
     return PreparedDataset.open(work.files.root)
 
 
 @contextmanager
-def told_if_unwritten(files: DatasetFiles) -> Iterator[None]:
+def explain_write_errors(files: DatasetFiles) -> Iterator[None]:
     """Say what to do where the block cannot write.
 
     Raises:

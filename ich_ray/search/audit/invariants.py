@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.results import CheckpointReference, Objective
-    from ich_ray.search.audit.ledger_reader import Evidence
+    from ich_ray.search.audit.ledger_reader import LedgerFiles
     from ich_ray.search.space.space import Budget, SearchSpace
     from ich_ray.storage import SearchFiles
 
@@ -37,13 +37,13 @@ __all__ = ["check_search"]
 _LOOKS = 20
 
 
-def check_search(found: Evidence) -> list[Check]:
+def check_search(found: LedgerFiles) -> list[Check]:
     """I1 to I7, in order."""
     checks = (_one_state, _final_states, _reports, _sampler, _asked, _best, _checkpoints)
     return [check(found) for check in checks]
 
 
-def _one_state(found: Evidence) -> Check:
+def _one_state(found: LedgerFiles) -> Check:
     states = Counter(trial.state for trial in found.trials.values())
     counts = " + ".join(f"{states[state]} {state}" for state in ("completed", "pruned", "failed"))
     late = [
@@ -59,7 +59,7 @@ def _one_state(found: Evidence) -> Check:
     )
 
 
-def _final_states(found: Evidence) -> Check:
+def _final_states(found: LedgerFiles) -> Check:
     def breaches() -> Iterator[str]:
         yield from found.misplaced
         for number, trial in found.trials.items():
@@ -95,7 +95,7 @@ def _unspent(trial: TrialResult, budget: Budget) -> str:
     return f"it is completed, got {trial.images_seen} of {images} images" if trial.images_seen < images else ""
 
 
-def _reports(found: Evidence) -> Check:
+def _reports(found: LedgerFiles) -> Check:
     def breaches(budget: Budget) -> Iterator[str]:
         for number, trial in found.trials.items():
             seen = [report.images_seen for report in trial.reports]
@@ -134,7 +134,7 @@ def _no_space(invariant: str, rule: str) -> Check:
     return Check(invariant=invariant, rule=rule, state="unchecked", found=found)
 
 
-def _sampler(found: Evidence) -> Check:
+def _sampler(found: LedgerFiles) -> Check:
     def breaches(space: SearchSpace) -> Iterator[str]:
         for number, trial in found.trials.items():
             if not _fits(space, trial):
@@ -162,7 +162,7 @@ def _fits(space: SearchSpace, trial: TrialResult) -> bool:
         return False
 
 
-def _asked(found: Evidence) -> Check:
+def _asked(found: LedgerFiles) -> Check:
     def breaches() -> Iterator[str]:
         if len(found.trials) > wanted:
             yield f"search.json: {wanted} trials were asked for, got {len(found.trials)}"
@@ -189,7 +189,7 @@ def _drawn_freely(space: SearchSpace | None, trial: TrialResult) -> bool:
     return any(spec.kind in {"uniform", "loguniform"} and spec.name in trial.parameters for spec in space.parameters)
 
 
-def _best(found: Evidence) -> Check:
+def _best(found: LedgerFiles) -> Check:
     rule = "best() = an offline argmax over the ledger"
     trials = tuple(found.trials.values())
     try:
@@ -227,7 +227,7 @@ def _value(path: UPath, objective: Objective) -> float | None:
     return (max if objective.mode == "max" else min)(finite, default=None)
 
 
-def _checkpoints(found: Evidence) -> Check:
+def _checkpoints(found: LedgerFiles) -> Check:
     referenced = [number for number, trial in found.trials.items() if trial.checkpoint]
     breaches = [problem for number in referenced if (problem := _unlike(found.files, number, found.trials[number]))]
     count, card = len(referenced), found.files.bundle / "card.json"

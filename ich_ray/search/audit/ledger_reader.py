@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from ich_ray.search.space.space import SearchSpace
 
-__all__ = ["REMEDY", "Evidence", "ended_with"]
+__all__ = ["REMEDY", "LedgerFiles", "ended_with"]
 
 REMEDY = "restore the file from a copy"
 
 
 @dataclass(frozen=True)
-class Evidence:
+class LedgerFiles:
     """The files of a search, read as far as they can be.
 
     Attributes:
@@ -48,7 +48,7 @@ class Evidence:
     at_work: bool
 
     @classmethod
-    def read(cls, files: SearchFiles) -> Evidence:
+    def read(cls, files: SearchFiles) -> LedgerFiles:
         # In this order a search that goes on meanwhile has more trials than its record says, never fewer.
         at_work = is_held(files.lock)
         record = read_record(files.search, SearchRecord, REMEDY)

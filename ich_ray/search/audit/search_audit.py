@@ -12,8 +12,8 @@ from typing import Literal
 from ich_ray.data.dataset_audit import I8, Check, audit_dataset
 from ich_ray.errors import ConfigError
 from ich_ray.search.audit.invariants import check_search
-from ich_ray.search.audit.ledger_reader import Evidence
-from ich_ray.storage import DatasetFiles, Location, Record, SearchFiles, Text, is_foreign, is_there, locate
+from ich_ray.search.audit.ledger_reader import LedgerFiles
+from ich_ray.storage import DatasetFiles, Location, Record, SearchFiles, Text, exists, is_foreign, locate
 
 __all__ = ["Audit", "Check", "audit"]
 
@@ -47,8 +47,8 @@ def audit(where: Location, dataset: Location | None = None) -> Audit:
         IntegrityError: search.json is damaged, so that nothing can be said about the search.
     """
     root = locate(where)
-    if is_there(SearchFiles(root).search):
-        found = Evidence.read(SearchFiles(root))
+    if exists(SearchFiles(root).search):
+        found = LedgerFiles.read(SearchFiles(root))
         return Audit(where=str(root), state=found.state, checks=(*check_search(found), _dataset(found, dataset)))
     if dataset is not None:
         raise ConfigError(f"{root}: --dataset says where that of a search lies, got no search; leave it out")
@@ -60,7 +60,7 @@ def audit(where: Location, dataset: Location | None = None) -> Audit:
     )
 
 
-def _dataset(found: Evidence, where: Location | None) -> Check:
+def _dataset(found: LedgerFiles, where: Location | None) -> Check:
     record = found.record
     if where is None and is_foreign(record.dataset_folder, str(found.files.root)):
         told = f"not looked at {record.dataset_folder}, which only search.json names; add --dataset to check it"

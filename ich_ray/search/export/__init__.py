@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ich_ray.errors import ConfigError
 from ich_ray.results import open_search
-from ich_ray.storage import Location, is_local, is_there, locate, system_reason
+from ich_ray.storage import Location, exists, is_local, locate, system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,6 +86,6 @@ def _new(flag: str, where: Location) -> UPath:
     path = locate(where)
     if not is_local(path):
         raise ConfigError(f"{flag} {path}: must be a local path, got a URI; write it here and copy it")
-    if is_there(path):
+    if exists(path):
         raise ConfigError(f"{flag} {path}: must be new, got one that is there; choose another name or remove it")
     return path

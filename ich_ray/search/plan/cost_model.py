@@ -15,7 +15,7 @@ import numpy as np
 
 from ich_ray.errors import ConfigError
 from ich_ray.model.architectures import architecture_of
-from ich_ray.search.progress_table import said_parameters
+from ich_ray.search.progress_table import format_parameters
 from ich_ray.search.space.space import RandomSuggest
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Memory:
         if (found := self.usual_and_most) is None:
             return f"unknown; {refused}"
         usual, most = found
-        named = said_parameters(most.parameters.model_dump(), ("architecture", "batch_size", "optimizer"))
+        named = format_parameters(most.parameters.model_dump(), ("architecture", "batch_size", "optimizer"))
         parts = f"weights {_mib(most.weights)}, gradients and optimizer {_mib(most.training)}"
         said = (
             f"{_mib(usual.total)} MiB a trial usually, {_mib(most.total)} at most ({named}: {parts}, activations "
@@ -108,7 +108,7 @@ class Speed:
         """How long `images` take, `concurrent` trials at a time."""
         return None if self.seconds_per_image is None else images * self.seconds_per_image / concurrent / 3600
 
-    def said(self, images: int, concurrent: int) -> str:
+    def describe(self, images: int, concurrent: int) -> str:
         hours = self.hours(images, concurrent)
         if hours is None or self.seconds_per_image is None:
             return f"unknown: {self.source}"
@@ -229,7 +229,7 @@ def _size(parameters: Hyperparameters) -> tuple[object, ...]:
 def _seconds_per_image(
     parameters: Hyperparameters, dataset: PreparedDataset, report_every: int, device: torch.device
 ) -> float:
-    from ich_ray.training.loop import Budget, train
+    from ich_ray.training.loop import TrainingBudget, train
 
     large_on_cpu = device.type == "cpu" and not architecture_of(parameters).is_small
     step = min(parameters.batch_size, _IMAGES_A_STEP_ON_CPU) if large_on_cpu else parameters.batch_size
@@ -240,7 +240,13 @@ def _seconds_per_image(
         update={"batch_size": step, "learning_rate": 1e-9, "training_slices": 0, "epochs": 0}
     )
     reports = train(
-        trained, dataset.role("train"), few, budget=Budget(1000 * step, step), seed=0, device=device, placement="host"
+        trained,
+        dataset.role("train"),
+        few,
+        budget=TrainingBudget(1000 * step, step),
+        seed=0,
+        device=device,
+        placement="host",
     )
     first = next(reports)
     end = time.monotonic() + _MEASURE_EACH_S

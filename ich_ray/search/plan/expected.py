@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.space import Budget, SearchSpace
 
-__all__ = ["Course", "Plan", "expected_course", "images_at_most", "plan_trials"]
+__all__ = ["Course", "WorkPlan", "expected_course", "images_at_most", "plan_trials"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Plan:
+class WorkPlan:
     """A search that has not happened.
 
     Attributes:
@@ -70,12 +70,12 @@ class Plan:
         )
 
 
-def plan_trials(space: SearchSpace, dataset: PreparedDataset, trials: int, slots: Slots) -> Plan:
+def plan_trials(space: SearchSpace, dataset: PreparedDataset, trials: int, slots: Slots) -> WorkPlan:
     """What `trials` trials of a space would do on these slots."""
     course, at_most = expected_course(space.budget, trials), images_at_most(space, trials)
     roles = dataset.manifest.roles
     mapped = (roles["train"].slices + roles["validation"].slices) * math.prod(dataset.image_shape)
-    return Plan(
+    return WorkPlan(
         name=space.name,
         trials=trials,
         concurrent=min(slots.concurrent, trials),

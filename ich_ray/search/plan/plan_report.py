@@ -12,14 +12,14 @@ from ich_ray.search.request import ask
 
 if TYPE_CHECKING:
     from ich_ray.search.plan.cost_model import Memory, Speed
-    from ich_ray.search.plan.expected import Plan
+    from ich_ray.search.plan.expected import WorkPlan
     from ich_ray.storage import Location
 
-__all__ = ["Outlook", "plan_search"]
+__all__ = ["SearchPlan", "plan_search"]
 
 
 @dataclass(frozen=True)
-class Outlook:
+class SearchPlan:
     """A search that has not happened, or not yet all of it.
 
     Attributes:
@@ -27,13 +27,13 @@ class Outlook:
         images_left: of those expected, without what the search has shown already.
     """
 
-    plan: Plan
+    plan: WorkPlan
     images_left: int
     memory: Memory
     speed: Speed
 
     def __str__(self) -> str:
-        time = self.speed.said(self.images_left, self.plan.concurrent)
+        time = self.speed.describe(self.images_left, self.plan.concurrent)
         return f"{self.plan}\n  model: {self.memory}\n  time: {time}"
 
     def figures(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def plan_search(
     seed: int | None = None,
     warm_start: Location | None = None,
     address: str | None = None,
-) -> Outlook:
+) -> SearchPlan:
     """What `run_search` would do with the same arguments, and what it would take.
 
     Trains a few batches of a few draws to know their speed, unless the search or the one that it learns from has
@@ -77,17 +77,17 @@ def plan_search(
     """
     asked = ask(dataset, space, out, trials=trials, resume=resume, seed=seed, warm_start=warm_start)
 
-    from ich_ray.search.cluster_resources import Fleet
+    from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.plan.cost_model import earlier_speed, estimate_memory, measured_speed
     from ich_ray.search.preflight import plan_slots
 
     with connected(address):
-        slots = plan_slots(Fleet().machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
+        slots = plan_slots(ClusterResources().machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
     plan = plan_trials(asked.space, asked.dataset, asked.wanted, slots)
     begun = open_search(asked.files.root) if asked.begun else None
     teacher = open_search(asked.teacher) if asked.teacher and asked.warm else None
     shown = sum(trial.images_seen for trial in begun.trials) if begun else 0
-    return Outlook(
+    return SearchPlan(
         plan,
         max(0, plan.images - shown),
         estimate_memory(asked.space, asked.dataset.image_shape),

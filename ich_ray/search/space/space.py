@@ -188,7 +188,7 @@ class ParameterSpec:
             name in drawn and any(same(drawn[name], value) for value in values) for name, values in self.when.items()
         )
 
-    def said(self) -> str:
+    def describe(self) -> str:
         return f"{self.kind} {list(self.values)}"
 
 

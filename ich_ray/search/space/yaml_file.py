@@ -219,7 +219,7 @@ class _Checker(ListRules):
                 if not specs[parent].allows(value):
                     raise self.error(
                         spec.name,
-                        f"when {parent} must be a value it can take ({specs[parent].said()}), got {value!r}"
+                        f"when {parent} must be a value it can take ({specs[parent].describe()}), got {value!r}"
                         + (nearest(value, map(str, specs[parent].values)) if isinstance(value, str) else ""),
                     )
 
@@ -255,7 +255,7 @@ class _Checker(ListRules):
             if name not in specs:
                 raise self.error(key, f"must use parameters of this space, got {name!r}{nearest(str(name), specs)}")
             if not specs[name].allows(value):
-                raise self.error(key, f"{name} must lie in the space ({specs[name].said()}), got {value!r}")
+                raise self.error(key, f"{name} must lie in the space ({specs[name].describe()}), got {value!r}")
         known: dict[str, Parameter] = {}
         for spec in ordered:
             if spec.active(known) and (spec.kind == "fixed" or spec.name in point):

@@ -1,8 +1,8 @@
 """Asynchronous successive halving on images_seen: which trials are worth going on with.
 
-`Rungs` is the rule, free of Ray, and is rebuilt from the ledger (Ray's own scheduler loses its rungs in a restart).
-`Halving` puts it behind Tune's scheduler interface and decides every end of a trial, so that the ledger can write the
-last report and the final state in one moment. It writes nothing itself.
+`AshaRungs` is the rule, free of Ray, and is rebuilt from the ledger (Ray's own scheduler loses its rungs in a restart).
+`AshaScheduler` puts it behind Tune's scheduler interface and decides every end of a trial, so that the ledger can write
+the last report and the final state in one moment. It writes nothing itself.
 
 Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020; the variant that stops trials
 instead of pausing them for a later promotion. Unlike the usual one it judges a trial again at each report, not only on
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from ich_ray.results import Objective, TrialResult
     from ich_ray.search.space.space import Budget
 
-__all__ = ["Halving", "Rungs"]
+__all__ = ["AshaRungs", "AshaScheduler"]
 
 
-class Rungs:
+class AshaRungs:
     """The best value of every trial at every rung that it has reached.
 
     A trial is stopped if at least `min_peers` others have been at the newest rung that it reached and it is not among
@@ -50,7 +50,7 @@ class Rungs:
         self._ranked: dict[int, list[float]] = {level: [] for level in self.reached}
 
     @classmethod
-    def rebuilt(cls, budget: Budget, objective: Objective, trials: Iterable[TrialResult]) -> Rungs:
+    def rebuilt(cls, budget: Budget, objective: Objective, trials: Iterable[TrialResult]) -> AshaRungs:
         """The rungs as the reports in a ledger left them."""
         rungs = cls(budget, objective)
         for trial in trials:
@@ -83,7 +83,7 @@ class Rungs:
         return rank <= max(1, len(values) // self._budget.reduction)
 
 
-class Halving(TrialScheduler):
+class AshaScheduler(TrialScheduler):
     """Tune's scheduler: ends trials by rung, by budget, by time, or because they failed.
 
     Attributes:
@@ -91,7 +91,9 @@ class Halving(TrialScheduler):
         verdicts: by trial number, those that have ended.
     """
 
-    def __init__(self, budget: Budget, objective: Objective, rungs: Rungs, limit: Callable[[], Verdict | None]) -> None:
+    def __init__(
+        self, budget: Budget, objective: Objective, rungs: AshaRungs, limit: Callable[[], Verdict | None]
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._budget = budget
         self._key = f"metrics/{objective.metric}"

@@ -19,12 +19,12 @@ from ray.tune.search import Searcher
 
 from ich_ray.errors import IchRayError, IntegrityError, Interrupted
 from ich_ray.progress import board, say
-from ich_ray.results import Ending
+from ich_ray.results import EndCheck
 from ich_ray.runtime import signals_given_back
-from ich_ray.search.tune.asha import Halving, Rungs
+from ich_ray.search.tune.asha import AshaRungs, AshaScheduler
 from ich_ray.search.tune.first_error import FirstError
-from ich_ray.search.tune.ledger_callback import Bookkeeper
-from ich_ray.search.tune.multi_worker_trial import Together
+from ich_ray.search.tune.ledger_callback import LedgerCallback
+from ich_ray.search.tune.multi_worker_trial import MultiWorkerTrainer
 from ich_ray.search.tune.sampler import LedgerSampler
 from ich_ray.search.tune.train_workers import nothing_left_behind
 from ich_ray.search.tune.trial import TrialSettings, train_model, trial_function
@@ -54,7 +54,7 @@ class Driver:
         go_on: what its reader is told to do when it is interrupted.
     """
 
-    go_on = "add --resume to go on"
+    resume_hint = "add --resume to go on"
 
     def __init__(
         self,
@@ -72,8 +72,8 @@ class Driver:
         room: Callable[[], int] | None = None,
     ) -> None:
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
-        rungs = Rungs.rebuilt(space.budget, space.objective, ledger.trials.values())
-        self.halving = Halving(space.budget, space.objective, rungs, self.over)
+        rungs = AshaRungs.rebuilt(space.budget, space.objective, ledger.trials.values())
+        self.asha = AshaScheduler(space.budget, space.objective, rungs, self.over)
         self.sampler = LedgerSampler(
             space,
             ledger,
@@ -96,17 +96,21 @@ class Driver:
             precision=ledger.record.precision,
         )
         trainer = trainer or train_model
-        self.function = trial_function(settings, Together(trainer) if slots.workers > 1 else trainer)
-        self.books = Bookkeeper(
-            space, ledger, self.halving, self.sampler, wanted=wanted, gpus=slots.gpus, deadline=limits.deadline
+        self.function = trial_function(settings, MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer)
+        self.ledger_callback = LedgerCallback(
+            space, ledger, self.asha, self.sampler, wanted=wanted, gpus=slots.gpus, deadline=limits.deadline
         )
         self._first = FirstError()
-        for hooks, kind in ((self.sampler, Searcher), (self.halving, TrialScheduler), (self.books, tune.Callback)):
+        for hooks, kind in (
+            (self.sampler, Searcher),
+            (self.asha, TrialScheduler),
+            (self.ledger_callback, tune.Callback),
+        ):
             self._first.watch(hooks, kind)
 
     def over(self) -> Verdict | None:
         """How a trial ends that is stopped because the search has had its time; None while it has some."""
-        return self.limits.over(self.books.gpu_seconds() if self.limits.gpu_hours else 0.0)
+        return self.limits.over(self.ledger_callback.gpu_seconds() if self.limits.gpu_hours else 0.0)
 
     def go(self) -> None:
         """Run until every trial has ended.
@@ -120,7 +124,7 @@ class Driver:
         except (OSError, RayError, tune.TuneError) as error:
             raise IchRayError(
                 f"{self.ledger.files.root}: a search needs its cluster and room for its files, got {_cause(error)}; "
-                f"remove the cause and {self.go_on}, nothing is lost"
+                f"remove the cause and {self.resume_hint}, nothing is lost"
             ) from error
 
     def _run(self) -> None:
@@ -138,10 +142,10 @@ class Driver:
             ended = len(self.ledger.trials) - unfinished
             raise Interrupted(
                 f"{self.ledger.files.root}: a search runs until its {self.wanted} trials have ended, "
-                f"got interrupted after {ended}; {self.go_on}, nothing is lost"
+                f"got interrupted after {ended}; {self.resume_hint}, nothing is lost"
             )
         self._end(ran, over)
-        say(self.books.summary())
+        say(self.ledger_callback.summary())
 
     def _end(self, ran: set[int], over: Verdict | None) -> None:
         """Compare what the ledger, the sampler and Tune know (I4 of `ich-ray audit`) and note it.
@@ -150,7 +154,7 @@ class Driver:
             IntegrityError: they differ.
         """
         known = len(self.ledger.trials)
-        ending = Ending(
+        ending = EndCheck(
             trials=known,
             asked=self.wanted,
             sampler=self.sampler.told(),
@@ -162,12 +166,12 @@ class Driver:
         if not known == ending.sampler == ending.tune:
             raise IntegrityError(
                 f"{self.ledger.files.root}: ledger, sampler and Tune must know the same trials, got {known}, "
-                f"{ending.sampler} and {ending.tune}; {self.go_on}, which rebuilds the others from the ledger"
+                f"{ending.sampler} and {ending.tune}; {self.resume_hint}, which rebuilds the others from the ledger"
             )
 
     def _tune(self, todo: int) -> set[int]:
         try:
-            with board() as self.books.draw:
+            with board() as self.ledger_callback.draw:
                 ran = self._fit(todo)
         except Exception:
             self._first.tell()
@@ -184,8 +188,8 @@ class Driver:
                 name="search",
                 num_samples=todo,
                 search_alg=self.sampler,
-                scheduler=self.halving,
-                callbacks=[self.books],
+                scheduler=self.asha,
+                callbacks=[self.ledger_callback],
                 resources_per_trial=_Resources([{"CPU": self.slots.cpus, "GPU": self.slots.gpus}]),
                 reuse_actors=True,
                 max_failures=RETRIES,

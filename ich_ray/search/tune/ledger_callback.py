@@ -16,9 +16,9 @@ from ray.tune import Callback
 
 from ich_ray.progress import say
 from ich_ray.ray_internals import forget
-from ich_ray.results import CheckpointReference, Setup
+from ich_ray.results import CheckpointReference, ExecutionInfo
 from ich_ray.search.plan.expected import expected_course, images_at_most
-from ich_ray.search.progress_table import RungCount, Standing, said_best, said_detail
+from ich_ray.search.progress_table import RungCount, SearchStatus, format_best, format_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from ich_ray.results import TrialResult
     from ich_ray.search.ledger import Ledger
     from ich_ray.search.space.space import SearchSpace
-    from ich_ray.search.tune.asha import Halving
+    from ich_ray.search.tune.asha import AshaScheduler
     from ich_ray.search.tune.sampler import LedgerSampler
 
-__all__ = ["Bookkeeper"]
+__all__ = ["LedgerCallback"]
 
 _LINE_EVERY_S = 5.0
 # Drawing 20 lines takes the driver 2 ms.
@@ -40,7 +40,7 @@ _TABLE_EVERY_S = 0.5
 _PLAN_WEIGHS = 3
 
 
-class Bookkeeper(Callback):
+class LedgerCallback(Callback):
     """Writes what happens to each trial.
 
     Attributes:
@@ -51,16 +51,16 @@ class Bookkeeper(Callback):
         self,
         space: SearchSpace,
         ledger: Ledger,
-        halving: Halving,
+        asha: AshaScheduler,
         sampler: LedgerSampler,
         *,
         wanted: int,
         gpus: float,
         deadline: float,
     ) -> None:
-        self._space, self._ledger, self._halving, self._sampler = space, ledger, halving, sampler
+        self._space, self._ledger, self._halving, self._sampler = space, ledger, asha, sampler
         self._wanted, self._gpus, self._deadline = wanted, gpus, deadline
-        self.draw: Callable[[Standing], None] | None = None
+        self.draw: Callable[[SearchStatus], None] | None = None
         self._marks: dict[int, float] = {}
         self._running: set[int] = set()
         self._started: float | None = None
@@ -99,7 +99,7 @@ class Bookkeeper(Callback):
         if result.get("note"):
             changes["detail"] = result["note"]
         if result.get("setup"):
-            changes["setup"] = Setup.model_validate(result["setup"])
+            changes["setup"] = ExecutionInfo.model_validate(result["setup"])
         verdict, before = self._halving.verdicts.get(number), self._ledger.trials[number].images_seen
         if "failure" in result:
             self._ledger.finish(number, self._halving.verdicts[number], **changes)
@@ -142,12 +142,12 @@ class Bookkeeper(Callback):
             self._last_table = now
             self.draw(self.standing(now))
 
-    def standing(self, now: float) -> Standing:
+    def standing(self, now: float) -> SearchStatus:
         """Where the search stands at `now` of the monotonic clock."""
         elapsed_s = now - self._started if self._started else 0.0
         images = self._images - self._images_before
         rate = images / elapsed_s if elapsed_s else 0.0
-        return Standing(
+        return SearchStatus(
             name=self._space.name,
             metric=self._space.objective.metric,
             wanted=self._wanted,
@@ -217,15 +217,15 @@ class Bookkeeper(Callback):
         self._running.discard(number)
         metric = trial.objective.metric
         value = f"{metric} {trial.value:.4f}" if trial.value is not None else f"no {metric}"
-        reason = said_detail(trial) if trial.state == "failed" else trial.reason
+        reason = format_failure(trial) if trial.state == "failed" else trial.reason
         why = f" ({reason})" if reason else " (at chance)" if trial.at_chance else ""
         seen = f"after {trial.images_seen:,} images"
-        say(f"trial {number} {trial.state}{why}: {value} {seen}; {said_best(self._best)}")
+        say(f"trial {number} {trial.state}{why}: {value} {seen}; {format_best(self._best)}")
 
     def summary(self) -> str:
         """One line on a search that has ended."""
         states = ", ".join(f"{self._ended[state]} {state}" for state in ("completed", "pruned", "failed"))
         return (
             f"search {self._ledger.record.name}: {self._ended.total()} trials ended ({states}), "
-            f"{self._images:,} images; {said_best(self._best)}"
+            f"{self._images:,} images; {format_best(self._best)}"
         )

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.results import Setup
+    from ich_ray.results import ExecutionInfo
     from ich_ray.search.tune.trial import Trainer, TrialSettings
 
-__all__ = ["Together"]
+__all__ = ["MultiWorkerTrainer"]
 
 # Ray Train places its workers by a placement group, which may not be empty: a share of the machine's own name.
 _SHARE_OF_NAME = 0.001
@@ -51,7 +51,7 @@ class _Step:
     images_seen: int
     metrics: dict[str, float]
     elapsed_s: float
-    setup: Setup | None
+    setup: ExecutionInfo | None
     data: bytes
 
     def state(self) -> _Step:
@@ -62,7 +62,7 @@ class _Step:
         return sha256(self.data)
 
 
-class _Desk:
+class _Mailbox:
     """An actor between workers and the process of their trials: reports one way, jobs and leave to go on the other.
 
     Jobs count from 1, and so do the reports of each.
@@ -99,16 +99,16 @@ class _Desk:
     async def next(self) -> _Step | tuple[str, str]:
         return await self._told.get()
 
-    async def answer(self, go_on: bool) -> None:
+    async def answer(self, resume_hint: bool) -> None:
         job = len(self._jobs)
         async with self._changed:
             self._allowed = (job, self._allowed[1] + 1) if self._allowed[0] == job else (job, 1)
-            self._ended = self._ended if go_on else job
+            self._ended = self._ended if resume_hint else job
             self._changed.notify_all()
 
 
 @dataclass(frozen=True)
-class Together:
+class MultiWorkerTrainer:
     """The trainer of a search whose trials span several workers.
 
     Attributes:
@@ -154,7 +154,7 @@ class _Group:
     """Workers, run by Ray Train in a thread beside the one that reports for them."""
 
     def __init__(self, workers: int) -> None:
-        self._desk: Any = ray.remote(num_cpus=0)(_Desk).remote()
+        self._desk: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
         self._lost: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(workers,), daemon=True)
         self._thread.start()
@@ -199,8 +199,8 @@ class _Group:
             raise TrialFailure(*told)
         return told
 
-    def answer(self, go_on: bool) -> None:
-        ray.get(self._desk.answer.remote(go_on))
+    def answer(self, resume_hint: bool) -> None:
+        ray.get(self._desk.answer.remote(resume_hint))
 
     def end(self) -> None:
         """Send the workers home and wait for the end of Ray Train."""

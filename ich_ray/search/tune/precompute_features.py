@@ -16,12 +16,12 @@ import numpy as np
 
 from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.data.feature_store import ROWS_A_FILE, FeatureFiles, check_room
-from ich_ray.data.folds import pool_rows
+from ich_ray.data.folds import development_rows
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import bar, say
 from ich_ray.registry import Registration, registered_here, repeat
-from ich_ray.storage import exclusive, is_held
+from ich_ray.storage import file_lock, is_held
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -89,7 +89,7 @@ def _alone(files: FeatureFiles, job: _Job, dataset: PreparedDataset, shape: tupl
     """Compute under the lock of the key, or wait for whoever does."""
     if is_held(files.lock):
         say("  another search computes them, waiting for it")
-    with exclusive(files.lock, "features of frozen layers", wait=True):
+    with file_lock(files.lock, "features of frozen layers", wait=True):
         if not files.manifest.exists():
             compute(files, job, dataset)
             files.finish(dataset, shape)
@@ -97,7 +97,7 @@ def _alone(files: FeatureFiles, job: _Job, dataset: PreparedDataset, shape: tupl
 
 def compute(files: FeatureFiles, job: _Job, dataset: PreparedDataset) -> None:
     """Every file of a key that is not there yet."""
-    count = -(-len(pool_rows(dataset)) // ROWS_A_FILE)
+    count = -(-len(development_rows(dataset)) // ROWS_A_FILE)
     missing = [number for number in range(count) if not files.block(number).exists()]
     with bar("Frozen layers", count, "files") as advance:
         done = count - len(missing)
@@ -148,7 +148,7 @@ def make_file(job: _Job, number: int) -> None:
     from ich_ray.training.frozen_features import as_features
 
     dataset, network, parameters = _opened(job)
-    rows = pool_rows(dataset)[number * ROWS_A_FILE : (number + 1) * ROWS_A_FILE]
+    rows = development_rows(dataset)[number * ROWS_A_FILE : (number + 1) * ROWS_A_FILE]
     features = as_features(network, parameters, SliceSet(dataset, rows))
     FeatureFiles.of(dataset, job.key).write(number, np.ascontiguousarray(features))
 

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 
 from ich_ray.search.ledger import Verdict, trial_seed
 from ich_ray.search.optuna_adapter import as_optuna, outcome, reached
-from ich_ray.search.tune.tpe_history import ShownTrials
+from ich_ray.search.tune.tpe_history import SubsampledStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -70,7 +70,7 @@ class LedgerSampler(Searcher):
         self._listed = None if listed is None else deque(listed)
         finished = [trial for _, trial in sorted(ledger.trials.items()) if trial.state != "running"]
         # Not the search's own seed: after a resume TPE would draw the same first trials again.
-        self._shown = ShownTrials()
+        self._shown = SubsampledStorage()
         self._study = _study(space, self._shown, trial_seed(ledger.record.seed, len(ledger.trials)))
         for trial in (*warm, *finished) if listed is None else ():
             self._study.add_trial(as_optuna(space, trial))
@@ -180,7 +180,7 @@ class LedgerSampler(Searcher):
         raise NotImplementedError("a search is resumed from its ledger, never from Tune's state")
 
 
-def _study(space: SearchSpace, shown: ShownTrials, seed: int) -> optuna.Study:
+def _study(space: SearchSpace, shown: SubsampledStorage, seed: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

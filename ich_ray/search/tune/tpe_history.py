@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-__all__ = ["ShownTrials"]
+__all__ = ["SubsampledStorage"]
 
 _SHOWN = 250  # trials that have ended; a new draw then takes TPE some 20 ms, however many there are
 _BEST = 25  # among them; TPE splits off a tenth, and never more than these
 
 
-class ShownTrials(InMemoryStorage):
+class SubsampledStorage(InMemoryStorage):
     """A storage for one study, kept in memory, that answers with the trials a sampler should learn from."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.data.image_store import Placement
-    from ich_ray.results import Precision, Setup
+    from ich_ray.results import ExecutionInfo, Precision
     from ich_ray.training.data_parallel import Shard
     from ich_ray.training.loop import Progress
 
@@ -95,7 +95,7 @@ class _Progress(Protocol):
     @property
     def elapsed_s(self) -> float: ...
     @property
-    def setup(self) -> Setup | None: ...
+    def setup(self) -> ExecutionInfo | None: ...
     def state(self) -> _State: ...
 
 
@@ -116,7 +116,7 @@ def train_model(
     import torch
 
     from ich_ray.training.data_parallel import ALONE
-    from ich_ray.training.loop import Budget, TrainingState, train
+    from ich_ray.training.loop import TrainingBudget, TrainingState, train
 
     shard = shard or ALONE
     torch.set_num_threads(max(1, int(settings.cpus) // settings.workers))
@@ -128,7 +128,7 @@ def train_model(
             parameters,
             dataset.role("train"),
             dataset.role("validation"),
-            budget=Budget(settings.images_of(parameters), settings.report_every),
+            budget=TrainingBudget(settings.images_of(parameters), settings.report_every),
             seed=seed,
             device=device,
             resume=TrainingState.load(resume) if resume else None,

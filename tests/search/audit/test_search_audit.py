@@ -18,10 +18,10 @@ import ich_ray
 from ich_ray import cli
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.results import CheckpointReference, Ending, SearchRecord, SearchResult
+from ich_ray.results import CheckpointReference, EndCheck, SearchRecord, SearchResult
 from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.ledger import Ledger, Verdict
-from ich_ray.storage import exclusive, is_held, locate, sha256, write_json
+from ich_ray.storage import file_lock, is_held, locate, sha256, write_json
 from tests.prepared import make_dataset
 
 SPACE = {
@@ -57,7 +57,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for index, value in enumerate(values):
             ledger.report(number, 100 * (index + 1), {"average_precision": value}, 1.0)
         ledger.finish(number, Verdict(state, reason))  # type: ignore[arg-type]
-    ledger.amend(ended=Ending(trials=5, asked=5, sampler=5, tune=5, out_of_time=False).model_dump())
+    ledger.amend(ended=EndCheck(trials=5, asked=5, sampler=5, tune=5, out_of_time=False).model_dump())
     bundle = folder / "s" / "final" / "bundle"
     bundle.mkdir(parents=True)
     (bundle / "model.safetensors").write_bytes(b"weights")
@@ -293,7 +293,7 @@ def test_a_search_at_work_may_have_unfinished_trials(folder: Path) -> None:
     ledger.report(5, 100, {"average_precision": 0.3}, 1.0, checkpoint=kept(folder, "a", 100))
     lock = ledger.files.lock
     assert not is_held(lock)
-    with exclusive(lock, "a search"):
+    with file_lock(lock, "a search"):
         assert is_held(lock)
         found = audit(folder / "s")
     assert (found.state, found.breached) == ("at work", ())

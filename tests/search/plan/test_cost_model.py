@@ -147,7 +147,7 @@ def test_speed_is_measured_where_the_trials_would_train(
     assert slow - 1 <= 1 / several.seconds_per_image <= fast + 1
     assert torch.get_num_threads() == threads
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert measured_speed(space, dataset, 1, 1).said(100, 1) == (
+    assert measured_speed(space, dataset, 1, 1).describe(100, 1) == (
         "unknown: trials train on GPUs and this machine has none; plan on one that has"
     )
 
@@ -170,4 +170,4 @@ def test_an_earlier_search_says_its_mean_speed(tmp_path: Path) -> None:
 
     assert earlier_speed([search(), search((100, 2.0), (300, 6.0))]) == Speed(0.02, "as 2 trials of /s trained")
     assert earlier_speed([search()]) is None
-    assert Speed(0.02, "x").said(1_000_000, 4) == "about 1.4 hours at 50 images/s a trial (x)"
+    assert Speed(0.02, "x").describe(1_000_000, 4) == "about 1.4 hours at 50 images/s a trial (x)"

@@ -8,7 +8,7 @@ import pytest
 
 from ich_ray.results import Objective, Report, TrialResult
 from ich_ray.search.space.space import Budget
-from ich_ray.search.tune.asha import Halving, Rungs
+from ich_ray.search.tune.asha import AshaRungs, AshaScheduler
 
 BUDGET = Budget(images=900, report_every=100, first_rung=100, reduction=3, min_peers=2)
 MAX, MIN = Objective(), Objective(metric="log_loss", mode="min")
@@ -21,7 +21,7 @@ def test_rungs_lie_a_factor_apart_below_the_budget() -> None:
 
 
 def test_a_hand_worked_search() -> None:
-    rungs = Rungs(BUDGET, MAX)
+    rungs = AshaRungs(BUDGET, MAX)
     assert rungs.offer(0, 100, 0.5) is None  # nobody there
     assert rungs.offer(1, 100, 0.2) is None  # one peer is less than two
     assert rungs.offer(2, 100, 0.4) == 100  # the best 3 // 3 = 1 of 0.5, 0.4, 0.2
@@ -38,7 +38,7 @@ def test_a_hand_worked_search() -> None:
 
 
 def test_the_first_at_a_rung_is_judged_again_when_others_have_been_there() -> None:
-    rungs = Rungs(BUDGET, MAX)
+    rungs = AshaRungs(BUDGET, MAX)
     assert rungs.offer(0, 100, 0.5) is None  # nobody there
     assert rungs.offer(1, 100, 0.6) is None
     assert rungs.offer(2, 100, 0.7) is None
@@ -48,7 +48,7 @@ def test_the_first_at_a_rung_is_judged_again_when_others_have_been_there() -> No
 
 
 def test_smaller_can_be_better() -> None:
-    rungs = Rungs(BUDGET, MIN)
+    rungs = AshaRungs(BUDGET, MIN)
     assert [rungs.offer(number, 100, value) for number, value in enumerate([0.3, 0.4, 0.2, 0.35])] == [
         None,
         None,
@@ -59,7 +59,7 @@ def test_smaller_can_be_better() -> None:
 
 @pytest.mark.parametrize("nothing", [None, math.nan, math.inf, -math.inf])
 def test_a_value_that_is_none_neither_stops_nor_counts(nothing: float | None) -> None:
-    rungs = Rungs(BUDGET, MAX)
+    rungs = AshaRungs(BUDGET, MAX)
     for number in range(5):
         assert rungs.offer(number, 100, nothing) is None
     assert rungs.reached[100] == {}
@@ -67,7 +67,7 @@ def test_a_value_that_is_none_neither_stops_nor_counts(nothing: float | None) ->
 
 
 def test_a_report_told_twice_changes_nothing() -> None:
-    rungs = Rungs(BUDGET, MAX)
+    rungs = AshaRungs(BUDGET, MAX)
     for number, value in enumerate([0.5, 0.4, 0.6]):
         rungs.offer(number, 100, value)
     before = dict(rungs.reached[100])
@@ -78,7 +78,7 @@ def test_a_report_told_twice_changes_nothing() -> None:
 
 
 def test_a_trial_put_back_to_an_older_checkpoint_is_not_judged_where_it_has_been() -> None:
-    rungs = Rungs(BUDGET, MAX)
+    rungs = AshaRungs(BUDGET, MAX)
     for images_seen, value in ((100, 0.5), (200, 0.9), (300, 0.9), (400, 0.9)):
         assert rungs.offer(0, images_seen, value) is None
     for number in (1, 2, 3, 4):  # better than 0.5 at the first rung, which is behind it
@@ -89,7 +89,7 @@ def test_a_trial_put_back_to_an_older_checkpoint_is_not_judged_where_it_has_been
 
 
 def test_a_late_first_report_is_judged_at_the_rungs_it_passed() -> None:
-    rungs = Rungs(BUDGET, MAX)
+    rungs = AshaRungs(BUDGET, MAX)
     for number, value in enumerate([0.5, 0.6]):
         rungs.offer(number, 100, value)
     assert rungs.offer(2, 320, 0.4) == 100
@@ -98,7 +98,7 @@ def test_a_late_first_report_is_judged_at_the_rungs_it_passed() -> None:
 
 def test_rebuilt_rungs_equal_the_undisturbed_ones() -> None:
     source = random.Random(3)
-    undisturbed, reports = Rungs(BUDGET, MAX), {number: [] for number in range(30)}
+    undisturbed, reports = AshaRungs(BUDGET, MAX), {number: [] for number in range(30)}
     for number, told in reports.items():
         for images in range(100, 1000, 100):
             value = source.random() if source.random() > 0.05 else None
@@ -107,22 +107,22 @@ def test_rebuilt_rungs_equal_the_undisturbed_ones() -> None:
             if undisturbed.offer(number, images, value) is not None:
                 break
     trials = [TrialResult(number=n, parameters={}, reports=tuple(told)) for n, told in reversed(reports.items())]
-    rebuilt = Rungs.rebuilt(BUDGET, MAX, trials)
+    rebuilt = AshaRungs.rebuilt(BUDGET, MAX, trials)
     assert rebuilt.reached == undisturbed.reached
     assert len(rebuilt.reached[100]) > 20
     assert [rebuilt.offer(99, 100, value) for value in (0.01,)] == [undisturbed.offer(99, 100, 0.01)]
 
 
 def test_a_trial_of_few_epochs_ends_before_the_budget() -> None:
-    halving = Halving(BUDGET, MAX, Rungs(BUDGET, MAX), lambda: None)
+    asha = AshaScheduler(BUDGET, MAX, AshaRungs(BUDGET, MAX), lambda: None)
 
     def decision(number: int, images_seen: int, **parameters: int) -> str:
         trial = SimpleNamespace(config={"number": number, "parameters": parameters})
         report = {"images_seen": images_seen, "metrics/average_precision": 0.5}
-        return halving.on_trial_result(None, trial, report)  # type: ignore[arg-type]
+        return asha.on_trial_result(None, trial, report)  # type: ignore[arg-type]
 
     assert decision(0, 200, epochs=4, training_slices=100) == "CONTINUE"
     assert decision(0, 400, epochs=4, training_slices=100) == "STOP"
-    assert halving.verdicts[0].state == "completed"
+    assert asha.verdicts[0].state == "completed"
     assert decision(1, 400) == "CONTINUE"
     assert decision(1, 900) == "STOP"

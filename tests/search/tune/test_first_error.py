@@ -5,9 +5,9 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from ich_ray.search.tune.asha import Halving
+from ich_ray.search.tune.asha import AshaScheduler
 from ich_ray.search.tune.first_error import FirstError
-from ich_ray.search.tune.ledger_callback import Bookkeeper
+from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.sampler import LedgerSampler
 
 
@@ -58,9 +58,9 @@ def test_an_interrupt_is_no_error() -> None:
     ("ours", "kind", "called"),
     [
         (LedgerSampler, Searcher, {"suggest", "on_trial_result", "on_trial_complete"}),
-        (Halving, TrialScheduler, {"on_trial_result", "on_trial_add", "on_trial_error", "on_trial_complete"}),
+        (AshaScheduler, TrialScheduler, {"on_trial_result", "on_trial_add", "on_trial_error", "on_trial_complete"}),
         (
-            Bookkeeper,
+            LedgerCallback,
             tune.Callback,
             {
                 "on_trial_start",

@@ -13,9 +13,9 @@ from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.progress_table import RungCount
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.tune import ledger_callback
-from ich_ray.search.tune.asha import Halving, Rungs
-from ich_ray.search.tune.ledger_callback import Bookkeeper
-from tests.search.test_time_budget import books, start
+from ich_ray.search.tune.asha import AshaRungs, AshaScheduler
+from ich_ray.search.tune.ledger_callback import LedgerCallback
+from tests.search.test_time_budget import callback_of, start
 
 SPACE = {
     "name": "tiny",
@@ -34,22 +34,24 @@ class Driver:
             created=0.0,
         )  # fmt: skip
         self.ledger = Ledger.create(folder / "s", record)
-        self.halving = Halving(space.budget, space.objective, Rungs(space.budget, space.objective), lambda: False)
+        self.asha = AshaScheduler(
+            space.budget, space.objective, AshaRungs(space.budget, space.objective), lambda: False
+        )
         sampler: Any = None
-        self.books = Bookkeeper(
-            space, self.ledger, self.halving, sampler, wanted=10, gpus=0, deadline=time.time() + 3600 * hours
+        self.ledger_callback = LedgerCallback(
+            space, self.ledger, self.asha, sampler, wanted=10, gpus=0, deadline=time.time() + 3600 * hours
         )
 
     def start(self) -> Any:
         trial: Any = SimpleNamespace(config={"number": self.ledger.add({"dropout": 0.1}).number, "again": False})
-        self.books.on_trial_start(0, [], trial)
+        self.ledger_callback.on_trial_start(0, [], trial)
         return trial
 
     def report(self, trial: Any, images_seen: int, value: float) -> None:
         result = {"images_seen": images_seen, "metrics": {"average_precision": value}, "elapsed_s": 1.0}
         result["metrics/average_precision"] = value
-        self.halving.on_trial_result(None, trial, result)
-        self.books.on_trial_result(0, [], trial, result)
+        self.asha.on_trial_result(None, trial, result)
+        self.ledger_callback.on_trial_result(0, [], trial, result)
 
 
 @pytest.fixture
@@ -64,8 +66,8 @@ def test_the_standing_counts_what_happened(driver: Driver) -> None:
         driver.report(whole, images_seen, 0.5 + images_seen / 10_000)
     driver.report(stopped, 100, 0.2)
     driver.report(running, 100, 0.9)
-    assert driver.books._started is not None
-    seen = driver.books.standing(driver.books._started + 10)
+    assert driver.ledger_callback._started is not None
+    seen = driver.ledger_callback.standing(driver.ledger_callback._started + 10)
     assert seen.ended == {"completed": 1, "pruned": 1}
     assert [trial.number for trial in seen.running] == [2]
     assert seen.best is not None
@@ -82,20 +84,20 @@ def test_a_trial_that_is_started_again_knows_what_it_has_reported(driver: Driver
     trial = driver.start()
     trial.config["reported"] = 0
     driver.report(trial, 100, 0.5)
-    driver.books.on_trial_recover(0, [], trial)
+    driver.ledger_callback.on_trial_recover(0, [], trial)
     assert trial.config["reported"] == 100
 
 
 def test_nothing_is_known_before_the_first_report(driver: Driver) -> None:
     driver.start()
-    driver.books._deadline = float("inf")
-    assert driver.books.standing(time.monotonic() + 5).left_s is None
+    driver.ledger_callback._deadline = float("inf")
+    assert driver.ledger_callback.standing(time.monotonic() + 5).left_s is None
 
 
 def test_hours_end_what_is_left(tmp_path: Path) -> None:
     driver = Driver(tmp_path, hours=0.001)
     driver.report(driver.start(), 100, 0.5)
-    left_s = driver.books.standing(time.monotonic() + 1000).left_s
+    left_s = driver.ledger_callback.standing(time.monotonic() + 1000).left_s
     assert left_s is not None
     assert 0 < left_s <= 3.6
 
@@ -107,10 +109,10 @@ def test_a_table_is_drawn_at_most_twice_a_second_and_lines_are_said_without_one(
     monkeypatch.setattr(ledger_callback.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(ledger_callback, "say", said.append)
     for draw in (None, drawn.append):
-        driver.books.draw = draw
+        driver.ledger_callback.draw = draw
         for _ in range(100):  # ten seconds
             now[0] += 0.1
-            driver.books.on_step_end(0, [])
+            driver.ledger_callback.on_step_end(0, [])
     assert len(said) in {1, 2}
     assert said[0].startswith("  0/10 trials ended, 0 running, 0 images (0/s)")
     assert 15 <= len(drawn) <= 20
@@ -123,7 +125,7 @@ def test_the_line_of_a_trial_that_failed_says_why(driver: Driver, monkeypatch: p
     driver.ledger.finish(0, Verdict("failed", "error", "ValueError: a\nb"))
     driver.ledger.finish(1, Verdict("pruned", "hours", "the search's --hours were over"))
     for trial in (failed, pruned):
-        driver.books._say_ended(trial.config["number"])
+        driver.ledger_callback._say_ended(trial.config["number"])
     assert said == [
         "trial 0 failed (error: ValueError: a b): no average_precision after 0 images; none completed yet",
         "trial 1 pruned (hours): no average_precision after 0 images; none completed yet",
@@ -131,7 +133,7 @@ def test_the_line_of_a_trial_that_failed_says_why(driver: Driver, monkeypatch: p
 
 
 def test_tune_keeps_nothing_of_a_trial_that_has_ended(tmp_path: Path) -> None:
-    ledger, _, keeper = books(tmp_path)
+    ledger, _, keeper = callback_of(tmp_path)
     for number, ended in enumerate((keeper.on_trial_complete, keeper.on_trial_error)):
         ledger.add({})
         trial = start(keeper, number)
@@ -146,7 +148,7 @@ def test_tune_keeps_nothing_of_a_trial_that_has_ended(tmp_path: Path) -> None:
 
 
 def test_a_tune_that_names_its_reference_otherwise_gets_no_attribute(tmp_path: Path) -> None:
-    ledger, _, keeper = books(tmp_path)
+    ledger, _, keeper = callback_of(tmp_path)
     ledger.add({})
     trial = start(keeper, 0)
     kept: Any = SimpleNamespace(

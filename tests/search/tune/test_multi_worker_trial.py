@@ -17,7 +17,7 @@ from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.run import run_search
-from ich_ray.search.tune.multi_worker_trial import _Desk, _Step, _step, _visible
+from ich_ray.search.tune.multi_worker_trial import _Mailbox, _Step, _step, _visible
 from ich_ray.search.tune.trial import TrialSettings
 from ich_ray.storage import sha256
 from ich_ray.training.data_parallel import PeerLost, Shard
@@ -28,16 +28,16 @@ STEP = _Step(100, {"average_precision": 0.5}, 1.0, None, b"state")
 
 
 def test_workers_wait_at_the_desk_until_they_may_go_on() -> None:
-    async def report(desk: _Desk, job: int, number: int, go_on: bool) -> list[bool]:
+    async def report(desk: _Mailbox, job: int, number: int, resume_hint: bool) -> list[bool]:
         workers = [asyncio.create_task(desk.hand_in(job, number, step)) for step in (STEP, None)]
         assert await desk.next() == STEP
         await asyncio.sleep(0.01)
         assert not any(worker.done() for worker in workers)
-        await desk.answer(go_on)
+        await desk.answer(resume_hint)
         return await asyncio.gather(*workers)
 
     async def meet() -> list[Any]:
-        desk = _Desk()
+        desk = _Mailbox()
         late = asyncio.create_task(desk.job(2))
         await desk.post({"seed": 1})
         first = [await desk.job(1), await report(desk, 1, 1, True), await report(desk, 1, 2, False), late.done()]
@@ -52,7 +52,7 @@ def test_workers_wait_at_the_desk_until_they_may_go_on() -> None:
 
 def test_what_a_worker_says_of_its_failure_comes_after_the_reports_before() -> None:
     async def meet() -> list[Any]:
-        desk = _Desk()
+        desk = _Mailbox()
         await desk.post({})
         task = asyncio.create_task(desk.hand_in(1, 1, STEP))
         await asyncio.sleep(0)

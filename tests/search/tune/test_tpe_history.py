@@ -8,13 +8,13 @@ from optuna.distributions import FloatDistribution
 from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import TrialState, create_trial
 
-from ich_ray.search.tune.tpe_history import ShownTrials
+from ich_ray.search.tune.tpe_history import SubsampledStorage
 
 SPACE = {"x": FloatDistribution(0, 1)}
 
 
-def study_of(mode: str = "maximize") -> tuple[ShownTrials, optuna.Study]:
-    shown = ShownTrials()
+def study_of(mode: str = "maximize") -> tuple[SubsampledStorage, optuna.Study]:
+    shown = SubsampledStorage()
     return shown, optuna.create_study(storage=shown, direction=mode)  # type: ignore[arg-type]
 
 

@@ -25,7 +25,7 @@ IMAGES, REPORT_EVERY = 900, 100  # of SPACE
 def run(function: Any, *, search_alg: Any, scheduler: Any, callbacks: list[Any], **_: Any) -> Any:
     """What `tune.run` does, two trials at a time; `function` is not called."""
     del function
-    (books,) = callbacks
+    (ledger_callback,) = callbacks
     trials: list[Any] = []
     live: dict[str, tuple[Any, Iterator[dict[str, Any]]]] = {}
     for step in range(1000):  # far more than a search takes: one that waits for ever fails
@@ -37,7 +37,7 @@ def run(function: Any, *, search_alg: Any, scheduler: Any, callbacks: list[Any],
             trial = SimpleNamespace(trial_id=f"t{step}", config=config, status="RUNNING", **held)
             trials.append(trial)
             live[trial.trial_id] = trial, _results(config)
-            books.on_trial_start(step, trials, trial)
+            ledger_callback.on_trial_start(step, trials, trial)
         elif config == Searcher.FINISHED and not live:
             return SimpleNamespace(trials=trials)
         for trial, results in list(live.values()):
@@ -45,15 +45,15 @@ def run(function: Any, *, search_alg: Any, scheduler: Any, callbacks: list[Any],
             try:
                 decision = scheduler.on_trial_result(None, trial, result)
                 search_alg.on_trial_result(trial.trial_id, result)
-                books.on_trial_result(step, trials, trial, result)
+                ledger_callback.on_trial_result(step, trials, trial, result)
             except Exception:  # noqa: BLE001  (as Tune does)
                 raise TuneError(traceback.format_exc()) from None
             if decision == TrialScheduler.STOP:
                 del live[trial.trial_id]
                 with suppress(Exception):
                     search_alg.on_trial_complete(trial.trial_id, result)
-                    books.on_trial_complete(step, trials, trial)
-        books.on_step_end(step, trials)
+                    ledger_callback.on_trial_complete(step, trials, trial)
+        ledger_callback.on_step_end(step, trials)
     raise AssertionError("the search waits for a trial that Tune has given up")
 
 
