@@ -10,7 +10,7 @@ from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit import bundle_builder
 from ich_ray.results import Objective, Report, SearchRecord, TrialResult, open_search
 from ich_ray.storage import SearchFiles, locate, write_json
-from ich_ray.training.loop import Budget, train
+from ich_ray.training.loop import TrainingBudget, train
 
 PARAMETERS = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.2, filters=8, dense=16)
 
@@ -66,7 +66,7 @@ def make_bundle(files: SearchFiles, dataset: PreparedDataset, parameters: Hyperp
     """What `retrain` leaves, without Ray: a small trained network, not calibrated."""
     found = open_search(files.root)
     roles = dataset.role("train"), dataset.role("validation")
-    for progress in train(parameters, *roles, budget=Budget(1200, 1200), seed=10):
+    for progress in train(parameters, *roles, budget=TrainingBudget(1200, 1200), seed=10):
         state = files.final / "state.safetensors"
         progress.state().save(state)
     return bundle_builder.make_bundle(found, found.best(), parameters, dataset, state)

@@ -58,10 +58,10 @@ def tested(dataset: str | Path, parameters: dict[str, Any], images: int, seed: i
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.training.loop import Budget, train
+    from ich_ray.training.loop import TrainingBudget, train
 
     torch.set_num_threads(1)
-    data, budget = PreparedDataset.open(dataset), Budget(images, images)
+    data, budget = PreparedDataset.open(dataset), TrainingBudget(images, images)
     (end,) = train(Hyperparameters(**parameters), data.role("train"), data.role("test"), budget=budget, seed=seed)
     return float(end.metrics[METRIC])
 
@@ -158,7 +158,7 @@ def trained(task: Task, parameters: dict[str, Any], name: str, resume: Path | No
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.training.loop import Budget, TrainingState, train
+    from ich_ray.training.loop import TrainingBudget, TrainingState, train
 
     torch.set_num_threads(1)
     data = PreparedDataset.open(task.dataset)
@@ -167,7 +167,7 @@ def trained(task: Task, parameters: dict[str, Any], name: str, resume: Path | No
         Hyperparameters(**FIXED, **parameters),
         data.role("train"),
         data.role("validation"),
-        budget=Budget(task.trial_images, task.report_every),
+        budget=TrainingBudget(task.trial_images, task.report_every),
         seed=task.trial_seed(name),
         resume=state,
     )

@@ -8,7 +8,7 @@ from ich_ray.errors import SpaceError
 from ich_ray.search.space.space import RandomSuggest
 from ich_ray.search.space.yaml_file import load_space
 
-REPOSITORY = Path(__file__).parent.parent.parent
+REPOSITORY = Path(__file__).parents[3]
 BUDGET = "budget: {images: 900, report_every: 100, first_rung: 100}"
 GOOD = f"""
 name: good
