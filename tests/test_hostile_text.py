@@ -29,7 +29,7 @@ Said = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def describe(capsys: pytest.CaptureFixture[str]) -> Iterator[Said]:
+def said(capsys: pytest.CaptureFixture[str]) -> Iterator[Said]:
     """Run a verb; its exit code and all that it printed, none of which steers."""
 
     def checked(*arguments: object) -> tuple[int, str]:

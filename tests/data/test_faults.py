@@ -23,7 +23,7 @@ from tests.disks import free_bytes, small_disk
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from ich_ray.data import prepare as rim
+from ich_ray.data.prepare import run as rim
 from ich_ray.data.prepare.decode_chunk import run_chunk
 
 images, labels, out, name, moment = sys.argv[1:]

@@ -45,7 +45,7 @@ def test_a_trial_is_the_training_loop_reported(tmp_path: Path) -> None:
             Hyperparameters.model_validate(first.parameters),
             dataset.role("train"),
             dataset.role("validation"),
-            budget=training.Budget(images=600, report_every=200),
+            budget=training.TrainingBudget(images=600, report_every=200),
             seed=first.seed,
         )
     )
