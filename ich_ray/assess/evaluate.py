@@ -26,7 +26,7 @@ from ich_ray.assess.interval_estimates import (
 from ich_ray.assess.operating_points import effective_positives
 from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.training_patients import check_site
-from ich_ray.data.dataset import SUBTYPES, PreparedDataset
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
 from ich_ray.results import open_search
@@ -46,6 +46,7 @@ from ich_ray.storage import (
     write_json,
     write_table,
 )
+from ich_ray.vocabulary import SUBTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

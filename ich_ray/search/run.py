@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.data.image_store import Placement
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.trial import Trainer
+    from ich_ray.vocabulary import Placement
 
 __all__ = ["locked", "run_listed", "run_search"]
 

@@ -23,8 +23,9 @@ from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.refit import bundle_builder
-from ich_ray.results import LEAK, open_search
+from ich_ray.results import open_search
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
+from ich_ray.vocabulary import LEAK
 from tests.searched import PARAMETERS
 
 

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.data.image_store import Placement
     from ich_ray.results import TrialResult
     from ich_ray.search.ledger import Ledger, Verdict
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.space import Listed, SearchSpace
     from ich_ray.search.time_budget import Limits
     from ich_ray.search.tune.trial import Trainer
+    from ich_ray.vocabulary import Placement
 
 __all__ = ["Driver"]
 
