@@ -329,12 +329,17 @@ def _write(
 def _log_summary(evaluation: Evaluation, leak: str) -> None:
     if leak:
         say(leak)
-    point, floor = evaluation.operating_points["f2"], evaluation.floors["average_precision"]
-    ap, sensitivity, ppv = (
-        "undefined" if estimate.value is None else f"{estimate.value:.3f}"
-        for estimate in (evaluation.metrics["average_precision"], point.sensitivity, point.ppv)
-    )
+    floor, ap = evaluation.floors["average_precision"], _read(evaluation.metrics["average_precision"])
+    decided = ""
+    if evaluation.point is not None:
+        _, point = evaluation.point
+        ratios = f"sensitivity {_read(point.sensitivity)}, PPV {_read(point.ppv)}"
+        decided = f", {ratios} at threshold {point.threshold:.3f}"
     say(
         f"  test: {evaluation.slices:,} slices of {evaluation.patients:,} patients, average precision {ap} (floor "
-        f"{floor:.3f}), sensitivity {sensitivity}, PPV {ppv} at threshold {point.threshold:.3f}"
+        f"{floor:.3f}){decided}"
     )
+
+
+def _read(estimate: Estimate) -> str:
+    return "undefined" if estimate.value is None else f"{estimate.value:.3f}"

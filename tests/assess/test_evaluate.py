@@ -197,6 +197,19 @@ def test_a_model_at_chance_is_called_so(search: SearchFiles, monkeypatch: pytest
     assert any(note.startswith("At chance") for note in found.notes)
 
 
+def test_a_bundle_without_f2_is_summed_up_by_the_point_that_it_has(
+    search: SearchFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate(search.root)
+    card = read_json(search.bundle / "card.json")
+    point = {**card["operating_points"]["f2"], "threshold": 0.25}
+    write_json(search.bundle / "card.json", {**card, "operating_points": {"house": point}})
+    said: list[str] = []
+    monkeypatch.setattr(module, "say", said.append)
+    assert [*evaluate(search.root).operating_points] == ["house"]
+    assert said[-1].endswith("PPV 1.000 at threshold 0.250")
+
+
 def test_a_stated_prevalence_moves_ppv_and_npv(search: SearchFiles, capsys: pytest.CaptureFixture[str]) -> None:
     calibrate(search.root)
     assert cli.call(["evaluate", str(search.root), "--prevalence", "0.02"]) == 0
