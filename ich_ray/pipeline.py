@@ -101,7 +101,7 @@ def run(
         seed: of roles, draws, weights and batches.
         limit_rejected: largest share of files that may be rejected.
         address: a Ray cluster; a private one on this machine if not given.
-        resources: of each trial, by the names of `TrialResources`.
+        resources: of each trial, by the names of `ich_ray.search.request.TrialResources`.
 
     Raises:
         ConfigError: something asked cannot be done; nothing was written over.

@@ -130,7 +130,7 @@ def confirm(
         folds: hold out so many of the dataset's folds one after another; 5 if neither this nor `seeds` is given.
         seeds: train on the search's own train and validation patients, with so many new seeds.
         address: a Ray cluster; this machine if not given.
-        resources: of each training, by the names of `TrialResources`.
+        resources: of each training, by the names of `ich_ray.search.request.TrialResources`.
 
     Raises:
         ConfigError: no search, a dataset without folds, both `folds` and `seeds`, or numbers that cannot be met.

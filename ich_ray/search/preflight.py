@@ -45,10 +45,7 @@ class Slots:
     workers: int = 1
 
 
-def plan_slots(
-    found: list[Machine],
-    wanted: TrialResources,
-) -> Slots:
+def plan_slots(found: list[Machine], wanted: TrialResources) -> Slots:
     """Resources of a trial and how many fit; where nothing is said, a CPU and a GPU (if there are any) a worker.
 
     Raises:

@@ -45,7 +45,7 @@ def run_search(
         dataset: a prepared dataset.
         space: the YAML file of the search space.
         out: the search folder, new or (with `resume`) begun before.
-        keywords: what else may be asked, by the names of `SearchRequest`, which says what each means.
+        keywords: what else may be asked, by the names of `ich_ray.search.request.SearchRequest`.
 
     Raises:
         ConfigError: it cannot be done as asked; nothing has been started and nothing overwritten.
