@@ -26,11 +26,11 @@ import pyarrow.csv as pacsv
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows
-from ich_ray.data.dataset import LABELS
 from ich_ray.data.prepare.decode_chunk import ROWS
 from ich_ray.data.prepare.join import assemble, fingerprint
 from ich_ray.data.prepare.label_table import read_labels
 from ich_ray.data.prepare.pseudonyms import Pseudonyms
+from ich_ray.vocabulary import LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ich_ray import progress
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows
-from ich_ray.data.dataset import LABELS
 from ich_ray.data.prepare.decode_chunk import ChunkJob, run_chunk
 from ich_ray.data.prepare.pseudonyms import Pseudonyms
 from ich_ray.data.prepare.run import prepare
 from ich_ray.storage import locate
+from ich_ray.vocabulary import LABELS
 from tests.ct.files import head, make
 
 if TYPE_CHECKING:

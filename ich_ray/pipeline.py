@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ich_ray import progress
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.errors import ConfigError
 from ich_ray.results import SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
+from ich_ray.search.request import TrialResources
 from ich_ray.storage import DatasetFiles, Location, SearchFiles, locate, read_record
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.refit.confirm import Confirmation
+    from ich_ray.search.request import TrialKeywords
 
 __all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "builtin_space", "demo", "finish", "run"]
 
@@ -78,13 +80,11 @@ def run(
     size: int = 128,
     windows: str = DEFAULT_WINDOWS,
     trials: int | None = None,
-    gpus_per_trial: float | None = None,
-    cpus_per_trial: int | None = None,
-    workers_per_trial: int | None = None,
     confirm: int = CONFIRM_TOP,
     seed: int = 0,
     limit_rejected: float = 0.05,
     address: str | None = None,
+    **resources: Unpack[TrialKeywords],
 ) -> RunResult:
     """From a folder of DICOM files to an evaluated bundle and a report below `out`.
 
@@ -96,14 +96,12 @@ def run(
         size: rows and columns of the prepared images.
         windows: see `ich_ray.ct.windowing.parse_windows`.
         trials: how many to draw; the search's default if not given.
-        gpus_per_trial: may be a fraction; all trials share what there is.
-        cpus_per_trial: also the threads of a trial.
-        workers_per_trial: processes that train one network together.
         confirm: so many of the best trials are trained again before one of them is chosen; 0 takes the search's best,
             and is refused where a confirmation has chosen: every later stage, and the report, go by that.
         seed: of roles, draws, weights and batches.
         limit_rejected: largest share of files that may be rejected.
         address: a Ray cluster; a private one on this machine if not given.
+        resources: of each trial, by the names of `ich_ray.search.request.TrialResources`.
 
     Raises:
         ConfigError: something asked cannot be done; nothing was written over.
@@ -116,6 +114,7 @@ def run(
     from ich_ray.search.run import run_search
     from ich_ray.search.space.yaml_file import load_space
 
+    held = TrialResources(**resources)
     load_space(space)  # a mistake here, or in what a trial holds, must not cost an hour of decoding first
     root = locate(out)
     files = SearchFiles(root / "search")
@@ -126,7 +125,7 @@ def run(
         )
     with connected(address):
         if not DatasetFiles(root / "dataset").manifest.exists():
-            plan_slots(ClusterResources().machines(), gpus_per_trial, cpus_per_trial, None, workers_per_trial)
+            plan_slots(ClusterResources().machines(), held)
         progress.say("prepare")
         dataset = prepare(
             images, labels, root / "dataset", size=size, windows=windows, seed=seed, limit_rejected=limit_rejected
@@ -137,15 +136,12 @@ def run(
             space,
             files.root,
             trials=trials,
-            gpus_per_trial=gpus_per_trial,
-            cpus_per_trial=cpus_per_trial,
-            workers_per_trial=workers_per_trial,
             seed=seed,
             resume=files.search.exists(),
+            **resources,
         )
         if confirm:
-            slots = {"gpus_per_trial": gpus_per_trial, "cpus_per_trial": cpus_per_trial}
-            _confirm(files, dataset, confirm, {**slots, "workers_per_trial": workers_per_trial})
+            _confirm(files, dataset, confirm, resources)
         page = finish(files)
     from ich_ray.bundle.card_file import read_card
 
@@ -166,7 +162,7 @@ def demo(out: Location) -> RunResult:
     return run(images, labels, builtin_space("demo"), root, trials=DEMO_TRIALS, confirm=DEMO_CONFIRM)
 
 
-def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, slots: dict[str, Any]) -> None:
+def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, resources: TrialKeywords) -> None:
     """Unless there is nothing to choose among, or those that are best now were confirmed already."""
     from ich_ray.data.folds import check_folds
     from ich_ray.refit.confirm import confirm, confirmed
@@ -187,7 +183,7 @@ def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, slots: dict
     except ConfigError as error:  # too few patients, and nobody asked for folds
         progress.say(f"  with new seeds in place of folds: {error}")
         folds, seeds = None, CONFIRM_PARTS
-    confirm(files.root, top=top, folds=folds, seeds=seeds, **slots)
+    confirm(files.root, top=top, folds=folds, seeds=seeds, **resources)
 
 
 def finish(files: SearchFiles, *, slices: int | None = None, epochs: int | None = None) -> UPath:

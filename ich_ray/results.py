@@ -34,6 +34,7 @@ from ich_ray.storage import (
     locate,
     read_record,
 )
+from ich_ray.vocabulary import LEAK, Precision, Split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,17 +43,14 @@ if TYPE_CHECKING:
     from upath import UPath
 
 __all__ = [
-    "LEAK",
     "MOST_TRIALS",
     "CheckpointReference",
     "EndCheck",
     "ExecutionInfo",
     "Objective",
-    "Precision",
     "Report",
     "SearchRecord",
     "SearchResult",
-    "Split",
     "TrialResult",
     "TrialState",
     "WeightsNote",
@@ -60,15 +58,6 @@ __all__ = [
     "open_search",
 ]
 
-# What roles were drawn by. With `slice`, the test slices are of patients whom training saw.
-Split = Literal["patient", "slice"]
-LEAK = (
-    "LEAKS ON PURPOSE: roles were drawn by slice, so one patient stands in several of them. Every figure is inflated, "
-    "none is available as a patient-level figure, and all this can do is to reproduce systems that were split this way."
-)
-
-# How accelerators compute: training/precision.py has the rule.
-Precision = Literal["float32", "bfloat16 channels_last"]
 TrialState = Literal["running", "completed", "pruned", "failed"]
 # A hundred thousand trials are more than anybody has searched with; what counts to here ends soon.
 MOST_TRIALS = 10_000_000

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows
-from ich_ray.data.dataset import LABELS, ROLES, BlockRecord, DatasetManifest, PreparedDataset, RoleCounts, map_block
+from ich_ray.data.dataset import BlockRecord, DatasetManifest, PreparedDataset, RoleCounts, map_block
 from ich_ray.storage import DatasetFiles, locate, sha256, write_json
+from ich_ray.vocabulary import LABELS, ROLES
 
 SLICES_A_PATIENT = 4
 

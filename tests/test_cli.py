@@ -114,7 +114,7 @@ def test_a_search_of_which_nothing_is_left_has_failed(
     record = make_record(name="tiny", trials=2)
     trials = tuple(TrialResult(number=number, parameters={}, state=state) for number, state in enumerate(ends))  # type: ignore[arg-type]
     found = SearchResult(SearchFiles(locate(tmp_path)), record, trials)
-    monkeypatch.setattr("ich_ray.search.run.run_search", lambda *_, **__: found)
+    monkeypatch.setattr("ich_ray.search.run.run_request", lambda _: found)
     assert cli.call(["search", "data", "--space", "space", "--out", "s", "--json"]) == code
     assert len(json.loads(capsys.readouterr().out)["trials"]) == len(ends)
 

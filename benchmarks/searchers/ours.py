@@ -33,7 +33,7 @@ class ImageLimits(Limits):
 
     task: Task | None = None
 
-    def over(self, used_gpu_s: float) -> Verdict | None:
+    def exhausted(self, used_gpu_s: float) -> Verdict | None:
         del used_gpu_s
         assert self.task
         return Verdict("pruned", "images", "the images of the comparison were shown") if self.task.spent() else None
@@ -58,7 +58,7 @@ def search(task: Task) -> None:
     space = Path(task.folder) / "space.yaml"
     own = {"images": task.trial_images, "report_every": task.report_every, "first_rung": task.first_rung}
     space.write_text(yaml.safe_dump({"name": "field", "budget": BUDGET | own, "parameters": FIXED | PARAMETERS}))
-    with mock.patch("ich_ray.search.run.Limits", partial(ImageLimits, task=task)):
+    with mock.patch("ich_ray.search.checked_request.Limits", partial(ImageLimits, task=task)):
         found = run_search(
             task.dataset,
             space,

@@ -26,7 +26,7 @@ from ich_ray.assess.interval_estimates import (
 from ich_ray.assess.operating_points import effective_positives
 from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.training_patients import check_site
-from ich_ray.data.dataset import SUBTYPES, PreparedDataset
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
 from ich_ray.results import open_search
@@ -46,6 +46,7 @@ from ich_ray.storage import (
     write_json,
     write_table,
 )
+from ich_ray.vocabulary import SUBTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -328,12 +329,17 @@ def _write(
 def _log_summary(evaluation: Evaluation, leak: str) -> None:
     if leak:
         say(leak)
-    point, floor = evaluation.operating_points["f2"], evaluation.floors["average_precision"]
-    ap, sensitivity, ppv = (
-        "undefined" if estimate.value is None else f"{estimate.value:.3f}"
-        for estimate in (evaluation.metrics["average_precision"], point.sensitivity, point.ppv)
-    )
+    floor, ap = evaluation.floors["average_precision"], _read(evaluation.metrics["average_precision"])
+    decided = ""
+    if evaluation.point is not None:
+        _, point = evaluation.point
+        ratios = f"sensitivity {_read(point.sensitivity)}, PPV {_read(point.ppv)}"
+        decided = f", {ratios} at threshold {point.threshold:.3f}"
     say(
         f"  test: {evaluation.slices:,} slices of {evaluation.patients:,} patients, average precision {ap} (floor "
-        f"{floor:.3f}), sensitivity {sensitivity}, PPV {ppv} at threshold {point.threshold:.3f}"
+        f"{floor:.3f}){decided}"
     )
+
+
+def _read(estimate: Estimate) -> str:
+    return "undefined" if estimate.value is None else f"{estimate.value:.3f}"

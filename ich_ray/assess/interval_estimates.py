@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIDENCE",
+    "RATIOS",
     "Cases",
     "Counts",
     "Estimate",
@@ -39,7 +40,8 @@ __all__ = [
 ]
 
 CONFIDENCE = 0.95
-_RATIOS = ("sensitivity", "specificity", "ppv", "npv", "f2", "accuracy")
+# What is measured of decisions, by the names of metrics.METRICS.
+RATIOS = ("sensitivity", "specificity", "ppv", "npv", "f2", "accuracy")
 
 
 class Estimate(Record):
@@ -222,7 +224,7 @@ def _decided(cases: Cases, threshold: float, draws: PatientDraws, stated: float 
 
 
 def _ratios(decisions: Confusion) -> dict[str, Any]:
-    return {name: decisions.f_beta(2) if name == "f2" else getattr(decisions, name) for name in _RATIOS}
+    return {name: decisions.f_beta(2) if name == "f2" else getattr(decisions, name) for name in RATIOS}
 
 
 def _ratios_of(drawn: NDArray[np.float64]) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from pydantic import Field, model_validator
 
 from ich_ray.bundle.logit_scaling import LogitScaling, Method
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
-from ich_ray.data.dataset import LARGEST_SIZE, Role, RoleCounts
-from ich_ray.data.folds import Patients, roles_of
+from ich_ray.data.dataset import LARGEST_SIZE, RoleCounts
+from ich_ray.data.folds import roles_of
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import Split, WeightsNote
+from ich_ray.results import WeightsNote
 from ich_ray.storage import (
     Count,
     Fingerprint,
@@ -25,6 +25,7 @@ from ich_ray.storage import (
     Share,
     Time,
 )
+from ich_ray.vocabulary import Patients, Role, Split
 
 __all__ = [
     "INTENDED_USE",
@@ -68,7 +69,7 @@ class OperatingPoint(Record):
 
 
 class DatasetNote(Record):
-    """Which data made the model, and what their roles were drawn by: `slice` leaks, see `ich_ray.results.LEAK`."""
+    """Which data made the model, and what their roles were drawn by: `slice` leaks, see `ich_ray.vocabulary.LEAK`."""
 
     fingerprint: Fingerprint
     roles: dict[Line, RoleCounts]

@@ -15,9 +15,7 @@ from ich_ray.ct.anatomy import HeadSection, Pixels, blend, bump, ellipse, soft
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["SUBTYPES", "Bleed", "bleed_into"]
-
-SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
+__all__ = ["Bleed", "bleed_into"]
 
 # Where along the head each subtype has its center: only there are the ventricles, the cisterns or enough brain.
 _HEIGHTS = {

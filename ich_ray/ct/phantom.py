@@ -19,10 +19,11 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRL
 from scipy import fft
 
 from ich_ray.ct.anatomy import Canvas, Head, HeadSection, Pixels
-from ich_ray.ct.bleeding import SUBTYPES, Bleed, bleed_into
+from ich_ray.ct.bleeding import Bleed, bleed_into
 from ich_ray.errors import ConfigError
 from ich_ray.progress import bar
 from ich_ray.storage import Location, check_folder, locate, write_bytes
+from ich_ray.vocabulary import SUBTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,7 +25,6 @@ from ich_ray.data.slice_table import check_columns, places_of
 from ich_ray.data.tensor_files import MALFORMED, check_size, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.progress import say
-from ich_ray.results import LEAK, Split
 from ich_ray.storage import (
     Count,
     DatasetFiles,
@@ -44,6 +43,7 @@ from ich_ray.storage import (
     sha256,
     unreadable,
 )
+from ich_ray.vocabulary import LABELS, LEAK, ROLES, Role, Split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,28 +55,21 @@ if TYPE_CHECKING:
     from ich_ray.results import SearchResult
 
 __all__ = [
-    "LABELS",
     "LARGEST_SIZE",
-    "ROLES",
     "BlockRecord",
     "DatasetManifest",
     "PreparedDataset",
-    "Role",
     "RoleCounts",
     "SliceSet",
     "map_block",
 ]
 
-SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
-LABELS = (*SUBTYPES, "any")
 # What a manifest may say of the shape of an image, and `prepare` makes: more is more memory than anybody has.
 LARGEST_SIZE = 1024
 _MOST_ROWS = 2**31
 # What Arrow writes around the images of a block is 1 kB.
 _BLOCK_OVERHEAD_BYTES = 1 << 16
 _REMEDY = "prepare the dataset again"
-Role = Literal["train", "validation", "calibration", "test"]
-ROLES: tuple[Role, ...] = ("train", "validation", "calibration", "test")
 
 
 class BlockRecord(Record):

@@ -7,7 +7,7 @@ patients cannot be reached from here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,14 +17,11 @@ from ich_ray.errors import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ich_ray.data.dataset import Role
+    from ich_ray.vocabulary import Patients, Role
 
-__all__ = ["HeldOut", "Patients", "check_folds", "development_rows", "folds_of", "roles_of", "trained_and_validated"]
+__all__ = ["HeldOut", "check_folds", "development_rows", "folds_of", "roles_of", "trained_and_validated"]
 
 POOL: tuple[Role, ...] = ("train", "validation")
-
-# Who trains: with the validation patients among them nobody is left to stop on or to choose by.
-Patients = Literal["train", "train+validation"]
 
 
 class HeldOut(PreparedDataset):

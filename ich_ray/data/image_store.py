@@ -7,7 +7,7 @@ beside the computation. Knows slices and devices, not what is done with the imag
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import SliceSet
+    from ich_ray.vocabulary import Placement
 
-__all__ = ["PlacedImages", "Placement", "as_index", "fits_device", "place"]
-
-Placement = Literal["auto", "device", "host"]
+__all__ = ["PlacedImages", "as_index", "fits_device", "place"]
 
 # Of the accelerator memory of a trial; the rest is for weights, activations and gradients.
 DEVICE_SHARE = 0.5

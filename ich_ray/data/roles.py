@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ich_ray.data.dataset import ROLES, Role
 from ich_ray.errors import RoleError
+from ich_ray.vocabulary import ROLES, Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

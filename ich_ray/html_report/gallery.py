@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from ich_ray.bundle.heatmap_overlay import overlay, strength
-from ich_ray.data.dataset import SUBTYPES
 from ich_ray.errors import ConfigError
 from ich_ray.html_report.style import count, number
+from ich_ray.vocabulary import SUBTYPES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ich_ray.assess.interval_estimates import RATIOS
 from ich_ray.html_report.style import count, duration, metric_title, metric_words, moment, number, percent, setting
 from ich_ray.html_report.trials import varied
 from ich_ray.statistics.metrics import METRICS
@@ -41,7 +42,6 @@ __all__ = [
 ]
 
 _ON_NO_SCALE = {name for name, metric in METRICS.items() if metric.better is None}  # of 0 to 1
-_POINT_FIGURES = ("sensitivity", "specificity", "ppv", "npv", "f2", "accuracy")
 Facts = list[tuple[str, str]]
 
 
@@ -102,7 +102,7 @@ def operating_figures(evaluation: Evaluation, point: PointFigures) -> list[Figur
     """
     flagged = (point.confusion.tp + point.confusion.fp) / max(evaluation.slices, 1)
     floors = {"sensitivity": flagged, "specificity": 1 - flagged, "npv": 1 - evaluation.prevalence, **evaluation.floors}
-    rows = [_row(name, getattr(point, name), floors.get(name)) for name in _POINT_FIGURES]
+    rows = [_row(name, getattr(point, name), floors.get(name)) for name in RATIOS]
     if point.stated is not None:
         rest = 1 - point.stated.prevalence
         for name, figure, floor in (("ppv", point.stated.ppv, 1 - rest), ("npv", point.stated.npv, rest)):

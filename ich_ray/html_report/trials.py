@@ -19,6 +19,7 @@ from ich_ray.html_report.style import (
     STATE_SYMBOLS,
     blank,
     metric_name,
+    metric_words,
     plain,
     setting,
 )
@@ -228,7 +229,7 @@ def _value_axis(figure: go.Figure, kind: Scale, order: list[Any]) -> None:
 
 def retraining_curve(reports: Sequence[Report], metric: str, kept: int) -> go.Figure:
     """The chosen trial trained again: the objective against images seen, with the weights that were kept."""
-    measured = "mean loss while training" if metric == "train_loss" else f"validation {metric_name(metric)}"
+    measured = metric_words(metric) if metric == "train_loss" else f"validation {metric_name(metric)}"
     figure = blank("training images seen", measured)
     figure.add_scatter(
         x=[report.images_seen for report in reports],

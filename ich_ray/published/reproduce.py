@@ -8,7 +8,7 @@ patients for all. Finished stages are skipped, so it may be interrupted and star
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.vocabulary import Split
 
 __all__ = ["reproduce"]
 
@@ -138,7 +139,7 @@ class _Work:
         roles = (dataset.manifest.roles["train"] for dataset in (self.windows, self.by_slice, self.by_patient))
         self.train = min(role.slices for role in roles)
 
-    def _prepared(self, name: str, size: int, windows: str, split: Literal["patient", "slice"]) -> PreparedDataset:
+    def _prepared(self, name: str, size: int, windows: str, split: Split) -> PreparedDataset:
         from ich_ray.data.prepare.run import prepare
 
         progress.say(f"prepare: {name}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import check_folds
@@ -21,6 +21,7 @@ from ich_ray.progress import say
 from ich_ray.results import Objective, SearchRecord, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import Ledger, differences, trial_seed
+from ich_ray.search.request import TrialResources
 from ich_ray.search.space.space import Listed
 from ich_ray.search.space.yaml_file import SearchSpace, parse_space
 from ich_ray.storage import Count, Location, Record, SearchFiles, Seconds, Time, read_record, write_json
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ich_ray.search.preflight import Slots
+    from ich_ray.search.request import TrialKeywords
     from ich_ray.search.tune.trial import Trainer
 
 __all__ = ["Candidate", "Confirmation", "chosen_trial", "confirm", "confirmed"]
@@ -113,12 +115,9 @@ def confirm(
     top: int = 3,
     folds: int | None = None,
     seeds: int | None = None,
-    gpus_per_trial: float | None = None,
-    cpus_per_trial: float | None = None,
-    workers_per_trial: int | None = None,
-    concurrent: int | None = None,
     address: str | None = None,
     _trainer: Trainer | None = None,
+    **resources: Unpack[TrialKeywords],
 ) -> Confirmation:
     """Train the best trials of a search again and choose on the mean; retrain and calibrate then use the chosen one.
 
@@ -130,11 +129,8 @@ def confirm(
         top: how many of the completed trials; all of them if there are fewer, which is said.
         folds: hold out so many of the dataset's folds one after another; 5 if neither this nor `seeds` is given.
         seeds: train on the search's own train and validation patients, with so many new seeds.
-        gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one.
-        cpus_per_trial: CPUs, and so threads, of a training; 1 a worker if not given.
-        workers_per_trial: processes that train one network together; one a GPU if not given.
-        concurrent: trainings at a time; as many as fit if not given.
         address: a Ray cluster; this machine if not given.
+        resources: of each training, by the names of `ich_ray.search.request.TrialResources`.
 
     Raises:
         ConfigError: no search, a dataset without folds, both `folds` and `seeds`, or numbers that cannot be met.
@@ -156,7 +152,7 @@ def confirm(
     from ich_ray.search.run import locked
 
     with locked(files), connected(address):
-        slots = plan_slots(ClusterResources().machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
+        slots = plan_slots(ClusterResources().machines(), TrialResources(**resources))
         check_machines(dataset, files.root)
         _train(found, files, dataset, candidates, parts, slots, _trainer)
     confirmation = _confirmation(found, open_search(files.root), candidates, kind, parts)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.folds import Patients, trained_and_validated
+from ich_ray.data.folds import trained_and_validated
 from ich_ray.errors import ConfigError, IchRayError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit.checkpoints import best_report, keep, newest
@@ -21,10 +21,9 @@ from ich_ray.storage import locate, remove
 from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES
 
 if TYPE_CHECKING:
-    from ich_ray.data.image_store import Placement
-    from ich_ray.results import Precision
     from ich_ray.search.cluster_resources import Machine
     from ich_ray.training.loop import Progress
+    from ich_ray.vocabulary import Patients, Placement, Precision
 
 __all__ = ["RetrainPlan", "fit", "patience_over"]
 

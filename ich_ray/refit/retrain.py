@@ -49,8 +49,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.bundle.bundle import Bundle
-    from ich_ray.data.folds import Patients
-    from ich_ray.data.image_store import Placement
+    from ich_ray.vocabulary import Patients, Placement
 
 __all__ = ["retrain"]
 

@@ -11,18 +11,20 @@ import statistics
 from typing import TYPE_CHECKING, Any, Literal
 
 from ich_ray.bundle.card import SeedSpread
-from ich_ray.data.folds import Patients, roles_of
+from ich_ray.data.folds import roles_of
 from ich_ray.model.hyperparameters import known_fields
 from ich_ray.results import ExecutionInfo, Objective, Report
 from ich_ray.storage import Count, JsonValue, Line, Record, Seconds, Seed, Text, sha256
+from ich_ray.vocabulary import Patients
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ich_ray.data.dataset import Role, RoleCounts
+    from ich_ray.data.dataset import RoleCounts
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.training.schedule import Schedule
+    from ich_ray.vocabulary import Role
 
 __all__ = ["SEED_RULE", "Retraining", "SeedRun", "best_run", "folder_names", "planned", "spread"]
 

@@ -14,7 +14,7 @@ from ich_ray.progress import say
 from ich_ray.runtime import on_node
 
 if TYPE_CHECKING:
-    from ich_ray.results import Precision
+    from ich_ray.vocabulary import Precision
 
 __all__ = ["common_precision", "least_capability"]
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.search.cluster_resources import ClusterResources, Machine
+    from ich_ray.search.request import TrialResources
 
 __all__ = ["Slots", "check_machines", "check_roles", "check_trials", "fitting", "plan_slots", "room"]
 
@@ -44,20 +45,15 @@ class Slots:
     workers: int = 1
 
 
-def plan_slots(
-    found: list[Machine],
-    gpus_per_trial: float | None,
-    cpus_per_trial: float | None,
-    concurrent: int | None,
-    workers_per_trial: int | None = None,
-) -> Slots:
+def plan_slots(found: list[Machine], wanted: TrialResources) -> Slots:
     """Resources of a trial and how many fit; where nothing is said, a CPU and a GPU (if there are any) a worker.
 
     Raises:
         ConfigError: no machine holds one trial, or its workers do not fit its resources.
     """
+    cpus_per_trial, workers_per_trial, concurrent = wanted.cpus_per_trial, wanted.workers_per_trial, wanted.concurrent
     has_gpus = any(machine.gpus for machine in found)
-    gpus = float(max(1, workers_per_trial or 1) * has_gpus if gpus_per_trial is None else gpus_per_trial)
+    gpus = float(max(1, workers_per_trial or 1) * has_gpus if wanted.gpus_per_trial is None else wanted.gpus_per_trial)
     there = ", ".join(machine.describe() for machine in found) or "none"
     for flag, value in (("--cpus-per-trial", cpus_per_trial or 0), ("--gpus-per-trial", gpus)):
         if value < 0 or not (value <= 1 or float(value).is_integer()):  # so that NaN and infinity are none

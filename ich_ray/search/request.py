@@ -1,175 +1,93 @@
-"""What a search is asked to be, checked before anything starts: its space, its dataset, and what lies in its folder.
+"""What may be asked of a search, as records: verbs fill them, and keywords of Python callers become them.
 
-Decides whether a search is begun or goes on, and what it may learn from. Starts nothing and writes nothing; what the
-machines say is in preflight.py.
+A field that is added here, and to the keywords, reaches `run_search` and `plan_search` without another line. Checks
+nothing: checked_request.py and preflight.py do.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, TypedDict
 
-from ich_ray.data.dataset import PreparedDataset
-from ich_ray.errors import ConfigError, IchRayError
-from ich_ray.progress import say
-from ich_ray.results import MOST_TRIALS, SearchRecord, TrialResult, open_search
-from ich_ray.search.ledger import Ledger, differences
-from ich_ray.search.space.yaml_file import SearchSpace, load_space
-from ich_ray.storage import Location, SearchFiles, is_foreign, locate
+if TYPE_CHECKING:
+    from ich_ray.storage import Location
+    from ich_ray.vocabulary import Placement
 
-__all__ = ["Asked", "ask"]
+__all__ = ["SearchKeywords", "SearchRequest", "TrialKeywords", "TrialResources"]
 
-DEFAULT_TRIALS = 20
-_PACKAGES = ("ich_ray", "ray", "optuna", "torch", "torchvision", "numpy")
+
+class TrialKeywords(TypedDict, total=False):
+    """The fields of `TrialResources`, for whoever types them as keywords."""
+
+    gpus_per_trial: float | None
+    cpus_per_trial: float | None
+    workers_per_trial: int | None
+    concurrent: int | None
+
+
+class SearchKeywords(TrialKeywords, total=False):
+    """The fields of `SearchRequest` that may be left out, for whoever types them as keywords."""
+
+    trials: int | None
+    hours: float | None
+    gpu_hours: float | None
+    resume: bool
+    seed: int | None
+    warm_start: Location | None
+    placement: Placement
+    share_trunks: bool
+    address: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResources:
+    """What each trial holds and how many run at a time; None for what the machines suggest.
+
+    Attributes:
+        gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one; of 2 or more each has a worker of its own.
+        cpus_per_trial: CPUs, and so threads, of all workers of a trial; 1 each if not given.
+        workers_per_trial: processes that train one network together; as many as GPUs if not given.
+        concurrent: trials at a time; if not given as many as fit, also on machines that come or go meanwhile.
+    """
+
+    gpus_per_trial: float | None = None
+    cpus_per_trial: float | None = None
+    workers_per_trial: int | None = None
+    concurrent: int | None = None
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A search that may be run.
+class SearchRequest(TrialResources):
+    """A search as it is asked for, with the resources of its trials.
 
     Attributes:
-        record: as it would be begun now.
-        begun: as it was begun before, None for a new one.
-        wanted: trials in all.
-        teacher: the search to learn from.
-        warm: its trials that fit the space.
+        dataset: a prepared dataset.
+        space: the YAML file of the search space.
+        out: the search folder, new or (with `resume`) begun before.
+        trials: in all, counting those already there; if not given what the search was begun with, all of a grid or of
+            a list of candidates, else 20.
+        hours: after which no trial is started and running ones are stopped at their next report.
+        gpu_hours: the same, of accelerators times hours, over all trials since the search began.
+        resume: go on with the search in `out`; unfinished trials continue from their checkpoints.
+        seed: of the draws and of every trial; that of the search in `out` if not given, else 0.
+        warm_start: another search whose trials the sampler may learn from.
+        placement: `device` keeps the images of each trial in accelerator memory, `host` never; `auto` does where they
+            fit into half of the trial's part of it.
+        share_trunks: compute what frozen layers with given weights make of each slice once, into the dataset's folder,
+            for all trials that freeze the same.
+        address: a Ray cluster; this machine if not given.
     """
 
-    space: SearchSpace
-    dataset: PreparedDataset
-    files: SearchFiles
-    record: SearchRecord
-    begun: SearchRecord | None
-    wanted: int
-    teacher: str | None
-    warm: list[TrialResult]
-
-
-def ask(
-    dataset: Location,
-    space: Location,
-    out: Location,
-    *,
-    trials: int | None,
-    resume: bool,
-    seed: int | None,
-    warm_start: Location | None,
-) -> Asked:
-    """Read what is asked for, with the meaning of each argument as in `run_search`.
-
-    Raises:
-        ConfigError: it cannot be done as asked.
-    """
-    if trials is not None and trials < 1:
-        raise ConfigError(f"--trials: must be at least 1, got {trials}; ask for one or more")
-    if trials is not None and trials > MOST_TRIALS:
-        raise ConfigError(f"--trials: must be at most {MOST_TRIALS:,}, got {trials:,}; ask for fewer")
-    if seed is not None and seed < 0:
-        raise ConfigError(f"--seed: must be at least 0, got {seed}; any other number will do")
-    checked, data = load_space(space), PreparedDataset.open(dataset)
-    data.check_table()  # or every trial would fail at it
-    _check_listed(checked, trials, warm_start)
-    if data.manifest.leak:
-        say(data.manifest.leak)
-    files = SearchFiles(locate(out))
-    there = open_search(files.root).record if files.search.exists() else None
-    if seed is None:
-        seed = there.seed if there else 0
-    record = _record(checked, data, trials or len(checked.listed or ()) or DEFAULT_TRIALS, seed)
-    begun = _begun(files, there, record, trials, resume)
-    teacher = str(locate(warm_start)) if warm_start is not None else begun.warm_start if begun else None
-    if warm_start is None and teacher and is_foreign(teacher, str(files.root)):
-        say(f"warm start: reading {teacher}, which search.json names")
-    warm = (_warm_again if warm_start is None else _warm)(checked, teacher, record, files)
-    from ich_ray.search.preflight import check_roles  # with Ray, which no mistake above need wait for
-
-    check_roles(data)
-    return Asked(checked, data, files, record, begun, trials or (begun or record).wanted, teacher, warm)
-
-
-def _check_listed(space: SearchSpace, trials: int | None, warm_start: Location | None) -> None:
-    if space.listed is None:
-        return
-    if trials is not None and trials > len(space.listed):
-        raise ConfigError(
-            f"--trials: the space {space.name} lists {len(space.listed)} trials and no more, got {trials}; "
-            "leave it out to run all"
-        )
-    if warm_start is not None:
-        raise ConfigError(
-            f"--warm-start {warm_start}: the trials of the space {space.name} are listed, so that nothing can be "
-            "learned for them; leave it out"
-        )
-
-
-def _record(space: SearchSpace, dataset: PreparedDataset, trials: int, seed: int) -> SearchRecord:
-    validation = dataset.manifest.roles.get("validation")
-    return SearchRecord(
-        name=space.name,
-        space=space.source,
-        dataset=str(dataset.files.root),
-        fingerprint=dataset.manifest.fingerprint,
-        prevalence=validation.positives / validation.slices if validation and validation.slices else 0.0,
-        split=dataset.manifest.split,
-        seed=seed,
-        trials=trials,
-        versions={name: version(name) for name in _PACKAGES},
-        created=time.time(),
-    )
-
-
-def _begun(
-    files: SearchFiles, there: SearchRecord | None, asked: SearchRecord, trials: int | None, resume: bool
-) -> SearchRecord | None:
-    """The search to go on with, None for a new one."""
-    if there is None:
-        if resume:
-            say(f"{files.root}: no search to resume, starting it")
-        return None
-    if not resume:
-        raise ConfigError(Ledger.occupied(files, asked))
-    if changed := differences(there, asked):
-        raise ConfigError(
-            f"{files.root}: --resume goes on with the same search, got another one ({'; '.join(changed)}); "
-            "give what it was begun with, or choose another --out"
-        )
-    if trials is not None and trials < there.wanted:
-        raise ConfigError(
-            f"--trials: may only be raised for a search that was begun, got {trials} where it has {there.wanted}; "
-            "leave it out to finish those"
-        )
-    return there
-
-
-def _warm(space: SearchSpace, where: str | None, asked: SearchRecord, own: SearchFiles) -> list[TrialResult]:
-    if where is None:
-        return []
-    from ich_ray.search.optuna_adapter import fitting
-
-    other = open_search(where)
-    if other.files.root.resolve() == own.root.resolve():
-        raise ConfigError(
-            f"--warm-start {where}: must be another search, got that of --out, which it knows; leave it out"
-        )
-    if other.objective != space.objective:
-        raise ConfigError(
-            f"--warm-start {where}: must have the objective {space.objective.metric}, got {other.objective.metric}; "
-            "warm-start from a search with the same one"
-        )
-    kept = fitting(space, other.trials)
-    unlike = [change for change in differences(other.record, asked) if change.startswith(("dataset:", "budget"))]
-    but = f", though the searches differ ({'; '.join(unlike)})" if unlike else ""
-    say(
-        f"warm start: {len(kept)} of {len(other.trials)} trials of {other.record.name} fit this space and are kept{but}"
-    )
-    return kept
-
-
-def _warm_again(space: SearchSpace, where: str | None, asked: SearchRecord, own: SearchFiles) -> list[TrialResult]:
-    """What a search that goes on was begun with, as far as it is still there."""
-    try:
-        return _warm(space, where, asked, own)
-    except IchRayError as error:
-        say(f"warm start: {where} cannot be read any more, going on with this search's own trials ({error})")
-        return []
+    dataset: Location
+    space: Location
+    out: Location
+    _: KW_ONLY
+    trials: int | None = None
+    hours: float | None = None
+    gpu_hours: float | None = None
+    resume: bool = False
+    seed: int | None = None
+    warm_start: Location | None = None
+    placement: Placement = "auto"
+    share_trunks: bool = False
+    address: str | None = None

@@ -1,18 +1,19 @@
 """A search from its space to its last trial: preflight, run, resume, extend.
 
-Has everything checked before anything starts: by request.py what was typed and what lies there, by preflight.py the
-machines. Drives nothing: driver.py does; trains nothing: trial.py does.
+Has everything checked before anything starts: by checked_request.py what was typed and what lies there, by preflight.py
+the machines. Drives nothing: driver.py does; trains nothing: trial.py does.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.runtime import connected
+from ich_ray.search.checked_request import validate_request
 from ich_ray.search.ledger import Ledger
-from ich_ray.search.request import ask
+from ich_ray.search.request import SearchRequest
 from ich_ray.search.space.space import Listed, sampled
 from ich_ray.search.time_budget import Limits
 from ich_ray.storage import Location, SearchFiles, file_lock
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.data.image_store import Placement
+    from ich_ray.search.checked_request import CheckedRequest
     from ich_ray.search.preflight import Slots
+    from ich_ray.search.request import SearchKeywords
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.trial import Trainer
 
-__all__ = ["locked", "run_listed", "run_search"]
+__all__ = ["locked", "run_listed", "run_request", "run_search"]
 
 
 def run_search(
@@ -34,20 +36,8 @@ def run_search(
     space: Location,
     out: Location,
     *,
-    trials: int | None = None,
-    gpus_per_trial: float | None = None,
-    cpus_per_trial: float | None = None,
-    workers_per_trial: int | None = None,
-    hours: float | None = None,
-    gpu_hours: float | None = None,
-    concurrent: int | None = None,
-    resume: bool = False,
-    seed: int | None = None,
-    warm_start: Location | None = None,
-    placement: Placement = "auto",
-    share_trunks: bool = False,
-    address: str | None = None,
     _trainer: Trainer | None = None,
+    **keywords: Unpack[SearchKeywords],
 ) -> SearchResult:
     """Search the space for the best detector; every trial stands in `out`, whatever happens.
 
@@ -55,54 +45,58 @@ def run_search(
         dataset: a prepared dataset.
         space: the YAML file of the search space.
         out: the search folder, new or (with `resume`) begun before.
-        trials: in all, counting those already there; if not given what the search was begun with, all of a grid or of
-            a list of candidates, else 20.
-        gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one; of 2 or more each has a worker of its own.
-        cpus_per_trial: CPUs, and so threads, of all workers of a trial; 1 each if not given.
-        workers_per_trial: processes that train one network together; as many as GPUs if not given.
-        hours: after which no trial is started and running ones are stopped at their next report.
-        gpu_hours: the same, of accelerators times hours, over all trials since the search began.
-        concurrent: trials at a time; if not given as many as fit, also on machines that come or go meanwhile.
-        resume: go on with the search in `out`; unfinished trials continue from their checkpoints.
-        seed: of the draws and of every trial; that of the search in `out` if not given, else 0.
-        warm_start: another search whose trials the sampler may learn from.
-        placement: `device` keeps the images of each trial in accelerator memory, `host` never; `auto` does where they
-            fit into half of the trial's part of it.
-        share_trunks: compute what frozen layers with given weights make of each slice once, into the dataset's folder,
-            for all trials that freeze the same.
-        address: a Ray cluster; this machine if not given.
+        keywords: what else may be asked, by the names of `ich_ray.search.request.SearchRequest`.
 
     Raises:
         ConfigError: it cannot be done as asked; nothing has been started and nothing overwritten.
         Interrupted: it was stopped before its end; the message says how to go on.
     """
-    limits = Limits(hours, gpu_hours)
-    asked = ask(dataset, space, out, trials=trials, resume=resume, seed=seed, warm_start=warm_start)
-    files, data = asked.files, asked.dataset
+    return run_request(SearchRequest(dataset, space, out, **keywords), _trainer)
+
+
+def run_request(request: SearchRequest, trainer: Trainer | None = None) -> SearchResult:
+    """Do what `run_search` is asked for.
+
+    Args:
+        request: unchecked.
+        trainer: what trains in place of ours.
+    """
+    checked = validate_request(request)
+    files, data = checked.files, checked.dataset
 
     from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.preflight import check_machines, check_trials, plan_slots, room
     from ich_ray.search.tune.driver import Driver
 
-    if _trainer is None:
-        check_trials(data, sampled(asked.space))
-    with locked(files), connected(address):
+    if trainer is None:
+        check_trials(data, sampled(checked.space))
+    with locked(files), connected(request.address):
         fleet = ClusterResources()
-        slots = plan_slots(fleet.machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
-        limits.check(slots.gpus)
+        slots = plan_slots(fleet.machines(), request)
+        checked.limits.check(slots.gpus)
         check_machines(data, files.root)
-        if share_trunks:
-            from ich_ray.search.tune.precompute_features import share_trunks as share
+        if request.share_trunks:
+            from ich_ray.search.tune.precompute_features import share_trunks
 
-            share(data, sampled(asked.space), gpus=slots.gpus > 0)
-        ledger = Ledger.open(out) if asked.begun else Ledger.create(out, _with_precision(asked.record, slots, _trainer))
-        wanted = max(trials or 0, ledger.record.wanted)  # another driver may have raised it before the lock was ours
-        _amend(ledger, wanted, asked.teacher, asked.record.dataset)
-        listed = _listed(asked.space, ledger, wanted)
-        keys: dict[str, Any] = {"warm": asked.warm, "listed": listed, "placement": placement, "trainer": _trainer}
-        keys["room"] = room(fleet, slots, concurrent)
-        Driver(asked.space, data, ledger, slots, wanted=wanted, limits=limits, **keys).go()
-    return open_search(out)
+            share_trunks(data, sampled(checked.space), gpus=slots.gpus > 0)
+        ledger = _ledger(checked, slots, trainer)
+        # Another driver may have raised it before the lock was ours.
+        wanted = max(request.trials or 0, ledger.record.wanted)
+        _amend(ledger, wanted, checked.teacher, checked.record.dataset)
+        Driver(
+            checked.space,
+            data,
+            ledger,
+            slots,
+            wanted=wanted,
+            limits=checked.limits,
+            warm=checked.warm,
+            trainer=trainer,
+            listed=_listed(checked.space, ledger, wanted),
+            placement=request.placement,
+            room=room(fleet, slots, request.concurrent),
+        ).run()
+    return open_search(files.root)
 
 
 def run_listed(
@@ -120,13 +114,19 @@ def run_listed(
     Raises:
         Interrupted: it was stopped before its end; `resume_hint` is what its reader is told to do.
     """
-    wanted = len(ledger.trials) + len(listed)
-    keys: dict[str, Any] = {"warm": [], "listed": listed, "trainer": trainer}
     from ich_ray.search.tune.driver import Driver
 
-    run = Driver(space, dataset, ledger, slots, wanted=wanted, limits=Limits(), **keys)
-    run.resume_hint = resume_hint
-    run.go()
+    wanted = len(ledger.trials) + len(listed)
+    keys: dict[str, Any] = {"warm": [], "listed": listed, "trainer": trainer}
+    driver = Driver(space, dataset, ledger, slots, wanted=wanted, limits=Limits(), **keys)
+    driver.resume_hint = resume_hint
+    driver.run()
+
+
+def _ledger(checked: CheckedRequest, slots: Slots, trainer: Trainer | None) -> Ledger:
+    if checked.begun:
+        return Ledger.open(checked.files.root)
+    return Ledger.create(checked.files.root, _with_precision(checked.record, slots, trainer))
 
 
 def _with_precision(record: SearchRecord, slots: Slots, trainer: Trainer | None) -> SearchRecord:

@@ -43,7 +43,7 @@ class Limits:
                 "--gpus-per-trial on a machine that has some"
             )
 
-    def over(self, used_gpu_s: float) -> Verdict | None:
+    def exhausted(self, used_gpu_s: float) -> Verdict | None:
         """How a trial ends that is stopped now, after so many accelerator seconds; None while there is time."""
         if time.time() >= self.deadline:
             return Verdict("pruned", "hours", "the search's --hours were over")

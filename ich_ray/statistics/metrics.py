@@ -221,7 +221,7 @@ def best_f_beta(labels: NDArray[Any], probabilities: NDArray[Any], beta: float =
 
 @dataclass(frozen=True)
 class Metric:
-    """What people are told of a metric, and how it is judged.
+    """What people are told of a metric, and how it is judged; every figure that is reported has one in `METRICS`.
 
     Attributes:
         title: its name inside a sentence.
@@ -266,6 +266,11 @@ METRICS: dict[str, Metric] = {
     "ppv": Metric("PPV", "of flagged slices, the share with haemorrhage", "max", lambda p: p),
     "npv": Metric("NPV", "of slices not flagged, the share without", "max"),
     "accuracy": Metric("accuracy", "share of right decisions", "max", lambda p: max(p, 1 - p)),
+    # Of the reports of trials alone.
+    "f2_threshold": Metric("F2 threshold", "the threshold with the highest F2 on these very slices", None),
+    "sensitivity_at_half": Metric("sensitivity at half", "of decisions where the output exceeds one half", "max"),
+    "specificity_at_half": Metric("specificity at half", "of decisions where the output exceeds one half", "max"),
+    "train_loss": Metric("train loss", "mean loss while training", "min"),
 }
 
 

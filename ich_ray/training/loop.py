@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from ich_ray.data.feature_store import FeatureImages, FeaturesInMemory
-from ich_ray.data.image_store import PlacedImages, Placement, as_index, place
+from ich_ray.data.image_store import PlacedImages, as_index, place
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.model.networks import Network, build_network
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import SliceSet
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.results import Precision
     from ich_ray.training.averaging import Averaging
     from ich_ray.training.loss import Loss
+    from ich_ray.vocabulary import Placement, Precision
 
 __all__ = ["Parts", "Progress", "TrainingBudget", "TrainingState", "train"]
 

@@ -20,7 +20,7 @@ import torch
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from ich_ray.results import Precision
+    from ich_ray.vocabulary import Precision
 
 __all__ = ["autocast", "precision_of", "precision_on"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from ich_ray.model.tensors import Layout
-    from ich_ray.results import Precision
+    from ich_ray.vocabulary import Precision
 
 __all__ = ["TrainingState"]
 

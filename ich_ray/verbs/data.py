@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.storage import check_file, locate
 from ich_ray.terminal import print_json, print_line
 from ich_ray.verbs.options import REJECTED_SOME, Address, Json, Labels, LimitRejected, Out, Seed, Size, Windows, share
+from ich_ray.vocabulary import Split
 
 __all__ = ["VERBS"]
 
@@ -36,7 +37,7 @@ def prepare(
     windows: Windows = DEFAULT_WINDOWS,
     seed: Seed = 0,
     split: Annotated[
-        Literal["patient", "slice"],
+        Split,
         typer.Option("--split", help="What roles are drawn by; slice leaks, and only reproduces systems split so."),
     ] = "patient",
     without_preamble: Annotated[

@@ -24,6 +24,7 @@ from ich_ray.verbs.options import (
     Sensitivity,
     SiteDataset,
 )
+from ich_ray.vocabulary import Patients
 
 __all__ = ["VERBS"]
 
@@ -32,7 +33,7 @@ def retrain(
     folder: SearchFolder,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")] = 1,
     patients: Annotated[
-        Literal["train", "train+validation"],
+        Patients,
         typer.Option("--patients", help="Who trains; with validation patients, as long as was best without them."),
     ] = "train",
     seeds: Annotated[

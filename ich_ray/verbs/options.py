@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from ich_ray.errors import ConfigError
+from ich_ray.vocabulary import Placement
 
 __all__ = [
     "BROKEN",
@@ -58,7 +59,7 @@ WorkersPerTrial = Annotated[
     typer.Option("--workers-per-trial", min=1, help="Processes that train one network; default one a GPU."),
 ]
 Images = Annotated[
-    Literal["auto", "device", "host"],
+    Placement,
     typer.Option(
         "--placement", help="Where training images lie; auto: in GPU memory if half of a trial's part holds all."
     ),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ich_ray import display
 from ich_ray.results import open_search
+from ich_ray.search.request import SearchRequest
 from ich_ray.terminal import print_line
 from ich_ray.verbs.options import (
     BROKEN,
@@ -72,27 +73,32 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search hyperparameters; safe to kill and resume."""
-    asked: dict[str, Any] = {
-        "trials": trials,
-        "gpus_per_trial": gpus_per_trial,
-        "cpus_per_trial": cpus_per_trial,
-        "workers_per_trial": workers_per_trial,
-        "concurrent": concurrent,
-        "resume": resume,
-        "seed": seed,
-        "warm_start": warm_start,
-        "address": address,
-    }
-    if plan:
-        from ich_ray.search.plan.plan_report import plan_search
-
-        display.print_plan(plan_search(dataset, space, out, **asked), as_json)
-        return
-    from ich_ray.search.run import run_search
-
-    found = run_search(
-        dataset, space, out, **asked, hours=hours, gpu_hours=gpu_hours, placement=placement, share_trunks=share_trunks
+    request = SearchRequest(
+        dataset,
+        space,
+        out,
+        trials=trials,
+        gpus_per_trial=gpus_per_trial,
+        cpus_per_trial=cpus_per_trial,
+        workers_per_trial=workers_per_trial,
+        concurrent=concurrent,
+        hours=hours,
+        gpu_hours=gpu_hours,
+        resume=resume,
+        seed=seed,
+        warm_start=warm_start,
+        placement=placement,
+        share_trunks=share_trunks,
+        address=address,
     )
+    if plan:
+        from ich_ray.search.plan.plan_report import plan_request
+
+        display.print_plan(plan_request(request), as_json)
+        return
+    from ich_ray.search.run import run_request
+
+    found = run_request(request)
     display.print_search(found, None, as_json)
     if found.trials and found.count("failed") == len(found.trials):  # they say why, and nothing can be made of them
         raise typer.Exit(1)

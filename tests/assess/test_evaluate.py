@@ -23,8 +23,9 @@ from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.refit import bundle_builder
-from ich_ray.results import LEAK, open_search
+from ich_ray.results import open_search
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
+from ich_ray.vocabulary import LEAK
 from tests.searched import PARAMETERS
 
 
@@ -194,6 +195,19 @@ def test_a_model_at_chance_is_called_so(search: SearchFiles, monkeypatch: pytest
     found = evaluate(search.root)
     assert found.at_chance
     assert any(note.startswith("At chance") for note in found.notes)
+
+
+def test_a_bundle_without_f2_is_summed_up_by_the_point_that_it_has(
+    search: SearchFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate(search.root)
+    card = read_json(search.bundle / "card.json")
+    point = {**card["operating_points"]["f2"], "threshold": 0.25}
+    write_json(search.bundle / "card.json", {**card, "operating_points": {"house": point}})
+    said: list[str] = []
+    monkeypatch.setattr(module, "say", said.append)
+    assert [*evaluate(search.root).operating_points] == ["house"]
+    assert said[-1].endswith("PPV 1.000 at threshold 0.250")
 
 
 def test_a_stated_prevalence_moves_ppv_and_npv(search: SearchFiles, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ich_ray.assess.interval_estimates import Cases, Estimate, GroupFigures, measure
+from ich_ray.assess.interval_estimates import RATIOS, Cases, Estimate, GroupFigures, PointFigures, measure
 from ich_ray.bundle.card import OperatingPoint
 from ich_ray.html_report import tables
 from ich_ray.statistics.bootstrap import PatientDraws
 from ich_ray.statistics.calibration_error import ece
+from ich_ray.statistics.metrics import METRICS
 
 SLICES = 8  # of each patient
 
@@ -99,3 +100,10 @@ def test_the_calibration_error_has_no_interval() -> None:
     ]
     assert np.mean(drawn) > found["ece"].value + 0.005
     assert None not in bounds(found["brier"])
+
+
+def test_every_figure_is_described() -> None:
+    found = measured([3] * 10)
+    of_points = {name for name, field in PointFigures.model_fields.items() if field.annotation is Estimate}
+    assert of_points == {*RATIOS}
+    assert {*found.metrics, *found.floors, *of_points} - METRICS.keys() == set()

@@ -26,10 +26,11 @@ from typing import Any
 import psutil
 
 from ich_ray.bundle.bundle import load_bundle
-from ich_ray.data.dataset import ROLES, PreparedDataset
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.results import open_search
 from ich_ray.search.tune.trial import Checkpoints
 from ich_ray.storage import sha256
+from ich_ray.vocabulary import ROLES
 from tests.compat.recorded import FIXTURES, TRAININGS, machine, trained
 
 PATIENTS, SLICES = 20, 5

@@ -21,7 +21,7 @@ import pytest
 from ich_ray import cli
 from ich_ray.assess.evaluate import evaluate
 from ich_ray.bundle.bundle import load_bundle
-from ich_ray.data.dataset import PreparedDataset, Role
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit import retrain
 from ich_ray.results import open_search
@@ -30,6 +30,7 @@ from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.run import run_search
 from ich_ray.search.tune.trial import Checkpoints, Trainer, TrialSettings, train_model
 from ich_ray.training.loop import Progress
+from ich_ray.vocabulary import Role
 from tests.compat.recorded import FIXTURES, SMOOTH, TRAININGS, tolerance, trained
 from tests.model.test_hyperparameters import OneMore
 

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ich_ray.data.dataset import LABELS, PreparedDataset
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.identities import read_identities
 from ich_ray.storage import read_table
+from ich_ray.vocabulary import LABELS
 from tests.ct.files import head, make
 
 PATIENTS = 12

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
-from ich_ray.data.dataset import ROLES, PreparedDataset
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.vocabulary import ROLES
 from tests.prepared import every_image, make_dataset
 
 COUNT = 48

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ich_ray.data.dataset import ROLES
 from ich_ray.data.roles import assign_folds, assign_roles, check_roles
 from ich_ray.errors import RoleError
+from ich_ray.vocabulary import ROLES
 
 
 def cohort(positive: int, negative: int, slices: int = 3) -> tuple[np.ndarray, np.ndarray]:

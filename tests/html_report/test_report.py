@@ -26,8 +26,9 @@ from ich_ray.html_report import summary, tables
 from ich_ray.html_report.gallery import examples, pick, small_png
 from ich_ray.html_report.inputs import Inputs, gather
 from ich_ray.html_report.page import MOST_TRIALS, render, report
-from ich_ray.results import LEAK, SearchResult, open_search
+from ich_ray.results import SearchResult, open_search
 from ich_ray.storage import SearchFiles, read_json, write_json
+from ich_ray.vocabulary import LEAK
 from tests.html_report.fake_search import SPACE, STAGES, Stage, build_search, fake_trials, note
 
 SECTIONS = ("summary", "test", "performance", "search", "examples", "data", "provenance")

@@ -18,7 +18,7 @@ import torch
 
 from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.bundle import load_bundle
-from ich_ray.data.dataset import PreparedDataset, Role, RoleCounts
+from ich_ray.data.dataset import PreparedDataset, RoleCounts
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit.checkpoints import keep, newest, state_file
@@ -33,6 +33,7 @@ from ich_ray.storage import read_json, write_json
 from ich_ray.training.data_parallel import ALONE
 from ich_ray.training.loop import TrainingState
 from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, Schedule
+from ich_ray.vocabulary import Role
 from tests.records import make_confirmation
 from tests.searched import PARAMETERS, make_search
 

@@ -16,6 +16,7 @@ from ich_ray.search import preflight
 from ich_ray.search.cluster_resources import Machine, autoscaled
 from ich_ray.search.plan.expected import plan_trials
 from ich_ray.search.preflight import Slots, check_roles, check_trials, plan_slots, room
+from ich_ray.search.request import TrialResources
 from ich_ray.search.space.space import sampled
 from ich_ray.search.space.yaml_file import parse_space
 from tests.prepared import make_dataset
@@ -47,7 +48,7 @@ CLUSTER = [Machine("machine", 4, 0, 1), Machine("gpu", 16, 4, 3)]
 def test_as_many_trials_as_fit(
     found: list[Machine], gpus: float | None, cpus: float, concurrent: int | None, slots: Slots
 ) -> None:
-    assert plan_slots(found, gpus, cpus, concurrent) == slots
+    assert plan_slots(found, TrialResources(gpus_per_trial=gpus, cpus_per_trial=cpus, concurrent=concurrent)) == slots
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,8 @@ def test_as_many_trials_as_fit(
 def test_workers_are_counted_with_their_trial(
     found: list[Machine], gpus: float | None, cpus: float | None, workers: int | None, slots: Slots
 ) -> None:
-    assert plan_slots(found, gpus, cpus, None, workers) == slots
+    asked = TrialResources(gpus_per_trial=gpus, cpus_per_trial=cpus, workers_per_trial=workers)
+    assert plan_slots(found, asked) == slots
 
 
 @pytest.mark.parametrize(
@@ -88,8 +90,9 @@ def test_workers_are_counted_with_their_trial(
 def test_workers_that_do_not_fit_are_refused(
     found: list[Machine], gpus: float | None, cpus: float | None, workers: int, message: str
 ) -> None:
+    asked = TrialResources(gpus_per_trial=gpus, cpus_per_trial=cpus, workers_per_trial=workers)
     with pytest.raises(ConfigError) as caught:
-        plan_slots(found, gpus, cpus, None, workers)
+        plan_slots(found, asked)
     assert message in str(caught.value)
 
 
@@ -120,7 +123,7 @@ def test_workers_that_do_not_fit_are_refused(
 )
 def test_what_can_never_run_is_refused(found: list[Machine], gpus: float, cpus: float, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        plan_slots(found, gpus, cpus, None)
+        plan_slots(found, TrialResources(gpus_per_trial=gpus, cpus_per_trial=cpus))
     assert message in str(caught.value)
 
 

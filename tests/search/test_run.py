@@ -24,7 +24,7 @@ from ich_ray.refit.confirm import confirm
 from ich_ray.refit.retrain import chosen_trial
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search import ledger, request, run
+from ich_ray.search import checked_request, ledger, run
 from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.plan import cost_model
@@ -497,7 +497,7 @@ def test_a_plan_of_more_trials_knows_the_speed_of_the_search(
 
 def test_a_warm_start_is_remembered(data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(request, "say", said.append)
+    monkeypatch.setattr(checked_request, "say", said.append)
     fingerprint = PreparedDataset.open(data).manifest.fingerprint
     record = make_record(name="first", space=yaml.safe_load(SPACE), fingerprint=fingerprint)
     first = Ledger.create(tmp_path / "first", record)
@@ -519,7 +519,7 @@ def test_a_warm_start_says_what_differs(
     data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(request, "say", said.append)
+    monkeypatch.setattr(checked_request, "say", said.append)
     source = yaml.safe_load(SPACE)
     source["budget"]["images"] = 9000
     first = Ledger.create(tmp_path / "first", make_record(name="first", space=source, fingerprint="beef" * 8))

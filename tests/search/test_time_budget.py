@@ -39,14 +39,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_each_limit_ends_the_search(clock: list[float]) -> None:
     limit = Limits(hours=0.5, gpu_hours=2, began=1000.0)
-    assert limit.over(7199.9) is None
-    assert limit.over(7200.0) == GPU_HOURS
+    assert limit.exhausted(7199.9) is None
+    assert limit.exhausted(7200.0) == GPU_HOURS
     clock[0] = 2799.0
-    assert limit.over(0.0) is None
+    assert limit.exhausted(0.0) is None
     clock[0] = 2800.0
-    assert limit.over(0.0) == HOURS
+    assert limit.exhausted(0.0) == HOURS
     clock[0] = 1e9
-    assert Limits().over(1e9) is None
+    assert Limits().exhausted(1e9) is None
 
 
 def test_gpu_hours_without_gpus_have_no_meaning() -> None:
@@ -71,7 +71,7 @@ def callback_of(folder: Path) -> tuple[Ledger, AshaScheduler, LedgerCallback]:
         budget,
         record.objective,
         AshaRungs(budget, record.objective),
-        lambda: Limits(gpu_hours=1).over(held[0].gpu_seconds()),
+        lambda: Limits(gpu_hours=1).exhausted(held[0].gpu_seconds()),
     )
     sampler: Any = SimpleNamespace()
     held.append(

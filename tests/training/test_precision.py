@@ -10,7 +10,7 @@ import torch
 from ich_ray.training.precision import autocast, precision_of, precision_on
 
 if TYPE_CHECKING:
-    from ich_ray.results import Precision
+    from ich_ray.vocabulary import Precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ich_ray.data.dataset import ROLES, SUBTYPES, PreparedDataset, Role
 from ich_ray.storage import write_bytes
+from ich_ray.vocabulary import ROLES, SUBTYPES, Role
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image, ImageDraw
+
+    from ich_ray.data.dataset import PreparedDataset
 
 __all__ = ["SLICES_A_KIND", "write_sheets"]
 

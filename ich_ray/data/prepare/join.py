@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ich_ray.ct.dicom import EXCLUSIONS
-from ich_ray.data.dataset import LABELS, ROLES, Role, RoleCounts
+from ich_ray.data.dataset import RoleCounts
 from ich_ray.data.roles import assign_folds, assign_roles, check_roles
 from ich_ray.errors import RoleError
+from ich_ray.vocabulary import LABELS, ROLES, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ich_ray.ct.windowing import WindowSpec
     from ich_ray.data.prepare.label_table import LabelTable
     from ich_ray.data.prepare.pseudonyms import Pseudonyms
-    from ich_ray.results import Split
+    from ich_ray.vocabulary import Split
 
 __all__ = ["Assembly", "assemble", "fingerprint"]
 

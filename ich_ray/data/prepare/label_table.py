@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from ich_ray.data.dataset import LABELS, ROLES, SUBTYPES
 from ich_ray.errors import ConfigError, LabelError
 from ich_ray.storage import Location, is_local, locate
+from ich_ray.vocabulary import LABELS, ROLES, SUBTYPES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -30,9 +30,9 @@ from ich_ray.data.prepare.list_files import Listing, list_files
 from ich_ray.data.prepare.pseudonyms import Pseudonyms
 from ich_ray.data.prepare.write import Work, explain_write_errors, finish, remove_leftovers
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, Rejection, RejectionLimitError
-from ich_ray.results import LEAK
 from ich_ray.runtime import ask_machines, connected
 from ich_ray.storage import DatasetFiles, Location, file_lock, is_local, locate, read_json, sha256, write_json
+from ich_ray.vocabulary import LEAK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.data.prepare.label_table import LabelTable
-    from ich_ray.results import Split
+    from ich_ray.vocabulary import Split
 
 __all__ = ["DEFAULT_LIMIT_REJECTED", "prepare"]
 

@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from ich_ray.data.dataset import LABELS, BlockRecord, DatasetManifest, PreparedDataset, map_block
+from ich_ray.data.dataset import BlockRecord, DatasetManifest, PreparedDataset, map_block
 from ich_ray.data.identities import write_identities
 from ich_ray.data.prepare.contact_sheets import write_sheets
 from ich_ray.data.prepare.decode_chunk import ChunkJob, block_bytes, block_facts, words_digest
 from ich_ray.data.prepare.join import Assembly, assemble, fingerprint
 from ich_ray.data.prepare.label_table import MISSING, LabelTable
 from ich_ray.errors import IchRayError
-from ich_ray.results import LEAK
 from ich_ray.storage import DatasetFiles, is_local, sha256, write_bytes, write_json, write_table
+from ich_ray.vocabulary import LABELS, LEAK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.prepare.list_files import Listing
     from ich_ray.data.prepare.pseudonyms import Pseudonyms
-    from ich_ray.results import Split
+    from ich_ray.vocabulary import Split
 
 __all__ = ["Work", "explain_write_errors", "finish", "remove_leftovers"]
 

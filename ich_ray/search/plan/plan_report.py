@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ich_ray.results import open_search
 from ich_ray.runtime import connected
+from ich_ray.search.checked_request import validate_request
 from ich_ray.search.plan.expected import plan_trials
-from ich_ray.search.request import ask
+from ich_ray.search.request import SearchRequest
 
 if TYPE_CHECKING:
     from ich_ray.search.plan.cost_model import Memory, Speed
     from ich_ray.search.plan.expected import WorkPlan
+    from ich_ray.search.request import SearchKeywords
     from ich_ray.storage import Location
 
-__all__ = ["SearchPlan", "plan_search"]
+__all__ = ["SearchPlan", "plan_request", "plan_search"]
 
 
 @dataclass(frozen=True)
@@ -52,45 +54,36 @@ class SearchPlan:
         }
 
 
-def plan_search(
-    dataset: Location,
-    space: Location,
-    out: Location,
-    *,
-    trials: int | None = None,
-    gpus_per_trial: float | None = None,
-    cpus_per_trial: float | None = None,
-    workers_per_trial: int | None = None,
-    concurrent: int | None = None,
-    resume: bool = False,
-    seed: int | None = None,
-    warm_start: Location | None = None,
-    address: str | None = None,
-) -> SearchPlan:
+def plan_search(dataset: Location, space: Location, out: Location, **keywords: Unpack[SearchKeywords]) -> SearchPlan:
     """What `run_search` would do with the same arguments, and what it would take.
 
     Trains a few batches of a few draws to know their speed, unless the search or the one that it learns from has
     trained before.
 
     Raises:
-        ConfigError: it cannot be done as asked.
+        ConfigError: it cannot be done as checked.
     """
-    asked = ask(dataset, space, out, trials=trials, resume=resume, seed=seed, warm_start=warm_start)
+    return plan_request(SearchRequest(dataset, space, out, **keywords))
+
+
+def plan_request(request: SearchRequest) -> SearchPlan:
+    """Do what `plan_search` is asked for."""
+    checked = validate_request(request)
 
     from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.plan.cost_model import earlier_speed, estimate_memory, measured_speed
     from ich_ray.search.preflight import plan_slots
 
-    with connected(address):
-        slots = plan_slots(ClusterResources().machines(), gpus_per_trial, cpus_per_trial, concurrent, workers_per_trial)
-    plan = plan_trials(asked.space, asked.dataset, asked.wanted, slots)
-    begun = open_search(asked.files.root) if asked.begun else None
-    teacher = open_search(asked.teacher) if asked.teacher and asked.warm else None
+    with connected(request.address):
+        slots = plan_slots(ClusterResources().machines(), request)
+    plan = plan_trials(checked.space, checked.dataset, checked.wanted, slots)
+    begun = open_search(checked.files.root) if checked.begun else None
+    teacher = open_search(checked.teacher) if checked.teacher and checked.warm else None
     shown = sum(trial.images_seen for trial in begun.trials) if begun else 0
     return SearchPlan(
         plan,
         max(0, plan.images - shown),
-        estimate_memory(asked.space, asked.dataset.image_shape),
+        estimate_memory(checked.space, checked.dataset.image_shape),
         earlier_speed(found for found in (begun, teacher) if found is not None)
-        or measured_speed(asked.space, asked.dataset, plan.cpus, plan.gpus),
+        or measured_speed(checked.space, checked.dataset, plan.cpus, plan.gpus),
     )

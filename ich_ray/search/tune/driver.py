@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.data.image_store import Placement
     from ich_ray.results import TrialResult
     from ich_ray.search.ledger import Ledger, Verdict
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.space import Listed, SearchSpace
     from ich_ray.search.time_budget import Limits
     from ich_ray.search.tune.trial import Trainer
+    from ich_ray.vocabulary import Placement
 
 __all__ = ["Driver"]
 
@@ -51,7 +51,7 @@ class Driver:
     """Runs what a ledger lacks of `wanted` trials; hold the search's lock meanwhile.
 
     Attributes:
-        go_on: what its reader is told to do when it is interrupted.
+        resume_hint: what its reader is told to do when it is interrupted.
     """
 
     resume_hint = "add --resume to go on"
@@ -73,13 +73,13 @@ class Driver:
     ) -> None:
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
         rungs = AshaRungs.rebuilt(space.budget, space.objective, ledger.trials.values())
-        self.asha = AshaScheduler(space.budget, space.objective, rungs, self.over)
+        self.asha = AshaScheduler(space.budget, space.objective, rungs, self.exhausted)
         self.sampler = LedgerSampler(
             space,
             ledger,
             wanted=wanted,
             concurrent=room or (lambda: slots.concurrent),
-            out_of_time=lambda: self.over() is not None,
+            out_of_time=lambda: self.exhausted() is not None,
             warm=warm,
             listed=listed,
         )
@@ -108,11 +108,11 @@ class Driver:
         ):
             self._first.watch(hooks, kind)
 
-    def over(self) -> Verdict | None:
+    def exhausted(self) -> Verdict | None:
         """How a trial ends that is stopped because the search has had its time; None while it has some."""
-        return self.limits.over(self.ledger_callback.gpu_seconds() if self.limits.gpu_hours else 0.0)
+        return self.limits.exhausted(self.ledger_callback.gpu_seconds() if self.limits.gpu_hours else 0.0)
 
-    def go(self) -> None:
+    def run(self) -> None:
         """Run until every trial has ended.
 
         Raises:
@@ -120,34 +120,34 @@ class Driver:
             IchRayError: the cluster was lost, or a file could not be written; the message has the cause.
         """
         try:
-            self._run()
+            self._run_trials()
         except (OSError, RayError, tune.TuneError) as error:
             raise IchRayError(
                 f"{self.ledger.files.root}: a search needs its cluster and room for its files, got {_cause(error)}; "
                 f"remove the cause and {self.resume_hint}, nothing is lost"
             ) from error
 
-    def _run(self) -> None:
+    def _run_trials(self) -> None:
         todo = self.wanted - len(self.ledger.trials) + len(self.ledger.unfinished)
         ran = {number for number, trial in self.ledger.trials.items() if trial.state != "running"}
         if todo:
             say(f"search {self.ledger.record.name}: {todo} trials to run, {self.slots.concurrent} at a time")
             ran |= self._tune(todo)
-        if over := self.over():
+        if exhausted := self.exhausted():
             ran.update(self.sampler.waiting)  # by an earlier driver
             for number in self.sampler.waiting:
-                self.ledger.finish(number, over)
+                self.ledger.finish(number, exhausted)
         unfinished = len(self.ledger.unfinished)
-        if unfinished or (len(self.ledger.trials) < self.wanted and not over):
+        if unfinished or (len(self.ledger.trials) < self.wanted and not exhausted):
             ended = len(self.ledger.trials) - unfinished
             raise Interrupted(
                 f"{self.ledger.files.root}: a search runs until its {self.wanted} trials have ended, "
                 f"got interrupted after {ended}; {self.resume_hint}, nothing is lost"
             )
-        self._end(ran, over)
+        self._end(ran, exhausted)
         say(self.ledger_callback.summary())
 
-    def _end(self, ran: set[int], over: Verdict | None) -> None:
+    def _end(self, ran: set[int], exhausted: Verdict | None) -> None:
         """Compare what the ledger, the sampler and Tune know (I4 of `ich-ray audit`) and note it.
 
         Raises:
@@ -159,7 +159,7 @@ class Driver:
             asked=self.wanted,
             sampler=self.sampler.told(),
             tune=len(ran & self.ledger.trials.keys()) - len(ran - self.ledger.trials.keys()),
-            out_of_time=over is not None,
+            out_of_time=exhausted is not None,
         )
         if known and ending != self.ledger.record.ended:
             self.ledger.amend(ended=ending.model_dump())

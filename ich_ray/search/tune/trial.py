@@ -30,10 +30,10 @@ from ich_ray.storage import Location, SearchFiles, locate, read_json, sha256, wr
 if TYPE_CHECKING:
     from upath import UPath
 
-    from ich_ray.data.image_store import Placement
-    from ich_ray.results import ExecutionInfo, Precision
+    from ich_ray.results import ExecutionInfo
     from ich_ray.training.data_parallel import Shard
     from ich_ray.training.loop import Progress
+    from ich_ray.vocabulary import Placement, Precision
 
 __all__ = ["Checkpoints", "Kept", "Trainer", "TrialSettings", "as_failure", "opened", "train_model", "trial_function"]
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ich_ray.data.dataset import ROLES, PreparedDataset
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.prepare import contact_sheets
 from ich_ray.data.prepare.contact_sheets import SLICES_A_KIND, write_sheets
 from ich_ray.storage import locate
+from ich_ray.vocabulary import ROLES
 from tests.prepared import make_dataset
 
 

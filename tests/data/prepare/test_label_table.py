@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ich_ray.data.dataset import LABELS
 from ich_ray.data.prepare.label_table import LabelTable, read_labels
 from ich_ray.errors import LabelError
+from ich_ray.vocabulary import LABELS
 from tests.data.real import real_data
 
 

@@ -19,14 +19,14 @@ from pydicom.uid import RLELossless
 from ich_ray import cli, progress
 from ich_ray.ct.dicom import read_slice
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows, window_slice
-from ich_ray.data.dataset import ROLES, PreparedDataset
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.dataset_audit import audit_dataset
 from ich_ray.data.prepare import decode_chunk
 from ich_ray.data.prepare import write as write_module
 from ich_ray.data.prepare.run import prepare
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, LabelError, RejectionLimitError, RoleError
-from ich_ray.results import LEAK
 from ich_ray.runtime import connected
+from ich_ray.vocabulary import LEAK, ROLES
 from tests.ct.files import compressed_image, head, make
 from tests.data.folders import (
     PATIENTS,

@@ -1,0 +1,176 @@
+"""A request for a search, checked before anything starts: its space, its dataset, and what lies in its folder.
+
+Decides whether a search is begun or goes on, and what it may learn from. Starts nothing and writes nothing; what the
+machines say is in preflight.py.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.progress import say
+from ich_ray.results import MOST_TRIALS, SearchRecord, TrialResult, open_search
+from ich_ray.search.ledger import Ledger, differences
+from ich_ray.search.space.yaml_file import SearchSpace, load_space
+from ich_ray.search.time_budget import Limits
+from ich_ray.storage import Location, SearchFiles, is_foreign, locate
+
+if TYPE_CHECKING:
+    from ich_ray.search.request import SearchRequest
+
+__all__ = ["CheckedRequest", "validate_request"]
+
+DEFAULT_TRIALS = 20
+_PACKAGES = ("ich_ray", "ray", "optuna", "torch", "torchvision", "numpy")
+
+
+@dataclass(frozen=True)
+class CheckedRequest:
+    """A search that may be run.
+
+    Attributes:
+        limits: the time it may take, from now on.
+        record: as it would be begun now.
+        begun: as it was begun before, None for a new one.
+        wanted: trials in all.
+        teacher: the search to learn from.
+        warm: its trials that fit the space.
+    """
+
+    limits: Limits
+    space: SearchSpace
+    dataset: PreparedDataset
+    files: SearchFiles
+    record: SearchRecord
+    begun: SearchRecord | None
+    wanted: int
+    teacher: str | None
+    warm: list[TrialResult]
+
+
+def validate_request(request: SearchRequest) -> CheckedRequest:
+    """Read what a request names and check that it can be done.
+
+    Raises:
+        ConfigError: it cannot be done as asked.
+    """
+    trials, seed, warm_start = request.trials, request.seed, request.warm_start
+    limits = Limits(request.hours, request.gpu_hours)
+    if trials is not None and trials < 1:
+        raise ConfigError(f"--trials: must be at least 1, got {trials}; ask for one or more")
+    if trials is not None and trials > MOST_TRIALS:
+        raise ConfigError(f"--trials: must be at most {MOST_TRIALS:,}, got {trials:,}; ask for fewer")
+    if seed is not None and seed < 0:
+        raise ConfigError(f"--seed: must be at least 0, got {seed}; any other number will do")
+    checked, data = load_space(request.space), PreparedDataset.open(request.dataset)
+    data.check_table()  # or every trial would fail at it
+    _check_listed(checked, trials, warm_start)
+    if data.manifest.leak:
+        say(data.manifest.leak)
+    files = SearchFiles(locate(request.out))
+    there = open_search(files.root).record if files.search.exists() else None
+    if seed is None:
+        seed = there.seed if there else 0
+    record = _record(checked, data, trials or len(checked.listed or ()) or DEFAULT_TRIALS, seed)
+    begun = _begun(files, there, record, trials, request.resume)
+    teacher = str(locate(warm_start)) if warm_start is not None else begun.warm_start if begun else None
+    if warm_start is None and teacher and is_foreign(teacher, str(files.root)):
+        say(f"warm start: reading {teacher}, which search.json names")
+    warm = (_warm_again if warm_start is None else _warm)(checked, teacher, record, files)
+    from ich_ray.search.preflight import check_roles  # with Ray, which no mistake above need wait for
+
+    check_roles(data)
+    wanted = trials or (begun or record).wanted
+    return CheckedRequest(limits, checked, data, files, record, begun, wanted, teacher, warm)
+
+
+def _check_listed(space: SearchSpace, trials: int | None, warm_start: Location | None) -> None:
+    if space.listed is None:
+        return
+    if trials is not None and trials > len(space.listed):
+        raise ConfigError(
+            f"--trials: the space {space.name} lists {len(space.listed)} trials and no more, got {trials}; "
+            "leave it out to run all"
+        )
+    if warm_start is not None:
+        raise ConfigError(
+            f"--warm-start {warm_start}: the trials of the space {space.name} are listed, so that nothing can be "
+            "learned for them; leave it out"
+        )
+
+
+def _record(space: SearchSpace, dataset: PreparedDataset, trials: int, seed: int) -> SearchRecord:
+    validation = dataset.manifest.roles.get("validation")
+    return SearchRecord(
+        name=space.name,
+        space=space.source,
+        dataset=str(dataset.files.root),
+        fingerprint=dataset.manifest.fingerprint,
+        prevalence=validation.positives / validation.slices if validation and validation.slices else 0.0,
+        split=dataset.manifest.split,
+        seed=seed,
+        trials=trials,
+        versions={name: version(name) for name in _PACKAGES},
+        created=time.time(),
+    )
+
+
+def _begun(
+    files: SearchFiles, there: SearchRecord | None, asked: SearchRecord, trials: int | None, resume: bool
+) -> SearchRecord | None:
+    """The search to go on with, None for a new one."""
+    if there is None:
+        if resume:
+            say(f"{files.root}: no search to resume, starting it")
+        return None
+    if not resume:
+        raise ConfigError(Ledger.occupied(files, asked))
+    if changed := differences(there, asked):
+        raise ConfigError(
+            f"{files.root}: --resume goes on with the same search, got another one ({'; '.join(changed)}); "
+            "give what it was begun with, or choose another --out"
+        )
+    if trials is not None and trials < there.wanted:
+        raise ConfigError(
+            f"--trials: may only be raised for a search that was begun, got {trials} where it has {there.wanted}; "
+            "leave it out to finish those"
+        )
+    return there
+
+
+def _warm(space: SearchSpace, where: str | None, asked: SearchRecord, own: SearchFiles) -> list[TrialResult]:
+    if where is None:
+        return []
+    from ich_ray.search.optuna_adapter import fitting
+
+    other = open_search(where)
+    if other.files.root.resolve() == own.root.resolve():
+        raise ConfigError(
+            f"--warm-start {where}: must be another search, got that of --out, which it knows; leave it out"
+        )
+    if other.objective != space.objective:
+        raise ConfigError(
+            f"--warm-start {where}: must have the objective {space.objective.metric}, got {other.objective.metric}; "
+            "warm-start from a search with the same one"
+        )
+    kept = fitting(space, other.trials)
+    unlike = [change for change in differences(other.record, asked) if change.startswith(("dataset:", "budget"))]
+    but = f", though the searches differ ({'; '.join(unlike)})" if unlike else ""
+    say(
+        f"warm start: {len(kept)} of {len(other.trials)} trials of {other.record.name} fit this space and are kept{but}"
+    )
+    return kept
+
+
+def _warm_again(space: SearchSpace, where: str | None, asked: SearchRecord, own: SearchFiles) -> list[TrialResult]:
+    """What a search that goes on was begun with, as far as it is still there."""
+    try:
+        return _warm(space, where, asked, own)
+    except IchRayError as error:
+        say(f"warm start: {where} cannot be read any more, going on with this search's own trials ({error})")
+        return []

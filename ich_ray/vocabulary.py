@@ -1,0 +1,30 @@
+"""The words that all rooms share: labels, roles of patients, splits, precisions, and where images lie.
+
+Knows no file and no code of ours. `any` says whether a slice shows haemorrhage of any subtype.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["LABELS", "LEAK", "ROLES", "SUBTYPES", "Patients", "Placement", "Precision", "Role", "Split"]
+
+SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
+LABELS = (*SUBTYPES, "any")
+
+Role = Literal["train", "validation", "calibration", "test"]
+ROLES: tuple[Role, ...] = ("train", "validation", "calibration", "test")
+# Who trains: with the validation patients among them nobody is left to stop on or to choose by.
+Patients = Literal["train", "train+validation"]
+
+# What roles were drawn by. With `slice`, the test slices are of patients whom training saw.
+Split = Literal["patient", "slice"]
+LEAK = (
+    "LEAKS ON PURPOSE: roles were drawn by slice, so one patient stands in several of them. Every figure is inflated, "
+    "none is available as a patient-level figure, and all this can do is to reproduce systems that were split this way."
+)
+
+# How accelerators compute: training/precision.py has the rule.
+Precision = Literal["float32", "bfloat16 channels_last"]
+# Where training images lie: in memory of the device, or on the host for a batch at a time.
+Placement = Literal["auto", "device", "host"]
