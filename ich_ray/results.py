@@ -412,11 +412,12 @@ def open_search(where: Location) -> SearchResult:
 
     Raises:
         ConfigError: there is no search there, or nobody may read it.
-        IntegrityError: a file of it is damaged.
+        IntegrityError: a file of it is damaged, or a folder of it a link.
     """
     files = SearchFiles(locate(where))
     if not exists(files.search):
         raise ConfigError(f"{files.root}: a search holds search.json, got none; check the path or run `ich-ray search`")
+    files.check_no_links()
     remedy = "restore the file or start a new search"
     record = read_record(files.search, SearchRecord, remedy)
     found = [_read_trial(files, name, remedy) for name in files.records()]

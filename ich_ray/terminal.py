@@ -2,7 +2,8 @@ r"""The one door to the terminal: whatever is printed passes `printable`, so tha
 
 Names, parameters and messages come from files and machines of other people. A line break in them would fake a line of
 ours, ESC and C1 codes move the cursor or set the clipboard, bidirectional controls show another order than is there.
-Here they become visible escapes such as ``\x1b``; letters of every script stay. JSON is pure ASCII and exact.
+Here they become visible escapes such as ``\x1b``; letters of every script stay. Libraries quote the addresses that they
+were given, so passwords and tokens in them are left out. JSON is pure ASCII and exact.
 
 Results go to stdout, all else to stderr; the bars and boards of progress.py pass the same filter.
 """
@@ -21,6 +22,8 @@ from typing import IO, TYPE_CHECKING, Any
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
+
+from ich_ray.storage.addresses import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,8 +52,8 @@ _LONGEST = 4000
 
 
 def printable(text: object) -> str:
-    """One line of text in which every character is shown: others as escapes, tabs as spaces."""
-    line = str(text)
+    """One line of text: what cannot be shown as escapes, tabs as spaces, addresses without what opens them."""
+    line = without_credentials(str(text))
     if line.isprintable():
         return line
     return "".join(

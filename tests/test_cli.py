@@ -181,6 +181,18 @@ def test_without_a_verb_the_help_is_a_page(capsys: pytest.CaptureFixture[str]) -
     assert len(lines) > len(verbs())
 
 
+def test_an_error_that_nobody_expected_repeats_no_password(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> None:
+        raise RuntimeError("no answer of https://user:hunter2@host/x")
+
+    monkeypatch.setattr("ich_ray.verbs.search.open_search", fail)
+    assert cli.call(["results", "s"]) == 1
+    told = "ich-ray: unexpected RuntimeError: no answer of https://host/x; add --debug for the traceback\n"
+    assert capsys.readouterr().err == told
+
+
 def test_debug_shows_where_an_error_came_from_and_nothing_that_steers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,8 +20,8 @@ REPOSITORY = PACKAGE.parent
 
 # A module may import from its own level and from those before it.
 LEVELS = [
-    {"errors", "terminal", "spreadsheet", "vocabulary"},
-    {"storage", "cache", "statistics", "ct", "progress", "ray_internals", "registry", "runtime", "results"},
+    {"errors", "spreadsheet", "vocabulary"},
+    {"storage", "terminal", "cache", "statistics", "ct", "progress", "ray_internals", "registry", "runtime", "results"},
     {"model"},
     {"data"},
     {"training"},

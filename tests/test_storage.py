@@ -134,6 +134,12 @@ def test_what_is_no_file_is_not_read(read: Callable[[UPath], object], tmp_path: 
             read(locate(tmp_path / name))
 
 
+@pytest.mark.parametrize("address", ["data:,x", "github://x", "zip:///nowhere.zip"])
+def test_a_file_system_that_cannot_be_had_is_one_line(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"a file system for it must be installed, got "):
+        locate(address)
+
+
 def test_a_uri_that_nothing_here_can_read_is_one_line() -> None:
     for uri, got in (("nonsense://bucket/a", "Unsupported filesystem"), ("gs://bucket/a", "install gcsfs")):
         with pytest.raises(ConfigError, match=f"{uri[:2]}.*: a file system for it must be installed, got .*{got}"):
@@ -185,6 +191,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         write_bytes(path, b"[]")
     assert json.loads((tmp_path / "value.json").read_bytes()) == {"a": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(ConfigError, match=r"report\.html: must be a file, got a folder; remove it"):
+        write_bytes(UPath(tmp_path / "report.html"), b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_a_torn_file_is_named(tmp_path: Path) -> None:

@@ -64,6 +64,20 @@ def test_nothing_that_is_printed_steers(show: Callable[[str], None], capsys: pyt
     assert "[red]:100:" in said
 
 
+QUOTED = "cannot reach 's3://key:hunter2@bucket/x' nor https://h/x?X-Amz-Signature=hunter2"
+
+
+@pytest.mark.parametrize("show", [terminal.print_line, terminal.complain, terminal.print_aside])
+def test_no_text_repeats_what_opens_an_address(show: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    show(QUOTED)
+    assert "cannot reach 's3://bucket/x' nor https://h/x\n" in "".join(capsys.readouterr())
+
+
+def test_neither_does_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.print_traceback(OSError(QUOTED))
+    assert "OSError: cannot reach 's3://bucket/x' nor https://h/x\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("length", "end"), [(4000, "xx\n"), (4001, "x…\n"), (10_000_000, "x…\n")])
 def test_a_complaint_has_an_end(length: int, end: str, capsys: pytest.CaptureFixture[str]) -> None:
     complain("x" * length)

@@ -6,6 +6,7 @@ A trial keeps its color and mark by how it ended. What came from data (names, va
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -61,11 +62,17 @@ def rungs(space: dict[str, Any]) -> list[int]:
 
 def scale(space: dict[str, Any], name: str) -> Scale:
     """How a parameter's axis runs: by its distribution in the space; a choice of numbers is a choice."""
-    written = space.get("parameters", {}).get(name)
-    kinds = set(written) if isinstance(written, dict) else set()
+    kinds = set(_distribution(space, name))
     if any(kind.startswith("log") for kind in kinds):
         return "log"
     return "linear" if kinds & {"uniform", "int", "float"} else "choice"
+
+
+def _distribution(space: dict[str, Any], name: str) -> dict[str, Any]:
+    """How the space draws a parameter; empty where it does not say, or is a space of another version."""
+    parameters = space.get("parameters")
+    written = parameters.get(name) if isinstance(parameters, dict) else None
+    return written if isinstance(written, dict) else {}
 
 
 def varied(trials: Sequence[TrialResult]) -> list[str]:
@@ -183,8 +190,8 @@ def parameter_effects(
 
 def choices(space: dict[str, Any], name: str, trials: Sequence[TrialResult]) -> list[Any]:
     """Values in the order of the space, then others that trials used (points may name any)."""
-    written = space.get("parameters", {}).get(name)
-    listed = written.get("choice", []) if isinstance(written, dict) else []
+    written = _distribution(space, name).get("choice")
+    listed = [value for value in written if isinstance(value, Hashable)] if isinstance(written, list) else []
     return list(dict.fromkeys([*listed, *(trial.parameters[name] for trial in trials if name in trial.parameters)]))
 
 

@@ -18,6 +18,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import check_folds
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.progress import say
+from ich_ray.refit.retrain_record import searched_budget
 from ich_ray.results import Objective, SearchRecord, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import Ledger, differences, trial_seed
@@ -145,7 +146,7 @@ def confirm(
     parts = _seeds(seeds) if seeds is not None else check_folds(dataset, DEFAULT_FOLDS if folds is None else folds)
     numbers = ", ".join(str(trial.number) for trial in candidates)
     say(f"confirm: trial {numbers} of {found.record.name} again, each with {len(parts)} {kind}")
-    files = found.files.confirming(kind)
+    files, space = found.files.confirming(kind), _space(found)
 
     from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.preflight import check_machines, plan_slots
@@ -154,7 +155,7 @@ def confirm(
     with locked(files), connected(address):
         slots = plan_slots(ClusterResources().machines(), TrialResources(**resources))
         check_machines(dataset, files.root)
-        _train(found, files, dataset, candidates, parts, slots, _trainer)
+        _train(found, space, files, dataset, candidates, parts, slots, _trainer)
     confirmation = _confirmation(found, open_search(files.root), candidates, kind, parts)
     write_json(found.files.confirmation, confirmation.model_dump(mode="json"))
     return confirmation
@@ -181,6 +182,7 @@ def _seeds(seeds: int) -> list[int | None]:
 
 def _train(
     found: SearchResult,
+    space: SearchSpace,
     files: SearchFiles,
     dataset: PreparedDataset,
     candidates: Sequence[TrialResult],
@@ -191,7 +193,6 @@ def _train(
     """Run those trainings that the confirmation's ledger does not have yet."""
     from ich_ray.search.run import run_listed
 
-    space = _space(found)
     asked = _record(found, space, len(candidates) * len(parts))
     if files.search.exists():
         ledger = Ledger.open(files.root)
@@ -210,9 +211,9 @@ def _train(
 
 def _space(found: SearchResult) -> SearchSpace:
     """The search's space without early stopping: every training is to be compared at its end."""
-    source = found.record.space
-    budget = {**source["budget"], "first_rung": source["budget"]["images"]}
-    name = f"{source['name'][:72]}-confirm"  # a name has at most 80 characters
+    source, images = found.record.space, searched_budget(found).images
+    budget = {**source["budget"], "first_rung": images}
+    name = f"{str(source.get('name', found.record.name))[:72]}-confirm"  # a name has at most 80 characters
     return parse_space({**source, "name": name, "budget": budget}, str(found.files.search))
 
 

@@ -36,7 +36,7 @@ from ich_ray.refit.bundle_builder import make_bundle
 from ich_ray.refit.checkpoints import best_report, read_reports, state_file
 from ich_ray.refit.confirm import chosen_trial
 from ich_ray.refit.ray_train import RetrainPlan, fit
-from ich_ray.refit.retrain_record import Retraining, SeedRun, best_run, folder_names, planned
+from ich_ray.refit.retrain_record import Retraining, SeedRun, best_run, folder_names, planned, searched_budget
 from ich_ray.results import Objective, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import trial_seed
@@ -186,7 +186,7 @@ def _plan(
         parameters=parameters.identity(),
         objective=found.objective.model_dump(),
         images=images,
-        report_every=slices or int(found.record.space["budget"]["report_every"]),
+        report_every=slices or searched_budget(found).report_every,
         seed=0,
         patients=patients,
     )

@@ -10,11 +10,15 @@ import math
 import statistics
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import ValidationError
+
 from ich_ray.bundle.card import SeedSpread
 from ich_ray.data.folds import roles_of
+from ich_ray.errors import IntegrityError
 from ich_ray.model.hyperparameters import known_fields
 from ich_ray.results import ExecutionInfo, Objective, Report
-from ich_ray.storage import Count, JsonValue, Line, Record, Seconds, Seed, Text, sha256
+from ich_ray.search.space.space import Budget
+from ich_ray.storage import Count, JsonValue, Line, Record, Seconds, Seed, Text, first_problem, sha256
 from ich_ray.vocabulary import Patients
 
 if TYPE_CHECKING:
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from ich_ray.training.schedule import Schedule
     from ich_ray.vocabulary import Role
 
-__all__ = ["SEED_RULE", "Retraining", "SeedRun", "best_run", "folder_names", "planned", "spread"]
+__all__ = ["SEED_RULE", "Retraining", "SeedRun", "best_run", "folder_names", "planned", "searched_budget", "spread"]
 
 SEED_RULE = "the seed with the best report on the validation patients; calibration and test patients took no part"
 
@@ -121,7 +125,7 @@ def planned(
     if sampled:
         images = parameters.epochs * parameters.training_slices
         return images, f"{parameters.epochs} passes over {parameters.training_slices:,} slices, ended by patience"
-    whole = schedule.retraining_factor * parameters.images_within(int(found.record.space["budget"]["images"]))
+    whole = schedule.retraining_factor * parameters.images_within(searched_budget(found).images)
     if patients == "train":
         times = f"{schedule.retraining_factor} times " if schedule.retraining_factor > 1 else ""
         at_most = "" if schedule.patience is None else " at most, ended by patience"
@@ -137,6 +141,20 @@ def planned(
     held = sum(roles[role].slices for role in roles_of(patients))
     share = 1.0 if parameters.training_slices else held / roles["train"].slices
     return round(seen * share), f"as many passes over the data as {source}, which had seen {seen:,} images"
+
+
+def searched_budget(found: SearchResult) -> Budget:
+    """How long the trials of a search trained.
+
+    Raises:
+        IntegrityError: search.json does not say so.
+    """
+    try:
+        return Budget.model_validate(found.record.space.get("budget"))
+    except ValidationError as error:
+        raise IntegrityError(
+            f"{found.files.search}: the space must have a budget, got {first_problem(error)}; restore the file"
+        ) from None
 
 
 def folder_names(plan: Mapping[str, Any], parameters: Hyperparameters) -> list[str]:

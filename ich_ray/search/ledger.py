@@ -53,10 +53,12 @@ class Ledger:
 
         Raises:
             ConfigError: it holds one, the same or another: the difference is named; or what is left of one.
+            IntegrityError: a folder in it is a link.
         """
         files = SearchFiles(locate(out))
         if files.search.exists():
             raise ConfigError(cls.occupied(files, record))
+        files.check_no_links()
         if left := [part.name for part in (files.trials, files.checkpoints) if part.exists() and any(part.iterdir())]:
             raise ConfigError(
                 f"{files.root}: a new search needs a folder without trials, got {' and '.join(left)} of one whose "

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ich_ray.errors import IntegrityError
+from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.storage.places import check_regular, is_local
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ def writing(path: UPath, private: bool = False) -> Iterator[IO[bytes]]:
     Args:
         path: the file.
         private: only its owner may read it, from its first byte on; in an object store its own rules decide.
+
+    Raises:
+        ConfigError: a folder stands there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not is_local(path):
@@ -73,6 +76,9 @@ def writing(path: UPath, private: bool = False) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(str(path))
+    except IsADirectoryError:
+        temporary.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: must be a file, got a folder; remove it") from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -57,7 +57,7 @@ def file_lock(lock: UPath, what: str, *, wait: bool = False) -> Iterator[None]:
 
 def is_held(lock: UPath) -> bool:
     """Whether a process is inside `file_lock(lock)` now; without writing, and never so on object storage."""
-    if not is_local(lock) or not lock.exists():
+    if not is_local(lock) or lock.is_symlink() or not lock.is_file():  # a pipe would wait for a writer
         return False
     with Path(str(lock)).open("rb") as file:
         try:

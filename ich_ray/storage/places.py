@@ -58,9 +58,9 @@ def locate(where: Location) -> UPath:
             path = UPath(path.path)
         if not is_local(path):
             path = UPath(path, use_listings_cache=False)
-            _ = path.fs
+            _ = path.fs, path / "x"
             return path
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError, NotImplementedError, OSError) as error:  # of a file system of fsspec
         raise ConfigError(
             f"{where}: a file system for it must be installed, got {without_credentials(str(error))}; s3:// comes with "
             "this package"
@@ -224,9 +224,35 @@ class SearchFiles:
             return []
         try:
             found = [path for path in self.trials.iterdir() if "0" <= path.name[0] <= "9" and path.suffix == ".json"]
+        except NotADirectoryError:
+            raise IntegrityError(
+                f"{self.trials}: must be a folder, got something else; restore it from a copy"
+            ) from None
         except OSError as error:
             raise unreadable(self.trials, error) from None
         return sorted(found, key=lambda path: path.name)
+
+    def check_no_links(self) -> None:
+        """Refuse a link where folders of a search are: whoever sent it would choose where we write and remove.
+
+        Whole searches may be linked to, and single files: those are replaced and not written through.
+
+        Raises:
+            IntegrityError: there is one.
+            ConfigError: nobody may look there.
+        """
+        if not is_local(self.root):
+            return
+        try:
+            within = [path for folder in (self.checkpoints, self.final) if folder.is_dir() for path in folder.iterdir()]
+        except OSError as error:
+            raise unreadable(self.root, error) from None
+        for path in (self.trials, self.checkpoints, self.final, *within):
+            if path.is_symlink() and not path.is_file():
+                raise IntegrityError(
+                    f"{path}: folders of a search must lie in it, got a link; put there what it leads to, or link the "
+                    "whole search"
+                )
 
     def checkpoint(self, number: int) -> UPath:
         return self.checkpoints / f"{number:05d}"

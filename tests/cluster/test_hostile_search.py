@@ -157,3 +157,92 @@ def test_a_resumed_trial_reads_only_its_own_folder(files: SearchFiles, tmp_path:
     entry = {"file": "../../../secret.safetensors", "sha256": sha256(locate(secret)), "images_seen": 5, "reports": []}
     (folder / "a.json").write_text(json.dumps(entry))
     assert Checkpoints(files, 0).newest() is None
+
+
+@pytest.mark.parametrize("verb", [["results"], ["audit"], ["report"], ["confirm", "--folds", "2"], ["retrain"]])
+@pytest.mark.parametrize(
+    "place", ["trials", "checkpoints", "checkpoints/00007", "final", "final/bundle", "final/retraining-0123456789ab"]
+)
+def test_nothing_is_written_or_removed_where_a_link_leads(
+    place: str, verb: list[str], files: SearchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = plant_link(Path(str(files.root)) / place, tmp_path)
+    assert cli.call([verb[0], str(files.root), *verb[1:]]) == 5
+    assert capsys.readouterr().err == (
+        f"ich-ray: {files.root / place}: folders of a search must lie in it, got a link; put there what it leads to, "
+        "or link the whole search\n"
+    )
+    assert (theirs / "letters" / "one").read_text() == "text"
+
+
+def test_a_search_that_goes_on_removes_no_folder_of_others(files: SearchFiles, tmp_path: Path) -> None:
+    theirs = plant_link(Path(str(files.checkpoints)), tmp_path)
+    with pytest.raises(IntegrityError, match="checkpoints: folders of a search must lie in it, got a link"):
+        Ledger.open(files.root)
+    Path(str(files.search)).unlink()
+    (Path(str(files.trial(0)))).unlink()
+    (theirs / "letters" / "one").unlink()
+    (theirs / "letters").rmdir()  # a folder with something in it is refused as a search that was there before
+    with pytest.raises(IntegrityError, match="checkpoints: folders of a search must lie in it, got a link"):
+        Ledger.create(files.root, make_record())
+
+
+def test_a_whole_search_may_be_a_link(files: SearchFiles, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(str(files.root))
+    assert len(open_search(tmp_path / "link").trials) == 1
+
+
+def plant_link(place: Path, folder: Path) -> Path:
+    """A link to a folder with somebody's letters in it, in the place of a folder of a search."""
+    theirs = folder / "theirs"
+    (theirs / "letters").mkdir(parents=True)
+    (theirs / "letters" / "one").write_text("text")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.is_dir():
+        place.rename(folder / "aside")
+    place.symlink_to(theirs)
+    return theirs
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to a pipe"])
+def test_a_lock_that_is_no_file_stops_no_audit(
+    kind: str, files: SearchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = Path(str(files.lock))
+    if kind == "folder":
+        lock.mkdir()
+    else:
+        os.mkfifo(lock if kind == "pipe" else tmp_path / "pipe")
+    if kind == "link to a pipe":
+        lock.symlink_to(tmp_path / "pipe")
+    assert cli.call(["audit", str(files.root)]) == 0
+    assert capsys.readouterr().out.startswith(f"{files.root}: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "space", [{}, {"budget": []}, {"budget": {"images": "9" * 4000}}, {"budget": {"images": -1, "report_every": 0}}]
+)
+@pytest.mark.parametrize("verb", [["retrain"], ["confirm", "--seeds", "2"]])
+def test_a_space_without_its_budget_is_damage(
+    verb: list[str], space: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = make_search(tmp_path / "s", make_dataset(tmp_path / "dataset", patients=20))
+    change(Path(str(files.search)), space={"name": "x"} | space)
+    assert cli.call([verb[0], str(files.root), *verb[1:]]) == 5
+    assert "search.json: the space must have a budget, got " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "parameters", [[1], "x", {"dropout": [1]}, {"dropout": {"choice": 5}}, {"dropout": {"choice": [[1], {}]}}]
+)
+def test_a_report_shows_a_search_whose_space_it_cannot_read(parameters: object, tmp_path: Path) -> None:
+    files = make_search(tmp_path / "s", make_dataset(tmp_path / "dataset", patients=20))
+    change(Path(str(files.search)), space={"name": "x", "parameters": parameters})
+    assert cli.call(["report", str(files.root)]) == 0
+
+
+def test_trials_that_are_no_folder_are_damage(files: SearchFiles, tmp_path: Path) -> None:
+    Path(str(files.trials)).rename(tmp_path / "aside")
+    os.mkfifo(str(files.trials))
+    with pytest.raises(IntegrityError, match=r"s/trials: must be a folder, got something else; restore it"):
+        open_search(files.root)

@@ -136,6 +136,17 @@ def test_a_trial_that_the_space_cannot_draw_is_named(found: SearchResult) -> Non
         as_frozen(parse_space(found.record.space, "x"), odd)
 
 
+@pytest.mark.parametrize(("number", "ended"), [(0, None), (4, 1.0)])
+def test_optuna_takes_a_trial_whose_end_contradicts_its_state(
+    number: int, ended: float | None, found: SearchResult
+) -> None:
+    odd = found.trials[number].model_copy(update={"ended": ended})
+    frozen = as_frozen(parse_space(found.record.space, "x"), odd)
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(frozen)
+    assert study.trials[0].state.is_finished() == (number == 0)
+
+
 def test_a_search_begun_at_another_moment_is_another_experiment(found: SearchResult) -> None:
     assert experiment_name(found.record) == "tiny-20200913T122640Z"
     assert experiment_name(found.record.model_copy(update={"created": 1_600_000_001.0})) == "tiny-20200913T122641Z"

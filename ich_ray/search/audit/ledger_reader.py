@@ -49,6 +49,7 @@ class LedgerFiles:
 
     @classmethod
     def read(cls, files: SearchFiles) -> LedgerFiles:
+        files.check_no_links()
         # In this order a search that goes on meanwhile has more trials than its record says, never fewer.
         at_work = is_held(files.lock)
         record = read_record(files.search, SearchRecord, REMEDY)

@@ -66,7 +66,8 @@ def as_frozen(space: SearchSpace, record: TrialResult) -> FrozenTrial:
         state=state,
         value=value,
         datetime_start=_time(record.started),
-        datetime_complete=None if record.ended is None else _time(record.ended),
+        # Optuna wants one if and only if a trial has ended, whatever the file says.
+        datetime_complete=_time(record.ended or record.started) if state.is_finished() else None,
         params={name: drawn[name] for name in recorder.distributions},
         distributions=recorder.distributions,
         user_attrs={**record.model_dump(mode="json", exclude=kept), **fixed, **best},

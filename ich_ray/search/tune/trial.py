@@ -25,7 +25,7 @@ from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.registry import registered_here, repeat
 from ich_ray.results import CheckpointReference, finite
 from ich_ray.search.tune.train_workers import WorkersLost
-from ich_ray.storage import Location, SearchFiles, locate, read_json, sha256, write_json
+from ich_ray.storage import Location, SearchFiles, locate, read_json, sha256, without_credentials, write_json
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -166,7 +166,9 @@ def as_failure(error: Exception) -> TrialFailure:
     if isinstance(error, TrialFailure):
         return error
     full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return TrialFailure("out_of_memory" if full else "error", f"{type(error).__name__}: {error}"[:500])
+    return TrialFailure(
+        "out_of_memory" if full else "error", without_credentials(f"{type(error).__name__}: {error}")[:500]
+    )
 
 
 def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> None:
