@@ -49,12 +49,12 @@ MAY_IMPORT_RAY = {
     "search.accelerators",
     "search.cluster_resources",
     "search.preflight",
-    "search.tune.asha",
     "search.tune.driver",
     "search.tune.ledger_callback",
     "search.tune.multi_worker_trial",
     "search.tune.precompute_features",
     "search.tune.sampler",
+    "search.tune.scheduler",
     "search.tune.train_workers",
     "search.tune.trial",
 }

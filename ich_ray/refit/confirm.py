@@ -216,6 +216,7 @@ def _space(found: SearchResult) -> SearchSpace:
     """The search's space without early stopping: every training is to be compared at its end."""
     source = found.record.space
     budget = {**source["budget"], "first_rung": source["budget"]["images"]}
+    budget.pop("rule", None)  # the usual one, which without rungs stops nobody
     name = f"{source['name'][:72]}-confirm"  # a name has at most 80 characters
     return parse_space({**source, "name": name, "budget": budget}, str(found.files.search))
 
