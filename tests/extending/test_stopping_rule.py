@@ -1,7 +1,4 @@
-"""A stopping rule from outside: a trial goes on while its best is no worse than the median of the others' means so far.
-
-Source: Golovin et al., Google Vizier: A Service for Black-Box Optimization, KDD 2017, section 3.2.2.
-"""
+"""A stopping rule from outside: the median rule of Golovin et al., Google Vizier, KDD 2017, section 3.2.2."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ candidates: [{learning_rate: 0.001}, {learning_rate: 0.002}, {learning_rate: 0.0
 
 
 class MedianRule(StoppingRule):
-    """From `first_rung` images on, with at least `min_peers` others that have been there."""
+    """A trial must be as good as the median of what the others were on average by then."""
 
     def __init__(self, budget: Budget, objective: Objective) -> None:
         super().__init__(budget, objective)
