@@ -32,9 +32,10 @@ from ich_ray.search import ledger as ledgers
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.space.space import RandomSuggest
 from ich_ray.search.space.yaml_file import SearchSpace, load_space
-from ich_ray.search.tune.asha import AshaRungs, AshaScheduler
+from ich_ray.search.stopping.asha import AshaRungs
 from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.sampler import LedgerSampler
+from ich_ray.search.tune.scheduler import StoppingScheduler
 
 FLOOR = 0.14
 
@@ -45,7 +46,7 @@ class Driver:
 
     ledger: Ledger
     sampler: LedgerSampler
-    asha: AshaScheduler
+    asha: StoppingScheduler
     ledger_callback: LedgerCallback
     spent: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {"report": [], "start": []})
 
@@ -53,7 +54,7 @@ class Driver:
     def over(cls, space: SearchSpace, ledger: Ledger, slots: int) -> Driver:
         wanted = 10**6
         rungs = AshaRungs.rebuilt(space.budget, space.objective, ledger.trials.values())
-        asha = AshaScheduler(space.budget, space.objective, rungs, lambda: None)
+        asha = StoppingScheduler(space.budget, space.objective, rungs, lambda: None)
         sampler = LedgerSampler(space, ledger, wanted=wanted, concurrent=lambda: slots, out_of_time=lambda: False)
         ledger_callback = LedgerCallback(space, ledger, asha, sampler, wanted=wanted, gpus=1, deadline=math.inf)
         return cls(ledger, sampler, asha, ledger_callback)
@@ -123,7 +124,7 @@ def ended(space: SearchSpace, folder: Path, known: int, rng: np.random.Generator
     )  # fmt: skip
     ledger = Ledger.create(folder, record)
     random = RandomSuggest(seed=int(rng.integers(2**31)))
-    asha = AshaScheduler(space.budget, space.objective, AshaRungs(space.budget, space.objective), lambda: None)
+    asha = StoppingScheduler(space.budget, space.objective, AshaRungs(space.budget, space.objective), lambda: None)
     with mock.patch.object(ledgers, "write_bytes"), mock.patch.object(Ledger, "_drop_checkpoint"):
         for number in range(known):
             ledger.add(space.draw(random).parameters)

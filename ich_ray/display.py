@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.identities import identities_file
+from ich_ray.results import RESULT_COLUMNS, registered_columns
 from ich_ray.search.progress_table import format_failure, format_parameters
 from ich_ray.terminal import print_json, print_line, print_table
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ich_ray.published.fixed_threshold import QuickRow
     from ich_ray.published.probe import Probe
     from ich_ray.refit.confirm import Confirmation
-    from ich_ray.results import SearchResult
+    from ich_ray.results import Parameter, SearchResult
     from ich_ray.search.audit.search_audit import Audit
     from ich_ray.search.plan.plan_report import SearchPlan
 
@@ -92,7 +93,10 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
     """The best `top` trials of a search; by default ten as a table, all as JSON."""
     ranked = found.ranked()
     if as_json:
-        trials = [{**trial.model_dump(mode="json"), "value": trial.value} for trial in ranked[:top]]
+        trials = [
+            {**trial.model_dump(mode="json"), "value": trial.value, **registered_columns(trial)}
+            for trial in ranked[:top]
+        ]
         print_json({"search": found.record.model_dump(mode="json"), "trials": trials})
         return
     if found.record.leak:
@@ -104,8 +108,9 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         seconds = f"{trial.reports[-1].elapsed_s:.0f}" if trial.reports else "-"
         state = f"{trial.state} ({trial.reason})" if trial.reason else trial.state
         value, drawn = _plain(trial.value), format_parameters(trial.parameters)
-        rows.append((trial.number, state, value, trial.images_seen, seconds, drawn))
-    columns = ("trial", "state", found.objective.metric, "images", "seconds", "parameters")
+        added = map(_cell, registered_columns(trial).values())
+        rows.append((trial.number, state, value, trial.images_seen, seconds, *added, drawn))
+    columns = ("trial", "state", found.objective.metric, "images", "seconds", *RESULT_COLUMNS.names(), "parameters")
     print_table(columns, rows, left=_TEXT)
     _print_failures(found)
     for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
@@ -224,6 +229,10 @@ def print_run(result: RunResult, as_json: bool) -> None:
         print_line(f"rejected          {manifest.rejected} of {manifest.listed} files; which: ich-ray identify {root}")
     print_line(f"report            {result.report}")
     print_line(f"bundle            {result.bundle}")
+
+
+def _cell(value: Parameter | None) -> str:
+    return _plain(value) if value is None or isinstance(value, float) else str(value)
 
 
 def _plain(value: float | None, digits: int = 4) -> str:

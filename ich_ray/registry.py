@@ -120,7 +120,8 @@ def repeat(registrations: Iterable[Registration]) -> None:
 
 def _class_of(variant: object) -> tuple[str, str]:
     # By name: a module that is imported again, or a cell that is run again, makes a new class of the same one.
-    kind = variant if isinstance(variant, type) else type(variant)
+    # A function is one of its own, though all have one class.
+    kind = variant if hasattr(variant, "__qualname__") else type(variant)
     return kind.__module__, kind.__qualname__
 
 

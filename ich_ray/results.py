@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
+from ich_ray.registry import Registry
 from ich_ray.storage import (
     Address,
     Count,
@@ -37,13 +38,14 @@ from ich_ray.storage import (
 from ich_ray.vocabulary import LEAK, Precision, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import pandas as pd
     from upath import UPath
 
 __all__ = [
     "MOST_TRIALS",
+    "RESULT_COLUMNS",
     "CheckpointReference",
     "EndCheck",
     "ExecutionInfo",
@@ -56,6 +58,7 @@ __all__ = [
     "WeightsNote",
     "finite",
     "open_search",
+    "registered_columns",
 ]
 
 TrialState = Literal["running", "completed", "pruned", "failed"]
@@ -374,14 +377,37 @@ class SearchResult:
 
         Returns:
             One row per trial: its record's fields, `value` and `images_seen`, the metrics of its best report, `reports`
-            as a count, `seconds` of training, and the parameters as `param_*`. What a trial has not is missing.
+            as a count, `seconds` of training, the parameters as `param_*`, and the columns that others registered
+            (`RESULT_COLUMNS`). What a trial has not is missing.
         """
         import pandas as pd
 
-        rows = [_report_row(trial, report) for trial in self.trials for report in trial.reports] if reports else None
-        frame = pd.DataFrame([_trial_row(trial) for trial in self.trials] if rows is None else rows)
+        if reports:
+            rows = [_report_row(trial, report) for trial in self.trials for report in trial.reports]
+        else:
+            rows = [{**_trial_row(trial), **registered_columns(trial)} for trial in self.trials]
+        frame = pd.DataFrame(rows)
         frame.attrs["search"] = self.record.model_dump(mode="json")
         return frame
+
+
+# Of the results beside the record's own, a function of a trial each. One from outside:
+# `RESULT_COLUMNS.register("its_name", its_function)`.
+RESULT_COLUMNS: Registry[Callable[[TrialResult], Parameter | None]] = Registry("result_columns", {}, home=__name__)
+
+
+def registered_columns(trial: TrialResult) -> dict[str, Parameter | None]:
+    """The value of each registered column, by name.
+
+    Raises:
+        ConfigError: a name is taken by what the record itself says.
+    """
+    added = {name: RESULT_COLUMNS[name](trial) for name in RESULT_COLUMNS.names()}
+    if taken := sorted(added.keys() & {*_trial_row(trial), *TrialResult.model_fields}):
+        raise ConfigError(
+            f"result_columns: a name must be free, got {taken[0]}, which the results have; choose another"
+        )
+    return added
 
 
 def _trial_row(trial: TrialResult) -> dict[str, Any]:

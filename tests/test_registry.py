@@ -46,6 +46,13 @@ def test_an_unknown_name_is_answered_with_the_nearest(shapes: Registry[object]) 
     )
 
 
+def test_a_function_is_not_replaced_by_another(shapes: Registry[object]) -> None:
+    shapes.register("area", max)
+    shapes.register("area", max)
+    with pytest.raises(ConfigError, match="every name must be registered once, got area again"):
+        shapes.register("area", min)
+
+
 def test_a_name_belongs_to_one_class(shapes: Registry[object]) -> None:
     shapes.register("round", Round())
     again = Round()

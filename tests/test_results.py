@@ -10,7 +10,15 @@ from upath import UPath
 
 import ich_ray
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.results import CheckpointReference, Objective, Report, SearchResult, TrialResult, open_search
+from ich_ray.results import (
+    RESULT_COLUMNS,
+    CheckpointReference,
+    Objective,
+    Report,
+    SearchResult,
+    TrialResult,
+    open_search,
+)
 from ich_ray.search.ledger import Ledger, Verdict
 from tests.records import make_record
 
@@ -65,6 +73,13 @@ def test_a_frame_carries_every_trial(tmp_path: Path) -> None:
     assert list(frame["images_seen"]) == [200, 100, 200, 200, 0]
     assert Ledger.create(tmp_path / "empty", make_record()).files.search.exists()
     assert len(open_search(tmp_path / "empty").to_frame()) == 0
+
+
+def test_a_column_may_not_take_the_name_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RESULT_COLUMNS, "registered", {"average_precision": id})
+    found = search(tmp_path)
+    with pytest.raises(ConfigError, match="a name must be free, got average_precision, which the results have"):
+        found.to_frame()
 
 
 def test_a_frame_leaves_no_field_of_the_records_out(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from ray.tune.search.optuna import OptunaSearch
 from ich_ray.results import SearchRecord
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.space.space import RandomSuggest
-from ich_ray.search.tune.asha import AshaRungs, AshaScheduler
+from ich_ray.search.stopping.asha import AshaRungs
 from ich_ray.search.tune.sampler import LedgerSampler, _Asked
+from ich_ray.search.tune.scheduler import StoppingScheduler
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +56,7 @@ class Ours:
         self._sampler = LedgerSampler(
             space, self._ledger, wanted=MANY, concurrent=lambda: slots, out_of_time=lambda: False
         )
-        self._halving = AshaScheduler(
+        self._halving = StoppingScheduler(
             space.budget, space.objective, AshaRungs(space.budget, space.objective), lambda: None
         )
         self._configs: dict[str, dict[str, Any]] = {}

@@ -25,6 +25,8 @@ from ich_ray.statistics.metrics import log_loss
 from ich_ray.storage import Count, Fingerprint, Line, Location, Record, Share, write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from ich_ray.bundle.card import Card
@@ -71,6 +73,7 @@ def calibrate(
     beta: float | None = None,
     sensitivity: float | None = None,
     conservative: bool = False,
+    points: Sequence[str] = (),
 ) -> Calibration:
     """Fit probabilities and operating points; write calibration.json and the bundle's card.
 
@@ -82,6 +85,7 @@ def calibrate(
         beta: also find the threshold with the highest F-beta of this beta.
         sensitivity: also find one of at least this sensitivity.
         conservative: targets of sensitivity hold for its lower 95 % bound.
+        points: also find these, each by a registered rule: `youden`, or `sensitivity=0.93` where it takes a number.
 
     Raises:
         ConfigError: no bundle, or calibration patients without a positive or a negative slice.
@@ -92,7 +96,7 @@ def calibrate(
     from ich_ray.bundle.bundle import load_bundle  # loads PyTorch
     from ich_ray.training.loss import prior_shift
 
-    wanted = OperatingPointSpec(beta, sensitivity, conservative)
+    wanted = OperatingPointSpec(beta, sensitivity, conservative, tuple(points))
     check_method(method)
     found = open_search(search)
     dataset = PreparedDataset.of_search(found)

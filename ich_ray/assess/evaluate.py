@@ -23,7 +23,7 @@ from ich_ray.assess.interval_estimates import (
     PointFigures,
     measure,
 )
-from ich_ray.assess.operating_points import effective_positives
+from ich_ray.assess.point_rules import effective_positives
 from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.training_patients import check_site
 from ich_ray.data.dataset import PreparedDataset

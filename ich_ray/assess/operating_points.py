@@ -1,111 +1,91 @@
-"""Thresholds on calibrated probabilities: which one, and what it gives on the slices that chose it.
+"""Thresholds on calibrated probabilities, each by a rule that has a name, and what they give on the slices used.
 
-Knows labels, probabilities and patients of the calibration role; whoever calls it has no others at hand. A threshold
-that calls every slice positive reaches any sensitivity and is no operating point: where nothing else reaches it, the
-answer is an error that says what can be reached. The highest F-beta may be that of such a threshold; a note says so.
+Knows labels, probabilities and patients of the calibration role; whoever calls it has no others at hand. The rules are
+in point_rules.py. The highest F-beta may be that of a threshold that calls every slice positive; a note says so.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from scipy.special import betaincinv
-
+from ich_ray.assess.point_rules import (
+    CONFIDENCE,
+    POINT_RULES,
+    ScoredSlices,
+    effective_positives,
+    sensitivity_bound,
+)
 from ich_ray.bundle.card import OperatingPoint
-from ich_ray.errors import ConfigError, SensitivityError
-from ich_ray.statistics.bootstrap import effective_count
-from ich_ray.statistics.metrics import Ranking, best_f_beta, confusion
+from ich_ray.errors import ConfigError, SensitivityError, nearest
+from ich_ray.statistics.metrics import confusion
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "CONFIDENCE",
-    "SENSITIVITIES",
-    "OperatingPointSpec",
-    "effective_positives",
-    "operating_points",
-    "sensitivity_bound",
-    "sensitivity_threshold",
-]
+__all__ = ["SENSITIVITIES", "OperatingPointSpec", "operating_points"]
 
 SENSITIVITIES = (0.90, 0.95, 0.98)
-CONFIDENCE = 0.95  # of a conservative bound, one-sided
+
+
+class _Asked(NamedTuple):
+    rule: str
+    number: float = 0.0
 
 
 @dataclass(frozen=True)
 class OperatingPointSpec:
-    """Which operating points to look for, besides the F2-optimal one.
+    """Which operating points to look for, besides the F2-optimal one; an error for each that cannot be reached.
 
     Attributes:
         beta: also the threshold with the highest F-beta of this beta.
-        sensitivity: also this one; an error if it cannot be reached.
+        sensitivity: also this one.
         conservative: the lower bound of the sensitivity must reach its target, not the sensitivity itself.
+        points: also these, by rule: `youden`, or `sensitivity=0.93` where it takes a number.
     """
 
     beta: float | None = None
     sensitivity: float | None = None
     conservative: bool = False
+    points: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.beta is not None and not 0 < self.beta < math.inf:
-            raise ConfigError(f"--beta: a number above 0 must be given, got {self.beta:g}; 2 weighs sensitivity twice")
-        if self.sensitivity is not None and not 0 < self.sensitivity < 1:
-            raise ConfigError(f"--sensitivity: 0 < sensitivity < 1 must hold, got {self.sensitivity:g}; try 0.95")
+        for flag, rule, number in (("--beta", "f_beta", self.beta), ("--sensitivity", "sensitivity", self.sensitivity)):
+            if number is not None and (problem := POINT_RULES[rule].problem(number)):
+                raise ConfigError(f"{flag}: {problem}")
+        _ = self.asked
+
+    @property
+    def asked(self) -> list[_Asked]:
+        """All of them."""
+        numbers = {"f_beta": self.beta, "sensitivity": self.sensitivity}
+        flags = [_Asked(rule, number) for rule, number in numbers.items() if number is not None]
+        return [*flags, *map(_parsed, self.points)]
 
 
-def effective_positives(labels: NDArray[Any], patients: NDArray[Any]) -> float:
-    """How many independent positives the positive slices are worth; see `effective_count`."""
-    return effective_count(np.asarray(patients, dtype=str)[np.asarray(labels) > 0.5])
-
-
-def sensitivity_bound(sensitivity: NDArray[Any] | float, positives: float) -> NDArray[np.float64]:
-    """The one-sided lower 95 % bound of Clopper & Pearson (1934) for a share of `positives` independent slices.
-
-    `positives` may be a fraction, as `effective_positives` gives it (Korn & Graubard 1998).
-    """
-    found = np.asarray(sensitivity, np.float64) * positives
-    bound = betaincinv(np.maximum(found, 1e-300), positives - found + 1, 1 - CONFIDENCE)
-    return np.where(found > 0, bound, 0.0)
-
-
-def sensitivity_threshold(
-    labels: NDArray[Any], probabilities: NDArray[Any], patients: NDArray[Any], target: float, conservative: bool = False
-) -> float:
-    """The highest threshold whose sensitivity, or its lower bound, is at least `target`.
-
-    Raises:
-        SensitivityError: none that leaves a slice out reaches it; carries the best that can be reached, and the highest
-            threshold that reaches it (NaN where all probabilities are equal).
-    """
-    ranking = Ranking(labels, probabilities)
-    tp, fp = ranking.counts()
-    sensitivity = tp / tp[-1]
-    reached = sensitivity
-    if conservative:
-        reached = sensitivity_bound(sensitivity, effective_positives(labels, patients))
-    leaves_out = tp + fp < len(np.asarray(labels))
-    good = np.flatnonzero(leaves_out & (reached >= target - 1e-12))
-    if len(good):
-        return ranking.threshold(int(good[0]))
-    name = f"lower {100 * CONFIDENCE:.0f} % bound of the sensitivity" if conservative else "sensitivity"
-    rule = (
-        f"operating point: a {name} of at least {target:g} must be reached by a threshold that does not call every "
-        "slice positive"
-    )
-    if not leaves_out.any():
-        found = f"got a probability of {ranking.thresholds[0]:.4f} for every slice, which no threshold can part"
-        raise SensitivityError(f"{rule}, {found}; train longer, or choose another trial", 0.0, math.nan)
-    best = int(np.argmax(reached[leaves_out]))  # of equals the first, which is the highest threshold
-    value, threshold = float(reached[best]), ranking.threshold(best)
-    raise SensitivityError(
-        f"{rule}, got at most {value:.4f}, at threshold {threshold:.4f}; ask for less or calibrate on more patients",
-        value,
-        threshold,
-    )
+def _parsed(text: str) -> _Asked:
+    """`youden` or `sensitivity=0.93`."""
+    name, given, number = text.partition("=")
+    if name not in POINT_RULES:
+        known = POINT_RULES.names()
+        raise ConfigError(
+            f"--point: must be one of {', '.join(known)}, got {name!r}{nearest(name, known)}; import the module that "
+            "registers it first"
+        )
+    rule = POINT_RULES[name]
+    if bool(given) != rule.takes_number:
+        how = f"{name}=NUMBER" if rule.takes_number else f"{name} alone"
+        raise ConfigError(f"--point: {how} must be given, got {text!r}")
+    if not given:
+        return _Asked(name)
+    try:
+        asked = _Asked(name, float(number))
+    except ValueError:
+        raise ConfigError(f"--point {name}: a number must be given, got {number!r}") from None
+    if problem := rule.problem(asked.number):
+        raise ConfigError(f"--point {name}: {problem}")
+    return asked
 
 
 def operating_points(
@@ -115,43 +95,55 @@ def operating_points(
 
     Returns:
         The points by name, such as `f2` and `sensitivity_95`, and a note for each usual one that cannot be reached, and
-        for each F-beta that is highest when every slice is called positive.
+        for each that is found by calling every slice positive.
 
     Raises:
-        SensitivityError: the sensitivity of `wanted` cannot be reached.
+        SensitivityError: a sensitivity of `wanted` cannot be reached.
+        ConfigError: a rule gives no threshold.
     """
-    data = (labels, probabilities, patients)
+    slices = ScoredSlices(labels, probabilities, patients, wanted.conservative)
     points, notes = {}, []
-    for beta in [2.0] if wanted.beta is None else [2.0, wanted.beta]:
-        threshold, _ = best_f_beta(labels, probabilities, beta)
-        points[f"f{beta:g}"] = point = _point(*data, threshold, f"highest F{beta:g}")
-        if point.specificity == 0 and point.sensitivity == 1:
-            notes.append(
-                f"operating point f{beta:g}: a threshold must leave a slice out to decide anything, got the highest "
-                f"F{beta:g} by calling every slice positive, at threshold {threshold:.4f}; decide by a sensitivity, "
-                "train longer, or choose another trial"
-            )
-    targets = {*SENSITIVITIES, *([] if wanted.sensitivity is None else [wanted.sensitivity])}
-    for target in sorted(targets):
+    for asked in _in_order(wanted.asked):
+        rule = POINT_RULES[asked.rule]
         try:
-            threshold = sensitivity_threshold(*data, target, wanted.conservative)
+            threshold = rule.threshold(slices, asked.number)
         except SensitivityError as error:
-            if target == wanted.sensitivity:
+            if asked in wanted.asked:
                 raise
             notes.append(str(error))
             continue
-        bound = f", by its lower {100 * CONFIDENCE:.0f} % bound" if wanted.conservative else ""
-        points[f"sensitivity_{100 * target:g}"] = _point(*data, threshold, f"sensitivity at least {target:g}{bound}")
+        name, words = rule.name(*asked), rule.words(asked.number)
+        if not 0 <= threshold <= 1:
+            raise ConfigError(
+                f"operating point {name}: its rule must give a threshold from 0 to 1, got {threshold}; correct the rule"
+            )
+        bound = f", by its lower {100 * CONFIDENCE:.0f} % bound"
+        is_conservative = rule.can_be_conservative and wanted.conservative
+        points[name] = point = _point(slices, threshold, words + bound * is_conservative)
+        if point.specificity == 0 and point.sensitivity == 1:
+            notes.append(
+                f"operating point {name}: a threshold must leave a slice out to decide anything, got the {words} by "
+                f"calling every slice positive, at threshold {threshold:.4f}; decide by a sensitivity, train longer, "
+                "or choose another trial"
+            )
     return points, tuple(notes)
 
 
-def _point(
-    labels: NDArray[Any], probabilities: NDArray[Any], patients: NDArray[Any], threshold: float, rule: str
-) -> OperatingPoint:
-    found = confusion(labels, probabilities, threshold)
+def _in_order(asked: list[_Asked]) -> list[_Asked]:
+    """The usual points and those asked for, each once: F-betas, sensitivities from low to high, others."""
+    betas = [one for one in asked if one.rule == "f_beta"]
+    sensitivities = {one for one in asked if one.rule == "sensitivity"}
+    usual = {_Asked("sensitivity", target) for target in SENSITIVITIES}
+    others = [one for one in asked if one.rule not in {"f_beta", "sensitivity"}]
+    return list(dict.fromkeys([_Asked("f_beta", 2.0), *betas, *sorted(usual | sensitivities), *others]))
+
+
+def _point(slices: ScoredSlices, threshold: float, rule: str) -> OperatingPoint:
+    found = confusion(slices.labels, slices.probabilities, threshold)
+    positives = effective_positives(slices.labels, slices.patients)
     figures = {
         "sensitivity": found.sensitivity,
-        "sensitivity_bound": float(sensitivity_bound(found.sensitivity, effective_positives(labels, patients))),
+        "sensitivity_bound": float(sensitivity_bound(found.sensitivity, positives)),
         "specificity": found.specificity,
         "ppv": found.ppv,
         "f2": found.f_beta(2),

@@ -20,6 +20,8 @@ from ich_ray.errors import ConfigError
 from ich_ray.storage import Location, check_folder, locate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ich_ray.bundle.logit_scaling import Method
 
 __all__ = ["recalibrate"]
@@ -39,6 +41,7 @@ def recalibrate(
     beta: float | None = None,
     sensitivity: float | None = None,
     conservative: bool = False,
+    points: Sequence[str] = (),
 ) -> Calibration:
     """Fit probabilities and operating points of a bundle to a site's own patients; write another bundle.
 
@@ -53,6 +56,7 @@ def recalibrate(
         beta: also find the threshold with the highest F-beta of this beta.
         sensitivity: also find one of at least this sensitivity.
         conservative: targets of sensitivity hold for its lower 95 % bound.
+        points: also find these, each by a registered rule: `youden`, or `sensitivity=0.93` where it takes a number.
 
     Raises:
         ConfigError: no bundle or dataset, other windows or size, patients of the dataset that made the bundle, too few
@@ -62,7 +66,7 @@ def recalibrate(
     """
     from ich_ray.bundle.bundle import load_bundle  # loads PyTorch
 
-    wanted = OperatingPointSpec(beta, sensitivity, conservative)
+    wanted = OperatingPointSpec(beta, sensitivity, conservative, tuple(points))
     check_method(method)
     target = locate(out)
     check_folder(target, "--out")

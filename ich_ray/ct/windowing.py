@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ich_ray.errors import ConfigError, nearest
+from ich_ray.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,15 +47,14 @@ class WindowSpec(BaseModel):
     width_hu: float = Field(gt=0, le=_FARTHEST_HU, allow_inf_nan=False)
 
 
-WINDOWS = {
-    spec.name: spec
-    for spec in (
-        WindowSpec(name="brain", center_hu=40, width_hu=80),
-        WindowSpec(name="subdural", center_hu=80, width_hu=200),
-        WindowSpec(name="bone", center_hu=600, width_hu=2800),
-        WindowSpec(name="soft", center_hu=40, width_hu=380),
-    )
-}
+BRAIN = WindowSpec(name="brain", center_hu=40, width_hu=80)
+SUBDURAL = WindowSpec(name="subdural", center_hu=80, width_hu=200)
+BONE = WindowSpec(name="bone", center_hu=600, width_hu=2800)
+SOFT = WindowSpec(name="soft", center_hu=40, width_hu=380)
+# One from outside: `WINDOWS.register("stroke", WindowSpec(name="stroke", center_hu=32, width_hu=8))`.
+WINDOWS: Registry[WindowSpec] = Registry(
+    "windows", {name: f"{__name__}:{name.upper()}" for name in ("brain", "subdural", "bone", "soft")}, home=__name__
+)
 DEFAULT_WINDOWS = "brain,subdural,bone"
 
 
@@ -82,8 +82,8 @@ def parse_windows(text: str) -> tuple[WindowSpec, ...]:
             windows.append(WINDOWS[name])
         else:
             raise ConfigError(
-                f"--windows: one of {', '.join(WINDOWS)} or name=center/width must be given, got {name!r}"
-                f"{nearest(name, WINDOWS)}"
+                f"--windows: one of {', '.join(WINDOWS.names())} or name=center/width must be given, got {name!r}"
+                f"{nearest(name, WINDOWS.names())}"
             )
     if len(windows) > MOST_WINDOWS:
         raise ConfigError(f"--windows: at most {MOST_WINDOWS} must be given, got {len(windows)}; leave some out")

@@ -213,6 +213,7 @@ def _space(found: SearchResult) -> SearchSpace:
     """The search's space without early stopping: every training is to be compared at its end."""
     source, images = found.record.space, searched_budget(found).images
     budget = {**source["budget"], "first_rung": images}
+    budget.pop("rule", None)  # the usual one, which without rungs stops nobody
     name = f"{str(source.get('name', found.record.name))[:72]}-confirm"  # a name has at most 80 characters
     return parse_space({**source, "name": name, "budget": budget}, str(found.files.search))
 

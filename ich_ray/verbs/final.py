@@ -19,6 +19,7 @@ from ich_ray.verbs.options import (
     DatasetOfSearch,
     Images,
     Out,
+    Points,
     Prevalence,
     SearchFolder,
     Sensitivity,
@@ -71,11 +72,13 @@ def calibrate(
     beta: Beta = None,
     sensitivity: Sensitivity = None,
     conservative: Conservative = False,
+    points: Points = None,
 ) -> None:
     """Fit probabilities and thresholds, on their own patients."""
     from ich_ray.assess.calibration import calibrate as calibrate_bundle
 
-    calibrate_bundle(folder, method=method, beta=beta, sensitivity=sensitivity, conservative=conservative)
+    wishes: dict[str, Any] = {"beta": beta, "sensitivity": sensitivity, "conservative": conservative}
+    calibrate_bundle(folder, method=method, **wishes, points=points or ())
     print_json(read_json(open_search(folder).files.calibration))
 
 
@@ -87,12 +90,13 @@ def recalibrate(
     beta: Beta = None,
     sensitivity: Sensitivity = None,
     conservative: Conservative = False,
+    points: Points = None,
 ) -> None:
     """Fit a bundle to the labelled patients of another site."""
     from ich_ray.assess.recalibration import recalibrate as recalibrate_bundle
 
     wishes: dict[str, Any] = {"beta": beta, "sensitivity": sensitivity, "conservative": conservative}
-    found = recalibrate_bundle(bundle, dataset, out, method=method, **wishes)
+    found = recalibrate_bundle(bundle, dataset, out, method=method, **wishes, points=points or ())
     print_json(found)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "Labels",
     "LimitRejected",
     "Out",
+    "Points",
     "Prevalence",
     "SearchFolder",
     "Seed",
@@ -79,6 +80,9 @@ Sensitivity = Annotated[
 ]
 Conservative = Annotated[
     bool, typer.Option("--conservative", help="Sensitivities must be reached by their lower 95 % bound.")
+]
+Points = Annotated[
+    list[str] | None, typer.Option("--point", help="Also one by a registered rule, such as sensitivity=0.93.")
 ]
 BundleFolder = Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder with model.safetensors and card.json.")]
 SiteDataset = Annotated[str, typer.Argument(metavar="DATASET", help="The site's patients, prepared like the bundle's.")]

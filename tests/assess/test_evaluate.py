@@ -18,7 +18,7 @@ from ich_ray.assess import calibration
 from ich_ray.assess import evaluate as module
 from ich_ray.assess.calibration import calibrate
 from ich_ray.assess.evaluate import Evaluation, evaluate
-from ich_ray.assess.operating_points import effective_positives
+from ich_ray.assess.point_rules import effective_positives
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError

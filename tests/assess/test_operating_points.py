@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from scipy.stats import beta as beta_distribution
 from sklearn.metrics import precision_recall_curve
 
-from ich_ray.assess.operating_points import (
-    OperatingPointSpec,
+from ich_ray.assess.operating_points import OperatingPointSpec, operating_points
+from ich_ray.assess.point_rules import (
+    POINT_RULES,
+    PointRule,
+    ScoredSlices,
     effective_positives,
-    operating_points,
     sensitivity_bound,
     sensitivity_threshold,
 )
@@ -141,6 +143,51 @@ def test_an_f_beta_of_calling_every_slice_positive_is_noted() -> None:
     )
     apart = np.repeat([0.8, 0.2], [2, 8])
     assert operating_points(labels, apart, np.arange(10), OperatingPointSpec())[1] == ()
+
+
+@pytest.mark.parametrize(
+    ("point", "refused"),
+    [
+        (
+            "sensitivty=0.9",
+            "must be one of f_beta, sensitivity, got 'sensitivty' (did you mean 'sensitivity'?)",
+        ),
+        ("sensitivity", "sensitivity=NUMBER must be given, got 'sensitivity'"),
+        ("sensitivity=high", "a number must be given, got 'high'"),
+        ("sensitivity=93", "0 < sensitivity < 1 must hold, got 93; try 0.95"),
+        ("f_beta=-1", "a number above 0 must be given, got -1; 2 weighs sensitivity twice"),
+        ("f_beta=nan", "a number above 0 must be given, got nan"),
+    ],
+)
+def test_a_point_that_no_rule_finds_is_refused(point: str, refused: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        OperatingPointSpec(points=(point,))
+    assert str(caught.value).startswith("--point")
+    assert refused in str(caught.value)
+
+
+def test_points_by_rule_are_those_of_the_flags() -> None:
+    data = (LABELS, PROBABILITIES, PATIENTS)
+    by_rule, _ = operating_points(*data, OperatingPointSpec(points=("sensitivity=0.8", "f_beta=1")))
+    by_flag, _ = operating_points(*data, OperatingPointSpec(beta=1, sensitivity=0.8))
+    assert by_rule == by_flag
+    assert list(by_rule)[:3] == ["f2", "f1", "sensitivity_80"]
+    with pytest.raises(SensitivityError, match=r"at least 0\.95 must be reached"):
+        operating_points(*data, OperatingPointSpec(points=("sensitivity=0.95",), conservative=True))
+
+
+class Wrong(PointRule):
+    def threshold(self, slices: ScoredSlices, number: float) -> float:
+        return math.nan
+
+    def words(self, number: float) -> str:
+        return "none"
+
+
+def test_a_rule_without_a_threshold_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(POINT_RULES, "registered", {"wrong": Wrong()})
+    with pytest.raises(ConfigError, match="operating point wrong: its rule must give a threshold from 0 to 1, got nan"):
+        operating_points(LABELS, PROBABILITIES, PATIENTS, OperatingPointSpec(points=("wrong",)))
 
 
 @pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"beta": math.nan}, {"sensitivity": 1.0}, {"sensitivity": 90}])

@@ -19,6 +19,7 @@ from ich_ray.search.preflight import Slots, check_roles, check_trials, plan_slot
 from ich_ray.search.request import TrialResources
 from ich_ray.search.space.space import sampled
 from ich_ray.search.space.yaml_file import parse_space
+from ich_ray.search.stopping import STOPPING_RULES, StoppingRule
 from tests.prepared import make_dataset
 
 LAPTOP = [Machine("machine", 2, 0, 1)]
@@ -262,3 +263,17 @@ def test_the_plan_counts_what_asha_spares(tmp_path: Path) -> None:
     assert "27 trials, 2 at a time, each on 1 CPU and 0 GPU" in str(plan)
     assert "9 trials past 100, 3 trials past 300" in str(plan)
     assert "about 6,300, 74% less than the 24,300 without stopping" in str(plan)
+
+
+def test_the_plan_of_a_stopping_rule_that_tells_nothing_counts_every_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(StoppingRule):
+        def offer(self, number: int, images_seen: int, value: float | None) -> None: ...
+
+    monkeypatch.setattr(STOPPING_RULES, "registered", {"silent": Silent})
+    budget = {"images": 900, "report_every": 100, "first_rung": 100, "rule": "silent"}
+    source = {"name": "x", "budget": budget, "parameters": {"dropout": {"uniform": [0, 0.5]}}}
+    plan = plan_trials(parse_space(source, "x.yaml"), make_dataset(tmp_path / "data"), 27, Slots(1, 0, 2))
+    assert (plan.rungs, plan.reaching, plan.images) == (None, (27,), 27 * 900)
+    assert "rungs: unknown, counted as if no trial is stopped early" in str(plan)

@@ -31,8 +31,8 @@ from ich_ray.search.plan import cost_model
 from ich_ray.search.plan.plan_report import plan_search
 from ich_ray.search.run import run_search
 from ich_ray.search.tune import ledger_callback
-from ich_ray.search.tune.asha import AshaScheduler
 from ich_ray.search.tune.sampler import LedgerSampler
+from ich_ray.search.tune.scheduler import StoppingScheduler
 from ich_ray.storage import SearchFiles, file_lock, locate, write_bytes
 from tests.prepared import make_dataset
 from tests.records import make_record
@@ -330,7 +330,7 @@ def test_a_full_disk_stops_tune_with_the_cause(
         (LedgerSampler, "suggest"),
         (LedgerSampler, "on_trial_result"),
         (LedgerSampler, "on_trial_complete"),
-        (AshaScheduler, "on_trial_result"),
+        (StoppingScheduler, "on_trial_result"),
         (ledger_callback.LedgerCallback, "on_trial_start"),
         (ledger_callback.LedgerCallback, "on_trial_result"),
         (ledger_callback.LedgerCallback, "on_trial_complete"),

@@ -17,10 +17,11 @@ from ich_ray.search import time_budget
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.space.space import Budget
 from ich_ray.search.space.yaml_file import parse_space
+from ich_ray.search.stopping.asha import AshaRungs
 from ich_ray.search.time_budget import Limits
 from ich_ray.search.tune import ledger_callback
-from ich_ray.search.tune.asha import AshaRungs, AshaScheduler
 from ich_ray.search.tune.ledger_callback import LedgerCallback
+from ich_ray.search.tune.scheduler import StoppingScheduler
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE
 
@@ -60,14 +61,14 @@ def test_gpu_hours_without_gpus_have_no_meaning() -> None:
             Limits(**keys)
 
 
-def callback_of(folder: Path) -> tuple[Ledger, AshaScheduler, LedgerCallback]:
+def callback_of(folder: Path) -> tuple[Ledger, StoppingScheduler, LedgerCallback]:
     record = SearchRecord(
         name="x", space={}, dataset="", fingerprint="f" * 32, prevalence=0.1, seed=0, trials=9, versions={}, created=0.0
     )
     ledger = Ledger.create(folder / "s", record)
     budget = Budget(images=900, report_every=100, first_rung=900)
     held: list[LedgerCallback] = []
-    asha = AshaScheduler(
+    asha = StoppingScheduler(
         budget,
         record.objective,
         AshaRungs(budget, record.objective),
@@ -94,7 +95,7 @@ def start(keeper: LedgerCallback, number: int, again: bool = False) -> Any:
     return trial
 
 
-def report(asha: AshaScheduler, keeper: LedgerCallback, trial: Any, images_seen: int) -> str:
+def report(asha: StoppingScheduler, keeper: LedgerCallback, trial: Any, images_seen: int) -> str:
     result = {"images_seen": images_seen, "metrics": {"average_precision": 0.5}, "elapsed_s": 1.0}
     decision = asha.on_trial_result(None, trial, {**result, "metrics/average_precision": 0.5})
     keeper.on_trial_result(0, [], trial, result)

@@ -7,26 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.search.stopping import STOPPING_RULES, Course
 
 if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.space import Budget, SearchSpace
 
-__all__ = ["Course", "WorkPlan", "expected_course", "images_at_most", "plan_trials"]
-
-
-@dataclass(frozen=True)
-class Course:
-    """How trials are expected to fare.
-
-    Attributes:
-        reaching: trials expected to start, then to pass each rung.
-        images: training images expected of all trials together.
-    """
-
-    reaching: tuple[int, ...]
-    images: int
+__all__ = ["WorkPlan", "expected_course", "images_at_most", "plan_trials"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +22,7 @@ class WorkPlan:
     """A search that has not happened.
 
     Attributes:
+        rungs: images_seen at which trials are compared; None where the stopping rule does not say whom it stops.
         reaching: trials expected to start, then to pass each rung.
         images: training images expected of all trials together; `images_at_most` if none is stopped.
         mapped_bytes: images of train and validation: in the file cache once a machine, and once a trial in accelerator
@@ -46,7 +35,7 @@ class WorkPlan:
     cpus: float
     gpus: float
     workers: int
-    rungs: tuple[int, ...]
+    rungs: tuple[int, ...] | None
     reaching: tuple[int, ...]
     images: int
     images_at_most: int
@@ -54,8 +43,9 @@ class WorkPlan:
 
     def __str__(self) -> str:
         rungs = ", ".join(
-            f"{count} trials past {level:,}" for level, count in zip(self.rungs, self.reaching[1:], strict=True)
+            f"{count} trials past {level:,}" for level, count in zip(self.rungs or (), self.reaching[1:], strict=True)
         )
+        without = "unknown, counted as if no trial is" if self.rungs is None else "none, no trial is"
         copied = ", and copied for each trial to its GPU where they fit into half of what is free" if self.gpus else ""
         saved = 1 - self.images / self.images_at_most
         return "\n".join(
@@ -63,7 +53,7 @@ class WorkPlan:
                 f"search {self.name}: {self.trials} trials, {self.concurrent} at a time, "
                 f"each on {self.cpus:g} CPU and {self.gpus:g} GPU"
                 + (f", in {self.workers} workers" if self.workers > 1 else ""),
-                f"  rungs: {rungs or 'none, no trial is stopped early'}",
+                f"  rungs: {rungs or f'{without} stopped early'}",
                 f"  images: about {self.images:,}, {saved:.0%} less than the {self.images_at_most:,} without stopping",
                 f"  images in memory: {self.mapped_bytes / 2**20:,.0f} MiB, mapped once a machine{copied}",
             ]
@@ -82,7 +72,7 @@ def plan_trials(space: SearchSpace, dataset: PreparedDataset, trials: int, slots
         cpus=slots.cpus,
         gpus=slots.gpus,
         workers=slots.workers,
-        rungs=tuple(space.budget.rungs()),
+        rungs=course.rungs,
         reaching=course.reaching,
         images=round(course.images * at_most / (trials * space.budget.images)),
         images_at_most=at_most,
@@ -101,11 +91,6 @@ def images_at_most(space: SearchSpace, trials: int) -> int:
 
 
 def expected_course(budget: Budget, trials: int) -> Course:
-    """1/reduction of `trials` trials pass each rung once it has its peers."""
-    rungs = budget.rungs()
-    reaching = [trials]
-    for _ in rungs:
-        spared = min(reaching[-1], budget.min_peers)
-        reaching.append(max(spared, math.ceil(reaching[-1] / budget.reduction)))
-    segments = [after - before for before, after in zip((0, *rungs), (*rungs, budget.images), strict=True)]
-    return Course(tuple(reaching), sum(count * images for count, images in zip(reaching, segments, strict=True)))
+    """How `trials` trials fare under the stopping rule of the budget; as if it stopped none where it does not say."""
+    course = STOPPING_RULES[budget.rule].expected(budget, trials)
+    return course or Course(None, (trials,), trials * budget.images)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard
 from pydantic import BaseModel, ConfigDict, Field
 
 from ich_ray.model.hyperparameters import GROUPS, Hyperparameters, decides_the_network
+from ich_ray.storage import Line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -136,6 +137,7 @@ class Budget(BaseModel):
         first_rung: the first comparison with the other trials; equal to `images` for no early stopping.
         reduction: a trial goes on past a rung if it is among the best 1/reduction; rungs are this factor apart.
         min_peers: other trials that must have reached a rung before it may stop anyone.
+        rule: the name of a registered stopping rule.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -145,6 +147,7 @@ class Budget(BaseModel):
     first_rung: int = Field(gt=0)
     reduction: int = Field(default=3, ge=2)
     min_peers: int = Field(default=3, ge=1)
+    rule: Line = "asha"
 
     def rungs(self) -> list[int]:
         """images_seen of every comparison: first_rung, then `reduction` times as many each, below the budget."""

@@ -19,6 +19,7 @@ from ich_ray.model.hyperparameters import Hyperparameters, readers
 from ich_ray.results import Objective
 from ich_ray.search.space.explicit_trials import ListRules, candidate_specs
 from ich_ray.search.space.space import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace, same
+from ich_ray.search.stopping import STOPPING_RULES
 from ich_ray.statistics.metrics import METRICS
 from ich_ray.storage import Location, locate
 
@@ -189,6 +190,13 @@ class _Checker(ListRules):
             )
 
     def _budget(self, budget: Budget) -> None:
+        if budget.rule not in STOPPING_RULES:
+            known = STOPPING_RULES.names()
+            raise self.error(
+                "budget.rule",
+                f"must be one of {', '.join(known)}, got {budget.rule!r}{nearest(budget.rule, known)}; import the "
+                "module that registers it first",
+            )
         if budget.first_rung > budget.images:
             raise self.error(
                 "budget.first_rung",

@@ -21,11 +21,12 @@ from ich_ray.errors import IchRayError, IntegrityError, Interrupted
 from ich_ray.progress import board, say
 from ich_ray.results import EndCheck
 from ich_ray.runtime import signals_given_back
-from ich_ray.search.tune.asha import AshaRungs, AshaScheduler
+from ich_ray.search.stopping import STOPPING_RULES
 from ich_ray.search.tune.first_error import FirstError
 from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.multi_worker_trial import MultiWorkerTrainer
 from ich_ray.search.tune.sampler import LedgerSampler
+from ich_ray.search.tune.scheduler import StoppingScheduler
 from ich_ray.search.tune.train_workers import nothing_left_behind
 from ich_ray.search.tune.trial import TrialSettings, train_model, trial_function
 
@@ -72,8 +73,8 @@ class Driver:
         room: Callable[[], int] | None = None,
     ) -> None:
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
-        rungs = AshaRungs.rebuilt(space.budget, space.objective, ledger.trials.values())
-        self.asha = AshaScheduler(space.budget, space.objective, rungs, self.exhausted)
+        rule = STOPPING_RULES[space.budget.rule].rebuilt(space.budget, space.objective, ledger.trials.values())
+        self.scheduler = StoppingScheduler(space.budget, space.objective, rule, self.exhausted)
         self.sampler = LedgerSampler(
             space,
             ledger,
@@ -98,12 +99,12 @@ class Driver:
         trainer = trainer or train_model
         self.function = trial_function(settings, MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer)
         self.ledger_callback = LedgerCallback(
-            space, ledger, self.asha, self.sampler, wanted=wanted, gpus=slots.gpus, deadline=limits.deadline
+            space, ledger, self.scheduler, self.sampler, wanted=wanted, gpus=slots.gpus, deadline=limits.deadline
         )
         self._first = FirstError()
         for hooks, kind in (
             (self.sampler, Searcher),
-            (self.asha, TrialScheduler),
+            (self.scheduler, TrialScheduler),
             (self.ledger_callback, tune.Callback),
         ):
             self._first.watch(hooks, kind)
@@ -188,7 +189,7 @@ class Driver:
                 name="search",
                 num_samples=todo,
                 search_alg=self.sampler,
-                scheduler=self.asha,
+                scheduler=self.scheduler,
                 callbacks=[self.ledger_callback],
                 resources_per_trial=_Resources([{"CPU": self.slots.cpus, "GPU": self.slots.gpus}]),
                 reuse_actors=True,

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ich_ray.results import TrialResult
     from ich_ray.search.ledger import Ledger
     from ich_ray.search.space.space import SearchSpace
-    from ich_ray.search.tune.asha import AshaScheduler
     from ich_ray.search.tune.sampler import LedgerSampler
+    from ich_ray.search.tune.scheduler import StoppingScheduler
 
 __all__ = ["LedgerCallback"]
 
@@ -51,14 +51,14 @@ class LedgerCallback(Callback):
         self,
         space: SearchSpace,
         ledger: Ledger,
-        asha: AshaScheduler,
+        scheduler: StoppingScheduler,
         sampler: LedgerSampler,
         *,
         wanted: int,
         gpus: float,
         deadline: float,
     ) -> None:
-        self._space, self._ledger, self._halving, self._sampler = space, ledger, asha, sampler
+        self._space, self._ledger, self._scheduler, self._sampler = space, ledger, scheduler, sampler
         self._wanted, self._gpus, self._deadline = wanted, gpus, deadline
         self.draw: Callable[[SearchStatus], None] | None = None
         self._marks: dict[int, float] = {}
@@ -100,9 +100,9 @@ class LedgerCallback(Callback):
             changes["detail"] = result["note"]
         if result.get("setup"):
             changes["setup"] = ExecutionInfo.model_validate(result["setup"])
-        verdict, before = self._halving.verdicts.get(number), self._ledger.trials[number].images_seen
+        verdict, before = self._scheduler.verdicts.get(number), self._ledger.trials[number].images_seen
         if "failure" in result:
-            self._ledger.finish(number, self._halving.verdicts[number], **changes)
+            self._ledger.finish(number, self._scheduler.verdicts[number], **changes)
         else:
             reference = result.get("checkpoint")
             self._ledger.report(
@@ -158,7 +158,7 @@ class LedgerCallback(Callback):
             best=self._best,
             rungs=[
                 RungCount(level, len(values), self._stopped[f"rung_{level}"])
-                for level, values in self._halving.rungs.reached.items()
+                for level, values in self._scheduler.rule.reached.items()
             ],
             images=images,
             images_per_s=rate,

@@ -166,7 +166,12 @@ def test_a_parameter_that_cannot_be_drawn_is_refused(tmp_path: Path, line: str, 
         (
             GOOD.replace("first_rung: 100", "first_rung: 100, min_pears: 1"),
             "space.yaml: budget.min_pears: the key must be one of images, report_every, first_rung, reduction, "
-            "min_peers, got 'min_pears' (did you mean 'min_peers'?)",
+            "min_peers, rule, got 'min_pears' (did you mean 'min_peers'?)",
+        ),
+        (
+            GOOD.replace("first_rung: 100", "first_rung: 100, rule: asah"),
+            "space.yaml: budget.rule: must be one of asha, got 'asah' (did you mean 'asha'?); import the module that "
+            "registers it first",
         ),
         (GOOD.replace("images: 900", "images: '900'"), "budget.images: input should be a valid integer, got '900'"),
         (

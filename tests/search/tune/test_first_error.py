@@ -5,10 +5,10 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from ich_ray.search.tune.asha import AshaScheduler
 from ich_ray.search.tune.first_error import FirstError
 from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.sampler import LedgerSampler
+from ich_ray.search.tune.scheduler import StoppingScheduler
 
 
 class Hooks(tune.Callback):
@@ -58,7 +58,7 @@ def test_an_interrupt_is_no_error() -> None:
     ("ours", "kind", "called"),
     [
         (LedgerSampler, Searcher, {"suggest", "on_trial_result", "on_trial_complete"}),
-        (AshaScheduler, TrialScheduler, {"on_trial_result", "on_trial_add", "on_trial_error", "on_trial_complete"}),
+        (StoppingScheduler, TrialScheduler, {"on_trial_result", "on_trial_add", "on_trial_error", "on_trial_complete"}),
         (
             LedgerCallback,
             tune.Callback,

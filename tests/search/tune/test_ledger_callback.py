@@ -12,9 +12,10 @@ from ich_ray.results import SearchRecord
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.progress_table import RungCount
 from ich_ray.search.space.yaml_file import parse_space
+from ich_ray.search.stopping.asha import AshaRungs
 from ich_ray.search.tune import ledger_callback
-from ich_ray.search.tune.asha import AshaRungs, AshaScheduler
 from ich_ray.search.tune.ledger_callback import LedgerCallback
+from ich_ray.search.tune.scheduler import StoppingScheduler
 from tests.search.test_time_budget import callback_of, start
 
 SPACE = {
@@ -34,7 +35,7 @@ class Driver:
             created=0.0,
         )  # fmt: skip
         self.ledger = Ledger.create(folder / "s", record)
-        self.asha = AshaScheduler(
+        self.asha = StoppingScheduler(
             space.budget, space.objective, AshaRungs(space.budget, space.objective), lambda: False
         )
         sampler: Any = None

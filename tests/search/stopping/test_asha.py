@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import math
 import random
-from types import SimpleNamespace
 
 import pytest
 
 from ich_ray.results import Objective, Report, TrialResult
 from ich_ray.search.space.space import Budget
-from ich_ray.search.tune.asha import AshaRungs, AshaScheduler
+from ich_ray.search.stopping.asha import AshaRungs
 
 BUDGET = Budget(images=900, report_every=100, first_rung=100, reduction=3, min_peers=2)
 MAX, MIN = Objective(), Objective(metric="log_loss", mode="min")
@@ -24,15 +23,15 @@ def test_a_hand_worked_search() -> None:
     rungs = AshaRungs(BUDGET, MAX)
     assert rungs.offer(0, 100, 0.5) is None  # nobody there
     assert rungs.offer(1, 100, 0.2) is None  # one peer is less than two
-    assert rungs.offer(2, 100, 0.4) == 100  # the best 3 // 3 = 1 of 0.5, 0.4, 0.2
+    assert rungs.offer(2, 100, 0.4) == "rung_100"  # the best 3 // 3 = 1 of 0.5, 0.4, 0.2
     assert rungs.offer(3, 100, 0.6) is None
-    assert rungs.offer(4, 100, 0.55) == 100  # the best 5 // 3 = 1
+    assert rungs.offer(4, 100, 0.55) == "rung_100"  # the best 5 // 3 = 1
     assert rungs.offer(5, 100, 0.58) is None  # the best 6 // 3 = 2 of 0.6, 0.58
     assert rungs.offer(3, 300, 0.3) is None
     assert rungs.reached[300] == {3: 0.6}  # its best so far
     assert rungs.offer(5, 300, 0.59) is None  # one peer is less than two
-    assert rungs.offer(6, 100, 0.57) == 100
-    assert rungs.offer(6, 320, 0.58) == 300  # had it gone on
+    assert rungs.offer(6, 100, 0.57) == "rung_100"
+    assert rungs.offer(6, 320, 0.58) == "rung_300"  # had it gone on
     assert rungs.reached[300] == {3: 0.6, 5: 0.59, 6: 0.58}
     assert sorted(rungs.reached[100].values()) == [0.2, 0.4, 0.5, 0.55, 0.57, 0.58, 0.6]
 
@@ -43,7 +42,7 @@ def test_the_first_at_a_rung_is_judged_again_when_others_have_been_there() -> No
     assert rungs.offer(1, 100, 0.6) is None
     assert rungs.offer(2, 100, 0.7) is None
     assert rungs.offer(2, 200, 0.1) is None  # still the best there
-    assert rungs.offer(0, 200, 0.9) == 100  # by what it had at the rung
+    assert rungs.offer(0, 200, 0.9) == "rung_100"  # by what it had at the rung
     assert rungs.offer(1, 300, 0.6) is None  # a new rung, where nobody has been
 
 
@@ -53,7 +52,7 @@ def test_smaller_can_be_better() -> None:
         None,
         None,
         None,
-        100,
+        "rung_100",
     ]
 
 
@@ -74,7 +73,7 @@ def test_a_report_told_twice_changes_nothing() -> None:
     assert rungs.offer(2, 100, 0.9) is None
     assert rungs.offer(1, 100, 0.9) is None
     assert rungs.reached[100] == before
-    assert rungs.offer(1, 200, 0.9) == 100  # 0.4 is not the best of three
+    assert rungs.offer(1, 200, 0.9) == "rung_100"  # 0.4 is not the best of three
 
 
 def test_a_trial_put_back_to_an_older_checkpoint_is_not_judged_where_it_has_been() -> None:
@@ -92,7 +91,7 @@ def test_a_late_first_report_is_judged_at_the_rungs_it_passed() -> None:
     rungs = AshaRungs(BUDGET, MAX)
     for number, value in enumerate([0.5, 0.6]):
         rungs.offer(number, 100, value)
-    assert rungs.offer(2, 320, 0.4) == 100
+    assert rungs.offer(2, 320, 0.4) == "rung_100"
     assert rungs.reached[300] == {2: 0.4}
 
 
@@ -111,18 +110,3 @@ def test_rebuilt_rungs_equal_the_undisturbed_ones() -> None:
     assert rebuilt.reached == undisturbed.reached
     assert len(rebuilt.reached[100]) > 20
     assert [rebuilt.offer(99, 100, value) for value in (0.01,)] == [undisturbed.offer(99, 100, 0.01)]
-
-
-def test_a_trial_of_few_epochs_ends_before_the_budget() -> None:
-    asha = AshaScheduler(BUDGET, MAX, AshaRungs(BUDGET, MAX), lambda: None)
-
-    def decision(number: int, images_seen: int, **parameters: int) -> str:
-        trial = SimpleNamespace(config={"number": number, "parameters": parameters})
-        report = {"images_seen": images_seen, "metrics/average_precision": 0.5}
-        return asha.on_trial_result(None, trial, report)  # type: ignore[arg-type]
-
-    assert decision(0, 200, epochs=4, training_slices=100) == "CONTINUE"
-    assert decision(0, 400, epochs=4, training_slices=100) == "STOP"
-    assert asha.verdicts[0].state == "completed"
-    assert decision(1, 400) == "CONTINUE"
-    assert decision(1, 900) == "STOP"

@@ -1,0 +1,84 @@
+"""A stopping rule behind Tune's scheduler interface.
+
+It decides every end of a trial, so that the ledger can write the last report and the final state in one moment. It
+writes nothing itself.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.schedulers import TrialScheduler
+
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.search.ledger import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ray.tune.experiment import Trial
+
+    from ich_ray.results import Objective
+    from ich_ray.search.space.space import Budget
+    from ich_ray.search.stopping import StoppingRule
+
+__all__ = ["StoppingScheduler"]
+
+
+class StoppingScheduler(TrialScheduler):
+    """Tune's scheduler: ends trials by a stopping rule, by budget, by time, or because they failed.
+
+    Attributes:
+        rule: what the trials reached, and whom that stops.
+        verdicts: by trial number, those that have ended.
+    """
+
+    def __init__(
+        self, budget: Budget, objective: Objective, rule: StoppingRule, limit: Callable[[], Verdict | None]
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._budget = budget
+        self._key = f"metrics/{objective.metric}"
+        self._name = objective.metric
+        self.rule = rule
+        self._limit = limit
+        self.verdicts: dict[int, Verdict] = {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
+        if "unwritable" in result:  # Tune ends the search with it, and the trial stays unfinished
+            raise OSError(result["unwritable"])
+        number = trial.config["number"]
+        images = Hyperparameters.model_validate(trial.config.get("parameters", {})).images_within(self._budget.images)
+        verdict = self.verdicts.get(number) or self._judge(number, result, images)
+        if verdict is None:
+            return TrialScheduler.CONTINUE
+        self.verdicts[number] = verdict
+        return TrialScheduler.STOP
+
+    def _judge(self, number: int, result: Mapping[str, Any], images: int) -> Verdict | None:
+        if "failure" in result:
+            return Verdict("failed", result["failure"], result.get("detail", ""))
+        value, images_seen = result.get(self._key), result["images_seen"]
+        if value is None or not math.isfinite(value):
+            return Verdict("failed", "diverged", f"{self._name} is not finite at {images_seen} images")
+        reason = self.rule.offer(number, images_seen, value)
+        if images_seen >= images:
+            return Verdict("completed")
+        if reason is not None:
+            return Verdict("pruned", reason)
+        return self._limit()
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None: ...
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None: ...
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None: ...
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None: ...
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Nobody is paused here, and pending trials start in order by themselves."""
+
+    def debug_string(self) -> str:
+        return type(self.rule).__name__

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from ich_ray.results import Objective
+from ich_ray.search.space.space import Budget
+from ich_ray.search.stopping.asha import AshaRungs
+from ich_ray.search.tune.scheduler import StoppingScheduler
+
+BUDGET = Budget(images=900, report_every=100, first_rung=100, reduction=3, min_peers=2)
+
+
+def test_a_trial_of_few_epochs_ends_before_the_budget() -> None:
+    scheduler = StoppingScheduler(BUDGET, Objective(), AshaRungs(BUDGET, Objective()), lambda: None)
+
+    def decision(number: int, images_seen: int, **parameters: int) -> str:
+        trial = SimpleNamespace(config={"number": number, "parameters": parameters})
+        report = {"images_seen": images_seen, "metrics/average_precision": 0.5}
+        return scheduler.on_trial_result(None, trial, report)  # type: ignore[arg-type]
+
+    assert decision(0, 200, epochs=4, training_slices=100) == "CONTINUE"
+    assert decision(0, 400, epochs=4, training_slices=100) == "STOP"
+    assert scheduler.verdicts[0].state == "completed"
+    assert decision(1, 400) == "CONTINUE"
+    assert decision(1, 900) == "STOP"
