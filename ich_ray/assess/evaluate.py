@@ -328,7 +328,9 @@ def _write(
 def _log_summary(evaluation: Evaluation, leak: str) -> None:
     if leak:
         say(leak)
-    point, floor = evaluation.operating_points["f2"], evaluation.floors["average_precision"]
+    if evaluation.point is None:
+        return
+    (_, point), floor = evaluation.point, evaluation.floors["average_precision"]
     ap, sensitivity, ppv = (
         "undefined" if estimate.value is None else f"{estimate.value:.3f}"
         for estimate in (evaluation.metrics["average_precision"], point.sensitivity, point.ppv)
