@@ -132,8 +132,14 @@ def _facts(copy: Path) -> str:
 
 
 def _is_trusted(copy: Path) -> bool:
+    """Whether this user has verified the copy, and nobody has written to it since.
+
+    Of a copy, or in a folder, of another user a stamp says nothing: whoever owns them can make it.
+    """
     try:
         stamp = _stamp(copy)
+        if {path.stat().st_uid for path in (copy.parent, copy, stamp)} != {os.geteuid()}:
+            return False
         return stamp.read_text() == _facts(copy) and time.time() - stamp.stat().st_mtime < _TRUSTED_S
     except FileNotFoundError:
         return False

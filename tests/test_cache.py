@@ -112,6 +112,22 @@ def test_only_hashes_become_names(name: str, home: Path) -> None:
     assert not home.exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("planted", ["folder", "copy", "stamp"])
+def test_a_copy_that_another_user_calls_verified_is_hashed(planted: str, home: Path) -> None:
+    path = remote(home)
+    copy = local_copy(path, sha256(DATA), ONE, len(DATA))
+    copy.write_bytes(DATA[::-1])
+    facts = copy.stat()
+    stamp = copy.with_suffix(".verified")
+    stamp.write_text(f"{facts.st_ino} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}")
+    os.chown({"folder": copy.parent, "copy": copy, "stamp": stamp}[planted], 1234, 1234)
+    if planted == "copy":  # giving it away has changed its times
+        facts = copy.stat()
+        stamp.write_text(f"{facts.st_ino} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}")
+    assert local_copy(path, sha256(DATA), ONE, len(DATA)).read_bytes() == DATA
+
+
 def test_the_end_of_a_remote_name_is_not_taken_over(home: Path) -> None:
     path = remote(home, name="evil.pth")
     assert local_copy(path, sha256(DATA), ONE, len(DATA)).suffix == ".arrow"

@@ -81,6 +81,7 @@ SECRETS = [
     ("https://host/x?X-Amz-Credential=a&X-Amz-Signature=hunter2", "https://host/x"),
     ("https://host/x?v=1&sig=hunter2", "https://host/x?v=1"),
     ("https://host/x#access_token=hunter2", "https://host/x"),
+    ("https://host/x;jsessionid=hunter2", "https://host/x"),
     ("simplecache::s3://me:hunter2@bucket/x", "simplecache::s3://bucket/x"),
     ("zip://inner::https://me:hunter2@host/x.zip", "zip://inner::https://host/x.zip"),
     ("sftp://me@host/x", "sftp://host/x"),

@@ -15,7 +15,7 @@ _AZURE = ("abfs", "abfss", "wasb", "wasbs")
 _CONTAINER = re.compile(r"[\w$-]+@[\w.-]+")
 # Query parts that sign or open a request: X-Amz-Signature, sig and se of Azure's SAS, token, AWSAccessKeyId.
 _SECRET = re.compile(
-    r"[?&;#](?:[\w.-]*(?:signature|credential|token|secret|passw|pwd|apikey|api[_-]key|accesskey)[\w.-]*"
+    r"[?&;#](?:[\w.-]*(?:signature|credential|token|secret|session|passw|pwd|apikey|api[_-]key|accesskey)[\w.-]*"
     r"|sig|key|pass|auth|authorization|user|username)=",
     re.IGNORECASE,
 )

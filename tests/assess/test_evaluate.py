@@ -98,6 +98,16 @@ def test_figures_stand_in_the_files(search: SearchFiles, dataset: PreparedDatase
     assert said.startswith("average precision 1.000 (no interval) on ")
 
 
+def test_a_card_without_the_usual_operating_point_is_measured_at_its_own(search: SearchFiles) -> None:
+    calibrate(search.root)
+    card = read_json(search.bundle / "card.json")
+    points = {"own": card["operating_points"]["f2"]}
+    write_json(search.bundle / "card.json", card | {"operating_points": points})
+    point = evaluate(search.root).point
+    assert point is not None
+    assert point[0] == "own"
+
+
 def test_a_slice_level_split_is_said_wherever_a_figure_stands(
     search: SearchFiles, dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from ich_ray.model.architectures import ARCHITECTURES
 from ich_ray.model.hyperparameters import Hyperparameters, decides_the_network, fields_named, known_fields, readers
 from ich_ray.results import Parameter
 from ich_ray.search.space.space import KINDS, Kind, ParameterSpec, is_integer, is_number, same
+from ich_ray.storage import holds_credentials, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -81,6 +82,12 @@ class ParameterRules:
 
     def scalar(self, name: str, value: Any) -> Parameter:
         if isinstance(value, bool | str) or is_number(value):
+            if isinstance(value, str) and holds_credentials(value):
+                shown = without_credentials(value)
+                raise self.error(
+                    name,
+                    f"an address must hold no user, password, token or signature, got one in {shown!r}; leave it out",
+                )
             try:
                 return _PARAMETER.validate_python(value)
             except ValidationError:

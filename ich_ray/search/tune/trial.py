@@ -23,7 +23,7 @@ from ich_ray.data.folds import HeldOut
 from ich_ray.errors import IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.registry import registered_here, repeat
-from ich_ray.results import CheckpointReference, finite
+from ich_ray.results import CheckpointReference, Report, finite
 from ich_ray.search.tune.train_workers import WorkersLost
 from ich_ray.storage import Location, SearchFiles, locate, read_json, sha256, without_credentials, write_json
 
@@ -281,6 +281,8 @@ class Checkpoints:
             file = self.folder / f"{index.stem}.safetensors"  # whatever the entry says: it may come from anyone
             if sha256(file) != entry["sha256"]:
                 return None
+            for report in entry["reports"]:
+                Report(**report, time=0.0)
             return Kept(file, self._reference(file, entry["sha256"], entry["images_seen"]), tuple(entry["reports"]))
         except (OSError, KeyError, TypeError, ValueError, IntegrityError):
             return None

@@ -6,7 +6,7 @@ import pytest
 
 from ich_ray.errors import SpaceError
 from ich_ray.search.space.space import RandomSuggest
-from ich_ray.search.space.yaml_file import load_space
+from ich_ray.search.space.yaml_file import load_space, parse_space
 
 REPOSITORY = Path(__file__).parents[3]
 BUDGET = "budget: {images: 900, report_every: 100, first_rung: 100}"
@@ -304,3 +304,11 @@ def test_the_demo_space_stops_trials_early() -> None:
     }
     assert space.rungs()
     assert space.rungs()[0] <= space.budget.images / 4
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated() -> None:
+    parameters = {"weights": {"choice": ["none", "s3://key:hunter2@bucket/x.safetensors"]}}
+    budget = {"images": 3, "report_every": 1, "first_rung": 1}
+    with pytest.raises(SpaceError, match=r"token or signature, got one in 's3://bucket/x\.safetensors'") as told:
+        parse_space({"name": "x", "budget": budget, "parameters": parameters}, "x.yaml")
+    assert "hunter2" not in str(told.value)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,18 @@ def test_a_torn_index_falls_back_to_the_one_before(files: SearchFiles, damage: s
     checkpoints = Checkpoints(files, 3)
     checkpoints.newest()
     assert checkpoints.note == f"checkpoint {the(files, 'b-*.json').stem} was damaged"
+
+
+@pytest.mark.parametrize(
+    "report", [{}, [], {"images_seen": "x"}, {"elapsed_s": -1.0}, {"metrics": {"a\x1b[2J": 1.0}}, {"more": 1}]
+)
+def test_reports_that_no_ledger_would_take_are_damage(report: Any, files: SearchFiles) -> None:
+    save(files, 100, 200)
+    index = the(files, "b-*.json")
+    good = {"images_seen": 200, "metrics": {}, "elapsed_s": 1.0}
+    reports = [good | report if isinstance(report, dict) and report else report]
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"reports": reports}))
+    assert resumed(files) == 100
 
 
 def test_without_a_good_one_it_starts_again(files: SearchFiles) -> None:
