@@ -175,6 +175,13 @@ def test_it_computes_as_the_search_did(tmp_path: Path, dataset: PreparedDataset,
     assert module._record(found, module._space(found), 6).precision == precision
 
 
+def test_no_rule_stops_a_confirmation(tmp_path: Path, dataset: PreparedDataset) -> None:
+    """Nor need the rule of the search be registered where it is confirmed."""
+    budget = {**SPACE["budget"], "rule": "median"}  # type: ignore[dict-item]
+    space = module._space(open_search(searched(tmp_path / "s", dataset, FAVORITES, space={**SPACE, "budget": budget})))
+    assert (space.budget.rule, space.rungs()) == ("asha", [])
+
+
 def test_seeds_are_not_those_of_the_search(tmp_path: Path, dataset: PreparedDataset) -> None:
     found = open_search(searched(tmp_path / "s", dataset, FAVORITES))
     space = module._space(found)

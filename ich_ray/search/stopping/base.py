@@ -35,7 +35,8 @@ class StoppingRule(ABC):
     """Decides after each report whether a trial is worth going on with.
 
     Its state follows from the reports alone, in whatever order the trials come: a search that goes on has nothing else.
-    `budget.first_rung`, `reduction` and `min_peers` mean what the rule makes of them.
+    `budget.first_rung`, `reduction` and `min_peers` mean what the rule makes of them. Whatever the rule, the sampler
+    compares the trials that it stopped at `budget.rungs()`.
 
     Attributes:
         budget: of the search space.
