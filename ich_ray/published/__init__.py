@@ -1,1 +1,10 @@
-"""Published systems as they were, beside what this package makes of the same slices."""
+"""Published systems as they were, beside what this package makes of the same slices.
+
+Nothing else imports them: they announce what they add to the registries, so that files that name it open everywhere.
+"""
+
+from __future__ import annotations
+
+from ich_ray.registry import announce
+
+announce("architectures", {"stacked_cnn": f"{__name__}.sequential_cnn:SEQUENTIAL_CNN"})
