@@ -8,3 +8,7 @@ from __future__ import annotations
 from ich_ray.registry import announce
 
 announce("architectures", {"stacked_cnn": f"{__name__}.sequential_cnn:SEQUENTIAL_CNN"})
+announce(
+    "validation_metrics",
+    {name: f"{__name__}.fixed_threshold:{name}" for name in ("sensitivity_at_half", "specificity_at_half")},
+)
