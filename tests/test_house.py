@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,9 +31,9 @@ LEVELS = [
     {"refit", "assess"},
     {"html_report"},
     {"cluster", "pipeline"},
-    {"published"},
     {"display"},
     {"verbs"},
+    {"published"},
     {"cli"},
 ]
 # The functional core must run where Ray is not installed.
@@ -86,6 +87,15 @@ def test_imports_go_one_way(path: Path) -> None:
     for name in imports(path):
         if name.startswith("ich_ray."):
             assert level(name.split(".")[1]) <= own, f"{dotted(path)} imports {name}"
+
+
+def test_the_core_knows_no_published_system() -> None:
+    """Its only mention is the import that lets them announce themselves."""
+    names = re.compile(r"ich_ray\.published|report [AB]\b|report_[ab]\b|at_half|stacked_cnn", re.IGNORECASE)
+    found = {path.relative_to(PACKAGE).as_posix(): names.findall(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    assert {name: words for name, words in found.items() if words and not name.startswith("published/")} == {
+        "__init__.py": ["ich_ray.published"]
+    }
 
 
 def test_results_needs_only_errors_and_storage() -> None:

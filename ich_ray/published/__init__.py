@@ -12,3 +12,5 @@ announce(
     "validation_metrics",
     {name: f"{__name__}.fixed_threshold:{name}" for name in ("sensitivity_at_half", "specificity_at_half")},
 )
+announce("verbs", {name: f"{__name__}.command_line:{name}" for name in ("reproduce", "probe")})
+announce("flags", {"at_half": f"{__name__}.command_line:AT_HALF", "sample": f"{__name__}.command_line:SAMPLE"})

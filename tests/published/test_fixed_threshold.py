@@ -46,6 +46,8 @@ def test_columns_carry_their_right_names(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)[0]["specificity"] == pytest.approx(0.75)
     assert call(["results", str(files.root), "--at-half"]) == 0
     assert "specificity" in capsys.readouterr().out
+    assert call(["results", str(files.root), "--dataset", "elsewhere"]) == 2
+    assert "--dataset: only --at-half reads it, got elsewhere without" in capsys.readouterr().err
 
 
 def test_folds_count_with_their_own_prevalence(tmp_path: Path) -> None:
