@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import ich_ray.published  # noqa: F401  (announces what it adds, in whatever process imports anything of this package)
+
 if TYPE_CHECKING:
     from ich_ray.assess.calibration import calibrate
     from ich_ray.assess.evaluate import evaluate, evaluate_site

@@ -1,4 +1,4 @@
-"""The command line: every verb of verbs/, and how it ends.
+"""The command line: every verb of verbs/ and those from outside, and how it ends.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 all good, 1 failure, 2 usage or configuration,
 3 done but some inputs were rejected, 4 over the limit of rejected inputs, 5 integrity broken, 130 interrupted.
@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 
 from ich_ray import __version__, progress, terminal
 from ich_ray.errors import IchRayError, Interrupted
-from ich_ray.verbs import cluster, data, final, pipeline, search
+from ich_ray.verbs import cluster, data, final, pipeline, plugins, search
 
 __all__ = ["app", "call", "main"]
 
@@ -45,9 +45,15 @@ def _options(
     del version
 
 
+def _add(name: str, verb: plugins.Verb) -> None:
+    app.command(name)(plugins.with_flags(name, verb))
+
+
 for _group in (pipeline, data, search, final, cluster):
     for _verb in _group.VERBS:
-        app.command()(_verb)
+        _add(_verb.__name__.replace("_", "-"), _verb)
+for _name in plugins.VERBS.names():
+    _add(_name, plugins.VERBS[_name])
 
 
 def main() -> None:

@@ -17,11 +17,10 @@ from ich_ray.terminal import print_json, print_line, print_table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ich_ray.bundle.card import Card
     from ich_ray.data.dataset import DatasetManifest
     from ich_ray.data.identities import FileIdentity
     from ich_ray.pipeline import RunResult
-    from ich_ray.published.fixed_threshold import QuickRow
-    from ich_ray.published.probe import Probe
     from ich_ray.refit.confirm import Confirmation
     from ich_ray.results import Parameter, SearchResult
     from ich_ray.search.audit.search_audit import Audit
@@ -33,8 +32,7 @@ __all__ = [
     "print_dataset",
     "print_identities",
     "print_plan",
-    "print_probe",
-    "print_quick",
+    "print_retrained",
     "print_run",
     "print_search",
 ]
@@ -131,36 +129,6 @@ def _print_failures(found: SearchResult) -> None:
         print_line(f"{len(ways) - _TABLE_ROWS} more ways to fail; --json has all")
 
 
-def print_probe(done: Probe, out: str, as_json: bool) -> None:
-    """The winners of a probe, and the files that it wrote."""
-    if as_json:
-        print_json(done)
-        return
-    winners = done.winners()
-    print_line(f"{len(done.candidates)} combinations fitted, {done.failed} of them failed; {len(winners)} winners")
-    rows = []
-    for winner in winners:
-        figures = (winner.losses[0], winner.loss, winner.average_precision)
-        rows.append((*map(_plain, figures), format_parameters(winner.parameters)))
-    print_table(("first loss", "last loss", "AP", "parameters"), rows, left=_TEXT)
-    for what, file in (("table", "probe.csv"), ("plot", "probe.html"), ("space", "space.yaml")):
-        print_line(f"{what:7}{out}/{file}")
-
-
-def print_quick(rows: Sequence[QuickRow], as_json: bool) -> None:
-    """What the trials of a search decide at one half, in the order they were tried."""
-    if as_json:
-        print_json([row.figures() for row in rows])
-        return
-    names = ("f2", "accuracy", "sensitivity", "specificity", "ppv")
-    lines = []
-    for row in rows:
-        figures = row.figures()
-        shown = (_plain(figures[name]) for name in (*names, "average_precision"))
-        lines.append((row.trial, *shown, row.images, format_parameters(row.parameters)))
-    print_table(("trial", *names, "AP", "images", "parameters"), lines, left=_TEXT)
-
-
 def print_audit(found: Audit, as_json: bool) -> None:
     """A line an invariant, and one each for what is wrong."""
     if as_json:
@@ -187,6 +155,13 @@ def print_confirmation(confirmation: Confirmation, as_json: bool) -> None:
         each = " ".join("failed" if value is None else f"{value:.4f}" for value in candidate.values)
         rows.append((candidate.trial, selection, mean, spread, len(there), each))
     print_table(("trial", "selection", "mean", "spread", "n", "each"), rows, left=_TEXT)
+
+
+def print_retrained(card: Card, seeds: int, where: str) -> None:
+    """How far the seeds of a retraining lie apart, if there were several, and where its bundle lies."""
+    if seeds > 1 and card.retraining is not None:
+        print_line(f"seeds   validation {card.search.objective}: {card.retraining.validation}")
+    print_line(f"bundle  {where}")
 
 
 def print_run(result: RunResult, as_json: bool) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.refit.confirm import Confirmation
+    from ich_ray.refit.retrain_record import Course
     from ich_ray.search.request import TrialKeywords
 
 __all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "builtin_space", "demo", "finish", "run"]
@@ -186,13 +187,12 @@ def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, resources: 
     confirm(files.root, top=top, folds=folds, seeds=seeds, **resources)
 
 
-def finish(files: SearchFiles, *, slices: int | None = None, epochs: int | None = None) -> UPath:
+def finish(files: SearchFiles, *, course: Course | None = None) -> UPath:
     """Everything after the search that its bundle's card does not say is done; returns the report.
 
     Args:
         files: of the search.
-        slices: with `epochs`, see `retrain`.
-        epochs: see `retrain`.
+        course: see `retrain`.
     """
     from ich_ray.assess.calibration import calibrate
     from ich_ray.assess.evaluate import evaluate
@@ -204,7 +204,7 @@ def finish(files: SearchFiles, *, slices: int | None = None, epochs: int | None 
     chosen = chosen_trial(open_search(files.root))
     if _retrained(files) != chosen.number:
         progress.say(f"retrain: trial {chosen.number}")
-        retrain(files.root, slices=slices, epochs=epochs)
+        retrain(files.root, course=course)
     if not read_card(files.bundle).operating_points:
         progress.say("calibrate")
         calibrate(files.root)

@@ -1,8 +1,9 @@
 """Registries: variants of one kind by name, those of this package and those that others register.
 
-A variant is found in three places: in the table of this package, whose modules are imported when they are first asked
-for; among what `register` was given; and among the entry points of installed packages, so that `ich-ray` itself finds
-it. No file that is read names a module to import: a search or bundle from somebody else is only data.
+A variant is found in four places: in the table of its registry, and in what `announce` was given, whose modules are
+imported when they are first asked for; among what `register` was given; and among the entry points of installed
+packages, so that `ich-ray` itself finds it. No file that is read names a module to import: a search or bundle from
+somebody else is only data.
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from ich_ray.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from importlib.metadata import EntryPoint
 
-__all__ = ["Registration", "Registry", "registered_here", "repeat"]
+__all__ = ["Registration", "Registry", "announce", "registered_here", "repeat"]
 
 Variant = TypeVar("Variant")
 _NAME = re.compile(r"[\w.-]{1,80}")
 _REGISTRIES: dict[str, Registry[Any]] = {}
+_ANNOUNCED: dict[str, dict[str, str]] = {}
 
 
 class Registration(NamedTuple):
@@ -61,16 +63,18 @@ class Registry(Generic[Variant]):
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{self.kind}: a name must be letters, digits, _, . and -, got {name!r}; choose another")
         before = self.registered.get(name)
-        if name in self._own or (before is not None and _class_of(before) != _class_of(variant)):
+        if name in self._table or (before is not None and _class_of(before) != _class_of(variant)):
             raise ConfigError(f"{self.kind}: every name must be registered once, got {name} again; choose another")
         self.registered[name] = variant
 
     def names(self) -> list[str]:
         """All names, those of this package first."""
-        return list(dict.fromkeys([*self._own, *self.registered, *_installed(self.kind)]))
+        return list(dict.fromkeys([*self._table, *self.registered, *_installed(self.kind)]))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (name in self._own or name in self.registered or name in _installed(self.kind))
+        return isinstance(name, str) and (
+            name in self._table or name in self.registered or name in _installed(self.kind)
+        )
 
     def __getitem__(self, name: str) -> Variant:
         """The variant of a name, imported if need be.
@@ -84,9 +88,14 @@ class Registry(Generic[Variant]):
             self._found[name] = self._imported(name)
         return self._found[name]
 
+    @property
+    def _table(self) -> Mapping[str, str]:
+        # First those of the registry, which no announcement changes.
+        return {**self._own, **_ANNOUNCED.get(self.kind, {}), **self._own}
+
     def _imported(self, name: str) -> Variant:
-        if name in self._own:
-            module, _, attribute = self._own[name].partition(":")
+        if name in (table := self._table):
+            module, _, attribute = table[name].partition(":")
             found: Variant = getattr(import_module(module), attribute)
             return found
         if name in (installed := _installed(self.kind)):
@@ -97,6 +106,20 @@ class Registry(Generic[Variant]):
             f"{self.kind}: must be one of {', '.join(known)}, got {name!r}{nearest(name, known)}; import the module "
             "that registers it first"
         )
+
+
+def announce(kind: str, variants: Mapping[str, str]) -> None:
+    """Say where variants are, name to `module:attribute`, before anything of them or of their registry is imported.
+
+    For what is imported with this package in every process, so that nothing has to travel.
+
+    Raises:
+        ConfigError: a name is announced twice.
+    """
+    there = _ANNOUNCED.setdefault(kind, {})
+    for name, where in variants.items():
+        if there.setdefault(name, where) != where:
+            raise ConfigError(f"{kind}: every name must be announced once, got {name} again; choose another")
 
 
 def registered_here() -> tuple[Registration, ...]:
@@ -128,4 +151,6 @@ def _class_of(variant: object) -> tuple[str, str]:
 @lru_cache
 def _installed(kind: str) -> dict[str, EntryPoint]:
     """Entry points are looked for once: it takes a look at every installed package."""
+    from importlib.metadata import entry_points  # 20 ms that importing the package does not need
+
     return {point.name: point for point in entry_points(group=f"ich_ray.{kind}")}

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,9 +31,9 @@ LEVELS = [
     {"refit", "assess"},
     {"html_report"},
     {"cluster", "pipeline"},
-    {"published"},
     {"display"},
     {"verbs"},
+    {"published"},
     {"cli"},
 ]
 # The functional core must run where Ray is not installed.
@@ -228,6 +229,15 @@ def test_declared_names_exist() -> None:
         module = importlib.import_module(f"ich_ray.{dotted(path)}")
         for name in getattr(module, "__all__", []):
             assert hasattr(module, name), f"{dotted(path)}.{name}"
+
+
+def test_the_core_knows_no_published_system() -> None:
+    """Its only mention is the import that lets them announce themselves."""
+    names = re.compile(r"ich_ray\.published|report [AB]\b|report_[ab]\b|at_half|stacked_cnn", re.IGNORECASE)
+    found = {path.relative_to(PACKAGE).as_posix(): names.findall(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    assert {name: words for name, words in found.items() if words and not name.startswith("published/")} == {
+        "__init__.py": ["ich_ray.published"]
+    }
 
 
 def test_nothing_names_a_registry_or_a_machine() -> None:

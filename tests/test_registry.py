@@ -9,7 +9,7 @@ import pytest
 
 from ich_ray import registry
 from ich_ray.errors import ConfigError
-from ich_ray.registry import Registry, registered_here, repeat
+from ich_ray.registry import Registry, announce, registered_here, repeat
 
 
 class Round:
@@ -34,6 +34,21 @@ def test_a_variant_is_found_by_name(shapes: Registry[object]) -> None:
     assert shapes["point"] == pytest.approx(3.14159, abs=1e-5)
     assert shapes.names() == ["point", "round"]
     assert ["round" in shapes, "point" in shapes, "oval" in shapes, 3 in shapes] == [True, True, False, False]
+
+
+def test_what_is_announced_is_imported_when_it_is_asked_for(
+    shapes: Registry[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_ANNOUNCED", {})
+    announce("shapes", {"circle": "math:tau", "hole": "no_such_module:HOLE", "point": "math:inf"})
+    announce("shapes", {"circle": "math:tau"})  # a module that is imported again
+    assert shapes.names() == ["point", "circle", "hole"]
+    assert shapes["circle"] == pytest.approx(6.28319, abs=1e-5)
+    assert shapes["point"] == pytest.approx(3.14159, abs=1e-5), "its own"
+    with pytest.raises(ConfigError, match="shapes: every name must be registered once, got circle again"):
+        shapes.register("circle", Round())
+    with pytest.raises(ConfigError, match="shapes: every name must be announced once, got circle again"):
+        announce("shapes", {"circle": "math:e"})
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(shapes: Registry[object]) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_WINDOWS", "MOST_WINDOWS", "WINDOWS", "WindowSpec", "parse_windows", "window_slice"]
 
 _FARTHEST_HU = 2**17
-# A channel each: the published systems use 1 and 3.
+# A channel each: published systems use 1 and 3.
 MOST_WINDOWS = 64
 _NAME = re.compile(r"[\w-]{1,200}")
 _BLACK_HU = -32768  # below every window that shows anything

@@ -62,8 +62,7 @@ class OptimizationFields(_Group):
         optimizer: SGD with Nesterov momentum, Adam or AdamW.
         momentum: of SGD; unused by the others.
         weight_decay: L2 for SGD and Adam, decoupled for AdamW.
-        loss: `weighted` is report A's class-weighted cross-entropy with the weights normalized to mean 1, which are the
-            "balanced" weights n / (2 n_c) of report B.
+        loss: `weighted` is cross-entropy weighted by class with the "balanced" weights n / (2 n_c), whose mean is 1.
     """
 
     batch_size: int = Field(default=64, ge=1, le=65536)

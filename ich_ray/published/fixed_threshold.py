@@ -2,7 +2,7 @@
 
 Knows the last reports of a search and the share of positive slices they were measured on. What it calls sensitivity,
 specificity and PPV are those of the decisions that a network makes where its own, class-weighted output exceeds one
-half; nothing is tuned and nothing chosen.
+half; nothing is tuned and nothing chosen. Every report of every training has sensitivity and specificity of these.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut
 from ich_ray.errors import ConfigError
-from ich_ray.statistics.metrics import Confusion
+from ich_ray.statistics.metrics import Confusion, confusion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.storage import Location
 
-__all__ = ["FoldSpread", "QuickRow", "quick_evaluation", "spread_of"]
+__all__ = ["FoldSpread", "QuickRow", "quick_evaluation", "sensitivity_at_half", "specificity_at_half", "spread_of"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,16 @@ class FoldSpread:
     mean: float
     deviation: float
     values: tuple[float, ...]
+
+
+def sensitivity_at_half(labels: NDArray[Any], logits: NDArray[Any]) -> float:
+    """A metric of every report: not corrected for class weights, as report B judged its candidates."""
+    return confusion(labels, logits, 0.0).sensitivity
+
+
+def specificity_at_half(labels: NDArray[Any], logits: NDArray[Any]) -> float:
+    """The same of slices without haemorrhage."""
+    return confusion(labels, logits, 0.0).specificity
 
 
 def quick_evaluation(found: SearchResult, dataset: Location | None = None) -> list[QuickRow]:

@@ -167,7 +167,7 @@ def _begun(file: UPath, asked: Probe) -> Probe:
 def _fitted(begun: Probe, listed: Sequence[Mapping[str, Parameter]], data: PreparedDataset, file: UPath) -> Probe:
     import torch
 
-    from ich_ray.training.overfit import frozen_features, minibatches, overfit
+    from ich_ray.published.overfit import frozen_features, minibatches, overfit
 
     device, train, done = ("cuda" if torch.cuda.is_available() else "cpu"), data.role("train"), begun
     taken: dict[int, SliceSet] = {}

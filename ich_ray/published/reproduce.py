@@ -19,6 +19,7 @@ from ich_ray.published.fixed_threshold import QuickRow, quick_evaluation
 from ich_ray.published.full_size import planned_stages
 from ich_ray.published.probe import MINIBATCHES, probe
 from ich_ray.published.reproduction import Reproduction
+from ich_ray.published.sampled_retraining import sampled_course
 from ich_ray.published.scale import RAW_WINDOW, SCALES, Scale, ours, report_a, report_b, retrained_slices
 from ich_ray.published.system_results import System, measured
 from ich_ray.results import open_search
@@ -190,7 +191,8 @@ class _Work:
         return quick_evaluation(open_search(files.root)), chosen, folds
 
     def _retrained(self, files: SearchFiles) -> None:
-        finish(files, slices=retrained_slices(self.scale, self.train), epochs=self.scale.epochs)
+        slices = retrained_slices(self.scale, self.train)
+        finish(files, course=sampled_course(files.root, slices=slices, epochs=self.scale.epochs))
 
     def ours(self) -> None:
         finish(self._searched("ours", self.windows, self._space("ours", ours(self.scale)), self.scale.trials))

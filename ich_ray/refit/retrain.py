@@ -26,7 +26,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, TrialFailure
@@ -36,7 +36,7 @@ from ich_ray.refit.bundle_builder import make_bundle
 from ich_ray.refit.checkpoints import best_report, read_reports, state_file
 from ich_ray.refit.confirm import chosen_trial
 from ich_ray.refit.ray_train import RetrainPlan, fit
-from ich_ray.refit.retrain_record import Retraining, SeedRun, best_run, folder_names, planned, searched_budget
+from ich_ray.refit.retrain_record import Course, Retraining, SeedRun, best_run, folder_names, planned
 from ich_ray.results import Objective, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import trial_seed
@@ -64,8 +64,7 @@ def retrain(
     gpus_per_worker: float | None = None,
     patients: Patients = "train",
     seeds: int = 1,
-    slices: int | None = None,
-    epochs: int | None = None,
+    course: Course | None = None,
     placement: Placement = "auto",
     address: str | None = None,
 ) -> Bundle:
@@ -84,56 +83,51 @@ def retrain(
         patients: who trains.
         seeds: train it so many times, one after another, the first time with the trial's own seed. The bundle is the
             one with the best validation report; how far they lie apart is written down.
-        slices: train on so many, drawn at random with their share of haemorrhage, and measure after each pass.
-        epochs: passes at most; given with `slices`.
+        course: what each seed is shown, if not by the rules above.
         placement: where the images lie while training, see `data.placement.place`.
         address: of a Ray cluster.
 
     Raises:
-        ConfigError: no search, too many workers, accelerators or slices asked for, or several seeds that nothing can
-            tell apart.
+        ConfigError: no search, too many workers or accelerators asked for, or several seeds that nothing can tell
+            apart.
         IchRayError: no completed trial, or the training failed: of several seeds, every one.
     """
     _check_seeds(seeds, patients)
-    if slices is not None and patients != "train":
-        raise ConfigError(f"--slices: a sample needs validation patients to stop by, got --patients {patients}")
     found = open_search(search)
     trial = chosen_trial(found)
     dataset = PreparedDataset.of_search(found)
-    parameters = _sized(Hyperparameters.model_validate(trial.parameters), dataset, slices, epochs)
-    before = _rehearsal(found, trial, parameters) if patients != "train" else ()
-    keys: dict[str, Any] = {"schedule": SCHEDULES[INVERSE_TIME], "sampled": bool(slices)}
-    images, budget = planned(found, trial, parameters, dataset.manifest.roles, patients, before, **keys)
-    plan = replace(
-        _plan(found, parameters, images, patients, slices), placement=placement, precision=found.record.precision
-    )
-    drawn = [trial_seed(trial.seed, number) if number else trial.seed for number in range(seeds)]
-    plans = [_seeded(found, replace(plan, seed=seed), parameters) for seed in drawn]
-    say(f"  retraining trial {trial.number} on {patients} for at most {images:,} images, {workers} worker(s)")
+    drawn = Hyperparameters.model_validate(trial.parameters)
+    before = _rehearsal(found, trial, drawn) if patients != "train" else ()
+    if course is None:
+        roles, schedule = dataset.manifest.roles, SCHEDULES[INVERSE_TIME]
+        course = planned(found, trial, drawn, roles, patients, before, schedule=schedule)
+    plan = replace(_plan(found, course, patients), placement=placement, precision=found.record.precision)
+    numbers = [trial_seed(trial.seed, number) if number else trial.seed for number in range(seeds)]
+    plans = [_seeded(found, replace(plan, seed=seed), course.parameters) for seed in numbers]
+    say(f"  retraining trial {trial.number} on {patients} for at most {course.images:,} images, {workers} worker(s)")
     with connected(address):
         runs = [_run(one, workers, gpus_per_worker, alone=seeds == 1) for one in plans]
     run = _kept(found, runs, patients)
     used = next(one for one in plans if one.seed == run.seed)
     retraining = Retraining(
         trial=trial.number,
-        parameters=parameters.model_dump(),
+        parameters=course.parameters.model_dump(),
         workers=workers,
         reports=tuple(read_reports(locate(used.folder))),
         best_images_seen=run.best_images_seen,
-        stopped_early=run.images_seen < images,
+        stopped_early=run.images_seen < course.images,
         seconds=sum(one.seconds for one in runs),
         device=run.device,
         setup=run.setup,
         patients=patients,
-        images=images,
-        budget=budget,
+        images=course.images,
+        budget=course.budget,
         seed=run.seed,
         runs=tuple(runs),
         rehearsal=before,
     )
-    bundle = make_bundle(
-        found, trial, parameters, dataset, state_file(locate(used.folder), run.best_images_seen), retraining
-    )
+    weights = state_file(locate(used.folder), run.best_images_seen)
+    bundle = make_bundle(found, trial, course.parameters, dataset, weights, retraining)
     write_json(found.files.retraining, retraining.model_dump(mode="json"))
     for one in plans:
         remove(locate(one.folder))
@@ -150,21 +144,6 @@ def _check_seeds(seeds: int, patients: Patients) -> None:
         )
 
 
-def _sized(
-    parameters: Hyperparameters, dataset: PreparedDataset, slices: int | None, epochs: int | None
-) -> Hyperparameters:
-    """The parameters with another number of slices to train on, and passes over them."""
-    if slices is None and epochs is None:
-        return parameters
-    if slices is None or epochs is None or slices < 1 or epochs < 1:
-        raise ConfigError(
-            f"--slices, --epochs: both must be given, at least 1 each, got {slices} and {epochs}; give both or none"
-        )
-    if slices > (there := dataset.manifest.roles["train"].slices):
-        raise ConfigError(f"--slices: at most the {there:,} training slices can be drawn, got {slices:,}; lower it")
-    return parameters.model_copy(update={"training_slices": slices, "epochs": epochs})
-
-
 def _rehearsal(found: SearchResult, trial: TrialResult, parameters: Hyperparameters) -> tuple[SeedRun, ...]:
     """The seeds of the retraining before, if it was of this trial, that validation patients could measure."""
     if not found.files.retraining.exists():
@@ -175,18 +154,16 @@ def _rehearsal(found: SearchResult, trial: TrialResult, parameters: Hyperparamet
     return before.rehearsal or tuple(run for run in before.runs if run.value is not None)
 
 
-def _plan(
-    found: SearchResult, parameters: Hyperparameters, images: int, patients: Patients, slices: int | None
-) -> RetrainPlan:
+def _plan(found: SearchResult, course: Course, patients: Patients) -> RetrainPlan:
     """Without a seed, and so without a folder."""
     return RetrainPlan(
         folder="",
         dataset=found.record.dataset_folder,
         fingerprint=found.record.fingerprint,
-        parameters=parameters.identity(),
+        parameters=course.parameters.identity(),
         objective=found.objective.model_dump(),
-        images=images,
-        report_every=slices or searched_budget(found).report_every,
+        images=course.images,
+        report_every=course.report_every,
         seed=0,
         patients=patients,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
@@ -30,7 +31,17 @@ if TYPE_CHECKING:
     from ich_ray.training.schedule import Schedule
     from ich_ray.vocabulary import Role
 
-__all__ = ["SEED_RULE", "Retraining", "SeedRun", "best_run", "folder_names", "planned", "searched_budget", "spread"]
+__all__ = [
+    "SEED_RULE",
+    "Course",
+    "Retraining",
+    "SeedRun",
+    "best_run",
+    "folder_names",
+    "planned",
+    "searched_budget",
+    "spread",
+]
 
 SEED_RULE = "the seed with the best report on the validation patients; calibration and test patients took no part"
 
@@ -96,6 +107,16 @@ class Retraining(Record):
         return spread(self.rehearsal or self.runs)
 
 
+@dataclass(frozen=True)
+class Course:
+    """What a seed of a retraining is shown: so many images at most, and where that number comes from, in words."""
+
+    parameters: Hyperparameters
+    images: int
+    report_every: int
+    budget: str
+
+
 def planned(
     found: SearchResult,
     trial: TrialResult,
@@ -105,9 +126,8 @@ def planned(
     rehearsal: Sequence[SeedRun],
     *,
     schedule: Schedule,
-    sampled: bool = False,
-) -> tuple[int, str]:
-    """The images that a seed may see, and where that number comes from.
+) -> Course:
+    """The course of a retraining that goes by the search and its trial.
 
     Without validation patients it is fixed beforehand, in passes over the data: a network that was best after nine
     passes over the training patients takes nine over all of them.
@@ -120,16 +140,14 @@ def planned(
         patients: who trains.
         rehearsal: seeds of an earlier retraining whose validation patients were held out; the median counts.
         schedule: of the rate, which says how long a retraining is; one that must reach its end does so whoever trains.
-        sampled: the sample and its passes were asked for, not the search's budget.
     """
-    if sampled:
-        images = parameters.epochs * parameters.training_slices
-        return images, f"{parameters.epochs} passes over {parameters.training_slices:,} slices, ended by patience"
-    whole = schedule.retraining_factor * parameters.images_within(searched_budget(found).images)
+    granted = searched_budget(found)
+    every = granted.report_every
+    whole = schedule.retraining_factor * parameters.images_within(granted.images)
     if patients == "train":
         times = f"{schedule.retraining_factor} times " if schedule.retraining_factor > 1 else ""
         at_most = "" if schedule.patience is None else " at most, ended by patience"
-        return whole, f"{times}that of the search{at_most}"
+        return Course(parameters, whole, every, f"{times}that of the search{at_most}")
     if schedule.patience is None:
         seen, source = whole, "a retraining on the training patients alone"
     elif rehearsal:
@@ -140,7 +158,8 @@ def planned(
         source = f"the best report of trial {trial.number}"
     held = sum(roles[role].slices for role in roles_of(patients))
     share = 1.0 if parameters.training_slices else held / roles["train"].slices
-    return round(seen * share), f"as many passes over the data as {source}, which had seen {seen:,} images"
+    budget = f"as many passes over the data as {source}, which had seen {seen:,} images"
+    return Course(parameters, round(seen * share), every, budget)
 
 
 def searched_budget(found: SearchResult) -> Budget:

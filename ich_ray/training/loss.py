@@ -67,7 +67,7 @@ class CrossEntropy:
 
 
 def class_weights(loss: str, positives: int, negatives: int) -> tuple[float, float]:
-    """`(w0, w1)` of report A's loss -(w1 y log p + w0 (1 - y) log(1 - p)): w_c = 1 / n_c, scaled to mean 1 over slices.
+    """`(w0, w1)` of the loss -(w1 y log p + w0 (1 - y) log(1 - p)): w_c = 1 / n_c, scaled to mean 1 over slices.
 
     Raises:
         ConfigError: a class has no training slice.

@@ -62,9 +62,8 @@ class Progress:
         metrics: on the validation slices: average_precision, roc_auc, f2 and f2_threshold (the best threshold on these
             very slices), log_loss; and train_loss, the mean weighted loss since the report before. Log loss and
             threshold are of probabilities corrected for the class weights (`prior_shift`), so that they compare with
-            `metrics.floors`. sensitivity_at_half and specificity_at_half are not corrected: they are of the decisions
-            that the network makes itself where its output exceeds one half, as report B judged its candidates. NaN
-            where undefined. Without validation slices train_loss alone.
+            `metrics.floors`. Beside them `training.validation.VALIDATION_METRICS`. NaN where undefined. Without
+            validation slices train_loss alone.
         elapsed_s: time in training and validation so far, over all attempts.
         images_per_s: training images per second since the report before, without validation.
         setup: how it is computed; of the first worker if there are several.

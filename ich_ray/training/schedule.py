@@ -62,7 +62,7 @@ def _inverse_time(parameters: Hyperparameters, step: ScheduleStep) -> float:
 
 INVERSE_TIME = "inverse_time"
 # It decays with epochs and not towards an end, so a winner's curve simply goes on; a search stops it where ranking was
-# cheap. Twice the budget is room for that, and report B's patience ends it sooner when nothing improves.
+# cheap. Twice the budget is room for that, and patience ends it sooner when nothing improves.
 _INVERSE_TIME = Schedule(_inverse_time, needs_budget=False, retraining_factor=2, patience=5)
 
 SCHEDULES: Registry[Schedule] = Registry("schedules", {INVERSE_TIME: f"{__name__}:_INVERSE_TIME"}, __name__)

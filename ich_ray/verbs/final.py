@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ich_ray import display
 from ich_ray.results import open_search
 from ich_ray.storage import read_json
 from ich_ray.terminal import print_json, print_line
@@ -40,30 +41,15 @@ def retrain(
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Train so often; the best on validation is the bundle.")
     ] = 1,
-    slices: Annotated[
-        int | None, typer.Option("--slices", min=1, help="Train on a stratified sample, measured after each pass.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the sample at most.")] = None,
     placement: Images = "auto",
     address: Address = None,
 ) -> None:
     """Train the chosen trial again, longer: the bundle."""
     from ich_ray.refit.retrain import retrain as retrain_best
 
-    bundle = retrain_best(
-        folder,
-        workers=workers,
-        patients=patients,
-        seeds=seeds,
-        slices=slices,
-        epochs=epochs,
-        placement=placement,
-        address=address,
-    )
-    card = bundle.card
-    if seeds > 1 and card.retraining is not None:
-        print_line(f"seeds   validation {card.search.objective}: {card.retraining.validation}")
-    print_line(f"bundle  {open_search(folder).files.bundle}")
+    keys: dict[str, Any] = {"workers": workers, "patients": patients, "seeds": seeds}
+    card = retrain_best(folder, **keys, placement=placement, address=address).card
+    display.print_retrained(card, seeds, str(open_search(folder).files.bundle))
 
 
 def calibrate(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
 from ich_ray import display
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
-from ich_ray.terminal import print_line
 from ich_ray.verbs.options import (
     REJECTED_SOME,
     Address,
@@ -81,28 +80,4 @@ def run(
         raise typer.Exit(REJECTED_SOME)
 
 
-def reproduce(
-    out: Out,
-    images: Annotated[
-        str | None, typer.Argument(metavar="[DICOM_DIR]", help="Folder of DICOM files; if none, a phantom's.")
-    ] = None,
-    labels: Annotated[str | None, typer.Option("--labels", help="Label table of the folder.")] = None,
-    scale: Annotated[
-        Literal["small", "full"], typer.Option("--scale", help="As they were, or in minutes on two cores.")
-    ] = "small",
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="Of report A's ResNet50: imagenet, a safetensors file, or none.")
-    ] = None,
-    seed: Seed = 0,
-    limit_rejected: LimitRejected = "5%",
-    address: Address = None,
-) -> None:
-    """Run two published systems again, beside ours, on one page."""
-    from ich_ray.published.reproduce import reproduce as run_again
-
-    keys: dict[str, Any] = {"scale": scale, "weights": weights, "seed": seed, "address": address}
-    page = run_again(images, labels, out, limit_rejected=share(limit_rejected), **keys)
-    print_line(f"page  {page}")
-
-
-VERBS = (demo, run, reproduce)
+VERBS = (demo, run)

@@ -20,30 +20,12 @@ from ich_ray.verbs.options import (
     Json,
     Out,
     SearchFolder,
-    Seed,
     Space,
     Trials,
     WorkersPerTrial,
 )
 
 __all__ = ["VERBS"]
-
-
-def probe(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder that `ich-ray prepare` wrote.")],
-    space: Space,
-    out: Out,
-    minibatches: Annotated[int, typer.Option("--minibatches", min=1, help="How many are fitted.")] = 10,
-    passes: Annotated[int, typer.Option("--passes", min=1, help="How often.")] = 10,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Find learning rates by overfitting a few minibatches."""
-    from ich_ray.published.probe import probe as probe_rates
-
-    display.print_probe(
-        probe_rates(dataset, space, out, minibatches=minibatches, passes=passes, seed=seed), out, as_json
-    )
 
 
 def search(
@@ -107,20 +89,10 @@ def search(
 def results(
     folder: SearchFolder,
     top: Annotated[int | None, typer.Option("--top", min=1, help="Best trials to show; 10, or all as JSON.")] = None,
-    at_half: Annotated[
-        bool,
-        typer.Option("--at-half", help="What each decides by itself at its end: F2, specificity, PPV."),
-    ] = False,
-    dataset: DatasetOfSearch = None,
     as_json: Json = False,
 ) -> None:
     """The trials of a search, best first, at any time."""
-    if at_half:
-        from ich_ray.published.fixed_threshold import quick_evaluation
-
-        display.print_quick(quick_evaluation(open_search(folder), dataset), as_json)
-    else:
-        display.print_search(open_search(folder), top, as_json)
+    display.print_search(open_search(folder), top, as_json)
 
 
 def confirm(
@@ -179,4 +151,4 @@ def audit(
         raise typer.Exit(BROKEN)
 
 
-VERBS = (probe, search, results, confirm, export, audit)
+VERBS = (search, results, confirm, export, audit)

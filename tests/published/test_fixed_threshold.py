@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ich_ray import registry
 from ich_ray.cli import call
 from ich_ray.data.folds import HeldOut
 from ich_ray.published.fixed_threshold import quick_evaluation, spread_of
 from ich_ray.results import Report, SearchResult, TrialResult, open_search
 from ich_ray.search.space.yaml_file import load_space
 from ich_ray.storage import SearchFiles, locate, write_json
+from ich_ray.training.validation import VALIDATION_METRICS, validation_metrics
 from tests.prepared import make_dataset
 from tests.searched import make_search
 
@@ -46,6 +50,36 @@ def test_columns_carry_their_right_names(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)[0]["specificity"] == pytest.approx(0.75)
     assert call(["results", str(files.root), "--at-half"]) == 0
     assert "specificity" in capsys.readouterr().out
+    assert call(["results", str(files.root), "--dataset", "elsewhere"]) == 2
+    assert "--dataset: only --at-half reads it, got elsewhere without" in capsys.readouterr().err
+
+
+LABELS = np.array([1, 0, 1, 0, 0], np.float32)
+# As probabilities 0.8, 0.75, 0.4, 0.25 and 0.2.
+LOGITS = np.log(np.array([4, 3, 2 / 3, 1 / 3, 1 / 4])).astype(np.float32)
+OF_THE_CORE = ["average_precision", "roc_auc", "f2", "f2_threshold", "log_loss"]
+
+
+def test_every_report_has_the_decisions_that_are_judged() -> None:
+    plain, corrected = (validation_metrics(LABELS, LOGITS, shift) for shift in (0.0, -2.0))
+    assert list(plain) == [*OF_THE_CORE, "sensitivity_at_half", "specificity_at_half"]
+    for found in (plain, corrected):
+        assert (found["sensitivity_at_half"], found["specificity_at_half"]) == pytest.approx((1 / 2, 2 / 3))
+    alone = validation_metrics(np.zeros(5, np.float32), LOGITS, 0.0)
+    assert math.isnan(alone["sensitivity_at_half"])
+    assert alone["specificity_at_half"] == pytest.approx(3 / 5)
+
+
+def test_without_what_is_announced_only_the_metrics_of_the_core_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = validation_metrics(LABELS, LOGITS, 0.0)
+    monkeypatch.setattr(registry, "_ANNOUNCED", {})
+    assert validation_metrics(LABELS, LOGITS, 0.0) == {name: before[name] for name in OF_THE_CORE}
+    monkeypatch.setattr(VALIDATION_METRICS, "registered", {})  # for this test alone
+    VALIDATION_METRICS.register("highest", lambda _, logits: float(logits.max()))
+    VALIDATION_METRICS.register("roc_auc", lambda *_: 2.0)  # a name that is taken
+    found = validation_metrics(LABELS, LOGITS, 0.0)
+    assert list(found) == [*OF_THE_CORE, "highest"]
+    assert (found["roc_auc"], found["highest"]) == pytest.approx((5 / 6, math.log(4)))
 
 
 def test_folds_count_with_their_own_prevalence(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_an_interrupted_probe_goes_on(
     dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space, out = write(tmp_path), tmp_path / "out"
-    from ich_ray.training import overfit
+    from ich_ray.published import overfit
 
     fitted: list[float] = []
     whole = overfit.overfit
@@ -73,7 +73,7 @@ def test_an_interrupted_probe_goes_on(
         fitted.append(parameters.learning_rate)
         return whole(parameters, *arguments, **keys)
 
-    monkeypatch.setattr("ich_ray.training.overfit.overfit", stopping)
+    monkeypatch.setattr("ich_ray.published.overfit.overfit", stopping)
     with pytest.raises(KeyboardInterrupt):
         probe(dataset.files.root, space, out, minibatches=1, passes=1)
     fitted = [0.0] * 4

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +20,11 @@ from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset, RoleCounts
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
-from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit.checkpoints import keep, newest, state_file
 from ich_ray.refit.confirm import chosen_trial
 from ich_ray.refit.ray_train import RetrainPlan, _resources, _train, patience_over
-from ich_ray.refit.retrain import _plan, _sized, retrain
-from ich_ray.refit.retrain_record import Retraining, SeedRun, best_run, folder_names, planned, spread
+from ich_ray.refit.retrain import _plan, retrain
+from ich_ray.refit.retrain_record import Course, Retraining, SeedRun, best_run, folder_names, planned, spread
 from ich_ray.results import ExecutionInfo, Objective, Report, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.cluster_resources import Machine
@@ -33,7 +32,7 @@ from ich_ray.storage import read_json, write_json
 from ich_ray.training.data_parallel import ALONE
 from ich_ray.training.loop import TrainingState
 from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, Schedule
-from ich_ray.vocabulary import Role
+from ich_ray.vocabulary import Patients, Role
 from tests.records import make_confirmation
 from tests.searched import PARAMETERS, make_search
 
@@ -134,18 +133,23 @@ def test_what_a_retraining_may_see(dataset: PreparedDataset, tmp_path: Path) -> 
     roles = {"train": RoleCounts(slices=300, patients=1, positives=1),
              "validation": RoleCounts(slices=100, patients=1, positives=1)}  # fmt: skip
     trial = found.best()  # its best report was its last, at 600 images
-    assert planned(found, trial, PARAMETERS, roles, "train", (), schedule=DECAYING)[0] == 1200
-    images, source = planned(found, trial, PARAMETERS, roles, "train+validation", (), schedule=DECAYING)
-    assert images == 800
-    assert source.endswith("the best report of trial 0, which had seen 600 images")
+
+    def course(patients: Patients, before: Sequence[SeedRun] = (), schedule: Schedule = DECAYING) -> Course:
+        return planned(found, trial, PARAMETERS, roles, patients, before, schedule=schedule)
+
+    assert (course("train").images, course("train").report_every) == (1200, 200)
+    assert course("train").budget == "2 times that of the search at most, ended by patience"
+    assert course("train+validation").images == 800
+    assert course("train+validation").budget.endswith("the best report of trial 0, which had seen 600 images")
     measured = [run for run in SEEDS if run.value is not None]
-    assert (
-        planned(found, trial, PARAMETERS, roles, "train+validation", measured, schedule=DECAYING)[0] == 400
-    )  # the median of 200, 300, 500
+    assert course("train+validation", measured).images == 400  # the median of 200, 300, 500
     annealing = Schedule(lambda *_: 0.1, needs_budget=True)
-    alone, source = planned(found, trial, PARAMETERS, roles, "train", (), schedule=annealing)
-    assert (alone, source) == (600, "that of the search")
-    assert planned(found, trial, PARAMETERS, roles, "train+validation", measured, schedule=annealing)[0] == 800
+    alone = course("train", schedule=annealing)
+    assert (alone.images, alone.budget) == (600, "that of the search")
+    assert course("train+validation", measured, annealing).images == 800
+    sized = PARAMETERS.model_copy(update={"training_slices": 40, "epochs": 20})
+    of_a_sample = planned(found, trial, sized, roles, "train+validation", (), schedule=DECAYING)
+    assert of_a_sample.images == 600, "a sample is as large for all"
 
 
 def test_the_precision_of_the_search_names_no_folder() -> None:
@@ -347,28 +351,12 @@ def test_a_killed_worker_goes_on(dataset: PreparedDataset, tmp_path: Path, clust
     assert killed
 
 
-def test_a_sample_in_epochs(dataset: PreparedDataset, tmp_path: Path) -> None:
-    files = make_search(tmp_path / "search", dataset)
-    found = open_search(files.root)
-    trial = found.best()
-    parameters = Hyperparameters.model_validate(trial.parameters)
-    sized = _sized(parameters, dataset, 40, 20)
-    roles = dataset.manifest.roles
-    images, source = planned(found, trial, sized, roles, "train", (), schedule=DECAYING, sampled=True)
-    assert source == "20 passes over 40 slices, ended by patience"
-    plan = _plan(found, sized, images, "train", 40)
-    assert (plan.images, plan.report_every) == (800, 40)
+def test_a_course_that_is_handed_in_is_kept(dataset: PreparedDataset, tmp_path: Path) -> None:
+    found = open_search(make_search(tmp_path / "search", dataset).root)
+    sized = PARAMETERS.model_copy(update={"training_slices": 40, "epochs": 20})
+    plan = _plan(found, Course(sized, 800, 40, "as was asked"), "train")
+    assert (plan.images, plan.report_every, plan.patients) == (800, 40, "train")
     assert (plan.parameters["training_slices"], plan.parameters["epochs"]) == (40, 20)
-    assert planned(found, trial, parameters, roles, "train", (), schedule=DECAYING)[0] == 1200
-    assert planned(found, trial, sized, roles, "train+validation", (), schedule=DECAYING)[0] == 600, (
-        "a sample is as large for all"
-    )
-    with pytest.raises(ConfigError, match="--slices: a sample needs validation patients"):
-        retrain(files.root, slices=40, epochs=20, patients="train+validation")
-    with pytest.raises(ConfigError, match="--slices, --epochs: both must be given"):
-        _sized(parameters, dataset, 40, None)
-    with pytest.raises(ConfigError, match=r"--slices: at most the \d+ training slices can be drawn, got 100,000"):
-        _sized(parameters, dataset, 100_000, 1)
 
 
 @pytest.mark.slow

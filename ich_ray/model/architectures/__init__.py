@@ -23,8 +23,6 @@ ARCHITECTURES: Registry[Architecture] = Registry(
     "architectures",
     {
         "plain_cnn": f"{__name__}.plain_cnn:PLAIN_CNN",
-        # Of the published systems, which are above this floor: nothing here needs them, and files that name it open.
-        "stacked_cnn": "ich_ray.published.sequential_cnn:SEQUENTIAL_CNN",
         **{name: f"{__name__}.torchvision_models:{name.upper()}" for name in _TORCHVISION},
     },
     home=__name__,

@@ -1,7 +1,6 @@
-"""Fitting a few minibatches again and again: a rate at which not even those are learned is no rate for the rest.
+"""Fit a few minibatches again and again, as report A chose its learning rates.
 
-Report A chose its learning rates so. Knows the training loop and some slices; which draws are tried, and what is done
-with the losses, is not known here.
+A rate at which not even those are learned is no rate for the rest.
 """
 
 from __future__ import annotations
