@@ -31,8 +31,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.bundle.card import Card, OperatingPoint
+    from ich_ray.ct.dicom import SliceHeader
 
-__all__ = ["Input", "Pictures", "Prediction", "Predictor", "Scorer", "Studies", "StudyPrediction", "list_inputs"]
+__all__ = [
+    "Input",
+    "Pictures",
+    "Prediction",
+    "Predictor",
+    "Scorer",
+    "Studies",
+    "StudyPrediction",
+    "list_inputs",
+    "read_input",
+]
 
 Decision = Literal["positive", "negative", ""]
 Input = tuple[str, str]  # a file, and why it is refused before it is opened; empty if it is not
@@ -103,6 +114,19 @@ def list_inputs(paths: Iterable[Location]) -> list[Input]:
     return [*found.values()]
 
 
+def read_input(file: str, card: Card) -> tuple[SliceHeader, NDArray[np.uint8]]:
+    """The header of a file, and what a network is given for it, uint8 `card.input_shape`.
+
+    Raises:
+        Rejection: the file holds no slice that can be read.
+    """
+    from ich_ray.ct.dicom import read_slice  # pydicom is not needed to load a bundle
+    from ich_ray.ct.windowing import window_slice
+
+    found = read_slice(file)
+    return found.header, window_slice(found, card.windows, card.size)
+
+
 class Scorer(Protocol):
     """What gives probabilities, such as a bundle."""
 
@@ -165,17 +189,14 @@ class Predictor:
 
     def read(self, inputs: Sequence[Input]) -> tuple[list[Prediction], list[NDArray[np.uint8]]]:
         """Rows without decisions, and the image of each row without a reason."""
-        from ich_ray.ct.dicom import read_slice  # pydicom is not needed to load a bundle
-        from ich_ray.ct.windowing import window_slice
-
         rows, images = [], []
         for file, reason in inputs:
             row = Prediction(file, reason=reason)
             try:
                 if not reason:
-                    found = read_slice(file)
-                    images.append(window_slice(found, self.bundle.card.windows, self.bundle.card.size))
-                    row = Prediction(file, slice_id=found.header.slice_id, study=found.header.study)
+                    header, image = read_input(file, self.bundle.card)
+                    images.append(image)
+                    row = Prediction(file, slice_id=header.slice_id, study=header.study)
             except Rejection as rejection:
                 row = Prediction(file, reason=rejection.reason)
             except MemoryError:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
-    from ich_ray.data.dataset import PreparedDataset, SliceSet
+    from ich_ray.data.dataset import PreparedDataset
 
-__all__ = ["FeatureFiles", "FeatureImages", "Features", "FeaturesInMemory", "check_room"]
+__all__ = ["FeatureBatches", "FeatureFiles", "Features", "FeaturesInMemory", "check_room"]
 
 # A file of 65,536 features (layer3 of a ResNet50 at 128 pixels) is then 67 MB: few files, and a task each.
 ROWS_A_FILE = 256
@@ -198,16 +198,17 @@ class FeaturesInMemory:
         return np.asarray(self._features[np.searchsorted(self._rows, rows)])
 
 
-class FeatureImages:
-    """Batches of features in the place of batches of images, see `data.dataset.PlacedImages`."""
+class FeatureBatches:
+    """Batches of features in the place of batches of images, see `data.image_store.ImageStore`."""
 
-    where = "host"
+    where: Literal["host"] = "host"
+    held_bytes = 0
 
-    def __init__(self, features: Features | FeaturesInMemory, slices: SliceSet, device: torch.device) -> None:
-        self._features, self._slices, self._device = features, slices, device
+    def __init__(self, features: Features | FeaturesInMemory, device: torch.device) -> None:
+        self._features, self._device = features, device
 
-    def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
-        """float32 `[len(positions), *shape]` on the device."""
+    def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """float32 `[len(rows), *shape]` on the device."""
         import torch
 
-        return torch.from_numpy(self._features.gather(self._slices.rows[positions])).to(self._device)
+        return torch.from_numpy(self._features.gather(rows)).to(self._device)

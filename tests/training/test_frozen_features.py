@@ -125,7 +125,7 @@ def test_the_same_is_learned_from_features(dataset: PreparedDataset, monkeypatch
     read: list[int] = []
     gather = Features.gather
     monkeypatch.setattr(Features, "gather", lambda self, rows: read.append(len(rows)) or gather(self, rows))
-    monkeypatch.setattr(SliceSet, "gather", lambda *_: pytest.fail("no image is needed"))
+    monkeypatch.setattr(PreparedDataset, "gather", lambda *_: pytest.fail("no image is needed"))
     fast = trained(dataset)
     assert sum(read) > 128
     for (metrics, state), (quick, short) in zip(whole, fast, strict=True):
