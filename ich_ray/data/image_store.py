@@ -29,15 +29,15 @@ _STAGES = 3
 
 
 class ImageStore(Protocol):
-    """Images of a dataset, ready to be taken by row.
+    """Images of a dataset, ready to be taken by row."""
 
-    Attributes:
-        where: `device` when they all lie in accelerator memory, else `host`.
-        held_bytes: of accelerator memory that they take for good.
-    """
+    @property
+    def where(self) -> Literal["device", "host"]:
+        """`device` when they all lie in accelerator memory, else `host`."""
 
-    where: Literal["device", "host"]
-    held_bytes: int
+    @property
+    def held_bytes(self) -> int:
+        """Of accelerator memory that they take for good."""
 
     def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """Images of rows of slices.parquet, uint8 `[len(rows), channels, rows, columns]`, on the device."""

@@ -8,9 +8,9 @@ Array shapes: images are uint8 `[n, channels, rows, columns]`, inputs `[n, k * c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING
 
-from ich_ray.data.image_store import Placement, place
+from ich_ray.data.image_store import place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import SliceSet
+    from ich_ray.data.image_store import ImageStore, Placement
     from ich_ray.model.hyperparameters import Hyperparameters
 
 __all__ = ["NetworkInputs", "input_rows", "place_inputs"]
@@ -31,16 +32,6 @@ def input_rows(
     return slices.rows[:, None]
 
 
-class _RowStore(Protocol):
-    """Images or features by row of slices.parquet."""
-
-    @property
-    def where(self) -> Literal["device", "host"]: ...
-    @property
-    def held_bytes(self) -> int: ...
-    def take(self, rows: NDArray[np.int64]) -> torch.Tensor: ...
-
-
 class NetworkInputs:
     """The inputs of some slices, taken in batches.
 
@@ -49,7 +40,7 @@ class NetworkInputs:
         held_bytes: of accelerator memory that they take for good.
     """
 
-    def __init__(self, store: _RowStore, rows: NDArray[np.int64]) -> None:
+    def __init__(self, store: ImageStore, rows: NDArray[np.int64]) -> None:
         self._store, self._rows = store, rows
         self.where, self.held_bytes = store.where, store.held_bytes
 
