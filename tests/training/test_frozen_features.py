@@ -192,9 +192,9 @@ def test_no_room_is_said_before_anything_is_written(dataset: PreparedDataset, mo
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 0, 1_000_000))
     slices = len(development_rows(dataset))
-    assert check_room(dataset, (10,)) == slices * 40
+    assert check_room(dataset, slices, (10,)) == slices * 40
     with pytest.raises(ConfigError, match=r"GB must be free for features 256x8x8 of \d+ slices, got 0.0; freeze more"):
-        check_room(dataset, (256, 8, 8))
+        check_room(dataset, slices, (256, 8, 8))
 
 
 def test_only_given_weights_are_shared(tmp_path: Path) -> None:
