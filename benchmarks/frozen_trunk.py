@@ -58,7 +58,7 @@ class Loop:
     def logits(self) -> torch.Tensor:
         """Of the validation slices, as training stands."""
         positions = np.arange(len(self._run.validation))
-        batches = in_batches(self._run.validation_images, positions, 64)
+        batches = in_batches(self._run.validation_inputs, positions, 64)
         return torch.from_numpy(batch_logits(self._run.validated, batches))
 
 

@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.image_store import place
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.runtime import connected
+from ich_ray.training.network_inputs import place_inputs
 from tests.prepared import SLICES_A_PATIENT, make_dataset
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def rate(images: int, batches: Callable[[], object], clock: Callable[[], float] 
 
 
 def ours(dataset: PreparedDataset, rng: np.random.Generator, batch: int = BATCH) -> Callable[[], object]:
-    placed = place(dataset.role("train"), torch.device("cpu"))
+    placed = place_inputs(Hyperparameters(), dataset.role("train"), torch.device("cpu"))
     count = len(dataset.role("train"))
 
     def batches() -> None:

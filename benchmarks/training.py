@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import PreparedDataset, SliceSet
-    from ich_ray.data.image_store import PlacedImages
+    from ich_ray.training.network_inputs import NetworkInputs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.prepared import make_dataset
@@ -48,16 +48,16 @@ class InMemory:
 
 
 class Timed:
-    """Images, and the processor time spent on taking them."""
+    """Inputs, and the processor time spent on taking them."""
 
     where = "host"
 
-    def __init__(self, images: PlacedImages) -> None:
-        self._images, self.spent_s = images, 0.0
+    def __init__(self, inputs: NetworkInputs | InMemory) -> None:
+        self._inputs, self.spent_s = inputs, 0.0
 
     def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
         started = time.process_time()
-        taken = self._images.take(positions)
+        taken = self._inputs.take(positions)
         self.spent_s += time.process_time() - started
         return taken
 
@@ -70,8 +70,8 @@ class Loop:
         keys = {"budget": loop.TrainingBudget(10**9, 10**9), "seed": 0, "device": torch.device("cpu"), "shard": ALONE}
         self._run = loop._Run(Hyperparameters(), *roles, loop.Parts(), **keys)
         self._run.start(None, "host", 1)
-        self.images = Timed(InMemory(roles[0]) if in_memory else self._run.images)
-        self._run.images = self.images
+        self.inputs = Timed(InMemory(roles[0]) if in_memory else self._run.inputs)
+        self._run.inputs = self.inputs
 
     def turn(self, images: int) -> float:
         started = time.process_time()
@@ -96,7 +96,7 @@ def main() -> None:
         mapped, memory = Loop(dataset, in_memory=False), Loop(dataset, in_memory=True)
         mapped.turn(asked.images)  # pages are read, buffers made
         memory.turn(asked.images)
-        mapped.images.spent_s = memory.images.spent_s = 0.0
+        mapped.inputs.spent_s = memory.inputs.spent_s = 0.0
         pairs = []
         for turn in range(asked.turns):
             both = (mapped, memory) if turn % 2 else (memory, mapped)
@@ -109,7 +109,7 @@ def main() -> None:
     )
     print(f"mapped {seen / ours:,.0f} img/s, in memory {seen / theirs:,.0f} img/s")
     print(f"time, mapped / in memory: {quartiles([one / other for one, other in pairs])}; 1.05 is the limit")
-    waiting = (mapped.images.spent_s / ours, memory.images.spent_s / theirs)
+    waiting = (mapped.inputs.spent_s / ours, memory.inputs.spent_s / theirs)
     print(f"share of it for gathering batches: mapped {waiting[0]:.1%}, in memory {waiting[1]:.1%}")
 
 

@@ -30,6 +30,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
 from ich_ray.results import open_search
+from ich_ray.statistics.aggregation import most_probable
 from ich_ray.statistics.bootstrap import FEWEST_PATIENTS, PatientDraws
 from ich_ray.statistics.calibration_error import ece_null_band
 from ich_ray.statistics.metrics import chance_bound, ranking_note
@@ -233,11 +234,10 @@ def _measure(
 
 def _patients(labels: NDArray[np.float64], probabilities: NDArray[np.float64], draws: PatientDraws) -> Cases:
     """One case for each patient: any positive slice, the most probable one."""
-    truth, most = np.zeros(draws.patients), np.zeros(draws.patients)
+    truth = np.zeros(draws.patients)
     np.maximum.at(truth, draws.of_slice, labels)
-    np.maximum.at(most, draws.of_slice, probabilities)
-    _, rows = np.unique(draws.of_slice, return_index=True)
-    return Cases(truth, most, rows, calibrated=False)
+    rows = most_probable(draws.of_slice, probabilities)
+    return Cases(truth, probabilities[rows], rows, calibrated=False)
 
 
 def _subtypes(slices: SliceSet) -> Iterator[tuple[str, NDArray[np.int64]]]:

@@ -15,6 +15,7 @@ from ich_ray.model.tensors import layout_of, not_finite, read_tensors, unpack
 from ich_ray.results import WeightsNote
 from ich_ray.storage import Location, locate, sha256, unreadable, write_bytes
 from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, predict_logits
+from ich_ray.training.network_inputs import place_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,9 +64,9 @@ class Bundle:
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Raw logits float32 `[n]` of images uint8 `[n, channels, rows, columns]`."""
-        if images.dtype != np.uint8 or images.shape[1:] != self.card.image_shape:
+        if images.dtype != np.uint8 or images.shape[1:] != self.card.input_shape:
             raise ConfigError(
-                f"images: uint8 [n, {', '.join(map(str, self.card.image_shape))}] must be given, got {images.dtype} "
+                f"images: uint8 [n, {', '.join(map(str, self.card.input_shape))}] must be given, got {images.dtype} "
                 f"{list(images.shape)}"
             )
         starts = range(0, len(images), EVALUATION_BATCH)
@@ -74,13 +75,18 @@ class Bundle:
             (torch.from_numpy(images[start : start + EVALUATION_BATCH]).to(self.device) for start in starts),
         )
 
+    def inputs(self, slices: SliceSet) -> NDArray[np.uint8]:
+        """What the network is given for slices of a prepared dataset, uint8 `[n, *card.input_shape]`."""
+        placed = place_inputs(self.card.parameters, slices, torch.device("cpu"), "host")
+        return np.asarray(placed.take(np.arange(len(slices))).numpy())
+
     def slice_logits(self, slices: SliceSet) -> NDArray[np.float32]:
         """Raw logits of slices of a prepared dataset, in their order.
 
         Raises:
             IchRayError: one is not finite.
         """
-        logits = predict_logits(self.network, slices, self.device)
+        logits = predict_logits(self.network, slices, self.card.parameters, self.device)
         self._check_finite(slices, logits, logits)
         return logits
 
@@ -110,7 +116,7 @@ class Bundle:
         Raises:
             IchRayError: a logit or a probability is not finite.
         """
-        images = np.random.default_rng(0).integers(0, 256, (3, *self.card.image_shape), np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (3, *self.card.input_shape), np.uint8)
         images[0], images[1] = 0, 255
         logits = self.logits(images)
         if not np.isfinite(self.calibrated(logits)).all():

@@ -14,6 +14,7 @@ from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.data.dataset import LARGEST_SIZE, RoleCounts
 from ich_ray.data.folds import roles_of
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.input_shape import input_shape
 from ich_ray.results import WeightsNote
 from ich_ray.storage import (
     Count,
@@ -206,6 +207,11 @@ class Card(Record):
         if self.architecture != self.parameters.architecture:
             raise ValueError(f"architecture must be {self.parameters.architecture}, as in parameters")
         return self
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """`(channels, rows, columns)` of what the network is given, made of one image or of several."""
+        return input_shape(self.parameters, self.image_shape)
 
     @property
     def trained_by(self) -> tuple[Role, ...]:

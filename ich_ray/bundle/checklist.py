@@ -61,7 +61,7 @@ def _model(card: Card) -> dict[str, str]:
     chosen, how = card.search, f"{card.search.objective} on the validation patients"
     return {
         "Model, its input and output": (
-            f"{card.architecture}: uint8 images {list(card.image_shape)} to one logit; probability = "
+            f"{card.architecture}: uint8 images {list(card.input_shape)} to one logit; probability = "
             f"sigmoid((logit + {card.prior_shift:.4g}) / {card.temperature:.4g} + {card.bias:.4g})"
         ),
         "Initial weights": "random" if card.parameters.weights == "none" else card.parameters.weights,

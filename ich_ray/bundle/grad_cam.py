@@ -87,7 +87,7 @@ def grad_cam(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float32]:
             warnings.simplefilter("ignore")  # bytes have no gradient: it is that of the layer that counts
             batch = torch.from_numpy(images).to(bundle.device)
             raw = attr.LayerGradCam(network, layer).attribute(batch, relu_attributions=True)
-        heat = attr.LayerAttribution.interpolate(raw, card.image_shape[1:], "bilinear")[:, 0].detach()
+        heat = attr.LayerAttribution.interpolate(raw, card.input_shape[1:], "bilinear")[:, 0].detach()
     finally:
         network.requires_grad_(False)
         for weight in trainable:

@@ -63,7 +63,7 @@ def export_onnx(bundle: Location, out: Location) -> UPath:
     loaded = load_bundle(bundle)
     loaded.check_outputs()
     data = _exported(loaded)
-    probe = np.random.default_rng(0).integers(0, 256, (_PROBES, *loaded.card.image_shape), np.uint8)
+    probe = np.random.default_rng(0).integers(0, 256, (_PROBES, *loaded.card.input_shape), np.uint8)
     logits, probabilities = onnx_outputs(data, probe)
     expected = loaded.logits(probe)
     gap = max(np.abs(logits - expected).max(), np.abs(probabilities - loaded.calibrated(expected)).max())
@@ -82,7 +82,7 @@ def _exported(bundle: Bundle) -> bytes:
     except ImportError:
         raise _extra_missing("onnxscript") from None
     module = _WithProbability(bundle.network.cpu(), bundle.card.scaling).eval()
-    example = torch.zeros((2, *bundle.card.image_shape), dtype=torch.uint8)
+    example = torch.zeros((2, *bundle.card.input_shape), dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about PyTorch's own future
         program = torch.onnx.export(

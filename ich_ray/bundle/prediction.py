@@ -21,6 +21,7 @@ import torch
 from ich_ray.data.prepare.list_files import list_files
 from ich_ray.errors import ConfigError, Rejection
 from ich_ray.progress import say
+from ich_ray.statistics.aggregation import most_probable
 from ich_ray.storage import Location, is_local, locate
 from ich_ray.training.inference import EVALUATION_BATCH
 
@@ -31,8 +32,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.bundle.card import Card, OperatingPoint
+    from ich_ray.ct.dicom import SliceHeader
 
-__all__ = ["Input", "Pictures", "Prediction", "Predictor", "Scorer", "Studies", "StudyPrediction", "list_inputs"]
+__all__ = [
+    "Input",
+    "Pictures",
+    "Prediction",
+    "Predictor",
+    "Scorer",
+    "Studies",
+    "StudyPrediction",
+    "list_inputs",
+    "read_input",
+]
 
 Decision = Literal["positive", "negative", ""]
 Input = tuple[str, str]  # a file, and why it is refused before it is opened; empty if it is not
@@ -103,6 +115,19 @@ def list_inputs(paths: Iterable[Location]) -> list[Input]:
     return [*found.values()]
 
 
+def read_input(file: str, card: Card) -> tuple[SliceHeader, NDArray[np.uint8]]:
+    """The header of a file, and what a network is given for it, uint8 `card.input_shape`.
+
+    Raises:
+        Rejection: the file holds no slice that can be read.
+    """
+    from ich_ray.ct.dicom import read_slice  # pydicom is not needed to load a bundle
+    from ich_ray.ct.windowing import window_slice
+
+    found = read_slice(file)
+    return found.header, window_slice(found, card.windows, card.size)
+
+
 class Scorer(Protocol):
     """What gives probabilities, such as a bundle."""
 
@@ -165,17 +190,14 @@ class Predictor:
 
     def read(self, inputs: Sequence[Input]) -> tuple[list[Prediction], list[NDArray[np.uint8]]]:
         """Rows without decisions, and the image of each row without a reason."""
-        from ich_ray.ct.dicom import read_slice  # pydicom is not needed to load a bundle
-        from ich_ray.ct.windowing import window_slice
-
         rows, images = [], []
         for file, reason in inputs:
             row = Prediction(file, reason=reason)
             try:
                 if not reason:
-                    found = read_slice(file)
-                    images.append(window_slice(found, self.bundle.card.windows, self.bundle.card.size))
-                    row = Prediction(file, slice_id=found.header.slice_id, study=found.header.study)
+                    header, image = read_input(file, self.bundle.card)
+                    images.append(image)
+                    row = Prediction(file, slice_id=header.slice_id, study=header.study)
             except Rejection as rejection:
                 row = Prediction(file, reason=rejection.reason)
             except MemoryError:
@@ -227,10 +249,15 @@ class Studies:
         self._positive: dict[int, bool] = {}  # each slice, by the hash of its UIDs
 
     def add(self, rows: Iterable[Prediction]) -> None:
+        """Count more rows in, in their order."""
+        parts: dict[str, list[StudyPrediction]] = {}
         for row in rows:
             # A file without a study, or rejected, stands for itself.
             key = f"study {row.study}" if row.study and not row.reason else f"file {row.file}"
-            self._found[key] = _joined(self._found.get(key), row, *self._new(row))
+            if key not in parts:
+                parts[key] = [self._found[key]] if key in self._found else []
+            parts[key].append(_alone(row, *self._new(row)))
+        self._found |= dict(zip(parts, _joined([*parts.values()]), strict=True))
 
     def _new(self, row: Prediction) -> tuple[bool, bool]:
         """Whether the row is of one more slice, and of one more positive slice."""
@@ -248,10 +275,22 @@ class Studies:
         return list(self._found.values())
 
 
-def _joined(before: StudyPrediction | None, row: Prediction, is_new: bool, is_new_positive: bool) -> StudyPrediction:
-    slices = (before.slices if before else 0) + is_new
-    positive = (before.positive_slices if before else 0) + is_new_positive
-    if before is not None and (row.probability or 0) <= (before.probability or 0):
-        return replace(before, slices=slices, positive_slices=positive)
+def _alone(row: Prediction, is_new: bool, is_new_positive: bool) -> StudyPrediction:
+    """The study of one row, with no slice if that has been counted before."""
     decided = (row.probability, row.decision, row.operating_point, row.threshold, row.file, row.reason)
-    return StudyPrediction(row.study, slices, positive, *decided)
+    return StudyPrediction(row.study, int(is_new), int(is_new_positive), *decided)
+
+
+def _joined(studies: Sequence[Sequence[StudyPrediction]]) -> list[StudyPrediction]:
+    """Each study of its parts: it is decided as its most probable slice is."""
+    parts = [part for study in studies for part in study]
+    groups = np.repeat(np.arange(len(studies)), [len(study) for study in studies])
+    chosen = most_probable(groups, np.array([part.probability or 0.0 for part in parts]))
+    return [
+        replace(
+            parts[position],
+            slices=sum(part.slices for part in study),
+            positive_slices=sum(part.positive_slices for part in study),
+        )
+        for study, position in zip(studies, chosen.tolist(), strict=True)
+    ]

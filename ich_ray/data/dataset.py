@@ -159,10 +159,6 @@ class SliceSet:
     def prevalence(self) -> float:
         return float(self.labels.mean()) if len(self) else 0.0
 
-    @property
-    def image_bytes(self) -> int:
-        return len(self) * math.prod(self.dataset.image_shape)
-
     def gather(self, positions: NDArray[np.int64], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """Images at `positions` of this set, uint8 `[len(positions), channels, rows, columns]`."""
         return self.dataset.gather(self.rows[positions], out)

@@ -1,7 +1,8 @@
-"""What frozen layers make of the slices of a dataset, computed once and mapped by every trial that shares them.
+"""Features of slices of a dataset, computed once and mapped by everybody who shares them.
 
-Beside the blocks of a dataset, in `DATASET/features/<key>/`: Arrow files of float32 features, and features.json,
-written last. Knows arrays, rows and a key; which layers made the features is known to training/frozen_features.py.
+Beside the blocks of a dataset, in `DATASET/features/`, a folder for each key and set of rows: Arrow files of float32
+features, and features.json, written last. The key says what computed them, which may be any network; that of frozen
+layers is in training/frozen_features.py.
 
 Array shapes: features are float32 `[n, *shape]`.
 """
@@ -21,16 +22,27 @@ from pydantic import Field
 from ich_ray.data.folds import development_rows
 from ich_ray.data.tensor_files import MALFORMED, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.storage import Count, FeaturesKey, Fingerprint, Record, is_local, read_record, write_json, writing
+from ich_ray.storage import (
+    Count,
+    FeaturesKey,
+    Fingerprint,
+    Record,
+    Sha256,
+    is_local,
+    read_record,
+    sha256,
+    write_json,
+    writing,
+)
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
     from upath import UPath
 
-    from ich_ray.data.dataset import PreparedDataset, SliceSet
+    from ich_ray.data.dataset import PreparedDataset
 
-__all__ = ["FeatureFiles", "FeatureImages", "Features", "FeaturesInMemory", "check_room"]
+__all__ = ["FeatureBatches", "FeatureFiles", "Features", "FeaturesInMemory", "check_room"]
 
 # A file of 65,536 features (layer3 of a ResNet50 at 128 pixels) is then 67 MB: few files, and a task each.
 ROWS_A_FILE = 256
@@ -42,26 +54,53 @@ _SPARED = 0.1
 
 
 class FeaturesRecord(Record):
-    """features.json: rows of slices.parquet in their order, `rows_a_file` in each file, `shape` of one slice."""
+    """features.json: rows of slices.parquet in their order, `rows_a_file` in each file, `shape` of one slice.
+
+    Attributes:
+        rows_sha256: of the numbers of these rows, as int64; empty for those of train and validation patients, which are
+            all that version 0.1.0 knew.
+    """
 
     format: Literal[1] = 1
     key: FeaturesKey
     fingerprint: Fingerprint
     slices: Count
+    rows_sha256: Sha256 | Literal[""] = ""
     rows_a_file: int = Field(ge=1, le=_MOST_ROWS_A_FILE)
     shape: tuple[Annotated[int, Field(ge=1, le=_LONGEST_SIDE)], ...] = Field(min_length=1, max_length=4)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureFiles:
-    """Where the features of one key lie. `manifest` is written last: without it there are none."""
+    """Where the features of one key lie. `manifest` is written last: without it there are none.
+
+    Attributes:
+        rows: of slices.parquet, in their order, int64 `[n]`.
+        rows_sha256: see `FeaturesRecord`.
+    """
 
     root: UPath
     key: str
+    rows: NDArray[np.int64]
+    rows_sha256: str
 
     @classmethod
-    def of(cls, dataset: PreparedDataset, key: str) -> FeatureFiles:
-        return cls(dataset.files.root / "features" / key, key)
+    def of(cls, dataset: PreparedDataset, key: str, rows: NDArray[np.int64] | None = None) -> FeatureFiles:
+        """Those of a key and of these rows, of train and validation patients if none are given."""
+        shared = development_rows(dataset)
+        wanted = shared if rows is None else np.unique(rows)
+        digest = "" if np.array_equal(wanted, shared) else sha256(wanted.astype("<i8").tobytes())
+        folder = f"{key}-{digest[:12]}" if digest else key
+        return cls(dataset.files.root / "features" / folder, key, wanted, digest)
+
+    @property
+    def count(self) -> int:
+        """How many files there are to be."""
+        return -(-len(self.rows) // ROWS_A_FILE)
+
+    def rows_of(self, number: int) -> NDArray[np.int64]:
+        """The rows whose features one file holds."""
+        return self.rows[number * ROWS_A_FILE : (number + 1) * ROWS_A_FILE]
 
     @property
     def manifest(self) -> UPath:
@@ -85,15 +124,16 @@ class FeatureFiles:
         record = FeaturesRecord(
             key=self.key,
             fingerprint=dataset.manifest.fingerprint,
-            slices=len(development_rows(dataset)),
+            slices=len(self.rows),
+            rows_sha256=self.rows_sha256,
             rows_a_file=ROWS_A_FILE,
             shape=shape,
         )
         write_json(self.manifest, record.model_dump(mode="json"))
 
 
-def check_room(dataset: PreparedDataset, shape: tuple[int, ...]) -> int:
-    """Bytes that the features of a dataset need on its disk.
+def check_room(dataset: PreparedDataset, slices: int, shape: tuple[int, ...]) -> int:
+    """Bytes that the features of so many slices need on the disk of their dataset.
 
     Raises:
         ConfigError: they do not fit, or the dataset lies on object storage.
@@ -104,12 +144,12 @@ def check_room(dataset: PreparedDataset, shape: tuple[int, ...]) -> int:
             f"{root}: features of frozen layers are kept beside a dataset in a folder, got object storage; leave out "
             "--share-trunks"
         )
-    needed = len(development_rows(dataset)) * math.prod(shape) * 4
+    needed = slices * math.prod(shape) * 4
     free = int(shutil.disk_usage(str(root)).free * (1 - _SPARED))
     if needed > free:
         raise ConfigError(
             f"{root}: {needed / 1e9:,.1f} GB must be free for features {'x'.join(map(str, shape))} of "
-            f"{len(development_rows(dataset)):,} slices, got {free / 1e9:,.1f}; freeze more layers, prepare smaller "
+            f"{slices:,} slices, got {free / 1e9:,.1f}; freeze more layers, prepare smaller "
             "images or leave out --share-trunks"
         )
     return needed
@@ -118,32 +158,32 @@ def check_room(dataset: PreparedDataset, shape: tuple[int, ...]) -> int:
 class Features:
     """Features opened for reading; files are mapped when first read."""
 
-    def __init__(self, files: FeatureFiles, record: FeaturesRecord, rows: NDArray[np.int64]) -> None:
-        self.files, self.record, self._rows = files, record, rows
+    def __init__(self, files: FeatureFiles, record: FeaturesRecord) -> None:
+        self.files, self.record, self._rows = files, record, files.rows
         self._mapped: dict[int, NDArray[np.float32]] = {}
 
     @classmethod
-    def open(cls, dataset: PreparedDataset, key: str) -> Features | None:
-        """Those of a key, None if they are not there whole.
+    def open(cls, dataset: PreparedDataset, key: str, rows: NDArray[np.int64] | None = None) -> Features | None:
+        """Those of a key and of the rows that they were computed for, see `FeatureFiles.of`; None if not there whole.
 
         Raises:
-            IntegrityError: features.json is damaged or speaks of another dataset.
+            IntegrityError: features.json is damaged or speaks of another dataset or of other rows.
         """
-        files = FeatureFiles.of(dataset, key)
+        files = FeatureFiles.of(dataset, key, rows)
         if not is_local(files.root) or not files.manifest.exists():
             return None
         record = read_record(files.manifest, FeaturesRecord, "remove the folder; they are computed again")
-        rows = development_rows(dataset)
-        if (record.key, record.fingerprint, record.slices) != (key, dataset.manifest.fingerprint, len(rows)):
+        found = (record.key, record.fingerprint, record.slices, record.rows_sha256)
+        if found != (key, dataset.manifest.fingerprint, len(files.rows), files.rows_sha256):
             raise IntegrityError(
-                f"{files.manifest}: must be of {key} and this dataset, got {record.key}; remove the folder"
+                f"{files.manifest}: must be of {key}, this dataset and these rows, got {record.key}; remove the folder"
             )
         if not 1 <= record.rows_a_file <= _MOST_ROWS_A_FILE or min(record.shape, default=0) < 1:
             raise IntegrityError(
                 f"{files.manifest}: 1 <= rows_a_file <= {_MOST_ROWS_A_FILE} and a positive shape must hold, got "
                 f"{str(record.rows_a_file)[:20]} and {str(list(record.shape))[:80]}; remove the folder"
             )
-        return cls(files, record, rows)
+        return cls(files, record)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -198,16 +238,17 @@ class FeaturesInMemory:
         return np.asarray(self._features[np.searchsorted(self._rows, rows)])
 
 
-class FeatureImages:
-    """Batches of features in the place of batches of images, see `data.dataset.PlacedImages`."""
+class FeatureBatches:
+    """Batches of features in the place of batches of images, see `data.image_store.ImageStore`."""
 
-    where = "host"
+    where: Literal["host"] = "host"
+    held_bytes = 0
 
-    def __init__(self, features: Features | FeaturesInMemory, slices: SliceSet, device: torch.device) -> None:
-        self._features, self._slices, self._device = features, slices, device
+    def __init__(self, features: Features | FeaturesInMemory, device: torch.device) -> None:
+        self._features, self._device = features, device
 
-    def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
-        """float32 `[len(positions), *shape]` on the device."""
+    def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """float32 `[len(rows), *shape]` on the device."""
         import torch
 
-        return torch.from_numpy(self._features.gather(self._slices.rows[positions])).to(self._device)
+        return torch.from_numpy(self._features.gather(rows)).to(self._device)

@@ -1,13 +1,13 @@
-"""Where the images of a training lie, and how batches come to its device.
+"""Where the images of a training lie, and how batches of rows come to its device.
 
 In accelerator memory, all of them, where they fit; else gathered batch after batch from the mapped blocks, copied
-beside the computation. Knows slices and devices, not what is done with the images.
+beside the computation. Which rows make up an input of a network is in training/network_inputs.py.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from ich_ray.data.dataset import SliceSet
+    from ich_ray.data.dataset import PreparedDataset
     from ich_ray.vocabulary import Placement
 
-__all__ = ["PlacedImages", "as_index", "fits_device", "place"]
+__all__ = ["ImageStore", "as_index", "fits_device", "place"]
 
 # Of the accelerator memory of a trial; the rest is for weights, activations and gradients.
 DEVICE_SHARE = 0.5
@@ -27,31 +27,34 @@ DEVICE_SHARE = 0.5
 _STAGES = 3
 
 
-class PlacedImages(Protocol):
-    """Images ready to be taken in batches.
+class ImageStore(Protocol):
+    """Images of a dataset, ready to be taken by row."""
 
-    Attributes:
-        where: `device` when they all lie in accelerator memory, else `host`.
-    """
+    @property
+    def where(self) -> Literal["device", "host"]:
+        """`device` when they all lie in accelerator memory, else `host`."""
 
-    where: str
+    @property
+    def held_bytes(self) -> int:
+        """Of accelerator memory that they take for good."""
 
-    def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
-        """uint8 `[len(positions), channels, rows, columns]` on the device."""
+    def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Images of rows of slices.parquet, uint8 `[len(rows), channels, rows, columns]`, on the device."""
 
 
 class _HostImages:
     """Batches gathered from the mapped blocks."""
 
-    where = "host"
+    where: Literal["host"] = "host"
+    held_bytes = 0
 
-    def __init__(self, slices: SliceSet, device: torch.device) -> None:
-        self._slices, self._device = slices, device
+    def __init__(self, dataset: PreparedDataset, device: torch.device) -> None:
+        self._dataset, self._device = dataset, device
 
-    def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
+    def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
         import torch
 
-        return torch.from_numpy(self._slices.gather(positions)).to(self._device)
+        return torch.from_numpy(self._dataset.gather(rows)).to(self._device)
 
 
 class _StagedImages:
@@ -62,27 +65,28 @@ class _StagedImages:
     reads nothing back in between.
     """
 
-    where = "host"
+    where: Literal["host"] = "host"
+    held_bytes = 0
 
-    def __init__(self, slices: SliceSet, device: torch.device) -> None:
+    def __init__(self, dataset: PreparedDataset, device: torch.device) -> None:
         import torch
 
-        self._slices, self._device = slices, device
+        self._dataset, self._device = dataset, device
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(_STAGES)]
         self._copied = [torch.cuda.Event() for _ in range(_STAGES)]  # type: ignore[no-untyped-call]
         self._turn = 0
 
-    def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
+    def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
         import torch
 
         turn, self._turn = self._turn, (self._turn + 1) % _STAGES
         self._copied[turn].synchronize()  # the last batch from this buffer is on the device; at once if there was none
-        shape = (len(positions), *self._slices.dataset.image_shape)
+        shape = (len(rows), *self._dataset.image_shape)
         if self._buffers[turn].numel() < math.prod(shape):
             self._buffers[turn] = torch.empty(math.prod(shape), dtype=torch.uint8, pin_memory=True)
         staged = self._buffers[turn][: math.prod(shape)].view(shape)
-        self._slices.gather(positions, staged.numpy())
+        self._dataset.gather(rows, staged.numpy())
         with torch.cuda.stream(self._copies):
             images = staged.to(self._device, non_blocking=True)
             self._copied[turn].record(self._copies)
@@ -93,20 +97,23 @@ class _StagedImages:
 
 
 class _DeviceImages:
-    """All images in the memory of the device, gathered there."""
+    """The images of some rows in the memory of the device, each of them once, gathered there."""
 
-    where = "device"
+    where: Literal["device"] = "device"
 
-    def __init__(self, slices: SliceSet, device: torch.device) -> None:
+    def __init__(self, dataset: PreparedDataset, rows: NDArray[np.int64], device: torch.device) -> None:
         import torch
 
-        self._images = torch.empty((len(slices), *slices.dataset.image_shape), dtype=torch.uint8, device=device)
-        for start in range(0, len(slices), 4096):
-            positions = np.arange(start, min(start + 4096, len(slices)))
-            self._images[start : start + len(positions)] = torch.from_numpy(slices.gather(positions)).to(device)
+        self._place = np.full(len(dataset), -1)
+        self._place[rows] = np.arange(len(rows))
+        self._images = torch.empty((len(rows), *dataset.image_shape), dtype=torch.uint8, device=device)
+        self.held_bytes = self._images.nbytes
+        for start in range(0, len(rows), 4096):
+            part = rows[start : start + 4096]
+            self._images[start : start + len(part)] = torch.from_numpy(dataset.gather(part)).to(device)
 
-    def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
-        return self._images.index_select(0, as_index(positions, self._images.device))
+    def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        return self._images.index_select(0, as_index(self._place.take(rows), self._images.device))
 
 
 def as_index(positions: NDArray[np.int64], device: torch.device) -> torch.Tensor:
@@ -135,12 +142,19 @@ def fits_device(needed_bytes: int, free_bytes: int, total_bytes: int, *, taken_b
 
 
 def place(
-    slices: SliceSet, device: torch.device, where: Placement = "auto", *, taken_bytes: int = 0, trials: int = 1
-) -> PlacedImages:
-    """Put the images of `slices` where batches are taken fastest.
+    dataset: PreparedDataset,
+    rows: NDArray[np.int64],
+    device: torch.device,
+    where: Placement = "auto",
+    *,
+    taken_bytes: int = 0,
+    trials: int = 1,
+) -> ImageStore:
+    """Put the images of some rows of a dataset where batches are taken fastest.
 
     Args:
-        slices: the images, in the order of their positions.
+        dataset: that holds them.
+        rows: of slices.parquet, all that will be asked for; each is held once, however often it stands here.
         device: where batches are wanted.
         where: `device` for all at once, `host` for batch after batch; `auto` is `device` if that is an accelerator and
             `fits_device` says so, else `host`.
@@ -152,18 +166,16 @@ def place(
     """
     import torch
 
+    once = np.unique(rows)
+    needed = len(once) * math.prod(dataset.image_shape)
     if where == "device" or (
-        where == "auto" and device.type == "cuda" and _may_stay(slices, device, taken_bytes, trials)
+        where == "auto"
+        and device.type == "cuda"
+        and fits_device(needed, *torch.cuda.mem_get_info(device), taken_bytes=taken_bytes, trials=trials)
     ):
         try:
-            return _DeviceImages(slices, device)
+            return _DeviceImages(dataset, once, device)
         except torch.OutOfMemoryError:  # another process was faster
             if where == "device":
                 raise
-    return _StagedImages(slices, device) if device.type == "cuda" else _HostImages(slices, device)
-
-
-def _may_stay(slices: SliceSet, device: torch.device, taken_bytes: int, trials: int) -> bool:
-    import torch
-
-    return fits_device(slices.image_bytes, *torch.cuda.mem_get_info(device), taken_bytes=taken_bytes, trials=trials)
+    return _StagedImages(dataset, device) if device.type == "cuda" else _HostImages(dataset, device)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ich_ray.bundle.heatmap_overlay import overlay, strength
+from ich_ray.data.dataset import SliceSet
 from ich_ray.errors import ConfigError
 from ich_ray.html_report.style import count, number
 from ich_ray.vocabulary import SUBTYPES
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Example", "Gallery", "Kind", "examples", "gallery", "no_heat", "pick", "small_png"]
 
-Heat = Callable[["NDArray[np.uint8]"], "NDArray[np.float32] | None"]
+Heat = Callable[["SliceSet"], "NDArray[np.float32] | None"]
 Kind = Literal["right positive", "right negative", "false alarm", "miss"]
 EACH = 6
 MOST_PIXELS = 256  # on a side: 24 pictures stay under 1.5 MB
@@ -77,7 +78,7 @@ def gallery(inputs: Inputs) -> Gallery:
 
 
 def _heat(inputs: Inputs) -> tuple[Heat, str]:
-    """The heat of images by the bundle that was evaluated, or none and why."""
+    """The heat of slices by the bundle that was evaluated, or none and why."""
     from ich_ray.bundle.bundle import WEIGHTS_FILE, load_bundle  # loads PyTorch
 
     if not (inputs.search.files.bundle / WEIGHTS_FILE).exists():
@@ -89,11 +90,11 @@ def _heat(inputs: Inputs) -> tuple[Heat, str]:
     except ConfigError:
         return no_heat, "Heat maps need captum: pip install 'ich_ray[heatmaps]', then write this page again."
     bundle = load_bundle(inputs.search.files.bundle)
-    return lambda images: grad_cam(bundle, images), ""
+    return lambda slices: grad_cam(bundle, bundle.inputs(slices)), ""
 
 
-def no_heat(images: NDArray[np.uint8]) -> None:
-    """What is drawn over images where there is no bundle to ask."""
+def no_heat(slices: SliceSet) -> None:
+    """What is drawn over slices where there is no bundle to ask."""
 
 
 def _channel(dataset: PreparedDataset) -> int:
@@ -145,7 +146,7 @@ def examples(
         positions = [position for position in chosen[kind] if predictions.slice_ids[position] in rows]
         held = np.array([rows[predictions.slice_ids[position]] for position in positions], np.int64)
         images = dataset.gather(held)
-        hot = heat(images) if len(held) else None
+        hot = heat(SliceSet(dataset, held)) if len(held) else None
         found[kind] = [
             _example(dataset, predictions, (position, row), image, None if hot is None else hot[index], threshold)
             for index, (position, row, image) in enumerate(zip(positions, held.tolist(), images, strict=True))

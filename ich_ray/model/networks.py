@@ -3,7 +3,7 @@
 What all architectures share: normalization of pixels (inside the module, so that nobody can forget it), weights from a
 file, and which layers are frozen. The architectures are in architectures/. Knows nothing of data, losses or optimizers.
 
-Array shapes: images are uint8 `[n, channels, rows, columns]`, logits float32 `[n]`.
+Array shapes: images are uint8 `[n, channels, rows, columns]` of `input_shape`, logits float32 `[n]`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 
 from ich_ray.errors import ConfigError, nearest
 from ich_ray.model.architectures import Architecture, architecture_of
+from ich_ray.model.input_shape import input_shape
 from ich_ray.model.pretrained_weights import read_weights, spread
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def build_network(parameters: Hyperparameters, image_shape: tuple[int, int, int]
 
     Args:
         parameters: the draw; its batch size, rates and loss are not read.
-        image_shape: `(channels, rows, columns)`.
+        image_shape: `(channels, rows, columns)` of one image of the dataset, from which `input_shape` follows.
 
     Raises:
         ConfigError: the parameters do not fit each other, the image or the weights file.
@@ -69,10 +70,11 @@ def build_network(parameters: Hyperparameters, image_shape: tuple[int, int, int]
             "weights: imagenet exists for torchvision families only, got architecture "
             f"{parameters.architecture}; use none"
         )
-    body = architecture.build(parameters, image_shape)
-    network = Network(body, *architecture.normalization(image_shape[0]))
+    shape = input_shape(parameters, image_shape)
+    body = architecture.build(parameters, shape)
+    network = Network(body, *architecture.normalization(shape[0]))
     if parameters.weights not in {"none", *architecture.sources}:
-        _load(network, architecture, parameters, image_shape[0])
+        _load(network, architecture, parameters, shape[0])
     _freeze(network, architecture, parameters)
     network.to(memory_format=torch.channels_last)
     return network.train()

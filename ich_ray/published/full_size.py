@@ -126,12 +126,14 @@ def rate(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tupl
     """
     import torch
 
+    from ich_ray.model.input_shape import input_shape
     from ich_ray.model.networks import build_network
     from ich_ray.training.precision import autocast, precision_on
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = build_network(parameters.model_copy(update={"weights": "none"}), image_shape).to(device)
-    images = torch.randint(0, 256, (_IMAGES_A_STEP[device.type], *image_shape), dtype=torch.uint8, device=device)
+    shape = (_IMAGES_A_STEP[device.type], *input_shape(parameters, image_shape))
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     precision, threads = precision_on(device), torch.get_num_threads()
 
     def steps(count: int) -> float:

@@ -1,8 +1,8 @@
 """One network trained by several workers of Ray Train, until its budget or its patience is over.
 
-Each worker runs `training.loop`; rank 0 keeps reports and states (checkpoints.py). A worker or driver that dies is
-followed by one that goes on from the newest state, so at most one report is done twice. Ray Train keeps nothing of
-ours: its own storage is removed afterwards. Knows nothing of searches and bundles.
+Each worker runs `training.loop`; rank 0 keeps reports and states (training/checkpoint_store.py). A worker or driver
+that dies is followed by one that goes on from the newest state, so at most one report is done twice. Ray Train keeps
+nothing of ours: its own storage is removed afterwards. Knows nothing of searches and bundles.
 """
 
 from __future__ import annotations
@@ -11,21 +11,28 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import trained_and_validated
-from ich_ray.errors import ConfigError, IchRayError, TrialFailure
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.refit.checkpoints import best_report, keep, newest
-from ich_ray.results import ExecutionInfo, Objective, Report
-from ich_ray.storage import locate, remove
+from ich_ray.progress import say
+from ich_ray.results import ExecutionInfo, Objective, Report, TrialResult
+from ich_ray.storage import first_problem, locate, remove
+from ich_ray.training.checkpoint_store import CheckpointStore
 from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES
 
 if TYPE_CHECKING:
+    from upath import UPath
+
     from ich_ray.search.cluster_resources import Machine
     from ich_ray.training.loop import Progress
     from ich_ray.vocabulary import Patients, Placement, Precision
 
-__all__ = ["RetrainPlan", "fit", "patience_over"]
+__all__ = ["RetrainPlan", "best_report", "checkpoints_in", "fit", "patience_over", "read_reports"]
+
+_REPORTS = TypeAdapter(tuple[Report, ...])
 
 _MAX_FAILURES = 2
 
@@ -125,12 +132,16 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(plan: RetrainPlan, shard: Any, device: Any) -> ExecutionInfo | None:
-    from ich_ray.training.loop import TrainingBudget, train
+    from ich_ray.training.loop import TrainingBudget, TrainingState, train
 
     dataset, folder = PreparedDataset.open(plan.dataset, fingerprint=plan.fingerprint), locate(plan.folder)
     objective = Objective.model_validate(plan.objective)
     training, validation = trained_and_validated(dataset, plan.patients)
-    resume, reports = newest(folder)
+    checkpoints = checkpoints_in(folder)
+    kept = checkpoints.newest()
+    reports = _checked(kept.reports, folder) if kept else []
+    if checkpoints.note and shard.rank == 0:
+        say(f"  {checkpoints.note}")
     patience = None if validation is None else SCHEDULES[INVERSE_TIME].patience
     if patience_over(reports, objective, patience):
         return None
@@ -142,7 +153,7 @@ def _train(plan: RetrainPlan, shard: Any, device: Any) -> ExecutionInfo | None:
         budget=TrainingBudget(plan.images, plan.report_every),
         seed=plan.seed,
         device=device,
-        resume=resume,
+        resume=TrainingState.load(kept.file) if kept else None,
         shard=shard,
         placement=plan.placement,
         precision=plan.precision,
@@ -151,10 +162,40 @@ def _train(plan: RetrainPlan, shard: Any, device: Any) -> ExecutionInfo | None:
         setup = progress.setup
         reports.append(_report(progress))
         if shard.rank == 0:
-            keep(folder, progress.state(), reports, objective)
+            best = best_report(reports, objective)
+            told = [report.model_dump(mode="json") for report in reports]
+            checkpoints.save(progress, told, best.images_seen if best else None)
         if patience_over(reports, objective, patience):
             break
     return setup
+
+
+def checkpoints_in(folder: UPath) -> CheckpointStore:
+    """The checkpoints of one seed, the best of which becomes the bundle. Rank 0 writes, everybody may read."""
+    return CheckpointStore(folder, "newest and best")
+
+
+def read_reports(folder: UPath) -> list[Report]:
+    """All reports of a seed so far, none before the first.
+
+    Raises:
+        IntegrityError: they are damaged.
+    """
+    return _checked(checkpoints_in(folder).reports(), folder)
+
+
+def _checked(reports: tuple[Any, ...], folder: UPath) -> list[Report]:
+    try:
+        return list(_REPORTS.validate_python(reports))
+    except ValidationError as error:
+        raise IntegrityError(
+            f"{folder}: checkpoints must hold a list of reports, got {first_problem(error)}; remove it and retrain"
+        ) from None
+
+
+def best_report(reports: list[Report], objective: Objective) -> Report | None:
+    """The report with the best finite objective, the earliest of equals; None without any."""
+    return TrialResult(number=0, objective=objective, parameters={}, reports=tuple(reports)).best_report
 
 
 def _report(progress: Progress) -> Report:

@@ -33,9 +33,8 @@ from ich_ray.errors import ConfigError, IchRayError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
 from ich_ray.refit.bundle_builder import make_bundle
-from ich_ray.refit.checkpoints import best_report, read_reports, state_file
 from ich_ray.refit.confirm import chosen_trial
-from ich_ray.refit.ray_train import RetrainPlan, fit
+from ich_ray.refit.ray_train import RetrainPlan, best_report, checkpoints_in, fit, read_reports
 from ich_ray.refit.retrain_record import Course, Retraining, SeedRun, best_run, folder_names, planned
 from ich_ray.results import Objective, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
@@ -126,8 +125,8 @@ def retrain(
         runs=tuple(runs),
         rehearsal=before,
     )
-    weights = state_file(locate(used.folder), run.best_images_seen)
-    bundle = make_bundle(found, trial, course.parameters, dataset, weights, retraining)
+    state = checkpoints_in(locate(used.folder)).file(run.best_images_seen)
+    bundle = make_bundle(found, trial, course.parameters, dataset, state, retraining)
     write_json(found.files.retraining, retraining.model_dump(mode="json"))
     for one in plans:
         remove(locate(one.folder))

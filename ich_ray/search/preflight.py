@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ich_ray.errors import ConfigError
 from ich_ray.model.architectures import architecture_of
+from ich_ray.model.input_shape import input_shape
 from ich_ray.progress import say
 from ich_ray.runtime import ask_machines
 from ich_ray.storage import DatasetFiles, is_local, locate, read_json
@@ -187,7 +188,7 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
     for architecture, weights in sorted({(parameters.architecture, parameters.weights) for parameters in found}):
         check_weights(architecture, weights)
     for parameters in _distinct(found, weights="none"):
-        architecture_of(parameters).check(parameters, dataset.image_shape)
+        architecture_of(parameters).check(parameters, input_shape(parameters, dataset.image_shape))
     for parameters in _distinct(trial for trial in found if _reads_file(trial)):
         _load_file(parameters, dataset.image_shape)
 

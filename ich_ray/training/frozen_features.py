@@ -1,8 +1,8 @@
 """A network cut in two where training begins: a trunk that never changes, and the rest.
 
-What frozen layers make of a slice is the same in every epoch and every trial, because nothing here augments images and
-frozen layers stay in evaluation mode. So it may be computed once and read after that. Knows networks and the
-key of a trunk; where features are kept is in data/feature_store.py, how all of them are computed in
+What frozen layers make of the input of a slice is the same in every epoch and every trial, because nothing here
+augments images and frozen layers stay in evaluation mode. So it may be computed once and read after that. Knows
+networks and the key of a trunk; where features are kept is in data/feature_store.py, how all of them are computed in
 search/tune/precompute_features.py.
 
 Array shapes: images are uint8 `[n, channels, rows, columns]`, features float32 `[n, *shape]`.
@@ -21,6 +21,9 @@ from torch import nn
 
 from ich_ray.data.feature_store import Features
 from ich_ray.model.architectures import architecture_of
+from ich_ray.model.input_shape import input_shape
+from ich_ray.training.inference import in_batches
+from ich_ray.training.network_inputs import place_inputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +58,7 @@ def trunk_key(network: Network, parameters: Hyperparameters, dataset: PreparedDa
     cut = [name for name, _ in known].index(parameters.unfreeze_from)
     trained = tuple(f"{prefix}." for _, prefixes in known[cut:] for prefix in prefixes)
     told = [_FORMAT, dataset.manifest.fingerprint, parameters.architecture, parameters.unfreeze_from]
-    digest = hashlib.sha256(json.dumps([*told, *dataset.image_shape]).encode())
+    digest = hashlib.sha256(json.dumps([*told, *input_shape(parameters, dataset.image_shape)]).encode())
     for name, tensor in network.body.state_dict().items():
         if not name.startswith(trained):
             digest.update(name.encode())
@@ -92,9 +95,8 @@ def trunk_features(network: Network, parameters: Hyperparameters, images: torch.
 def feature_shape(network: Network, parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
     """Of the features of one slice."""
     device = next(network.parameters()).device
-    return tuple(
-        trunk_features(network, parameters, torch.zeros((1, *image_shape), dtype=torch.uint8, device=device)).shape[1:]
-    )
+    black = torch.zeros((1, *input_shape(parameters, image_shape)), dtype=torch.uint8, device=device)
+    return tuple(trunk_features(network, parameters, black).shape[1:])
 
 
 class TrainableHead(nn.Module):
@@ -135,8 +137,5 @@ def shared(network: Network, parameters: Hyperparameters, dataset: PreparedDatas
 def as_features(network: Network, parameters: Hyperparameters, slices: SliceSet) -> NDArray[np.float32]:
     """Features of slices in their order, float32 `[n, *shape]`."""
     device = next(network.parameters()).device
-    parts = []
-    for start in range(0, len(slices), _BATCH):
-        images = slices.gather(np.arange(start, min(start + _BATCH, len(slices))))
-        parts.append(trunk_features(network, parameters, torch.from_numpy(images).to(device)).cpu())
-    return torch.cat(parts).contiguous().numpy()
+    batches = in_batches(place_inputs(parameters, slices, device, "host"), np.arange(len(slices)), _BATCH)
+    return torch.cat([trunk_features(network, parameters, batch).cpu() for batch in batches]).contiguous().numpy()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ich_ray.data.image_store import place
+from ich_ray.training.network_inputs import place_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ich_ray.data.dataset import SliceSet
-    from ich_ray.data.image_store import PlacedImages
+    from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.training.network_inputs import NetworkInputs
 
 __all__ = ["EVALUATION_BATCH", "batch_logits", "in_batches", "predict_logits"]
 
@@ -27,11 +28,23 @@ EVALUATION_BATCH = 128
 
 
 def predict_logits(
-    network: nn.Module, slices: SliceSet, device: torch.device | str = "cpu", batch_size: int = EVALUATION_BATCH
+    network: nn.Module,
+    slices: SliceSet,
+    parameters: Hyperparameters,
+    device: torch.device | str = "cpu",
+    batch_size: int = EVALUATION_BATCH,
 ) -> NDArray[np.float32]:
-    """Logits of all `slices` in their order, float32 `[n]`, in evaluation mode and full precision."""
-    placed = place(slices, torch.device(device), "host")
-    return batch_logits(network, in_batches(placed, np.arange(len(slices)), batch_size))
+    """Logits of all `slices` in their order, float32 `[n]`, in evaluation mode and full precision.
+
+    Args:
+        network: on the device.
+        slices: of a prepared dataset.
+        parameters: of the network, which say what it is given for a slice.
+        device: where to compute.
+        batch_size: slices at a time.
+    """
+    inputs = place_inputs(parameters, slices, torch.device(device), "host")
+    return batch_logits(network, in_batches(inputs, np.arange(len(slices)), batch_size))
 
 
 def batch_logits(
@@ -52,7 +65,7 @@ def batch_logits(
     return torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.float32)
 
 
-def in_batches(images: PlacedImages, positions: NDArray[np.int64], batch_size: int) -> Iterator[torch.Tensor]:
-    """Uint8 `[at most batch_size, channels, rows, columns]` each, the images at `positions` in their order."""
+def in_batches(inputs: NetworkInputs, positions: NDArray[np.int64], batch_size: int) -> Iterator[torch.Tensor]:
+    """Uint8 `[at most batch_size, channels, rows, columns]` each, the inputs at `positions` in their order."""
     for start in range(0, len(positions), batch_size):
-        yield images.take(positions[start : start + batch_size])
+        yield inputs.take(positions[start : start + batch_size])

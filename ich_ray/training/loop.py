@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ich_ray.data.feature_store import FeatureImages, FeaturesInMemory
-from ich_ray.data.image_store import PlacedImages, as_index, place
+from ich_ray.data.feature_store import FeatureBatches, FeaturesInMemory
+from ich_ray.data.image_store import as_index
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.model.networks import Network, build_network
@@ -35,6 +35,7 @@ from ich_ray.training.data_parallel import ALONE, Shard
 from ich_ray.training.frozen_features import TrainableHead, shared
 from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, in_batches
 from ich_ray.training.memory import out_of_memory
+from ich_ray.training.network_inputs import NetworkInputs, place_inputs
 from ich_ray.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from ich_ray.training.parts import Parts, Progress, TrainingBudget
 from ich_ray.training.precision import autocast, precision_on
@@ -174,20 +175,27 @@ class _Run:
         parts = [part for part in (self.slices, self.validation) if part is not None]
         dataset, rows = self.slices.dataset, np.concatenate([part.rows for part in parts])
         self.validated: nn.Module = self.average.network if self.average else self.network
-        self.validation_images: PlacedImages | None = None
+        self.validation_inputs: NetworkInputs | None = None
         features = None if self.parts.augmentation else given or shared(self.network, self.parameters, dataset)
         if features is not None and features.covers(rows):
             self.forward: nn.Module = self.shard.data_parallel(TrainableHead(self.network, self.parameters))
             self.validated = TrainableHead(self.validated, self.parameters)
-            self.images: PlacedImages = FeatureImages(features, self.slices, self.device)
+            batches = FeatureBatches(features, self.device)  # of a slice, whatever its input was made of
+            self.inputs = NetworkInputs(batches, self.slices.rows[:, None])
             if self.validation is not None:
-                self.validation_images = FeatureImages(features, self.validation, self.device)
+                self.validation_inputs = NetworkInputs(batches, self.validation.rows[:, None])
             return
         self.forward = self.shard.data_parallel(self.network)
-        self.images = place(self.slices, self.device, placement, trials=trials)
+        self.inputs = place_inputs(self.parameters, self.slices, self.device, placement, trials=trials)
         if self.validation is not None:
-            taken = self.slices.image_bytes if self.images.where == "device" else 0
-            self.validation_images = place(self.validation, self.device, placement, taken_bytes=taken, trials=trials)
+            self.validation_inputs = place_inputs(
+                self.parameters,
+                self.validation,
+                self.device,
+                placement,
+                taken_bytes=self.inputs.held_bytes,
+                trials=trials,
+            )
 
     @property
     def setup(self) -> ExecutionInfo:
@@ -195,7 +203,7 @@ class _Run:
         return ExecutionInfo(
             device=torch.cuda.get_device_name(self.device) if cuda else str(self.device.type),
             workers=self.shard.world_size,
-            images=self.images.where,
+            images=self.inputs.where,
             mode=self.precision,
         )
 
@@ -231,7 +239,7 @@ class _Run:
             group["lr"] = rate
         index = as_index(slices, self.device)
         self.optimizer.zero_grad()
-        images = self.images.take(slices)
+        images = self.inputs.take(slices)
         if self.parts.augmentation is not None:
             positions = as_index(self.shard.part(np.arange(first, first + take)), self.device)
             images = self.parts.augmentation(images, positions, self.seed)
@@ -248,15 +256,15 @@ class _Run:
     def report(self) -> Progress:
         started = time.perf_counter()
         metrics: dict[str, float] = {}
-        if self.validation is not None and self.validation_images is not None:
-            metrics = self._validated(self.validation, self.validation_images)
+        if self.validation is not None and self.validation_inputs is not None:
+            metrics = self._validated(self.validation, self.validation_inputs)
         metrics["train_loss"] = self.train_loss
         self.elapsed_s += self._interval_s + time.perf_counter() - started
         return Progress(self.images_seen, metrics, self.elapsed_s, self.images_per_s, self.setup, self._capture)
 
-    def _validated(self, validation: SliceSet, images: PlacedImages) -> dict[str, float]:
+    def _validated(self, validation: SliceSet, inputs: NetworkInputs) -> dict[str, float]:
         positions = self.shard.part(np.arange(len(validation)))
-        batches = in_batches(images, positions, EVALUATION_BATCH)
+        batches = in_batches(inputs, positions, EVALUATION_BATCH)
         own = batch_logits(self.validated, batches, autocast(self.precision, self.device))
         logits = self.shard.gathered(own, len(validation), self.device)
         if not np.isfinite(logits).all():

@@ -79,7 +79,7 @@ def test_a_network_that_ranks_the_wrong_way_round_is_noted(
     search: SearchFiles, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = np.random.default_rng(0).normal(size=len(dataset)) - 2 * dataset.label("any")
-    monkeypatch.setattr("ich_ray.bundle.bundle.predict_logits", lambda network, slices, device: logits[slices.rows])
+    monkeypatch.setattr("ich_ray.bundle.bundle.predict_logits", lambda network, slices, *_: logits[slices.rows])
     found = calibrate(search.root)
     assert found.notes[0].startswith("calibration: 0.05 < temperature < 20 must hold")
     assert load_bundle(search.bundle).card.calibrations[-1].notes == found.notes

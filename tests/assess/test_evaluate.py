@@ -200,7 +200,7 @@ def test_a_model_at_chance_is_called_so(search: SearchFiles, monkeypatch: pytest
     calibrate(search.root)
     rng = np.random.default_rng(0)
     monkeypatch.setattr(
-        "ich_ray.bundle.bundle.predict_logits", lambda network, slices, device: rng.normal(size=len(slices))
+        "ich_ray.bundle.bundle.predict_logits", lambda network, slices, parameters, device: rng.normal(size=len(slices))
     )
     found = evaluate(search.root)
     assert found.at_chance
@@ -249,7 +249,7 @@ def test_groups_are_measured_apart(
     calibrate(search.root)
     overlapping = np.random.default_rng(3).normal(size=len(dataset)) + 2 * dataset.label("any")
     monkeypatch.setattr(
-        "ich_ray.bundle.bundle.predict_logits", lambda network, slices, device: overlapping[slices.rows]
+        "ich_ray.bundle.bundle.predict_logits", lambda network, slices, parameters, device: overlapping[slices.rows]
     )
     found, test = evaluate(search.root), dataset.role("test")
     probabilities = np.array(pq.read_table(str(search.predictions))["probability"])
@@ -293,7 +293,8 @@ def test_probabilities_are_held_against_what_a_perfect_model_shows(
     for stretch in (1, 4):
         logits = (stretch * odds - shift.bias) * shift.temperature - shift.prior_shift
         monkeypatch.setattr(
-            "ich_ray.bundle.bundle.predict_logits", lambda network, slices, device, of=logits: of[slices.rows]
+            "ich_ray.bundle.bundle.predict_logits",
+            lambda network, slices, *_, of=logits: of[slices.rows],
         )
         found = evaluate(search.root)
         error, null = found.metrics["ece"].value, found.ece_null

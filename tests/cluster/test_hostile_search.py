@@ -17,7 +17,7 @@ from ich_ray.bundle.card import Card
 from ich_ray.errors import IntegrityError
 from ich_ray.results import open_search
 from ich_ray.search.ledger import Ledger
-from ich_ray.search.tune.trial import Checkpoints
+from ich_ray.search.tune.trial import checkpoints_of
 from ich_ray.storage import SearchFiles, locate, sha256
 from ich_ray.training.state import TrainingState
 from tests.prepared import make_dataset
@@ -156,7 +156,7 @@ def test_a_resumed_trial_reads_only_its_own_folder(files: SearchFiles, tmp_path:
     folder.mkdir(parents=True)
     entry = {"file": "../../../secret.safetensors", "sha256": sha256(locate(secret)), "images_seen": 5, "reports": []}
     (folder / "a.json").write_text(json.dumps(entry))
-    assert Checkpoints(files, 0).newest() is None
+    assert checkpoints_of(files, 0).newest() is None
 
 
 @pytest.mark.parametrize("verb", [["results"], ["audit"], ["report"], ["confirm", "--folds", "2"], ["retrain"]])

@@ -28,7 +28,7 @@ import psutil
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.results import open_search
-from ich_ray.search.tune.trial import Checkpoints
+from ich_ray.search.tune.trial import checkpoints_of
 from ich_ray.storage import sha256
 from ich_ray.vocabulary import ROLES
 from tests.compat.recorded import FIXTURES, TRAININGS, machine, trained
@@ -157,7 +157,7 @@ def both_kinds(out: Path, ended: int) -> bool:
         return False
     found = open_search(out)
     running = [trial for trial in found.trials if trial.state == "running" and len(trial.reports) >= 2]
-    kept = [Checkpoints(found.files, trial.number).newest() for trial in running]
+    kept = [checkpoints_of(found.files, trial.number).newest() for trial in running]
     return found.count("completed") + found.count("pruned") >= ended and any(kept)
 
 

@@ -29,7 +29,7 @@ from ich_ray.results import open_search
 from ich_ray.runtime import connected
 from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.run import run_search
-from ich_ray.search.tune.trial import Checkpoints, Trainer, TrialSettings, train_model
+from ich_ray.search.tune.trial import Trainer, TrialSettings, checkpoints_of, train_model
 from ich_ray.training.loop import Progress
 from ich_ray.vocabulary import Role
 from tests.compat.recorded import FIXTURES, SMOOTH, TRAININGS, tolerance, trained
@@ -157,7 +157,7 @@ def test_a_trial_goes_on_from_its_checkpoint_to_its_end(
     files: Path, name: str, number: int, budget: int, kind: type[Hyperparameters]
 ) -> None:
     found = open_search(files / name)
-    trial, kept = found.trials[number], Checkpoints(found.files, number).newest()
+    trial, kept = found.trials[number], checkpoints_of(found.files, number).newest()
     assert trial.state == "running"
     assert kept is not None
     dataset = PreparedDataset.open(files / "dataset")

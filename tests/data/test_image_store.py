@@ -22,10 +22,17 @@ def dataset(tmp_path: Path) -> PreparedDataset:
 @pytest.mark.parametrize("where", ["auto", "host", "device"])
 def test_batches_are_the_same_wherever_they_lie(dataset: PreparedDataset, where: str) -> None:
     train = dataset.role("train")
-    placed = place(train, torch.device("cpu"), where)  # type: ignore[arg-type]
+    placed = place(dataset, train.rows, torch.device("cpu"), where)  # type: ignore[arg-type]
     assert placed.where == ("host" if where == "auto" else where)
-    positions = np.array([3, 0, 7, 7])
-    assert np.array_equal(placed.take(positions).numpy(), every_image(dataset)[train.rows[positions]])
+    rows = train.rows[[3, 0, 7, 7]]
+    assert np.array_equal(placed.take(rows).numpy(), every_image(dataset)[rows])
+
+
+def test_a_device_holds_each_row_once(dataset: PreparedDataset) -> None:
+    placed = place(dataset, np.array([[7, 3], [3, 9]]), torch.device("cpu"), "device")
+    assert placed.held_bytes == 3 * 3 * 8 * 8
+    assert np.array_equal(placed.take(np.array([9, 3, 7, 9])).numpy(), every_image(dataset)[[9, 3, 7, 9]])
+    assert place(dataset, np.array([3]), torch.device("cpu"), "host").held_bytes == 0
 
 
 GIB = 2**30
@@ -59,31 +66,32 @@ def test_a_device_that_filled_up_meanwhile_leaves_images_on_the_host(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    images = dataset.role("train")
+    rows = dataset.role("train").rows
+    needed = len(rows) * 3 * 8 * 8
     asked: list[object] = []
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: asked.append(1) or (images.image_bytes * 2,) * 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: asked.append(1) or (needed * 2,) * 2)
     monkeypatch.setattr(module, "_DeviceImages", full)
     monkeypatch.setattr(module, "_StagedImages", lambda *_: "staged")
-    assert place(images, torch.device("cuda")) == "staged"
+    assert place(dataset, rows, torch.device("cuda")) == "staged"
     assert asked
     with pytest.raises(torch.OutOfMemoryError):
-        place(images, torch.device("cuda"), "device")
+        place(dataset, rows, torch.device("cuda"), "device")
     monkeypatch.setattr(module, "_DeviceImages", lambda *_: "device")
-    assert place(images, torch.device("cuda")) == "device"
-    assert place(images, torch.device("cuda"), trials=2) == "staged"
-    assert place(images, torch.device("cuda"), taken_bytes=1) == "staged"
+    assert place(dataset, rows, torch.device("cuda")) == "device"
+    assert place(dataset, rows, torch.device("cuda"), trials=2) == "staged"
+    assert place(dataset, rows, torch.device("cuda"), taken_bytes=1) == "staged"
 
 
 @pytest.mark.gpu
 def test_staged_batches_on_an_accelerator(dataset: PreparedDataset) -> None:
     device, train = torch.device("cuda"), dataset.role("train")
-    assert place(train, device).where == "device"
-    assert place(train, device, trials=10**9).where == "host"
+    assert place(dataset, train.rows, device).where == "device"
+    assert place(dataset, train.rows, device, trials=10**9).where == "host"
     rng = np.random.default_rng(0)
     for where in ("host", "device"):
-        placed = place(train, device, where)  # type: ignore[arg-type]
-        orders = [rng.integers(0, len(train), rng.integers(1, 40)) for _ in range(50)]
+        placed = place(dataset, train.rows, device, where)  # type: ignore[arg-type]
+        orders = [rng.choice(train.rows, rng.integers(1, 40)) for _ in range(50)]
         taken = [placed.take(order) for order in orders]  # more at a time than there are buffers
         for order, images in zip(orders, taken, strict=True):
             assert images.is_cuda
-            assert np.array_equal(images.cpu().numpy(), every_image(dataset)[train.rows[order]])
+            assert np.array_equal(images.cpu().numpy(), every_image(dataset)[order])

@@ -21,6 +21,7 @@ from PIL import Image
 from upath import UPath
 
 from ich_ray.assess.evaluate import Counts
+from ich_ray.data.dataset import SliceSet
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.html_report import summary, tables
 from ich_ray.html_report.gallery import examples, pick, small_png
@@ -472,8 +473,8 @@ class TestGallery:
         assert evaluated.dataset is not None
         assert evaluated.predictions is not None
 
-        def everywhere(images: np.ndarray) -> np.ndarray:
-            return np.ones((len(images), 32, 32), np.float32)
+        def everywhere(slices: SliceSet) -> np.ndarray:
+            return np.ones((len(slices), 32, 32), np.float32)
 
         found = examples(evaluated.dataset, evaluated.predictions, 0.3, everywhere)
         for kind, example in (("right positive", found["right positive"][0]), ("miss", found["miss"][0])):

@@ -20,20 +20,19 @@ from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset, RoleCounts
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
-from ich_ray.refit.checkpoints import keep, newest, state_file
 from ich_ray.refit.confirm import chosen_trial
-from ich_ray.refit.ray_train import RetrainPlan, _resources, _train, patience_over
+from ich_ray.refit.ray_train import RetrainPlan, _resources, _train, checkpoints_in, patience_over, read_reports
 from ich_ray.refit.retrain import _plan, retrain
 from ich_ray.refit.retrain_record import Course, Retraining, SeedRun, best_run, folder_names, planned, spread
 from ich_ray.results import ExecutionInfo, Objective, Report, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.cluster_resources import Machine
-from ich_ray.storage import read_json, write_json
+from ich_ray.storage import locate, read_json, write_json
 from ich_ray.training.data_parallel import ALONE
-from ich_ray.training.loop import TrainingState
 from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, Schedule
 from ich_ray.vocabulary import Patients, Role
 from tests.records import make_confirmation
+from tests.search.fakes import FakeProgress
 from tests.searched import PARAMETERS, make_search
 
 
@@ -191,22 +190,15 @@ def test_another_dataset_is_refused(dataset: PreparedDataset, tmp_path: Path) ->
         retrain(files.root)
 
 
-def test_only_the_newest_and_the_best_state_stay(tmp_path: Path) -> None:
-    from ich_ray.storage import locate
-
-    folder, reports = locate(tmp_path / "r"), []
-    for number, value in enumerate([0.2, 0.5, 0.4], start=1):
-        reports.append(report(number, value))
-        state = TrainingState({"weights.a": torch.zeros(1)}, {"images_seen": number, "elapsed_s": 0.0, "plan": {}})
-        keep(folder, state, reports, Objective())
-    assert sorted(file.name[-15:-12] for file in folder.glob("state-*")) == ["002", "003"]
-    state, known = newest(folder)
-    assert state is not None
-    assert (state.images_seen, len(known)) == (3, 3)
-    state_file(folder, 3).write_bytes(b"torn")
-    state, known = newest(folder)
-    assert state is not None
-    assert (state.images_seen, len(known)) == (2, 2)
+def test_a_resumed_seed_knows_its_reports(tmp_path: Path) -> None:
+    folder = locate(tmp_path / "r")
+    assert read_reports(folder) == []
+    reports = [report(1, 0.5), report(2, None)]
+    checkpoints_in(folder).save(FakeProgress(2, {}, 1.0), [entry.model_dump(mode="json") for entry in reports])
+    assert read_reports(folder) == reports
+    checkpoints_in(folder).save(FakeProgress(3, {}, 1.0), [{"images_seen": "many"}])
+    with pytest.raises(IntegrityError, match=r"r: checkpoints must hold a list of reports, got .*; remove it and"):
+        read_reports(folder)
 
 
 def test_retrain_with_one_worker(dataset: PreparedDataset, tmp_path: Path, cluster: None) -> None:
@@ -336,7 +328,7 @@ def test_a_killed_worker_goes_on(dataset: PreparedDataset, tmp_path: Path, clust
 
     def kill() -> None:
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not list(files.final.glob("retraining-*/reports.json")):
+        while time.monotonic() < deadline and not list(files.final.glob("retraining-*/state-*.json")):
             time.sleep(0.1)
         for pid in own_train_workers():
             os.kill(pid, signal.SIGKILL)

@@ -68,7 +68,7 @@ def test_the_average_is_validated_and_bundled_and_changes_no_step(dataset: Prepa
     network = build_network(QUICK, dataset.image_shape)
     network.load_state_dict(averaged[1].validated_weights)
     validation = dataset.role("validation")
-    found = average_precision(validation.labels, predict_logits(network, validation))
+    found = average_precision(validation.labels, predict_logits(network, validation, QUICK))
     assert found == pytest.approx(averaged[0].metrics["average_precision"])
     assert plain[1].part("average") == {}
     assert torch.equal(plain[1].validated_weights["body.head.1.weight"], weights["body.head.1.weight"])

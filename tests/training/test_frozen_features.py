@@ -125,7 +125,7 @@ def test_the_same_is_learned_from_features(dataset: PreparedDataset, monkeypatch
     read: list[int] = []
     gather = Features.gather
     monkeypatch.setattr(Features, "gather", lambda self, rows: read.append(len(rows)) or gather(self, rows))
-    monkeypatch.setattr(SliceSet, "gather", lambda *_: pytest.fail("no image is needed"))
+    monkeypatch.setattr(PreparedDataset, "gather", lambda *_: pytest.fail("no image is needed"))
     fast = trained(dataset)
     assert sum(read) > 128
     for (metrics, state), (quick, short) in zip(whole, fast, strict=True):
@@ -192,9 +192,9 @@ def test_no_room_is_said_before_anything_is_written(dataset: PreparedDataset, mo
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 0, 1_000_000))
     slices = len(development_rows(dataset))
-    assert check_room(dataset, (10,)) == slices * 40
+    assert check_room(dataset, slices, (10,)) == slices * 40
     with pytest.raises(ConfigError, match=r"GB must be free for features 256x8x8 of \d+ slices, got 0.0; freeze more"):
-        check_room(dataset, (256, 8, 8))
+        check_room(dataset, slices, (256, 8, 8))
 
 
 def test_only_given_weights_are_shared(tmp_path: Path) -> None:

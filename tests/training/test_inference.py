@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def test_logits_do_not_depend_on_the_batch_size_or_training_mode(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "dataset")
-    network = build_network(Hyperparameters(dropout=0.2, filters=8, dense=16), dataset.image_shape)
-    one, other = (predict_logits(network, dataset.role("test"), batch_size=size) for size in (128, 5))
+    parameters = Hyperparameters(dropout=0.2, filters=8, dense=16)
+    network = build_network(parameters, dataset.image_shape)
+    one, other = (predict_logits(network, dataset.role("test"), parameters, batch_size=size) for size in (128, 5))
     np.testing.assert_allclose(one, other, atol=1e-6)
     assert network.training

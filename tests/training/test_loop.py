@@ -164,7 +164,7 @@ def test_the_reported_log_loss_is_corrected_for_the_class_weights(dataset: Prepa
     network = build_network(QUICK, dataset.image_shape)
     network.load_state_dict(progress.state().part("weights"))
     validation, labels = dataset.role("validation"), dataset.role("train").labels
-    logits = predict_logits(network, validation)
+    logits = predict_logits(network, validation, QUICK)
     assert logits.dtype == np.float32
     assert progress.metrics["average_precision"] == pytest.approx(average_precision(validation.labels, logits))
     shift = np.log(labels.sum() / (len(labels) - labels.sum()))

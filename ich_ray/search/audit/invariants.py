@@ -20,6 +20,7 @@ from ich_ray.results import SearchResult, TrialResult, WeightsNote
 from ich_ray.search.audit.ledger_reader import REMEDY, ended_with
 from ich_ray.search.space.space import Given
 from ich_ray.storage import first_problem, read_json, read_record, sha256
+from ich_ray.training.checkpoint_store import CheckpointStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,18 +116,11 @@ def _reports(found: LedgerFiles) -> Check:
 
 def _kept_reports(files: SearchFiles, number: int) -> list[int]:
     """images_seen of the reports in the newest whole checkpoint of a trial: what a resume would tell the ledger."""
-    newest: list[int] = []
-    folder = files.checkpoint(number)
-    for index in folder.glob("*.json") if folder.exists() else ():
-        try:
-            entry = read_json(index)
-            whole = sha256(folder / f"{index.stem}.safetensors") == entry["sha256"]
-            seen = [int(report["images_seen"]) for report in entry["reports"]]
-        except (OSError, KeyError, TypeError, ValueError, OverflowError, IntegrityError):
-            continue
-        if whole and seen[-1:] > newest[-1:]:
-            newest = seen
-    return newest
+    newest = CheckpointStore(files.checkpoint(number), "newest").newest()
+    try:
+        return [int(report["images_seen"]) for report in newest.reports] if newest else []
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return []
 
 
 def _no_space(invariant: str, rule: str) -> Check:

@@ -154,6 +154,7 @@ def _count(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tu
     """Bytes of all weights and buffers, of the trained weights, and of the activations of `_IMAGES_COUNTED` images."""
     import torch
 
+    from ich_ray.model.input_shape import input_shape
     from ich_ray.model.networks import build_network
 
     kept: dict[int, int] = {}
@@ -165,7 +166,7 @@ def _count(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tu
 
     with torch.device("meta"):
         network = build_network(parameters, image_shape)
-        images = torch.empty((_IMAGES_COUNTED, *image_shape), dtype=torch.uint8)
+        images = torch.empty((_IMAGES_COUNTED, *input_shape(parameters, image_shape)), dtype=torch.uint8)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logits = network(images)
     own = [*network.parameters(), *network.buffers()]

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ich_ray.data.dataset import PreparedDataset, SliceSet
-from ich_ray.data.feature_store import ROWS_A_FILE, FeatureFiles, check_room
-from ich_ray.data.folds import development_rows
+from ich_ray.data.feature_store import FeatureFiles, check_room
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import bar, say
@@ -72,7 +71,7 @@ def share_trunks(dataset: PreparedDataset, trials: Iterable[Hyperparameters], gp
         files = FeatureFiles.of(dataset, key)
         if files.manifest.exists():
             continue
-        needed = check_room(dataset, shape)
+        needed = check_room(dataset, len(files.rows), shape)
         say(f"frozen layers of {parameters.architecture} below {parameters.unfreeze_from}: {needed / 1e9:.2f} GB, once")
         job = _Job(str(dataset.files.root), dataset.manifest.fingerprint, parameters.model_dump(), key, gpus)
         try:
@@ -91,16 +90,15 @@ def _alone(files: FeatureFiles, job: _Job, dataset: PreparedDataset, shape: tupl
         say("  another search computes them, waiting for it")
     with file_lock(files.lock, "features of frozen layers", wait=True):
         if not files.manifest.exists():
-            compute(files, job, dataset)
+            compute(files, job)
             files.finish(dataset, shape)
 
 
-def compute(files: FeatureFiles, job: _Job, dataset: PreparedDataset) -> None:
+def compute(files: FeatureFiles, job: _Job) -> None:
     """Every file of a key that is not there yet."""
-    count = -(-len(development_rows(dataset)) // ROWS_A_FILE)
-    missing = [number for number in range(count) if not files.block(number).exists()]
-    with bar("Frozen layers", count, "files") as advance:
-        done = count - len(missing)
+    missing = [number for number in range(files.count) if not files.block(number).exists()]
+    with bar("Frozen layers", files.count, "files") as advance:
+        done = files.count - len(missing)
         for _ in _mapped(job, missing) if missing else ():
             done += 1
             advance(done)
@@ -148,9 +146,9 @@ def make_file(job: _Job, number: int) -> None:
     from ich_ray.training.frozen_features import as_features
 
     dataset, network, parameters = _opened(job)
-    rows = development_rows(dataset)[number * ROWS_A_FILE : (number + 1) * ROWS_A_FILE]
-    features = as_features(network, parameters, SliceSet(dataset, rows))
-    FeatureFiles.of(dataset, job.key).write(number, np.ascontiguousarray(features))
+    files = FeatureFiles.of(dataset, job.key)
+    features = as_features(network, parameters, SliceSet(dataset, files.rows_of(number)))
+    files.write(number, np.ascontiguousarray(features))
 
 
 @lru_cache(maxsize=1)

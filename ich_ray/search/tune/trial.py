@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import os
-import secrets
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,22 +19,24 @@ from ray import tune
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut
-from ich_ray.errors import IntegrityError, TrialFailure
+from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.registry import registered_here, repeat
-from ich_ray.results import CheckpointReference, Report, finite
+from ich_ray.results import CheckpointReference, finite
 from ich_ray.search.tune.train_workers import WorkersLost
-from ich_ray.storage import Location, SearchFiles, locate, read_json, sha256, without_credentials, write_json
+from ich_ray.storage import SearchFiles, locate, without_credentials
+from ich_ray.training.checkpoint_store import CheckpointStore
 
 if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.results import ExecutionInfo
+    from ich_ray.training.checkpoint_store import Checkpoint, SavedState
     from ich_ray.training.data_parallel import Shard
     from ich_ray.training.loop import Progress
     from ich_ray.vocabulary import Placement, Precision
 
-__all__ = ["Checkpoints", "Kept", "Trainer", "TrialSettings", "as_failure", "opened", "train_model", "trial_function"]
+__all__ = ["Trainer", "TrialSettings", "as_failure", "checkpoints_of", "opened", "train_model", "trial_function"]
 
 # A worker is reused only when the thread of its last trial has ended; Tune's 2 s are short for freeing a large model,
 # and what takes longer costs the *next* trial. Set in the worker, because a cluster's workers do not inherit the
@@ -80,11 +81,6 @@ class TrialSettings:
         return int(1 / self.gpus + 1e-9) if 0 < self.gpus < 1 else 1
 
 
-class _State(Protocol):
-    def save(self, path: Location) -> str:
-        """Write it whole or not at all; the SHA-256 of what was written."""
-
-
 class _Progress(Protocol):
     """What a trial needs of training.parts.Progress."""
 
@@ -96,7 +92,7 @@ class _Progress(Protocol):
     def elapsed_s(self) -> float: ...
     @property
     def setup(self) -> ExecutionInfo | None: ...
-    def state(self) -> _State: ...
+    def state(self) -> SavedState: ...
 
 
 # (parameters, dataset, settings, seed, file of the state to resume) -> one progress per report; where a trial has
@@ -172,13 +168,13 @@ def as_failure(error: Exception) -> TrialFailure:
 
 
 def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> None:
-    checkpoints = Checkpoints(SearchFiles(locate(settings.search)), config["number"])
+    checkpoints = checkpoints_of(SearchFiles(locate(settings.search)), config["number"])
     kept = checkpoints.newest()
     history = list(kept.reports) if kept else []
     # A lost attempt may have kept reports to itself; the driver ignores those that it has.
     for report in history:
         if kept and report["images_seen"] > config["reported"]:
-            tune.report({**report, "checkpoint": kept.reference.model_dump()})
+            tune.report({**report, "checkpoint": _reference(kept).model_dump()})
     if kept is None and config["reported"]:
         checkpoints.note = f"no good checkpoint after {config['reported']} images: started again"
     elif kept and kept.images_seen < config["reported"]:
@@ -199,7 +195,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
             # The last report needs no state: the trial is over when it arrives.
             last = progress.images_seen >= images
             try:
-                reference = None if last else checkpoints.save(progress, history)
+                reference = None if last else _reference(checkpoints.save(progress, history))
             except OSError as error:  # the search's folder, which every trial needs: no failure of this one
                 tune.report({"unwritable": f"{checkpoints.folder}: {error.strerror or error}"})
                 return
@@ -227,79 +223,21 @@ def _whole(where: str, fingerprint: str) -> PreparedDataset:
     return PreparedDataset.open(where, fingerprint=fingerprint)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A state that can be resumed: its file, and all that the trial had reported by then."""
-
-    file: UPath
-    reference: CheckpointReference
-    reports: tuple[dict[str, Any], ...]
-
-    @property
-    def images_seen(self) -> int:
-        return self.reference.images_seen
+def checkpoints_of(files: SearchFiles, number: int) -> CheckpointStore:
+    """The checkpoints of a trial, the newest of which an attempt at it resumes."""
+    return CheckpointStore(files.checkpoint(number), "newest", _is_report)
 
 
-class Checkpoints:
-    """The newest two states of a trial, in two files that take turns, so that a torn one never costs the other.
+def _is_report(report: Any) -> bool:
+    """Whether the ledger would take what a checkpoint says was reported; it may come from anyone."""
+    try:
+        Report(**report, time=0.0)
+    except (TypeError, ValueError):
+        return False
+    return True
 
-    Beside each `a-TOKEN.safetensors` stands `a-TOKEN.json`, written after it, with its hash: a state with another hash
-    is none. Every attempt has a token of its own, because one that was taken for lost may wake up (a machine that stood
-    still for a minute) and write once more before Ray ends it: it must not touch the files of the attempt that took
-    its place.
 
-    Attributes:
-        folder: where they lie.
-        note: what was found wrong, for the ledger.
-    """
-
-    def __init__(self, files: SearchFiles, number: int) -> None:
-        self.folder = files.checkpoint(number)
-        self.note = ""
-        token = secrets.token_hex(4)
-        self._names = (f"a-{token}", f"b-{token}")
-        self._saved = 0
-        self._superseded: list[list[UPath]] = []
-
-    def newest(self) -> Kept | None:
-        """The newest state that is whole, else the one before, else None."""
-        found = []
-        there = list(self.folder.iterdir()) if self.folder.exists() else []
-        for index in sorted(path for path in there if path.suffix == ".json"):
-            if entry := self._entry(index):
-                found.append(entry)
-            else:
-                self.note = f"checkpoint {index.stem} was damaged"
-        newest = max(found, key=lambda entry: entry.images_seen, default=None)
-        last = [path for path in there if newest and path.stem == newest.file.stem]
-        self._superseded = [[path for path in there if path not in last], last]
-        return newest
-
-    def _entry(self, index: UPath) -> Kept | None:
-        try:
-            entry = read_json(index)
-            file = self.folder / f"{index.stem}.safetensors"  # whatever the entry says: it may come from anyone
-            if sha256(file) != entry["sha256"]:
-                return None
-            for report in entry["reports"]:
-                Report(**report, time=0.0)
-            return Kept(file, self._reference(file, entry["sha256"], entry["images_seen"]), tuple(entry["reports"]))
-        except (OSError, KeyError, TypeError, ValueError, IntegrityError):
-            return None
-
-    def save(self, progress: _Progress, reports: list[dict[str, Any]]) -> CheckpointReference:
-        # The state that was resumed stays until there is a newer one.
-        for superseded in self._superseded.pop(0) if self._superseded else ():
-            superseded.unlink(missing_ok=True)
-        name = self._names[self._saved % 2]
-        self._saved += 1
-        file = self.folder / f"{name}.safetensors"
-        written = progress.state().save(file)
-        reference = self._reference(file, written, progress.images_seen)
-        entry = {**reference.model_dump(), "file": file.name, "reports": reports}
-        write_json(self.folder / f"{name}.json", entry)
-        return reference
-
-    def _reference(self, file: UPath, digest: str, images_seen: int) -> CheckpointReference:
-        name = f"checkpoints/{self.folder.name}/{file.name}"
-        return CheckpointReference(file=name, sha256=digest, images_seen=images_seen)
+def _reference(checkpoint: Checkpoint) -> CheckpointReference:
+    """What the ledger says of a checkpoint."""
+    name = f"checkpoints/{checkpoint.file.parent.name}/{checkpoint.file.name}"
+    return CheckpointReference(file=name, sha256=checkpoint.sha256, images_seen=checkpoint.images_seen)

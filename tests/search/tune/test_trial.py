@@ -8,117 +8,30 @@ import pytest
 import torch
 
 from ich_ray.errors import TrialFailure
-from ich_ray.search.tune.trial import Checkpoints, as_failure
-from ich_ray.storage import SearchFiles, locate, sha256
+from ich_ray.search.tune.trial import as_failure, checkpoints_of
+from ich_ray.storage import SearchFiles, locate
 from tests.search.fakes import FakeProgress
 
-REPORTS = [{"images_seen": 100, "metrics": {"average_precision": None}, "elapsed_s": 1.0}]
 
-
-@pytest.fixture
-def files(tmp_path: Path) -> SearchFiles:
-    return SearchFiles(locate(tmp_path))
-
-
-def save(files: SearchFiles, *images: int) -> Checkpoints:
-    checkpoints = Checkpoints(files, 3)
-    for seen in images:
-        reference = checkpoints.save(FakeProgress(seen, {}, 1.0), REPORTS)
-        assert reference.sha256 == sha256(files.root / reference.file)
-    return checkpoints
-
-
-def resumed(files: SearchFiles) -> int | None:
-    kept = Checkpoints(files, 3).newest()
-    if kept is None:
-        return None
-    assert json.loads(kept.file.read_text())["images_seen"] == kept.images_seen
-    assert list(kept.reports) == REPORTS
-    return kept.images_seen
-
-
-def test_there_is_none_at_first(files: SearchFiles) -> None:
-    assert resumed(files) is None
-
-
-def test_the_newest_of_two_is_resumed(files: SearchFiles) -> None:
-    save(files, 100, 200, 300)
-    assert resumed(files) == 300
-    assert [name[:1] + name[10:] for name in names(files)] == ["a.json", "a.safetensors", "b.json", "b.safetensors"]
-
-
-def names(files: SearchFiles) -> list[str]:
-    return sorted(path.name for path in files.checkpoint(3).iterdir())
-
-
-def the(files: SearchFiles, pattern: str) -> Path:
-    (found,) = Path(str(files.checkpoint(3))).glob(pattern)
-    return found
-
-
-@pytest.mark.parametrize("damage", [b"", b'{"images_seen": 200', None])
-def test_a_torn_state_falls_back_to_the_one_before(files: SearchFiles, damage: bytes | None) -> None:
-    save(files, 100, 200)
-    newest = the(files, "b-*.safetensors")
-    newest.write_bytes(damage) if damage is not None else newest.unlink()
-    assert resumed(files) == 100
-
-
-@pytest.mark.parametrize("damage", ["", "[]", '{"file": "b.safetensors"}'])
-def test_a_torn_index_falls_back_to_the_one_before(files: SearchFiles, damage: str) -> None:
-    save(files, 100, 200)
-    the(files, "b-*.json").write_text(damage)
-    assert resumed(files) == 100
-    checkpoints = Checkpoints(files, 3)
-    checkpoints.newest()
-    assert checkpoints.note == f"checkpoint {the(files, 'b-*.json').stem} was damaged"
+def test_checkpoints_of_a_trial_lie_below_its_number(tmp_path: Path) -> None:
+    files = SearchFiles(locate(tmp_path))
+    assert str(checkpoints_of(files, 3).folder) == str(tmp_path / "checkpoints" / "00003")
 
 
 @pytest.mark.parametrize(
     "report", [{}, [], {"images_seen": "x"}, {"elapsed_s": -1.0}, {"metrics": {"a\x1b[2J": 1.0}}, {"more": 1}]
 )
-def test_reports_that_no_ledger_would_take_are_damage(report: Any, files: SearchFiles) -> None:
-    save(files, 100, 200)
-    index = the(files, "b-*.json")
-    good = {"images_seen": 200, "metrics": {}, "elapsed_s": 1.0}
+def test_reports_that_no_ledger_would_take_are_damage(report: Any, tmp_path: Path) -> None:
+    files, good = SearchFiles(locate(tmp_path)), {"images_seen": 200, "metrics": {}, "elapsed_s": 1.0}
+    store = checkpoints_of(files, 3)
+    for seen in (100, 200):
+        newest = store.save(FakeProgress(seen, {}, 1.0), [{**good, "images_seen": seen}])
+    index = Path(str(newest.file.with_suffix(".json")))
     reports = [good | report if isinstance(report, dict) and report else report]
     index.write_text(json.dumps(json.loads(index.read_text()) | {"reports": reports}))
-    assert resumed(files) == 100
-
-
-def test_without_a_good_one_it_starts_again(files: SearchFiles) -> None:
-    save(files, 100, 200)
-    for name in "ab":
-        the(files, f"{name}-*.safetensors").write_bytes(b"torn")
-    assert resumed(files) is None
-
-
-def test_the_good_one_stays_until_the_next_attempt_has_a_newer_one(files: SearchFiles) -> None:
-    save(files, 100, 200, 300)
-    checkpoints = Checkpoints(files, 3)
-    kept = checkpoints.newest()
+    kept = checkpoints_of(files, 3).newest()
     assert kept is not None
-    first = checkpoints.save(FakeProgress(400, {}, 1.0), REPORTS)
-    assert len(names(files)) == 4
-    Path(str(files.root / first.file)).write_bytes(b"torn")
-    assert resumed(files) == 300
-    checkpoints.save(FakeProgress(500, {}, 1.0), REPORTS)
-    assert len(names(files)) == 4
-    assert not kept.file.exists()
-    assert resumed(files) == 500
-
-
-def test_an_attempt_that_was_taken_for_lost_touches_nothing_of_the_next(files: SearchFiles) -> None:
-    lost = save(files, 100)
-    live = Checkpoints(files, 3)
-    live.newest()
-    live.save(FakeProgress(200, {}, 1.0), REPORTS)
-    reference = live.save(FakeProgress(300, {}, 1.0), REPORTS)
-    for seen in (200, 300):
-        lost.save(FakeProgress(seen, {}, 1.0), REPORTS)
-        assert reference.sha256 == sha256(files.root / reference.file)
-    live.save(FakeProgress(400, {}, 1.0), REPORTS)
-    assert resumed(files) == 400
+    assert kept.images_seen == 100
 
 
 @pytest.mark.parametrize(
