@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import SliceSet
-    from ich_ray.data.image_store import ImageStore, Placement
+    from ich_ray.data.image_store import ImageStore
     from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.vocabulary import Placement
 
 __all__ = ["NetworkInputs", "input_rows", "place_inputs"]
 

@@ -22,7 +22,7 @@ from ich_ray.data.folds import HeldOut
 from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.registry import registered_here, repeat
-from ich_ray.results import CheckpointReference, finite
+from ich_ray.results import CheckpointReference, Report, finite
 from ich_ray.search.tune.train_workers import WorkersLost
 from ich_ray.storage import SearchFiles, locate, without_credentials
 from ich_ray.training.checkpoint_store import CheckpointStore
