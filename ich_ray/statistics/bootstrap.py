@@ -29,6 +29,7 @@ __all__ = [
     "effective_count",
     "exact_interval",
     "interval",
+    "lower_bound",
     "share_interval",
 ]
 
@@ -101,18 +102,23 @@ def effective_count(patients: NDArray[Any]) -> float:
     return float(held.sum() ** 2 / (held**2).sum()) if len(held) else 0.0
 
 
-def exact_interval(share: float, count: float, confidence: float = 0.95) -> Interval:
-    """The interval of Clopper & Pearson (1934) for a share of `count` independent slices.
+def lower_bound(share: NDArray[Any] | float, count: float, tail: float) -> NDArray[np.float64]:
+    """The lower bound of Clopper & Pearson (1934) for shares of `count` independent slices; below it lies `tail`.
 
     `count` may be a fraction, as `effective_count` gives it: Korn & Graubard, "Confidence intervals for proportions
     with small expected number of positive counts estimated from survey data" (1998).
     """
+    held = np.asarray(share, np.float64) * count
+    return np.where(held > 0, betaincinv(np.maximum(held, 1e-300), count - held + 1, tail), 0.0)
+
+
+def exact_interval(share: float, count: float, confidence: float = 0.95) -> Interval:
+    """The interval of Clopper & Pearson for a share of `count` independent slices, see `lower_bound`."""
     if not math.isfinite(share) or count <= 0:
         return Interval(share, math.nan, math.nan)
     held, tail = share * count, (1 - confidence) / 2
-    low = float(betaincinv(held, count - held + 1, tail)) if share > 0 else 0.0
     high = float(betaincinv(held + 1, count - held, 1 - tail)) if share < 1 else 1.0
-    return Interval(share, low, high)
+    return Interval(share, float(lower_bound(share, count, tail)), high)
 
 
 def can_tell(drawn: NDArray[np.float64], patients: NDArray[Any]) -> bool:

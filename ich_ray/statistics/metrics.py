@@ -48,12 +48,18 @@ POSITIVES_TO_RANK = 1000
 
 
 def _ratio(part: float, whole: float) -> float:
+    """NaN without a denominator; element by element of arrays."""
+    if isinstance(whole, np.ndarray):
+        return np.divide(part, whole, out=np.full(whole.shape, math.nan), where=whole > 0)
     return part / whole if whole > 0 else math.nan
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts (or sums of weights) of decisions; a ratio without a denominator is NaN."""
+    """Counts (or sums of weights) of decisions; a ratio without a denominator is NaN.
+
+    Counts may be arrays of one shape, such as `[resamples]`; so are the ratios then.
+    """
 
     tp: float
     fp: float
@@ -213,8 +219,8 @@ def best_f_beta(labels: NDArray[Any], probabilities: NDArray[Any], beta: float =
     tp, fp = ranking.counts()
     if not len(tp) or tp[-1] <= 0:
         return math.nan, math.nan
-    square = beta * beta
-    values = (1 + square) * tp / (tp + fp + square * tp[-1])
+    counts: Any = (tp, fp, tp[-1] - tp, fp[-1] - fp)
+    values: Any = Confusion(*counts).f_beta(beta)
     best = int(np.argmax(values))
     return ranking.threshold(best), float(values[best])
 
