@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
     from ich_ray.ct.dicom import CTSlice
 
-__all__ = ["DEFAULT_WINDOWS", "MOST_WINDOWS", "WINDOWS", "WindowSpec", "parse_windows", "window_slice"]
+__all__ = [
+    "DEFAULT_WINDOWS",
+    "MOST_WINDOWS",
+    "WINDOWS",
+    "WindowSpec",
+    "brain_channel",
+    "parse_windows",
+    "window_slice",
+]
 
 _FARTHEST_HU = 2**17
 # A channel each: the published systems use 1 and 3.
@@ -56,6 +64,12 @@ WINDOWS: Registry[WindowSpec] = Registry(
     "windows", {name: f"{__name__}:{name.upper()}" for name in ("brain", "subdural", "bone", "soft")}, home=__name__
 )
 DEFAULT_WINDOWS = "brain,subdural,bone"
+
+
+def brain_channel(windows: Sequence[WindowSpec]) -> int:
+    """The channel that is shown to people: the brain window, or the first one where there is none."""
+    names = [window.name for window in windows]
+    return names.index("brain") if "brain" in names else 0
 
 
 def parse_windows(text: str) -> tuple[WindowSpec, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ich_ray.bundle.heatmap_overlay import overlay, strength
+from ich_ray.ct.windowing import brain_channel
 from ich_ray.errors import ConfigError
 from ich_ray.html_report.style import count, number
 from ich_ray.vocabulary import SUBTYPES
@@ -70,7 +71,8 @@ def gallery(inputs: Inputs) -> Gallery:
         return Gallery([], problem=inputs.dataset_problem)
     heat, heat_problem = _heat(inputs)
     found = examples(inputs.dataset, inputs.predictions, inputs.evaluation.point[1].threshold, heat)
-    window = inputs.dataset.manifest.windows[_channel(inputs.dataset)]
+    windows = inputs.dataset.manifest.windows
+    window = windows[brain_channel(windows)]
     low, high = window.center_hu - window.width_hu / 2, window.center_hu + window.width_hu / 2
     groups = [(title, found[kind]) for kind, title in _TITLES.items()]
     return Gallery(groups, window=f"{window.name} window, {low:g} to {high:g} HU", heat_problem=heat_problem)
@@ -94,12 +96,6 @@ def _heat(inputs: Inputs) -> tuple[Heat, str]:
 
 def no_heat(images: NDArray[np.uint8]) -> None:
     """What is drawn over images where there is no bundle to ask."""
-
-
-def _channel(dataset: PreparedDataset) -> int:
-    """The brain window, or the first one where the dataset has none."""
-    names = [window.name for window in dataset.manifest.windows]
-    return names.index("brain") if "brain" in names else 0
 
 
 def pick(
@@ -164,7 +160,7 @@ def _example(
     position, row = place
     subtypes = [name for name in SUBTYPES if dataset.slices[name][row].as_py()]
     truth = ", ".join(subtypes) or ("haemorrhage" if predictions.labels[position] else "no haemorrhage")
-    probability, grey = float(predictions.probabilities[position]), image[_channel(dataset)]
+    probability, grey = float(predictions.probabilities[position]), image[brain_channel(dataset.manifest.windows)]
     return Example(
         image=_uri(grey),
         heat="" if hot is None else _uri(overlay(grey, hot * np.float32(strength(probability, threshold)))),

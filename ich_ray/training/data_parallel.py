@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.training.memory import out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,9 +45,9 @@ class PeerLost(IchRayError):
 def _with_peers() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:  # gloo says no more of it
+        if out_of_memory(error) is not None:
+            raise
         raise _lost(error) from None
 
 

@@ -26,6 +26,7 @@ from ich_ray.registry import registered_here, repeat
 from ich_ray.results import CheckpointReference, finite
 from ich_ray.search.tune.train_workers import WorkersLost
 from ich_ray.storage import Location, SearchFiles, locate, read_json, sha256, without_credentials, write_json
+from ich_ray.training.memory import out_of_memory
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -165,10 +166,8 @@ def as_failure(error: Exception) -> TrialFailure:
     """What ended a trial, as the ledger will have it; torch need not be there for that."""
     if isinstance(error, TrialFailure):
         return error
-    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return TrialFailure(
-        "out_of_memory" if full else "error", without_credentials(f"{type(error).__name__}: {error}")[:500]
-    )
+    reason = "error" if out_of_memory(error) is None else "out_of_memory"
+    return TrialFailure(reason, without_credentials(f"{type(error).__name__}: {error}")[:500])
 
 
 def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> None:

@@ -114,6 +114,7 @@ def test_an_attempt_that_was_taken_for_lost_touches_nothing_of_the_next(files: S
         (TrialFailure("diverged", "loss is nan"), "diverged", "loss is nan"),
         (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", "OutOfMemoryError: CUDA out of memory"),
         (MemoryError("host"), "out_of_memory", "MemoryError: host"),
+        (RuntimeError("STATUS_ALLOC_FAILED"), "out_of_memory", "RuntimeError: STATUS_ALLOC_FAILED"),
         (ValueError("planted"), "error", "ValueError: planted"),
     ],
 )
