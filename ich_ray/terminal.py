@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ich_ray.storage.addresses import without_credentials
 
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "aligned",
     "complain",
     "console",
     "guard_libraries",
     "guard_logger",
+    "one_line",
     "print_aside",
     "print_json",
     "print_line",
@@ -86,12 +89,36 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, lef
         rows: a cell for each column.
         left: columns of text.
     """
+    table = aligned(columns, rows, left=left)
+    console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS).print(table)
+
+
+def aligned(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: Iterable[str] = (), cut: str | None = None
+) -> Table:
+    """Rows under their columns, to be drawn by a console or a board; see `print_table`.
+
+    Args:
+        columns: their names.
+        rows: a cell for each column.
+        left: columns of text.
+        cut: the column of text that ends in … where there is no room for it; then no other takes two lines.
+    """
     table = Table(box=None, pad_edge=False)
     for name in columns:
-        table.add_column(printable(name), justify="left" if name in left else "right")
+        if name == cut:
+            table.add_column(one_line(name))
+        else:
+            table.add_column(printable(name), justify="left" if name in left else "right", no_wrap=cut is not None)
     for row in rows:
-        table.add_row(*map(printable, row))
-    console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS).print(table)
+        cells = zip(columns, row, strict=True)
+        table.add_row(*(one_line(cell) if name == cut else printable(cell) for name, cell in cells))
+    return table
+
+
+def one_line(text: object) -> Text:
+    """What a console or a board draws on one line, with … where it is too long."""
+    return Text(printable(text), no_wrap=True, overflow="ellipsis")
 
 
 def print_log(pieces: Iterable[str]) -> None:
