@@ -1,4 +1,4 @@
-"""The whole road in order: prepare, search, confirm, retrain, calibrate, evaluate, report. Finished stages are skipped.
+"""Run all stages in order, from prepare to report; finished stages are skipped.
 
 A stage is finished when its own files say so; nothing about the road itself is stored. The demo is this road on
 patients that the phantom makes.

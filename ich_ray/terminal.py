@@ -1,9 +1,10 @@
-r"""The one door to the terminal: whatever is printed passes `printable`, so that no text can steer who reads it.
+r"""The one door to the terminal: whatever is printed passes `printable`.
 
-Names, parameters and messages come from files and machines of other people. A line break in them would fake a line of
-ours, ESC and C1 codes move the cursor or set the clipboard, bidirectional controls show another order than is there.
-Here they become visible escapes such as ``\x1b``; letters of every script stay. Libraries quote the addresses that they
-were given, so passwords and tokens in them are left out. JSON is pure ASCII and exact.
+So no text can steer who reads it. Names, parameters and messages come from files and machines of other people. A line
+break in them would fake a line of ours, ESC and C1 codes move the cursor or set the clipboard, bidirectional controls
+show another order than is there. Here they become visible escapes such as ``\x1b``; letters of every script stay.
+Libraries quote the addresses that they were given, so passwords and tokens in them are left out. JSON is pure ASCII and
+exact.
 
 Results go to stdout, all else to stderr; the bars and boards of progress.py pass the same filter.
 """
@@ -55,7 +56,10 @@ _LONGEST = 4000
 
 
 def printable(text: object) -> str:
-    """One line of text: what cannot be shown as escapes, tabs as spaces, addresses without what opens them."""
+    """One line of text, with escapes for what cannot be shown, and addresses without credentials.
+
+    Tabs become spaces.
+    """
     line = without_credentials(str(text))
     if line.isprintable():
         return line
@@ -76,7 +80,10 @@ def print_line(text: object) -> None:
 
 
 def print_json(value: Any) -> None:
-    """JSON for programs; every character beyond ASCII is escaped, so that nothing needs to be changed in it."""
+    """Print JSON for programs, every character beyond ASCII escaped.
+
+    Nothing needs to be changed in it.
+    """
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     _write(sys.stdout, json.dumps(plain, indent=1, ensure_ascii=True) + "\n")
 
@@ -122,7 +129,7 @@ def one_line(text: object) -> Text:
 
 
 def print_log(pieces: Iterable[str]) -> None:
-    """What a job has printed, piece by piece as it comes: lines stay lines, colors are dropped, all else is shown."""
+    """Print a job's log as it comes: lines stay lines, colors are dropped, all else is shown."""
     held = ""
     for piece in pieces:
         text = held + piece

@@ -35,7 +35,9 @@ CONFIDENCE = 0.95  # of a conservative bound, one-sided
 
 
 class ScoredSlices(NamedTuple):
-    """What a rule sees: labels, calibrated probabilities and patients `[n]`, with both kinds of labels among them.
+    """What a rule sees: labels, calibrated probabilities and patients `[n]`.
+
+    Both kinds of labels are among them.
 
     Attributes:
         conservative: the lower bound of a sensitivity must reach its target, not the sensitivity itself.

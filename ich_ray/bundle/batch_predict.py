@@ -1,4 +1,4 @@
-"""`ich-ray predict`: any number of files through one process, or through Ray Data where there are many.
+"""`ich-ray predict`: any number of files through one process, or many through Ray Data.
 
 The bundle and its rows are made elsewhere; this chooses who works and writes the file. Each Ray worker loads the bundle
 once and holds one batch at a time, and rows come back in the order of the inputs.

@@ -46,9 +46,9 @@ class HeatMaps:
     def write(
         self, files: Sequence[str], images: NDArray[np.uint8], probabilities: NDArray[np.float64], threshold: float
     ) -> list[str]:
-        """Write a picture of each image `[n, channels, rows, columns]`: the slice, and the slice under its heat map.
+        """Write a picture of each image: the slice, and the slice under its heat map.
 
-        Below the operating point a map fades with its probability.
+        Images are `[n, channels, rows, columns]`. Below the operating point a map fades with its probability.
 
         Returns:
             The paths of the pictures; empty where the heat is not finite, as it then shows nothing.

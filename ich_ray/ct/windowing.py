@@ -107,7 +107,7 @@ def parse_windows(text: str) -> tuple[WindowSpec, ...]:
 
 
 def window_slice(ct: CTSlice, windows: Sequence[WindowSpec], size: int) -> NDArray[np.uint8]:
-    """A slice as one 8-bit channel per window, clipped at full resolution and then averaged over exact areas.
+    """A slice as one 8-bit channel per window, clipped first, then averaged over exact areas.
 
     Each pixel is mapped by LINEAR_EXACT (PS3.3 C.11.2.1.3.2): black up to `center - width / 2`, white from
     `center + width / 2` on, `(hu - center) / width + 0.5` between. It is not LINEAR (C.11.2.1.2.1), whose

@@ -1,4 +1,4 @@
-"""What frozen layers make of the slices of a dataset, computed once and mapped by every trial that shares them.
+"""Store features of frozen layers: computed once, mapped by every trial that shares them.
 
 Beside the blocks of a dataset, in `DATASET/features/<key>/`: Arrow files of float32 features, and features.json,
 written last. Knows arrays, rows and a key; which layers made the features is known to training/frozen_features.py.
@@ -42,7 +42,7 @@ _SPARED = 0.1
 
 
 class FeaturesRecord(Record):
-    """features.json: rows of slices.parquet in their order, `rows_a_file` in each file, `shape` of one slice."""
+    """features.json: rows of slices.parquet in order, `rows_a_file` in each, `shape` of a slice."""
 
     format: Literal[1] = 1
     key: FeaturesKey

@@ -36,7 +36,10 @@ MOST_PIXELS = 256  # on a side: 24 pictures stay under 1.5 MB
 
 @dataclass(frozen=True)
 class Example:
-    """One slice to look at. `image` is a data URI, and so is `heat`, the slice under its heat map, if there is one."""
+    """One slice to look at, as data URIs.
+
+    `heat` is the slice under its heat map, empty without one.
+    """
 
     image: str
     heat: str
@@ -105,7 +108,10 @@ def pick(
     threshold: float,
     each: int = EACH,
 ) -> dict[Kind, list[int]]:
-    """Positions of the most confident slices of each kind, at most one per patient, so that six are six cases."""
+    """Pick positions of the most confident slices of each kind, at most one per patient.
+
+    Six pictures are then of six patients.
+    """
     flagged = probabilities >= threshold
     positive = labels == 1
     groups: dict[Kind, NDArray[np.bool_]] = {
@@ -130,9 +136,10 @@ def pick(
 def examples(
     dataset: PreparedDataset, predictions: Predictions, threshold: float, heat: Heat = no_heat
 ) -> dict[Kind, list[Example]]:
-    """Pictures of the brain window with probability and labels; slices that the dataset lacks are left out.
+    """Pictures of the brain window with probability and labels.
 
-    Below the threshold a heat map fades with the probability, as `heatmaps.HeatMaps` does it.
+    Slices that the dataset lacks are left out. Below the threshold a heat map fades with the probability, as
+    `heatmaps.HeatMaps` does it.
     """
     rows = {slice_id: row for row, slice_id in enumerate(dataset.column("slice_id"))}
     chosen = pick(predictions.labels, predictions.probabilities, predictions.patients, threshold)
@@ -175,7 +182,7 @@ def _uri(image: NDArray[np.uint8]) -> str:
 
 
 def small_png(image: NDArray[np.uint8]) -> bytes:
-    """A PNG of grey `[rows, columns]` or color `[rows, columns, 3]`, smaller if a side has more than 256 pixels."""
+    """A PNG of gray `[rows, columns]` or color `[rows, columns, 3]`, 256 pixels a side at most."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     picture.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.BOX)
     file = io.BytesIO()

@@ -58,7 +58,7 @@ def read_reports(folder: UPath) -> list[Report]:
 
 
 def newest(folder: UPath) -> tuple[TrainingState | None, list[Report]]:
-    """The newest state that can be read and has its report, with the reports up to it; else a fresh start."""
+    """The newest readable state with its report and those before it; else a fresh start."""
     reports = read_reports(folder)
     for last in range(len(reports), 0, -1):
         file = state_file(folder, reports[last - 1].images_seen)

@@ -48,7 +48,9 @@ class RetrainPlan:
 
 
 def fit(plan: RetrainPlan, workers: int, gpus_per_worker: float | None) -> tuple[str, ExecutionInfo | None]:
-    """Run Ray Train to its end; the device of rank 0, and how it computed if there was anything left to do.
+    """Run Ray Train to its end; the device of rank 0, and how it computed.
+
+    How it computed is None if there was nothing left to do.
 
     Raises:
         ConfigError: more workers or accelerators than there are.

@@ -1,4 +1,4 @@
-"""The chosen hyperparameters once more, longer, on any number of workers and with any number of seeds, by Ray Train.
+"""Retrain the chosen hyperparameters, longer, with any number of seeds, by Ray Train.
 
 Each seed's training (ray_train.py) stands in `SEARCH/final/retraining-<identity>/`, where the identity is a hash of
 the draw, the data, the budget and the seed, so that the same one goes on, and one that has ended is not repeated. When

@@ -1,4 +1,4 @@
-"""What a retraining may see and what it was: its budget, its record, and which of its seeds becomes the bundle.
+"""Plan and record of a retraining: patients, budget, and which of its seeds is bundled.
 
 Knows no networks and trains nothing, so that a report reads it without PyTorch.
 """
@@ -158,7 +158,7 @@ def searched_budget(found: SearchResult) -> Budget:
 
 
 def folder_names(plan: Mapping[str, Any], parameters: Hyperparameters) -> list[str]:
-    """The folder of a retraining, named by its identity; then as version 0.1.0 named it, if it could be that old.
+    """The folder of a retraining, named by its identity; then as version 0.1.0 named it.
 
     Args:
         plan: what every worker is told; its parameters, folder, placement and precision are not read: folder and

@@ -139,7 +139,10 @@ def format_best(best: TrialResult | None) -> str:
 
 
 def format_failure(trial: TrialResult) -> str:
-    """Why a trial failed, as `error: ValueError: ...`: one line that cannot steer a terminal, shortened to fit one."""
+    """Why a trial failed, as `error: ValueError: ...`, on one line of printable text.
+
+    It is shortened to fit a terminal.
+    """
     line = printable(" ".join(trial.detail.split()))
     if len(line) > _DETAIL_CHARACTERS:
         line = f"{line[: _DETAIL_CHARACTERS - 1]}…"

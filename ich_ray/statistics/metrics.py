@@ -227,7 +227,9 @@ def best_f_beta(labels: NDArray[Any], probabilities: NDArray[Any], beta: float =
 
 @dataclass(frozen=True)
 class Metric:
-    """What people are told of a metric, and how it is judged; every figure that is reported has one in `METRICS`.
+    """The title, meaning and judgment of a metric.
+
+    Every figure that is reported has one in `METRICS`.
 
     Attributes:
         title: its name inside a sentence.

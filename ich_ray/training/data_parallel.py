@@ -77,7 +77,7 @@ class Shard:
         return _sum(tensor) if self.world_size > 1 else tensor
 
     def scale(self, images: int) -> float:
-        """By which a process multiplies the sum of its losses, so that gradients are of the mean over `images`."""
+        """The factor of a process's sum of losses, so that gradients are of the mean over `images`."""
         return self.world_size / images
 
     def data_parallel(self, network: nn.Module) -> nn.Module:

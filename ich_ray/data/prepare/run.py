@@ -1,7 +1,8 @@
-"""Files -> a prepared dataset: the only road from DICOM to training, run once, on as many CPUs as Ray has.
+"""Prepare a dataset from files: the only road from DICOM to training.
 
-Ray Data maps fixed chunks of paths over decode_chunk.run_chunk; this process checks what was asked, lists, and hands
-the rows to join.py and write.py. A killed run leaves no dataset.json, and the next one goes on with the whole blocks.
+Runs once, on as many CPUs as Ray has. Ray Data maps fixed chunks of paths over decode_chunk.run_chunk; this process
+checks what was asked, lists, and hands the rows to join.py and write.py. A killed run leaves no dataset.json, and the
+next one goes on with the whole blocks.
 """
 
 from __future__ import annotations

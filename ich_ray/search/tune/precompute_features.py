@@ -44,7 +44,10 @@ class _Job:
 
 
 def shareable(trials: Iterable[Hyperparameters]) -> list[Hyperparameters]:
-    """One draw for each trunk that trials share: frozen layers whose weights do not depend on a trial's seed."""
+    """One draw for each trunk that trials share: frozen layers of the same weights.
+
+    Those weights do not depend on a trial's seed.
+    """
     from ich_ray.training.frozen_features import is_divisible
 
     found = {tuple(trial.network.items()): trial for trial in trials if trial.weights != "none" and is_divisible(trial)}

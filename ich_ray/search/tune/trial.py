@@ -1,8 +1,9 @@
-"""One trial as a Tune function: training/loop.py, reported to the driver and resumable after every report.
+"""One trial as a Tune function, resumable after every report.
 
-Runs in a worker process that serves many trials one after another: the dataset stays mapped, accelerator memory is
-released at each end. Raises through Tune only when its own workers are lost: a trial that fails reports so, because to
-Tune a raised error is a lost worker. Decides nothing: the driver stops it by not coming back from a report.
+The training itself is in training/loop.py. Runs in a worker process that serves many trials one after another: the
+dataset stays mapped, accelerator memory is released at each end. Raises through Tune only when its own workers are
+lost: a trial that fails reports so, because to Tune a raised error is a lost worker. Decides nothing: the driver stops
+it by not coming back from a report.
 """
 
 from __future__ import annotations
@@ -240,12 +241,12 @@ class Kept:
 
 
 class Checkpoints:
-    """The newest two states of a trial, in two files that take turns, so that a torn one never costs the other.
+    """The newest two states of a trial, in two files that take turns.
 
-    Beside each `a-TOKEN.safetensors` stands `a-TOKEN.json`, written after it, with its hash: a state with another hash
-    is none. Every attempt has a token of its own, because one that was taken for lost may wake up (a machine that stood
-    still for a minute) and write once more before Ray ends it: it must not touch the files of the attempt that took
-    its place.
+    A torn one never costs the other. Beside each `a-TOKEN.safetensors` stands `a-TOKEN.json`, written after it, with
+    its hash: a state with another hash is none. Every attempt has a token of its own, because one that was taken for
+    lost may wake up (a machine that stood still for a minute) and write once more before Ray ends it: it must not touch
+    the files of the attempt that took its place.
 
     Attributes:
         folder: where they lie.
