@@ -1,4 +1,4 @@
-"""Blocks of object storage on this machine: fetched once for all processes, verified, the oldest dropped.
+"""Local cache of blocks of object storage: fetched once, verified, the oldest dropped.
 
 Copies lie in `$ICH_RAY_CACHE`, else in the user's cache folder: a folder per dataset, each file under its SHA-256.
 Names are made here, of hashes alone, and nothing that a manifest says becomes a path. All of it may be removed when

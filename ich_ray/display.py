@@ -1,4 +1,4 @@
-"""What the command line prints of a dataset, a search and a run: tables for people, JSON for programs, on stdout.
+"""Print datasets, searches and runs on stdout: tables for people, JSON for programs.
 
 Knows records and nothing of verbs or flags.
 """
@@ -165,7 +165,7 @@ def print_retrained(card: Card, seeds: int, where: str) -> None:
 
 
 def print_run(result: RunResult, as_json: bool) -> None:
-    """The end of the road: the chosen trial, its operating point on the test patients, and where everything lies."""
+    """Print the end of a run: the chosen trial, its operating point on test patients, all paths."""
     best, chosen, card, again = result.search.best(), result.chosen, result.card, result.confirmation
     if as_json:
         trials = {"best_trial": best, "chosen_trial": chosen}

@@ -1,4 +1,4 @@
-"""The whole road in order: prepare, search, confirm, retrain, calibrate, evaluate, report. Finished stages are skipped.
+"""Run all stages in order, from prepare to report; finished stages are skipped.
 
 A stage is finished when its own files say so; nothing about the road itself is stored. The demo is this road on
 patients that the phantom makes.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.refit.confirm import Confirmation
-    from ich_ray.refit.retrain_record import Course
+    from ich_ray.refit.retrain_record import RetrainCourse
     from ich_ray.search.request import TrialKeywords
 
 __all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "builtin_space", "demo", "finish", "run"]
@@ -187,7 +187,7 @@ def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, resources: 
     confirm(files.root, top=top, folds=folds, seeds=seeds, **resources)
 
 
-def finish(files: SearchFiles, *, course: Course | None = None) -> UPath:
+def finish(files: SearchFiles, *, course: RetrainCourse | None = None) -> UPath:
     """Everything after the search that its bundle's card does not say is done; returns the report.
 
     Args:

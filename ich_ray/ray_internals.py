@@ -1,6 +1,6 @@
-"""The interfaces of Ray that have no public name, and so may change with any minor version: imported here alone.
+"""The interfaces of Ray that have no public name, imported here alone.
 
-pyproject.toml caps Ray at the minor version that they were tested with.
+They may change with any minor version. pyproject.toml caps Ray at the minor version that they were tested with.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = [
 
 
 def forget(trial: Trial) -> None:
-    """Drop what Tune holds of a trial that has ended until the search is over; the ledger has its reports.
+    """Drop what Tune holds of a trial that has ended until the search is over.
 
     For a trial of four reports and three parameters that is running means of every number in a result, config included
     (26 KB), the last result and the parameters once more (2.5 KB), and a reference to what its worker said
-    first, which keeps the answer in Ray's own memory (1.5 KB).
+    first, which keeps the answer in Ray's own memory (1.5 KB). The ledger has the reports.
     """
     # Where Ray calls it otherwise, it stays. Before the others: without a result Tune would wait for it.
     if hasattr(trial, "_default_result_or_future"):

@@ -109,7 +109,7 @@ class Registry(Generic[Variant]):
 
 
 def announce(kind: str, variants: Mapping[str, str]) -> None:
-    """Say where variants are, name to `module:attribute`, before anything of them or of their registry is imported.
+    """Say where variants are, name to `module:attribute`, before their registry is imported.
 
     For what is imported with this package in every process, so that nothing has to travel.
 

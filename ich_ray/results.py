@@ -1,6 +1,7 @@
-"""A search as plain records, read from its ledger: while it runs, after it, from anywhere the files can be read.
+"""Records of a search, read from its ledger while it runs or after it.
 
-Knows only JSON and the files' names: no Ray, no Optuna, no torch. search/ledger.py writes these same records.
+They can be read from anywhere the files can. Knows only JSON and the files' names: no Ray, no Optuna, no torch.
+search/ledger.py writes these same records.
 """
 
 from __future__ import annotations
@@ -322,9 +323,10 @@ class SearchResult:
         self.trials = trials
 
     def is_foreign(self, address: str | None) -> bool:
-        """Whether only search.json names an address: one of neither this machine nor the bucket that was opened.
+        """Whether only search.json names an address.
 
-        A user who opens ``s3://bucket/search`` has named the bucket; a search in a folder names no other machine.
+        It is one of neither this machine nor the bucket that was opened. A user who opens ``s3://bucket/search`` has
+        named the bucket; a search in a folder names no other machine.
         """
         return address is not None and is_foreign(address, str(self.files.root))
 

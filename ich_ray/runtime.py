@@ -51,7 +51,7 @@ _terminated = threading.Event()
 
 @contextmanager
 def connected(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
-    """Use the Ray this process already has, else join `address` (or ``RAY_ADDRESS``), else start one for the block.
+    """Use this process's Ray, else join `address` (or ``RAY_ADDRESS``), else start one.
 
     A Ray started here is private (``address="local"``: with no address Ray would attach to any cluster already
     running on the machine) and ends with the block.
@@ -142,9 +142,10 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 @contextmanager
 def signals_given_back(*also: signal.Signals) -> Iterator[bool]:
-    """Whether signals can be caught here, in the main thread alone; after the block they go where they went before.
+    """Restore signal handlers after the block; whether signals can be caught here.
 
-    Ray Tune and Ray Train go on catching them after their runs: the next Ctrl-C would not end anything.
+    They can be in the main thread alone. Ray Tune and Ray Train go on catching them after their runs: the next Ctrl-C
+    would not end anything.
     """
     if threading.current_thread() is not threading.main_thread():
         yield False

@@ -14,7 +14,7 @@ _FORMULA = re.compile(r"""['"\s]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r]""")
 
 
 def inert(cell: object) -> object:
-    """A cell that stands for itself: text that would be computed gets a single quote in front, all else stays.
+    """A cell that stands for itself: text that would be computed gets a single quote in front.
 
     Numbers stay numbers, and identifiers that were checked (letters and digits first) stay as they are.
     """

@@ -1,9 +1,10 @@
-r"""The one door to the terminal: whatever is printed passes `printable`, so that no text can steer who reads it.
+r"""The one door to the terminal: whatever is printed passes `printable`.
 
-Names, parameters and messages come from files and machines of other people. A line break in them would fake a line of
-ours, ESC and C1 codes move the cursor or set the clipboard, bidirectional controls show another order than is there.
-Here they become visible escapes such as ``\x1b``; letters of every script stay. Libraries quote the addresses that they
-were given, so passwords and tokens in them are left out. JSON is pure ASCII and exact.
+So no text can steer who reads it. Names, parameters and messages come from files and machines of other people. A line
+break in them would fake a line of ours, ESC and C1 codes move the cursor or set the clipboard, bidirectional controls
+show another order than is there. Here they become visible escapes such as ``\x1b``; letters of every script stay.
+Libraries quote the addresses that they were given, so passwords and tokens in them are left out. JSON is pure ASCII and
+exact.
 
 Results go to stdout, all else to stderr; the bars and boards of progress.py pass the same filter.
 """
@@ -22,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ich_ray.storage.addresses import without_credentials
 
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "aligned",
     "complain",
     "console",
     "guard_libraries",
     "guard_logger",
+    "one_line",
     "print_aside",
     "print_json",
     "print_line",
@@ -52,7 +56,10 @@ _LONGEST = 4000
 
 
 def printable(text: object) -> str:
-    """One line of text: what cannot be shown as escapes, tabs as spaces, addresses without what opens them."""
+    """One line of text, with escapes for what cannot be shown, and addresses without credentials.
+
+    Tabs become spaces.
+    """
     line = without_credentials(str(text))
     if line.isprintable():
         return line
@@ -73,7 +80,10 @@ def print_line(text: object) -> None:
 
 
 def print_json(value: Any) -> None:
-    """JSON for programs; every character beyond ASCII is escaped, so that nothing needs to be changed in it."""
+    """Print JSON for programs, every character beyond ASCII escaped.
+
+    Nothing needs to be changed in it.
+    """
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     _write(sys.stdout, json.dumps(plain, indent=1, ensure_ascii=True) + "\n")
 
@@ -86,16 +96,40 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, lef
         rows: a cell for each column.
         left: columns of text.
     """
-    table = Table(box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(printable(name), justify="left" if name in left else "right")
-    for row in rows:
-        table.add_row(*map(printable, row))
+    table = aligned(columns, rows, left=left)
     console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS).print(table)
 
 
+def aligned(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: Iterable[str] = (), cut: str | None = None
+) -> Table:
+    """Rows under their columns, to be drawn by a console or a board; see `print_table`.
+
+    Args:
+        columns: their names.
+        rows: a cell for each column.
+        left: columns of text.
+        cut: the column of text that ends in … where there is no room for it; then no other takes two lines.
+    """
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        if name == cut:
+            table.add_column(one_line(name))
+        else:
+            table.add_column(printable(name), justify="left" if name in left else "right", no_wrap=cut is not None)
+    for row in rows:
+        cells = zip(columns, row, strict=True)
+        table.add_row(*(one_line(cell) if name == cut else printable(cell) for name, cell in cells))
+    return table
+
+
+def one_line(text: object) -> Text:
+    """What a console or a board draws on one line, with … where it is too long."""
+    return Text(printable(text), no_wrap=True, overflow="ellipsis")
+
+
 def print_log(pieces: Iterable[str]) -> None:
-    """What a job has printed, piece by piece as it comes: lines stay lines, colors are dropped, all else is shown."""
+    """Print a job's log as it comes: lines stay lines, colors are dropped, all else is shown."""
     held = ""
     for piece in pieces:
         text = held + piece

@@ -1,4 +1,4 @@
-"""The words that all rooms share: labels, roles of patients, splits, precisions, and where images lie.
+"""Words that all rooms share: labels, roles of patients, splits, precisions, places of images.
 
 Knows no file and no code of ours. `any` says whether a slice shows haemorrhage of any subtype.
 """

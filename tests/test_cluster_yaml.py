@@ -13,7 +13,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 REPOSITORY = Path(__file__).parents[1]
-FILES = ("cluster.yaml", "cluster-onprem.yaml")
+FILES = ("cluster.yaml", "clusters/onprem.yaml")
 
 
 def prepared(name: str) -> dict[str, Any]:

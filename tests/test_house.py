@@ -9,6 +9,9 @@ import pickle
 import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -22,7 +25,19 @@ REPOSITORY = PACKAGE.parent
 # A module may import from its own level and from those before it.
 LEVELS = [
     {"errors", "spreadsheet", "vocabulary"},
-    {"storage", "terminal", "cache", "statistics", "ct", "progress", "ray_internals", "registry", "runtime", "results"},
+    {
+        "storage",
+        "terminal",
+        "cache",
+        "statistics",
+        "ct",
+        "progress",
+        "ray_data",
+        "ray_internals",
+        "registry",
+        "runtime",
+        "results",
+    },
     {"model"},
     {"data"},
     {"training"},
@@ -38,11 +53,10 @@ LEVELS = [
 ]
 # The functional core must run where Ray is not installed.
 MAY_IMPORT_RAY = {
-    "bundle.batch_predict",
     "cluster.doctor",
     "cluster.jobs",
     "cluster.ray_errors",
-    "data.prepare.run",
+    "ray_data",
     "ray_internals",
     "refit.confirm",
     "refit.ray_train",
@@ -53,7 +67,6 @@ MAY_IMPORT_RAY = {
     "search.tune.driver",
     "search.tune.ledger_callback",
     "search.tune.multi_worker_trial",
-    "search.tune.precompute_features",
     "search.tune.sampler",
     "search.tune.scheduler",
     "search.tune.train_workers",
@@ -137,9 +150,82 @@ def is_private_of_ray(name: str) -> bool:
     )
 
 
+def modules() -> dict[str, Path]:
+    """Every module, packages among them, by its name within the package."""
+    found = {dotted(path).removesuffix(".__init__"): path for path in PACKAGE.rglob("*.py")}
+    return {name: path for name, path in found.items() if name != "__init__"}  # which loads others when asked to
+
+
+def imported_modules(path: Path, known: Iterable[str]) -> set[str]:
+    """Those of ours that a module imports anywhere: at once, when called, or for its types."""
+    ours = [name.removeprefix("ich_ray.") for name in imported_names(path) if name.startswith("ich_ray.")]
+    return {name if name in known else name.rpartition(".")[0] for name in ours}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    known = modules()
+    graph = {name: imported_modules(path, known) for name, path in known.items()}
+    TopologicalSorter(graph).prepare()  # CycleError names the circle
+
+
+def test_imports_are_seen_when_called_and_for_types(tmp_path: Path) -> None:
+    source = (
+        "if TYPE_CHECKING:\n    from ich_ray.ct.dicom import Slice\ndef later():\n    from ich_ray import progress\n"
+    )
+    (tmp_path / "module.py").write_text(source)
+    assert imported_modules(tmp_path / "module.py", {"ct.dicom", "progress"}) == {"ct.dicom", "progress"}
+
+
+def test_the_model_knows_nothing_of_data() -> None:
+    found = {name: imported_modules(path, modules()) for name, path in modules().items() if name.startswith("model.")}
+    assert "model.networks" in found
+    assert not {name for names in found.values() for name in names if name.split(".")[0] == "data"}
+
+
+def public_classes(path: Path) -> list[str]:
+    body = ast.parse(path.read_text()).body
+    return [node.name for node in body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    names = Counter(name for path in MODULES for name in public_classes(path))
+    assert names["Hyperparameters"] == 1
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_no_two_modules_have_one_name() -> None:
+    counted = [path.stem for path in MODULES if path.parent.name != "verbs" and path.name not in {"run.py", "base.py"}]
+    assert [name for name, count in Counter(counted).items() if count > 1] == []
+
+
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_every_module_says_what_it_knows(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+LONGEST_FIRST_LINE = 99
+
+
+def first_lines(node: ast.AST) -> Iterator[str]:
+    """The first line of the docstring of a module, and of each public class and function in it."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+        yield (ast.get_docstring(node) or "").partition("\n")[0]
+    for child in getattr(node, "body", ()) if isinstance(node, ast.Module | ast.ClassDef) else ():
+        if isinstance(child, ast.ClassDef | ast.FunctionDef) and not child.name.startswith("_"):
+            yield from first_lines(child)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=dotted)
+def test_what_something_is_fits_in_a_line(path: Path) -> None:
+    lines = list(first_lines(ast.parse(path.read_text())))
+    assert [line for line in lines if len(line) > LONGEST_FIRST_LINE] == []
+
+
+def test_a_first_line_that_is_too_long_is_seen() -> None:
+    source = (
+        f'"""One."""\nclass Two:\n    """Two."""\n    def three(self):\n        """{"x" * 100}\n\n        More."""\n'
+    )
+    assert list(map(len, first_lines(ast.parse(source)))) == [4, 4, 100]
 
 
 # What reaches a terminal other than by terminal.py, and so unfiltered.

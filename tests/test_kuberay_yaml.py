@@ -1,4 +1,4 @@
-"""kuberay.yaml by its structure: what KubeRay would only tell when it is too late."""
+"""clusters/kuberay.yaml by its structure: what KubeRay would only tell when it is too late."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from ich_ray import cli
 from ich_ray.cluster.secrets import find_secrets
 
-FILE = Path(__file__).parents[1] / "kuberay.yaml"
+FILE = Path(__file__).parents[1] / "clusters" / "kuberay.yaml"
 SPEC: dict[str, Any] = yaml.safe_load(FILE.read_text())["spec"]
 CLUSTER: dict[str, Any] = SPEC["rayClusterSpec"]
 GROUPS = [CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]]
@@ -58,6 +58,6 @@ def test_every_pod_has_the_shared_folder_and_room_for_objects(group: dict[str, A
 
 
 def test_its_ray_is_ours() -> None:
-    constraints = (FILE.parent / "constraints.txt").read_text().splitlines()
+    constraints = (FILE.parents[1] / "constraints.txt").read_text().splitlines()
     assert f"ray=={CLUSTER['rayVersion']}" in constraints
     assert f"ray:{CLUSTER['rayVersion']}-" in FILE.read_text()

@@ -110,9 +110,10 @@ class Evaluation(Figures):
 
 
 def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation:
-    """Measure the calibrated bundle on the test patients; write evaluation.json, predictions.parquet and the card.
+    """Measure the calibrated bundle on the test patients; write figures, predictions and the card.
 
-    It may be done again, and the count says so: figures that followed a look at the test patients are no test.
+    Writes evaluation.json, predictions.parquet and card.json. It may be done again, and the count says so: figures that
+    followed a look at the test patients are no test.
 
     Args:
         search: the search folder, with its calibrated bundle.

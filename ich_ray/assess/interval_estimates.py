@@ -204,7 +204,7 @@ def _decided(cases: Cases, threshold: float, draws: PatientDraws, stated: float 
     cells = np.column_stack([positive & called, ~positive & called, positive & ~called, ~positive & ~called])
     decisions = confusion(cases.labels, cases.probabilities, threshold)
     counts = Counts(tp=int(decisions.tp), fp=int(decisions.fp), fn=int(decisions.fn), tn=int(decisions.tn))
-    values, drawn = _ratios(decisions), _ratios_of(draws.sums(cells, cases.rows))
+    values, drawn = _ratios(decisions), _ratios(Confusion(*draws.sums(cells, cases.rows).T))
     whose = draws.of_slice[cases.rows]
     shares = {
         "sensitivity": whose[positive],
@@ -224,21 +224,8 @@ def _decided(cases: Cases, threshold: float, draws: PatientDraws, stated: float 
 
 
 def _ratios(decisions: Confusion) -> dict[str, Any]:
+    """Floats of counts, or arrays `[resamples]` of arrays of counts."""
     return {name: decisions.f_beta(2) if name == "f2" else getattr(decisions, name) for name in RATIOS}
-
-
-def _ratios_of(drawn: NDArray[np.float64]) -> dict[str, Any]:
-    """The same ratios, `[resamples]` each, of true and false positives and negatives `[resamples, 4]`."""
-    tp, fp, fn, tn = drawn.T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return {
-            "sensitivity": tp / (tp + fn),
-            "specificity": tn / (tn + fp),
-            "ppv": tp / (tp + fp),
-            "npv": tn / (tn + fn),
-            "f2": 5 * tp / (5 * tp + 4 * fn + fp),
-            "accuracy": (tp + tn) / drawn.sum(axis=1),
-        }
 
 
 def _at_prevalence(prevalence: float, found: dict[str, Interval], drawn: dict[str, Any] | None) -> StatedFigures:

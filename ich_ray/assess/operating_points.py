@@ -1,4 +1,4 @@
-"""Thresholds on calibrated probabilities, each by a rule that has a name, and what they give on the slices used.
+"""Thresholds on calibrated probabilities by named rules, with their figures on the slices used.
 
 Knows labels, probabilities and patients of the calibration role; whoever calls it has no others at hand. The rules are
 in point_rules.py. The highest F-beta may be that of a threshold that calls every slice positive; a note says so.
@@ -36,7 +36,9 @@ class _Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class OperatingPointSpec:
-    """Which operating points to look for, besides the F2-optimal one; an error for each that cannot be reached.
+    """The operating points to look for besides the F2-optimal one.
+
+    Each that cannot be reached is an error.
 
     Attributes:
         beta: also the threshold with the highest F-beta of this beta.

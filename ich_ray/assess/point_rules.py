@@ -12,11 +12,10 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-from scipy.special import betaincinv
 
 from ich_ray.errors import SensitivityError
 from ich_ray.registry import Registry
-from ich_ray.statistics.bootstrap import effective_count
+from ich_ray.statistics.bootstrap import effective_count, lower_bound
 from ich_ray.statistics.metrics import Ranking, best_f_beta
 
 if TYPE_CHECKING:
@@ -36,7 +35,9 @@ CONFIDENCE = 0.95  # of a conservative bound, one-sided
 
 
 class ScoredSlices(NamedTuple):
-    """What a rule sees: labels, calibrated probabilities and patients `[n]`, with both kinds of labels among them.
+    """What a rule sees: labels, calibrated probabilities and patients `[n]`.
+
+    Both kinds of labels are among them.
 
     Attributes:
         conservative: the lower bound of a sensitivity must reach its target, not the sensitivity itself.
@@ -127,13 +128,8 @@ def effective_positives(labels: NDArray[Any], patients: NDArray[Any]) -> float:
 
 
 def sensitivity_bound(sensitivity: NDArray[Any] | float, positives: float) -> NDArray[np.float64]:
-    """The one-sided lower 95 % bound of Clopper & Pearson (1934) for a share of `positives` independent slices.
-
-    `positives` may be a fraction, as `effective_positives` gives it (Korn & Graubard 1998).
-    """
-    found = np.asarray(sensitivity, np.float64) * positives
-    bound = betaincinv(np.maximum(found, 1e-300), positives - found + 1, 1 - CONFIDENCE)
-    return np.where(found > 0, bound, 0.0)
+    """The one-sided lower 95 % bound of the sensitivity among `positives`; see `lower_bound`."""
+    return lower_bound(sensitivity, positives, 1 - CONFIDENCE)
 
 
 def sensitivity_threshold(

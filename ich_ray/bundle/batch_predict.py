@@ -1,4 +1,4 @@
-"""`ich-ray predict`: any number of files through one process, or through Ray Data where there are many.
+"""`ich-ray predict`: any number of files through one process, or many through Ray Data.
 
 The bundle and its rows are made elsewhere; this chooses who works and writes the file. Each Ray worker loads the bundle
 once and holds one batch at a time, and rows come back in the order of the inputs.
@@ -6,7 +6,6 @@ once and holds one batch at a time, and rows come back in the order of the input
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,8 +13,8 @@ from ich_ray import progress
 from ich_ray.bundle.bundle import OPERATING_POINT, load_bundle
 from ich_ray.bundle.prediction import Prediction, Predictor, Studies, StudyPrediction, list_inputs
 from ich_ray.bundle.table_writer import as_table, check_suffix, writing_rows
-from ich_ray.errors import ConfigError, IchRayError
-from ich_ray.registry import registered_here, repeat
+from ich_ray.errors import ConfigError
+from ich_ray.ray_data import map_in_order
 from ich_ray.runtime import connected
 from ich_ray.storage import Location, check_file, check_folder, locate
 from ich_ray.training.inference import EVALUATION_BATCH
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ich_ray.bundle.prediction import Input
-    from ich_ray.registry import Registration
 
 __all__ = ["Totals", "predict"]
 
@@ -129,44 +127,20 @@ def _counted(cases: int, positive: int, rows: Sequence[Prediction | StudyPredict
 
 def _through_ray(order: _Order, inputs: list[Input], address: str | None) -> Iterator[list[Prediction]]:
     """Rows in the order of the inputs, from one worker on each CPU; accelerators are shared among them."""
+    chunks = [inputs[start : start + EVALUATION_BATCH] for start in range(0, len(inputs), EVALUATION_BATCH)]
+    items = [{"files": [file for file, _ in chunk], "reasons": [reason for _, reason in chunk]} for chunk in chunks]
+    rule, hint = "predict: every batch must end", "nothing was written, try again"
     with connected(address):
-        import ray
-
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.op_resource_reservation_enabled = False
-        context.execution_options.preserve_order = True
-        chunks = [inputs[start : start + EVALUATION_BATCH] for start in range(0, len(inputs), EVALUATION_BATCH)]
-        items = [{"files": [file for file, _ in chunk], "reasons": [reason for _, reason in chunk]} for chunk in chunks]
-        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        workers = max(1, min(int(total.get("CPU", 1)), len(chunks)))
-        mapped = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _Worker,
-            fn_constructor_args=(order, registered_here()),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_cpus=1,
-            num_gpus=int(100 * total.get("GPU", 0) / workers) / 100,
-        )
-        try:
-            tables: Iterator[Any] = iter(mapped.iter_batches(batch_size=None, batch_format="pyarrow"))
-            for table in tables:
-                yield [Prediction(**row) for row in table.to_pylist()]
-        except ray.exceptions.RayError as error:
-            last = str(error).strip().splitlines()[-1]
-            raise IchRayError(f"predict: every batch must end, got {last}; nothing was written, try again") from None
+        for table in map_in_order(items, _Worker, order, rule=rule, hint=hint):
+            yield [Prediction(**row) for row in table.to_pylist()]
 
 
 class _Worker:
     """One process of Ray Data."""
 
-    def __init__(self, order: _Order, registered: tuple[Registration, ...]) -> None:
-        repeat(registered)
+    def __init__(self, order: _Order) -> None:
         self._predictor = order.predictor()
 
-    def __call__(self, batch: Any) -> Any:
-        (chunk,) = batch.to_pylist()
+    def __call__(self, chunk: dict[str, Any]) -> Any:
         rows = self._predictor.decide(*self._predictor.read(list(zip(chunk["files"], chunk["reasons"], strict=True))))
         return as_table(rows, Prediction)

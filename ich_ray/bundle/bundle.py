@@ -1,4 +1,7 @@
-"""A trained network with its card: save, load, verify, predict. Needs neither Ray nor the search it came from."""
+"""A trained network with its card: save, load, verify, predict.
+
+Needs neither Ray nor the search it came from.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +133,10 @@ class Bundle:
         return self.card.scaling(logits)
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Calibrated probabilities float64 `[n]` of images uint8 `[n, channels, rows, columns]`; NaN where none."""
+        """Calibrated probabilities float64 `[n]` of images uint8 `[n, channels, rows, columns]`.
+
+        NaN where a logit is not finite.
+        """
         return self.calibrated(self.logits(images))
 
     def operating_point(self, name: str = OPERATING_POINT) -> OperatingPoint:

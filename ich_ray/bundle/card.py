@@ -1,4 +1,4 @@
-"""The card of a bundle: what the model is, what it was measured to do, and what it must not be used for.
+"""The card of a bundle: what the model is, how it was measured, what it must not be used for.
 
 Knows the format of card.json and nothing of networks or weights, so that a report reads cards without PyTorch.
 """
@@ -53,7 +53,9 @@ LIMITATIONS = (
 
 
 class OperatingPoint(Record):
-    """A threshold on the calibrated probability, with what it gave on the calibration patients; None if undefined.
+    """A threshold on the calibrated probability, with its figures on the calibration patients.
+
+    A figure is None where it is undefined.
 
     Attributes:
         rule: how the threshold was chosen.
@@ -70,7 +72,10 @@ class OperatingPoint(Record):
 
 
 class DatasetNote(Record):
-    """Which data made the model, and what their roles were drawn by: `slice` leaks, see `ich_ray.vocabulary.LEAK`."""
+    """Which data made the model, and by what their roles were drawn.
+
+    A `split` by slice leaks, see `ich_ray.vocabulary.LEAK`.
+    """
 
     fingerprint: Fingerprint
     roles: dict[Line, RoleCounts]

@@ -1,4 +1,7 @@
-"""card.json of a bundle: read, written whole, with its checklist answered anew. Without it there is no bundle."""
+"""Read and write card.json of a bundle, with its checklist answered anew.
+
+Without it there is no bundle.
+"""
 
 from __future__ import annotations
 

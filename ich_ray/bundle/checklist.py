@@ -1,4 +1,4 @@
-"""What guidelines ask to be said of a model, each topic answered from its card or with "not available".
+"""The topics that guidelines ask of a model, answered from its card or "not available".
 
 Topics are those of CLAIM 2024 (Tejani et al., "Checklist for artificial intelligence in medical imaging: 2024 update",
 10.1148/ryai.240300) and TRIPOD+AI (Collins et al., 2024, 10.1136/bmj-2023-078378) that concern a model; those of a

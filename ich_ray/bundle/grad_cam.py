@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from ich_ray.bundle.heatmap_overlay import overlay, strength
+from ich_ray.ct.windowing import brain_channel
 from ich_ray.errors import ConfigError
 from ich_ray.model.architectures import architecture_of
 from ich_ray.storage import is_local, write_bytes
@@ -40,15 +41,14 @@ class HeatMaps:
     def __init__(self, bundle: Bundle, folder: UPath) -> None:
         check_captum()  # before hours of decoding
         self._bundle, self._folder = bundle, folder
-        names = [window.name for window in bundle.card.windows]
-        self._channel = names.index("brain") if "brain" in names else 0
+        self._channel = brain_channel(bundle.card.windows)
 
     def write(
         self, files: Sequence[str], images: NDArray[np.uint8], probabilities: NDArray[np.float64], threshold: float
     ) -> list[str]:
-        """Write a picture of each image `[n, channels, rows, columns]`: the slice, and the slice under its heat map.
+        """Write a picture of each image: the slice, and the slice under its heat map.
 
-        Below the operating point a map fades with its probability.
+        Images are `[n, channels, rows, columns]`. Below the operating point a map fades with its probability.
 
         Returns:
             The paths of the pictures; empty where the heat is not finite, as it then shows nothing.

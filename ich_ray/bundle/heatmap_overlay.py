@@ -22,7 +22,7 @@ def overlay(grey: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.ui
 
 
 def strength(probability: float, threshold: float) -> float:
-    """How strong a heat map is drawn, from 0 to 1: in full from the threshold on, fading with the probability below.
+    """The opacity of a heat map, from 0 to 1: full from the threshold on, fading below.
 
     Each map has a brightest spot, and that of a slice without haemorrhage must not look like a finding.
     """

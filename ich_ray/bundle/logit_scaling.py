@@ -63,7 +63,7 @@ class LogitScaling:
         return np.where(np.isfinite(scaled), expit(scaled), np.nan)
 
     def logits(self, probabilities: NDArray[Any]) -> NDArray[np.float64]:
-        """The logits float64 `[n]` that these probabilities came from; 0 and 1 are moved by one float64 epsilon."""
+        """The logits float64 `[n]` of these probabilities; 0 and 1 are moved by a float64 epsilon."""
         return (log_odds(probabilities) - self.bias) * self.temperature - self.prior_shift
 
 
@@ -102,7 +102,7 @@ def fit_platt(labels: NDArray[Any], logits: NDArray[np.float64]) -> tuple[float,
 
 
 def fit_scaling(method: Method, labels: NDArray[Any], logits: NDArray[Any], prior_shift: float) -> LogitScaling:
-    """The scaling with the least log loss on `labels` `[n]`, given the shift of the training class weights."""
+    """The scaling with the least log loss on `labels` `[n]`, given the shift of class weights."""
     shifted = np.asarray(logits, np.float64) + prior_shift
     if method == "temperature":
         return LogitScaling(prior_shift, fit_temperature(labels, shifted))

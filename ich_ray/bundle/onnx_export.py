@@ -1,4 +1,4 @@
-"""A bundle as an ONNX file: images in, logit and calibrated probability out, checked against the bundle itself.
+"""Export a bundle as ONNX: images in, logit and probability out, checked against the bundle.
 
 Knows bundles and ONNX; needs the `onnx` extra, which nothing else does. The card travels in the file's metadata, so
 that thresholds and limits stay with the model.
@@ -48,10 +48,11 @@ class _WithProbability(nn.Module):
 
 
 def export_onnx(bundle: Location, out: Location) -> UPath:
-    """Write a bundle as ONNX: input `images` uint8 `[slices, channels, rows, columns]`, any number of slices.
+    """Write a bundle as ONNX, for any number of slices.
 
-    Outputs are `logit` and `probability`, float32 `[slices]`. Before the file is written ONNX Runtime must give the
-    logits and probabilities of the bundle on random images, within 1e-4.
+    Its input is `images`, uint8 `[slices, channels, rows, columns]`. Outputs are `logit` and `probability`, float32
+    `[slices]`. Before the file is written ONNX Runtime must give the logits and probabilities of the bundle on random
+    images, within 1e-4.
 
     Raises:
         ConfigError: no bundle, no file can be written there, or the `onnx` extra is not installed.

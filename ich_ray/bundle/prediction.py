@@ -71,7 +71,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class StudyPrediction:
-    """One study, as probable as its most probable slice, which is `file`; a rejected file has a row of its own."""
+    """One study, as probable as its most probable slice, which is `file`.
+
+    A rejected file has a row of its own.
+    """
 
     study: str
     slices: int
@@ -85,9 +88,10 @@ class StudyPrediction:
 
 
 def list_inputs(paths: Iterable[Location]) -> list[Input]:
-    """The files at `paths`, in order; folders are searched, hidden files left out, links that lead out refused.
+    """List the files at `paths`, in order, folders searched.
 
-    A file that is given more than once stands where it was given first, which is said.
+    Hidden files are left out, links that lead out are refused. A file that is given more than once stands where it was
+    given first, which is said.
 
     Raises:
         ConfigError: a path does not exist, or there is no file at all.

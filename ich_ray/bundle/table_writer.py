@@ -42,7 +42,9 @@ def check_suffix(path: UPath) -> None:
 
 @contextmanager
 def writing_rows(path: UPath, kind: type[Any]) -> Iterator[Callable[[Sequence[Any]], None]]:
-    """A function that appends rows of the dataclass `kind`; they name patients' files, so only the owner may read it.
+    """A function that appends rows of the dataclass `kind` to a table.
+
+    Rows name patients' files, so only the owner may read it.
 
     Raises:
         ConfigError: the suffix names no format.

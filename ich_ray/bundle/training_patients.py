@@ -1,4 +1,4 @@
-"""Which patients a bundle has met: marks of all patients of the dataset that made it, beside its card.
+"""Marks of all patients of the dataset that made a bundle, kept beside its card.
 
 What another site measures must not hold them, and a dataset that was prepared again, with another seed or a few more
 files, has another fingerprint. A mark is a hash of the pseudonym, which is keyed: only datasets prepared with the same

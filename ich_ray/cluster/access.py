@@ -1,4 +1,4 @@
-"""How a cluster is reached from outside: the dashboard's address and the token, and where both come from.
+"""How a cluster is reached from outside: the dashboard's address and the token.
 
 Refuses what would give the token away. Opens no connection and knows nothing of Ray: jobs.py and doctor.py do.
 """
@@ -122,7 +122,10 @@ def is_loopback(host: str) -> bool:
 
 
 def go_past_proxies(host: str, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Where `host` is this machine, keep the proxies of the environment out: they would be shown the token."""
+    """Bypass the proxies of the environment where `host` is this machine.
+
+    They would be shown the token.
+    """
     spared = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
     if is_loopback(host) and not {host, "*"} & {name.strip() for name in spared.split(",")}:
         spared = f"{spared},{host}".strip(",")
@@ -136,9 +139,9 @@ def token_file(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def find_token(environ: Mapping[str, str] = os.environ) -> Token | None:
-    """The token in ``RAY_AUTH_TOKEN``, else in the file; None without one or with ``RAY_AUTH_MODE=disabled``.
+    """The token in ``RAY_AUTH_TOKEN``, else in the file; None without one.
 
-    The order is Ray's own.
+    None also with ``RAY_AUTH_MODE=disabled``. The order is Ray's own.
 
     Raises:
         ConfigError: others can read the file, or it is none.

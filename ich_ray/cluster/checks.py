@@ -1,6 +1,7 @@
-"""Whether machines are fit and safe to run a search: facts in, findings out. Asks no machine anything.
+"""Whether machines are fit and safe to run a search: facts in, findings out.
 
-A problem would break a search or let strangers in; a warning makes it slow or may become a problem.
+Asks no machine anything. A problem would break a search or let strangers in; a warning makes it slow or may become a
+problem.
 """
 
 from __future__ import annotations
@@ -115,11 +116,11 @@ def _storage(machines: Sequence[Facts]) -> Iterable[Finding]:
 
 
 def skew_s(machine: Facts) -> float:
-    """How far a clock is off at least, in seconds: 0 if the order of sending, answering and receiving allows it.
+    """The least by which a clock is off, in seconds.
 
-    The machine began after `sent` and answered before `received`, so with its clock ahead by s both
-    ``began - s >= sent`` and ``answered - s <= received`` hold: s lies between `answered - received` and
-    `began - sent`.
+    0 if the order of sending, answering and receiving allows it. The machine began after `sent` and answered before
+    `received`, so with its clock ahead by s both ``began - s >= sent`` and ``answered - s <= received`` hold: s lies
+    between `answered - received` and `began - sent`.
     """
     low, high = machine.answered - machine.received, machine.began - machine.sent
     return low if low > 0 else high if high < 0 else 0.0

@@ -1,4 +1,4 @@
-"""`ich-ray doctor`: ask this machine, or every node of a cluster, and judge the answers with checks.py."""
+"""`ich-ray doctor`: ask this machine, or every node of a cluster, and judge the answers."""
 
 from __future__ import annotations
 

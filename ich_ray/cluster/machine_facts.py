@@ -1,6 +1,7 @@
-"""What one machine says of itself: versions, GPUs, storage, clock, disk, ports, token. Judges nothing and knows no Ray.
+"""Facts of one machine: versions, GPUs, storage, clock, disk, ports, token.
 
-Runs in this process or in a task on any node of a cluster, so it needs nothing but this package.
+Judges nothing and knows no Ray. Runs in this process or in a task on any node of a cluster, so it needs nothing but
+this package.
 """
 
 from __future__ import annotations
@@ -117,7 +118,10 @@ def _try_storage(storage: str, machine: str, witness: str) -> str:
 
 
 def open_ports(tables: tuple[str, ...] = ("/proc/net/tcp", "/proc/net/tcp6")) -> tuple[int, ...]:
-    """Ports of this machine that listen on more than its loopback interface (Linux; elsewhere none is told)."""
+    """Ports of this machine that listen on more than its loopback interface.
+
+    Linux only; elsewhere none is told.
+    """
     found = set()
     for table in map(Path, tables):
         lines = table.read_text().splitlines()[1:] if table.exists() else []

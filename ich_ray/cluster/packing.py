@@ -1,4 +1,4 @@
-"""What travels with a job: its command and its search space, checked before anything leaves this machine.
+"""Pack what travels with a job: its command and its search space, checked before they leave.
 
 Everything else in a command must mean the same on the cluster's machines. Knows nothing of Ray.
 """

@@ -20,7 +20,7 @@ __all__ = ["first_line", "translate_errors"]
 
 @contextmanager
 def translate_errors(access: Access, job: str | None = None) -> Iterator[None]:
-    """Ray's errors as ours: a token that is missing or wrong says so, and so does an address without a cluster."""
+    """Translate Ray's errors: a wrong or missing token, an address without a cluster."""
     from ray.exceptions import AuthenticationError
 
     if job == "":

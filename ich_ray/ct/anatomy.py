@@ -1,4 +1,4 @@
-"""Synthetic heads in HU: skull, brain, fluid spaces and decoys of one patient, one axial section at a time.
+"""Synthetic heads in HU: skull, brain, fluid spaces and decoys, one axial section at a time.
 
 Knows the shape of a normal head and of what is mistaken for blood. Knows nothing of bleeding, labels or DICOM.
 
@@ -59,7 +59,7 @@ def ellipse(
 def capsule(
     u: Pixels, v: Pixels, start: tuple[float, float], end: tuple[float, float], radii: tuple[float, float]
 ) -> Pixels:
-    """The signed distance in mm to a rod whose radius goes from `radii[0]` at `start` to `radii[1]` at `end`."""
+    """The signed distance in mm to a rod of radius `radii[0]` at `start`, `radii[1]` at `end`."""
     du, dv = np.float32(end[0] - start[0]), np.float32(end[1] - start[1])
     along = np.clip(((u - np.float32(start[0])) * du + (v - np.float32(start[1])) * dv) / (du * du + dv * dv), 0, 1)
     away = np.hypot(u - np.float32(start[0]) - along * du, v - np.float32(start[1]) - along * dv)
@@ -209,7 +209,9 @@ class Canvas:
 
 
 class HeadSection:
-    """One axial cut through a head. All arrays are `[p]`: the pixels of the head only, a third of the image.
+    """One axial cut through a head; arrays are `[p]`.
+
+    They hold the pixels of the head only, a third of the image.
 
     Attributes:
         where: their positions in the flattened image.
@@ -262,7 +264,10 @@ class HeadSection:
 
     @cached_property
     def fluid(self) -> Pixels:
-        """The soft mask of the fluid around the brain: sulci, fissures, cisterns. The space of subarachnoid blood."""
+        """The soft mask of the fluid around the brain: sulci, fissures, cisterns.
+
+        It is the space of subarachnoid blood.
+        """
         rim = self.depth - np.float32(0.4 + 2.4 * self.head.atrophy)
         spaces = [self._fold - self._sulcus_mm, rim, *self._fissures()]
         return soft(_union(spaces), 1.8)
@@ -287,7 +292,10 @@ class HeadSection:
 
     @cached_property
     def ventricles(self) -> Pixels:
-        """The soft mask of the ventricles, which only the middle slices show; the space of intraventricular blood."""
+        """The soft mask of the ventricles, which only the middle slices show.
+
+        It is the space of intraventricular blood.
+        """
         shapes = list(self._ventricle_shapes())
         return soft(_union(shapes), 2.2) if shapes else np.zeros_like(self.u)
 

@@ -27,7 +27,10 @@ FRAME_LIMIT_BYTES = 2**30
 
 
 def send(stream: BinaryIO, facts: dict[str, Any], payload: bytes | memoryview = b"") -> None:
-    """Write one message: the length of the facts, the facts as JSON with the length of the payload, the payload."""
+    """Write one message: length of the facts, facts as JSON, payload.
+
+    The facts hold the length of the payload.
+    """
     head = json.dumps({**facts, "bytes": len(payload)}).encode()
     stream.write(len(head).to_bytes(4, "little") + head)
     stream.write(payload)

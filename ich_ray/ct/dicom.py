@@ -161,7 +161,9 @@ def _bytes_of(source: Location) -> bytes:
 
 
 def read_file(path: UPath | str) -> bytes:
-    """The bytes of a regular file, no more than a slice may have; a string is an absolute path on this machine.
+    """The bytes of a regular file, no more than a slice may have.
+
+    A string is an absolute path on this machine.
 
     Raises:
         Rejection: `not_regular`, `size_limit`, or `io_error` after three tries.

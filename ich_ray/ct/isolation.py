@@ -1,4 +1,4 @@
-"""Decoding in a process of its own, so that a frame that kills or hangs its decoder costs one file only.
+"""Decode in a process of its own: a frame that kills or hangs its decoder costs one file.
 
 Native decoders for JPEG, JPEG 2000 and RLE are C code that reads what a stranger wrote. Each process of ours that meets
 compressed pixels keeps one decoder process, started at the first frame (0.5 s) and replaced when it dies; a frame then

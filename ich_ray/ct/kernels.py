@@ -38,7 +38,9 @@ def survey(words: NDArray[Any], low: Any, high: Any) -> tuple[int, int, int]:
 
 @numba.njit(nogil=True, cache=True)
 def average_short(words: NDArray[Any], lows: NDArray[Any], highs: NDArray[Any], out: NDArray[Any]) -> None:
-    """`average_integer` for words of 16 bits, in half the time: clipped words and column sums stay 16 bits wide.
+    """`average_integer` for words of 16 bits, in half the time.
+
+    Clipped words and column sums stay 16 bits wide.
 
     Args:
         words: int16 or uint16 `[side, side]`; `side` is a multiple of the output's.
@@ -70,7 +72,9 @@ def average_short(words: NDArray[Any], lows: NDArray[Any], highs: NDArray[Any], 
 
 @numba.njit(nogil=True, cache=True)
 def average_integer(words: NDArray[Any], lows: NDArray[np.int32], highs: NDArray[np.int32], out: NDArray[Any]) -> None:
-    """Clip to each `lows..highs` (in words) and average squares of whole pixels, rounding half up, exactly.
+    """Clip to each `lows..highs` (in words) and average squares of whole pixels, exactly.
+
+    Halves are rounded up.
 
     Args:
         words: `[side, side]`; `side` is a multiple of the output's.

@@ -34,7 +34,10 @@ _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 
 @dataclass(frozen=True)
 class PixelLayout:
-    """How words are stored: `[rows, columns]` of `bits_allocated`, the lowest `bits_stored` of which count."""
+    """How words are stored: `[rows, columns]` of `bits_allocated`.
+
+    The lowest `bits_stored` of them count.
+    """
 
     rows: int
     columns: int
@@ -48,7 +51,10 @@ class PixelLayout:
 
     @property
     def is_too_large(self) -> bool:
-        """Whether the square that a slice is padded to would be larger than a file: 65,535x1 pixels pad to 17 GB."""
+        """Whether the square that a slice is padded to would be larger than a file may be.
+
+        65,535x1 pixels pad to 17 GB.
+        """
         return max(self.rows, self.columns) ** 2 * self.bits_allocated // 8 > FILE_LIMIT_BYTES
 
     @property

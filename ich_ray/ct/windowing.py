@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
     from ich_ray.ct.dicom import CTSlice
 
-__all__ = ["DEFAULT_WINDOWS", "MOST_WINDOWS", "WINDOWS", "WindowSpec", "parse_windows", "window_slice"]
+__all__ = [
+    "DEFAULT_WINDOWS",
+    "MOST_WINDOWS",
+    "WINDOWS",
+    "WindowSpec",
+    "brain_channel",
+    "parse_windows",
+    "window_slice",
+]
 
 _FARTHEST_HU = 2**17
 # A channel each: published systems use 1 and 3.
@@ -56,6 +64,12 @@ WINDOWS: Registry[WindowSpec] = Registry(
     "windows", {name: f"{__name__}:{name.upper()}" for name in ("brain", "subdural", "bone", "soft")}, home=__name__
 )
 DEFAULT_WINDOWS = "brain,subdural,bone"
+
+
+def brain_channel(windows: Sequence[WindowSpec]) -> int:
+    """The channel that is shown to people: the brain window, or the first one where there is none."""
+    names = [window.name for window in windows]
+    return names.index("brain") if "brain" in names else 0
 
 
 def parse_windows(text: str) -> tuple[WindowSpec, ...]:
@@ -93,7 +107,7 @@ def parse_windows(text: str) -> tuple[WindowSpec, ...]:
 
 
 def window_slice(ct: CTSlice, windows: Sequence[WindowSpec], size: int) -> NDArray[np.uint8]:
-    """A slice as one 8-bit channel per window, clipped at full resolution and then averaged over exact areas.
+    """A slice as one 8-bit channel per window, clipped first, then averaged over exact areas.
 
     Each pixel is mapped by LINEAR_EXACT (PS3.3 C.11.2.1.3.2): black up to `center - width / 2`, white from
     `center + width / 2` on, `(hu - center) / width + 0.5` between. It is not LINEAR (C.11.2.1.2.1), whose

@@ -89,7 +89,9 @@ class RoleCounts(Record):
 
 
 class DatasetManifest(Record):
-    """dataset.json. Every listed file is counted once: listed = accepted + rejected + duplicate + excluded.
+    """dataset.json, in which every listed file is counted once.
+
+    listed = accepted + rejected + duplicate + excluded.
 
     Attributes:
         fingerprint: of the pixels, labels and roles: equal for equal input, whatever the order of the work.
@@ -263,9 +265,9 @@ class PreparedDataset:
         return SliceSet(self, np.flatnonzero(self.column("role") == role))
 
     def verify(self, *roles: Role) -> None:
-        """Compare slices.parquet, and each block that holds a slice of `roles`, with the manifest; 1 s per GB.
+        """Compare slices.parquet, and each block that holds a slice of `roles`, with the manifest.
 
-        Reads no label.
+        Takes 1 s per GB. Reads no label.
 
         Raises:
             IntegrityError: a file is not the one that was prepared.
@@ -376,7 +378,7 @@ def _check_hash(path: UPath, digest: str, copy: UPath) -> None:
 
 
 def map_block(path: UPath) -> NDArray[np.uint8]:
-    """The images of a block, without copying: pages are read from the file when touched, and are read-only.
+    """Map the images of a block, read-only and without copying: pages are read when touched.
 
     A block on object storage is read into memory.
 

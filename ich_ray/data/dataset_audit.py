@@ -1,4 +1,4 @@
-"""Is a prepared dataset whole? Every listed file is one row, every row has its image, every block is the one written.
+"""Audit a prepared dataset: every listed file is a row, every row has its image and block.
 
 Reads the files as they are, whatever is wrong with them, and names all that it finds; repairs nothing. Knows nothing of
 what the pixels should be: the hashes in the manifest vouch for them.

@@ -54,7 +54,7 @@ _SPARED = 0.1
 
 
 class FeaturesRecord(Record):
-    """features.json: rows of slices.parquet in their order, `rows_a_file` in each file, `shape` of one slice.
+    """features.json: rows of slices.parquet in order, `rows_a_file` in each, `shape` of a slice.
 
     Attributes:
         rows_sha256: of the numbers of these rows, as int64; empty for those of train and validation patients, which are
@@ -164,7 +164,7 @@ class Features:
 
     @classmethod
     def open(cls, dataset: PreparedDataset, key: str, rows: NDArray[np.int64] | None = None) -> Features | None:
-        """Those of a key and of the rows that they were computed for, see `FeatureFiles.of`; None if not there whole.
+        """The features of a key and of some rows, see `FeatureFiles.of`; None if they are not whole.
 
         Raises:
             IntegrityError: features.json is damaged or speaks of another dataset or of other rows.

@@ -1,4 +1,4 @@
-"""A dataset seen with one fold held out, or with none: what trains and validates in confirmations and retrainings.
+"""Views of a dataset with one fold held out, or none, for confirming and retraining.
 
 The pool is the train and validation patients. Those of one fold are validated on and the others trained on, so that
 each patient of the pool is held out once over all folds; a last training may take them all. Calibration and test
@@ -32,7 +32,7 @@ class HeldOut(PreparedDataset):
         self._whole, self.fold = whole, fold
 
     def role(self, role: Role) -> SliceSet:
-        """The slices of `train` or `validation` in this view; they are read through the whole dataset's mapping.
+        """The slices of `train` or `validation` in this view, read through the dataset's mapping.
 
         Raises:
             ValueError: another role was asked for, which no confirmation may see.

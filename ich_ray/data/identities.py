@@ -1,4 +1,4 @@
-"""The way back from the pseudonyms of a dataset to its files: a table beside the key and not in the dataset.
+"""Tables from pseudonyms back to files, kept beside the key and not in the dataset.
 
 One row per listed file and per label without a file. The folder is `$ICH_RAY_IDENTITIES`, else `identities` beside the
 key of the pseudonyms; the manifest holds the name of the table, which is a hash of what the dataset was made of. Only

@@ -117,7 +117,7 @@ class _DeviceImages:
 
 
 def as_index(positions: NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    """`positions` on the device, without waiting for what it has to do before, as a copy of usual memory would."""
+    """`positions` on the device, copied without waiting for earlier work of the device."""
     import torch
 
     index = torch.from_numpy(positions)

@@ -68,7 +68,10 @@ def assign_roles(
 def assign_folds(
     patients: NDArray[Any], positive: NDArray[Any], roles: NDArray[Any], seed: int, folds: int = FOLDS
 ) -> NDArray[np.int8]:
-    """The fold 0..folds-1 of each slice, by patient, equal within each role and kind of patient as far as they go."""
+    """Assign each slice a fold 0..folds-1, by patient.
+
+    Folds are equal within each role and kind of patient as far as they go.
+    """
     names, of_slice, bleeds = _by_patient(patients, positive)
     role_of = np.empty(len(names), object)
     role_of[of_slice] = roles

@@ -14,7 +14,7 @@ __all__ = ["stratified"]
 
 
 def stratified(slices: SliceSet, count: int, seed: int) -> SliceSet:
-    """`count` of the slices with as many positives as their share asks for, at least one of each class that is there.
+    """Draw `count` of the slices, stratified by label, at least one of each class that is there.
 
     The order of the set is kept, and the same seed takes the same slices.
 

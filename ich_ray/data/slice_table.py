@@ -1,4 +1,4 @@
-"""What slices.parquet must be before anything is made of it: columns of their types, and a row per accepted slice."""
+"""Validate slices.parquet before it is used: columns of their types, a row per slice."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def _within(column: pa.ChunkedArray, allowed: Sequence[object]) -> bool:
 
 
 def places_of(table: pa.Table, lengths: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Block and row of each slice; each row of blocks of these `lengths` is one slice, so that addresses are valid.
+    """The block and row of each slice, each row of blocks of these `lengths` used once.
+
+    Addresses are then valid.
 
     Raises:
         ValueError: a slice lies in no block, or two in one place.

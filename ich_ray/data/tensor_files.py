@@ -1,4 +1,4 @@
-"""Arrow IPC files with one column of tensors and one batch, mapped: what a file says of itself is checked first.
+"""Map Arrow IPC files of one column of tensors and one batch, their metadata checked first.
 
 Array shapes: `[n, *shape]`, in the order in which they lie in the file.
 

@@ -1,4 +1,4 @@
-"""How far curves and reliability may lie elsewhere by chance: bands for plots, from labels, probabilities and patients.
+"""Confidence bands for plots, from labels, probabilities and patients.
 
 Bands of curves draw patients again, like the intervals of `evaluate`, and hold at each place of the axis on its own.
 """
@@ -76,10 +76,10 @@ def _band(
 
 
 def perfect_shares(predicted: NDArray[np.float64], counts: NDArray[np.int64]) -> Band:
-    """Between which shares of positives a bin of `counts` slices lies if its mean probability `predicted` is true.
+    """The interval of a bin's share of positives if its mean probability `predicted` is true.
 
-    Binomial, so a little too wide where the probabilities of a bin differ, and too narrow where slices of a patient
-    go wrong together.
+    The bin has `counts` slices. Binomial, so a little too wide where the probabilities of a bin differ, and too narrow
+    where slices of a patient go wrong together.
     """
     tail = (1 - CONFIDENCE) / 2
     low, high = (binom.ppf(share, counts, predicted) / counts for share in (tail, 1 - tail))

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ich_ray.bundle.heatmap_overlay import overlay, strength
+from ich_ray.ct.windowing import brain_channel
 from ich_ray.data.dataset import SliceSet
 from ich_ray.errors import ConfigError
 from ich_ray.html_report.style import count, number
@@ -36,7 +37,10 @@ MOST_PIXELS = 256  # on a side: 24 pictures stay under 1.5 MB
 
 @dataclass(frozen=True)
 class Example:
-    """One slice to look at. `image` is a data URI, and so is `heat`, the slice under its heat map, if there is one."""
+    """One slice to look at, as data URIs.
+
+    `heat` is the slice under its heat map, empty without one.
+    """
 
     image: str
     heat: str
@@ -71,7 +75,8 @@ def gallery(inputs: Inputs) -> Gallery:
         return Gallery([], problem=inputs.dataset_problem)
     heat, heat_problem = _heat(inputs)
     found = examples(inputs.dataset, inputs.predictions, inputs.evaluation.point[1].threshold, heat)
-    window = inputs.dataset.manifest.windows[_channel(inputs.dataset)]
+    windows = inputs.dataset.manifest.windows
+    window = windows[brain_channel(windows)]
     low, high = window.center_hu - window.width_hu / 2, window.center_hu + window.width_hu / 2
     groups = [(title, found[kind]) for kind, title in _TITLES.items()]
     return Gallery(groups, window=f"{window.name} window, {low:g} to {high:g} HU", heat_problem=heat_problem)
@@ -97,12 +102,6 @@ def no_heat(slices: SliceSet) -> None:
     """What is drawn over slices where there is no bundle to ask."""
 
 
-def _channel(dataset: PreparedDataset) -> int:
-    """The brain window, or the first one where the dataset has none."""
-    names = [window.name for window in dataset.manifest.windows]
-    return names.index("brain") if "brain" in names else 0
-
-
 def pick(
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float64],
@@ -110,7 +109,10 @@ def pick(
     threshold: float,
     each: int = EACH,
 ) -> dict[Kind, list[int]]:
-    """Positions of the most confident slices of each kind, at most one per patient, so that six are six cases."""
+    """Pick positions of the most confident slices of each kind, at most one per patient.
+
+    Six pictures are then of six patients.
+    """
     flagged = probabilities >= threshold
     positive = labels == 1
     groups: dict[Kind, NDArray[np.bool_]] = {
@@ -135,9 +137,10 @@ def pick(
 def examples(
     dataset: PreparedDataset, predictions: Predictions, threshold: float, heat: Heat = no_heat
 ) -> dict[Kind, list[Example]]:
-    """Pictures of the brain window with probability and labels; slices that the dataset lacks are left out.
+    """Pictures of the brain window with probability and labels.
 
-    Below the threshold a heat map fades with the probability, as `heatmaps.HeatMaps` does it.
+    Slices that the dataset lacks are left out. Below the threshold a heat map fades with the probability, as
+    `heatmaps.HeatMaps` does it.
     """
     rows = {slice_id: row for row, slice_id in enumerate(dataset.column("slice_id"))}
     chosen = pick(predictions.labels, predictions.probabilities, predictions.patients, threshold)
@@ -165,7 +168,7 @@ def _example(
     position, row = place
     subtypes = [name for name in SUBTYPES if dataset.slices[name][row].as_py()]
     truth = ", ".join(subtypes) or ("haemorrhage" if predictions.labels[position] else "no haemorrhage")
-    probability, grey = float(predictions.probabilities[position]), image[_channel(dataset)]
+    probability, grey = float(predictions.probabilities[position]), image[brain_channel(dataset.manifest.windows)]
     return Example(
         image=_uri(grey),
         heat="" if hot is None else _uri(overlay(grey, hot * np.float32(strength(probability, threshold)))),
@@ -180,7 +183,7 @@ def _uri(image: NDArray[np.uint8]) -> str:
 
 
 def small_png(image: NDArray[np.uint8]) -> bytes:
-    """A PNG of grey `[rows, columns]` or color `[rows, columns, 3]`, smaller if a side has more than 256 pixels."""
+    """A PNG of gray `[rows, columns]` or color `[rows, columns, 3]`, 256 pixels a side at most."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     picture.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.BOX)
     file = io.BytesIO()

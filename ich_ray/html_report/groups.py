@@ -33,7 +33,10 @@ _PATIENT_WORDS = (
 
 @dataclass(frozen=True)
 class GroupRow:
-    """A group; `figures` are AP, AP of chance, ROC AUC, sensitivity and specificity, each with its interval."""
+    """A group with its figures, each with its interval.
+
+    They are AP, AP of chance, ROC AUC, sensitivity and specificity.
+    """
 
     name: str
     cases: str

@@ -32,7 +32,10 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a title; the first cell of each row names it, `numbers` are the columns set to the right."""
+    """Rows of text under a title; the first cell names a row.
+
+    `numbers` are the columns set to the right.
+    """
 
     title: str
     head: Sequence[str]

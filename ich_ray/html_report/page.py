@@ -1,4 +1,4 @@
-"""The report: one HTML file that shows a search, the model that came out of it, and what is still missing.
+"""The report: one HTML file of a search, the model that came out of it, and what is missing.
 
 Words, tables and plots are made elsewhere, and so is the file around them (html_page.py); this puts them together.
 """

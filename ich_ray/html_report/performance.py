@@ -1,7 +1,7 @@
-"""Plots of the final model on the test patients, each a pure function of labels `[n]` and probabilities `[n]`.
+"""Plots of the final model on the test patients.
 
-Curves are thinned to what a screen can show; metrics are not computed here: they come with their intervals from
-`evaluate`.
+Each is a pure function of labels `[n]` and probabilities `[n]`. Curves are thinned to what a screen can show; metrics
+are not computed here: they come with their intervals from `evaluate`.
 """
 
 from __future__ import annotations
@@ -196,7 +196,10 @@ def _unit_square(figure: go.Figure) -> go.Figure:
 
 
 def histogram(labels: NDArray[np.int64], probabilities: NDArray[np.float64], threshold: float | None) -> go.Figure:
-    """How each truth spreads over the probabilities, as a share of its own slices, with the threshold as a line."""
+    """The distribution of probabilities by truth, with the threshold as a line.
+
+    Shares are of the slices of each truth.
+    """
     figure = blank("calibrated probability", "share of its slices")
     edges = np.linspace(0, 1, _BINS + 1)
     for truth, name, color in ((0, "no haemorrhage", NEGATIVE), (1, "haemorrhage", POSITIVE)):

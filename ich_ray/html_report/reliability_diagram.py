@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say, drawn: observed shares against probabilities, with what chance allows."""
+"""Reliability diagrams: observed shares against probabilities, with what chance allows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ReliabilityBins:
 
 
 def reliability_bins(labels: NDArray[np.int64], probabilities: NDArray[np.float64], bins: int = 10) -> ReliabilityBins:
-    """Mean probability and observed share of positives by probability, with Wilson's 95 % interval (1927).
+    """Mean probability and share of positives by bin, with Wilson's 95 % interval (1927).
 
     The interval takes slices as independent, so it is too narrow where patients give several; it is a guide to the eye.
     """

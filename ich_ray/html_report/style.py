@@ -81,7 +81,10 @@ def plain(text: object) -> str:
 
 
 def metric_name(name: str) -> str:
-    """`average_precision` -> `average precision (AP)`, inside a sentence; an unknown name keeps its words."""
+    """`average_precision` -> `average precision (AP)`, inside a sentence.
+
+    An unknown name keeps its words.
+    """
     return METRICS[name].title if name in METRICS else name.replace("_", " ")
 
 
@@ -97,7 +100,10 @@ def metric_words(name: str) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure to read: `digits` decimals, as many significant digits where it is tiny or huge, `–` for none."""
+    """Format a figure: `digits` decimals, or significant digits where tiny or huge.
+
+    `–` for none.
+    """
     if value is None or not math.isfinite(value):
         return "–"
     if abs(value) >= 10_000:

@@ -96,9 +96,10 @@ def figures(evaluation: Evaluation) -> list[FigureRow]:
 
 
 def operating_figures(evaluation: Evaluation, point: PointFigures) -> list[FigureRow]:
-    """Figures of one threshold. A guess that flags the same share of slices sets the floor of those without one.
+    """The figures of one threshold, with their floors.
 
-    Such a guess has a sensitivity of the share it flags, a specificity of the rest and an NPV of 1 - prevalence.
+    A guess that flags the same share of slices sets the floor of those without one. Such a guess has a sensitivity of
+    the share it flags, a specificity of the rest and an NPV of 1 - prevalence.
     """
     flagged = (point.confusion.tp + point.confusion.fp) / max(evaluation.slices, 1)
     floors = {"sensitivity": flagged, "specificity": 1 - flagged, "npv": 1 - evaluation.prevalence, **evaluation.floors}
@@ -112,7 +113,7 @@ def operating_figures(evaluation: Evaluation, point: PointFigures) -> list[Figur
 
 
 def of_hundred(confusion: Counts) -> list[tuple[str, str, int]]:
-    """What happens to 100 slices: kind, exact percentage and whole slices that add up to 100 (largest remainders)."""
+    """The outcomes of 100 slices: kind, exact percentage, whole slices (largest remainders)."""
     held = {
         "haemorrhage, flagged": confusion.tp,
         "haemorrhage, missed": confusion.fn,
@@ -161,7 +162,10 @@ def trial_table(trials: Sequence[TrialResult], best: int | None) -> TrialTable:
 
 
 def confirmation_rows(confirmation: Confirmation) -> list[dict[str, Any]]:
-    """The candidates of a confirmation in the order of the search: selection score, then mean, spread and n."""
+    """The candidates of a confirmation: selection score, then mean, spread and n.
+
+    They are in the order of the search.
+    """
     return [
         {
             "number": candidate.trial,

@@ -42,7 +42,10 @@ def _end(trial: TrialResult) -> float:
 
 
 def timeline(trials: Sequence[TrialResult], numbered: bool = True) -> go.Figure:
-    """What each slot was doing: one bar per trial from its start to its end, with its number where bars are few."""
+    """Draw what each slot did: a bar per trial from its start to its end.
+
+    Bars carry their numbers where they are few.
+    """
     begun = min((trial.started for trial in trials), default=0.0)
     whole = max((_end(trial) for trial in trials), default=0.0) - begun
     unit, name = _unit(whole)

@@ -76,7 +76,10 @@ def _distribution(space: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def varied(trials: Sequence[TrialResult]) -> list[str]:
-    """Parameters that differ between trials (not being used counts as a value), in the order of first use."""
+    """Parameters that differ between trials, in the order of first use.
+
+    Not being used counts as a value.
+    """
     names = dict.fromkeys(name for trial in trials for name in trial.parameters)
     return [name for name in names if len({repr(trial.parameters.get(name)) for trial in trials}) > 1]
 

@@ -94,9 +94,10 @@ class SamplingFields(_Group):
 
 
 class OwnFields(BaseModel):
-    """Fields that one architecture alone reads, of the group `network`; an architecture without any has this class.
+    """Fields that one architecture alone reads, of the group `network`.
 
-    Every field has a default. In spaces, ledgers and cards they stand beside the others, by name.
+    An architecture without any has this class. Every field has a default. In spaces, ledgers and cards they stand
+    beside the others, by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

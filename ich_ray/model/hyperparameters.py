@@ -1,4 +1,4 @@
-"""One typed draw: every knob that building and training a network knows, and what follows from their groups.
+"""Hyperparameters of building and training a network, in groups, and what follows from them.
 
 The knobs stand in fields.py, by group; those of one architecture alone stand beside it. Search spaces are checked
 against these fields, so a parameter that nothing reads cannot be searched.
@@ -73,7 +73,7 @@ class Hyperparameters(SamplingFields, OptimizationFields, NetworkFields):
         return name
 
     def identity(self) -> dict[str, Any]:
-        """What a trial, a retraining and a resumed state are told apart by: the fields that differ from their defaults.
+        """The fields that differ from their defaults: the identity of a trial, retraining or state.
 
         A field that is added later changes the identity of nothing that was written without it.
         """
@@ -82,7 +82,10 @@ class Hyperparameters(SamplingFields, OptimizationFields, NetworkFields):
         return self.model_dump(exclude_defaults=True, exclude=left)
 
     def is_same(self, stored: object) -> bool:
-        """Whether parameters read from a file are these, with their defaults (as of version 0.1.0) or without."""
+        """Whether parameters read from a file are these, with or without their defaults.
+
+        Version 0.1.0 wrote the defaults too.
+        """
         try:
             return type(self).model_validate(stored).identity() == self.identity()
         except ValidationError:
@@ -95,7 +98,7 @@ class Hyperparameters(SamplingFields, OptimizationFields, NetworkFields):
 
     @property
     def network_alone(self) -> Hyperparameters:
-        """A draw equal for all whose networks have equal tensors and layers: whether there is dropout, not how much."""
+        """A draw of what tensors and layers depend on only: whether there is dropout, not how much."""
         drops = {name: 0.5 if value else 0.0 for name, value in self.model_dump().items() if _drops(name)}
         return type(self).model_validate({**self.network, **drops, "weights": "none"})
 
@@ -130,7 +133,7 @@ def readers(name: str) -> list[str]:
 
 
 def fields_named(name: str) -> list[type[BaseModel]]:
-    """The records that have a field of this name: all hyperparameters, or the own fields of some architectures."""
+    """The records that have a field of this name: hyperparameters, or own fields of architectures."""
     if name in Hyperparameters.model_fields:
         return [Hyperparameters]
     return list(dict.fromkeys(ARCHITECTURES[each].own for each in readers(name)))

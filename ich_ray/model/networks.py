@@ -45,7 +45,10 @@ class Network(nn.Module):
         return logits.squeeze(1).float()
 
     def train(self, mode: bool = True) -> Network:
-        """What is frozen stays in evaluation mode: its batch statistics belong to its weights, no block is left out."""
+        """Keep frozen stages in evaluation mode: their batch statistics belong to their weights.
+
+        No block of them is left out.
+        """
         super().train(mode)
         for module in self.modules():
             weights = list(module.parameters())

@@ -1,4 +1,4 @@
-"""A network without memory: names, types and shapes of its tensors, to be compared before anything is allocated."""
+"""Outline networks without memory: names, types and shapes of tensors, before any is allocated."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Bare(TorchFunctionMode):
 
 
 def outline(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> Network:
-    """The network of a draw on PyTorch's meta device; its own weights are not read, whatever `parameters` names.
+    """Outline the network of a draw on PyTorch's meta device; weights are not read.
 
     Raises:
         ConfigError: the parameters do not fit each other or the image.
@@ -49,7 +49,9 @@ def outline(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> N
 
 
 def filled(network: Network, weights: dict[str, torch.Tensor]) -> Network:
-    """An outline with these weights: as `build_network` and loading, without drawing weights that nobody reads.
+    """Fill an outline with these weights, without drawing weights that nobody reads.
+
+    The result is that of `build_network` and loading.
 
     Raises:
         RuntimeError: they are not those of the network.

@@ -1,4 +1,4 @@
-"""Where the weights of a network come from before it is trained: a source of its architecture, or a safetensors file.
+"""Load weights before training: from a source of the architecture, or a safetensors file.
 
 Knows how a first convolution is adapted to other channels. Which tensors a network needs is in networks.py, what an
 architecture's own source is in its file.
@@ -34,7 +34,7 @@ def check_weights(architecture: str, weights: str) -> None:
 
 
 def spread(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """A first convolution for other channels: the mean over its own, scaled so that responses keep their size."""
+    """A first convolution for other channels: the mean of its own, scaled to keep responses."""
     return weight.mean(1, keepdim=True).repeat(1, channels, 1, 1) * (weight.shape[1] / channels)
 
 

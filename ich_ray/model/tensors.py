@@ -1,4 +1,4 @@
-"""Safetensors files that somebody else may have written: the header is compared before a tensor is read.
+"""Read safetensors files of unknown origin: headers are checked before tensors are read.
 
 Knows names, types and shapes of tensors, not what they are for. The format: eight bytes with the length of the header,
 the header as JSON, the tensors one after another: https://huggingface.co/docs/safetensors
@@ -37,12 +37,12 @@ _LARGEST_HEADER_BYTES = 8 << 20
 
 
 def layout_of(network: nn.Module) -> Layout:
-    """What a file of the weights of `network` must hold; the network may be one without memory, see `outline`."""
+    """The expected tensors of a file of weights of `network`, which may be an `outline`."""
     return {name: (value.dtype, tuple(value.shape)) for name, value in network.state_dict().items()}
 
 
 def read_tensors(path: UPath, expected: Layout | None = None, part: str = "") -> bytes:
-    """The bytes of a safetensors file whose header fits its size; at most as many as `expected` has are read.
+    """Read a safetensors file whose header fits its size, at most the bytes that `expected` has.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""What the published systems add to the command line: two verbs, and flags of `results` and `retrain`."""
+"""Add two verbs, and flags of `results` and `retrain`, for the published systems."""
 
 from __future__ import annotations
 

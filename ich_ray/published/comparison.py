@@ -1,7 +1,7 @@
-"""The page of a reproduction: published, corrected and measured figures side by side, and where each report went wrong.
+"""The page of a reproduction: published, corrected and measured figures side by side.
 
-Arithmetic on published figures is in systems.py; here they are only put beside what `reproduce` measured. Computes no
-model and opens no data.
+It says where each report went wrong. Arithmetic on published figures is in systems.py; here they are only put beside
+what `reproduce` measured. Computes no model and opens no data.
 """
 
 from __future__ import annotations

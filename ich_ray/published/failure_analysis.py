@@ -1,4 +1,4 @@
-"""At which step each report went wrong: the figure that shows it, and the rule of this package that catches it.
+"""Where each report went wrong: the figure that shows it, the rule here that catches it.
 
 The sentences are ours; every number in them is computed, from what was published or from what was measured.
 """

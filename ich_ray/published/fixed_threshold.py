@@ -1,8 +1,9 @@
-"""Report B's quick evaluation, its columns rightly named: what trials decide by themselves at an output of one half.
+"""Report B's quick evaluation: what trials decide by themselves at an output of one half.
 
-Knows the last reports of a search and the share of positive slices they were measured on. What it calls sensitivity,
-specificity and PPV are those of the decisions that a network makes where its own, class-weighted output exceeds one
-half; nothing is tuned and nothing chosen. Every report of every training has sensitivity and specificity of these.
+Its columns are rightly named. Knows the last reports of a search and the share of positive slices they were measured
+on. What it calls sensitivity, specificity and PPV are those of the decisions that a network makes where its own,
+class-weighted output exceeds one half; nothing is tuned and nothing chosen. Every report of every
+training has sensitivity and specificity of these.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the published systems would cost at their full size: images by arithmetic, hours from rates measured here.
+"""Estimate the cost of the published systems at full size, from rates measured here.
 
 Trains nothing but a few batches of noise on this machine, in networks of full size. A figure of this file is planned
 and not measured, and says so wherever it is shown.

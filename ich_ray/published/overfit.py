@@ -40,14 +40,14 @@ class Overfit:
 
 
 def minibatches(slices: SliceSet, batch_size: int, count: int, seed: int) -> SliceSet:
-    """The slices of `count` minibatches, with the share of haemorrhage of all; all slices where there are fewer."""
+    """The slices of `count` minibatches, with the share of haemorrhage of all; all where fewer."""
     return stratified(slices, min(count * batch_size, len(slices)), seed)
 
 
 def frozen_features(
     parameters: Hyperparameters, slices: SliceSet, *, seed: int, device: torch.device | str = "cpu"
 ) -> FeaturesInMemory | None:
-    """What the frozen layers make of `slices`, once for all draws that freeze the same; None where none are frozen."""
+    """Features of `slices` for all draws that freeze the same; None where none are frozen."""
     if not is_divisible(parameters):
         return None
     torch.manual_seed(seed)  # as training does: without weights of a file, frozen layers are what the seed made them

@@ -1,4 +1,4 @@
-"""A learning rate for each setting of a grid, by overfitting a few minibatches: report A's way to choose one.
+"""Probe a learning rate for each setting of a grid by overfitting minibatches, as report A did.
 
 Every combination of a grid is fitted to ten minibatches; among those that differ in learning rate and decay alone, the
 lowest loss of the last pass wins. Writes a table, a plot and the same space with the winners as its first points. One

@@ -1,4 +1,4 @@
-"""Both published systems again and ours, on the same patients, and one page that sets them side by side.
+"""Reproduce both published systems and ours on the same patients, on one page.
 
 Prepares the images three times (three windows by patient; one wide window by slice, as report B split them, and by
 patient), runs each system's own procedure and then the same calibration and the same single opening of the test

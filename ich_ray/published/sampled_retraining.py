@@ -1,4 +1,4 @@
-"""Report B's retraining: a stratified sample of the training slices, measured after each pass and ended by patience."""
+"""Report B's retraining: passes over a stratified sample, each measured, ended by patience."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit.confirm import chosen_trial
-from ich_ray.refit.retrain_record import Course
+from ich_ray.refit.retrain_record import RetrainCourse
 from ich_ray.results import open_search
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["sampled_course"]
 
 
-def sampled_course(search: Location, *, slices: int | None, epochs: int | None) -> Course:
+def sampled_course(search: Location, *, slices: int | None, epochs: int | None) -> RetrainCourse:
     """The course of a retraining of the chosen trial, for `retrain`.
 
     Args:
@@ -37,7 +37,7 @@ def sampled_course(search: Location, *, slices: int | None, epochs: int | None) 
         )
     if slices > (there := PreparedDataset.of_search(found).manifest.roles["train"].slices):
         raise ConfigError(f"--slices: at most the {there:,} training slices can be drawn, got {slices:,}; lower it")
-    return Course(
+    return RetrainCourse(
         drawn.model_copy(update={"training_slices": slices, "epochs": epochs}),
         images=slices * epochs,
         report_every=slices,

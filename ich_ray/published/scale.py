@@ -1,4 +1,4 @@
-"""At what size the published systems are run again: as they were, or small enough for minutes on two cores.
+"""Scale of the reproduction: as published, or small enough for minutes on two cores.
 
 Turns the spaces of both reports into those of a scale; every change is a line of `Scale` or of this file, and the page
 prints them. Runs nothing.

@@ -1,4 +1,4 @@
-"""What one system reached on the test patients: by its own threshold and by ours, beside what chance gives.
+"""Measure one system on the test patients: by its own threshold, by ours, beside chance.
 
 Reads a search that has been retrained, calibrated and evaluated; opens no test patient again. Its own way is a
 threshold on the network's uncorrected output, tuned on the very slices that it was trained on, or left at one half.

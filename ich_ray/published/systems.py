@@ -60,7 +60,10 @@ def implied(accuracy: float, sensitivity: float, ppv: float) -> Confusion:
 
 @dataclass(frozen=True)
 class PublishedA:
-    """Report A: "accuracy of around 86%", a precision that "seems to stagnate at 0.15, even as recall increases"."""
+    """Report A: "accuracy of around 86%", and a precision that stagnates.
+
+    It "seems to stagnate at 0.15, even as recall increases".
+    """
 
     accuracy: float
     precision: float

@@ -1,4 +1,4 @@
-"""The best trials of a search once more, on other patients or with other seeds, and the choice among them by the mean.
+"""Confirm the best trials of a search on other patients or seeds, and choose by the mean.
 
 A search's best score is partly luck: of many trials it is the highest on one set of validation patients. Here the top k
 train again without early stopping, each on every fold (of the train and validation patients) or with several new seeds.
@@ -120,10 +120,10 @@ def confirm(
     _trainer: Trainer | None = None,
     **resources: Unpack[TrialKeywords],
 ) -> Confirmation:
-    """Train the best trials of a search again and choose on the mean; retrain and calibrate then use the chosen one.
+    """Train the best trials of a search again and choose on the mean.
 
-    Run it again to go on after an interruption or a failure, or with a larger `top` or more folds: what is done is not
-    done twice.
+    Retrain and calibrate then use the chosen one. Run it again to go on after an interruption or a failure, or with a
+    larger `top` or more folds: what is done is not done twice.
 
     Args:
         search: the search folder.

@@ -55,7 +55,9 @@ class RetrainPlan:
 
 
 def fit(plan: RetrainPlan, workers: int, gpus_per_worker: float | None) -> tuple[str, ExecutionInfo | None]:
-    """Run Ray Train to its end; the device of rank 0, and how it computed if there was anything left to do.
+    """Run Ray Train to its end; the device of rank 0, and how it computed.
+
+    How it computed is None if there was nothing left to do.
 
     Raises:
         ConfigError: more workers or accelerators than there are.
@@ -171,7 +173,7 @@ def _train(plan: RetrainPlan, shard: Any, device: Any) -> ExecutionInfo | None:
 
 
 def checkpoints_in(folder: UPath) -> CheckpointStore:
-    """The checkpoints of one seed, the best of which becomes the bundle. Rank 0 writes, everybody may read."""
+    """Checkpoints of one seed, the best for the bundle; rank 0 writes, everybody may read."""
     return CheckpointStore(folder, "newest and best")
 
 

@@ -1,4 +1,4 @@
-"""The chosen hyperparameters once more, longer, on any number of workers and with any number of seeds, by Ray Train.
+"""Retrain the chosen hyperparameters, longer, with any number of seeds, by Ray Train.
 
 Each seed's training (ray_train.py) stands in `SEARCH/final/retraining-<identity>/`, where the identity is a hash of
 the draw, the data, the budget and the seed, so that the same one goes on, and one that has ended is not repeated. When
@@ -35,7 +35,7 @@ from ich_ray.progress import say
 from ich_ray.refit.bundle_builder import make_bundle
 from ich_ray.refit.confirm import chosen_trial
 from ich_ray.refit.ray_train import RetrainPlan, best_report, checkpoints_in, fit, read_reports
-from ich_ray.refit.retrain_record import Course, Retraining, SeedRun, best_run, folder_names, planned
+from ich_ray.refit.retrain_record import RetrainCourse, Retraining, SeedRun, best_run, folder_names, planned
 from ich_ray.results import Objective, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import trial_seed
@@ -63,7 +63,7 @@ def retrain(
     gpus_per_worker: float | None = None,
     patients: Patients = "train",
     seeds: int = 1,
-    course: Course | None = None,
+    course: RetrainCourse | None = None,
     placement: Placement = "auto",
     address: str | None = None,
 ) -> Bundle:
@@ -153,7 +153,7 @@ def _rehearsal(found: SearchResult, trial: TrialResult, parameters: Hyperparamet
     return before.rehearsal or tuple(run for run in before.runs if run.value is not None)
 
 
-def _plan(found: SearchResult, course: Course, patients: Patients) -> RetrainPlan:
+def _plan(found: SearchResult, course: RetrainCourse, patients: Patients) -> RetrainPlan:
     """Without a seed, and so without a folder."""
     return RetrainPlan(
         folder="",

@@ -1,4 +1,4 @@
-"""What a retraining may see and what it was: its budget, its record, and which of its seeds becomes the bundle.
+"""Plan and record of a retraining: patients, budget, and which of its seeds is bundled.
 
 Knows no networks and trains nothing, so that a report reads it without PyTorch.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SEED_RULE",
-    "Course",
+    "RetrainCourse",
     "Retraining",
     "SeedRun",
     "best_run",
@@ -108,8 +108,8 @@ class Retraining(Record):
 
 
 @dataclass(frozen=True)
-class Course:
-    """What a seed of a retraining is shown: so many images at most, and where that number comes from, in words."""
+class RetrainCourse:
+    """The images that a seed of a retraining is shown at most, and where that number comes from."""
 
     parameters: Hyperparameters
     images: int
@@ -126,7 +126,7 @@ def planned(
     rehearsal: Sequence[SeedRun],
     *,
     schedule: Schedule,
-) -> Course:
+) -> RetrainCourse:
     """The course of a retraining that goes by the search and its trial.
 
     Without validation patients it is fixed beforehand, in passes over the data: a network that was best after nine
@@ -147,7 +147,7 @@ def planned(
     if patients == "train":
         times = f"{schedule.retraining_factor} times " if schedule.retraining_factor > 1 else ""
         at_most = "" if schedule.patience is None else " at most, ended by patience"
-        return Course(parameters, whole, every, f"{times}that of the search{at_most}")
+        return RetrainCourse(parameters, whole, every, f"{times}that of the search{at_most}")
     if schedule.patience is None:
         seen, source = whole, "a retraining on the training patients alone"
     elif rehearsal:
@@ -159,7 +159,7 @@ def planned(
     held = sum(roles[role].slices for role in roles_of(patients))
     share = 1.0 if parameters.training_slices else held / roles["train"].slices
     budget = f"as many passes over the data as {source}, which had seen {seen:,} images"
-    return Course(parameters, round(seen * share), every, budget)
+    return RetrainCourse(parameters, round(seen * share), every, budget)
 
 
 def searched_budget(found: SearchResult) -> Budget:
@@ -177,7 +177,7 @@ def searched_budget(found: SearchResult) -> Budget:
 
 
 def folder_names(plan: Mapping[str, Any], parameters: Hyperparameters) -> list[str]:
-    """The folder of a retraining, named by its identity; then as version 0.1.0 named it, if it could be that old.
+    """The folder of a retraining, named by its identity; then as version 0.1.0 named it.
 
     Args:
         plan: what every worker is told; its parameters, folder, placement and precision are not read: folder and

@@ -27,9 +27,9 @@ print(*min(found, default=(0, 0)))
 
 
 def common_precision(gpus_per_trial: float) -> Precision:
-    """The precision in which every trial can compute, by the least capable accelerator of the machines that are up.
+    """The precision in which every trial can compute, by the least capable accelerator.
 
-    Where none with an accelerator is up yet, that of the first one that comes.
+    Machines that are up count. Where none with an accelerator is up yet, that of the first one that comes.
 
     Raises:
         IchRayError: a machine does not say what it has.

@@ -1,4 +1,4 @@
-"""A request for a search, checked before anything starts: its space, its dataset, and what lies in its folder.
+"""Check the request of a search before it starts: its space, its dataset, its folder.
 
 Decides whether a search is begun or goes on, and what it may learn from. Starts nothing and writes nothing; what the
 machines say is in preflight.py.

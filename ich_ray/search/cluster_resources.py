@@ -1,4 +1,4 @@
-"""The machines of a connected cluster: those that are up, and those that its autoscaler may still start.
+"""Resources of a connected cluster: machines that are up, and those it may still start.
 
 Counts them and what they hold, as often as asked; plans nothing with them: preflight.py does.
 """

@@ -136,7 +136,7 @@ class Ledger:
         end: Verdict | None = None,
         **changes: Any,
     ) -> TrialResult:
-        """Append a report; with `end` the trial's final state, reason and detail are written in the same moment.
+        """Append a report; with `end` the final state, reason and detail in the same write.
 
         A report that the trial has made before (it repeats those that a lost attempt may have kept to itself) changes
         nothing but its end, and where its newest state lies.
@@ -193,7 +193,7 @@ class Ledger:
 
 
 def trial_seed(seed: int, number: int) -> int:
-    """The seed of a trial's weights and batches: different for every trial, the same whenever it is run again."""
+    """The seed of a trial's weights and batches: its own, and the same when it is run again."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 

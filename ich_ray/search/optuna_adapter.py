@@ -1,4 +1,4 @@
-"""A ledger's trials in Optuna's words: states, values and the distributions that parameters came from.
+"""Convert a ledger's trials to Optuna's states, values and distributions.
 
 Knows nothing of Ray, of samplers or of files: sampler.py tells these trials to a running study, export writes them.
 """

@@ -1,4 +1,4 @@
-"""What must hold before a search starts: resources that exist, a dataset that every machine reads, trials that fit.
+"""Check resources, dataset and trials before a search starts.
 
 Each check ends in seconds and says what there is and what to change, because Ray would wait for ever instead. Starts
 nothing that stays.
@@ -47,7 +47,9 @@ class Slots:
 
 
 def plan_slots(found: list[Machine], wanted: TrialResources) -> Slots:
-    """Resources of a trial and how many fit; where nothing is said, a CPU and a GPU (if there are any) a worker.
+    """Plan resources of a trial and how many fit; by default a CPU and a GPU a worker.
+
+    It has no GPU where there are none.
 
     Raises:
         ConfigError: no machine holds one trial, or its workers do not fit its resources.
@@ -169,7 +171,7 @@ def check_roles(dataset: PreparedDataset) -> None:
 
 
 def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) -> None:
-    """What trials need beyond a space: weights that are there or to be had, enough slices, images large enough.
+    """Check what trials need beyond a space: weights, enough slices, images large enough.
 
     Raises:
         ConfigError: one of them is missing, or a network does not fit the images; named.

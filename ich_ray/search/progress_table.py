@@ -10,14 +10,13 @@ from datetime import timedelta
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from ich_ray.terminal import printable
+from ich_ray.terminal import aligned, one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
 
     from ich_ray.results import Parameter, TrialResult
 
@@ -28,6 +27,7 @@ _FIRST = ("architecture", "learning_rate", "batch_size", "optimizer", "dropout")
 _STATES = ("completed", "pruned", "failed")
 # Most errors say in so much what is wrong; the ledger has the rest.
 _DETAIL_CHARACTERS = 160
+_GAP = 2  # between two columns
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,16 @@ class SearchStatus:
             f"ended     {states}",
             f"images    {self.images:,} ({self.images_per_s:,.0f}/s) in {_clock(self.elapsed_s)}, {self._left()}",
             *self._best_lines(),
-            *self._rung_lines(options.max_width),
-            "",
         ]
         # One line for the titles, one for what is left out, one for the cursor.
-        for line in [*head, *self._running_lines(max(1, options.size.height - len(head) - 3))]:
-            yield Text(printable(line), no_wrap=True, overflow="ellipsis")
+        room = max(1, options.size.height - len(head) - (3 if self.rungs else 0) - 4)
+        yield from map(one_line, head)
+        if self.rungs:
+            yield self._rung_table(options.max_width)
+        yield one_line("")
+        yield self._running_table(room)
+        if len(self.running) > room:
+            yield one_line(f"and {len(self.running) - room} more")
 
     def _ended(self) -> int:
         return sum(self.ended.values())
@@ -107,36 +111,26 @@ class SearchStatus:
         found = f"best      {self.metric} {self.best.value:.4f}, trial {self.best.number}"
         return [found, f"          {format_parameters(self.best.parameters, self.searched)}"]
 
-    def _rung_lines(self, width: int) -> list[str]:
+    def _rung_table(self, width: int) -> Table:
         """Rungs side by side; the last ones are left out where the terminal is too narrow."""
-        if not self.rungs:
-            return []
         columns = [(f"{rung.images_seen:,}", f"{rung.reached:,}", f"{rung.stopped:,}") for rung in self.rungs]
-        widths = [max(len(text) for text in column) + 2 for column in columns]
-        shown = sum(end <= width - 8 for end in accumulate(widths))
-        return [
-            f"{title:8}"
-            + "".join(f"{column[row]:>{wide}}" for column, wide in zip(columns[:shown], widths, strict=False))
-            for row, title in enumerate(("rung", "reached", "stopped"))
-        ]
+        ends = accumulate(max(map(len, column)) + _GAP for column in columns)
+        shown = columns[: sum(len("reached") + end <= width for end in ends)]
+        titles, *rows = zip(("rung", "reached", "stopped"), *shown, strict=True)
+        return aligned(titles, rows, left=["rung"])
 
-    def _running_lines(self, room: int) -> list[str]:
-        rows = [("trial", "images", self.metric, "parameters")]
-        for trial in self.running[:room]:
-            value = trial.reports[-1].metrics.get(self.metric) if trial.reports else None
-            rows.append(
-                (
-                    str(trial.number),
-                    f"{trial.images_seen:,} / {self.budget:,}",
-                    "-" if value is None else f"{value:.4f}",
-                    format_parameters(trial.parameters, self.searched),
-                )
-            )
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = [
-            "  ".join([f"{text:>{wide}}" for text, wide in zip(row, widths, strict=False)] + [row[3]]) for row in rows
-        ]
-        return [*lines, f"and {len(self.running) - room} more"] if len(self.running) > room else lines
+    def _running_table(self, room: int) -> Table:
+        rows = [self._row(trial) for trial in self.running[:room]]
+        return aligned(["trial", "images", self.metric, "parameters"], rows, cut="parameters")
+
+    def _row(self, trial: TrialResult) -> tuple[str, ...]:
+        value = trial.reports[-1].metrics.get(self.metric) if trial.reports else None
+        return (
+            str(trial.number),
+            f"{trial.images_seen:,} / {self.budget:,}",
+            "-" if value is None else f"{value:.4f}",
+            format_parameters(trial.parameters, self.searched),
+        )
 
 
 def format_best(best: TrialResult | None) -> str:
@@ -145,7 +139,10 @@ def format_best(best: TrialResult | None) -> str:
 
 
 def format_failure(trial: TrialResult) -> str:
-    """Why a trial failed, as `error: ValueError: ...`: one line that cannot steer a terminal, shortened to fit one."""
+    """Why a trial failed, as `error: ValueError: ...`, on one line of printable text.
+
+    It is shortened to fit a terminal.
+    """
     line = printable(" ".join(trial.detail.split()))
     if len(line) > _DETAIL_CHARACTERS:
         line = f"{line[: _DETAIL_CHARACTERS - 1]}…"

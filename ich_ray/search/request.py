@@ -1,4 +1,4 @@
-"""What may be asked of a search, as records: verbs fill them, and keywords of Python callers become them.
+"""Records of what may be asked of a search: verbs fill them, as do keywords of Python callers.
 
 A field that is added here, and to the keywords, reaches `run_search` and `plan_search` without another line. Checks
 nothing: checked_request.py and preflight.py do.

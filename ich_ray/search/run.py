@@ -109,7 +109,9 @@ def run_listed(
     resume_hint: str,
     trainer: Trainer | None = None,
 ) -> None:
-    """Run what a ledger left unfinished and then `listed`, with every trial in the ledger; hold `locked` meanwhile.
+    """Run what a ledger left unfinished and then `listed`, with every trial in the ledger.
+
+    Hold `locked` meanwhile.
 
     Raises:
         Interrupted: it was stopped before its end; `resume_hint` is what its reader is told to do.
@@ -158,7 +160,10 @@ def _listed(space: SearchSpace, ledger: Ledger, wanted: int) -> list[Listed] | N
 
 @contextmanager
 def locked(files: SearchFiles) -> Iterator[None]:
-    """Hold the search; a folder that was made only for the lock goes away with it, while nobody else can hold it."""
+    """Hold the search; a folder that was made only for the lock goes away with it.
+
+    It is removed while nobody else can hold it.
+    """
     with file_lock(files.lock, "a search"):
         try:
             yield

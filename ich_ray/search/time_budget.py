@@ -1,4 +1,4 @@
-"""When a search has had its time: hours on the clock, or hours of accelerators. Knows neither Ray nor the ledger."""
+"""Wall-clock and accelerator-hour limits of a search."""
 
 from __future__ import annotations
 

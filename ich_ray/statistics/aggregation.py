@@ -1,4 +1,4 @@
-"""Slices to studies or patients: how probable a group is, by the one rule that all of them are judged by."""
+"""The probability of a study or patient from those of its slices, by one rule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["most_probable"]
 
 
 def most_probable(groups: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The position of the most probable slice of each group, which is as probable as that; the first of equals.
+    """The position of the most probable slice of each group, the first of equals.
 
     Args:
         groups: of each slice, `[n]`, whole numbers.

@@ -29,6 +29,7 @@ __all__ = [
     "effective_count",
     "exact_interval",
     "interval",
+    "lower_bound",
     "share_interval",
 ]
 
@@ -65,7 +66,7 @@ class PatientDraws:
         return len(self.times)
 
     def sums(self, values: NDArray[Any], slices: NDArray[Any] | slice = slice(None)) -> NDArray[np.float64]:
-        """Sums `[resamples, k]` of values `[m, k]` of some slices, positions `[m]` of them, over each resample."""
+        """Sums `[resamples, k]` over each resample of values `[m, k]` of `slices`, positions `[m]`."""
         of_slice, values = self.of_slice[slices], np.asarray(values, np.float64)
         by_patient = [np.bincount(of_slice, column, self.patients) for column in values.T]
         return np.asarray(self.times @ np.column_stack(by_patient))
@@ -78,7 +79,7 @@ class PatientDraws:
 
 
 def interval(value: float, drawn: NDArray[np.float64], confidence: float = 0.95) -> Interval:
-    """The percentile interval of a figure from its resamples; those in which it is undefined do not count.
+    """The percentile interval of a figure from its resamples, undefined ones left out.
 
     Its bounds are NaN where they would meet: a figure that no resample moves, such as an average precision of 1, is not
     known any better for that.
@@ -92,38 +93,44 @@ def interval(value: float, drawn: NDArray[np.float64], confidence: float = 0.95)
 
 
 def effective_count(patients: NDArray[Any]) -> float:
-    """How many independent slices some are worth if those of a patient are all decided alike; `patients`: whose, `[m]`.
+    """The effective number of independent slices if those of a patient are all decided alike.
 
-    (sum of m)² / sum of m² for m slices of each patient: Kish, "Survey sampling" (1965), section 8.2, with an
-    intraclass correlation of 1, the worst that clustering can do.
+    `patients` says whose each is, `[m]`. (sum of m)² / sum of m² for m slices of each patient: Kish, "Survey sampling"
+    (1965), section 8.2, with an intraclass correlation of 1, the worst that clustering can do.
     """
     _, held = np.unique(patients, return_counts=True)
     return float(held.sum() ** 2 / (held**2).sum()) if len(held) else 0.0
 
 
-def exact_interval(share: float, count: float, confidence: float = 0.95) -> Interval:
-    """The interval of Clopper & Pearson (1934) for a share of `count` independent slices.
+def lower_bound(share: NDArray[Any] | float, count: float, tail: float) -> NDArray[np.float64]:
+    """The lower bound of Clopper & Pearson (1934) for shares of `count` independent slices.
 
-    `count` may be a fraction, as `effective_count` gives it: Korn & Graubard, "Confidence intervals for proportions
-    with small expected number of positive counts estimated from survey data" (1998).
+    Below it lies a probability of `tail`. `count` may be a fraction, as `effective_count` gives it: Korn & Graubard,
+    "Confidence intervals for proportions with small expected number of positive counts estimated from survey data"
+    (1998).
     """
+    held = np.asarray(share, np.float64) * count
+    return np.where(held > 0, betaincinv(np.maximum(held, 1e-300), count - held + 1, tail), 0.0)
+
+
+def exact_interval(share: float, count: float, confidence: float = 0.95) -> Interval:
+    """The interval of Clopper & Pearson for a share of `count` independent slices, see `lower_bound`."""
     if not math.isfinite(share) or count <= 0:
         return Interval(share, math.nan, math.nan)
     held, tail = share * count, (1 - confidence) / 2
-    low = float(betaincinv(held, count - held + 1, tail)) if share > 0 else 0.0
     high = float(betaincinv(held + 1, count - held, 1 - tail)) if share < 1 else 1.0
-    return Interval(share, low, high)
+    return Interval(share, float(lower_bound(share, count, tail)), high)
 
 
 def can_tell(drawn: NDArray[np.float64], patients: NDArray[Any]) -> bool:
-    """Whether resamples say how sure a share is of the slices of `patients` `[m]`: they move it, and draw enough."""
+    """Whether resamples move a share of the slices of `patients` `[m]`, and draw enough of them."""
     return len(np.unique(patients)) >= FEWEST_PATIENTS and math.isfinite(interval(0.0, drawn).low)
 
 
 def share_interval(
     share: float, drawn: NDArray[np.float64], patients: NDArray[Any], confidence: float = 0.95
 ) -> Interval:
-    """The interval of a share of slices: the percentile one, or the exact one where resamples cannot tell.
+    """The interval of a share of slices: percentile, or exact where resamples cannot tell.
 
     Args:
         share: such as a sensitivity.

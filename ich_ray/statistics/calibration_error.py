@@ -31,10 +31,10 @@ def bin_of(probabilities: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def ece(labels: NDArray[Any], probabilities: NDArray[Any]) -> float:
-    """Expected calibration error: the mean over slices of |mean probability - share of positives| of their bin.
+    """Expected calibration error: the mean of |mean probability - share of positives| by bin.
 
-    Naeini, Cooper & Hauskrecht, "Obtaining well calibrated probabilities using Bayesian binning" (2015), with `BINS`
-    bins. NaN without a slice.
+    Bins weigh as much as they have slices. Naeini, Cooper & Hauskrecht, "Obtaining well calibrated probabilities using
+    Bayesian binning" (2015), with `BINS` bins. NaN without a slice.
     """
     probabilities = np.asarray(probabilities, np.float64)
     if not len(probabilities):
@@ -46,10 +46,10 @@ def ece(labels: NDArray[Any], probabilities: NDArray[Any]) -> float:
 def ece_null_band(
     probabilities: NDArray[Any], *, simulations: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """What a perfect model shows: the median and the central share of the error when labels follow the probabilities.
+    """The median and central range of the error of a perfect model.
 
-    Given its probability each simulated slice is independent of the others, which is what perfect calibration of every
-    single slice would mean.
+    Labels are drawn from the probabilities. Given its probability each simulated slice is independent of the others,
+    which is what perfect calibration of every single slice would mean.
     """
     ordered = np.sort(np.asarray(probabilities, np.float64))
     if not len(ordered):
@@ -118,7 +118,7 @@ def _derivatives(
 def recalibration_terms(
     labels: NDArray[Any], probabilities: NDArray[Any], slope: float, intercept: float
 ) -> NDArray[np.float64]:
-    """What a bootstrap must sum over its slices to move slope and intercept one Newton step from those of all slices.
+    """Terms by slice whose sums move slope and intercept one Newton step, for a bootstrap.
 
     One step from the estimate is as good as a new fit for resamples of more than a few dozen positives, and makes
     thousands of them one matrix product (Moulton & Zeger, "Bootstrapping generalized linear models", 1991).

@@ -48,12 +48,18 @@ POSITIVES_TO_RANK = 1000
 
 
 def _ratio(part: float, whole: float) -> float:
+    """NaN without a denominator; element by element of arrays."""
+    if isinstance(whole, np.ndarray):
+        return np.divide(part, whole, out=np.full(whole.shape, math.nan), where=whole > 0)
     return part / whole if whole > 0 else math.nan
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts (or sums of weights) of decisions; a ratio without a denominator is NaN."""
+    """Counts (or sums of weights) of decisions; a ratio without a denominator is NaN.
+
+    Counts may be arrays of one shape, such as `[resamples]`; so are the ratios then.
+    """
 
     tp: float
     fp: float
@@ -213,15 +219,17 @@ def best_f_beta(labels: NDArray[Any], probabilities: NDArray[Any], beta: float =
     tp, fp = ranking.counts()
     if not len(tp) or tp[-1] <= 0:
         return math.nan, math.nan
-    square = beta * beta
-    values = (1 + square) * tp / (tp + fp + square * tp[-1])
+    counts: Any = (tp, fp, tp[-1] - tp, fp[-1] - fp)
+    values: Any = Confusion(*counts).f_beta(beta)
     best = int(np.argmax(values))
     return ranking.threshold(best), float(values[best])
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What people are told of a metric, and how it is judged; every figure that is reported has one in `METRICS`.
+    """The title, meaning and judgment of a metric.
+
+    Every figure that is reported has one in `METRICS`.
 
     Attributes:
         title: its name inside a sentence.
@@ -268,8 +276,6 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", "share of right decisions", "max", lambda p: max(p, 1 - p)),
     # Of the reports of trials alone.
     "f2_threshold": Metric("F2 threshold", "the threshold with the highest F2 on these very slices", None),
-    "sensitivity_at_half": Metric("sensitivity at half", "of decisions where the output exceeds one half", "max"),
-    "specificity_at_half": Metric("specificity at half", "of decisions where the output exceeds one half", "max"),
     "train_loss": Metric("train loss", "mean loss while training", "min"),
 }
 

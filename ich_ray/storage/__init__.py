@@ -1,4 +1,7 @@
-"""The one door to the disk: where files lie, how they are read and written, who may write. Knows no file's meaning."""
+"""The one door to the disk: places, reading, writing, locks.
+
+Knows no file's meaning.
+"""
 
 from ich_ray.storage.addresses import holds_credentials, is_foreign, without_credentials
 from ich_ray.storage.files import (

@@ -1,4 +1,7 @@
-"""Addresses as texts: whose they are, and whether they hold what nobody may see. Opens and contacts nothing."""
+"""Addresses as text: whose they are, and whether they hold credentials.
+
+Opens and contacts nothing.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ _SECRET = re.compile(
 
 
 def holds_credentials(address: str) -> bool:
-    """Whether an address, or a link of a chain of them, has a user, a password, a token or a signature in it."""
+    """Whether an address, or a link of a chain of them, holds credentials.
+
+    These are a user, a password, a token or a signature.
+    """
     return any(_cleaned(link) != link[0] for link in _LINK.finditer(address))
 
 
@@ -61,7 +67,9 @@ def authority(address: str) -> str | None:
 
 
 def is_foreign(address: str, opened: str) -> bool:
-    """Whether an address that was read from a file leads elsewhere than to this machine and to where the file lies.
+    """Whether an address read from a file leads elsewhere.
+
+    Elsewhere is neither this machine nor where the file lies.
 
     Args:
         address: what the file names.

@@ -50,7 +50,7 @@ def write_bytes(path: UPath, data: bytes, private: bool = False) -> None:
 
 @contextmanager
 def writing(path: UPath, private: bool = False) -> Iterator[IO[bytes]]:
-    """A file to write piece by piece; it stands at `path`, whole, when the block ends without an error, and not before.
+    """A file to write piece by piece; it stands at `path` once the block ends without an error.
 
     For an object store the pieces wait in a temporary file of this machine.
 

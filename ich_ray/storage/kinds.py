@@ -1,4 +1,4 @@
-"""What a field of a record may hold, whoever wrote the file: texts, hashes, counts, times, addresses, plain JSON.
+"""Types of the fields of a record: texts, hashes, counts, times, addresses, plain JSON.
 
 Each refuses what could be a path, a command to a terminal or an allocation in its place. Numbers are finite everywhere;
 that is a rule of all records.

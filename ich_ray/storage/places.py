@@ -39,9 +39,10 @@ _LOCAL = ("file", "local")
 
 
 def locate(where: Location) -> UPath:
-    """The path or URI `where`; local paths are made absolute, so that they mean the same on another process.
+    """The path or URI `where`; local paths are made absolute.
 
-    Listings of object storage are not remembered: other processes write there, and `results` must see it.
+    They then mean the same in another process. Listings of object storage are not remembered: other processes write
+    there, and `results` must see it.
 
     Raises:
         ConfigError: it holds a user, a password or a signature, which are not repeated; nothing here can read such a
@@ -233,7 +234,7 @@ class SearchFiles:
         return sorted(found, key=lambda path: path.name)
 
     def check_no_links(self) -> None:
-        """Refuse a link where folders of a search are: whoever sent it would choose where we write and remove.
+        """Refuse links among the folders of a search: they would choose where we write and remove.
 
         Whole searches may be linked to, and single files: those are replaced and not written through.
 

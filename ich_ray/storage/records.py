@@ -18,7 +18,7 @@ __all__ = ["Record", "first_problem", "read_record"]
 
 
 class Record(BaseModel):
-    """What is kept in a JSON file: it never changes, numbers are finite, and a key that nobody knows is an error.
+    """A record in a JSON file: frozen, of finite numbers, without unknown keys.
 
     Fields have the kinds of kinds.py, so that whatever a file says cannot be more than data.
     """
@@ -54,7 +54,10 @@ def read_record(path: UPath, kind: type[Kind], remedy: str) -> Kind:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first wrong place of a record in a line: `Field required at number`; a key of the file is escaped."""
+    """The first problem of a record in a line: `Field required at number`.
+
+    A key of the file is escaped.
+    """
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"]))[:_LONGEST_PLACE]
     shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in without_credentials(where))

@@ -1,4 +1,4 @@
-"""Augmented training images, and random numbers that belong to an image's place in the stream and to nothing else.
+"""Augment training images, with random numbers keyed by an image's place in the stream.
 
 An augmentation draws its numbers with `stream_random`. So neither the batch size at a cut, nor the number of workers,
 nor a resume changes a pixel.

@@ -1,4 +1,4 @@
-"""An average of a network's weights that follows the training; where there is one it is validated, kept and bundled."""
+"""Average a network's weights along the training; the average is validated, kept, bundled."""
 
 from __future__ import annotations
 

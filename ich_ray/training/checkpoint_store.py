@@ -1,4 +1,4 @@
-"""States of one training in a folder, each written whole, of which the newest or the newest and the best are kept.
+"""States of one training in a folder: the newest are kept, or the newest and the best.
 
 Beside each `NAME.safetensors` stands `NAME.json`, written after it, with its hash and all that was reported by then: a
 state with another hash is none. Needs no PyTorch, except to read states of a retraining of version 0.1.0.
@@ -81,7 +81,7 @@ class CheckpointStore:
         return self.folder / f"state-{images_seen:012d}.safetensors"
 
     def newest(self) -> Checkpoint | None:
-        """The newest state that is whole, else one before it, else None; what stays after that follows from it."""
+        """The newest state that is whole, else one before it, else None."""
         found = [*self._whole(), *self._whole_of_0_1_0()]
         newest = max(found, key=lambda checkpoint: checkpoint.images_seen, default=None)
         self._files = {}
@@ -93,7 +93,7 @@ class CheckpointStore:
         return newest
 
     def reports(self) -> tuple[Any, ...]:
-        """All that was reported when the newest checkpoint was written, which need not be whole; empty without any."""
+        """The reports up to the newest checkpoint, whole or not; empty without any."""
         entries = [entry for index in self._indices() if (entry := _entry(index))]
         if entries:
             return tuple(max(entries, key=lambda entry: entry.images_seen).reports)

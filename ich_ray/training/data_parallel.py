@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.training.memory import out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,9 +45,9 @@ class PeerLost(IchRayError):
 def _with_peers() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:  # gloo says no more of it
+        if out_of_memory(error) is not None:
+            raise
         raise _lost(error) from None
 
 
@@ -76,7 +77,7 @@ class Shard:
         return _sum(tensor) if self.world_size > 1 else tensor
 
     def scale(self, images: int) -> float:
-        """By which a process multiplies the sum of its losses, so that gradients are of the mean over `images`."""
+        """The factor of a process's sum of losses, so that gradients are of the mean over `images`."""
         return self.world_size / images
 
     def data_parallel(self, network: nn.Module) -> nn.Module:

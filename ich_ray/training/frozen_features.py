@@ -40,7 +40,7 @@ _FORMAT = 1
 
 
 def is_divisible(parameters: Hyperparameters) -> bool:
-    """Whether there is a trunk that can be cut off: a frozen stage, of a body that is a chain of modules there."""
+    """Whether there is a trunk to cut off: frozen stages of a body that is a chain of modules."""
     architecture, stage = architecture_of(parameters), parameters.unfreeze_from
     if stage == "all" or stage == next(iter(architecture.stages(parameters))):
         return False
@@ -100,7 +100,7 @@ def feature_shape(network: Network, parameters: Hyperparameters, image_shape: tu
 
 
 class TrainableHead(nn.Module):
-    """What comes after the trunk, on features: the same modules and weights as in the network, less the frozen ones."""
+    """The network after its trunk, on features: the same modules and weights, less frozen ones."""
 
     def __init__(self, network: Network, parameters: Hyperparameters) -> None:
         super().__init__()

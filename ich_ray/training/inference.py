@@ -50,7 +50,7 @@ def predict_logits(
 def batch_logits(
     network: nn.Module, batches: Iterable[torch.Tensor], precision: AbstractContextManager[Any] | None = None
 ) -> NDArray[np.float32]:
-    """Logits of all batches after each other, float32 `[n]`, in evaluation mode; in full precision if none is given.
+    """Logits of all batches in turn, float32 `[n]`, in evaluation mode; by default full precision.
 
     Args:
         network: on the device of the batches.
@@ -66,6 +66,6 @@ def batch_logits(
 
 
 def in_batches(inputs: NetworkInputs, positions: NDArray[np.int64], batch_size: int) -> Iterator[torch.Tensor]:
-    """Uint8 `[at most batch_size, channels, rows, columns]` each, the inputs at `positions` in their order."""
+    """Inputs at `positions`, in order, uint8 `[at most batch_size, channels, rows, columns]` each."""
     for start in range(0, len(positions), batch_size):
         yield inputs.take(positions[start : start + batch_size])

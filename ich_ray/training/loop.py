@@ -1,4 +1,6 @@
-"""The training loop: a generator that yields one `Progress` per report. It knows nothing of Ray, searches or files.
+"""The training loop: a generator that yields one `Progress` per report.
+
+It knows nothing of Ray, searches or files.
 
 Budget. Reports land exactly on multiples of `report_every` (and on the end of the budget), whatever the batch size,
 because rungs compare trials at equal images. The batch that would cross a report is cut there; when fewer than eight

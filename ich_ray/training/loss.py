@@ -1,4 +1,4 @@
-"""Weighted binary cross-entropy of every label that is known, and what the weights do to the probabilities.
+"""Weighted binary cross-entropy of known labels, and the shift of probabilities it causes.
 
 Array shapes: targets float32 `[n]` or `[n, labels]`, NaN where a label is unknown; logits likewise, of a batch.
 """
@@ -35,7 +35,7 @@ LossOf: TypeAlias = Callable[[str, torch.Tensor], Loss]
 
 
 class CrossEntropy:
-    """Binary cross-entropy, summed over the labels that are known, weighted by `class_weights` of each label.
+    """Binary cross-entropy, summed over known labels, weighted by each label's `class_weights`.
 
     Args:
         loss: `weighted` or `unweighted`.
@@ -67,7 +67,9 @@ class CrossEntropy:
 
 
 def class_weights(loss: str, positives: int, negatives: int) -> tuple[float, float]:
-    """`(w0, w1)` of the loss -(w1 y log p + w0 (1 - y) log(1 - p)): w_c = 1 / n_c, scaled to mean 1 over slices.
+    """`(w0, w1)` of the weighted loss: w_c = 1 / n_c, scaled to mean 1 over slices.
+
+    The loss is -(w1 y log p + w0 (1 - y) log(1 - p)).
 
     Raises:
         ConfigError: a class has no training slice.
@@ -84,7 +86,7 @@ def class_weights(loss: str, positives: int, negatives: int) -> tuple[float, flo
 
 
 def prior_shift(loss: str, positives: int, negatives: int) -> float:
-    """What to add to a logit so that it means the probability itself and not the class-weighted one: log(w0 / w1).
+    """The shift log(w0 / w1) that takes the class weights out of a logit.
 
     Weights multiply the odds that minimize the loss by w1 / w0 (Elkan, "The foundations of cost-sensitive learning",
     2001, theorem 2); this divides them again.

@@ -1,4 +1,4 @@
-"""What a network is given for each slice: an input, made of the images of one or more rows of a dataset.
+"""Inputs of a network: for each slice, the images of one or more rows of a dataset.
 
 Its shape is `model.input_shape`; both change together. So what comes with a slice, such as its neighbors in the series,
 need not belong to the slices that train or validate.
@@ -29,7 +29,7 @@ def input_rows(
     parameters: Hyperparameters,  # noqa: ARG001  (no hyperparameter says so far that an input is more than its slice)
     slices: SliceSet,
 ) -> NDArray[np.int64]:
-    """The rows of slices.parquet whose images make up the input of each slice, in this order, int64 `[n, k]`."""
+    """Rows of slices.parquet whose images make up the input of each slice, int64 `[n, k]`."""
     return slices.rows[:, None]
 
 
@@ -63,6 +63,6 @@ def place_inputs(
     taken_bytes: int = 0,
     trials: int = 1,
 ) -> NetworkInputs:
-    """The inputs of `slices` for a network of these parameters, from images that lie as `place` puts them."""
+    """Inputs of `slices` for a network of these parameters, from images where `place` puts them."""
     rows = input_rows(parameters, slices)
     return NetworkInputs(place(slices.dataset, rows, device, where, taken_bytes=taken_bytes, trials=trials), rows)

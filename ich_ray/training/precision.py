@@ -1,4 +1,4 @@
-"""Precision of a training by rule, so that trials of a search compute alike, before and after a resume.
+"""Precision by rule: trials of a search compute alike, before and after a resume.
 
 | device | precision |
 |---|---|

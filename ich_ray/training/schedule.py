@@ -1,4 +1,4 @@
-"""Learning-rate schedules by name: the rate as a pure function of images seen, and what else follows from its shape.
+"""Learning-rate schedules by name: pure functions of images seen, and their patience.
 
 A schedule keeps no state, so that `images_seen` alone says the rate of a resumed training. One that comes from outside
 registers itself: `SCHEDULES.register("cosine", Schedule(rate_at=..., needs_budget=True))`.

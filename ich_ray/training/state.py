@@ -1,4 +1,4 @@
-"""Where a training stands, as tensors and numbers that go to disk without pickle. It knows no more of them."""
+"""The state of a training as tensors and numbers, stored without pickle."""
 
 from __future__ import annotations
 

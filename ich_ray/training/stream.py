@@ -1,4 +1,4 @@
-"""The order of training images, an endless stream of shuffled epochs, and seeds of what else is random."""
+"""The order of training images: an endless stream of shuffled epochs, and seeds of the rest."""
 
 from __future__ import annotations
 

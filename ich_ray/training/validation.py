@@ -1,4 +1,4 @@
-"""Validation metrics of a report, and those that others add: `VALIDATION_METRICS.register("name", its_function)`."""
+"""Validation metrics of a report; others add theirs with `VALIDATION_METRICS.register`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options and arguments that several verbs take, and the exit codes of those that were done but not all well."""
+"""Options and arguments shared by several verbs, and exit codes of incomplete success."""
 
 from __future__ import annotations
 

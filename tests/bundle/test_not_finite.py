@@ -148,9 +148,8 @@ def test_a_worker_of_ray_data_gives_the_same_rows(
     search: SearchFiles, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Bundle, "logits", lambda self, images: PLANTED.copy())
-    worker = batch_predict._Worker(batch_predict._Order(str(search.bundle), "f2", None), ())
-    batch = pa.table({"files": [[str(path) for path in sorted(scans.iterdir())]], "reasons": [[""] * 4]})
-    found = worker(batch).to_pydict()
+    worker = batch_predict._Worker(batch_predict._Order(str(search.bundle), "f2", None))
+    found = worker({"files": [str(path) for path in sorted(scans.iterdir())], "reasons": [""] * 4}).to_pydict()
     assert found["reason"] == ["not_finite", "not_finite", "not_finite", ""]
     assert found["probability"][:3] == [None, None, None]
 

@@ -1,4 +1,4 @@
-"""cluster-onprem.yaml for real: hosts reached over SSH, `ray up`, a search, `ray down`."""
+"""clusters/onprem.yaml for real: hosts reached over SSH, `ray up`, a search, `ray down`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def folder() -> Iterator[Path]:
 
 def filled_in(hosts: Hosts, folder: Path, dashboard: int) -> dict[str, Any]:
     """The file as a user fills it in, with ports of its own and without installing what is installed."""
-    config: dict[str, Any] = yaml.safe_load((REPOSITORY / "cluster-onprem.yaml").read_text())
+    config: dict[str, Any] = yaml.safe_load((REPOSITORY / "clusters/onprem.yaml").read_text())
     head, *workers = hosts.addresses
     config["cluster_name"] = folder.name
     config["provider"] |= {"head_ip": head, "worker_ips": workers}

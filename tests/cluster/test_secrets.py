@@ -68,7 +68,7 @@ def test_what_is_no_secret_is_left_alone(text: str) -> None:
 
 def test_the_repository_holds_none() -> None:
     files = [path for path in REPOSITORY.rglob("*.y*ml") if ".venv" not in path.parts and "build" not in path.parts]
-    assert {path.name for path in files} >= {"cluster.yaml", "cluster-onprem.yaml", "demo.yaml", "default.yaml"}
+    assert {path.name for path in files} >= {"cluster.yaml", "onprem.yaml", "kuberay.yaml", "demo.yaml", "default.yaml"}
     assert {path.name: find_secrets(path.read_text()) for path in files} == {path.name: [] for path in files}
 
 

@@ -24,7 +24,7 @@ from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit import retrain
-from ich_ray.refit.retrain_record import Course
+from ich_ray.refit.retrain_record import RetrainCourse
 from ich_ray.results import open_search
 from ich_ray.runtime import connected
 from ich_ray.search.audit.search_audit import audit
@@ -206,7 +206,7 @@ def test_a_killed_retraining_goes_on_where_it_was(files: Path, cluster: None, mo
 @pytest.mark.parametrize("kind", [Hyperparameters, OneMore])
 def test_a_killed_retraining_is_found_by_its_old_name(files: Path, kind: type[Hyperparameters]) -> None:
     found, folder = open_search(files / "published"), begun(files)
-    plan = retrain._plan(found, Course(kind.model_validate(found.trials[0].parameters), 1600, 200, ""), "train")
+    plan = retrain._plan(found, RetrainCourse(kind.model_validate(found.trials[0].parameters), 1600, 200, ""), "train")
     plan = replace(plan, seed=found.trials[0].seed)
     assert retrain._seeded(found, plan, kind.model_validate(found.trials[0].parameters)).folder == str(folder)
     folder.rename(folder.with_name("elsewhere"))
@@ -218,7 +218,7 @@ def test_a_killed_retraining_is_found_by_its_old_name(files: Path, kind: type[Hy
 def test_a_retraining_with_a_field_that_came_later_does_not_go_on_with_an_older_one(files: Path) -> None:
     found, folder = open_search(files / "published"), begun(files)
     parameters = OneMore.model_validate({**found.trials[0].parameters, "blur": 1.5})
-    plan = replace(retrain._plan(found, Course(parameters, 1600, 200, ""), "train"), seed=found.trials[0].seed)
+    plan = replace(retrain._plan(found, RetrainCourse(parameters, 1600, 200, ""), "train"), seed=found.trials[0].seed)
     assert retrain._seeded(found, plan, parameters).folder != str(folder)
 
 

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ich_ray.ct.dicom import CTSlice, SliceHeader, read_slice
-from ich_ray.ct.windowing import DEFAULT_WINDOWS, WINDOWS, WindowSpec, _is_short, parse_windows, window_slice
+from ich_ray.ct.windowing import (
+    DEFAULT_WINDOWS,
+    WINDOWS,
+    WindowSpec,
+    _is_short,
+    brain_channel,
+    parse_windows,
+    window_slice,
+)
 from ich_ray.errors import ConfigError
 from tests.ct.files import make
 from tests.data.real import real_slices
@@ -168,6 +176,11 @@ def test_real_slices_equal_the_reference() -> None:
         ct = read_slice(path)
         differences.append(window_slice(ct, DEFAULT, 128) - np.floor(reference(ct, DEFAULT, 128) + 0.5))
     assert not np.any(differences)
+
+
+def test_people_are_shown_the_brain_window_or_the_first() -> None:
+    assert brain_channel(parse_windows("bone,brain")) == 1
+    assert brain_channel(parse_windows("bone,subdural")) == 0
 
 
 def test_windows_from_text() -> None:

@@ -7,7 +7,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.published.sampled_retraining import sampled_course
 from ich_ray.refit import retrain
-from ich_ray.refit.retrain_record import Course
+from ich_ray.refit.retrain_record import RetrainCourse
 from ich_ray.storage import SearchFiles
 from tests.searched import PARAMETERS, make_search
 
@@ -19,7 +19,7 @@ def search(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_a_sample_in_epochs(search: SearchFiles) -> None:
     sized = PARAMETERS.model_copy(update={"training_slices": 40, "epochs": 20})
-    assert sampled_course(search.root, slices=40, epochs=20) == Course(
+    assert sampled_course(search.root, slices=40, epochs=20) == RetrainCourse(
         sized, images=800, report_every=40, budget="20 passes over 40 slices, ended by patience"
     )
 

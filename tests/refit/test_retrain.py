@@ -23,7 +23,7 @@ from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailur
 from ich_ray.refit.confirm import chosen_trial
 from ich_ray.refit.ray_train import RetrainPlan, _resources, _train, checkpoints_in, patience_over, read_reports
 from ich_ray.refit.retrain import _plan, retrain
-from ich_ray.refit.retrain_record import Course, Retraining, SeedRun, best_run, folder_names, planned, spread
+from ich_ray.refit.retrain_record import RetrainCourse, Retraining, SeedRun, best_run, folder_names, planned, spread
 from ich_ray.results import ExecutionInfo, Objective, Report, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.cluster_resources import Machine
@@ -133,7 +133,7 @@ def test_what_a_retraining_may_see(dataset: PreparedDataset, tmp_path: Path) -> 
              "validation": RoleCounts(slices=100, patients=1, positives=1)}  # fmt: skip
     trial = found.best()  # its best report was its last, at 600 images
 
-    def course(patients: Patients, before: Sequence[SeedRun] = (), schedule: Schedule = DECAYING) -> Course:
+    def course(patients: Patients, before: Sequence[SeedRun] = (), schedule: Schedule = DECAYING) -> RetrainCourse:
         return planned(found, trial, PARAMETERS, roles, patients, before, schedule=schedule)
 
     assert (course("train").images, course("train").report_every) == (1200, 200)
@@ -346,7 +346,7 @@ def test_a_killed_worker_goes_on(dataset: PreparedDataset, tmp_path: Path, clust
 def test_a_course_that_is_handed_in_is_kept(dataset: PreparedDataset, tmp_path: Path) -> None:
     found = open_search(make_search(tmp_path / "search", dataset).root)
     sized = PARAMETERS.model_copy(update={"training_slices": 40, "epochs": 20})
-    plan = _plan(found, Course(sized, 800, 40, "as was asked"), "train")
+    plan = _plan(found, RetrainCourse(sized, 800, 40, "as was asked"), "train")
     assert (plan.images, plan.report_every, plan.patients) == (800, 40, "train")
     assert (plan.parameters["training_slices"], plan.parameters["epochs"]) == (40, 20)
 

@@ -56,9 +56,9 @@ def test_the_table_fits_eighty_columns() -> None:
         "images    48,000 (1,234/s) in 0:04:12, about 1:03:10 left",
         "best      average_precision 0.8421, trial 7",
         "          plain_cnn learning_rate=0.00123 batch_size=64 optimizer=sgd dropout=0…",
-        "rung      1,000  3,000",
-        "reached      12      5",
-        "stopped       7      1",
+        "rung     1,000  3,000",
+        "reached     12      5",
+        "stopped      7      1",
         "",
         "trial         images  average_precision  parameters",
         "   12  2,000 / 9,000             0.7621  plain_cnn learning_rate=0.00123 batch_…",
@@ -80,9 +80,9 @@ def test_rungs_that_are_too_many_for_the_width_are_left_out() -> None:
     many = [RungCount(1000 * 2**step, 100 - step, 1) for step in range(12)]
     lines = drawn(replace(standing(), rungs=many), width=40)
     assert lines[5:8] == [
-        "rung      1,000  2,000  4,000  8,000",
-        "reached     100     99     98     97",
-        "stopped       1      1      1      1",
+        "rung     1,000  2,000  4,000  8,000",
+        "reached    100     99     98     97",
+        "stopped      1      1      1      1",
     ]
 
 

@@ -73,10 +73,10 @@ def test_a_search_draws_its_table_on_a_terminal(folder: Path) -> None:
         r"ended     \d completed, \d pruned, \d failed",
         r"images    [\d,]+ \([\d,]+/s\) in 0:00:\d\d, (about 0:0\d:\d\d left|time left unknown)",
         r"best      average_precision [01]\.\d{4}, trial \d",
-        r"rung +400  800",
+        r"rung +400  800 *",
         r"reached +\d +\d",
-        r"trial +images  average_precision  parameters",
-        r" +\d +[\d,]+ / 1,600 +([01]\.\d{4}|-)  learning_rate=\S+ filters=\d",
+        r"trial +images  average_precision  parameters *",
+        r" +\d +[\d,]+ / 1,600 +([01]\.\d{4}|-)  learning_rate=\S+ filters=\d *",
     ):
         assert any(re.fullmatch(expected, line) for line in lines), f"{expected}\n{plain}"
     heads = [line for line in lines if "of 6 trials ended" in line]

@@ -15,6 +15,7 @@ from ich_ray.statistics.bootstrap import (
     effective_count,
     exact_interval,
     interval,
+    lower_bound,
     share_interval,
 )
 from ich_ray.statistics.metrics import Ranking
@@ -96,6 +97,11 @@ def test_slices_of_one_patient_are_worth_one() -> None:
     assert effective_count(np.array([0, 0, 0, 1, 1, 1])) == 2
     assert effective_count(np.array([0, 0, 0, 0, 0, 1])) == pytest.approx(36 / 26)
     assert effective_count(np.array([])) == 0
+
+
+def test_the_lower_bound_by_hand() -> None:
+    assert lower_bound(np.array([0.0, 1.0]), 10, 0.05).tolist() == [0.0, pytest.approx(0.05 ** (1 / 10))]
+    assert lower_bound(0.8, 10, 0.025) == exact_interval(0.8, 10).low
 
 
 def test_the_exact_interval_by_hand() -> None:

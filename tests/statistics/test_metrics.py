@@ -44,6 +44,14 @@ def test_the_holdout_of_report_b() -> None:
     assert HOLDOUT.f_beta(2) == pytest.approx(f_beta(HOLDOUT.ppv, HOLDOUT.sensitivity, 2))
 
 
+def test_arrays_of_counts_have_the_ratios_of_each() -> None:
+    each = [(3.0, 1.0, 2.0, 4.0), (0.0, 0.0, 5.0, 5.0), (0.0, 0.0, 0.0, 9.0)]
+    found = Confusion(*np.array(each).T)
+    assert found.ppv == pytest.approx([0.75, math.nan, math.nan], nan_ok=True)
+    assert found.f_beta(2) == pytest.approx([15 / 24, 0.0, math.nan], nan_ok=True)
+    assert found.accuracy == pytest.approx([0.7, 0.5, 1.0])
+
+
 # Table 1 of report B: F2, accuracy, sensitivity, "specificity".
 REPORT_B = {
     "m1": (0.5360824742268042, 0.478, 0.9059233449477352, 0.20360219263899765),

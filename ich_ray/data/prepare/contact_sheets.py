@@ -1,4 +1,4 @@
-"""A contact sheet per role: a few slices as a network sees them, to tell at a glance if windows and labels are sane.
+"""Contact sheets: a few slices of each role as a network sees them, for a look at windows.
 
 Positive slices on the left, negative ones on the right, the windows of a slice side by side. Knows a dataset and
 Pillow; reads no more than 48 images, however large the dataset.

@@ -78,7 +78,7 @@ class ChunkJob:
 
 
 def run_chunk(job: ChunkJob, number: int, files: Sequence[str]) -> pa.Table:
-    """Decode and window `files`, write block and rows, and return the rows, one per file, of schema `ROWS`.
+    """Decode and window `files`, write block and rows, return a row per file, of schema `ROWS`.
 
     Raises:
         IchRayError: the block could not be written.
@@ -123,14 +123,17 @@ def finished_chunk(job: ChunkJob, number: int, files: Sequence[str]) -> pa.Table
 
 
 def block_facts(job: ChunkJob, number: int) -> tuple[int, str]:
-    """How many images the block of a finished chunk has, and its SHA-256, both as they were when it was written."""
+    """The number of images and the SHA-256 of a finished chunk's block, as they were written."""
     table = pa.ipc.open_file(pa.BufferReader(job.rows(number).read_bytes())).read_all()
     images = int(pc.sum(pc.greater_equal(table["row"], 0)).as_py())
     return images, table.schema.metadata[b"sha256"].decode()
 
 
 def block_bytes(images: NDArray[np.uint8]) -> bytes:
-    """An Arrow IPC file, uncompressed so that it can be mapped, with `images` as the one batch of column `image`."""
+    """An Arrow IPC file with `images` as the one batch of column `image`.
+
+    It is not compressed, so that it can be mapped.
+    """
     return _ipc(pa.table({"image": pa.FixedShapeTensorArray.from_numpy_ndarray(images)}))
 
 

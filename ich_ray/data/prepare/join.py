@@ -1,4 +1,4 @@
-"""The rows of all chunks and the label table -> which slices are accepted, their labels, roles and folds.
+"""Join the rows of all chunks with the label table: accepted slices, labels, roles, folds.
 
 Plain tables in memory: knows nothing of Ray, and reads a file again only to tell a duplicate from a conflict. Every row
 leaves with a reason or accepted, none is lost.

@@ -1,4 +1,4 @@
-"""Which files there are: every regular file below a folder, sorted, and what is refused before it is opened.
+"""List every regular file below a folder, sorted, and what is refused unopened.
 
 Knows names only. Links and special files that could lead out of the folder or never end are rows with a reason, not
 files that vanish.
@@ -43,7 +43,7 @@ class Listing:
 
 
 def list_files(root: UPath, skip: UPath | None = None) -> Listing:
-    """List a local folder or one on object storage; `skip` is not one of the images, such as the label table.
+    """List a local folder or one on object storage; `skip`, such as the label table, is left out.
 
     Raises:
         ConfigError: a folder cannot be read, so that nobody knows what lies in it.

@@ -1,4 +1,4 @@
-"""Patients, studies, series, slices and files under names that only the holder of a key can link to them.
+"""Pseudonyms of patients, studies, series, slices and files, linked only with a key.
 
 Names are HMAC-SHA-256 under a key that never lies in a dataset: `$ICH_RAY_KEY_FILE`, else `pseudonym.key` in the user's
 configuration folder, made on first use and readable by its owner only. It is what stands between a dataset and its

@@ -1,17 +1,15 @@
-"""Files -> a prepared dataset: the only road from DICOM to training, run once, on as many CPUs as Ray has.
+"""Prepare a dataset from files: the only road from DICOM to training.
 
-Ray Data maps fixed chunks of paths over chunks.run_chunk; this process checks what was asked, lists, and hands the rows
-to join.py and write.py. A killed run leaves no dataset.json, and the next one goes on with the whole blocks.
+Runs once, on as many CPUs as Ray has. Ray Data maps fixed chunks of paths over decode_chunk.run_chunk; this process
+checks what was asked, lists, and hands the rows to join.py and write.py. A killed run leaves no dataset.json, and the
+next one goes on with the whole blocks.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import re
-from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +28,7 @@ from ich_ray.data.prepare.list_files import Listing, list_files
 from ich_ray.data.prepare.pseudonyms import Pseudonyms
 from ich_ray.data.prepare.write import Work, explain_write_errors, finish, remove_leftovers
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, Rejection, RejectionLimitError
+from ich_ray.ray_data import map_in_order
 from ich_ray.runtime import ask_machines, connected
 from ich_ray.storage import DatasetFiles, Location, file_lock, is_local, locate, read_json, sha256, write_json
 from ich_ray.vocabulary import LEAK
@@ -252,27 +251,16 @@ def _rejected(table: pa.Table) -> int:
 
 
 def _mapped(job: ChunkJob, chunks: dict[int, tuple[str, ...]], address: str | None) -> Iterator[pa.Table]:
-    """Rows of the chunks, as Ray finishes them."""
+    """Rows of the chunks, in their order."""
     with connected(address):
-        import ray
-
         needed = (job.images / next(iter(chunks.values()))[0], DatasetFiles(job.blocks.parent).plan)
         ask_machines(_unseen, [str(path) for path in needed if is_local(path)])
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.op_resource_reservation_enabled = False  # it leaves one of two CPUs without work
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # after the first use of ray.data, which sets it
         items = [{"number": number, "files": list(files)} for number, files in chunks.items()]
-        mapped = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            partial(_run_batch, job), batch_size=1, batch_format="pyarrow", num_cpus=1
-        )
-        try:
-            for table in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
-                if table["reason"][0].as_py() == _FAILED:
-                    raise IchRayError(table["detail"][0].as_py())
-                yield table
-        except ray.exceptions.RayError as error:
-            raise _unforeseen(error) from None
+        rule, hint = "prepare: every chunk must end", "run again: finished blocks are kept"
+        for table in map_in_order(items, _run_chunk, job, rule=rule, hint=hint):
+            if table["reason"][0].as_py() == _FAILED:
+                raise IchRayError(table["detail"][0].as_py())
+            yield table
 
 
 def _unseen(paths: list[str]) -> str:
@@ -281,19 +269,12 @@ def _unseen(paths: list[str]) -> str:
     return f"{missing}: every machine must see this file, got none" if missing else ""
 
 
-def _run_batch(job: ChunkJob, batch: pa.Table) -> pa.Table:
+def _run_chunk(job: ChunkJob, item: dict[str, Any]) -> pa.Table:
     """One chunk, as Ray Data hands it over. Our own error travels as a row: raised, Ray would lose its type."""
-    (row,) = batch.to_pylist()
     try:
-        return run_chunk(job, row["number"], row["files"]).replace_schema_metadata()
+        return run_chunk(job, item["number"], item["files"]).replace_schema_metadata()
     except IchRayError as error:
         return pa.Table.from_pylist([{"reason": _FAILED, "detail": str(error)}], ROWS)
-
-
-def _unforeseen(error: BaseException) -> IchRayError:
-    lines = [line for line in str(error).splitlines() if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt)\b", line)]
-    what = lines[0] if lines else type(error).__name__
-    return IchRayError(f"prepare: every chunk must end, got {what}; run again: finished blocks are kept")
 
 
 def _within_limit(dataset: PreparedDataset, limit_rejected: float) -> PreparedDataset:

@@ -120,7 +120,7 @@ def _write(work: Work, rows: pa.Table) -> None:
 
 
 def remove_leftovers(files: DatasetFiles, manifest: DatasetManifest) -> None:
-    """Remove what is no block of the dataset, such as rows with names, and what killed runs were about to write."""
+    """Remove what is no block of the dataset: rows with names, and leftovers of killed runs."""
     kept = {record.file for record in manifest.blocks}
     for path in list(files.blocks.iterdir()):
         if f"{files.blocks.name}/{path.name}" not in kept and path.suffix in _OURS:

@@ -1,4 +1,4 @@
-"""The interface of an architecture: what the rest of the package asks of one, and may ask of no other place.
+"""The interface of an architecture: what the rest of the package may ask of one.
 
 Array shapes: a body takes float32 `[n, channels, rows, columns]`, normalized, and returns logits `[n, 1]`.
 """
@@ -51,10 +51,10 @@ class Architecture(ABC):
 
     @abstractmethod
     def stages(self, parameters: NetworkFields) -> dict[str, tuple[str, ...]]:
-        """The stages from input to output, with the prefixes of their modules in the body; `head` is the last."""
+        """The stages from input to output, with the prefixes of their modules; `head` is the last."""
 
     def check(self, parameters: NetworkFields, input_shape: tuple[int, int, int]) -> None:
-        """Whether parameters and input fit; unless an architecture has a rule for it, by trying it without tensors.
+        """Check that parameters and input fit, by default by running it without tensors.
 
         Raises:
             ConfigError: they do not.
@@ -93,8 +93,9 @@ class Architecture(ABC):
         return last[-1]
 
     def is_divisible_at(self, stage: str) -> bool:  # noqa: ARG002  (most have no such place)
-        """Whether the body is a chain of modules there: what comes before `stage` reaches its first module unchanged.
+        """Whether the body is a chain of modules at `stage`.
 
-        Frozen layers of such a body are computed once for all trials that share them.
+        What comes before it then reaches its first module unchanged. Frozen layers of such a body are computed once for
+        all trials that share them.
         """
         return False

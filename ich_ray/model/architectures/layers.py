@@ -33,7 +33,7 @@ class BlockNetwork(nn.Module):
 
 
 class MaxAndMean(nn.Module):
-    """The strongest and the mean response of each filter, `[n, filters, rows, columns]` to `[n, 2 filters]`.
+    """Maximum and mean of each filter, `[n, filters, rows, columns]` to `[n, 2 filters]`.
 
     The maximum keeps a bleeding of a few pixels that the mean over the slice would drown.
     """

@@ -1,4 +1,4 @@
-"""The plain CNN: convolution blocks whose filters double, the maximum and mean of each filter, a small dense part."""
+"""The plain CNN: convolution blocks of doubling filters, max and mean pooling, a dense part."""
 
 from __future__ import annotations
 

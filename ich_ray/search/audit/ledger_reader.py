@@ -1,4 +1,4 @@
-"""The files of a search, read leniently: one damaged file does not hide the others, and each is named.
+"""Read the files of a search leniently: a damaged file is named and does not hide others.
 
 Knows what a trial's file is called and that it can be read; what must hold of its content is in invariants.py.
 """

@@ -1,6 +1,7 @@
-"""A search in the formats of other tools, written from its ledger at any time: never over something that is there.
+"""Export a search from its ledger to the formats of other tools.
 
-Knows which tools there are and what must not be overwritten; how each is written is in the module of its name.
+It never writes over something that is there. Knows which tools there are and what must not be overwritten; how each is
+written is in the module of its name.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def export(
     optuna: Location | None = None,
     mlflow: str | None = None,
 ) -> list[str]:
-    """Write the trials of a search for other tools to open; running trials are written as far as they have come.
+    """Write the trials of a search for other tools; running trials as far as they have come.
 
     Args:
         search: a search folder or URI, running or finished.

@@ -1,4 +1,7 @@
-"""A search as TensorBoard event files: a curve per trial and metric over images_seen, and the table of parameters."""
+"""Export a search as TensorBoard event files: a curve per trial and metric over images_seen.
+
+The table of parameters is there too.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What trials of a space would take: memory by counting tensors, time by training a few batches or from another search.
+"""Estimate memory and time of trials: tensors counted, a few batches trained.
 
-Builds the networks of a few draws, the first ones that a search would try as far as they are known. Writes nothing,
-starts no Ray, and knows nothing of rungs: expected.py counts the images.
+Times may be those of another search. Builds the networks of a few draws, the first ones that a search would try as far
+as they are known. Writes nothing, starts no Ray, and knows nothing of rungs: expected.py counts the images.
 """
 
 from __future__ import annotations
@@ -99,7 +99,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a trial per training image, with its share of validation; None where unknown; and how one knows."""
+    """Seconds of a trial per training image, with its share of validation.
+
+    None where unknown. Says how it is known.
+    """
 
     seconds_per_image: float | None
     source: str
@@ -116,7 +119,10 @@ class Speed:
 
 
 def first_draws(space: SearchSpace, count: int, seed: int = 0) -> list[Hyperparameters]:
-    """What is listed, or else the points and then random draws; without weights that would have to be fetched."""
+    """The first draws: what is listed, or else the points and then random ones.
+
+    Weights that would have to be fetched are left out.
+    """
     points = ((*space.points, *({} for _ in range(count))) if space.listed is None else space.listed)[:count]
     drawn = (space.draw(RandomSuggest(seed + index, point)).hyperparameters for index, point in enumerate(points))
     return [parameters.model_copy(update={"weights": "none"}) for parameters in drawn]

@@ -81,7 +81,10 @@ def plan_trials(space: SearchSpace, dataset: PreparedDataset, trials: int, slots
 
 
 def images_at_most(space: SearchSpace, trials: int) -> int:
-    """Training images of `trials` trials if none is stopped: the budget of each, or less where a listed one says so."""
+    """Training images of `trials` trials if none is stopped.
+
+    Each takes its budget, or less where a listed one says so.
+    """
     if space.listed is None:
         return trials * space.budget.images
     return sum(
@@ -91,6 +94,9 @@ def images_at_most(space: SearchSpace, trials: int) -> int:
 
 
 def expected_course(budget: Budget, trials: int) -> Course:
-    """How `trials` trials fare under the stopping rule of the budget; as if it stopped none where it does not say."""
+    """The expected course of `trials` trials under the stopping rule of the budget.
+
+    Where the rule does not say, as if it stopped none.
+    """
     course = STOPPING_RULES[budget.rule].expected(budget, trials)
     return course or Course(None, (trials,), trials * budget.images)

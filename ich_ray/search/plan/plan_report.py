@@ -1,4 +1,7 @@
-"""`ich-ray search --plan`: what a search would do and what it would take. Writes nothing and trains no trial."""
+"""`ich-ray search --plan`: what a search would do and cost.
+
+Writes nothing and trains no trial.
+"""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class ListRules(ParameterRules):
 
 
 def completed(candidates: Sequence[Mapping[str, Parameter]]) -> list[dict[str, Parameter]]:
-    """Each candidate with the model's default for what others name and it does not, so that all name the same."""
+    """Complete each candidate with defaults for what only others name."""
     names = dict.fromkeys(name for candidate in candidates for name in candidate)
     defaults = {name: field.default for name, field in known_fields().items()}
     return [{name: candidate.get(name, defaults[name]) for name in names} for candidate in candidates]
@@ -101,7 +101,10 @@ def candidate_specs(candidates: Sequence[Mapping[str, Parameter]]) -> tuple[Para
 def in_order(
     grid: Sequence[dict[str, Parameter]], points: Sequence[dict[str, Parameter]]
 ) -> tuple[dict[str, Parameter], ...]:
-    """A grid as it is run: its points, then the rest in one fixed random order, so that any beginning covers it all."""
+    """A grid in running order: its points, then the rest in one fixed random order.
+
+    Any beginning of it covers the whole grid.
+    """
     rest = [one for one in grid if one not in points]
     random.Random(0).shuffle(rest)
     return (*points, *rest)

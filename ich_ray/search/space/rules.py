@@ -1,4 +1,4 @@
-"""The rules of one parameter of a search space file: kinds, values, conditions, and what the model accepts.
+"""Rules of one parameter of a search space: kinds, values, conditions, the model's bounds.
 
 Knows the file only by the name that its messages begin with; how parameters depend on each other is in yaml_file.py.
 """

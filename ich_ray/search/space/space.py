@@ -114,7 +114,7 @@ class Given:
 
 
 class Listed(NamedTuple):
-    """A trial to be run as it stands: its parameters, and in a confirmation which trial it repeats on which fold."""
+    """A listed trial: its parameters, and in a confirmation which trial it repeats on which fold."""
 
     parameters: Mapping[str, Parameter]
     repeats: int | None = None

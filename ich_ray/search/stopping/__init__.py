@@ -1,4 +1,7 @@
-"""Stopping rules by the name in `budget.rule`. One from outside: `STOPPING_RULES.register("its_name", ItsClass)`."""
+"""Stopping rules by the name in `budget.rule`.
+
+One from outside is registered by `STOPPING_RULES.register("its_name", ItsClass)`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface of a stopping rule: what the driver asks of one after every report, and the plan beforehand."""
+"""The interface of a stopping rule: what the driver asks after a report, the plan beforehand."""
 
 from __future__ import annotations
 

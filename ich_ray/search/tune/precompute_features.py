@@ -7,7 +7,6 @@ A file that is there whole is not made again, and of two searches at once one wa
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,10 @@ import numpy as np
 
 from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.data.feature_store import FeatureFiles, check_room
-from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import bar, say
-from ich_ray.registry import Registration, registered_here, repeat
+from ich_ray.ray_data import map_in_order
 from ich_ray.storage import file_lock, is_held
 
 if TYPE_CHECKING:
@@ -44,7 +43,10 @@ class _Job:
 
 
 def shareable(trials: Iterable[Hyperparameters]) -> list[Hyperparameters]:
-    """One draw for each trunk that trials share: frozen layers whose weights do not depend on a trial's seed."""
+    """One draw for each trunk that trials share: frozen layers of the same weights.
+
+    Those weights do not depend on a trial's seed.
+    """
     from ich_ray.training.frozen_features import is_divisible
 
     found = {tuple(trial.network.items()): trial for trial in trials if trial.weights != "none" and is_divisible(trial)}
@@ -105,40 +107,18 @@ def compute(files: FeatureFiles, job: _Job) -> None:
 
 
 def _mapped(job: _Job, numbers: list[int]) -> Iterator[int]:
-    import ray
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.op_resource_reservation_enabled = False  # it leaves one of two CPUs without work
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     items = [{"number": number} for number in numbers]
-    task = _Task(job, registered_here())
-    made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        task, batch_size=1, batch_format="pyarrow", num_cpus=1, num_gpus=1 if job.gpu else 0
-    )
-    table: pa.Table
-    try:
-        for table in made.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for number in table["number"]:
-                yield int(number.as_py())
-    except ray.exceptions.RayError as error:
-        line = str(error).strip().splitlines()[-1]
-        raise IchRayError(
-            f"{job.dataset}: features of frozen layers must be computed, got {line}; run again, whole files are kept"
-        ) from None
+    rule, hint = f"{job.dataset}: features of frozen layers must be computed", "run again, whole files are kept"
+    for table in map_in_order(items, _made, job, rule=rule, hint=hint, gpus=1 if job.gpu else 0):
+        yield from table["number"].to_pylist()
 
 
-@dataclass(frozen=True)
-class _Task:
-    job: _Job
-    registered: tuple[Registration, ...]
+def _made(job: _Job, item: dict[str, int]) -> pa.Table:
+    """The number of a file, once it is there."""
+    import pyarrow as pa
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Make the files of these numbers."""
-        repeat(self.registered)
-        for number in batch["number"].to_pylist():
-            make_file(self.job, number)
-        return batch
+    make_file(job, item["number"])
+    return pa.table({"number": [item["number"]]})
 
 
 def make_file(job: _Job, number: int) -> None:

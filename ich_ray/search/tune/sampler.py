@@ -156,7 +156,7 @@ class LedgerSampler(Searcher):
         self._study.tell(trial, value if state == OptunaState.COMPLETE else None, state)
 
     def told(self) -> int:
-        """How many trials of the ledger the study holds as they stand there, less those that it should not hold.
+        """How many trials of the ledger the study holds as they are, less those it should not.
 
         Those that are waiting, or listed, are no concern of the study's and count as told.
         """

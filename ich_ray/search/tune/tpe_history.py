@@ -1,4 +1,4 @@
-"""What TPE is shown of a search's trials: running ones as far as they have come, and of many the best and some others.
+"""Choose the trials that TPE is shown: running ones so far, and of many the best and others.
 
 Optuna counts every running trial as a bad one, so that two slots do not draw the same. Under early stopping those that
 run for long are the best there are: one that has passed a rung is shown like a trial that was pruned there. And TPE's

@@ -94,7 +94,7 @@ def run_workers(
 
 @contextmanager
 def nothing_left_behind() -> Iterator[None]:
-    """Remove placement groups that this driver's processes made in the block and died before they could remove.
+    """Remove placement groups of processes of this driver that died in the block.
 
     Ray keeps those of an actor that was killed until its driver ends.
     """

@@ -1,8 +1,9 @@
-"""One trial as a Tune function: training/loop.py, reported to the driver and resumable after every report.
+"""One trial as a Tune function, resumable after every report.
 
-Runs in a worker process that serves many trials one after another: the dataset stays mapped, accelerator memory is
-released at each end. Raises through Tune only when its own workers are lost: a trial that fails reports so, because to
-Tune a raised error is a lost worker. Decides nothing: the driver stops it by not coming back from a report.
+The training itself is in training/loop.py. Runs in a worker process that serves many trials one after another: the
+dataset stays mapped, accelerator memory is released at each end. Raises through Tune only when its own workers are
+lost: a trial that fails reports so, because to Tune a raised error is a lost worker. Decides nothing: the driver stops
+it by not coming back from a report.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ich_ray.results import CheckpointReference, Report, finite
 from ich_ray.search.tune.train_workers import WorkersLost
 from ich_ray.storage import SearchFiles, locate, without_credentials
 from ich_ray.training.checkpoint_store import CheckpointStore
+from ich_ray.training.memory import out_of_memory
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -161,10 +163,8 @@ def as_failure(error: Exception) -> TrialFailure:
     """What ended a trial, as the ledger will have it; torch need not be there for that."""
     if isinstance(error, TrialFailure):
         return error
-    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return TrialFailure(
-        "out_of_memory" if full else "error", without_credentials(f"{type(error).__name__}: {error}")[:500]
-    )
+    reason = "error" if out_of_memory(error) is None else "out_of_memory"
+    return TrialFailure(reason, without_credentials(f"{type(error).__name__}: {error}")[:500])
 
 
 def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ def test_reports_that_no_ledger_would_take_are_damage(report: Any, tmp_path: Pat
         (TrialFailure("diverged", "loss is nan"), "diverged", "loss is nan"),
         (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", "OutOfMemoryError: CUDA out of memory"),
         (MemoryError("host"), "out_of_memory", "MemoryError: host"),
+        (RuntimeError("STATUS_ALLOC_FAILED"), "out_of_memory", "RuntimeError: STATUS_ALLOC_FAILED"),
         (ValueError("planted"), "error", "ValueError: planted"),
     ],
 )
