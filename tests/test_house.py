@@ -18,6 +18,7 @@ import pytest
 
 import ich_ray
 from ich_ray import errors
+from tests import tree
 
 PACKAGE = Path(ich_ray.__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -324,6 +325,10 @@ def test_the_core_knows_no_published_system() -> None:
     assert {name: words for name, words in found.items() if words and not name.startswith("published/")} == {
         "__init__.py": ["ich_ray.published"]
     }
+
+
+def test_the_page_of_rooms_holds_every_file_and_what_it_says_of_itself() -> None:
+    assert tree.written() == tree.tree(), "run python -m tests.tree"
 
 
 def test_nothing_names_a_registry_or_a_machine() -> None:
