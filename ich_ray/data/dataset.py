@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ich_ray.cache import local_copy
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
@@ -123,6 +123,20 @@ class DatasetManifest(Record):
     seed: Seed
     versions: dict[Line, Line]
     created: Time
+
+    @field_validator("blocks")
+    @classmethod
+    def _named_once(cls, blocks: tuple[BlockRecord, ...]) -> tuple[BlockRecord, ...]:
+        """A file that is named again and again would be hashed again and again."""
+        if len({block.file for block in blocks}) < len(blocks):
+            raise ValueError("each block must be named once")
+        return blocks
+
+    @field_validator("roles")
+    @classmethod
+    def _every_role(cls, roles: dict[Role, RoleCounts]) -> dict[Role, RoleCounts]:
+        """A role that is not there has no slices."""
+        return {role: RoleCounts(slices=0, patients=0, positives=0) for role in ROLES} | roles
 
     @property
     def leak(self) -> str:

@@ -185,6 +185,20 @@ def test_slices_are_those_of_the_manifest(
         PreparedDataset.open(dataset.files.root, verify=True)
 
 
+def test_a_manifest_without_a_role_has_no_slices_of_it(dataset: PreparedDataset) -> None:
+    manifest = Path(str(dataset.files.manifest))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"roles": {}}))
+    assert PreparedDataset.open(dataset.files.root).manifest.roles["test"].slices == 0
+
+
+def test_a_block_is_named_once(dataset: PreparedDataset) -> None:
+    manifest = Path(str(dataset.files.manifest))
+    told = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(told | {"blocks": told["blocks"] * 2}))
+    with pytest.raises(IntegrityError, match=r"each block must be named once at blocks; prepare the dataset again"):
+        PreparedDataset.open(dataset.files.root)
+
+
 @pytest.mark.parametrize(
     "values", [{"shape": []}, {"shape": [-1, -4]}, {"rows_a_file": 0}, {"shape": [1 << 62]}, {"rows_a_file": 1 << 70}]
 )
