@@ -65,7 +65,7 @@ def test_login_shells_find_this_ray_and_its_token(name: str, tmp_path: Path) -> 
     for _ in range(2):  # `ray up` a second time
         subprocess.run(["bash", "-c", line], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, check=True)  # noqa: S607
     (profile,) = (tmp_path / ".profile").read_text().splitlines()
-    home = "$HOME" if name == "cluster-onprem.yaml" else "/home/ubuntu"  # machines of your own have users of yours
+    home = "$HOME" if name == "clusters/onprem.yaml" else "/home/ubuntu"  # machines of your own have users of yours
     assert profile == f"export PATH={home}/ich_ray_env/bin:$PATH RAY_AUTH_MODE=token"
 
 
