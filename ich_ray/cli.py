@@ -52,8 +52,8 @@ def _add(name: str, verb: plugins.Verb) -> None:
 for _group in (pipeline, data, search, final, cluster):
     for _verb in _group.VERBS:
         _add(_verb.__name__.replace("_", "-"), _verb)
-for _name in plugins.VERBS.names():
-    _add(_name, plugins.VERBS[_name])
+for _name, _verb in plugins.usable(plugins.VERBS).items():
+    _add(_name, _verb)
 
 
 def main() -> None:

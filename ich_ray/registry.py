@@ -99,7 +99,13 @@ class Registry(Generic[Variant]):
             found: Variant = getattr(import_module(module), attribute)
             return found
         if name in (installed := _installed(self.kind)):
-            loaded: Variant = installed[name].load()
+            try:
+                loaded: Variant = installed[name].load()
+            except Exception as error:
+                raise ConfigError(
+                    f"{self.kind}: the package that registers {name} must be importable, got {type(error).__name__}: "
+                    f"{error}; correct it, or uninstall it"
+                ) from error
             return loaded
         known = self.names()
         raise ConfigError(

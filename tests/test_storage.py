@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from upath import UPath
 
+from ich_ray import cli
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.storage import (
     DatasetFiles,
@@ -310,3 +311,22 @@ def test_who_waits_gets_the_lock_when_the_first_is_done(tmp_path: Path) -> None:
         assert done.is_set()
     other.join()
     assert other.exitcode == 0
+
+
+@pytest.mark.parametrize("verb", [["results"], ["audit"], ["predict", "--out", "rows.csv"]])
+def test_storage_that_does_not_answer_is_one_line(
+    verb: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class NoCredentialsError(Exception):
+        """As botocore's, which is no OSError."""
+
+    def asked(*_: object, **__: object) -> None:
+        raise NoCredentialsError("Unable to locate credentials for s3://key:secret@x")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.exists", asked)
+    arguments = ["memory://nowhere/x", "memory://nowhere/y"] if verb[0] == "predict" else ["memory://nowhere/x"]
+    assert cli.call([verb[0], *arguments, *verb[1:]]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ich-ray: memory://nowhere/x")
+    assert "its storage must answer, got NoCredentialsError: Unable to locate credentials for s3://x; check" in said
+    assert said.count("\n") == 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ich_ray.bundle.card import Card
 from ich_ray.bundle.checklist import checklist
 from ich_ray.errors import ConfigError
-from ich_ray.storage import read_record, write_json
+from ich_ray.storage import exists, read_record, write_json
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -22,7 +22,7 @@ _FILE = "card.json"
 
 def has_card(folder: UPath) -> bool:
     """Whether there is a bundle in `folder`."""
-    return (folder / _FILE).exists()
+    return exists(folder / _FILE)
 
 
 def read_card(folder: UPath) -> Card:

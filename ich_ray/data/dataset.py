@@ -36,6 +36,7 @@ from ich_ray.storage import (
     Seed,
     Sha256,
     Time,
+    exists,
     is_local,
     locate,
     read_record,
@@ -201,7 +202,7 @@ class PreparedDataset:
             IntegrityError: a file is damaged or missing, named; or another dataset lies there.
         """
         files = DatasetFiles(locate(where))
-        if not files.manifest.exists():
+        if not exists(files.manifest):
             raise ConfigError(
                 f"{files.root}: a prepared dataset holds dataset.json, got none; run `ich-ray prepare` first"
             )

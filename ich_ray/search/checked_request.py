@@ -18,7 +18,7 @@ from ich_ray.results import MOST_TRIALS, SearchRecord, TrialResult, open_search
 from ich_ray.search.ledger import Ledger, differences
 from ich_ray.search.space.yaml_file import SearchSpace, load_space
 from ich_ray.search.time_budget import Limits
-from ich_ray.storage import Location, SearchFiles, is_foreign, locate
+from ich_ray.storage import Location, SearchFiles, exists, is_foreign, locate
 
 if TYPE_CHECKING:
     from ich_ray.search.request import SearchRequest
@@ -73,7 +73,7 @@ def validate_request(request: SearchRequest) -> CheckedRequest:
     if data.manifest.leak:
         say(data.manifest.leak)
     files = SearchFiles(locate(request.out))
-    there = open_search(files.root).record if files.search.exists() else None
+    there = open_search(files.root).record if exists(files.search) else None
     if seed is None:
         seed = there.seed if there else 0
     record = _record(checked, data, trials or len(checked.listed or ()) or DEFAULT_TRIALS, seed)

@@ -17,7 +17,7 @@ import numpy as np
 from ich_ray.errors import ConfigError
 from ich_ray.results import CheckpointReference, Parameter, Report, SearchRecord, TrialResult, TrialState, open_search
 from ich_ray.statistics.metrics import at_chance
-from ich_ray.storage import Location, SearchFiles, locate, remove, write_bytes, write_json
+from ich_ray.storage import Location, SearchFiles, exists, locate, remove, write_bytes, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +56,7 @@ class Ledger:
             IntegrityError: a folder in it is a link.
         """
         files = SearchFiles(locate(out))
-        if files.search.exists():
+        if exists(files.search):
             raise ConfigError(cls.occupied(files, record))
         files.check_no_links()
         if left := [part.name for part in (files.trials, files.checkpoints) if part.exists() and any(part.iterdir())]:

@@ -78,13 +78,22 @@ def exists(path: UPath) -> bool:
     """Whether there is anything at `path`.
 
     Raises:
-        ConfigError: nobody may look there, or no file can have that name.
+        ConfigError: nobody may look there, no file can have that name, or a storage is not to be reached.
     """
     try:
         return path.exists()
     except OSError as error:
         raise ConfigError(
             f"{path}: must be a place where this user may look, got {system_reason(error)}; choose another one"
+        ) from None
+    except Exception as error:
+        if is_local(path):
+            raise
+        # Each storage has errors of its own, such as botocore's for credentials that nobody gave.
+        said = without_credentials(str(error).strip().partition("\n")[0]) or type(error).__name__
+        raise ConfigError(
+            f"{path}: its storage must answer, got {type(error).__name__}: {said}; check the address, the network and "
+            "the credentials that your other tools use"
         ) from None
 
 

@@ -10,13 +10,17 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
+from ich_ray.errors import ConfigError
 from ich_ray.registry import Registry
+from ich_ray.terminal import complain
 
-__all__ = ["FLAGS", "VERBS", "Flags", "Verb", "with_flags"]
+__all__ = ["FLAGS", "VERBS", "Flags", "Verb", "usable", "with_flags"]
 
 Verb: TypeAlias = Callable[..., None]
+Variant = TypeVar("Variant")
+_said: set[str] = set()  # every verb asks for all flags
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,23 @@ FLAGS: Registry[Flags] = Registry("flags", {}, __name__)
 
 def with_flags(name: str, verb: Verb) -> Verb:
     """A verb and all flags that are registered for it."""
-    for flags in map(FLAGS.__getitem__, FLAGS.names()):
+    for flags in usable(FLAGS).values():
         if flags.verb == name:
             verb = _either(verb, flags.instead)
     return verb
+
+
+def usable(registry: Registry[Variant]) -> dict[str, Variant]:
+    """All that is registered and can be imported; the command says what it goes on without."""
+    found = {}
+    for name in registry.names():
+        try:
+            found[name] = registry[name]
+        except ConfigError as error:
+            if str(error) not in _said:
+                _said.add(str(error))
+                complain(error)
+    return found
 
 
 def _either(verb: Verb, instead: Verb) -> Verb:

@@ -76,3 +76,23 @@ def test_an_installed_package_adds_a_verb_and_a_flag(tmp_path: Path) -> None:
 
     assert said("hello", "Ann") == "hello Ann\n"
     assert said("results", "here", "--states") == "states of here\n"
+
+
+def test_a_broken_package_is_named_and_costs_nothing_else(tmp_path: Path) -> None:
+    info = tmp_path / "ich_broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ich-broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[ich_ray.verbs]\nbad = ich_absent:x\n[ich_ray.flags]\nworse = ich_absent:y\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    found = subprocess.run(
+        [sys.executable, "-m", "ich_ray.cli", "--version"],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert found.stdout.startswith("ich-ray ")
+    assert found.stderr.splitlines() == [
+        f"ich-ray: {kind}: the package that registers {name} must be importable, got ModuleNotFoundError: No module "
+        "named 'ich_absent'; correct it, or uninstall it"
+        for kind, name in (("flags", "worse"), ("verbs", "bad"))
+    ]

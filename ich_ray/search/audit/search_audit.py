@@ -52,7 +52,7 @@ def audit(where: Location, dataset: Location | None = None) -> Audit:
         return Audit(where=str(root), state=found.state, checks=(*check_search(found), _dataset(found, dataset)))
     if dataset is not None:
         raise ConfigError(f"{root}: --dataset says where that of a search lies, got no search; leave it out")
-    if DatasetFiles(root).manifest.exists():
+    if exists(DatasetFiles(root).manifest):
         return Audit(where=str(root), state="prepared", checks=(audit_dataset(root),))
     raise ConfigError(
         f"{root}: an audit needs search.json or dataset.json, got neither; give a folder that `ich-ray search` or "
