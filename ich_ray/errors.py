@@ -37,6 +37,7 @@ __all__ = [
     "SensitivityError",
     "SpaceError",
     "TrialFailure",
+    "first_line",
     "nearest",
 ]
 
@@ -133,6 +134,11 @@ class TrialFailure(IchRayError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that may follow; its kind where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

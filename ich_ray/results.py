@@ -156,7 +156,7 @@ class TrialResult(Record):
         reason: why it was pruned or failed, a short code such as `rung_100000` or `diverged`.
         attempts: how often it was started.
         seed: of its weights and batches.
-        at_chance: it spent its budget and its average precision is at most `metrics.chance_bound`.
+        at_chance: it spent its budget and its average precision is at most `chance_bound`.
         cost_gpu_s: accelerator seconds of all attempts.
         repeats: in a confirmation, the trial of the search that this one trains again.
         fold: in a confirmation on folds, the one it validates on.

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ich_ray.errors import ConfigError
+from ich_ray.errors import ConfigError, first_line
 from ich_ray.progress import say
 from ich_ray.storage import holds_credentials, private_folder
 from ich_ray.terminal import complain, guard_logger
@@ -272,7 +272,7 @@ def _join(address: str) -> None:
             listens = True
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (AuthenticationError, OSError, RuntimeError, ValueError, SystemExit) as error:
-        problem = str(error).strip().partition("\n")[0] or type(error).__name__
+        problem = first_line(error)
         if isinstance(error, AuthenticationError) or (listens and "Failed to connect" in problem):
             mode = os.environ.get("RAY_AUTH_MODE", "not set")
             problem = f"no welcome: a token that is wrong or missing (RAY_AUTH_MODE is {mode}), or no Ray"

@@ -289,7 +289,7 @@ def _found(whole: GroupFigures, null_high: float) -> list[str]:
 
 
 def dataset_ranking_note(dataset: PreparedDataset) -> str | None:
-    """`metrics.ranking_note` of a dataset's patients."""
+    """`ranking_note` of a dataset's patients."""
     validation, roles = dataset.role("validation"), dataset.manifest.roles
     independent = effective_positives(validation.labels, validation.patients)
     return ranking_note(sum(counts.positives for counts in roles.values()), roles["validation"].positives, independent)

@@ -156,7 +156,7 @@ class Bundle:
     def predict(self, paths: Iterable[Location], point: str = OPERATING_POINT) -> list[Prediction]:
         """One row per file, in order; folders are searched for files, hidden ones left out.
 
-        For more rows than should lie in memory see `archive.predict`.
+        For more rows than should lie in memory see `batch_predict.predict`.
 
         Raises:
             ConfigError: a path does not exist, there is no file, or the bundle has no such operating point.

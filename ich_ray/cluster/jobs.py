@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ich_ray import __version__
 from ich_ray.cluster.access import Access, go_past_proxies, reach
 from ich_ray.cluster.packing import pack
-from ich_ray.cluster.ray_errors import first_line, translate_errors
+from ich_ray.cluster.ray_errors import remote_line, translate_errors
 from ich_ray.errors import IchRayError
 from ich_ray.progress import say
 from ich_ray.runtime import knock
@@ -249,7 +249,8 @@ def _persist(access: Access, ask: Callable[[Any], Answer]) -> Answer:
         except OSError as error:
             if time.monotonic() - began > _PATIENCE_S:
                 raise IchRayError(
-                    f"--address {access.url}: must answer, got {first_line(error)} for {_PATIENCE_S / 60:.0f} minutes; "
+                    f"--address {access.url}: must answer, got {remote_line(error)} "
+                    f"for {_PATIENCE_S / 60:.0f} minutes; "
                     "the job goes on: follow it again when the connection is back"
                 ) from None
             if wait == _FIRST_WAIT_S:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.errors import ConfigError, IchRayError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ich_ray.cluster.access import Access
 
-__all__ = ["first_line", "translate_errors"]
+__all__ = ["remote_line", "translate_errors"]
 
 
 @contextmanager
@@ -31,8 +31,8 @@ def translate_errors(access: Access, job: str | None = None) -> Iterator[None]:
         raise ConfigError(f"--address {access.url}: {_token_problem(access, str(error))}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--address {access.url}: the dashboard of a Ray cluster must answer there, got {first_line(error)}; check "
-            "that the cluster is up and that `ray dashboard cluster.yaml`, the tunnel to it, is open"
+            f"--address {access.url}: the dashboard of a Ray cluster must answer there, got {remote_line(error)}; "
+            "check that the cluster is up and that `ray dashboard cluster.yaml`, the tunnel to it, is open"
         ) from None
     except RuntimeError as error:
         if job and ("status code 404" in str(error) or "does not exist" in str(error)):
@@ -40,7 +40,7 @@ def translate_errors(access: Access, job: str | None = None) -> Iterator[None]:
                 f"job {job}: must be known at {access.url}, got none; `ich-ray jobs` lists them"
             ) from None
         raise IchRayError(
-            f"--address {access.url}: a Ray cluster must do as it is asked, got {first_line(error)}"
+            f"--address {access.url}: a Ray cluster must do as it is asked, got {remote_line(error)}"
         ) from None
 
 
@@ -53,6 +53,6 @@ def _token_problem(access: Access, said: str) -> str:
     return f"must be shown the cluster's token, got none (RAY_AUTH_TOKEN, ~/.ray/auth_token); {remedy}"
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, without the page that may follow."""
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
+def remote_line(error: Exception) -> str:
+    """What an error of a remote machine says, in a line that has an end."""
+    return first_line(error)[:300]

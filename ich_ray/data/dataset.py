@@ -10,7 +10,6 @@ Array shapes: images are uint8 `[n, channels, rows, columns]`, labels float32 `[
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from ctypes import memmove
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +21,7 @@ from pydantic import Field, field_validator
 from ich_ray.cache import local_copy
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.data.slice_table import check_columns, places_of
-from ich_ray.data.tensor_files import MALFORMED, check_size, map_tensors
+from ich_ray.data.tensor_files import check_size, malformed, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.progress import say
 from ich_ray.storage import (
@@ -47,7 +46,7 @@ from ich_ray.storage import (
 from ich_ray.vocabulary import LABELS, LEAK, ROLES, Role, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -70,7 +69,7 @@ LARGEST_SIZE = 1024
 _MOST_ROWS = 2**31
 # What Arrow writes around the images of a block is 1 kB.
 _BLOCK_OVERHEAD_BYTES = 1 << 16
-_REMEDY = "prepare the dataset again"
+_BLOCK, _REMEDY = "must be a block of images", "prepare the dataset again"
 
 
 class BlockRecord(Record):
@@ -304,7 +303,7 @@ class PreparedDataset:
             block = self.manifest.blocks[number]
             path = self.files.root / block.file
             copy = self._local(block) if copied else path
-            with _malformed(path):
+            with malformed(path, _BLOCK, _REMEDY):
                 check_size(copy, block.rows * math.prod(self.image_shape))
             _check_hash(path, block.sha256, copy)
 
@@ -368,18 +367,8 @@ class PreparedDataset:
     def _map(self, block: int) -> NDArray[np.uint8]:
         record = self.manifest.blocks[block]
         local = self._local(record)
-        with _malformed(self.files.root / record.file):
+        with malformed(self.files.root / record.file, _BLOCK, _REMEDY):
             return map_tensors(local, "image", np.uint8, (record.rows, *self.image_shape), _REMEDY)
-
-
-@contextmanager
-def _malformed(path: UPath) -> Iterator[None]:
-    """Whatever reading a damaged block raises, as one line with its name."""
-    try:
-        yield
-    except MALFORMED as error:
-        said = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise IntegrityError(f"{path}: must be a block of images, got {said}; {_REMEDY}") from None
 
 
 def _no_table(path: UPath) -> IntegrityError:
@@ -400,5 +389,5 @@ def map_block(path: UPath) -> NDArray[np.uint8]:
     Raises:
         IntegrityError: it is none.
     """
-    with _malformed(path):
+    with malformed(path, _BLOCK, _REMEDY):
         return map_tensors(path, "image", np.uint8, remedy=_REMEDY)

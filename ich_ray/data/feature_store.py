@@ -20,7 +20,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from ich_ray.data.folds import development_rows
-from ich_ray.data.tensor_files import MALFORMED, map_tensors
+from ich_ray.data.tensor_files import malformed, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.storage import (
     Count,
@@ -178,11 +178,6 @@ class Features:
             raise IntegrityError(
                 f"{files.manifest}: must be of {key}, this dataset and these rows, got {record.key}; remove the folder"
             )
-        if not 1 <= record.rows_a_file <= _MOST_ROWS_A_FILE or min(record.shape, default=0) < 1:
-            raise IntegrityError(
-                f"{files.manifest}: 1 <= rows_a_file <= {_MOST_ROWS_A_FILE} and a positive shape must hold, got "
-                f"{str(record.rows_a_file)[:20]} and {str(list(record.shape))[:80]}; remove the folder"
-            )
         return cls(files, record)
 
     @property
@@ -215,12 +210,9 @@ class Features:
             path = self.files.block(number)
             first = number * self.record.rows_a_file
             expected = (min(self.record.rows_a_file, len(self._rows) - first), *self.shape)
-            try:
-                found = map_tensors(path, "features", np.float32, expected, f"remove {self.files.root}")
-            except MALFORMED as error:
-                said = str(error).strip().partition("\n")[0] or type(error).__name__
-                raise IntegrityError(f"{path}: must hold features, got {said}; remove {self.files.root}") from None
-            self._mapped[number] = found
+            remedy = f"remove {self.files.root}"
+            with malformed(path, "must hold features", remedy):
+                self._mapped[number] = map_tensors(path, "features", np.float32, expected, remedy)
         return self._mapped[number]
 
 

@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import math
 import struct
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from ich_ray.errors import IntegrityError, first_line
 from ich_ray.storage import check_regular, is_local
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from upath import UPath
 
-__all__ = ["MALFORMED", "check_size", "map_tensors"]
+__all__ = ["MALFORMED", "check_size", "malformed", "map_tensors"]
 
 # All that Arrow, its files and what they say can raise while one is mapped. (ArrowException covers what it calls
 # invalid, not implemented or out of memory; the parser of extension types raises ValueError and KeyError.)
@@ -35,6 +37,19 @@ MALFORMED = (
 # A block has 1 kB that is no image: schema, batch and footer, each of which is described once.
 _LARGEST_REST_BYTES = 64 << 10
 _MAGIC_BYTES = 8
+
+
+@contextmanager
+def malformed(path: UPath, rule: str, remedy: str) -> Iterator[None]:
+    """Whatever mapping a damaged file raises, as one line with its name.
+
+    Raises:
+        IntegrityError: in place of one of `MALFORMED`.
+    """
+    try:
+        yield
+    except MALFORMED as error:
+        raise IntegrityError(f"{path}: {rule}, got {first_line(error)}; {remedy}") from None
 
 
 def map_tensors(

@@ -59,7 +59,7 @@ def missing(inputs: Inputs) -> list[Missing]:
 def at_chance(evaluation: Evaluation) -> str | None:
     """Why the test figures are no better than a guess, or None.
 
-    At chance: average precision at or under `metrics.chance_bound`, or an interval that reaches the prevalence.
+    At chance: average precision at or under `chance_bound`, or an interval that reaches the prevalence.
     """
     precision = evaluation.metrics.get("average_precision")
     floor = evaluation.prevalence

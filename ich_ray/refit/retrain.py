@@ -83,7 +83,7 @@ def retrain(
         seeds: train it so many times, one after another, the first time with the trial's own seed. The bundle is the
             one with the best validation report; how far they lie apart is written down.
         course: what each seed is shown, if not by the rules above.
-        placement: where the images lie while training, see `data.placement.place`.
+        placement: where the images lie while training, see `data.image_store.place`.
         address: of a Ray cluster.
 
     Raises:

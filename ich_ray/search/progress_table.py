@@ -1,6 +1,6 @@
 """What people see of a search while it runs: one line, or a table that fits their terminal.
 
-Draws what the bookkeeper counted. Counts nothing itself, reads no files and knows nothing of Ray.
+Draws what the ledger callback counted. Counts nothing itself, reads no files and knows nothing of Ray.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Knows no file's meaning.
 
 from ich_ray.storage.addresses import holds_credentials, is_foreign, without_credentials
 from ich_ray.storage.files import (
+    parse_json,
     read_json,
     read_table,
     remove,
@@ -79,6 +80,7 @@ __all__ = [
     "is_held",
     "is_local",
     "locate",
+    "parse_json",
     "private_folder",
     "read_json",
     "read_record",

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.errors import ConfigError, IntegrityError, first_line
 from ich_ray.storage.places import check_regular, is_local
 
 if TYPE_CHECKING:
@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
     from upath import UPath
 
-__all__ = ["read_json", "read_table", "remove", "sha256", "write_bytes", "write_json", "write_table", "writing"]
+__all__ = [
+    "parse_json",
+    "read_json",
+    "read_table",
+    "remove",
+    "sha256",
+    "write_bytes",
+    "write_json",
+    "write_table",
+    "writing",
+]
 
 _CHUNK_BYTES = 1 << 20
 # The largest we write is the manifest of a dataset, 200 bytes a block; a file beyond this was not written by us.
@@ -107,9 +117,19 @@ def read_json(path: UPath) -> Any:
     if len(data) > _LARGEST_JSON_BYTES:
         raise IntegrityError(f"{path}: must be JSON of at most {_LARGEST_JSON_BYTES >> 20} MiB, got more; {remedy}")
     try:
-        return json.loads(data, parse_constant=_no_number, parse_float=_finite)
+        return parse_json(data)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: must be JSON, got {error}; {remedy}") from None
+
+
+def parse_json(data: bytes | str) -> Any:
+    """JSON from anyone; NaN, Infinity and numbers that become infinite are none.
+
+    Raises:
+        ValueError: it is not JSON.
+        RecursionError: it is too deep.
+    """
+    return json.loads(data, parse_constant=_no_number, parse_float=_finite)
 
 
 def _no_number(name: str) -> float:
@@ -177,8 +197,7 @@ def read_table(path: UPath, rows: int | None = None) -> pa.Table:
 
 
 def _no_table(path: UPath, error: Exception) -> IntegrityError:
-    said = (str(error).strip() or type(error).__name__).partition("\n")[0]
-    return IntegrityError(f"{path}: must be a Parquet file, got {said}; {_RESTORE}")
+    return IntegrityError(f"{path}: must be a Parquet file, got {first_line(error)}; {_RESTORE}")
 
 
 def _text_columns(file: pq.ParquetFile, rows: int | None, most_bytes: int) -> list[str]:

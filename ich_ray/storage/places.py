@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from upath import UPath
 
-from ich_ray.errors import ConfigError, IntegrityError
+from ich_ray.errors import ConfigError, IntegrityError, first_line
 from ich_ray.storage.addresses import holds_credentials, without_credentials
 
 if TYPE_CHECKING:
@@ -90,10 +90,9 @@ def exists(path: UPath) -> bool:
         if is_local(path):
             raise
         # Each storage has errors of its own, such as botocore's for credentials that nobody gave.
-        said = without_credentials(str(error).strip().partition("\n")[0]) or type(error).__name__
         raise ConfigError(
-            f"{path}: its storage must answer, got {type(error).__name__}: {said}; check the address, the network and "
-            "the credentials that your other tools use"
+            f"{path}: its storage must answer, got {type(error).__name__}: {without_credentials(first_line(error))}; "
+            "check the address, the network and the credentials that your other tools use"
         ) from None
 
 

@@ -62,7 +62,7 @@ class Progress:
         metrics: on the validation slices: average_precision, roc_auc, f2 and f2_threshold (the best threshold on these
             very slices), log_loss; and train_loss, the mean weighted loss since the report before. Log loss and
             threshold are of probabilities corrected for the class weights (`prior_shift`), so that they compare with
-            `metrics.floors`. Beside them `training.validation.VALIDATION_METRICS`. NaN where undefined. Without
+            `floors`. Beside them `training.validation.VALIDATION_METRICS`. NaN where undefined. Without
             validation slices train_loss alone.
         elapsed_s: time in training and validation so far, over all attempts.
         images_per_s: training images per second since the report before, without validation.

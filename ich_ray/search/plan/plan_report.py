@@ -64,7 +64,7 @@ def plan_search(dataset: Location, space: Location, out: Location, **keywords: U
     trained before.
 
     Raises:
-        ConfigError: it cannot be done as checked.
+        ConfigError: it cannot be done as asked.
     """
     return plan_request(SearchRequest(dataset, space, out, **keywords))
 

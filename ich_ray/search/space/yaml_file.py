@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ich_ray.errors import SpaceError, nearest
+from ich_ray.errors import SpaceError, first_line, nearest
 from ich_ray.model.architectures import ARCHITECTURES
 from ich_ray.model.hyperparameters import Hyperparameters, readers
 from ich_ray.results import Objective
@@ -43,7 +43,7 @@ def load_space(path: Location) -> SearchSpace:
     try:
         text = where.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SpaceError(f"{where}: a search space must be a readable YAML file, got {_first_line(error)}") from None
+        raise SpaceError(f"{where}: a search space must be a readable YAML file, got {first_line(error)}") from None
     try:
         source = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
@@ -307,11 +307,7 @@ def _kind_of(source: object) -> str:
     return "an empty file" if source is None else f"a {type(source).__name__}"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _yaml_problem(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or _first_line(error)
+    problem = getattr(error, "problem", None) or first_line(error)
     return f"{problem} in line {mark.line + 1}" if mark else str(problem)

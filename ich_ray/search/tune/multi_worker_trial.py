@@ -99,11 +99,11 @@ class _Mailbox:
     async def next(self) -> _Step | tuple[str, str]:
         return await self._told.get()
 
-    async def answer(self, resume_hint: bool) -> None:
+    async def answer(self, goes_on: bool) -> None:
         job = len(self._jobs)
         async with self._changed:
             self._allowed = (job, self._allowed[1] + 1) if self._allowed[0] == job else (job, 1)
-            self._ended = self._ended if resume_hint else job
+            self._ended = self._ended if goes_on else job
             self._changed.notify_all()
 
 
@@ -199,8 +199,8 @@ class _Group:
             raise TrialFailure(*told)
         return told
 
-    def answer(self, resume_hint: bool) -> None:
-        ray.get(self._desk.answer.remote(resume_hint))
+    def answer(self, goes_on: bool) -> None:
+        ray.get(self._desk.answer.remote(goes_on))
 
     def end(self) -> None:
         """Send the workers home and wait for the end of Ray Train."""

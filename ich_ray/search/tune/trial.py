@@ -58,7 +58,7 @@ class TrialSettings:
         cpus: threads a trial may use.
         gpus: accelerators it has, perhaps a fraction of one.
         workers: processes that train it together, each with its share of the CPUs, and one of the accelerators if any.
-        placement: where the images lie, see `data.placement.place`.
+        placement: where the images lie, see `data.image_store.place`.
         precision: of the search, on accelerators; None where its record names none.
     """
 

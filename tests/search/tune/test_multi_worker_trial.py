@@ -28,12 +28,12 @@ STEP = _Step(100, {"average_precision": 0.5}, 1.0, None, b"state")
 
 
 def test_workers_wait_at_the_desk_until_they_may_go_on() -> None:
-    async def report(desk: _Mailbox, job: int, number: int, resume_hint: bool) -> list[bool]:
+    async def report(desk: _Mailbox, job: int, number: int, goes_on: bool) -> list[bool]:
         workers = [asyncio.create_task(desk.hand_in(job, number, step)) for step in (STEP, None)]
         assert await desk.next() == STEP
         await asyncio.sleep(0.01)
         assert not any(worker.done() for worker in workers)
-        await desk.answer(resume_hint)
+        await desk.answer(goes_on)
         return await asyncio.gather(*workers)
 
     async def meet() -> list[Any]:
