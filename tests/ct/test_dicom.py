@@ -71,15 +71,15 @@ def test_header_facts() -> None:
     header = read_slice(make()).header
     assert (header.slice_id, header.patient, header.study, header.series) == ("ID_0001", "P1", "ID_study", "ID_series")
     assert (header.rows, header.columns, header.bits_stored, header.slope, header.intercept) == (64, 64, 16, 1.0, -1024)
-    assert header.position_mm == 40.0
+    assert header.acquisition.position_mm == 40.0
     assert header.flags == ("not_512",)
 
 
 def test_position_is_along_the_normal_of_a_tilted_slice() -> None:
     tilt = math.radians(20)
     ct = read_slice(make(ImageOrientationPatient=[1, 0, 0, 0, round(math.cos(tilt), 6), round(-math.sin(tilt), 6)]))
-    assert ct.header.position_mm == pytest.approx(40 * math.cos(tilt) - 100 * math.sin(tilt), abs=1e-3)
-    assert math.isnan(read_slice(make(ImagePositionPatient=ABSENT)).header.position_mm)
+    assert ct.header.acquisition.position_mm == pytest.approx(40 * math.cos(tilt) - 100 * math.sin(tilt), abs=1e-3)
+    assert math.isnan(read_slice(make(ImagePositionPatient=ABSENT)).header.acquisition.position_mm)
 
 
 COMPRESSED = {"rle": RLELossless, "j2k": JPEG2000Lossless, "jpegls": JPEGLSLossless}

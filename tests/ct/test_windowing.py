@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from ich_ray.ct.acquisition import Acquisition
 from ich_ray.ct.dicom import CTSlice, SliceHeader, read_slice
 from ich_ray.ct.windowing import (
     DEFAULT_WINDOWS,
@@ -29,7 +30,7 @@ DEFAULT = parse_windows(DEFAULT_WINDOWS)
 
 def ct_of(stored: Any, slope: float = 1.0, intercept: float = 0.0) -> CTSlice:
     stored = np.asarray(stored)
-    header = SliceHeader("a", "p", "", "", 0.0, *stored.shape, 16, True, "", slope, intercept, ())
+    header = SliceHeader("a", "p", "", "", Acquisition(), *stored.shape, 16, True, "", slope, intercept, ())
     return CTSlice(header, stored, slope, intercept)
 
 

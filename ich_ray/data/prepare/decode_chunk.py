@@ -178,7 +178,7 @@ def _read(job: ChunkJob, file: str, out: NDArray[np.uint8]) -> dict[str, Any]:
         "study": names.name("study", header.study),
         "series": names.name("series", header.series),
         "token": names.masked_token(header.patient),
-        "position_mm": header.position_mm,
+        "position_mm": header.acquisition.position_mm,
         "flags": ",".join(sorted([*header.flags, *["blank"] * _is_blank(out)])),
         "representation": f"{'int' if header.signed else 'uint'}{header.bits_stored}",
         "pixels": hashlib.sha256(out.data).hexdigest()[:32],
