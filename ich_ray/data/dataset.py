@@ -175,6 +175,14 @@ class SliceSet:
     def prevalence(self) -> float:
         return float(self.labels.mean()) if len(self) else 0.0
 
+    def targets(self, labels: Sequence[str]) -> NDArray[np.float32]:
+        """0 or 1, NaN where unknown, float32 `[n, labels]`."""
+        return np.stack([self.dataset.label(name)[self.rows] for name in labels], 1)
+
+    def positive_patients(self, label: str) -> int:
+        """Patients with a slice that shows it."""
+        return len(set(self.patients[self.dataset.label(label)[self.rows] == 1]))
+
     def gather(self, positions: NDArray[np.int64], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """Images at `positions` of this set, uint8 `[len(positions), channels, rows, columns]`."""
         return self.dataset.gather(self.rows[positions], out)
@@ -272,6 +280,9 @@ class PreparedDataset:
         return np.asarray(self.slices[name].to_numpy(zero_copy_only=False))
 
     def label(self, name: str) -> NDArray[np.float32]:
+        """0 or 1 for each row, NaN where it is unknown, as it is everywhere without such a column."""
+        if name not in self.slices.column_names:
+            return np.full(len(self), np.nan, np.float32)
         return np.asarray(self.slices[name].to_numpy(), np.float32)
 
     def role(self, role: Role) -> SliceSet:

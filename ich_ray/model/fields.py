@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ich_ray.storage import Line
+from ich_ray.vocabulary import LABELS
 
 if TYPE_CHECKING:
     from typing import Self
@@ -41,6 +42,7 @@ class NetworkFields(_Group):
         unfreeze_from: the first trainable stage of a pretrained family, counted from the input: `all`, `head`, or a
             stage name of that family such as `layer4`.
         dropout: probability of dropping a feature before the last layer.
+        labels: what the network answers: `any` alone, or `all`: the five subtypes and `any`, a logit each.
     """
 
     architecture: Line = "plain_cnn"
@@ -50,6 +52,12 @@ class NetworkFields(_Group):
     weights: Line = "none"
     unfreeze_from: Line = "all"
     dropout: Probability = 0.5
+    labels: Literal["any", "all"] = "any"
+
+    @property
+    def predicted_labels(self) -> tuple[str, ...]:
+        """The label of each logit, in order; `any` is the last."""
+        return LABELS if self.labels == "all" else ("any",)
 
 
 class OptimizationFields(_Group):
@@ -63,6 +71,7 @@ class OptimizationFields(_Group):
         momentum: of SGD; unused by the others.
         weight_decay: L2 for SGD and Adam, decoupled for AdamW.
         loss: `weighted` is cross-entropy weighted by class with the "balanced" weights n / (2 n_c), whose mean is 1.
+        any_weight: of `any` in the mean over labels, where a subtype has 1; read with `labels: all` alone.
     """
 
     batch_size: int = Field(default=64, ge=1, le=65536)
@@ -72,6 +81,7 @@ class OptimizationFields(_Group):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     loss: Literal["weighted", "unweighted"] = "weighted"
+    any_weight: float = Field(default=2.0, gt=0, le=100)
 
 
 class SamplingFields(_Group):

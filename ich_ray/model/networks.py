@@ -1,9 +1,10 @@
-"""Hyperparameters to a network: uint8 images in, one logit per slice out.
+"""Hyperparameters to a network: uint8 images in, one logit per slice and label out.
 
 What all architectures share: normalization of pixels (inside the module, so that nobody can forget it), weights from a
 file, and which layers are frozen. The architectures are in architectures/. Knows nothing of data, losses or optimizers.
 
-Array shapes: images are uint8 `[n, channels, rows, columns]` of `input_shape`, logits float32 `[n]`.
+Array shapes: images are uint8 `[n, channels, rows, columns]` of `input_shape`, logits float32 `[n]` of
+`any` alone, `[n, labels]` of several.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["Network", "build_network"]
 
 
 class Network(nn.Module):
-    """A body between the two things every family shares: pixel normalization and a flat float32 logit."""
+    """A body between the two things every family shares: pixel normalization and float32 logits."""
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -38,7 +39,7 @@ class Network(nn.Module):
         self.register_buffer("shift", -center / spread, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits float32 `[n]` of images uint8 `[n, channels, rows, columns]`."""
+        """Logits float32 `[n]`, or `[n, labels]` of several, of images uint8 `[n, channels, rows, columns]`."""
         # In place and in this order: 20 ms for 64 images where `(images - mean) / std`, channels last, takes 86.
         pixels = images.to(torch.float32, copy=True).mul_(self.scale).add_(self.shift)
         logits: torch.Tensor = self.body(pixels.contiguous(memory_format=torch.channels_last))

@@ -131,7 +131,7 @@ def _dense(own: SequentialFields, parameters: NetworkFields, features: int) -> l
         if own.dropout_dense:
             layers.append(nn.Dropout(own.dropout_dense))
         features = parameters.dense
-    return [*layers, nn.Dropout(parameters.dropout), nn.Linear(features, 1)]
+    return [*layers, nn.Dropout(parameters.dropout), nn.Linear(features, len(parameters.predicted_labels))]
 
 
 SEQUENTIAL_CNN = _SequentialCNN()

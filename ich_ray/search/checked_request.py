@@ -82,9 +82,10 @@ def validate_request(request: SearchRequest) -> CheckedRequest:
     if warm_start is None and teacher and is_foreign(teacher, str(files.root)):
         say(f"warm start: reading {teacher}, which search.json names")
     warm = (_warm_again if warm_start is None else _warm)(checked, teacher, record, files)
-    from ich_ray.search.preflight import check_roles  # with Ray, which no mistake above need wait for
+    from ich_ray.search.preflight import check_objective, check_roles  # with Ray, which no mistake above need wait for
 
     check_roles(data)
+    check_objective(data, checked.objective)
     wanted = trials or (begun or record).wanted
     return CheckedRequest(limits, checked, data, files, record, begun, wanted, teacher, warm)
 

@@ -18,7 +18,9 @@ from ich_ray.model.architectures import architecture_of
 from ich_ray.model.input_shape import input_shape
 from ich_ray.progress import say
 from ich_ray.runtime import ask_machines
+from ich_ray.statistics.metrics import METRICS, POSITIVE_PATIENTS_OF_A_LABEL
 from ich_ray.storage import DatasetFiles, is_local, locate, read_json
+from ich_ray.vocabulary import SUBTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,10 +29,11 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.results import Objective
     from ich_ray.search.cluster_resources import ClusterResources, Machine
     from ich_ray.search.request import TrialResources
 
-__all__ = ["Slots", "check_machines", "check_roles", "check_trials", "fitting", "plan_slots", "room"]
+__all__ = ["Slots", "check_machines", "check_objective", "check_roles", "check_trials", "fitting", "plan_slots", "room"]
 
 # It takes the driver 1 ms.
 _COUNT_EVERY_S = 5.0
@@ -170,6 +173,26 @@ def check_roles(dataset: PreparedDataset) -> None:
             )
 
 
+def check_objective(dataset: PreparedDataset, objective: Objective) -> None:
+    """Check that the validation patients can measure what trials are ranked by.
+
+    Raises:
+        ConfigError: it is of a subtype that too few of them have.
+    """
+    label = METRICS[objective.metric].label
+    if not label:
+        return
+    validation = dataset.role("validation")
+    found = {name: validation.positive_patients(name) for name in (SUBTYPES if label == "all" else (label,))}
+    most = max(found, key=lambda name: found[name])
+    if found[most] < POSITIVE_PATIENTS_OF_A_LABEL:
+        raise ConfigError(
+            f"objective: {objective.metric} needs {POSITIVE_PATIENTS_OF_A_LABEL} validation patients with "
+            f"{'a subtype' if label == 'all' else label}, got {found[most]} with {most} in {dataset.files.root}; "
+            "choose a metric of `any`, or prepare more patients"
+        )
+
+
 def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) -> None:
     """Check what trials need beyond a space: weights, enough slices, images large enough.
 
@@ -178,6 +201,7 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
         IntegrityError: a file of weights is damaged.
     """
     from ich_ray.model.pretrained_weights import check_weights
+    from ich_ray.training.targets import known_targets
 
     found = list(trials)
     slices = dataset.manifest.roles["train"].slices
@@ -187,6 +211,8 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
             f"training_slices: at most the {slices:,} training slices of {dataset.files.root} can be drawn, got "
             f"{most:,}; lower it, or prepare more patients"
         )
+    if of_subtypes := [trial for trial in found if trial.labels == "all"]:
+        known_targets(of_subtypes[0], dataset.role("train"))
     for architecture, weights in sorted({(parameters.architecture, parameters.weights) for parameters in found}):
         check_weights(architecture, weights)
     for parameters in _distinct(found, weights="none"):

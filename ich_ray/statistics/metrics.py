@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ich_ray.vocabulary import SUBTYPES
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -38,13 +40,17 @@ __all__ = [
     "floors",
     "log_loss",
     "losses",
+    "mean_or_nan",
     "ranking_note",
     "roc_auc",
+    "weighted_log_loss",
 ]
 
 # Below this many independent positives two standard errors of average precision may exceed 0.03: more than good trials
 # differ by.
 POSITIVES_TO_RANK = 1000
+# A subtype with fewer decides nothing of its own: no objective, operating point or scaling.
+POSITIVE_PATIENTS_OF_A_LABEL = 10
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -204,6 +210,30 @@ def log_loss(labels: NDArray[Any], probabilities: NDArray[Any], weights: NDArray
     return _mean(losses(labels, probabilities), weights)
 
 
+# Of the labels in the RSNA 2019 competition: 1 for each subtype, 2 for `any`, the last one.
+_ANY_WEIGHT = 2.0
+
+
+def weighted_log_loss(targets: NDArray[Any], probabilities: NDArray[Any]) -> float:
+    """The log loss of the RSNA 2019 competition: the mean over slices of a weighted mean over labels.
+
+    A label that is unknown (NaN) is left out of the mean of its slice; NaN without a slice.
+
+    Args:
+        targets: 0 or 1, NaN where unknown, `[n, labels]`, `any` last.
+        probabilities: `[n, labels]`.
+    """
+    weights = ~np.isnan(targets) * np.append(np.ones(targets.shape[1] - 1), _ANY_WEIGHT)
+    of_slices = (losses(targets, probabilities) * weights).sum(1) / weights.sum(1)
+    return _mean(of_slices, None)
+
+
+def mean_or_nan(values: Iterable[float]) -> float:
+    """The mean of those that are defined; NaN where none is."""
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
 def brier(labels: NDArray[Any], probabilities: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
     """The mean squared difference of probability and label (Brier 1950, for one class)."""
     return _mean((np.asarray(probabilities, np.float64) - np.asarray(labels, np.float64)) ** 2, weights)
@@ -237,6 +267,7 @@ class Metric:
         better: whether more of it or less is better; None where a value between is right.
         floor: what a model that knows only the prevalence reaches: a figure at or under it is chance. None without one.
         is_objective: whether a search may optimize it: every report of a trial has it.
+        label: the subtype that it is of, or `all` of them: only networks that answer several labels have it.
     """
 
     title: str
@@ -244,6 +275,7 @@ class Metric:
     better: Literal["max", "min"] | None
     floor: Callable[[float], float] | None = None
     is_objective: bool = False
+    label: str = ""
 
 
 def _entropy(prevalence: float) -> float:
@@ -277,6 +309,40 @@ METRICS: dict[str, Metric] = {
     # Of the reports of trials alone.
     "f2_threshold": Metric("F2 threshold", "the threshold with the highest F2 on these very slices", None),
     "train_loss": Metric("train loss", "mean loss while training", "min"),
+}
+
+
+METRICS |= {
+    "weighted_log_loss": Metric(
+        "weighted log loss",
+        "of the six labels, `any` counting twice, as in the RSNA 2019 competition; lower is better",
+        "min",
+        is_objective=True,
+        label="all",
+    ),
+    "average_precision_subtypes": Metric(
+        "AP of subtypes", "mean over the subtypes where it is defined", "max", is_objective=True, label="all"
+    ),
+    "roc_auc_subtypes": Metric(
+        "ROC AUC of subtypes", "mean over the subtypes where it is defined", "max", is_objective=True, label="all"
+    ),
+    "subtypes_measured": Metric("subtypes measured", "subtypes in these means", None),
+    **{
+        f"average_precision_{name}": Metric(
+            f"AP ({name})", f"average precision of {name} haemorrhage", "max", is_objective=True, label=name
+        )
+        for name in SUBTYPES
+    },
+    **{
+        f"roc_auc_{name}": Metric(
+            f"ROC AUC ({name})",
+            f"share of pairs put in the right order by {name}",
+            "max",
+            is_objective=True,
+            label=name,
+        )
+        for name in SUBTYPES
+    },
 }
 
 

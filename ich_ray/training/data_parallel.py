@@ -101,10 +101,10 @@ class Shard:
             raise
 
     def gathered(self, own: NDArray[np.float32], count: int, device: torch.device) -> NDArray[np.float32]:
-        """All `count` values, where each process has those of its `part`."""
+        """All `count` values, `[count]` or `[count, any]`, where each process has those of its `part`."""
         if self.world_size == 1:
             return own
-        values = torch.zeros(count, device=device)
+        values = torch.zeros((count, *own.shape[1:]), device=device)
         values[self.rank :: self.world_size] = torch.from_numpy(own).to(device)
         return self.total(values).cpu().numpy()
 

@@ -107,7 +107,7 @@ class TrainableHead(nn.Module):
         self.body = _without_before(network.body, _first_trained(parameters).split("."))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits float32 `[n]`."""
+        """Logits float32 `[n]`, or `[n, labels]` of several."""
         if features.ndim == 4:
             features = features.contiguous(memory_format=torch.channels_last)
         logits: torch.Tensor = self.body(features)

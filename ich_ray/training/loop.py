@@ -44,7 +44,8 @@ from ich_ray.training.precision import autocast, precision_on
 from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, ScheduleStep
 from ich_ray.training.state import TrainingState
 from ich_ray.training.stream import Stream, mixed_seed
-from ich_ray.training.validation import validation_metrics
+from ich_ray.training.targets import known_targets
+from ich_ray.training.validation import label_metrics, validation_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,7 +158,8 @@ class _Run:
         features: FeaturesInMemory | None = None,
         precision: Precision | None = None,
     ) -> None:
-        self.loss: Loss = self.parts.loss(self.parameters.loss, torch.from_numpy(self.slices.labels).to(self.device))
+        targets = known_targets(self.parameters, self.slices)
+        self.loss: Loss = self.parts.loss(self.parameters, torch.from_numpy(targets).to(self.device))
         torch.manual_seed(self.seed)
         network = build_network(self.parameters, self.slices.dataset.image_shape)
         self.network: Network = self.shard.synchronized(network.to(self.device))
@@ -271,8 +273,12 @@ class _Run:
         logits = self.shard.gathered(own, len(validation), self.device)
         if not np.isfinite(logits).all():
             raise TrialFailure("diverged", f"a validation logit is not finite after {self.images_seen} images")
-        (shift,) = self.loss.shifts
-        return validation_metrics(validation.labels, logits, shift)
+        *subtypes, of_any = logits.reshape(len(logits), -1).T
+        metrics = validation_metrics(validation.labels, of_any, self.loss.shifts[-1])
+        if subtypes:
+            targets = validation.targets(self.parameters.predicted_labels)
+            metrics |= label_metrics(targets, logits, self.loss.shifts, self.parameters.predicted_labels)
+        return metrics
 
     def _capture(self) -> TrainingState:
         tensors = {f"weights.{name}": value for name, value in self.network.state_dict().items()}

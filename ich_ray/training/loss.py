@@ -1,18 +1,21 @@
 """Weighted binary cross-entropy of known labels, and the shift of probabilities it causes.
 
-Array shapes: targets float32 `[n]` or `[n, labels]`, NaN where a label is unknown; logits likewise, of a batch.
+Array shapes: targets float32 `[n, labels]`, NaN where a label is unknown; logits likewise, or `[n]` of one label.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ich_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ich_ray.model.fields import OptimizationFields
 
 __all__ = ["CrossEntropy", "Loss", "LossOf", "class_weights", "prior_shift"]
 
@@ -27,43 +30,59 @@ class Loss(Protocol):
     shifts: tuple[float, ...]
 
     def __call__(self, logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """The sum over a batch and its labels; `index` says which training slices these are."""
+        """The sum over a batch; `index` says which training slices these are."""
 
 
-# (Hyperparameters.loss, targets of all training slices on the device of the training)
-LossOf: TypeAlias = Callable[[str, torch.Tensor], Loss]
+# (the draw, targets of all training slices on the device of the training)
+LossOf: TypeAlias = Callable[["OptimizationFields", torch.Tensor], Loss]
 
 
 class CrossEntropy:
-    """Binary cross-entropy, summed over known labels, weighted by each label's `class_weights`.
+    """Binary cross-entropy: of each slice the weighted mean over its known labels, summed over slices.
+
+    A subtype counts 1 in the mean and `any`, the last label, `any_weight`: the weights of the RSNA 2019 competition are
+    1 and 2. Beside them stand the `class_weights` of each label.
 
     Args:
-        loss: `weighted` or `unweighted`.
-        targets: of all training slices.
+        parameters: `loss` and `any_weight`.
+        targets: of all training slices, `any` last.
 
     Raises:
-        ConfigError: a label is known of slices of one class only.
+        ConfigError: `any` is known of slices of one class only.
     """
 
-    def __init__(self, loss: str, targets: torch.Tensor) -> None:
-        targets = targets.reshape(len(targets), -1)
+    def __init__(self, parameters: OptimizationFields, targets: torch.Tensor) -> None:
         known = ~targets.isnan()
         # An unknown label is a negative of weight 0: nothing is masked while training.
         self._targets = targets.nan_to_num(0.0)
         positives = (self._targets > 0).sum(0).tolist()
         counts = [(n1, of - n1) for n1, of in zip(positives, known.sum(0).tolist(), strict=True)]
-        columns = []
-        for label, of_label in enumerate(counts):
-            w0, w1 = class_weights(loss, *of_label)
-            columns.append(w0 + (w1 - w0) * self._targets[:, label])
-        self._weights = torch.stack(columns, 1) * known
-        self.shifts = tuple(prior_shift(loss, *of_label) for of_label in counts)
+        balance = _balance(parameters.loss, counts)
+        columns = [w0 + (w1 - w0) * self._targets[:, label] for label, (w0, w1) in enumerate(balance)]
+        self._weights = torch.stack(columns, 1) * _shares(known, parameters.any_weight)
+        self.shifts = tuple(math.log(w0 / w1) for w0, w1 in balance)
 
     def __call__(self, logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         targets = self._targets[index]
         return binary_cross_entropy_with_logits(
             logits.reshape(targets.shape), targets, self._weights[index], reduction="sum"
         )
+
+
+def _balance(loss: str, counts: list[tuple[int, int]]) -> list[tuple[float, float]]:
+    """The class weights of each label; a subtype that is known of one class only has nothing to balance."""
+    *subtypes, of_any = counts
+    return [
+        *(class_weights(loss, *each) if min(each) else (1.0, 1.0) for each in subtypes),
+        class_weights(loss, *of_any),
+    ]
+
+
+def _shares(known: torch.Tensor, any_weight: float) -> torch.Tensor:
+    """The weight of each label in the mean over those of its slice, 0 where it is unknown; `[n, labels]`."""
+    weights = known.float()
+    weights[:, -1] *= any_weight
+    return weights / weights.sum(1, keepdim=True)
 
 
 def class_weights(loss: str, positives: int, negatives: int) -> tuple[float, float]:

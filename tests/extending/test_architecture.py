@@ -27,7 +27,7 @@ class Pooled(Architecture):
     def build(self, parameters: NetworkFields, input_shape: tuple[int, int, int]) -> nn.Module:
         cells = PooledFields.of(parameters).cells
         pool = nn.Sequential(nn.AdaptiveAvgPool2d(cells), nn.Flatten())
-        return nn.Sequential(pool, nn.Linear(input_shape[0] * cells**2, 1))
+        return nn.Sequential(pool, nn.Linear(input_shape[0] * cells**2, len(parameters.predicted_labels)))
 
     def stages(self, parameters: NetworkFields) -> dict[str, tuple[str, ...]]:
         return {"pool": ("0",), "head": ("1",)}

@@ -41,10 +41,12 @@ DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "decay": 0.01,
     "dropout": 0.5,
+    "labels": "any",
     "optimizer": "adam",
     "momentum": 0.9,
     "weight_decay": 0.0,
     "loss": "weighted",
+    "any_weight": 2.0,
     "training_slices": 0,
     "epochs": 0,
 }
@@ -149,7 +151,7 @@ def test_the_network_is_all_but_training_and_dropout() -> None:
     assert network == {
         "architecture": "stacked_cnn", "blocks": 2, "filters": 16, "dense": 64, "weights": "none",
         "unfreeze_from": "all", "convolutions": "3/2,3/2", "padding": "valid", "input_batch_norm": False,
-        "dense_layers": 2,
+        "dense_layers": 2, "labels": "any",
     }  # fmt: skip
     assert json.dumps(Hyperparameters.model_validate(shuffled).network) == json.dumps(network)
 

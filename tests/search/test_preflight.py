@@ -4,22 +4,28 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import save_file
+from torch import nn
 
 from ich_ray import progress
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
+from ich_ray.model.architectures import ARCHITECTURES, Architecture
+from ich_ray.model.fields import NetworkFields
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
+from ich_ray.results import Objective
 from ich_ray.search import preflight
 from ich_ray.search.cluster_resources import Machine, autoscaled
 from ich_ray.search.plan.expected import plan_trials
-from ich_ray.search.preflight import Slots, check_roles, check_trials, plan_slots, room
+from ich_ray.search.preflight import Slots, check_objective, check_roles, check_trials, plan_slots, room
 from ich_ray.search.request import TrialResources
 from ich_ray.search.space.space import sampled
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.stopping import STOPPING_RULES, StoppingRule
+from ich_ray.vocabulary import SUBTYPES
 from tests.prepared import make_dataset
 
 LAPTOP = [Machine("machine", 2, 0, 1)]
@@ -197,6 +203,52 @@ def test_a_role_without_positives_is_refused(tmp_path: Path) -> None:
     dataset.manifest = dataset.manifest.model_copy(update={"roles": without})
     with pytest.raises(ConfigError, match="validation must have positive and negative slices, got 0 positive of"):
         check_roles(dataset)
+
+
+def test_an_objective_that_too_few_patients_measure_is_refused(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", patients=100)
+    measured = len(
+        set(dataset.role("validation").patients[dataset.role("validation").targets(["subdural"])[:, 0] == 1])
+    )
+    assert measured < 10
+    check_objective(dataset, Objective(metric="average_precision"))
+    with pytest.raises(ConfigError) as caught:
+        check_objective(dataset, Objective(metric="roc_auc_subdural"))
+    assert str(caught.value) == (
+        f"objective: roc_auc_subdural needs 10 validation patients with subdural, got {measured} with subdural in "
+        f"{tmp_path / 'data'}; choose a metric of `any`, or prepare more patients"
+    )
+    larger = make_dataset(tmp_path / "larger", patients=400)
+    check_objective(larger, Objective(metric="roc_auc_subdural"))
+    check_objective(larger, Objective(metric="weighted_log_loss", mode="min"))
+
+
+def test_subtypes_that_no_label_table_gave_are_refused(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", patients=12)
+    check_trials(dataset, [Hyperparameters(labels="all")])
+    pq.write_table(dataset.slices.drop_columns([*SUBTYPES]), str(dataset.files.slices))
+    bare = PreparedDataset.open(dataset.files.root)
+    check_trials(bare, [Hyperparameters(labels="any")])
+    with pytest.raises(ConfigError, match="labels: all needs slices whose subtypes are known, got `any` alone; "):
+        check_trials(bare, [Hyperparameters(labels="all")])
+
+
+def test_an_architecture_that_answers_one_label_is_refused_for_six(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OneLogit(Architecture):
+        def build(self, _: NetworkFields, input_shape: tuple[int, int, int]) -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), 1))
+
+        def stages(self, _: NetworkFields) -> dict[str, tuple[str, ...]]:
+            return {"head": ("1",)}
+
+    monkeypatch.setattr(ARCHITECTURES, "registered", {})
+    ARCHITECTURES.register("one_logit", OneLogit())
+    dataset = make_dataset(tmp_path / "data", patients=12)
+    check_trials(dataset, [Hyperparameters(architecture="one_logit")])
+    with pytest.raises(ConfigError, match=r"labels: one_logit must give 6 logits a slice for all, got \(2, 1\) of two"):
+        check_trials(dataset, [Hyperparameters(architecture="one_logit", labels="all")])
 
 
 def of_side(folder: Path, side: int) -> PreparedDataset:

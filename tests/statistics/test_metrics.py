@@ -243,5 +243,5 @@ def test_floors_by_hand() -> None:
     assert floors(0.25) == pytest.approx({**expected, "accuracy": 0.75}, abs=1e-6)
     assert floors(0.0)["log_loss"] == 0
     assert {name for name, metric in METRICS.items() if metric.better == "min"} == {
-        "log_loss", "brier", "ece", "train_loss",
+        "log_loss", "brier", "ece", "train_loss", "weighted_log_loss",
     }  # fmt: skip

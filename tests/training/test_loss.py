@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ich_ray.errors import ConfigError
+from ich_ray.model.fields import OptimizationFields
 from ich_ray.training.loss import CrossEntropy, class_weights, prior_shift
 
 NAN = math.nan
@@ -24,10 +26,9 @@ def test_class_weights_have_mean_one() -> None:
 
 
 @pytest.mark.parametrize("loss", ["weighted", "unweighted"])
-@pytest.mark.parametrize("columns", [(), (1,)], ids=["[n]", "[n, 1]"])
 @pytest.mark.parametrize("outputs", [(), (1,)], ids=["logits [n]", "logits [n, 1]"])
 def test_one_label_costs_what_pytorch_says_to_the_last_bit(
-    loss: str, columns: tuple[int, ...], outputs: tuple[int, ...]
+    loss: Literal["weighted", "unweighted"], outputs: tuple[int, ...]
 ) -> None:
     torch.manual_seed(0)
     targets, index = (torch.rand(501) < 0.3).float(), torch.randperm(501)[:67]
@@ -37,7 +38,7 @@ def test_one_label_costs_what_pytorch_says_to_the_last_bit(
     expected = binary_cross_entropy_with_logits(flat, targets[index], weights, reduction="sum")
     expected.backward()
     logits = flat.detach().reshape(67, *outputs).requires_grad_()
-    found = CrossEntropy(loss, targets.reshape(501, *columns))(logits, index)
+    found = CrossEntropy(OptimizationFields(loss=loss), targets[:, None])(logits, index)
     found.backward()
     assert torch.equal(found, expected)
     assert flat.grad is not None
@@ -45,19 +46,30 @@ def test_one_label_costs_what_pytorch_says_to_the_last_bit(
     assert torch.equal(logits.grad.flatten(), flat.grad)
 
 
-def test_labels_are_summed_and_an_unknown_one_costs_nothing() -> None:
-    # of the first label 1 of 4 is positive, of the second 1 of 2, as two are unknown: w = 2/3 and 2; 1 and 1
-    targets = torch.tensor([[1, NAN], [0, 1], [0, 0], [0, NAN]])
-    loss = CrossEntropy("weighted", targets)
+def test_a_slice_costs_the_mean_over_its_known_labels_and_any_counts_twice() -> None:
+    # of the first label 1 of 2 is positive, as two are unknown; of `any` 1 of 4: w = 1 and 1; 2/3 and 2
+    targets = torch.tensor([[NAN, 1], [1, 0], [0, 0], [NAN, 0]])
+    loss = CrossEntropy(OptimizationFields(), targets)
     logits = torch.zeros(3, 2, requires_grad=True)
     found = loss(logits, torch.tensor([0, 1, 3]))
-    assert found.item() == pytest.approx(math.log(2) * (2 + (2 / 3 + 1) + 2 / 3))
+    assert found.item() == pytest.approx(math.log(2) * (2 + (1 + 2 * 2 / 3) / 3 + 2 / 3))
     found.backward()
     assert logits.grad is not None
-    assert logits.grad.tolist() == [[-1, 0], [pytest.approx(1 / 3), -0.5], [pytest.approx(1 / 3), 0]]
-    assert loss.shifts == (pytest.approx(math.log(1 / 3)), 0.0)
+    expected = [[0, -1], [-1 / 2 / 3, 2 / 3 * 2 / 3 / 2], [0, 1 / 3]]
+    assert logits.grad.tolist() == [[pytest.approx(value) for value in row] for row in expected]
+    assert loss.shifts == (0.0, pytest.approx(math.log(1 / 3)))
 
 
-def test_a_label_that_is_known_of_one_class_only_is_refused() -> None:
+@pytest.mark.parametrize(("any_weight", "share"), [(1.0, 1 / 6), (2.0, 2 / 7), (5.0, 1 / 2)])
+def test_the_weight_of_any_is_its_share_among_six(any_weight: float, share: float) -> None:
+    targets = torch.tensor([[1.0] * 6, [0.0] * 6])
+    loss = CrossEntropy(OptimizationFields(loss="unweighted", any_weight=any_weight), targets)
+    surely_wrong = torch.tensor([[100.0] * 5 + [-1.0]])
+    assert loss(surely_wrong, torch.tensor([0])).item() == pytest.approx(math.log(1 + math.e) * share)
+
+
+def test_a_subtype_of_one_class_has_nothing_to_balance_and_any_is_refused() -> None:
+    loss = CrossEntropy(OptimizationFields(), torch.tensor([[0.0, NAN, 1], [0, NAN, 0], [0, NAN, 0]]))
+    assert loss.shifts == (0.0, 0.0, pytest.approx(math.log(1 / 2)))
     with pytest.raises(ConfigError, match="got 2 with and 0 without"):
-        CrossEntropy("weighted", torch.tensor([[1.0, 1], [0, NAN], [0, 1]]))
+        CrossEntropy(OptimizationFields(), torch.tensor([[1.0, 1], [0, 1]]))

@@ -1,6 +1,7 @@
 """The interface of an architecture: what the rest of the package may ask of one.
 
-Array shapes: a body takes float32 `[n, channels, rows, columns]`, normalized, and returns logits `[n, 1]`.
+Array shapes: a body takes float32 `[n, channels, rows, columns]`, normalized, and returns logits
+`[n, labels]`, one for each of `parameters.predicted_labels`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Architecture(ABC):
         with torch.device("meta"):
             body = self.build(parameters.model_copy(update={"weights": "none"}), input_shape)
             try:
-                body(torch.empty((2, *input_shape)))
+                logits = body(torch.empty((2, *input_shape)))
             except NotImplementedError:  # some layers cannot be tried so
                 return
             except (RuntimeError, ValueError) as error:
@@ -73,6 +74,11 @@ class Architecture(ABC):
                     f"architecture: images must fit {parameters.architecture}, got {shape}: "
                     f"{str(error).partition(chr(10))[0]}; leave it out or prepare other images"
                 ) from None
+        if logits.shape != (wanted := (2, len(parameters.predicted_labels))):
+            raise ConfigError(
+                f"labels: {parameters.architecture} must give {wanted[1]} logits a slice for {parameters.labels}, got "
+                f"{tuple(logits.shape)} of two slices; use another architecture, or labels: any"
+            )
 
     def normalization(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, for values from 0 to 1."""

@@ -46,7 +46,9 @@ class _PlainCNN(Architecture):
         if parameters.dense:
             dense = [nn.Linear(features, parameters.dense), nn.ReLU()]
             features = parameters.dense
-        head = nn.Sequential(*dense, nn.Dropout(parameters.dropout), nn.Linear(features, 1))
+        head = nn.Sequential(
+            *dense, nn.Dropout(parameters.dropout), nn.Linear(features, len(parameters.predicted_labels))
+        )
         return BlockNetwork(blocks, MaxAndMean(), head)
 
     def stages(self, parameters: NetworkFields) -> dict[str, tuple[str, ...]]:

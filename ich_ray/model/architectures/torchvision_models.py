@@ -31,7 +31,7 @@ class TorchvisionModel(Architecture):
     Attributes:
         name: torchvision's.
         stem: the first convolution, which is adapted when inputs have other than three channels.
-        head: the last linear layer, which is replaced by dropout and one linear unit.
+        head: the last linear layer, which is replaced by dropout and a linear unit for each label.
         body: the trainable stages from input to output, each with its module prefixes; `head` comes after them.
         unbroken_to_head: whether modules alone, and no function, stand between the last stage and the head.
         renamed: to what torchvision's module calls a tensor of its own file.
@@ -59,7 +59,8 @@ class TorchvisionModel(Architecture):
                 body.set_submodule(path, nn.Identity())
         last = body.get_submodule(self.head)
         assert isinstance(last, nn.Linear)  # noqa: S101  (the table below says so)
-        body.set_submodule(self.head, nn.Sequential(nn.Dropout(parameters.dropout), nn.Linear(last.in_features, 1)))
+        units = nn.Linear(last.in_features, len(parameters.predicted_labels))
+        body.set_submodule(self.head, nn.Sequential(nn.Dropout(parameters.dropout), units))
         return body
 
     def stages(self, parameters: NetworkFields) -> dict[str, tuple[str, ...]]:  # noqa: ARG002  (Architecture)

@@ -145,6 +145,7 @@ class _Checker(ListRules):
         listed = self.grid(ordered, points) if file.sampler == "grid" else None
         space = SearchSpace(file.name, file.objective, file.budget, ordered, points, source, listed)
         self._meetings(space)
+        self._answered(file.objective, space)
         return space
 
     def _listing(self, file: _File, written: list[dict[str, Any]], source: dict[str, Any]) -> SearchSpace:
@@ -153,7 +154,9 @@ class _Checker(ListRules):
             if other:
                 raise self.error(key, f"{key} or candidates must be given, got both; remove one")
         whole = self.candidates(written, file.budget)
-        return SearchSpace(file.name, file.objective, file.budget, candidate_specs(whole), (), source, whole)
+        space = SearchSpace(file.name, file.objective, file.budget, candidate_specs(whole), (), source, whole)
+        self._answered(file.objective, space)
+        return space
 
     def _structure(self, error: ValidationError) -> SpaceError:
         """The first problem of pydantic's, in the words of the other rules."""
@@ -188,6 +191,19 @@ class _Checker(ListRules):
                 "objective.mode",
                 f"{objective.metric} is better at its {better}, got {objective.mode!r}; write {better}",
             )
+
+    def _answered(self, objective: Objective, space: SearchSpace) -> None:
+        """A metric of subtypes is there where every trial answers them."""
+        if not METRICS[objective.metric].label:
+            return
+        default = Hyperparameters().labels
+        for drawn in space.listed or space.together(("labels",)):
+            if drawn.get("labels", default) != "all":
+                raise self.error(
+                    "objective.metric",
+                    f"{objective.metric} needs networks that answer the subtypes in every trial, got labels: "
+                    f"{drawn.get('labels', default)}; write labels: {{fixed: all}}, or choose another metric",
+                )
 
     def _budget(self, budget: Budget) -> None:
         if budget.rule not in STOPPING_RULES:

@@ -176,7 +176,7 @@ def test_a_parameter_that_cannot_be_drawn_is_refused(tmp_path: Path, line: str, 
         (GOOD.replace("images: 900", "images: '900'"), "budget.images: input should be a valid integer, got '900'"),
         (
             GOOD + "objective: {metric: accuracy}\n",
-            "space.yaml: objective.metric: must be one of average_precision, roc_auc, f2, log_loss, got 'accuracy'",
+            "space.yaml: objective.metric: must be one of average_precision, roc_auc, f2, log_loss, weighted_log_loss,",
         ),
         (
             GOOD + "objective: {metric: log_loss, mode: max}\n",
@@ -312,3 +312,29 @@ def test_an_address_with_a_password_is_refused_and_not_repeated() -> None:
     with pytest.raises(SpaceError, match=r"token or signature, got one in 's3://bucket/x\.safetensors'") as told:
         parse_space({"name": "x", "budget": budget, "parameters": parameters}, "x.yaml")
     assert "hunter2" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "ok"),
+    [
+        ("  labels: all\n", True),
+        ("", False),
+        ("  labels: {choice: [any, all]}\n", False),
+        ("  labels: {choice: [all], when: {architecture: resnet18}}\n", False),
+    ],
+)
+@pytest.mark.parametrize("metric", ["roc_auc_subdural", "weighted_log_loss, mode: min"])
+def test_a_metric_of_subtypes_needs_them_in_every_trial(tmp_path: Path, labels: str, ok: bool, metric: str) -> None:
+    path = write(tmp_path, f"{GOOD}{labels}objective: {{metric: {metric}}}\n")
+    if ok:
+        assert load_space(path).objective.metric == metric.partition(",")[0]
+        return
+    with pytest.raises(SpaceError, match=r"needs networks that answer the subtypes in every trial, got labels: any; "):
+        load_space(path)
+
+
+def test_a_metric_of_subtypes_needs_them_in_every_listed_trial(tmp_path: Path) -> None:
+    listed = f"name: x\n{BUDGET}\nobjective: {{metric: roc_auc_subtypes}}\ncandidates: "
+    assert load_space(write(tmp_path, listed + "[{labels: all}, {labels: all, blocks: 1}]\n")).listed is not None
+    with pytest.raises(SpaceError, match="got labels: any"):
+        load_space(write(tmp_path, listed + "[{labels: all}, {blocks: 1}]\n"))
