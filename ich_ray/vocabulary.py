@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["LABELS", "LEAK", "ROLES", "SUBTYPES", "Patients", "Placement", "Precision", "Role", "Split"]
+__all__ = ["LABELS", "LEAK", "ROLES", "SUBTYPES", "Patients", "Placement", "Precision", "Role", "Split", "Subtype"]
 
-SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
+Subtype = Literal["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural"]
+SUBTYPES: tuple[Subtype, ...] = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 LABELS = (*SUBTYPES, "any")
 
 Role = Literal["train", "validation", "calibration", "test"]

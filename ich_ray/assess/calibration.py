@@ -1,7 +1,7 @@
 """Probabilities and thresholds, fitted on the calibration patients and on nobody else.
 
-Knows logits and labels of that role, and from the manifest how many training slices of each class there were. It reads
-neither images nor labels of any other role.
+Knows logits and labels of that role, and how many training slices of each class there were. It reads no image of any
+other role.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 from pydantic import Field
 
 from ich_ray.assess.operating_points import OperatingPointSpec, operating_points
-from ich_ray.bundle.card import CalibrationNote, OperatingPoint
+from ich_ray.assess.subtype_calibration import fit_subtypes, subtype_shifts
+from ich_ray.bundle.card import CalibrationNote, OperatingPoint, SubtypeCalibration
 from ich_ray.bundle.card_file import write_card
 from ich_ray.bundle.logit_scaling import METHODS, LogitScaling, Method, bound_note, fit_scaling
 from ich_ray.data.dataset import PreparedDataset
@@ -23,9 +24,10 @@ from ich_ray.refit.confirm import chosen_trial
 from ich_ray.results import open_search
 from ich_ray.statistics.metrics import log_loss
 from ich_ray.storage import Count, Fingerprint, Line, Location, Record, Share, write_json
+from ich_ray.vocabulary import Subtype
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -33,7 +35,15 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import SliceSet
     from ich_ray.results import SearchResult
 
-__all__ = ["Calibration", "calibrate", "check_method", "fit_calibration", "warn_if_outdated", "with_calibration"]
+__all__ = [
+    "Calibration",
+    "calibrate",
+    "check_method",
+    "fit_calibration",
+    "warn_if_outdated",
+    "with_calibration",
+    "with_subtypes",
+]
 
 
 class Calibration(Record):
@@ -48,6 +58,7 @@ class Calibration(Record):
             came with (`recalibrate`). `log_loss_after`: of this one, on the same slices.
         operating_points: thresholds on the calibrated probability, with what they gave on these same slices.
         notes: which usual operating points could not be reached and why, and where a fit has reached its limits.
+        subtypes: the same of each subtype, where the network answers them.
     """
 
     format: Literal[1] = 1
@@ -64,6 +75,7 @@ class Calibration(Record):
     log_loss_after: float
     operating_points: dict[Line, OperatingPoint]
     notes: tuple[Line, ...] = ()
+    subtypes: dict[Subtype, SubtypeCalibration] = Field(default_factory=dict)
 
 
 def calibrate(
@@ -107,7 +119,11 @@ def calibrate(
     trained = [dataset.manifest.roles[role] for role in bundle.card.trained_by]
     positives, count = sum(role.positives for role in trained), sum(role.slices for role in trained)
     shift = prior_shift(bundle.card.parameters.loss, positives, count - positives)
-    calibration = fit_calibration(slices, bundle.slice_logits(slices), LogitScaling(), method, shift, wanted)
+    logits = bundle.slice_label_logits(slices)
+    calibration = fit_calibration(slices, logits[:, -1], LogitScaling(), method, shift, wanted)
+    if bundle.card.parameters.labels == "all":
+        shifts = subtype_shifts(dataset, bundle.card.trained_by, bundle.card.parameters.loss)
+        calibration = with_subtypes(calibration, slices, logits, shifts)
     write_json(found.files.calibration, calibration.model_dump(mode="json"))
     write_card(found.files.bundle, with_calibration(bundle.card.model_copy(update={"calibrations": ()}), calibration))
     return calibration
@@ -186,11 +202,27 @@ def fit_calibration(
     return calibration
 
 
+def with_subtypes(
+    calibration: Calibration,
+    slices: SliceSet,
+    logits: NDArray[np.float32],
+    shifts: Mapping[Subtype, float],
+    before: Mapping[Subtype, LogitScaling] | None = None,
+) -> Calibration:
+    """The calibration with those of the subtypes beside it, from logits `[n, labels]`; see `fit_subtypes`."""
+    of_any = LogitScaling(calibration.prior_shift, calibration.temperature, calibration.bias)
+    found = fit_subtypes(slices, logits[:, :-1], of_any, calibration.method, shifts, before)
+    for note in (note for subtype in found.values() for note in subtype.notes):
+        say(f"  {note}")
+    return calibration.model_copy(update={"subtypes": found})
+
+
 def with_calibration(card: Card, calibration: Calibration) -> Card:
     """The card with a calibration in force and without the test figures of the one before."""
     values = calibration.model_dump(include={*CalibrationNote.model_fields})
     note = CalibrationNote(created=time.time(), **values)
-    fitted = {name: getattr(calibration, name) for name in ("temperature", "prior_shift", "bias", "operating_points")}
+    names = ("temperature", "prior_shift", "bias", "operating_points", "subtypes")
+    fitted = {name: getattr(calibration, name) for name in names}
     calibrations = (*card.calibrations, note)
     return card.model_copy(update={**fitted, "calibrations": calibrations, "test": None, "site_tests": {}})
 

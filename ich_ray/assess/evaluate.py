@@ -23,6 +23,7 @@ from ich_ray.assess.interval_estimates import (
     PointFigures,
     measure,
 )
+from ich_ray.assess.label_figures import measure_labels
 from ich_ray.assess.point_rules import effective_positives
 from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.training_patients import check_site
@@ -87,6 +88,9 @@ class Evaluation(Figures):
         patient_level: a patient is positive with any positive slice, and as probable as the most probable slice.
         subtypes: slices of a subtype against all slices without haemorrhage.
         representations: slices by how their scanner wrote them: pixel representation, and flags of their files.
+        labels: of a network that answers the subtypes, each by its own probability: the slices whose label is known,
+            with the subtype or without it. `label_metrics` are over all labels: the competition's log loss, and means
+            over the subtypes where they are defined, `subtypes_measured`.
     """
 
     format: Literal[1] = 1
@@ -101,6 +105,8 @@ class Evaluation(Figures):
     patient_level: GroupFigures | None = None
     subtypes: dict[Line, GroupFigures] = {}  # noqa: RUF012  (a pydantic default, copied for each record)
     representations: dict[Line, GroupFigures] = {}  # noqa: RUF012
+    labels: dict[Line, GroupFigures] = {}  # noqa: RUF012
+    label_metrics: dict[Line, Estimate] = {}  # noqa: RUF012
 
     @property
     def point(self) -> tuple[str, PointFigures] | None:
@@ -176,7 +182,7 @@ def _opened(folder: UPath, dataset: PreparedDataset, out: tuple[UPath, UPath], p
     card, opened = _counted(bundle.card, dataset.manifest.fingerprint)
     write_card(folder, card)
     slices = dataset.role("test")
-    probabilities = bundle.slice_probabilities(slices)
+    probabilities = bundle.slice_label_probabilities(slices)
     evaluation = _measure(slices, probabilities, card, prevalence, opened)
     _write(out, slices, probabilities, evaluation)
     write_card(folder, _with_figures(card, evaluation))
@@ -202,9 +208,9 @@ def _with_figures(card: Card, evaluation: Evaluation) -> Card:
 
 
 def _measure(
-    slices: SliceSet, probabilities: NDArray[np.float64], card: Card, stated: float | None, opened: int
+    slices: SliceSet, by_label: NDArray[np.float64], card: Card, stated: float | None, opened: int
 ) -> Evaluation:
-    labels, points = slices.labels.astype(np.float64), card.operating_points
+    labels, points, probabilities = slices.labels.astype(np.float64), card.operating_points, by_label[:, -1]
     draws = PatientDraws(slices.patients, resamples=RESAMPLES)
     every = np.arange(len(slices))
     whole = measure(Cases(labels, probabilities, every, calibrated=True), points, draws, stated)
@@ -218,6 +224,7 @@ def _measure(
             for name, rows in found
         }
 
+    of_labels = measure_labels(slices, by_label, card.subtypes, draws) if by_label.shape[1] > 1 else None
     return Evaluation(
         **whole.figures(),
         slices=len(slices),
@@ -229,7 +236,14 @@ def _measure(
         patient_level=measure(_patients(labels, probabilities, draws), points, draws),
         subtypes=groups(_subtypes(slices), calibrated=False),
         representations=groups(_representations(slices), calibrated=True, stated=stated),
-        notes=(*_notes(slices.dataset, card, opened), *_few(slices), *_found(whole, null.high)),
+        labels=dict(of_labels.labels) if of_labels else {},
+        label_metrics=of_labels.metrics if of_labels else {},
+        notes=(
+            *_notes(slices.dataset, card, opened),
+            *_few(slices),
+            *_found(whole, null.high),
+            *(of_labels.notes if of_labels else ()),
+        ),
     )
 
 
@@ -319,7 +333,8 @@ def _write(
             "slice_id": slices.dataset.column("slice_id")[slices.rows],
             "patient": slices.patients,
             "label": slices.labels.astype(np.int8),
-            "probability": probabilities,
+            "probability": probabilities[:, -1],
+            **{f"probability_{name}": column for name, column in zip(SUBTYPES, probabilities.T[:-1], strict=False)},
         }
     )
     evaluated, predicted = out

@@ -36,6 +36,7 @@ __all__ = [
     "GroupFigures",
     "PointFigures",
     "StatedFigures",
+    "as_estimate",
     "measure",
 ]
 
@@ -149,7 +150,7 @@ def measure(
         patients=len(np.unique(draws.of_slice[cases.rows])),
         positives=int(labels.sum()),
         prevalence=prevalence,
-        metrics={name: _estimate(figure) for name, figure in found.items()},
+        metrics={name: as_estimate(figure) for name, figure in found.items()},
         operating_points={name: _decided(cases, point.threshold, draws, stated) for name, point in points.items()},
         floors=floors(prevalence),
         at_chance=at_chance(found["average_precision"].value, prevalence),
@@ -219,7 +220,7 @@ def _decided(cases: Cases, threshold: float, draws: PatientDraws, stated: float 
     if stated is not None:
         drawable = all(can_tell(drawn[name], shares[name]) for name in ("sensitivity", "specificity"))
         restated = _at_prevalence(stated, found, drawn if drawable else None)
-    estimates = {name: _estimate(figure) for name, figure in found.items()}
+    estimates = {name: as_estimate(figure) for name, figure in found.items()}
     return PointFigures(threshold=threshold, confusion=counts, **estimates, stated=restated)
 
 
@@ -238,7 +239,7 @@ def _at_prevalence(prevalence: float, found: dict[str, Interval], drawn: dict[st
     if drawn is not None:
         of_ppv, of_npv = _bayes(drawn["sensitivity"], drawn["specificity"], prevalence)
         ppv, npv = interval(ppv.value, of_ppv, CONFIDENCE), interval(npv.value, of_npv, CONFIDENCE)
-    return StatedFigures(prevalence=prevalence, ppv=_estimate(ppv), npv=_estimate(npv))
+    return StatedFigures(prevalence=prevalence, ppv=as_estimate(ppv), npv=as_estimate(npv))
 
 
 def _bayes(sensitivity: Any, specificity: Any, prevalence: float) -> tuple[Any, Any]:
@@ -248,6 +249,7 @@ def _bayes(sensitivity: Any, specificity: Any, prevalence: float) -> tuple[Any, 
         return found / (found + alarms), cleared / (cleared + missed)
 
 
-def _estimate(figure: Interval) -> Estimate:
+def as_estimate(figure: Interval) -> Estimate:
+    """A figure as it is written: None in place of NaN."""
     value, low, high = (part if math.isfinite(part) else None for part in figure)
     return Estimate(value=value, low=low, high=high)

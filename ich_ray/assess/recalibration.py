@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ich_ray.assess.calibration import Calibration, check_method, fit_calibration, with_calibration
+from ich_ray.assess.calibration import Calibration, check_method, fit_calibration, with_calibration, with_subtypes
 from ich_ray.assess.operating_points import OperatingPointSpec
 from ich_ray.bundle.card_file import has_card
 from ich_ray.bundle.training_patients import check_site, copy_known
 from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.errors import ConfigError
 from ich_ray.storage import Location, check_folder, locate
+from ich_ray.vocabulary import SUBTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +81,12 @@ def recalibrate(
     _check_patients(slices, method)
     site.verify("train", "validation", "calibration")
     card = loaded.card
-    found = fit_calibration(slices, loaded.slice_logits(slices), card.scaling, method, card.prior_shift, wanted)
+    logits = loaded.slice_label_logits(slices)
+    found = fit_calibration(slices, logits[:, -1], card.scaling, method, card.prior_shift, wanted)
+    if card.parameters.labels == "all":
+        before = dict(zip(SUBTYPES, card.scalings, strict=False))
+        shifts = {name: scaling.prior_shift for name, scaling in before.items()}
+        found = with_subtypes(found, slices, logits, shifts, before)
     loaded.card = with_calibration(card, found)
     copy_known(locate(bundle), target)
     loaded.save(target)

@@ -66,17 +66,25 @@ class Bundle:
         write_card(folder, self.card)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Raw logits float32 `[n]` of images uint8 `[n, channels, rows, columns]`."""
+        """Raw logits of `any`, float32 `[n]`, of images uint8 `[n, channels, rows, columns]`."""
+        return self.label_logits(images)[:, -1]
+
+    def label_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Raw logits of all labels that it answers, float32 `[n, labels]`; `any` is the last."""
         if images.dtype != np.uint8 or images.shape[1:] != self.card.input_shape:
             raise ConfigError(
                 f"images: uint8 [n, {', '.join(map(str, self.card.input_shape))}] must be given, got {images.dtype} "
                 f"{list(images.shape)}"
             )
         starts = range(0, len(images), EVALUATION_BATCH)
-        return batch_logits(
+        found = batch_logits(
             self.network,
             (torch.from_numpy(images[start : start + EVALUATION_BATCH]).to(self.device) for start in starts),
         )
+        return self._by_label(found)
+
+    def _by_label(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        return logits.reshape(len(logits), len(self.card.parameters.predicted_labels))
 
     def inputs(self, slices: SliceSet) -> NDArray[np.uint8]:
         """What the network is given for slices of a prepared dataset, uint8 `[n, *card.input_shape]`."""
@@ -84,33 +92,49 @@ class Bundle:
         return np.asarray(placed.take(np.arange(len(slices))).numpy())
 
     def slice_logits(self, slices: SliceSet) -> NDArray[np.float32]:
-        """Raw logits of slices of a prepared dataset, in their order.
+        """Raw logits of `any` of slices of a prepared dataset, in their order, float32 `[n]`.
 
         Raises:
             IchRayError: one is not finite.
         """
-        logits = predict_logits(self.network, slices, self.card.parameters, self.device)
+        return self.slice_label_logits(slices)[:, -1]
+
+    def slice_label_logits(self, slices: SliceSet) -> NDArray[np.float32]:
+        """Raw logits of all labels, float32 `[n, labels]`; `any` is the last.
+
+        Raises:
+            IchRayError: one is not finite.
+        """
+        logits = self._by_label(predict_logits(self.network, slices, self.card.parameters, self.device))
         self._check_finite(slices, logits, logits)
         return logits
 
     def slice_probabilities(self, slices: SliceSet) -> NDArray[np.float64]:
-        """Calibrated probabilities of slices of a prepared dataset, in their order.
+        """Calibrated probabilities of `any` of slices of a prepared dataset, in their order, `[n]`.
 
         Raises:
             IchRayError: one is not finite.
         """
-        logits = self.slice_logits(slices)
-        probabilities = self.calibrated(logits)
+        return self.slice_label_probabilities(slices)[:, -1]
+
+    def slice_label_probabilities(self, slices: SliceSet) -> NDArray[np.float64]:
+        """Calibrated probabilities of all labels, float64 `[n, labels]`; `any` is the last.
+
+        Raises:
+            IchRayError: one is not finite.
+        """
+        logits = self.slice_label_logits(slices)
+        probabilities = self.label_calibrated(logits)
         self._check_finite(slices, logits, probabilities)
         return probabilities
 
     def _check_finite(self, slices: SliceSet, logits: NDArray[np.float32], values: NDArray[np.floating[Any]]) -> None:
-        bad = np.flatnonzero(~np.isfinite(values))
+        bad = np.flatnonzero(~np.isfinite(values).all(1))
         if len(bad):
             raise IchRayError(
                 f"{self.card.name}: logits and probabilities must be finite, got {len(bad)} of {len(slices)} slices "
                 f"where they are not, the first in row {slices.rows[bad[0]]} of slices.parquet (patient "
-                f"{slices.patients[bad[0]]}, logit {logits[bad[0]]:g}); {_IF_NOT_FINITE}"
+                f"{slices.patients[bad[0]]}, logit {logits[bad[0], -1]:g}); {_IF_NOT_FINITE}"
             )
 
     def check_outputs(self) -> None:
@@ -121,23 +145,31 @@ class Bundle:
         """
         images = np.random.default_rng(0).integers(0, 256, (3, *self.card.input_shape), np.uint8)
         images[0], images[1] = 0, 255
-        logits = self.logits(images)
-        if not np.isfinite(self.calibrated(logits)).all():
+        logits = self.label_logits(images)
+        if not np.isfinite(self.label_calibrated(logits)).all():
             raise IchRayError(
                 f"{self.card.name}: logits and probabilities must be finite, got others for a black, a white and a "
-                f"random image (logits {', '.join(f'{logit:g}' for logit in logits)}); {_IF_NOT_FINITE}"
+                f"random image (logits {', '.join(f'{logit:g}' for logit in logits[:, -1])}); {_IF_NOT_FINITE}"
             )
 
     def calibrated(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Probabilities of raw logits; NaN where there is none, see `LogitScaling`."""
+        """Probabilities of raw logits of `any`; NaN where there is none, see `LogitScaling`."""
         return self.card.scaling(logits)
 
+    def label_calibrated(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Probabilities of raw logits of all labels, `[n, labels]` both; NaN where there is none."""
+        return np.stack([scaling(column) for scaling, column in zip(self.card.scalings, logits.T, strict=True)], 1)
+
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Calibrated probabilities float64 `[n]` of images uint8 `[n, channels, rows, columns]`.
+        """Calibrated probabilities of `any`, float64 `[n]`, of images uint8 `[n, channels, rows, columns]`.
 
         NaN where a logit is not finite.
         """
         return self.calibrated(self.logits(images))
+
+    def label_probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Calibrated probabilities of all labels, float64 `[n, labels]`; `any` is the last."""
+        return self.label_calibrated(self.label_logits(images))
 
     def operating_point(self, name: str = OPERATING_POINT) -> OperatingPoint:
         """The threshold of that name.

@@ -26,7 +26,7 @@ from ich_ray.storage import (
     Share,
     Time,
 )
-from ich_ray.vocabulary import Patients, Role, Split
+from ich_ray.vocabulary import Patients, Role, Split, Subtype
 
 __all__ = [
     "INTENDED_USE",
@@ -36,6 +36,7 @@ __all__ = [
     "OperatingPoint",
     "RetrainingNote",
     "SeedSpread",
+    "SubtypeCalibration",
 ]
 
 INTENDED_USE = (
@@ -159,15 +160,46 @@ class CalibrationNote(Record):
     notes: tuple[Line, ...] = ()
 
 
+class SubtypeCalibration(Record):
+    """What turns the logit of a subtype into a probability, and where it decides.
+
+    Attributes:
+        slices: of the calibration role whose label is known, `positives` of them with the subtype, of `patients`.
+        scaled_by: `own` where these fitted temperature and bias, `any` where too few patients have the subtype: the
+            numbers are then those of `any`, and there is no operating point.
+        log_loss_before: with the scaling before, `log_loss_after`: with this one; None where nothing was known.
+    """
+
+    slices: Count
+    positives: Count
+    patients: Count
+    scaled_by: Literal["own", "any"]
+    temperature: float = Field(gt=0)
+    prior_shift: float
+    bias: float = 0.0
+    log_loss_before: float | None
+    log_loss_after: float | None
+    operating_points: dict[Line, OperatingPoint] = Field(default_factory=dict)
+    notes: tuple[Line, ...] = ()
+
+    @property
+    def scaling(self) -> LogitScaling:
+        """What turns its logits into probabilities."""
+        return LogitScaling(self.prior_shift, self.temperature, self.bias)
+
+
 class Card(Record):
     """card.json.
 
     Attributes:
+        format: 2 where the network may answer several labels; cards of version 0.1.0 have 1.
         size: rows and columns of the images.
+        label: what it decides by.
         retraining: None in cards of older versions.
         temperature: with `prior_shift` and `bias`: the probability is
             sigmoid((logit + prior_shift) / temperature + bias).
         operating_points: by name; empty until calibrated.
+        subtypes: how their logits are read; empty until calibrated, and where the network answers `any` alone.
         calibrations: the one in force last; those before it are kept.
         test: a summary of the evaluation, None before it.
         openings: how often the test patients were looked at.
@@ -176,7 +208,7 @@ class Card(Record):
         checklist: what CLAIM 2024 and TRIPOD+AI ask for, answered anew whenever the card is written.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     name: Line
     created: Time
     architecture: Line
@@ -192,6 +224,7 @@ class Card(Record):
     prior_shift: float = 0.0
     bias: float = 0.0
     operating_points: dict[Line, OperatingPoint] = Field(default_factory=dict)
+    subtypes: dict[Subtype, SubtypeCalibration] = Field(default_factory=dict)
     calibrations: tuple[CalibrationNote, ...] = ()
     test: dict[Line, JsonValue] | None = None
     openings: Count = 0
@@ -225,5 +258,12 @@ class Card(Record):
 
     @property
     def scaling(self) -> LogitScaling:
-        """What turns its logits into probabilities."""
+        """What turns its logits of `any` into probabilities."""
         return LogitScaling(self.prior_shift, self.temperature, self.bias)
+
+    @property
+    def scalings(self) -> tuple[LogitScaling, ...]:
+        """Of each label that it answers, in the order of its logits; `any` is the last."""
+        of_subtypes = {name: calibration.scaling for name, calibration in self.subtypes.items()}
+        *subtypes, _ = self.parameters.predicted_labels
+        return (*(of_subtypes.get(name, LogitScaling()) for name in subtypes), self.scaling)  # type: ignore[call-overload]

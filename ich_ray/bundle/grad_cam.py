@@ -72,8 +72,8 @@ class HeatMaps:
 def grad_cam(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Heat `[n, rows, columns]` from 0 to 1 of images uint8 `[n, channels, rows, columns]`.
 
-    Selvaraju et al., "Grad-CAM" (2017), of the logit at the last convolutional stage, scaled to a maximum of 1 in each
-    slice; all 0 where nothing raises the logit.
+    Selvaraju et al., "Grad-CAM" (2017), of the logit of `any` at the last convolutional stage, scaled to a
+    maximum of 1 in each slice; all 0 where nothing raises the logit.
 
     Raises:
         ConfigError: captum is not installed.
@@ -86,7 +86,9 @@ def grad_cam(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bytes have no gradient: it is that of the layer that counts
             batch = torch.from_numpy(images).to(bundle.device)
-            raw = attr.LayerGradCam(network, layer).attribute(batch, relu_attributions=True)
+            several = len(card.parameters.predicted_labels) > 1
+            target = len(card.parameters.predicted_labels) - 1 if several else None
+            raw = attr.LayerGradCam(network, layer).attribute(batch, target, relu_attributions=True)
         heat = attr.LayerAttribution.interpolate(raw, card.input_shape[1:], "bilinear")[:, 0].detach()
     finally:
         network.requires_grad_(False)

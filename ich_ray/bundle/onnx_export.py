@@ -18,17 +18,20 @@ from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.storage import Location, check_file, locate, write_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from upath import UPath
 
     from ich_ray.bundle.logit_scaling import LogitScaling
 
-__all__ = ["CARD_KEY", "export_onnx", "onnx_outputs"]
+__all__ = ["CARD_KEY", "export_onnx", "onnx_label_outputs", "onnx_outputs"]
 
 CARD_KEY = "ich_ray_card"
 # In float32 on both sides, but with other kernels: ConvNeXt's logits differ by 1e-6.
 _TOLERANCE = 1e-4
 _PROBES = 3
+_OF_LABELS = ["label_logits", "label_probabilities"]
 
 
 class _WithProbability(nn.Module):
@@ -37,22 +40,34 @@ class _WithProbability(nn.Module):
     A probability is NaN where `LogitScaling` gives none: a sigmoid alone would make 0 or 1 of an infinity.
     """
 
-    def __init__(self, network: nn.Module, scaling: LogitScaling) -> None:
-        super().__init__()
-        self.network, self.scaling = network, scaling
+    shifts: torch.Tensor
+    temperatures: torch.Tensor
+    biases: torch.Tensor
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __init__(self, network: nn.Module, scalings: Sequence[LogitScaling]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("shifts", torch.tensor([scaling.prior_shift for scaling in scalings]))
+        self.register_buffer("temperatures", torch.tensor([scaling.temperature for scaling in scalings]))
+        self.register_buffer("biases", torch.tensor([scaling.bias for scaling in scalings]))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logit and probability of `any`, `[n]`; where there are subtypes also of all labels, `[n, labels]`."""
         logits = self.network(images)
-        scaled = (logits + self.scaling.prior_shift) / self.scaling.temperature + self.scaling.bias
-        return logits, torch.where(scaled.abs() < torch.inf, torch.sigmoid(scaled), torch.nan)
+        by_label = logits if logits.ndim == 2 else logits.unsqueeze(1)
+        scaled = (by_label + self.shifts) / self.temperatures + self.biases
+        probabilities = torch.where(scaled.abs() < torch.inf, torch.sigmoid(scaled), torch.nan)
+        of_any = by_label[:, -1], probabilities[:, -1]
+        return of_any if len(self.shifts) == 1 else (*of_any, by_label, probabilities)
 
 
 def export_onnx(bundle: Location, out: Location) -> UPath:
     """Write a bundle as ONNX, for any number of slices.
 
-    Its input is `images`, uint8 `[slices, channels, rows, columns]`. Outputs are `logit` and `probability`, float32
-    `[slices]`. Before the file is written ONNX Runtime must give the logits and probabilities of the bundle on random
-    images, within 1e-4.
+    Its input is `images`, uint8 `[slices, channels, rows, columns]`. Outputs are `logit` and `probability` of `any`,
+    float32 `[slices]`; of a bundle that answers subtypes also `label_logits` and `label_probabilities`, `[slices, 6]`,
+    in the order of `ich_ray.vocabulary.LABELS`, `any` last. Before the file is written ONNX Runtime must give the
+    logits and probabilities of the bundle on random images, within 1e-4.
 
     Raises:
         ConfigError: no bundle, no file can be written there, or the `onnx` extra is not installed.
@@ -65,9 +80,9 @@ def export_onnx(bundle: Location, out: Location) -> UPath:
     loaded.check_outputs()
     data = _exported(loaded)
     probe = np.random.default_rng(0).integers(0, 256, (_PROBES, *loaded.card.input_shape), np.uint8)
-    logits, probabilities = onnx_outputs(data, probe)
-    expected = loaded.logits(probe)
-    gap = max(np.abs(logits - expected).max(), np.abs(probabilities - loaded.calibrated(expected)).max())
+    expected = loaded.label_logits(probe)
+    logits, probabilities = onnx_label_outputs(data, probe)
+    gap = max(np.abs(logits - expected).max(), np.abs(probabilities - loaded.label_calibrated(expected)).max())
     if not gap <= _TOLERANCE:
         raise IchRayError(
             f"{target}: ONNX Runtime must give the outputs of the bundle within {_TOLERANCE:g}, got a difference of "
@@ -82,7 +97,7 @@ def _exported(bundle: Bundle) -> bytes:
         import onnxscript  # noqa: F401  (torch.onnx imports it late, and fails with another error)
     except ImportError:
         raise _extra_missing("onnxscript") from None
-    module = _WithProbability(bundle.network.cpu(), bundle.card.scaling).eval()
+    module = _WithProbability(bundle.network.cpu(), bundle.card.scalings).eval()
     example = torch.zeros((2, *bundle.card.input_shape), dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about PyTorch's own future
@@ -92,7 +107,7 @@ def _exported(bundle: Bundle) -> bytes:
             dynamo=True,
             verbose=False,
             input_names=["images"],
-            output_names=["logit", "probability"],
+            output_names=["logit", "probability", *_OF_LABELS * (len(bundle.card.scalings) > 1)],
             dynamic_shapes=({0: torch.export.Dim("slices")},),
         )
     if program is None:
@@ -104,7 +119,17 @@ def _exported(bundle: Bundle) -> bytes:
 
 
 def onnx_outputs(model: bytes, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits and probabilities, float32 `[n]` each, that ONNX Runtime gives for images.
+    """Logits and probabilities of `any`, float32 `[n]` each, that ONNX Runtime gives for images.
+
+    Raises:
+        ConfigError: ONNX Runtime is not installed.
+    """
+    logits, probabilities = onnx_label_outputs(model, images)
+    return logits[:, -1], probabilities[:, -1]
+
+
+def onnx_label_outputs(model: bytes, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits and probabilities of all labels, float32 `[n, labels]` each; `any` is the last.
 
     Raises:
         ConfigError: ONNX Runtime is not installed.
@@ -114,8 +139,11 @@ def onnx_outputs(model: bytes, images: NDArray[np.uint8]) -> tuple[NDArray[np.fl
     except ImportError:
         raise _extra_missing("onnxruntime") from None
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    logits, probabilities = session.run(["logit", "probability"], {"images": images})
-    return np.asarray(logits, np.float32), np.asarray(probabilities, np.float32)
+    names = [output.name for output in session.get_outputs()]
+    several = {*_OF_LABELS} <= {*names}
+    found = session.run([*_OF_LABELS] if several else ["logit", "probability"], {"images": images})
+    logits, probabilities = (np.asarray(values, np.float32).reshape(len(images), -1) for values in found)
+    return logits, probabilities
 
 
 def _extra_missing(package: str) -> ConfigError:

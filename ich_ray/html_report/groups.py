@@ -21,6 +21,10 @@ _SUBTYPE_WORDS = (
     "Slices of a subtype against all slices without haemorrhage. A group's chance is its own prevalence, so compare "
     "groups by sensitivity and ROC AUC, not by AP."
 )
+_LABEL_WORDS = (
+    "Each subtype by its own probability: slices with it against all others whose label is known. One with fewer than "
+    "ten calibration patients decides nothing of its own, and has no sensitivity here."
+)
 _REPRESENTATION_WORDS = (
     "Slices by the words in their files (int16, uint12 and so on) and by what was flagged in them: a model that has "
     "learned a scanner instead of blood differs here."
@@ -52,6 +56,7 @@ def group_tables(evaluation: Evaluation) -> list[tuple[str, str, list[GroupRow]]
     found = (
         ("By patient", _PATIENT_WORDS, patients),
         ("By subtype", _SUBTYPE_WORDS, evaluation.subtypes),
+        ("Subtypes by their own probability", _LABEL_WORDS, evaluation.labels),
         ("By scanner representation", _REPRESENTATION_WORDS, evaluation.representations),
     )
     return [(f"{title}, at operating point {point}", words, _rows(groups, point)) for title, words, groups in found
@@ -61,13 +66,13 @@ def group_tables(evaluation: Evaluation) -> list[tuple[str, str, list[GroupRow]]
 def _rows(groups: Mapping[str, GroupFigures], point: str) -> list[GroupRow]:
     rows = []
     for name, group in groups.items():
-        decided = group.operating_points[point]
+        decided = group.operating_points.get(point)  # a subtype may have none
         figures = (
             _figure(group.metrics["average_precision"]),
             number(group.floors["average_precision"]),
             _figure(group.metrics["roc_auc"]),
-            _figure(decided.sensitivity),
-            _figure(decided.specificity),
+            _figure(decided.sensitivity) if decided else "–",
+            _figure(decided.specificity) if decided else "–",
         )
         rows.append(GroupRow(name, count(group.cases), count(group.positives), figures, group.at_chance))
     return rows

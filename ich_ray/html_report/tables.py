@@ -92,7 +92,8 @@ def figures(evaluation: Evaluation) -> list[FigureRow]:
         rows["ece"] = replace(rows["ece"], floor=perfect)
     for name in _ON_NO_SCALE & rows.keys():
         rows[name] = replace(rows[name], at={})
-    return list(rows.values())
+    of_labels = [_row(name, interval, None) for name, interval in evaluation.label_metrics.items()]
+    return [*rows.values(), *of_labels]
 
 
 def operating_figures(evaluation: Evaluation, point: PointFigures) -> list[FigureRow]:
@@ -312,4 +313,12 @@ def calibration_facts(calibration: Calibration) -> Facts:
         ("Log loss before, plain sigmoid", number(calibration.log_loss_before, 4)),
         ("Log loss after", number(calibration.log_loss_after, 4)),
         *(("Note", note) for note in calibration.notes),
+        *(
+            (
+                name.capitalize(),
+                f"{count(subtype.positives)} positive slices of {count(subtype.patients)} patients; "
+                + ("scaled as any is" if subtype.scaled_by == "any" else f"temperature {number(subtype.temperature)}"),
+            )
+            for name, subtype in calibration.subtypes.items()
+        ),
     ]

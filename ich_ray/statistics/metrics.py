@@ -44,6 +44,7 @@ __all__ = [
     "ranking_note",
     "roc_auc",
     "weighted_log_loss",
+    "weighted_losses",
 ]
 
 # Below this many independent positives two standard errors of average precision may exceed 0.03: more than good trials
@@ -223,9 +224,13 @@ def weighted_log_loss(targets: NDArray[Any], probabilities: NDArray[Any]) -> flo
         targets: 0 or 1, NaN where unknown, `[n, labels]`, `any` last.
         probabilities: `[n, labels]`.
     """
+    return _mean(weighted_losses(targets, probabilities), None)
+
+
+def weighted_losses(targets: NDArray[Any], probabilities: NDArray[Any]) -> NDArray[np.float64]:
+    """The weighted mean of each slice, `[n]`, of which `weighted_log_loss` is the mean."""
     weights = ~np.isnan(targets) * np.append(np.ones(targets.shape[1] - 1), _ANY_WEIGHT)
-    of_slices = (losses(targets, probabilities) * weights).sum(1) / weights.sum(1)
-    return _mean(of_slices, None)
+    return np.asarray((losses(targets, probabilities) * weights).sum(1) / weights.sum(1))
 
 
 def mean_or_nan(values: Iterable[float]) -> float:

@@ -111,7 +111,7 @@ class TrainableHead(nn.Module):
         if features.ndim == 4:
             features = features.contiguous(memory_format=torch.channels_last)
         logits: torch.Tensor = self.body(features)
-        return logits.squeeze(1).float()
+        return (logits.squeeze(1) if logits.shape[1] == 1 else logits).float()
 
 
 def _without_before(module: nn.Module, path: list[str]) -> nn.Module:

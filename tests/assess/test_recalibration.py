@@ -59,7 +59,8 @@ def test_it_fits_a_site_whose_scans_look_otherwise(
 ) -> None:
     """Logits that overlap, are 2.5 times too large and 3 too high there come back to the rate of the site."""
     noise = np.random.default_rng(0).normal(-1, 1, len(site))
-    monkeypatch.setattr(Bundle, "slice_logits", lambda self, slices: 2.5 * (noise[slices.rows] + 2 * slices.labels) + 3)
+    of_site = lambda _, slices: (2.5 * (noise[slices.rows] + 2 * slices.labels) + 3)[:, None]  # noqa: E731
+    monkeypatch.setattr(Bundle, "slice_label_logits", of_site)
     found = recalibrate(bundle, site.files.root, tmp_path / "new", sensitivity=0.8)
     slices, new = other_roles(site), load_bundle(tmp_path / "new")
     probabilities = new.calibrated(new.slice_logits(slices))

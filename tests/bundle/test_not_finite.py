@@ -216,7 +216,7 @@ def test_a_probability_that_fails_for_test_slices_only_is_named_by_row_and_pseud
 
 
 def test_an_exported_graph_has_no_probability_of_such_a_logit() -> None:
-    module = onnx_export._WithProbability(torch.nn.Identity(), LogitScaling(0.5, 2.0, -0.1))
+    module = onnx_export._WithProbability(torch.nn.Identity(), [LogitScaling(0.5, 2.0, -0.1)])
     _, probabilities = module(torch.tensor(PLANTED))
     assert torch.isnan(probabilities[:3]).all()
     assert probabilities[3].item() == pytest.approx(1 / (1 + math.exp(-0.4)))

@@ -50,7 +50,7 @@ def test_onnx_runtime_gives_the_same_outputs(
     assert card["operating_points"] == bundle.card.model_dump(mode="json")["operating_points"]
     assert card["not_a_medical_device"] is True
 
-    monkeypatch.setattr(onnx_export, "onnx_outputs", lambda model, images: (np.full(3, 9.0), np.full(3, 0.5)))
+    monkeypatch.setattr(onnx_export, "onnx_label_outputs", lambda *_: (np.full((3, 1), 9.0), np.full((3, 1), 0.5)))
     with pytest.raises(IchRayError, match=r"must give the outputs of the bundle within 0.0001, got a difference of"):
         export_onnx(search.bundle, tmp_path / "other.onnx")
     assert not (tmp_path / "other.onnx").exists()
