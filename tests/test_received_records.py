@@ -31,7 +31,9 @@ STATED = {
     "bundle.card.RetrainingNote seed": "seed seeds",
     "bundle.card.SubtypeCalibration text": "notes operating_points",
     "bundle.card.SearchNote text": "confirmed name objective",
-    "assess.evaluate.Evaluation text": "floors label_metrics labels metrics notes operating_points representations subtypes",
+    "assess.evaluate.Evaluation text": (
+        "floors label_metrics labels metrics notes operating_points representations subtypes"
+    ),
     "assess.interval_estimates.Figures text": "floors metrics operating_points",
     "assess.interval_estimates.GroupFigures text": "floors metrics operating_points",
     "refit.retrain_record.Retraining text": "budget device parameters",

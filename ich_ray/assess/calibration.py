@@ -209,7 +209,7 @@ def with_subtypes(
     shifts: Mapping[Subtype, float],
     before: Mapping[Subtype, LogitScaling] | None = None,
 ) -> Calibration:
-    """The calibration with those of the subtypes beside it, from logits `[n, labels]`; see `fit_subtypes`."""
+    """The calibration with those of the subtypes, from logits `[n, labels]`; see `fit_subtypes`."""
     of_any = LogitScaling(calibration.prior_shift, calibration.temperature, calibration.bias)
     found = fit_subtypes(slices, logits[:, :-1], of_any, calibration.method, shifts, before)
     for note in (note for subtype in found.values() for note in subtype.notes):
