@@ -20,6 +20,7 @@ from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset, RoleCounts
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit.confirm import chosen_trial
 from ich_ray.refit.ray_train import RetrainPlan, _resources, _train, checkpoints_in, patience_over, read_reports
 from ich_ray.refit.retrain import _plan, retrain
@@ -29,7 +30,6 @@ from ich_ray.runtime import connected
 from ich_ray.search.cluster_resources import Machine
 from ich_ray.storage import locate, read_json, write_json
 from ich_ray.training.data_parallel import ALONE
-from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, Schedule
 from ich_ray.vocabulary import Patients, Role
 from tests.records import make_confirmation
 from tests.search.fakes import FakeProgress
@@ -101,7 +101,6 @@ def test_the_chosen_trial(dataset: PreparedDataset, tmp_path: Path) -> None:
             chosen_trial(open_search(files.root))
 
 
-DECAYING = SCHEDULES[INVERSE_TIME]
 SEEDS = [
     SeedRun(seed=1, value=0.7, best_images_seen=300),
     SeedRun(seed=2, reason="diverged"),
@@ -133,8 +132,10 @@ def test_what_a_retraining_may_see(dataset: PreparedDataset, tmp_path: Path) -> 
              "validation": RoleCounts(slices=100, patients=1, positives=1)}  # fmt: skip
     trial = found.best()  # its best report was its last, at 600 images
 
-    def course(patients: Patients, before: Sequence[SeedRun] = (), schedule: Schedule = DECAYING) -> RetrainCourse:
-        return planned(found, trial, PARAMETERS, roles, patients, before, schedule=schedule)
+    def course(
+        patients: Patients, before: Sequence[SeedRun] = (), parameters: Hyperparameters = PARAMETERS
+    ) -> RetrainCourse:
+        return planned(found, trial, parameters, roles, patients, before)
 
     assert (course("train").images, course("train").report_every) == (1200, 200)
     assert course("train").budget == "2 times that of the search at most, ended by patience"
@@ -142,13 +143,12 @@ def test_what_a_retraining_may_see(dataset: PreparedDataset, tmp_path: Path) -> 
     assert course("train+validation").budget.endswith("the best report of trial 0, which had seen 600 images")
     measured = [run for run in SEEDS if run.value is not None]
     assert course("train+validation", measured).images == 400  # the median of 200, 300, 500
-    annealing = Schedule(lambda *_: 0.1, needs_budget=True)
-    alone = course("train", schedule=annealing)
+    annealing = PARAMETERS.model_copy(update={"schedule": "cosine"})
+    alone = course("train", parameters=annealing)
     assert (alone.images, alone.budget) == (600, "that of the search")
     assert course("train+validation", measured, annealing).images == 800
     sized = PARAMETERS.model_copy(update={"training_slices": 40, "epochs": 20})
-    of_a_sample = planned(found, trial, sized, roles, "train+validation", (), schedule=DECAYING)
-    assert of_a_sample.images == 600, "a sample is as large for all"
+    assert course("train+validation", parameters=sized).images == 600, "a sample is as large for all"
 
 
 def test_the_precision_of_the_search_names_no_folder() -> None:
