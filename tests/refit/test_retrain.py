@@ -19,6 +19,7 @@ import torch
 from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset, RoleCounts
+from ich_ray.data.folds import trained_and_validated
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit.confirm import chosen_trial
@@ -30,6 +31,7 @@ from ich_ray.runtime import connected
 from ich_ray.search.cluster_resources import Machine
 from ich_ray.storage import locate, read_json, write_json
 from ich_ray.training.data_parallel import ALONE
+from ich_ray.training.loop import TrainingBudget, train
 from ich_ray.vocabulary import Patients, Role
 from tests.records import make_confirmation
 from tests.search.fakes import FakeProgress
@@ -225,6 +227,41 @@ def test_retrain_with_one_worker(dataset: PreparedDataset, tmp_path: Path, clust
     assert note.validation.mean == max(value or 0 for value in values.values())
     with pytest.raises(ConfigError, match="--workers: each of 1 or more workers needs a CPU and 0 GPU"):
         retrain(files.root, workers=3)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retrain in this process."""
+    monkeypatch.setattr("ich_ray.refit.retrain.fit", lambda plan, *_: ("cpu", _train(plan, ALONE, torch.device("cpu"))))
+    monkeypatch.setattr("ich_ray.refit.retrain.connected", lambda _: nullcontext())
+
+
+@pytest.mark.parametrize(("schedule", "ends"), [("inverse_time", 160), ("cosine", 200), ("flat_cosine", 200)])
+def test_a_retraining_without_a_better_report_ends_where_its_schedule_may(
+    dataset: PreparedDataset, tmp_path: Path, schedule: str, ends: int, here: None
+) -> None:
+    still = PARAMETERS.model_copy(update={"schedule": schedule, "learning_rate": 1e-9, "filters": 2})
+    files = make_search(tmp_path / "search", dataset, still, images=200, report_every=20)
+    retrain(files.root)
+    record = Retraining.model_validate(read_json(files.retraining))
+    assert (record.best_images_seen, record.reports[-1].images_seen) == (60, ends)  # only batch statistics move
+
+
+@pytest.mark.parametrize("patients", ["train", "train+validation"])
+def test_the_bundle_of_a_retraining_is_its_average(
+    dataset: PreparedDataset, tmp_path: Path, patients: Patients, here: None
+) -> None:
+    averaged = PARAMETERS.model_copy(update={"ema": 0.9, "schedule": "cosine", "warmup": 0.1})
+    files = make_search(tmp_path / "search", dataset, averaged, images=200, report_every=100)
+    bundle = retrain(files.root, patients=patients)
+    record = Retraining.model_validate(read_json(files.retraining))
+    training, validation = trained_and_validated(dataset, patients)
+    budget = TrainingBudget(record.images or 0, 100)
+    states = [one.state() for one in train(averaged, training, validation, budget=budget, seed=10)]
+    state = next(one for one in states if one.images_seen == record.best_images_seen)
+    for name, tensor in bundle.network.state_dict().items():
+        assert torch.equal(tensor, state.part("average")[name]), name
+    assert not torch.equal(state.part("average")["body.head.0.bias"], state.part("weights")["body.head.0.bias"])
 
 
 @pytest.mark.slow
