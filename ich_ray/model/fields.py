@@ -65,21 +65,34 @@ class OptimizationFields(_Group):
 
     Attributes:
         batch_size: images per optimizer step, over all workers together.
-        learning_rate: the rate before decay.
+        learning_rate: the highest rate.
+        schedule: a name of `ich_ray.model.schedule`. `inverse_time` goes by epochs and alone reads `decay`; `constant`
+            stays; `cosine` falls to 1 % by the end of the trial's whole budget, whatever its rungs; `flat_cosine`
+            stays for 75 % of what follows the warm-up, then does the same.
+        warmup: share of the budget in which the rate rises linearly from 1 %; 0 for none.
         decay: inverse-time decay: the rate after `e` epochs is `learning_rate / (1 + decay * e)`.
         optimizer: SGD with Nesterov momentum, Adam or AdamW.
         momentum: of SGD; unused by the others.
         weight_decay: L2 for SGD and Adam, decoupled for AdamW.
+        decay_norms: whether weight decay is of biases and normalization layers, too.
+        clip: the largest norm of the gradient of all weights together, beyond which it is scaled down; 0 for no limit.
+        ema: decay per 64 images of an average of the weights, which is then validated, kept and bundled in their place
+            (training/averaging.py); a step of b images uses ema ** (b / 64); 0 for no average.
         loss: `weighted` is cross-entropy weighted by class with the "balanced" weights n / (2 n_c), whose mean is 1.
         any_weight: of `any` in the mean over labels, where a subtype has 1; read with `labels: all` alone.
     """
 
     batch_size: int = Field(default=64, ge=1, le=65536)
     learning_rate: float = Field(default=1e-3, gt=0, le=10)
+    schedule: Line = "inverse_time"
+    warmup: float = Field(default=0.0, ge=0, lt=1)
     decay: float = Field(default=0.01, ge=0, le=100)
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
+    decay_norms: bool = True
+    clip: float = Field(default=0.0, ge=0, le=1e6)
+    ema: float = Field(default=0.0, ge=0, lt=1)
     loss: Literal["weighted", "unweighted"] = "weighted"
     any_weight: float = Field(default=2.0, gt=0, le=100)
 

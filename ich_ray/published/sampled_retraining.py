@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.schedule import SCHEDULES
 from ich_ray.refit.confirm import chosen_trial
 from ich_ray.refit.retrain_record import RetrainCourse
 from ich_ray.results import open_search
@@ -37,9 +38,10 @@ def sampled_course(search: Location, *, slices: int | None, epochs: int | None) 
         )
     if slices > (there := PreparedDataset.of_search(found).manifest.roles["train"].slices):
         raise ConfigError(f"--slices: at most the {there:,} training slices can be drawn, got {slices:,}; lower it")
+    end = "" if SCHEDULES[drawn.schedule].patience is None else ", ended by patience"
     return RetrainCourse(
         drawn.model_copy(update={"training_slices": slices, "epochs": epochs}),
         images=slices * epochs,
         report_every=slices,
-        budget=f"{epochs} passes over {slices:,} slices, ended by patience",
+        budget=f"{epochs} passes over {slices:,} slices{end}",
     )

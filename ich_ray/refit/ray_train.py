@@ -17,11 +17,11 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import trained_and_validated
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.schedule import SCHEDULES
 from ich_ray.progress import say
 from ich_ray.results import ExecutionInfo, Objective, Report, TrialResult
 from ich_ray.storage import first_problem, locate, remove
 from ich_ray.training.checkpoint_store import CheckpointStore
-from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -144,12 +144,13 @@ def _train(plan: RetrainPlan, shard: Any, device: Any) -> ExecutionInfo | None:
     reports = _checked(kept.reports, folder) if kept else []
     if checkpoints.note and shard.rank == 0:
         say(f"  {checkpoints.note}")
-    patience = None if validation is None else SCHEDULES[INVERSE_TIME].patience
+    parameters = Hyperparameters.model_validate(plan.parameters)
+    patience = None if validation is None else SCHEDULES[parameters.schedule].patience
     if patience_over(reports, objective, patience):
         return None
     setup = None
     stream = train(
-        Hyperparameters.model_validate(plan.parameters),
+        parameters,
         training,
         validation,
         budget=TrainingBudget(plan.images, plan.report_every),

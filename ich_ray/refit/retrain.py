@@ -40,7 +40,6 @@ from ich_ray.results import Objective, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import trial_seed
 from ich_ray.storage import Location, locate, read_record, remove, write_json
-from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,11 +68,11 @@ def retrain(
 ) -> Bundle:
     """Train the chosen trial's hyperparameters again, and make the bundle, which is not calibrated yet.
 
-    On the training patients: up to twice the search's budget, ended by patience, and the weights of the best report are
-    kept. With the validation patients among them there is nothing left to stop by: as many passes over the data as gave
-    the best report of the retraining before, else of the trial, and the last weights (`retraining.planned`). Either
-    way the batch size is that of all workers together, so their number does not change what is learned. Writes
-    retraining.json.
+    On the training patients: up to twice the search's budget, ended by patience, or exactly that budget where the
+    schedule goes towards its end; the weights of the best report are kept. With the validation patients among them
+    there is nothing left to stop by: as many passes over the data as gave the best report of the retraining before,
+    else of the trial, and the last weights (`retrain_record.planned`). Either way the batch size is that of all workers
+    together, so their number does not change what is learned. Writes retraining.json.
 
     Args:
         search: the search folder, on storage that every worker can reach.
@@ -98,8 +97,7 @@ def retrain(
     drawn = Hyperparameters.model_validate(trial.parameters)
     before = _rehearsal(found, trial, drawn) if patients != "train" else ()
     if course is None:
-        roles, schedule = dataset.manifest.roles, SCHEDULES[INVERSE_TIME]
-        course = planned(found, trial, drawn, roles, patients, before, schedule=schedule)
+        course = planned(found, trial, drawn, dataset.manifest.roles, patients, before)
     plan = replace(_plan(found, course, patients), placement=placement, precision=found.record.precision)
     numbers = [trial_seed(trial.seed, number) if number else trial.seed for number in range(seeds)]
     plans = [_seeded(found, replace(plan, seed=seed), course.parameters) for seed in numbers]

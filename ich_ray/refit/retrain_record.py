@@ -17,6 +17,7 @@ from ich_ray.bundle.card import SeedSpread
 from ich_ray.data.folds import roles_of
 from ich_ray.errors import IntegrityError
 from ich_ray.model.hyperparameters import known_fields
+from ich_ray.model.schedule import SCHEDULES
 from ich_ray.results import ExecutionInfo, Objective, Report
 from ich_ray.search.space.space import Budget
 from ich_ray.storage import Count, JsonValue, Line, Record, Seconds, Seed, Text, first_problem, sha256
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import RoleCounts
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import SearchResult, TrialResult
-    from ich_ray.training.schedule import Schedule
     from ich_ray.vocabulary import Role
 
 __all__ = [
@@ -124,10 +124,10 @@ def planned(
     roles: Mapping[Role, RoleCounts],
     patients: Patients,
     rehearsal: Sequence[SeedRun],
-    *,
-    schedule: Schedule,
 ) -> RetrainCourse:
     """The course of a retraining that goes by the search and its trial.
+
+    The schedule says how long it is; one that must reach its end does so whoever trains.
 
     Without validation patients it is fixed beforehand, in passes over the data: a network that was best after nine
     passes over the training patients takes nine over all of them.
@@ -139,9 +139,8 @@ def planned(
         roles: slices of each role of its dataset.
         patients: who trains.
         rehearsal: seeds of an earlier retraining whose validation patients were held out; the median counts.
-        schedule: of the rate, which says how long a retraining is; one that must reach its end does so whoever trains.
     """
-    granted = searched_budget(found)
+    granted, schedule = searched_budget(found), SCHEDULES[parameters.schedule]
     every = granted.report_every
     whole = schedule.retraining_factor * parameters.images_within(granted.images)
     if patients == "train":

@@ -12,7 +12,8 @@ on (seed, epoch); batches run over into the next epoch. What is drawn for an aug
 Dropout is reseeded from (seed, images_seen, rank) at each report. So `images_seen` alone says where training stands,
 and a resumed run repeats the undisturbed one bit for bit on a CPU.
 
-Parts. Schedule, loss, augmentation and averaging are handed in (`Parts`); here is nothing but their order.
+Parts. Schedule, optimizer and average follow from the draw, loss and augmentation are handed in (`Parts`); here is
+nothing but their order.
 
 Workers. With a `Shard` each of several processes takes every k-th image of the global batch and gradients are of all,
 so `batch_size` means the same for any number of them. Batch statistics are taken over all workers.
@@ -26,13 +27,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 from ich_ray.data.feature_store import FeatureBatches, FeaturesInMemory
 from ich_ray.data.image_store import as_index
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.model.networks import Network, build_network
+from ich_ray.model.schedule import ScheduleStep, needs_budget, rate_of
 from ich_ray.results import ExecutionInfo
+from ich_ray.training.averaging import WeightAverage
 from ich_ray.training.data_parallel import ALONE, Shard
 from ich_ray.training.frozen_features import TrainableHead, shared
 from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, in_batches
@@ -41,7 +45,6 @@ from ich_ray.training.network_inputs import NetworkInputs, place_inputs
 from ich_ray.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from ich_ray.training.parts import Parts, Progress, TrainingBudget
 from ich_ray.training.precision import autocast, precision_on
-from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, ScheduleStep
 from ich_ray.training.state import TrainingState
 from ich_ray.training.stream import Stream, mixed_seed
 from ich_ray.training.targets import known_targets
@@ -54,7 +57,6 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import SliceSet
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.training.averaging import Averaging
     from ich_ray.training.loss import Loss
     from ich_ray.vocabulary import Placement, Precision
 
@@ -98,7 +100,7 @@ def train(
         features: of the frozen layers, for all slices; if not given, those that lie beside the dataset for these very
             layers are used, or else the layers themselves. Never where images are augmented.
         precision: on an accelerator; that of `resume` if it holds one, else this, else by rule (`training.precision`).
-        parts: schedule, loss, augmentation and averaging, if not the usual ones.
+        parts: loss and augmentation, if not the usual ones.
 
     Raises:
         TrialFailure: `diverged` when the loss or a logit is not finite, `out_of_memory`.
@@ -140,13 +142,11 @@ class _Run:
     ) -> None:
         self.parameters, self.slices, self.validation, self.parts = parameters, slices, validation, parts
         self.budget, self.seed, self.device, self.shard = budget, seed, device, shard
-        self.schedule, self.stream = SCHEDULES[parts.schedule], Stream(len(slices), seed)
+        self.stream = Stream(len(slices), seed)
         fingerprint = slices.dataset.manifest.fingerprint
         self.plan = {"parameters": parameters.identity(), "seed": seed, "slices": len(slices), "data": fingerprint}
-        # Both are absent where they are as in version 0.1.0, so that its states go on.
-        if parts.schedule != INVERSE_TIME:
-            self.plan["schedule"] = parts.schedule
-        if self.schedule.needs_budget:
+        # Absent where rates do not depend on it, so that states of version 0.1.0 go on.
+        if needs_budget(parameters):
             self.plan["budget"] = budget.images
         self.images_seen, self.elapsed_s = 0, 0.0
 
@@ -164,7 +164,7 @@ class _Run:
         network = build_network(self.parameters, self.slices.dataset.image_shape)
         self.network: Network = self.shard.synchronized(network.to(self.device))
         self.trainable = [weight for weight in self.network.parameters() if weight.requires_grad]
-        self.average: Averaging | None = self.parts.averaging(self.network) if self.parts.averaging else None
+        self.average = WeightAverage(self.network, self.parameters.ema) if self.parameters.ema else None
         self._place(placement, trials, features)
         self.optimizer = build_optimizer(self.parameters, self.trainable, self.device)
         self.precision = precision_on(self.device, (resume.precision if resume else None) or precision)
@@ -238,7 +238,7 @@ class _Run:
             take = end - self.images_seen
         first = self.images_seen
         slices = self.shard.part(self.stream.slices(first, take))
-        rate = self.schedule.rate_at(self.parameters, ScheduleStep(first, self.budget.images, len(self.slices)))
+        rate = rate_of(self.parameters, ScheduleStep(first, self.budget.images, len(self.slices)))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         index = as_index(slices, self.device)
@@ -251,9 +251,11 @@ class _Run:
             logits = self.forward(images)
         loss = self.loss(logits, index)
         self.shard.backward(loss * self.shard.scale(take))
+        if self.parameters.clip:  # the gradient of the global batch, equal in every process
+            clip_grad_norm_(self.trainable, self.parameters.clip)
         self.optimizer.step()
         if self.average is not None:
-            self.average.update(self.network, take)
+            self.average.update(first, take)
         self.images_seen += take
         return loss.detach()
 
@@ -292,8 +294,8 @@ class _Run:
     def _restore(self, state: TrainingState) -> None:
         if not self._is_planned(state.numbers.get("plan")):
             raise ConfigError(
-                f"resume: the state must belong to the same parameters, schedule, seed and training slices, got "
-                f"{state.numbers.get('plan')} instead of {self.plan}; start without it"
+                f"resume: the state must belong to the same parameters, seed, training slices and, where rates depend "
+                f"on it, budget, got {state.numbers.get('plan')} instead of {self.plan}; start without it"
             )
         average = state.part("average")
         if bool(average) != (self.average is not None):
@@ -304,7 +306,7 @@ class _Run:
         self.network.load_state_dict(state.part("weights"))
         if self.average is not None:
             self.average.network.load_state_dict(average)
-        restore_optimizer(self.optimizer, self.trainable, state.part("optimizer"))
+        restore_optimizer(self.optimizer, state.part("optimizer"))
         self.images_seen, self.elapsed_s = state.images_seen, float(state.numbers["elapsed_s"])
 
     def _is_planned(self, plan: object) -> bool:

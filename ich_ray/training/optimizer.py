@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,16 +20,25 @@ def build_optimizer(
     parameters: Hyperparameters, weights: list[nn.Parameter], device: torch.device
 ) -> torch.optim.Optimizer:
     """The optimizer of these weights, fused on an accelerator."""
+    groups: list[dict[str, Any]] = [{"params": weights}] if parameters.decay_norms else _norms_apart(weights)
     rate, decay, fused = parameters.learning_rate, parameters.weight_decay, device.type == "cuda"
     if parameters.optimizer == "sgd":
         nesterov = parameters.momentum > 0
-        return torch.optim.SGD(weights, rate, parameters.momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
+        return torch.optim.SGD(groups, rate, parameters.momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
     kind = torch.optim.Adam if parameters.optimizer == "adam" else torch.optim.AdamW
-    return kind(weights, rate, weight_decay=decay, fused=fused)
+    return kind(groups, rate, weight_decay=decay, fused=fused)
+
+
+def _norms_apart(weights: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Weights that decay, and the scales and shifts that do not: those of one axis, which norms and biases have."""
+    flat = [weight for weight in weights if weight.ndim <= 1]
+    decaying: dict[str, Any] = {"params": [weight for weight in weights if weight.ndim > 1]}
+    groups = [decaying, {"params": flat, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Its state as `<index of the weight>.<key>`, not copied."""
+    """Its state as `<index of the weight>.<key>`, not copied; weights are counted group after group."""
     return {
         f"{index}.{key}": value
         for index, values in optimizer.state_dict()["state"].items()
@@ -38,10 +47,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
     }
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], tensors: Mapping[str, torch.Tensor]
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Give an optimizer the state that `optimizer_tensors` told of one for the same weights."""
+    weights: list[torch.Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
     per_weight: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         index, _, key = name.partition(".")

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 from ich_ray.errors import ConfigError
 from ich_ray.training.loss import CrossEntropy
-from ich_ray.training.schedule import INVERSE_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ich_ray.results import ExecutionInfo
     from ich_ray.training.augmentation import Augmentation
-    from ich_ray.training.averaging import AveragingOf
     from ich_ray.training.loss import LossOf
     from ich_ray.training.state import TrainingState
 
@@ -38,19 +36,15 @@ class TrainingBudget:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a training is made of besides its network and its optimizer.
+    """What a training is made of besides what its hyperparameters say.
 
     Attributes:
-        schedule: the name of a registered schedule of the rate.
         loss: makes the loss of `Hyperparameters.loss` and the targets of all training slices.
         augmentation: of training images; frozen layers then compute every image again, as no two are the same.
-        averaging: makes the average of a network; where there is one it is validated, kept and bundled.
     """
 
-    schedule: str = INVERSE_TIME
     loss: LossOf = CrossEntropy
     augmentation: Augmentation | None = None
-    averaging: AveragingOf | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from ich_ray.errors import IntegrityError
 from ich_ray.storage import Location, locate, parse_json, sha256, write_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from ich_ray.model.tensors import Layout
@@ -84,9 +86,16 @@ class TrainingState:
             images_seen, elapsed_s = numbers["images_seen"], numbers["elapsed_s"]
             if type(images_seen) is not int or images_seen < 0 or not 0 <= float(elapsed_s) < math.inf:
                 raise ValueError(f"{str(images_seen)[:80]} images in {str(elapsed_s)[:80]} s")
+            state = cls(tensors, numbers)
+            if state.part("average") and _shapes(state.part("average")) != _shapes(state.part("weights")):
+                raise ValueError("averaged weights of another network")
         except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
             raise IntegrityError(
                 f"{path}: a training state must be there, whole, got {type(error).__name__}: {error}; go on from an "
                 "earlier state or start again"
             ) from None
-        return cls(tensors, numbers)
+        return state
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    return {name: (value.dtype, value.shape) for name, value in tensors.items()}

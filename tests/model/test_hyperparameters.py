@@ -39,12 +39,17 @@ DEFAULTS: dict[str, Any] = {
     "unfreeze_from": "all",
     "batch_size": 64,
     "learning_rate": 1e-3,
+    "schedule": "inverse_time",
+    "warmup": 0.0,
     "decay": 0.01,
     "dropout": 0.5,
     "labels": "any",
     "optimizer": "adam",
     "momentum": 0.9,
     "weight_decay": 0.0,
+    "decay_norms": True,
+    "clip": 0.0,
+    "ema": 0.0,
     "loss": "weighted",
     "any_weight": 2.0,
     "training_slices": 0,
@@ -134,6 +139,14 @@ def test_what_an_architecture_alone_reads_is_checked_and_completed() -> None:
         ({"learning_rate": float("inf")}, "learning_rate", "should be a finite number"),
         ({"weights": "a\x1b[2Jb"}, "weights", "printable characters only"),
         ({"architecture": ["resnet18"]}, "architecture", "Input should be a valid string"),
+        (
+            {"schedule": "cosin"},
+            "schedule",
+            "Input should be 'inverse_time', 'constant', 'cosine', 'flat_cosine' or one that was registered",
+        ),
+        ({"warmup": 1}, "warmup", "less than 1"),
+        ({"ema": 1.0}, "ema", "less than 1"),
+        ({"clip": -1}, "clip", "greater than or equal to 0"),
     ],
 )
 def test_what_no_architecture_reads_is_refused(given: dict[str, Any], place: str, rule: str) -> None:
@@ -163,6 +176,7 @@ def test_speed_depends_on_whether_there_is_dropout() -> None:
     assert speed(dropout_dense=0.1, decay=0.5) == speed(dropout_dense=0.2, weights="a.safetensors")
     assert speed(dropout_dense=0.1) != speed()
     assert speed(batch_size=32) != speed()
+    assert speed(ema=0.99, schedule="cosine", warmup=0.1, clip=1.0, decay_norms=False) == speed()
     assert speed(padding="valid") != speed()
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ich_ray.cli import call
@@ -22,6 +24,12 @@ def test_a_sample_in_epochs(search: SearchFiles) -> None:
     assert sampled_course(search.root, slices=40, epochs=20) == RetrainCourse(
         sized, images=800, report_every=40, budget="20 passes over 40 slices, ended by patience"
     )
+
+
+def test_a_cosine_on_a_sample_is_not_ended_by_patience(dataset: PreparedDataset, tmp_path: Path) -> None:
+    annealing = PARAMETERS.model_copy(update={"schedule": "cosine"})
+    course = sampled_course(make_search(tmp_path / "search", dataset, annealing).root, slices=40, epochs=20)
+    assert course.budget == "20 passes over 40 slices"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ import torch
 from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset, RoleCounts
+from ich_ray.data.folds import trained_and_validated
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit.confirm import chosen_trial
 from ich_ray.refit.ray_train import RetrainPlan, _resources, _train, checkpoints_in, patience_over, read_reports
 from ich_ray.refit.retrain import _plan, retrain
@@ -29,7 +31,7 @@ from ich_ray.runtime import connected
 from ich_ray.search.cluster_resources import Machine
 from ich_ray.storage import locate, read_json, write_json
 from ich_ray.training.data_parallel import ALONE
-from ich_ray.training.schedule import INVERSE_TIME, SCHEDULES, Schedule
+from ich_ray.training.loop import TrainingBudget, train
 from ich_ray.vocabulary import Patients, Role
 from tests.records import make_confirmation
 from tests.search.fakes import FakeProgress
@@ -101,7 +103,6 @@ def test_the_chosen_trial(dataset: PreparedDataset, tmp_path: Path) -> None:
             chosen_trial(open_search(files.root))
 
 
-DECAYING = SCHEDULES[INVERSE_TIME]
 SEEDS = [
     SeedRun(seed=1, value=0.7, best_images_seen=300),
     SeedRun(seed=2, reason="diverged"),
@@ -133,8 +134,10 @@ def test_what_a_retraining_may_see(dataset: PreparedDataset, tmp_path: Path) -> 
              "validation": RoleCounts(slices=100, patients=1, positives=1)}  # fmt: skip
     trial = found.best()  # its best report was its last, at 600 images
 
-    def course(patients: Patients, before: Sequence[SeedRun] = (), schedule: Schedule = DECAYING) -> RetrainCourse:
-        return planned(found, trial, PARAMETERS, roles, patients, before, schedule=schedule)
+    def course(
+        patients: Patients, before: Sequence[SeedRun] = (), parameters: Hyperparameters = PARAMETERS
+    ) -> RetrainCourse:
+        return planned(found, trial, parameters, roles, patients, before)
 
     assert (course("train").images, course("train").report_every) == (1200, 200)
     assert course("train").budget == "2 times that of the search at most, ended by patience"
@@ -142,13 +145,12 @@ def test_what_a_retraining_may_see(dataset: PreparedDataset, tmp_path: Path) -> 
     assert course("train+validation").budget.endswith("the best report of trial 0, which had seen 600 images")
     measured = [run for run in SEEDS if run.value is not None]
     assert course("train+validation", measured).images == 400  # the median of 200, 300, 500
-    annealing = Schedule(lambda *_: 0.1, needs_budget=True)
-    alone = course("train", schedule=annealing)
+    annealing = PARAMETERS.model_copy(update={"schedule": "cosine"})
+    alone = course("train", parameters=annealing)
     assert (alone.images, alone.budget) == (600, "that of the search")
     assert course("train+validation", measured, annealing).images == 800
     sized = PARAMETERS.model_copy(update={"training_slices": 40, "epochs": 20})
-    of_a_sample = planned(found, trial, sized, roles, "train+validation", (), schedule=DECAYING)
-    assert of_a_sample.images == 600, "a sample is as large for all"
+    assert course("train+validation", parameters=sized).images == 600, "a sample is as large for all"
 
 
 def test_the_precision_of_the_search_names_no_folder() -> None:
@@ -225,6 +227,41 @@ def test_retrain_with_one_worker(dataset: PreparedDataset, tmp_path: Path, clust
     assert note.validation.mean == max(value or 0 for value in values.values())
     with pytest.raises(ConfigError, match="--workers: each of 1 or more workers needs a CPU and 0 GPU"):
         retrain(files.root, workers=3)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retrain in this process."""
+    monkeypatch.setattr("ich_ray.refit.retrain.fit", lambda plan, *_: ("cpu", _train(plan, ALONE, torch.device("cpu"))))
+    monkeypatch.setattr("ich_ray.refit.retrain.connected", lambda _: nullcontext())
+
+
+@pytest.mark.parametrize(("schedule", "ends"), [("inverse_time", 160), ("cosine", 200), ("flat_cosine", 200)])
+def test_a_retraining_without_a_better_report_ends_where_its_schedule_may(
+    dataset: PreparedDataset, tmp_path: Path, schedule: str, ends: int, here: None
+) -> None:
+    still = PARAMETERS.model_copy(update={"schedule": schedule, "learning_rate": 1e-9, "filters": 2})
+    files = make_search(tmp_path / "search", dataset, still, images=200, report_every=20)
+    retrain(files.root)
+    record = Retraining.model_validate(read_json(files.retraining))
+    assert (record.best_images_seen, record.reports[-1].images_seen) == (60, ends)  # only batch statistics move
+
+
+@pytest.mark.parametrize("patients", ["train", "train+validation"])
+def test_the_bundle_of_a_retraining_is_its_average(
+    dataset: PreparedDataset, tmp_path: Path, patients: Patients, here: None
+) -> None:
+    averaged = PARAMETERS.model_copy(update={"ema": 0.9, "schedule": "cosine", "warmup": 0.1})
+    files = make_search(tmp_path / "search", dataset, averaged, images=200, report_every=100)
+    bundle = retrain(files.root, patients=patients)
+    record = Retraining.model_validate(read_json(files.retraining))
+    training, validation = trained_and_validated(dataset, patients)
+    budget = TrainingBudget(record.images or 0, 100)
+    states = [one.state() for one in train(averaged, training, validation, budget=budget, seed=10)]
+    state = next(one for one in states if one.images_seen == record.best_images_seen)
+    for name, tensor in bundle.network.state_dict().items():
+        assert torch.equal(tensor, state.part("average")[name]), name
+    assert not torch.equal(state.part("average")["body.head.0.bias"], state.part("weights")["body.head.0.bias"])
 
 
 @pytest.mark.slow

@@ -39,6 +39,17 @@ def test_its_weights_are_those_of_the_network(tmp_path: Path, layout: Any) -> No
 
 
 @pytest.mark.parametrize(
+    "average", [{"b": torch.ones(2, 3)}, {"a": torch.ones(2, 4)}, {"a": torch.ones(2, 3).double()}]
+)
+def test_its_average_is_of_the_same_network(tmp_path: Path, average: dict[str, torch.Tensor]) -> None:
+    """It is what a bundle gets."""
+    tensors = {**TENSORS, **{f"average.{name}": value for name, value in average.items()}}
+    TrainingState(tensors, NUMBERS).save(tmp_path / "a.safetensors")
+    with pytest.raises(IntegrityError, match="got ValueError: averaged weights of another network; go on from"):
+        TrainingState.load(tmp_path / "a.safetensors", LAYOUT)
+
+
+@pytest.mark.parametrize(
     "numbers",
     [
         "",

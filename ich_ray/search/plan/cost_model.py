@@ -54,7 +54,7 @@ class TrialMemory:
     """Bytes of one trial's tensors in float32, without the images and what PyTorch itself takes.
 
     Attributes:
-        weights: and buffers.
+        weights: and buffers, and their average where there is one.
         training: a gradient for each trained weight, and what the optimizer keeps of it.
         activations: what the forward pass of a batch keeps for the backward pass.
     """
@@ -152,7 +152,8 @@ def trial_memory(parameters: Hyperparameters, image_shape: tuple[int, int, int])
     weights, trained, activations = _count(parameters.network_alone, image_shape)
     states = 2 if parameters.optimizer != "sgd" else int(parameters.momentum > 0)
     kept = activations * parameters.batch_size // _IMAGES_COUNTED
-    return TrialMemory(parameters, weights, trained * (1 + states), kept)
+    copies = 2 if parameters.ema else 1
+    return TrialMemory(parameters, copies * weights, trained * (1 + states), kept)
 
 
 @lru_cache

@@ -11,7 +11,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from ich_ray.errors import SpaceError, nearest
 from ich_ray.model.architectures import ARCHITECTURES
-from ich_ray.model.hyperparameters import Hyperparameters, decides_the_network, fields_named, known_fields, readers
+from ich_ray.model.hyperparameters import (
+    REGISTERED,
+    Hyperparameters,
+    decides_the_network,
+    fields_named,
+    known_fields,
+    readers,
+)
 from ich_ray.results import Parameter
 from ich_ray.search.space.space import KINDS, Kind, ParameterSpec, is_integer, is_number, same
 from ich_ray.storage import holds_credentials, without_credentials
@@ -190,7 +197,7 @@ def _problem(record: type[BaseModel], name: str, value: Parameter) -> str:
 
 
 def _literals(name: str) -> list[str]:
-    if name == "architecture":
-        return ARCHITECTURES.names()
+    if name in REGISTERED:
+        return REGISTERED[name].names()
     annotation = known_fields()[name].annotation
     return [str(value) for value in getattr(annotation, "__args__", ())]

@@ -66,6 +66,8 @@ def test_memory_is_counted_by_hand(optimizer: Any, momentum: float, states: int)
     each = pixels + 2 * maps + pooled + 2 * pooled + 2 * 4 + 4 * 4 + 4
     assert found.activations == pytest.approx(64 * each, rel=1e-3)
     assert found.total == found.weights + found.training + found.activations
+    averaged = trial_memory(parameters.model_copy(update={"ema": 0.99}), (3, 32, 32))
+    assert averaged.total == found.total + found.weights
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,15 @@ def test_a_space_is_read(tmp_path: Path) -> None:
             "decay: low > 0 must hold for loguniform, got low=0.0; raise it, or use uniform",
         ),
         (
+            "schedule: {choice: [cosine, flat_cosin]}",
+            "schedule: input should be 'inverse_time', 'constant', 'cosine', 'flat_cosine' or one that was "
+            "registered, got 'flat_cosin' (did you mean 'flat_cosine'?)",
+        ),
+        ("warmup: {fixed: 1.0}", "warmup: input should be less than 1, got 1.0"),
+        ("decay_norms: {choice: [true, 0]}", "decay_norms: input should be a valid boolean, got 0"),
+        ("ema: {choice: [0.99, 1.0]}", "ema: input should be less than 1, got 1.0"),
+        ("clip: {uniform: [-1, 1]}", "clip: input should be greater than or equal to 0, got -1.0"),
+        (
             "optimizer: {choice: []}",
             "optimizer: choice must be a list of at least one value, got []; list the values to try",
         ),
@@ -247,6 +256,21 @@ def test_weights_and_stages_stand_beside_their_architectures(tmp_path: Path) -> 
         "unfreeze_from: {choice: [all, layer4], when: {architecture: resnet18, weights: imagenet}}}"
     )
     assert len(load_space(write(tmp_path, parameters(line))).parameters) == 3
+
+
+def test_how_weights_are_fitted_may_be_searched(tmp_path: Path) -> None:
+    line = (
+        "{schedule: {choice: [inverse_time, constant, cosine, flat_cosine]}, warmup: {fixed: 0.05}, "
+        "decay: {loguniform: [1e-3, 1e-1], when: {schedule: inverse_time}}, decay_norms: {choice: [true, false]}, "
+        "clip: {choice: [0, 1]}, ema: {choice: [0, 0.99, 0.999]}}"
+    )
+    space = load_space(write(tmp_path, parameters(line)))
+    drawn = [space.draw(RandomSuggest(seed)).parameters for seed in range(40)]
+    assert {(one["schedule"], "decay" in one) for one in drawn} == {
+        ("inverse_time", True), ("constant", False), ("cosine", False), ("flat_cosine", False)
+    }  # fmt: skip
+    # Beside another schedule it does nothing, and harms nothing: a default would stand there all the same.
+    assert load_space(write(tmp_path, parameters("{schedule: cosine, decay: {uniform: [0, 1]}}"))).name == "x"
 
 
 # Of 164 pairs a single one breaks the rule: 64 draws seldom meet it.
