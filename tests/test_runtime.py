@@ -15,6 +15,7 @@ import pytest
 from ich_ray import progress, runtime
 from ich_ray.errors import ConfigError
 from ich_ray.runtime import connected
+from ich_ray.storage import private
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379"])
@@ -38,7 +39,7 @@ def test_a_private_ray_ends_with_its_block_and_an_inner_block_shares_it(
     import ray
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(runtime, "_TMP", short)
+    monkeypatch.setattr(private, "_TMP", short)
     before = signal.getsignal(signal.SIGTERM)
     with connected(cpus=1):
         own = short / f"ich{os.geteuid()}"

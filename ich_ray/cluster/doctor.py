@@ -10,7 +10,8 @@ from ich_ray.cluster.checks import Finding, check, check_cluster_file
 from ich_ray.cluster.machine_facts import Facts, look
 from ich_ray.cluster.secrets import find_secrets
 from ich_ray.errors import ConfigError
-from ich_ray.runtime import cluster_address, connected, on_node
+from ich_ray.machines import on_node
+from ich_ray.runtime import cluster_address, connected
 from ich_ray.storage import Location, locate, remove, write_bytes
 
 if TYPE_CHECKING:
