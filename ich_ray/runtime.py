@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ich_ray.errors import ConfigError, first_line
 from ich_ray.local_ray import own_token, start_ray
 from ich_ray.progress import say
-from ich_ray.storage import holds_credentials
+from ich_ray.storage import holds_credentials, name_a_home
 from ich_ray.terminal import complain, guard_logger
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         ConfigError: no cluster answers at the address.
     """
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+    name_a_home()
     import ray
 
     from ich_ray.ray_internals import DriverPathJob, worker

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from ich_ray.storage import own_temporary_folder, private_folder
+from ich_ray.storage import name_a_home, own_temporary_folder, private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["average_float", "average_integer", "average_short", "survey"]
+
+name_a_home()  # before numba looks for a folder
 
 
 def _compiled(function: Callable[..., Any]) -> Any:

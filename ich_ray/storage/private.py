@@ -10,11 +10,23 @@ from pathlib import Path
 from ich_ray.errors import ConfigError
 from ich_ray.storage.places import system_reason
 
-__all__ = ["folder_of_home", "own_temporary_folder", "private_folder"]
+__all__ = ["folder_of_home", "name_a_home", "own_temporary_folder", "private_folder"]
 
 # A UNIX socket path has 107 characters at most, of which Ray's session and the name of a socket take 64: below
 # $TMPDIR, or a home, there may be no room.
 _TMP = Path("/tmp")  # noqa: S108
+# The home that systems give to users who must have none. Nothing can be written there: no key gets lost in a folder
+# that goes away.
+_NO_HOME = "/nonexistent"
+
+
+def name_a_home() -> None:
+    """Give this process, and those that it starts, a home where none is known.
+
+    Ray Tune could not be imported without one, and numba would make a folder named `~` in the working directory.
+    """
+    if os.path.expanduser("~") == "~":  # noqa: PTH111
+        os.environ["HOME"] = _NO_HOME
 
 
 def folder_of_home(variable: str, folder: str, instead: str) -> Path:
