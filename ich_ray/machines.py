@@ -87,9 +87,10 @@ def _compare(machine: str, found: list[Difference]) -> None:
     """Refuse what changes results, the worst first, and say the rest."""
     for name, here, there, matters in found:
         if matters:
+            also = ", or send the command there with `ich-ray submit`, which takes this one along"
             raise ConfigError(
-                f"machine {machine}: {name} must be {here} as in this process, got {there}; install the same there, "
-                "or run the search as a job, which takes this package along: `ich-ray submit -- search ...`"
+                f"machine {machine}: {name} must be {here} as in this process, got {there}; install the same there"
+                + also * (name == "ich_ray")
             )
     if found:
         told = ", ".join(f"{name} {there} (here {here})" for name, here, there, _ in found)
