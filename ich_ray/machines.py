@@ -68,7 +68,7 @@ def _question(
     """What a machine is asked. It needs nothing of this package there until versions are read."""
     from ray import cloudpickle
 
-    packed = cloudpickle.dumps((look, arguments))
+    packed = cloudpickle.dumps((look, arguments))  # type: ignore[no-untyped-call]
 
     def answer() -> tuple[dict[str, str], str]:
         import pickle

@@ -214,7 +214,7 @@ def _join(address: str, source: str) -> None:
     from ich_ray.ray_internals import DriverPathJob
 
     # The server of a Ray client has no working directory of this process.
-    job = None if address.startswith("ray://") else DriverPathJob()
+    job: Any = None if address.startswith("ray://") else DriverPathJob()
     host, _, port = address.removeprefix("ray://").rpartition(":")
     listens = False
     try:

@@ -293,6 +293,20 @@ def test_a_print_beside_the_door_is_seen(source: str) -> None:
     assert unfiltered(source)
 
 
+def names_used(path: Path) -> set[str]:
+    """Every name and attribute that a module uses or imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    used |= {node.id for node in nodes if isinstance(node, ast.Name)}
+    return used | {part for name in imported_names(path) for part in name.split(".")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_no_module_forks(path: Path) -> None:
+    """A fork of a process with threads, as Ray's and PyTorch's are, may hang; some machines have none."""
+    assert not names_used(path) & {"fork", "forkpty", "multiprocessing", "ProcessPoolExecutor", "preexec_fn"}
+
+
 def test_importing_the_package_loads_neither_ray_nor_torch() -> None:
     code = "import sys, ich_ray, ich_ray.results; print([m for m in ('ray', 'torch', 'optuna') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,13 +36,14 @@ parameters:
 """
 # An interpreter below the home of root is closed to others; this much more than an ordinary user such a test needs.
 MAY_READ = "+dac_read_search"
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class Ordinary:
     """A user whom the system does not list, with a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, temporary: Path) -> None:
+        self.folder, self.temporary = folder, temporary
 
     def command(self, *words: str) -> list[str]:
         program = shutil.which("setpriv") or "setpriv"
@@ -49,8 +51,8 @@ class Ordinary:
         return [program, f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *may, sys.executable, *words]
 
     def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """`ich-ray`, in an environment with nothing but a PATH."""
-        environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", **environ}
+        """`ich-ray`, in an environment with nothing but a PATH, and temporary files on another disk."""
+        environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "TMPDIR": str(self.temporary), **environ}
         command = self.command("-c", "from ich_ray.cli import main; main()", *arguments)
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=self.folder, env=environment)
 
@@ -61,15 +63,17 @@ def ordinary(tmp_path: Path) -> Iterator[Ordinary]:
         pytest.skip("only root can become another user")
     for above in [tmp_path, *tmp_path.parents[:2]]:  # pytest's own, closed to others
         above.chmod(0o755)
-    folder = tmp_path / "own"
-    folder.mkdir()
-    os.chown(folder, USER, USER)
-    user = Ordinary(folder)
+    temporary = Path(tempfile.mkdtemp(dir=SHARED_MEMORY if SHARED_MEMORY.exists() else None))
+    user = Ordinary(tmp_path / "own", temporary)
+    user.folder.mkdir()
+    for folder in (user.folder, user.temporary):
+        os.chown(folder, USER, USER)
     code = "import os, sys, ich_ray; sys.exit(os.access(os.path.dirname(ich_ray.__file__), os.W_OK))"
-    tried = subprocess.run(user.command("-c", code), capture_output=True, text=True, check=False, cwd=folder)
+    tried = subprocess.run(user.command("-c", code), capture_output=True, text=True, check=False, cwd=user.folder)
     if tried.returncode:
         pytest.skip(f"no such user here, or it may write the installation: {tried.stderr[-200:]}")
     yield user
+    shutil.rmtree(temporary)
     shutil.rmtree(f"/tmp/ich{USER}", ignore_errors=True)
 
 
@@ -132,3 +136,25 @@ def test_a_search_from_a_folder_with_another_package_runs_the_one_that_is_instal
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert not (ordinary.folder / "WHO").exists()
+
+
+def has_mounts() -> bool:
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return os.geteuid() == 0 and subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not has_mounts(), reason="needs mount namespaces")
+def test_a_small_shared_memory_is_enough(tmp_path: Path) -> None:
+    """What a container gets where nobody asks for more: 64 MB, where here 100 MB are sent to a worker."""
+    (tmp_path / "send.py").write_text(
+        "import numpy as np, ray\nfrom ich_ray.cluster.doctor import doctor\nfrom ich_ray.runtime import connected\n"
+        "print([str(found) for found in doctor() if found.what == 'shm'])\n"
+        "with connected(cpus=1):\n"
+        "    print(ray.get(ray.remote(np.sum).remote(ray.put(np.ones(100_000_000, np.uint8)))))\n"
+    )
+    command = f"mount -t tmpfs -o size=64m none {SHARED_MEMORY} && exec {sys.executable} {tmp_path / 'send.py'}"
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", command], capture_output=True, text=True, check=True)
+    said, total = done.stdout.splitlines()
+    assert "warning shm" in said
+    assert "--shm-size" in said
+    assert total == "100000000"

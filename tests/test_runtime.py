@@ -20,7 +20,6 @@ from ich_ray.machines import ask_machines
 from ich_ray.runtime import connected
 from ich_ray.storage import private
 
-
 DEMO = str(Path(__file__).parent.parent / "search_spaces" / "demo.yaml")
 
 

@@ -29,7 +29,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba finds no folder that it may write
-        numba.config.CACHE_DIR = str(private_folder(own_temporary_folder() / "numba"))
+        numba.config.CACHE_DIR = str(private_folder(own_temporary_folder() / "numba"))  # type: ignore[attr-defined]
         return numba.njit(nogil=True, cache=True)(function)
 
 
@@ -49,7 +49,7 @@ def survey(words: NDArray[Any], low: Any, high: Any) -> tuple[int, int, int]:
             row_within = np.uint16(row_within + np.uint16((word >= low) & (word <= high)))
         smallest, largest = min(smallest, np.int64(row_smallest)), max(largest, np.int64(row_largest))
         within += np.int64(row_within)
-    return smallest, largest, within
+    return smallest, largest, within  # type: ignore[return-value]
 
 
 @_compiled
