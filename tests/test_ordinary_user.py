@@ -150,10 +150,11 @@ def test_a_small_shared_memory_is_enough(tmp_path: Path) -> None:
         "import numpy as np, ray\nfrom ich_ray.cluster.doctor import doctor\nfrom ich_ray.runtime import connected\n"
         "print([str(found) for found in doctor() if found.what == 'shm'])\n"
         "with connected(cpus=1):\n"
-        "    print(ray.get(ray.remote(np.sum).remote(ray.put(np.ones(100_000_000, np.uint8)))))\n"
+        "    print(ray.get(ray.remote(lambda sent: sent.sum()).remote(ray.put(np.ones(100_000_000, np.uint8)))))\n"
     )
     command = f"mount -t tmpfs -o size=64m none {SHARED_MEMORY} && exec {sys.executable} {tmp_path / 'send.py'}"
-    done = subprocess.run(["unshare", "--mount", "sh", "-c", command], capture_output=True, text=True, check=True)
+    shell = [shutil.which("unshare") or "unshare", "--mount", "sh", "-c", command]
+    done = subprocess.run(shell, capture_output=True, text=True, check=True)
     said, total = done.stdout.splitlines()
     assert "warning shm" in said
     assert "--shm-size" in said
