@@ -20,7 +20,7 @@ from upath import UPath
 
 from ich_ray import progress
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.storage import sha256, write_bytes, writing
+from ich_ray.storage import folder_of_home, sha256, write_bytes, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,8 +87,9 @@ def _check_no_link(own: Path) -> None:
 
 def _home() -> Path:
     cache = os.environ.get("ICH_RAY_CACHE")
-    home = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ich_ray"
-    return home.expanduser()
+    if cache:
+        return Path(cache).expanduser()
+    return folder_of_home("XDG_CACHE_HOME", ".cache", "name a folder for copies in ICH_RAY_CACHE") / "ich_ray"
 
 
 def _provide(path: UPath, digest: str, copy: Path, most_bytes: int) -> None:

@@ -5,23 +5,29 @@ They may change with any minor version. pyproject.toml caps Ray at the minor ver
 
 from __future__ import annotations
 
+import sys
+import sysconfig
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray._private import worker
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.worker import get_dashboard_url
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
+from ray.job_config import JobConfig
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 __all__ = [
     "DEBUG_AUTOSCALING_STATUS",
+    "DriverPathJob",
     "GcsClient",
     "forget",
+    "forget_authentication",
     "get_cluster_status",
     "get_dashboard_url",
     "internal_kv_get",
@@ -42,3 +48,41 @@ def forget(trial: Trial) -> None:
         trial._default_result_or_future = None
     for held in (trial.metric_analysis, trial.metric_n_steps, trial.last_result, trial.evaluated_params):
         held.clear()
+
+
+class DriverPathJob(JobConfig):
+    """A job whose workers look for modules first where this process looks first.
+
+    Ray puts the working directory of the driver before what is installed there (ray #17518), whether or not the driver
+    looks in it: from a folder with another `ich_ray`, workers would run that one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_py_driver_sys_path=[*reversed(_folders_before_installed())])  # each is put before the others
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        """Ray asks this only before it adds the working directory and that of the script."""
+        return True
+
+
+def _folders_before_installed() -> list[str]:
+    """Where this process looks for modules before the standard library and installed packages.
+
+    The folder of its script, ``PYTHONPATH``, and the working directory only if Python itself looks there first, as with
+    ``python -m`` and in a notebook.
+    """
+    found = []
+    library = Path(sysconfig.get_path("stdlib"))
+    for entry in sys.path:
+        folder = Path(entry).absolute()
+        if folder == library or (folder.parent == library.parent and folder.suffix == ".zip"):  # python311.zip
+            break
+        if not {"site-packages", "dist-packages"} & {*folder.parts}:
+            found.append(str(folder))
+    return found
+
+
+def forget_authentication() -> None:
+    """Let Ray read its mode and token from the environment again; it keeps both."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()

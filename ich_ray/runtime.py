@@ -11,19 +11,19 @@ import signal
 import socket
 import threading
 import time
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import ConfigError, first_line
+from ich_ray.local_ray import own_token, start_ray
 from ich_ray.progress import say
-from ich_ray.storage import holds_credentials, private_folder
+from ich_ray.storage import holds_credentials, name_a_home
 from ich_ray.terminal import complain, guard_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ask_machines", "cluster_address", "connected", "knock", "on_node", "signals_given_back"]
+__all__ = ["cluster_address", "connected", "knock", "signals_given_back"]
 
 # Ray warns about its own future defaults on every start; none of these concern a user of this package.
 _QUIET = {
@@ -33,16 +33,11 @@ _QUIET = {
 }
 
 _KNOCK_S = 10.0
-_TOKEN = Path("~/.ray/auth_token")
-# A UNIX socket path has 107 characters at most, of which Ray's session and the name of a socket take 64: below
-# $TMPDIR, or a home, there may be no room.
-_TMP = Path("/tmp")  # noqa: S108
 # A head that comes back within this time is none that was lost; after 60 s Ray ends the process without a word of ours.
 _PATIENCE_S = 40.0
 # Whoever ends this process may end a Ray beside it in the same moment: a group of processes, a job of a batch system.
 _PATIENCE_TERMINATED_S = 3.0
 _KNOCK_EVERY_S = 2.0
-_ANSWER_WITHIN_S = 30
 # While nobody answers: Ray's own threads connect again after a second, and abort with a page of addresses when the
 # head is another one.
 _KNOCK_AGAIN_S = 0.1
@@ -69,16 +64,21 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         ConfigError: no cluster answers at the address.
     """
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+    name_a_home()
     import ray
 
-    from ich_ray.ray_internals import worker
+    from ich_ray.ray_internals import DriverPathJob, worker
 
     if ray.is_initialized():
         yield
         return
     where = cluster_address(address)
-    with signals_given_back(signal.SIGTERM):  # Ray's handler would stay, and end with 15 what comes after the block
-        _start(where, cpus)
+    # Ray's handler of SIGTERM would stay, and end with 15 what comes after the block.
+    with signals_given_back(signal.SIGTERM), nullcontext() if where else own_token():
+        if where:
+            _join(where, _source(address))
+        else:
+            start_ray(DriverPathJob(), cpus)
         worker.print_to_stdstream = _say_first_line
         guard_logger("ray")
         over = threading.Event()
@@ -90,37 +90,6 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         finally:
             over.set()
             ray.shutdown()
-
-
-def _start(where: str | None, cpus: int | None) -> None:
-    """Join the cluster at `where`, or start a Ray of this process."""
-    import ray
-
-    if where:
-        _join(where)
-        return
-    unwritten = not _TOKEN.expanduser().exists()
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=str(_sessions()),
-    )
-    if unwritten and _TOKEN.expanduser().exists():
-        _TOKEN.expanduser().chmod(0o600)  # Ray has just made it, for all to read
-
-
-def _sessions() -> Path:
-    """Where a Ray started here keeps logs, sockets and what it spills: in a folder that no other user may enter.
-
-    Ray itself opens the folder that it is given to all users (mode 0777), so there is one around it.
-
-    Raises:
-        ConfigError: something that is not this user's lies there.
-    """
-    return private_folder(private_folder(_TMP / f"ich{os.geteuid()}") / "r")
 
 
 @contextmanager
@@ -162,54 +131,27 @@ def cluster_address(address: str | None) -> str | None:
     """The cluster that is meant by `address` or ``RAY_ADDRESS``; None for this machine alone.
 
     Raises:
-        ConfigError: there is a user, a password or a token in it.
+        ConfigError: there is a user, a password or a token in it, or it is the address of something else.
     """
-    where = address or os.environ.get("RAY_ADDRESS")
+    where, source = address or os.environ.get("RAY_ADDRESS"), _source(address)
     if where and (holds_credentials(where) or "@" in where):
         raise ConfigError(
-            "--address: an address is shown and stored and must hold no user, password or token, got one; leave it out"
+            f"{source}: an address is shown and stored and must hold no user, password or token, got one; leave it out"
+        )
+    scheme, is_url, _ = (where or "").partition("://")
+    if is_url and scheme != "ray":  # for another one Ray imports a module of that name
+        got = "that of a dashboard, to which jobs are sent" if scheme in {"http", "https"} else f"a {scheme} address"
+        unset = "leave it out" if address else "unset it"
+        raise ConfigError(
+            f"{source} {where}: must be where the head of a Ray cluster listens, HOST:6379, or auto on a machine of "
+            f"the cluster, got {got}; correct it, or {unset} for a Ray of this machine alone"
         )
     return None if where == "local" else where or None
 
 
-def on_node(node: str, function: Any, *arguments: Any) -> Any:
-    """A reference to what `function` returns on the node of that id; it waits for no resources."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    task = ray.remote(num_cpus=0, max_retries=0)(function)
-    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments)
-
-
-def ask_machines(look: Any, *arguments: Any) -> None:
-    """Where a cluster has several machines, let each look whether all is as the work needs it.
-
-    Args:
-        look: runs on a machine and returns what is wrong there, empty if nothing.
-        arguments: of `look`.
-
-    Raises:
-        ConfigError: something is wrong on a machine, or it does not answer; it is named.
-    """
-    import ray
-
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    if len(alive) < 2:
-        return
-    asked = {on_node(node["NodeID"], look, *arguments): node["NodeManagerAddress"] for node in alive}
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
-    for reference in ready:
-        try:
-            problem = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            problem = f"must be able to look at its files, got {type(error).__name__}"
-        if problem:
-            raise ConfigError(f"machine {asked[reference]}: {problem}; use a folder that all machines share, or a URI")
-    if late:
-        where = asked[late[0]]
-        raise ConfigError(
-            f"machine {where}: must answer within {_ANSWER_WITHIN_S} s, got nothing; check it with `ray status`"
-        )
+def _source(address: str | None) -> str:
+    """Who has given the address that is meant."""
+    return "--address" if address else "RAY_ADDRESS"
 
 
 def _say_first_line(data: Any, ignore_prefix: bool = False) -> None:  # noqa: ARG001
@@ -260,24 +202,33 @@ def _leave(problem: str) -> None:
     os._exit(1)
 
 
-def _join(address: str) -> None:
+def _join(address: str, source: str) -> None:
+    """Join the cluster at `address`.
+
+    Raises:
+        ConfigError: none answers there.
+    """
     import ray
     from ray.exceptions import AuthenticationError
 
+    from ich_ray.ray_internals import DriverPathJob
+
+    # The server of a Ray client has no working directory of this process.
+    job: Any = None if address.startswith("ray://") else DriverPathJob()
     host, _, port = address.removeprefix("ray://").rpartition(":")
     listens = False
     try:
         if host and port.isdigit():
             knock(host, int(port))
             listens = True
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=job)
     except (AuthenticationError, OSError, RuntimeError, ValueError, SystemExit) as error:
         problem = first_line(error)
         if isinstance(error, AuthenticationError) or (listens and "Failed to connect" in problem):
             mode = os.environ.get("RAY_AUTH_MODE", "not set")
             problem = f"no welcome: a token that is wrong or missing (RAY_AUTH_MODE is {mode}), or no Ray"
         raise ConfigError(
-            f"--address {address}: a Ray cluster must answer there, got {problem}; check the address, that the cluster "
+            f"{source} {address}: a Ray cluster must answer there, got {problem}; check the address, that the cluster "
             "is up, and for one with a token RAY_AUTH_MODE=token and its token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
         ) from None
 

@@ -32,12 +32,15 @@ LEVELS = [
         "cache",
         "statistics",
         "ct",
+        "local_ray",
+        "machines",
         "progress",
         "ray_data",
         "ray_internals",
         "registry",
         "runtime",
         "results",
+        "versions",
     },
     {"model"},
     {"data"},
@@ -57,6 +60,8 @@ MAY_IMPORT_RAY = {
     "cluster.doctor",
     "cluster.jobs",
     "cluster.ray_errors",
+    "local_ray",
+    "machines",
     "ray_data",
     "ray_internals",
     "refit.confirm",
@@ -125,6 +130,8 @@ def test_what_ray_keeps_to_itself_is_known_by_its_name() -> None:
         "ray._private.worker",
         "ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS",
         "ray._private.worker.get_dashboard_url",
+        "ray._raylet.AuthenticationTokenLoader",
+        "ray._raylet.Config",
         "ray._raylet.GcsClient",
         "ray.autoscaler.v2.sdk.get_cluster_status",
         "ray.autoscaler.v2.utils.is_autoscaler_v2",
@@ -284,6 +291,20 @@ def test_only_the_door_prints(path: Path) -> None:
 )
 def test_a_print_beside_the_door_is_seen(source: str) -> None:
     assert unfiltered(source)
+
+
+def names_used(path: Path) -> set[str]:
+    """Every name and attribute that a module uses or imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    used |= {node.id for node in nodes if isinstance(node, ast.Name)}
+    return used | {part for name in imported_names(path) for part in name.split(".")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_no_module_forks(path: Path) -> None:
+    """A fork of a process with threads, as Ray's and PyTorch's are, may hang; some machines have none."""
+    assert not names_used(path) & {"fork", "forkpty", "multiprocessing", "ProcessPoolExecutor", "preexec_fn"}
 
 
 def test_importing_the_package_loads_neither_ray_nor_torch() -> None:

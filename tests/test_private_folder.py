@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ich_ray import cli, runtime
+from ich_ray import cli
 from ich_ray.errors import ConfigError
 from ich_ray.runtime import connected
-from ich_ray.storage import locate, private_folder, write_bytes, write_table, writing
+from ich_ray.storage import locate, private, private_folder, write_bytes, write_table, writing
 
 
 def mode(path: Path) -> int:
@@ -82,7 +82,7 @@ def test_no_ray_is_started_in_a_folder_of_another(
     below: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runtime, "_TMP", tmp_path)
+    monkeypatch.setattr(private, "_TMP", tmp_path)
     folder = tmp_path / f"ich{os.geteuid()}"
     if below:
         folder.mkdir()
@@ -118,7 +118,7 @@ def test_a_folder_of_another_ends_a_command_with_one_line(
 ) -> None:
     from tests.data.folders import write_cohort
 
-    monkeypatch.setattr(runtime, "_TMP", tmp_path / "tmp")
+    monkeypatch.setattr(private, "_TMP", tmp_path / "tmp")
     (tmp_path / "tmp").mkdir()
     a_link(tmp_path / "tmp" / f"ich{os.geteuid()}")
     labels = write_cohort(tmp_path / "images")

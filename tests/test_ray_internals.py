@@ -6,10 +6,13 @@ The client of a head is tried on a head that is there, in test_runtime.py.
 from __future__ import annotations
 
 import inspect
+import sys
+import sysconfig
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from ray.job_config import JobConfig
 from ray.tune.experiment import Trial
 
 from ich_ray import ray_internals
@@ -45,6 +48,41 @@ def test_the_worker_knows_its_node_and_its_cluster() -> None:
     worker = ray_internals.worker.global_worker
     assert worker.node is None, "no Ray is connected in this process"
     assert isinstance(type(worker).current_cluster_and_job, property)
+
+
+FOLDERS = ["/script", "/python_path", "/v/lib/python3.11/site-packages/ray/thirdparty_files"]
+LIBRARY = [
+    "/p/lib/python311.zip",
+    "/p/lib/python3.11",
+    "/p/lib/python3.11/lib-dynload",
+    "/v/lib/python3.11/site-packages",
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ([*FOLDERS, *LIBRARY], ["/python_path", "/script"]),
+        ([*LIBRARY, "/checkout"], []),  # an editable installation: a worker's own path has it, too
+        (["", *LIBRARY], ["HERE"]),  # a notebook
+        (["/p/lib", *LIBRARY], ["/p/lib"]),
+    ],
+)
+def test_workers_look_first_where_this_process_looks_before_what_is_installed(
+    path: list[str], sent: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray puts each folder in front of those before it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: "/p/lib/python3.11")
+    monkeypatch.setattr(sys, "path", path)
+    job = ray_internals.DriverPathJob()
+    assert job._py_driver_sys_path == [str(tmp_path) if folder == "HERE" else folder for folder in sent]
+
+
+def test_ray_asks_a_job_before_it_adds_the_working_directory() -> None:
+    """If it asked otherwise, workers would look there first again; test_runtime.py looks at a worker."""
+    assert "_runtime_env_has_working_dir" in vars(JobConfig)
+    assert "job_config._runtime_env_has_working_dir()" in inspect.getsource(ray_internals.worker.connect)
 
 
 def test_a_trial_that_has_ended_is_forgotten_by_tune() -> None:

@@ -13,8 +13,8 @@ KINDS = hostile.kinds()
 # machine that a training reads; `address`, without what opens it; `file`, below the folder of the record; `lines`, a
 # text of several; `seed`, a number without a bound, which nothing allocates; `signed`, a whole number below zero.
 STATED = {
-    "cluster.machine_facts.Facts text": "auth_mode machine storage token_file torch_gpus versions",
-    "cluster.machine_facts.Facts lines": "auth_mode machine storage token_file torch_gpus",
+    "cluster.machine_facts.Facts text": "auth_mode home machine ray_folder storage token_file torch_gpus versions",
+    "cluster.machine_facts.Facts lines": "auth_mode home machine ray_folder storage token_file torch_gpus",
     "cluster.machine_facts.Facts signed": "disk_free_bytes shm_free_bytes",
     "data.dataset_audit.Check text": "breaches found invariant rule",
     "data.dataset_audit.Check lines": "breaches found",

@@ -12,9 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from ich_ray import progress, runtime
+import ich_ray
+from ich_ray import cli, progress, runtime
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
+from ich_ray.machines import ask_machines
 from ich_ray.runtime import connected
+from ich_ray.storage import private
+
+DEMO = str(Path(__file__).parent.parent / "search_spaces" / "demo.yaml")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379"])
@@ -25,6 +31,42 @@ def test_an_address_without_a_cluster_is_refused_within_seconds(address: str) ->
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.parametrize(
+    ("address", "got"),
+    [
+        ("http://127.0.0.1:8265", "that of a dashboard, to which jobs are sent"),
+        ("https://head.example", "that of a dashboard, to which jobs are sent"),
+        ("pickle://x", "a pickle address"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["doctor", "search"])
+def test_an_address_of_something_else_is_named_with_who_gave_it(
+    address: str,
+    got: str,
+    verb: str,
+    dataset: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["doctor"]
+    if verb == "search":
+        asked = ["search", str(dataset.files.root), "--space", DEMO, "--out", str(tmp_path / "s"), "--trials", "1"]
+    rule = "must be where the head of a Ray cluster listens, HOST:6379, or auto on a machine of the cluster"
+    assert cli.call([*asked, "--address", address]) == 2
+    told = f"{address}: {rule}, got {got}; correct it, or"
+    assert capsys.readouterr().err == f"ich-ray: --address {told} leave it out for a Ray of this machine alone\n"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert cli.call(asked) == 2
+    assert capsys.readouterr().err == f"ich-ray: RAY_ADDRESS {told} unset it for a Ray of this machine alone\n"
+
+
+def test_a_cluster_that_does_not_answer_is_named_with_who_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"^RAY_ADDRESS 127\.0\.0\.1:1: a Ray cluster must answer there"), connected():
+        pytest.fail("it was joined")
+
+
 @pytest.fixture
 def short() -> Iterator[Path]:
     """A folder with a name that leaves room for those of sockets."""
@@ -32,15 +74,35 @@ def short() -> Iterator[Path]:
         yield Path(folder)
 
 
+def another_package(folder: Path) -> Path:
+    """A folder with an `ich_ray` that is not this one."""
+    (folder / "ich_ray").mkdir(parents=True)
+    (folder / "ich_ray" / "__init__.py").write_text("raise ImportError('another ich_ray')\n")
+    return folder
+
+
+def package_of_a_worker() -> str:
+    import ich_ray
+
+    return str(ich_ray.__file__)
+
+
 def test_a_private_ray_ends_with_its_block_and_an_inner_block_shares_it(
-    short: Path, monkeypatch: pytest.MonkeyPatch
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(runtime, "_TMP", short)
+    monkeypatch.setattr(private, "_TMP", short)
     before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(another_package(tmp_path))
     with connected(cpus=1):
+        assert ray.get(ray.remote(package_of_a_worker).remote()) == ich_ray.__file__, "not that of this folder"
+        ask_machines()
+        with monkeypatch.context() as patch:
+            patch.setattr(ich_ray, "__version__", "9")
+            with pytest.raises(ConfigError, match=r": ich_ray must be 9 \(source .*\) as in this process, got 0\.1"):
+                ask_machines()
         own = short / f"ich{os.geteuid()}"
         session = Path(ray._private.worker._global_node.get_session_dir_path())
         assert (session.parent, list(short.iterdir())) == (own / "r", [own])

@@ -14,6 +14,7 @@ from ich_ray.bundle.bundle import OPERATING_POINT, load_bundle
 from ich_ray.bundle.prediction import Prediction, Predictor, Studies, StudyPrediction, list_inputs
 from ich_ray.bundle.table_writer import as_table, check_suffix, writing_rows
 from ich_ray.errors import ConfigError
+from ich_ray.machines import ask_machines
 from ich_ray.ray_data import map_in_order
 from ich_ray.runtime import connected
 from ich_ray.storage import Location, check_file, check_folder, locate
@@ -131,6 +132,7 @@ def _through_ray(order: _Order, inputs: list[Input], address: str | None) -> Ite
     items = [{"files": [file for file, _ in chunk], "reasons": [reason for _, reason in chunk]} for chunk in chunks]
     rule, hint = "predict: every batch must end", "nothing was written, try again"
     with connected(address):
+        ask_machines()
         for table in map_in_order(items, _Worker, order, rule=rule, hint=hint):
             yield [Prediction(**row) for row in table.to_pylist()]
 

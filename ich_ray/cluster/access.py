@@ -45,10 +45,14 @@ class Token:
 
 @dataclass(frozen=True)
 class Access:
-    """The dashboard of a cluster: `http://host:port` and what to show it."""
+    """The dashboard of a cluster: `http://host:port`, what to show it, and who has named it."""
 
     url: str
     token: Token | None
+    source: str = "--address"
+
+    def __str__(self) -> str:
+        return f"{self.source} {self.url}"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -71,24 +75,30 @@ def reach(address: str | None, environ: Mapping[str, str] = os.environ) -> Acces
     Raises:
         ConfigError: it is no such address, the token's file is open to others, or the token would travel unencrypted.
     """
-    url = address or environ.get("RAY_API_SERVER_ADDRESS") or _http(environ.get("RAY_ADDRESS", "")) or TUNNEL
+    named = {
+        "--address": address,
+        "RAY_API_SERVER_ADDRESS": environ.get("RAY_API_SERVER_ADDRESS"),
+        "RAY_ADDRESS": _http(environ.get("RAY_ADDRESS", "")),
+        "the tunnel's end": TUNNEL,
+    }
+    source, url = next((source, url) for source, url in named.items() if url)
     url = url if "://" in url else f"http://{url}"
-    _check_no_credentials(url)
-    parts = _split(url)
+    _check_no_credentials(url, source)
+    parts = _split(url, source)
     token = find_token(environ)
     if token and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise ConfigError(
-            f"--address {url}: a token must not travel unencrypted, got http to another machine; open a tunnel with "
+            f"{source} {url}: a token must not travel unencrypted, got http to another machine; open a tunnel with "
             f"`ray dashboard cluster.yaml` and use {TUNNEL}, or use https"
         )
-    return Access(f"{parts.scheme}://{parts.netloc}", token)
+    return Access(f"{parts.scheme}://{parts.netloc}", token, source)
 
 
 def _http(address: str) -> str:
     return address if address.startswith(("http://", "https://")) else ""
 
 
-def _split(url: str) -> SplitResult:
+def _split(url: str, source: str) -> SplitResult:
     """The parts of an address that jobs can be sent to; Ray itself would import a module named by another scheme."""
     try:
         parts = urlsplit(url)
@@ -97,16 +107,16 @@ def _split(url: str) -> SplitResult:
         fits = False
     if not fits:
         raise ConfigError(
-            f"--address {url}: jobs go to the dashboard of a cluster, got no http or https address; "
+            f"{source} {url}: jobs go to the dashboard of a cluster, got no http or https address; "
             f"use {TUNNEL} and keep `ray dashboard cluster.yaml` open"
         )
     return parts
 
 
-def _check_no_credentials(url: str) -> None:
+def _check_no_credentials(url: str, source: str) -> None:
     if holds_credentials(url):
         raise ConfigError(
-            f"--address {without_credentials(url)}: an address is shown and stored and must hold no user, password or "
+            f"{source} {without_credentials(url)}: an address is shown and stored and must hold no user, password or "
             "token, got one; leave it out, the token comes from RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
         )
 
@@ -135,7 +145,9 @@ def go_past_proxies(host: str, environ: MutableMapping[str, str] = os.environ) -
 def token_file(environ: Mapping[str, str] = os.environ) -> Path:
     """Where the token lies, if it lies in a file."""
     named = environ.get("RAY_AUTH_TOKEN_PATH")
-    return Path(named).expanduser() if named else Path(environ.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
+    # A user without a home has no such file; `Path.expanduser` would fail.
+    home = environ.get("HOME") or os.path.expanduser("~")  # noqa: PTH111
+    return Path(named).expanduser() if named else Path(home) / ".ray" / "auth_token"
 
 
 def find_token(environ: Mapping[str, str] = os.environ) -> Token | None:

@@ -53,6 +53,7 @@ def check(machines: Sequence[Facts], dashboard: str | None, is_cluster: bool) ->
         *_versions(machines),
         *_gpus(machines),
         *_storage(machines),
+        *_folders(machines),
         *_clocks(machines if is_cluster else ()),
         *_disks(machines),
         *_token(machines, is_cluster),
@@ -113,6 +114,22 @@ def _storage(machines: Sequence[Facts]) -> Iterable[Finding]:
             )
     if asked and not any(machine.storage for machine in asked):
         yield Finding("ok", "storage", f"read and written from {len(asked)} of {len(machines)}")
+
+
+def _folders(machines: Sequence[Facts]) -> Iterable[Finding]:
+    """Folders of the user: Ray's, and the home, which is needed for little."""
+    for machine in machines:
+        if machine.ray_folder:
+            found, _, remedy = machine.ray_folder.partition("; ")
+            yield Finding("problem", "folder", found, remedy)
+        if machine.home:
+            yield Finding(
+                "warning",
+                "home",
+                f"{machine.machine}: the home of its user must be writable for keys and copies, got {machine.home}",
+                "name files elsewhere: ICH_RAY_KEY_FILE for `prepare`, ICH_RAY_CACHE for remote datasets, TORCH_HOME "
+                "for weights",
+            )
 
 
 def skew_s(machine: Facts) -> float:

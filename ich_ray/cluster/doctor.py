@@ -10,7 +10,9 @@ from ich_ray.cluster.checks import Finding, check, check_cluster_file
 from ich_ray.cluster.machine_facts import Facts, look
 from ich_ray.cluster.secrets import find_secrets
 from ich_ray.errors import ConfigError
-from ich_ray.runtime import cluster_address, connected, on_node
+from ich_ray.local_ray import sessions_folder
+from ich_ray.machines import on_node
+from ich_ray.runtime import cluster_address, connected
 from ich_ray.storage import Location, locate, remove, write_bytes
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def doctor(
         where = cluster_address(address)
         if where is None:
             return findings + check([_here(scratch, witness, problem)], None, is_cluster=False)
-        with connected(where):
+        with connected(address):
             machines, dashboard = _ask_all(str(scratch) if scratch is not None else None, witness)
     finally:
         if scratch is not None and not problem:
@@ -73,7 +75,15 @@ def _leave_witness(scratch: UPath | None, witness: str) -> str:
 
 def _here(scratch: UPath | None, witness: str, problem: str) -> Facts:
     facts = look("this", None if scratch is None or problem else str(scratch), witness)
-    return facts.model_copy(update={"storage": problem}) if problem else facts
+    return facts.model_copy(update={"ray_folder": _no_ray_folder()} | ({"storage": problem} if problem else {}))
+
+
+def _no_ray_folder() -> str:
+    try:
+        sessions_folder()
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _ask_all(storage: str | None, witness: str) -> tuple[list[Facts], str | None]:

@@ -89,7 +89,7 @@ def submit(
     parcel = pack(command)
     access = reach(address)
     job = f"ich-{parcel.command[0]}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
-    entrypoint = shlex.join([python, "-m", "ich_ray.cli", *parcel.command])
+    entrypoint = shlex.join([python, "-P", "-m", "ich_ray.cli", *parcel.command])  # -P: no folder of the head
     with tempfile.TemporaryDirectory() as folder, translate_errors(access):
         environment: dict[str, Any] = {"py_modules": [str(PACKAGE)], "excludes": ["__pycache__/"]}
         if parcel.files:
@@ -249,7 +249,7 @@ def _persist(access: Access, ask: Callable[[Any], Answer]) -> Answer:
         except OSError as error:
             if time.monotonic() - began > _PATIENCE_S:
                 raise IchRayError(
-                    f"--address {access.url}: must answer, got {remote_line(error)} "
+                    f"{access}: must answer, got {remote_line(error)} "
                     f"for {_PATIENCE_S / 60:.0f} minutes; "
                     "the job goes on: follow it again when the connection is back"
                 ) from None

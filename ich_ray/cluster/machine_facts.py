@@ -7,24 +7,22 @@ this package.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import sys
-import tempfile
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from ich_ray import __version__
 from ich_ray.cluster.access import token_file
 from ich_ray.storage import Count, Integer, Line, Record, Text, locate, write_bytes
+from ich_ray.versions import version_reader
 
 __all__ = ["Facts", "look", "open_ports"]
 
-_PACKAGES = ("ray", "torch", "torchvision", "optuna", "numpy", "pyarrow")
+# Where a Ray of one machine keeps its files.
+_TMP = "/tmp"  # noqa: S108
 _LISTEN = "0A"
 
 
@@ -35,6 +33,8 @@ class Facts(Record):
         gpus: that Ray was told of; None outside a cluster.
         torch_gpus: that PyTorch sees, or why it sees none at all.
         storage: what went wrong with it, empty if nothing, None if none was named.
+        ray_folder: why no Ray can be started in its folder, empty if one can, None in a cluster, where one runs.
+        home: of its user, if it cannot be written; empty if it can.
         sent, received: seconds since 1970 on the asking machine; `began` and `answered` on this one.
         open_ports: that listen to other machines.
         token_mode: of the token's file; None without one.
@@ -46,6 +46,8 @@ class Facts(Record):
     gpus: float | None = None
     torch_gpus: Count | Text = 0
     storage: Text | None = None
+    ray_folder: Text | None = None
+    home: Text = ""
     sent: float = 0.0
     began: float = 0.0
     answered: float = 0.0
@@ -65,16 +67,17 @@ def look(machine: str, storage: str | None = None, witness: str = "", temporary:
         machine: what to call it; in `storage` it writes a file of this name.
         storage: a folder or URI that every machine must read and write.
         witness: what stands in the file `witness` there.
-        temporary: where Ray keeps its files; the folder for temporary files if not given.
+        temporary: where Ray keeps its files; where it would, if not given.
     """
     began, token = time.time(), token_file()
     shared = Path("/dev/shm")  # noqa: S108  (Ray's object store lies there)
     return Facts(
         machine=machine,
-        versions=_versions(),
+        versions=version_reader()(),
         torch_gpus=_torch_gpus(),
         storage=None if storage is None else _try_storage(storage, machine, witness),
-        disk_free_bytes=shutil.disk_usage(temporary or tempfile.gettempdir()).free,
+        home=_unwritable_home(),
+        disk_free_bytes=shutil.disk_usage(temporary or _TMP).free,
         shm_free_bytes=shutil.disk_usage(shared).free if shared.exists() else None,
         open_ports=open_ports(),
         token_mode=token.stat().st_mode & 0o777 if token.is_file() else None,
@@ -85,14 +88,12 @@ def look(machine: str, storage: str | None = None, witness: str = "", temporary:
     )
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "ich_ray": __version__}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+def _unwritable_home() -> str:
+    """The home of this user, or `none`; empty if it can be written."""
+    home = os.path.expanduser("~")  # noqa: PTH111  (`Path.home` fails where none is known)
+    if not os.path.isabs(home):  # noqa: PTH117
+        return "none"
+    return "" if os.access(home, os.W_OK) else home
 
 
 def _torch_gpus() -> int | str:

@@ -28,10 +28,10 @@ def translate_errors(access: Access, job: str | None = None) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        raise ConfigError(f"--address {access.url}: {_token_problem(access, str(error))}") from None
+        raise ConfigError(f"{access}: {_token_problem(access, str(error))}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--address {access.url}: the dashboard of a Ray cluster must answer there, got {remote_line(error)}; "
+            f"{access}: the dashboard of a Ray cluster must answer there, got {remote_line(error)}; "
             "check that the cluster is up and that `ray dashboard cluster.yaml`, the tunnel to it, is open"
         ) from None
     except RuntimeError as error:
@@ -39,9 +39,7 @@ def translate_errors(access: Access, job: str | None = None) -> Iterator[None]:
             raise ConfigError(
                 f"job {job}: must be known at {access.url}, got none; `ich-ray jobs` lists them"
             ) from None
-        raise IchRayError(
-            f"--address {access.url}: a Ray cluster must do as it is asked, got {remote_line(error)}"
-        ) from None
+        raise IchRayError(f"{access}: a Ray cluster must do as it is asked, got {remote_line(error)}") from None
 
 
 def _token_problem(access: Access, said: str) -> str:

@@ -35,12 +35,16 @@ class _Decoder:
     def __init__(self) -> None:
         self.owner = os.getpid()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "ich_ray.ct.decoder"],
+            [sys.executable, "-P", "-m", "ich_ray.ct.decoder"],  # without -P the working directory would come first
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # Threads of a BLAS that is never used would count as memory.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"},
+            # The same order of folders as here. Threads of a BLAS that is never used would count as memory.
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(entry or os.curdir for entry in sys.path),
+                "OPENBLAS_NUM_THREADS": "1",
+            },
         )
         if not self._exchange(_START_LIMIT_S):
             raise IchRayError(

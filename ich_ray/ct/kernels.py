@@ -1,6 +1,7 @@
 """The compiled loops over pixels: surveying raw words, and windowing + area averaging in one pass.
 
-Knows arrays and numbers only. Compiled on first use and cached beside this file; imported where it is used, because
+Knows arrays and numbers only. Compiled on first use and cached beside this file, else in the user's cache, else in a
+private folder below /tmp: an installation may be read-only, and a home not there. Imported where it is used, because
 numba takes half a second to load. All release the GIL.
 """
 
@@ -11,13 +12,28 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
+from ich_ray.storage import name_a_home, own_temporary_folder, private_folder
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 __all__ = ["average_float", "average_integer", "average_short", "survey"]
 
+name_a_home()  # before numba looks for a folder
 
-@numba.njit(nogil=True, cache=True)
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """The function, compiled when it is first called."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # numba finds no folder that it may write
+        numba.config.CACHE_DIR = str(private_folder(own_temporary_folder() / "numba"))  # type: ignore[attr-defined]
+        return numba.njit(nogil=True, cache=True)(function)
+
+
+@_compiled
 def survey(words: NDArray[Any], low: Any, high: Any) -> tuple[int, int, int]:
     """Smallest word, largest word, and how many lie in `low..high`, both of the type of the words.
 
@@ -36,7 +52,7 @@ def survey(words: NDArray[Any], low: Any, high: Any) -> tuple[int, int, int]:
     return smallest, largest, within  # type: ignore[return-value]
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def average_short(words: NDArray[Any], lows: NDArray[Any], highs: NDArray[Any], out: NDArray[Any]) -> None:
     """`average_integer` for words of 16 bits, in half the time.
 
@@ -70,7 +86,7 @@ def average_short(words: NDArray[Any], lows: NDArray[Any], highs: NDArray[Any], 
                 out[channel, row, column] = np.uint8((510.0 * totals[column] + half) / (2.0 * half))
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def average_integer(words: NDArray[Any], lows: NDArray[np.int32], highs: NDArray[np.int32], out: NDArray[Any]) -> None:
     """Clip to each `lows..highs` (in words) and average squares of whole pixels, exactly.
 
@@ -105,7 +121,7 @@ def average_integer(words: NDArray[Any], lows: NDArray[np.int32], highs: NDArray
                 out[channel, row, column] = np.uint8((510.0 * total + half) / (2.0 * half))
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def average_float(
     words: NDArray[Any],
     rescale: tuple[float, float],

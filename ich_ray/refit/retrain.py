@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, TrialFailure
+from ich_ray.machines import ask_machines
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
 from ich_ray.refit.bundle_builder import make_bundle
@@ -103,6 +104,7 @@ def retrain(
     plans = [_seeded(found, replace(plan, seed=seed), course.parameters) for seed in numbers]
     say(f"  retraining trial {trial.number} on {patients} for at most {course.images:,} images, {workers} worker(s)")
     with connected(address):
+        ask_machines()
         runs = [_run(one, workers, gpus_per_worker, alone=seeds == 1) for one in plans]
     run = _kept(found, runs, patients)
     used = next(one for one in plans if one.seed == run.seed)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import ray
 
 from ich_ray.errors import IchRayError
+from ich_ray.machines import on_node
 from ich_ray.progress import say
-from ich_ray.runtime import on_node
 
 if TYPE_CHECKING:
     from ich_ray.vocabulary import Precision

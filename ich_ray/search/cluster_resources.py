@@ -6,6 +6,7 @@ Counts them and what they hold, as often as asked; plans nothing with them: pref
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 import yaml
 
+from ich_ray.machines import on_node
 from ich_ray.ray_internals import DEBUG_AUTOSCALING_STATUS, get_cluster_status, internal_kv_get, is_autoscaler_v2
-from ich_ray.runtime import on_node
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -135,5 +136,5 @@ def autoscaled(config: Mapping[str, Any], workers: int) -> list[Machine]:
 
 
 def _bootstrap_config() -> dict[str, Any]:
-    path = Path("~/ray_bootstrap_config.yaml").expanduser()
-    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    path = Path(os.path.expanduser("~/ray_bootstrap_config.yaml"))  # noqa: PTH111  (there may be no home)
+    return (yaml.safe_load(path.read_text()) or {}) if os.access(path, os.R_OK) else {}

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ich_ray.errors import ConfigError
+from ich_ray.machines import ask_machines
 from ich_ray.model.architectures import architecture_of
 from ich_ray.model.input_shape import input_shape
 from ich_ray.progress import say
-from ich_ray.runtime import ask_machines
 from ich_ray.statistics.metrics import METRICS, POSITIVE_PATIENTS_OF_A_LABEL
 from ich_ray.storage import DatasetFiles, is_local, locate, read_json
 from ich_ray.vocabulary import SUBTYPES

@@ -66,11 +66,12 @@ def run_request(request: SearchRequest, trainer: Trainer | None = None) -> Searc
 
     from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.preflight import check_machines, check_trials, plan_slots, room
-    from ich_ray.search.tune.driver import Driver
 
     if trainer is None:
         check_trials(data, sampled(checked.space))
     with locked(files), connected(request.address):
+        from ich_ray.search.tune.driver import Driver  # Ray Tune needs a home, of which `connected` has seen to it
+
         fleet = ClusterResources()
         slots = plan_slots(fleet.machines(), request)
         checked.limits.check(slots.gpus)

@@ -46,7 +46,7 @@ from ich_ray.storage.places import (
     system_reason,
     unreadable,
 )
-from ich_ray.storage.private import private_folder
+from ich_ray.storage.private import folder_of_home, name_a_home, own_temporary_folder, private_folder
 from ich_ray.storage.records import Record, first_problem, read_record
 
 __all__ = [
@@ -75,11 +75,14 @@ __all__ = [
     "exists",
     "file_lock",
     "first_problem",
+    "folder_of_home",
     "holds_credentials",
     "is_foreign",
     "is_held",
     "is_local",
     "locate",
+    "name_a_home",
+    "own_temporary_folder",
     "parse_json",
     "private_folder",
     "read_json",

@@ -5,15 +5,60 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from ich_ray.errors import ConfigError
 from ich_ray.storage.places import system_reason
 
-if TYPE_CHECKING:
-    from pathlib import Path
+__all__ = ["folder_of_home", "name_a_home", "own_temporary_folder", "private_folder"]
 
-__all__ = ["private_folder"]
+# A UNIX socket path has 107 characters at most, of which Ray's session and the name of a socket take 64: below
+# $TMPDIR, or a home, there may be no room.
+_TMP = Path("/tmp")  # noqa: S108
+# The home that systems give to users who must have none. Nothing can be written there: no key gets lost in a folder
+# that goes away.
+_NO_HOME = "/nonexistent"
+
+
+def name_a_home() -> None:
+    """Give this process, and those that it starts, a home where none is known.
+
+    Ray Tune could not be imported without one, and numba would make a folder named `~` in the working directory.
+    """
+    if os.path.expanduser("~") == "~":  # noqa: PTH111
+        os.environ["HOME"] = _NO_HOME
+
+
+def folder_of_home(variable: str, folder: str, instead: str) -> Path:
+    """The folder that a variable such as XDG_CONFIG_HOME names, else one in the home.
+
+    Args:
+        variable: is looked at first.
+        folder: within the home.
+        instead: of the error, what may be set in place of HOME.
+
+    Raises:
+        ConfigError: neither the environment nor the list of users tells a home.
+    """
+    named = os.environ.get(variable)
+    if named:
+        return Path(named).expanduser()
+    try:
+        return Path.home() / folder
+    except RuntimeError:
+        raise ConfigError(
+            f"HOME: must be set for a user whom the system does not list, got none for {os.geteuid()}; set it, or "
+            f"{instead}"
+        ) from None
+
+
+def own_temporary_folder() -> Path:
+    """A folder below /tmp that only this user may enter.
+
+    Raises:
+        ConfigError: something that is not this user's lies there.
+    """
+    return private_folder(_TMP / f"ich{os.geteuid()}")
 
 
 def private_folder(folder: Path) -> Path:

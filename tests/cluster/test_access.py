@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ich_ray.cluster.access import Token, find_token, go_past_proxies, reach
+from ich_ray.cluster.ray_errors import translate_errors
 from ich_ray.errors import ConfigError
 from ich_ray.runtime import cluster_address
 from tests.cluster.heads import TOKEN, write_token
@@ -23,6 +24,31 @@ from tests.cluster.heads import TOKEN, write_token
 )
 def test_where_jobs_go(address: str | None, environ: dict[str, str], url: str, tmp_path: Path) -> None:
     assert reach(address, {"HOME": str(tmp_path), **environ}).url == url
+
+
+@pytest.mark.parametrize(
+    ("address", "environ", "named"),
+    [
+        (None, {}, "the tunnel's end http://localhost:8265"),
+        ("localhost:9000", {"RAY_ADDRESS": "http://localhost:1"}, "--address http://localhost:9000"),
+        (None, {"RAY_API_SERVER_ADDRESS": "http://localhost:1"}, "RAY_API_SERVER_ADDRESS http://localhost:1"),
+        (None, {"RAY_ADDRESS": "http://localhost:1"}, "RAY_ADDRESS http://localhost:1"),
+    ],
+)
+def test_an_address_is_named_with_who_gave_it(
+    address: str | None, environ: dict[str, str], named: str, tmp_path: Path
+) -> None:
+    access = reach(address, {"HOME": str(tmp_path), **environ})
+    with (
+        pytest.raises(ConfigError, match=f"^{named}: the dashboard of a Ray cluster must answer"),
+        translate_errors(access),
+    ):
+        raise ConnectionRefusedError
+
+
+def test_a_user_without_a_home_has_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert find_token({}) is None
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ def test_an_answer_that_was_lost_is_asked_for_again_and_nothing_is_submitted_twi
     """The tunnel breaks after the job has arrived, and is back a moment later."""
     arrived: list[str] = []
 
-    def submit_job(submission_id: str, **_: object) -> None:
+    def submit_job(submission_id: str, entrypoint: str, **_: object) -> None:
+        assert entrypoint == "python -P -m ich_ray.cli report /shared/S", "the folder in which Ray runs it comes first"
         arrived.append(submission_id)
         raise ConnectionError("cut")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from ich_ray.cluster.checks import Finding, check, skew_s
 from ich_ray.cluster.doctor import _look_there, doctor
 from ich_ray.cluster.machine_facts import Facts, look, open_ports
 from ich_ray.errors import ConfigError
+from ich_ray.storage import private
 
 GIB = 1 << 30
 GOOD: dict[str, Any] = {
@@ -49,6 +51,10 @@ def test_a_fit_cluster_has_one_line_each() -> None:
         ({"torch_gpus": "OSError: libcudart"}, "problem", "gpus", "b: torch must load, got OSError: libcudart"),
         ({"storage": "FileNotFoundError: x"}, "problem", "storage",
          "b: must read and write it, got FileNotFoundError: x"),
+        ({"ray_folder": "/tmp/ich7: must be a folder of user 7 alone, got a link; let its owner, or root, remove it"},
+         "problem", "folder", "/tmp/ich7: must be a folder of user 7 alone, got a link"),
+        ({"home": "/proc/x"}, "warning", "home",
+         "b: the home of its user must be writable for keys and copies, got /proc/x"),
         ({"began": 17.0, "answered": 18.0}, "warning", "clock", "b: must agree within 2 s, got +5.0 s"),
         ({"began": -990.0, "answered": -989.0}, "problem", "clock", "b: must agree within 2 s, got -1000.0 s"),
         ({"disk_free_bytes": GIB}, "problem", "disk", "b: 20 GiB free for Ray's files are good, got 1.0"),
@@ -123,6 +129,23 @@ def test_storage_is_written_and_read_and_left_clean(tmp_path: Path) -> None:
     broken = {finding.what: finding for finding in doctor(storage=tmp_path / "file" / "below")}
     assert broken["storage"].level == "problem"
     assert "this: must read and write it, got NotADirectoryError" in broken["storage"].found
+
+
+def test_a_folder_of_another_and_a_home_that_cannot_be_written_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private, "_TMP", tmp_path)
+    monkeypatch.setenv("HOME", "/proc/x")
+    assert [(f.level, f.what) for f in doctor() if f.what in {"folder", "home"}] == [("warning", "home")]
+    (own,) = tmp_path.iterdir()
+    shutil.rmtree(own)
+    own.write_text("")
+    found = {finding.what: finding for finding in doctor()}
+    assert found["folder"].level == "problem"
+    assert found["folder"].found == f"{own}: must be a folder of user {os.geteuid()} alone, got not a directory"
+    assert found["home"].found.endswith("got /proc/x")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert look("m").home == "none"
 
 
 def test_the_disk_of_a_node_is_the_one_where_ray_keeps_its_files(

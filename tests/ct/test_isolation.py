@@ -43,6 +43,14 @@ def rejection(data: bytes) -> Rejection:
 
 
 @pytest.mark.usefixtures("_planted")
+def test_the_decoder_is_not_that_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ich_ray").mkdir()
+    (tmp_path / "ich_ray" / "__init__.py").write_text("raise ImportError('another ich_ray')\n")
+    monkeypatch.chdir(tmp_path)
+    assert np.array_equal(read_slice(rle()).hu(), head())
+
+
+@pytest.mark.usefixtures("_planted")
 def test_a_bad_frame_costs_its_own_file_only() -> None:
     good = rle()
     assert np.array_equal(read_slice(good).hu(), head())

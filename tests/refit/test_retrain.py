@@ -178,6 +178,7 @@ def test_a_failed_seed_of_several_is_a_finding(
 
     monkeypatch.setattr("ich_ray.refit.retrain.fit", fail)
     monkeypatch.setattr("ich_ray.refit.retrain.connected", lambda _: nullcontext())
+    monkeypatch.setattr("ich_ray.refit.retrain.ask_machines", lambda: None)
     with pytest.raises(IchRayError, match="one seed at least must get to its end, got diverged, diverged"):
         retrain(files.root, seeds=2)
     with pytest.raises(TrialFailure, match="diverged: the loss is nan"):
@@ -281,6 +282,7 @@ def test_seeds_and_then_all_patients(dataset: PreparedDataset, tmp_path: Path, m
 
     monkeypatch.setattr("ich_ray.refit.retrain.fit", fit_here)
     monkeypatch.setattr("ich_ray.refit.retrain.connected", lambda _: nullcontext())
+    monkeypatch.setattr("ich_ray.refit.retrain.ask_machines", lambda: None)
     with pytest.raises(KeyboardInterrupt):
         retrain(files.root, seeds=3)
     assert not files.retraining.exists()

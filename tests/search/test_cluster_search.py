@@ -8,10 +8,11 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from ich_ray import runtime
+from ich_ray import machines
 from ich_ray.data.prepare import run as prepare_module
 from ich_ray.data.prepare.run import prepare
 from ich_ray.errors import ConfigError
+from ich_ray.machines import ask_machines
 from ich_ray.refit.retrain import retrain
 from ich_ray.runtime import connected
 from ich_ray.search import preflight
@@ -87,7 +88,7 @@ def test_a_machine_that_does_not_answer_is_named(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = make_dataset(tmp_path / "data", patients=12)
-    monkeypatch.setattr(runtime, "_ANSWER_WITHIN_S", 1)
+    monkeypatch.setattr(machines, "_ANSWER_WITHIN_S", 1)
     monkeypatch.setattr(preflight, "_look", lambda *_: time.sleep(15))
     with (
         connected(cluster.address),
@@ -96,3 +97,17 @@ def test_a_machine_that_does_not_answer_is_named(
         ),
     ):
         check_machines(dataset, locate(tmp_path / "data"))
+
+
+@pytest.mark.slow
+def test_a_machine_with_another_torch_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    facts = tmp_path / "torch-0.1.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.1\n")
+    told = r"machine [\d.]+: torch must be \d\S+ as in this process, got 0\.1; install the same there"
+    node = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
+    try:
+        with connected(cluster.address), pytest.raises(ConfigError, match=told):
+            ask_machines()
+    finally:
+        cluster.remove_node(node)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ich_ray.errors import ConfigError
+from ich_ray.storage import folder_of_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -95,7 +96,7 @@ def key_file() -> Path:
     given = os.environ.get("ICH_RAY_KEY_FILE")
     if given:
         return Path(given).expanduser()
-    base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    base = folder_of_home("XDG_CONFIG_HOME", ".config", "name the file of the key in ICH_RAY_KEY_FILE")
     return base / "ich_ray" / "pseudonym.key"
 
 

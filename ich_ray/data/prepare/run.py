@@ -28,8 +28,9 @@ from ich_ray.data.prepare.list_files import Listing, list_files
 from ich_ray.data.prepare.pseudonyms import Pseudonyms
 from ich_ray.data.prepare.write import Work, explain_write_errors, finish, remove_leftovers
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, Rejection, RejectionLimitError
+from ich_ray.machines import ask_machines
 from ich_ray.ray_data import map_in_order
-from ich_ray.runtime import ask_machines, connected
+from ich_ray.runtime import connected
 from ich_ray.storage import DatasetFiles, Location, file_lock, is_local, locate, read_json, sha256, write_json
 from ich_ray.vocabulary import LEAK
 

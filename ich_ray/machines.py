@@ -1,0 +1,97 @@
+"""Tasks on named machines of a cluster, and the question that each is asked before work starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ich_ray.errors import ConfigError
+from ich_ray.progress import say
+from ich_ray.versions import Difference, differences, version_reader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ask_machines", "on_node"]
+
+_ANSWER_WITHIN_S = 30
+
+
+def on_node(node: str, function: Any, *arguments: Any) -> Any:
+    """A reference to what `function` returns on the node of that id; it waits for no resources."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments)
+
+
+def ask_machines(look: Callable[..., str] | None = None, *arguments: Any) -> None:
+    """Let each machine tell the versions of its code, and look whether all is as the work needs it.
+
+    Versions that differ without an effect on results are said.
+
+    Args:
+        look: runs on a machine and returns what is wrong there, empty if nothing.
+        arguments: of `look`.
+
+    Raises:
+        ConfigError: a machine computes with other code, something is wrong on it, or it does not answer; it is named.
+    """
+    import ray
+
+    read_versions = version_reader()
+    here, question = read_versions(), _question(read_versions, look, arguments)
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    asked = {on_node(node["NodeID"], question): node["NodeManagerAddress"] for node in alive}
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
+    for reference in ready:
+        try:
+            there, problem = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            raise ConfigError(
+                f"machine {asked[reference]}: must answer which versions it has, got {type(error).__name__}; check it "
+                "with `ray status`"
+            ) from None
+        _compare(asked[reference], differences(here, there))
+        if problem:
+            raise ConfigError(f"machine {asked[reference]}: {problem}; use a folder that all machines share, or a URI")
+    if late:
+        where = asked[late[0]]
+        raise ConfigError(
+            f"machine {where}: must answer within {_ANSWER_WITHIN_S} s, got nothing; check it with `ray status`"
+        )
+
+
+def _question(
+    read_versions: Callable[[], dict[str, str]], look: Callable[..., str] | None, arguments: tuple[Any, ...]
+) -> Callable[[], tuple[dict[str, str], str]]:
+    """What a machine is asked. It needs nothing of this package there until versions are read."""
+    from ray import cloudpickle
+
+    packed = cloudpickle.dumps((look, arguments))  # type: ignore[no-untyped-call]
+
+    def answer() -> tuple[dict[str, str], str]:
+        import pickle
+
+        versions = read_versions()
+        try:
+            look, arguments = pickle.loads(packed)  # noqa: S301  (of the driver, as all that Ray brings here)
+            return versions, look(*arguments) if look else ""
+        except Exception as error:  # noqa: BLE001  (other code, above all)
+            return versions, f"must be able to look at its files, got {type(error).__name__}"
+
+    return answer
+
+
+def _compare(machine: str, found: list[Difference]) -> None:
+    """Refuse what changes results, the worst first, and say the rest."""
+    for name, here, there, matters in found:
+        if matters:
+            also = ", or send the command there with `ich-ray submit`, which takes this one along"
+            raise ConfigError(
+                f"machine {machine}: {name} must be {here} as in this process, got {there}; install the same there"
+                + also * (name == "ich_ray")
+            )
+    if found:
+        told = ", ".join(f"{name} {there} (here {here})" for name, here, there, _ in found)
+        say(f"machine {machine} has other versions, which change no result: {told}")

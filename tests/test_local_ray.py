@@ -1,0 +1,63 @@
+"""The token of a Ray of this process alone. That such a Ray starts without a home is tried in test_ordinary_user.py."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ich_ray.errors import ConfigError
+from ich_ray.local_ray import own_token
+
+NAMES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
+
+
+def environment() -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in NAMES}
+
+
+@pytest.fixture(autouse=True)
+def _no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_ray_gets_a_token_that_is_drawn_and_forgotten_and_nothing_is_written_at_home(tmp_path: Path) -> None:
+    drawn = set()
+    for _ in range(2):
+        with own_token():
+            token = environment()["RAY_AUTH_TOKEN"] or ""
+            assert len(bytes.fromhex(token)) == 32
+            drawn.add(token)
+            os.environ["RAY_AUTH_MODE"] = "token"  # as Ray does
+        assert environment() == dict.fromkeys(NAMES)
+    assert len(drawn) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_token_of_the_user_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".ray").mkdir()
+    file = tmp_path / ".ray" / "auth_token"
+    file.write_text("a" * 64)
+    with own_token():
+        assert environment() == dict.fromkeys(NAMES)
+    file.rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "elsewhere"))
+    with own_token():
+        assert environment()["RAY_AUTH_TOKEN"] is None
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "b" * 64)
+    with own_token():
+        assert environment()["RAY_AUTH_TOKEN"] == "b" * 64
+    assert environment()["RAY_AUTH_TOKEN"] == "b" * 64
+
+
+def test_a_file_of_a_token_that_is_not_there_is_told_before_ray_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    told = f"RAY_AUTH_TOKEN_PATH: must name a file that can be read, got {tmp_path / 'none'}; correct it, or unset it"
+    with pytest.raises(ConfigError) as caught, own_token():
+        pytest.fail("a Ray would be started")
+    assert str(caught.value) == told

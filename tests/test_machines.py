@@ -1,0 +1,59 @@
+"""What is said of machines that have other code, without a cluster; test_runtime.py asks one that is there."""
+
+from __future__ import annotations
+
+import pytest
+
+from ich_ray import machines, progress
+from ich_ray.errors import ConfigError
+from ich_ray.versions import Difference
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (
+            Difference("ich_ray", "0.1.0 (source aaaa)", "0.1.0 (source bbbb)", True),
+            "machine 10.0.0.2: ich_ray must be 0.1.0 (source aaaa) as in this process, got 0.1.0 (source bbbb); "
+            "install the same there, or send the command there with `ich-ray submit`, which takes this one along",
+        ),
+        (
+            Difference("torch", "2.14.0", "2.13.0", True),
+            "machine 10.0.0.2: torch must be 2.14.0 as in this process, got 2.13.0; install the same there",
+        ),
+    ],
+)
+def test_a_machine_that_computes_otherwise_is_refused(found: Difference, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        machines._compare("10.0.0.2", [found, Difference("pyarrow", "22.0.0", "21.0.0", False)])
+    assert str(caught.value) == told
+
+
+def test_a_difference_without_an_effect_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    progress.show()
+    try:
+        machines._compare("10.0.0.2", [])
+        machines._compare("10.0.0.2", [Difference("pyarrow", "22.0.0", "21.0.0", False)])
+    finally:
+        progress.show(False)
+    assert capsys.readouterr().err == (
+        "machine 10.0.0.2 has other versions, which change no result: pyarrow 21.0.0 (here 22.0.0)\n"
+    )
+
+
+def test_versions_are_told_also_where_the_files_cannot_be_looked_at() -> None:
+    def look(name: str) -> str:
+        return f"{name}: must be there, got none" if name else ""
+
+    def broken(name: str) -> str:
+        raise ModuleNotFoundError(name)
+
+    for function, argument, problem in (
+        (look, "", ""),
+        (look, "a", "a: must be there, got none"),
+        (broken, "a", "must be able to look at its files, got ModuleNotFoundError"),
+        (None, None, ""),
+    ):
+        arguments = () if argument is None else (argument,)
+        answer = machines._question(lambda: {"torch": "2.14.0"}, function, arguments)
+        assert answer() == ({"torch": "2.14.0"}, problem)
