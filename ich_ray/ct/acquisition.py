@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Acquisition:
     contrast: bool = False
     sop_class: str = ""
 
-    @property
+    @cached_property
     def normal(self) -> tuple[float, ...]:
         """The unit normal of the image, to the feet or the head; none without a valid orientation.
 
@@ -67,7 +68,7 @@ class Acquisition:
         length = math.hypot(x, y, z)
         return (x / length, y / length, z / length)
 
-    @property
+    @cached_property
     def tilt_deg(self) -> float:
         """The angle between the image and the axial plane, 0 to 90; NaN without a valid orientation."""
         return math.degrees(math.acos(min(abs(self.normal[2]), 1.0))) if self.normal else math.nan
