@@ -36,6 +36,7 @@ _NOT_ISOTROPIC = 1.01
 _UPRIGHT = math.cos(math.radians(45))
 _FEWEST = 5  # images that make a series of which something can be said
 _TURN_DEG, _SLIDE_MM = 10.0, 20.0
+_FARTHEST_MM = 1e6
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kin, .7.1 to .7.4
 
@@ -168,7 +169,7 @@ def judge_table(
     if not len(rows):
         return found
     _, group = np.unique(series[rows], return_inverse=True)
-    places, directions = positions[rows], _one_sided(normals[rows])
+    places, directions = _possible(positions[rows]), _one_sided(normals[rows])
     placed, oriented = ~np.isnan(places).any(1), ~np.isnan(directions).any(1)
     long = (np.bincount(group)[group] <= 2) & ~oriented & _longer(sizes[rows], _LONG_OF_FEW)
     both = placed & oriented
@@ -186,6 +187,11 @@ _REPEATED = Judgment(flags=("repeated_position",))
 _LONG = Judgment("not_head", "one of one or two long images, which do not say how they lie")
 _SLIDING = Judgment("not_axial", "the images of its series do not lie one behind the other along their normal")
 _TURNING = Judgment("not_axial", "its series turns from image to image")
+
+
+def _possible(positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Positions within a kilometer; others are as good as none, and would overflow."""
+    return np.where(np.abs(positions) < _FARTHEST_MM, positions, np.nan)
 
 
 def _one_sided(normals: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -210,7 +216,7 @@ def _numbered(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _rounded(vectors: NDArray[np.float64], step: float) -> list[NDArray[np.int64]]:
     """The columns of `[n, 3]` in whole steps; unknown ones are alike."""
-    return list(np.rint(np.nan_to_num(vectors / step, nan=-1e9)).clip(-1e12, 1e12).astype(np.int64).T)
+    return list(np.rint(np.nan_to_num(vectors / step, nan=-1e9)).astype(np.int64).T)
 
 
 def _repeated(

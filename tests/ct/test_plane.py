@@ -332,6 +332,14 @@ def test_series_without_positions_or_images_are_judged_without_an_error() -> Non
     assert judged([Acquisition(orientation=(1, 0, 0, 0, 1, 0))] * 9) == [FINE] * 9
 
 
+def test_impossible_places_and_spacings_are_as_good_as_none() -> None:
+    far = [Acquisition(position=(1e308, -1e308, 1e308 / (1 + index)), orientation=(1, 0, 0, 0, 1, 0))
+           for index in range(9)]  # fmt: skip
+    assert judged(far) == [FINE] * 9
+    assert judge_field(Acquisition(spacing_mm=(1e308, 1e308)), 512, 512).reason == "not_head"
+    assert judge_field(Acquisition(spacing_mm=(1e-308, 1e-308)), 512, 512).reason == "not_head"
+
+
 def test_series_of_a_table_are_judged_each_by_itself() -> None:
     good, sliding = stack(12), stack(12, AXIAL, (0, 3, 0))
     both = [one for pair in zip(good, sliding, strict=True) for one in pair]
