@@ -66,11 +66,18 @@ def rows_of(count: int, pseudonyms: Pseudonyms) -> pa.Table:
     hidden = {kind: np.array([pseudonyms.name(kind, person) for person in people])[number // SLICES_A_PATIENT]
               for kind in ("patient", "study", "series")}  # fmt: skip
     tokens = np.array([pseudonyms.masked_token(person) for person in people])[number // SLICES_A_PATIENT]
-    empty = np.full(count, "")
+    empty, same = np.full(count, ""), np.zeros(count, np.float32)
+    corners = np.stack([same, same, 5.0 * (number % SLICES_A_PATIENT)], axis=1)
+    normals = np.tile([0.0, 0.0, 1.0], count)
     return pa.table(
         {
             "file": np.char.add(names(count), ".dcm"), "reason": empty, "detail": empty, "slice_id": names(count),
-            **hidden, "token": tokens, "position_mm": (number % SLICES_A_PATIENT).astype(np.float32), "flags": empty,
+            **hidden, "token": tokens, "position_mm": (number % SLICES_A_PATIENT).astype(np.float32),
+            "corner_mm": pa.FixedSizeListArray.from_arrays(pa.array(corners.ravel()), 3),
+            "normal": pa.FixedSizeListArray.from_arrays(pa.array(normals), 3),
+            "rows": same + 512, "columns": same + 512,
+            "spacing_mm": same, "thickness_mm": same, "tilt_deg": same, "kernel": empty, "flags": empty,
+            "representation": empty,
             "pixels": np.array([f"{value:032x}" for value in range(count)]), "chunk": number // CHUNK,
             "row": number % CHUNK,
         }

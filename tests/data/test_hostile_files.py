@@ -161,6 +161,7 @@ TABLES: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     "a null row": (replaced("row", pa.array([None, *[0] * 47])), "the column row must have a value in each row"),
     "a null patient": (replaced("patient", pa.array([None, *["p"] * 47])), "the column patient must have a value"),
     "patients of numbers": (replaced("patient", pa.array([1] * 48)), "the column patient must hold text, got int64"),
+    "a place of text": (replaced("position_mm", pa.array(["0"] * 48)), "the column position_mm must hold numbers, got"),
     "another role": (replaced("role", pa.array(["testing"] * 48)), "the column role must hold train, validation"),
     "a label of 2": (replaced("any", pa.array([2] * 48, pa.int8())), "the column any must hold 0 and 1"),
     "a label of half": (replaced("subdural", pa.array([0.5] * 48)), "the column subdural must hold integers"),

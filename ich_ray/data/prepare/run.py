@@ -27,6 +27,7 @@ from ich_ray.data.prepare.label_table import read_labels
 from ich_ray.data.prepare.list_files import Listing, list_files
 from ich_ray.data.prepare.pseudonyms import Pseudonyms
 from ich_ray.data.prepare.write import Work, explain_write_errors, finish, remove_leftovers
+from ich_ray.data.slice_table import GEOMETRY
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, Rejection, RejectionLimitError
 from ich_ray.machines import ask_machines
 from ich_ray.ray_data import map_in_order
@@ -55,6 +56,9 @@ _BLOCK_BYTES = 2**28  # at most, as a task holds a block three times: 256 images
 _FAILED = "chunk_failed"
 _BESIDE_BLOCKS = {"labels", "seed", "split"}  # what a plan may change without touching the blocks
 _LOOKED_AT = 64
+_NOT_JUDGED = (
+    ", by a version that took reformats and projections for slices: prepare into another folder to exclude them"
+)
 
 
 def prepare(
@@ -106,8 +110,10 @@ def prepare(
         progress.say(LEAK)
     if files.manifest.exists():
         _check_plan(files, plan, plan.keys() - {"key"})
-        progress.say(f"{files.root}: already prepared")
-        return _within_limit(_finished(files), limit_rejected)
+        dataset = _finished(files)
+        older = not {*GEOMETRY} <= {*dataset.slices.column_names}
+        progress.say(f"{files.root}: already prepared{_NOT_JUDGED if older else ''}")
+        return _within_limit(dataset, limit_rejected)
     check_identities()
     _check_acquaintance(source, listing, table, without_preamble)
     with file_lock(files.lock, "a dataset"):

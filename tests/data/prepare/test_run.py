@@ -90,7 +90,7 @@ def test_a_clean_folder(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
     assert dataset.slices.schema.names == [
         "slice_id", "file", "patient", "study", "series", "position_mm", "role", "fold", "epidural",
         "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any", "block", "row", "flags",
-        "representation",
+        "representation", "spacing_mm", "thickness_mm", "tilt_deg", "kernel",
     ]  # fmt: skip
     assert set(dataset.column("representation")) == {"int16"}
 
@@ -183,6 +183,21 @@ def test_the_fingerprint_depends_on_content_only(
     third = prepare(*cohort, tmp_path / "third", size=16, seed=1)
     assert third.manifest.fingerprint != first.manifest.fingerprint
     assert prepare(*cohort, tmp_path / "fourth", size=8).manifest.fingerprint != first.manifest.fingerprint
+
+
+def test_a_finished_dataset_of_an_older_version_is_returned_and_said_to_be_one(
+    tmp_path: Path, cohort: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, said = prepare(*cohort, tmp_path / "out", size=16), []
+    progress.show()
+    for columns in (dataset.slices.column_names, [name for name in dataset.slices.column_names if name != "tilt_deg"]):
+        pq.write_table(dataset.slices.select(columns), str(dataset.files.slices))
+        manifest = dataset.manifest.model_copy(update={"slices_sha256": ""})
+        (tmp_path / "out" / "dataset.json").write_text(manifest.model_dump_json())
+        assert len(prepare(*cohort, tmp_path / "out", size=16)) == PATIENTS * SLICES
+        said.append("took reformats and projections for slices" in capsys.readouterr().err)
+    progress.show(False)
+    assert said == [False, True]
 
 
 def test_a_finished_dataset_is_returned_and_another_one_refused(tmp_path: Path, cohort: tuple[Path, Path]) -> None:

@@ -123,7 +123,8 @@ def test_nothing_is_found_where_nothing_is_wrong(folder: Path) -> None:
         "5 of 5 asked for",
         "trial 2",
         "1 files of weights",
-        "52 files: 48 accepted, 2 rejected, 1 duplicate, 1 excluded; 2 blocks; slice ids and file names stand in the "
+        "52 files: 48 accepted, 2 rejected, 1 duplicate, 1 excluded; 2 blocks; 12 series have fewer than 10 slices; "
+        "slice ids and file names stand in the "
         "clear",
     ]
     assert audit(folder / "data").checks == (found.checks[-1],)
