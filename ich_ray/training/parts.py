@@ -43,7 +43,8 @@ class Parts:
     Attributes:
         schedule: the name of a registered schedule of the rate.
         loss: makes the loss of `Hyperparameters.loss` and the targets of all training slices.
-        augmentation: of training images; frozen layers then compute every image again, as no two are the same.
+        augmentation: of training images, in place of that of the hyperparameters, if any; frozen layers then compute
+            every image again, as no two are the same.
         averaging: makes the average of a network; where there is one it is validated, kept and bundled.
     """
 
