@@ -187,7 +187,7 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
             f"training_slices: at most the {slices:,} training slices of {dataset.files.root} can be drawn, got "
             f"{most:,}; lower it, or prepare more patients"
         )
-    for parameters in found:  # before any weights are fetched
+    for parameters in sorted(found, key=lambda trial: -trial.resolution)[:1]:  # before any weights are fetched
         input_shape(parameters, dataset.image_shape)
     for architecture, weights in sorted({(parameters.architecture, parameters.weights) for parameters in found}):
         check_weights(architecture, weights)
