@@ -215,9 +215,9 @@ class Card(Record):
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """`(channels, rows, columns)` of what the network is given: one image or several, as they are prepared.
+        """`(channels, rows, columns)` of what the network is given, made of one image or of several.
 
-        It reduces them to its resolution itself, in `predict` and in ONNX alike.
+        As they are prepared: it reduces them to its resolution itself, in `predict` and in ONNX alike.
         """
         return (input_shape(self.parameters, self.image_shape)[0], *self.image_shape[1:])
 

@@ -28,7 +28,7 @@ __all__ = ["Network", "build_network"]
 
 
 class Network(nn.Module):
-    """A body between what every family shares: reduction and normalization of pixels, and a flat float32 logit.
+    """A body between what every family shares: reduced and normalized pixels, and a flat float32 logit.
 
     Attributes:
         side: rows and columns that the body sees.

@@ -85,12 +85,13 @@ class AugmentAndErase:
         numbers = stream_random(seed, positions, _OF_AUGMENT + _OF_ERASE).double()
         if self.strength:
             affine, gain, offset = self._changes(numbers[:, :_OF_AUGMENT])
-            images = resampled(images, self.side, affine).mul_(gain).add_(offset).clamp_(0, 255)
+            changed = resampled(images, self.side, affine).mul_(gain).add_(offset).clamp_(0, 255)
         else:
-            images = reduced(images, self.side)
+            changed = reduced(images, self.side)
         if self.erase:
-            images = images.masked_fill(self._erased(numbers[:, _OF_AUGMENT:]), 0)
-        return images
+            changed = changed.clone() if changed is images else changed
+            changed.masked_fill_(self._erased(numbers[:, _OF_AUGMENT:]), 0)
+        return changed
 
     def _changes(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """From the result to its source, `[n, 2, 3]`, and the gain and offset of each image, `[n, 1, 1, 1]`."""

@@ -43,9 +43,9 @@ class _Job:
 
 
 def shareable(trials: Iterable[Hyperparameters]) -> list[Hyperparameters]:
-    """One draw for each trunk that trials share: frozen layers of the same weights, of images as they are.
+    """One draw for each trunk that trials share: frozen layers of the same weights.
 
-    Those weights do not depend on a trial's seed.
+    Those weights do not depend on a trial's seed, and images are not augmented.
     """
     alike = [trial for trial in trials if not trial.is_augmented and _has_trunk(trial)]
     return list({tuple(trial.network.items()): trial for trial in alike}.values())
