@@ -218,8 +218,14 @@ def test_no_room_is_said_before_anything_is_written(dataset: PreparedDataset, mo
         check_room(dataset, slices, (256, 8, 8))
 
 
-def test_only_given_weights_are_shared(tmp_path: Path) -> None:
-    from ich_ray.search.tune.precompute_features import shareable
+def test_only_given_weights_are_shared_of_images_as_they_are(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ich_ray.search.tune import precompute_features
+    from ich_ray.search.tune.precompute_features import share_trunks, shareable
+
+    said: list[str] = []
+    monkeypatch.setattr(precompute_features, "say", said.append)
 
     path = tmp_path / "w.safetensors"
     save_file({"x": torch.zeros(1)}, path)
@@ -227,5 +233,8 @@ def test_only_given_weights_are_shared(tmp_path: Path) -> None:
     same, deeper = given.model_copy(update={"dropout": 0.1}), given.model_copy(update={"unfreeze_from": "layer3"})
     assert len(shareable([given, same, deeper, FROZEN, Hyperparameters()])) == 2
     changed = [given.model_copy(update=update) for update in ({"augment": 0.5}, {"erase": 0.5})]
-    assert shareable(changed) == []
+    assert share_trunks(dataset, [Hyperparameters(augment=1.0)]) == []
+    assert said == []
+    assert share_trunks(dataset, changed) == shareable(changed) == []
+    assert said == ["trials with augment or erase share no features: their frozen layers compute every changed image"]
     assert len(shareable([given, *changed, given.model_copy(update={"resolution": 24})])) == 2
