@@ -248,8 +248,11 @@ class Card(Record):
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """`(channels, rows, columns)` of what the network is given, made of one image or of several."""
-        return input_shape(self.parameters, self.image_shape)
+        """`(channels, rows, columns)` of what the network is given, made of one image or of several.
+
+        As they are prepared: it reduces them to its resolution itself, in `predict` and in ONNX alike.
+        """
+        return (input_shape(self.parameters, self.image_shape)[0], *self.image_shape[1:])
 
     @property
     def trained_by(self) -> tuple[Role, ...]:

@@ -44,13 +44,15 @@ def _data(card: Card) -> dict[str, str]:
         f"{name}: {counts.patients:,} patients, {counts.slices:,} slices, {counts.positives:,} positive"
         for name, counts in card.dataset.roles.items()
     )
+    side = card.parameters.resolution
+    reduced = f", reduced to {side} x {side} pixels by the network" if side else ""
     drawn = "disjoint by patient" if card.dataset.split == "patient" else f"drawn by {card.dataset.split}: they leak"
     return {
         "Intended use": card.intended_use,
         "Outcome that is predicted": f"the label `{card.label}` of a single slice",
         "Data": f"the prepared dataset with fingerprint {card.dataset.fingerprint}",
         "Data partitions, and their size": f"{drawn}; {roles}",
-        "Preprocessing": f"windows {windows}, area-averaged to {card.size} x {card.size} pixels",
+        "Preprocessing": f"windows {windows}, area-averaged to {card.size} x {card.size} pixels{reduced}",
         "Missing data": "nothing is imputed: a file without a readable slice or a label is left out, with a reason",
         "De-identification": "identifiers are replaced by keyed pseudonyms when the dataset is prepared",
     }

@@ -17,7 +17,15 @@ from ich_ray.vocabulary import LABELS
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["DROPS", "NetworkFields", "OptimizationFields", "OwnFields", "Probability", "SamplingFields"]
+__all__ = [
+    "DROPS",
+    "AugmentationFields",
+    "NetworkFields",
+    "OptimizationFields",
+    "OwnFields",
+    "Probability",
+    "SamplingFields",
+]
 
 # Marks a probability of leaving something out in training: frozen layers leave nothing out, and no tensor is larger or
 # smaller for it.
@@ -43,6 +51,8 @@ class NetworkFields(_Group):
             stage name of that family such as `layer4`.
         dropout: probability of dropping a feature before the last layer.
         labels: what the network answers: `any` alone, or `all`: the five subtypes and `any`, a logit each.
+        resolution: rows and columns that the layers see, at most those of the dataset, whose images the network reduces
+            to it; 0 for images as they were prepared.
     """
 
     architecture: Line = "plain_cnn"
@@ -53,6 +63,7 @@ class NetworkFields(_Group):
     unfreeze_from: Line = "all"
     dropout: Probability = 0.5
     labels: Literal["any", "all"] = "any"
+    resolution: int = Field(default=0, ge=0, le=4096)
 
     @property
     def predicted_labels(self) -> tuple[str, ...]:
@@ -114,6 +125,19 @@ class SamplingFields(_Group):
         if self.epochs and not self.training_slices:
             raise ValueError("epochs counts passes over training_slices, which must be given with it")
         return self
+
+
+class AugmentationFields(_Group):
+    """How training images are changed at random; `training.augmentation` has the ranges.
+
+    Attributes:
+        augment: strength of flips, rotations, shifts, scalings and changes of brightness, which multiplies their
+            ranges; 0 for none.
+        erase: probability that a rectangle of an image is made black.
+    """
+
+    augment: float = Field(default=0.0, ge=0, le=1.5)
+    erase: float = Field(default=0.0, ge=0, le=1)
 
 
 class OwnFields(BaseModel):

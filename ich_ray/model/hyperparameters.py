@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from pydantic_core import InitErrorDetails, PydanticKnownError
 
 from ich_ray.model.architectures import ARCHITECTURES
-from ich_ray.model.fields import DROPS, NetworkFields, OptimizationFields, SamplingFields
+from ich_ray.model.fields import DROPS, AugmentationFields, NetworkFields, OptimizationFields, SamplingFields
 from ich_ray.model.schedule import SCHEDULES
 
 if TYPE_CHECKING:
@@ -30,15 +30,16 @@ GROUPS: Mapping[str, type[BaseModel]] = {
     "network": NetworkFields,
     "optimization": OptimizationFields,
     "sampling": SamplingFields,
+    "augmentation": AugmentationFields,
 }
 # Fields whose values are the names of a registry.
 REGISTERED: Mapping[str, Registry[Any]] = {"architecture": ARCHITECTURES, "schedule": SCHEDULES}
 # They change neither the tensors of a network nor what frozen layers make of an image; every other group may.
-_OF_TRAINING = ("optimization", "sampling")
+_OF_TRAINING = ("optimization", "sampling", "augmentation")
 
 
 # The groups in reverse: pydantic takes fields from the last base first.
-class Hyperparameters(SamplingFields, OptimizationFields, NetworkFields):
+class Hyperparameters(AugmentationFields, SamplingFields, OptimizationFields, NetworkFields):
     """The parameters of one trial: the fields of all groups, and those that its architecture alone reads.
 
     The latter are attributes and keys like all others (`OwnFields.of(parameters)` knows their types). Fields of other
@@ -114,7 +115,12 @@ class Hyperparameters(SamplingFields, OptimizationFields, NetworkFields):
 
         Averaging and clipping are not of it: 1.00 to 1.03 times a step without on a CPU.
         """
-        return (self.batch_size, self.network_alone)
+        return (self.batch_size, self.network_alone, self.augment > 0, self.erase > 0)
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether no two training images are the same, so that frozen layers must compute every one."""
+        return self.augment > 0 or self.erase > 0
 
     def images_within(self, budget: int) -> int:
         """Images that a trial is trained on where a search grants `budget` of them."""

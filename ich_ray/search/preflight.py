@@ -197,7 +197,7 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
     """Check what trials need beyond a space: weights, enough slices, images large enough.
 
     Raises:
-        ConfigError: one of them is missing, or a network does not fit the images; named.
+        ConfigError: one of them is missing, or a network or its resolution does not fit the images; named.
         IntegrityError: a file of weights is damaged.
     """
     from ich_ray.model.pretrained_weights import check_weights
@@ -213,6 +213,8 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
         )
     if of_subtypes := [trial for trial in found if trial.labels == "all"]:
         known_targets(of_subtypes[0], dataset.role("train"))
+    for parameters in sorted(found, key=lambda trial: -trial.resolution)[:1]:  # before any weights are fetched
+        input_shape(parameters, dataset.image_shape)
     for architecture, weights in sorted({(parameters.architecture, parameters.weights) for parameters in found}):
         check_weights(architecture, weights)
     for parameters in _distinct(found, weights="none"):

@@ -1,7 +1,7 @@
 """A network cut in two where training begins: a trunk that never changes, and the rest.
 
-What frozen layers make of the input of a slice is the same in every epoch and every trial, because nothing here
-augments images and frozen layers stay in evaluation mode. So it may be computed once and read after that. Knows
+What frozen layers make of the input of a slice is the same in every epoch and every trial where images are not
+augmented, because frozen layers stay in evaluation mode. So it may be computed once and read after that. Knows
 networks and the key of a trunk; where features are kept is in data/feature_store.py, how all of them are computed in
 search/tune/precompute_features.py.
 

@@ -36,6 +36,7 @@ from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.model.networks import Network, build_network
 from ich_ray.model.schedule import ScheduleStep, needs_budget, rate_of
 from ich_ray.results import ExecutionInfo
+from ich_ray.training.augmentation import augmentation_of
 from ich_ray.training.averaging import WeightAverage
 from ich_ray.training.data_parallel import ALONE, Shard
 from ich_ray.training.frozen_features import TrainableHead, shared
@@ -148,6 +149,7 @@ class _Run:
         # Absent where rates do not depend on it, so that states of version 0.1.0 go on.
         if needs_budget(parameters):
             self.plan["budget"] = budget.images
+        self.augmentation = parts.augmentation or augmentation_of(parameters, slices.dataset.image_shape)
         self.images_seen, self.elapsed_s = 0, 0.0
 
     def start(
@@ -180,7 +182,7 @@ class _Run:
         dataset, rows = self.slices.dataset, np.concatenate([part.rows for part in parts])
         self.validated: nn.Module = self.average.network if self.average else self.network
         self.validation_inputs: NetworkInputs | None = None
-        features = None if self.parts.augmentation else given or shared(self.network, self.parameters, dataset)
+        features = None if self.augmentation else given or shared(self.network, self.parameters, dataset)
         if features is not None and features.covers(rows):
             self.forward: nn.Module = self.shard.data_parallel(TrainableHead(self.network, self.parameters))
             self.validated = TrainableHead(self.validated, self.parameters)
@@ -244,9 +246,9 @@ class _Run:
         index = as_index(slices, self.device)
         self.optimizer.zero_grad()
         images = self.inputs.take(slices)
-        if self.parts.augmentation is not None:
+        if self.augmentation is not None:
             positions = as_index(self.shard.part(np.arange(first, first + take)), self.device)
-            images = self.parts.augmentation(images, positions, self.seed)
+            images = self.augmentation(images, positions, self.seed)
         with autocast(self.precision, self.device):
             logits = self.forward(images)
         loss = self.loss(logits, index)

@@ -1,7 +1,8 @@
 """Inputs of a network: for each slice, the images of one or more rows of a dataset.
 
-Its shape is `model.input_shape`; both change together. So what comes with a slice, such as its neighbors in the series,
-need not belong to the slices that train or validate.
+Its channels are those of `model.input_shape`; both change together. Rows and columns are as prepared: augmentation or
+the network reduces them. What comes with a slice, such as its neighbors in the series, need not belong to the slices
+that train or validate.
 
 Array shapes: images are uint8 `[n, channels, rows, columns]`, inputs `[n, k * channels, rows, columns]` of `k` images.
 """

@@ -40,7 +40,8 @@ class Parts:
 
     Attributes:
         loss: makes the loss of `Hyperparameters.loss` and the targets of all training slices.
-        augmentation: of training images; frozen layers then compute every image again, as no two are the same.
+        augmentation: of training images, in place of that of the hyperparameters, if any; frozen layers then compute
+            every image again, as no two are the same.
     """
 
     loss: LossOf = CrossEntropy

@@ -220,9 +220,10 @@ def test_the_overlay_by_hand() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("resolution", [0, 48])
 @pytest.mark.parametrize("architecture", ["resnet18", "densenet121", "efficientnet_b0", "convnext_tiny"])
-def test_every_family_has_heat(bundle: Path, architecture: str) -> None:
-    parameters = Hyperparameters(architecture=architecture, unfreeze_from="head")
+def test_every_family_has_heat_at_the_size_of_the_slice(bundle: Path, architecture: str, resolution: int) -> None:
+    parameters = Hyperparameters(architecture=architecture, unfreeze_from="head", resolution=resolution)
     card = load_bundle(bundle).card.model_copy(
         update={"architecture": architecture, "parameters": parameters, "image_shape": (3, 64, 64)}
     )

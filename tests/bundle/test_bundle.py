@@ -22,8 +22,9 @@ from ich_ray.bundle.checklist import checklist
 from ich_ray.ct import windowing
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError, Rejection
+from ich_ray.statistics.metrics import Ranking
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
-from tests.searched import make_bundle
+from tests.searched import PARAMETERS, make_bundle, make_search
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +253,21 @@ def test_a_bundle_made_again_keeps_every_opening_and_knows_its_confirmation(
     assert made.search.confirmed == (
         "trained again on 2 folds, the best mean of 1 candidates: average_precision 0.6500 (SD 0.0707)"
     )
+
+
+def test_a_bundle_reduces_slices_to_its_resolution(dataset: PreparedDataset, tmp_path: Path) -> None:
+    parameters = PARAMETERS.model_copy(update={"resolution": 24, "augment": 1.0})
+    files = make_search(tmp_path / "search", dataset, parameters)
+    make_bundle(files, dataset, parameters)
+    bundle, slices = load_bundle(files.bundle), dataset.role("calibration")
+    assert bundle.inputs(slices).shape == (len(slices), *dataset.image_shape)
+    assert np.array_equal(bundle.logits(bundle.inputs(slices)), bundle.slice_logits(slices))
+    assert Ranking(slices.labels, bundle.slice_logits(slices)).statistics()[1] > 0.7
+    calibrate(files.root)
+    assert "reduced to 24 x 24 pixels by the network" in checklist(load_bundle(files.bundle).card)["Preprocessing"]
+
+    content = read_json(files.bundle / "card.json")
+    content["parameters"]["resolution"] = 33
+    write_json(files.bundle / "card.json", content)
+    with pytest.raises(IntegrityError, match=r"must describe a network .*, got resolution: must be at most the 32 px"):
+        load_bundle(files.bundle)

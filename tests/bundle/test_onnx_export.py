@@ -15,7 +15,7 @@ from ich_ray.bundle.onnx_export import CARD_KEY, export_onnx, onnx_outputs
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.storage import SearchFiles
 from tests.prepared import make_dataset
-from tests.searched import make_bundle, make_search
+from tests.searched import PARAMETERS, make_bundle, make_search
 
 pytestmark = pytest.mark.slow  # PyTorch takes seconds to export anything
 
@@ -54,6 +54,20 @@ def test_onnx_runtime_gives_the_same_outputs(
     with pytest.raises(IchRayError, match=r"must give the outputs of the bundle within 0.0001, got a difference of"):
         export_onnx(search.bundle, tmp_path / "other.onnx")
     assert not (tmp_path / "other.onnx").exists()
+
+
+@pytest.mark.parametrize("resolution", [24, 13])
+def test_the_graph_takes_images_as_prepared_and_reduces_them(tmp_path: Path, resolution: int) -> None:
+    dataset = make_dataset(tmp_path / "dataset")
+    parameters = PARAMETERS.model_copy(update={"resolution": resolution})
+    files = make_search(tmp_path / "search", dataset, parameters)
+    make_bundle(files, dataset, parameters)
+    bundle = load_bundle(files.bundle)
+    assert (bundle.card.input_shape, bundle.network.side) == ((3, 32, 32), resolution)
+    export_onnx(files.bundle, tmp_path / "model.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), np.uint8)
+    logits, _ = onnx_outputs((tmp_path / "model.onnx").read_bytes(), images)
+    np.testing.assert_allclose(logits, bundle.logits(images), atol=1e-5)
 
 
 def test_a_folder_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,9 @@ DEFAULTS: dict[str, Any] = {
     "any_weight": 2.0,
     "training_slices": 0,
     "epochs": 0,
+    "resolution": 0,
+    "augment": 0.0,
+    "erase": 0.0,
 }
 DRAWN = {"blocks": 3, "optimizer": "sgd", "dropout": 0.0, "batch_size": 64}
 
@@ -163,8 +166,8 @@ def test_the_network_is_all_but_training_and_dropout() -> None:
     network = Hyperparameters.model_validate(given).network
     assert network == {
         "architecture": "stacked_cnn", "blocks": 2, "filters": 16, "dense": 64, "weights": "none",
-        "unfreeze_from": "all", "convolutions": "3/2,3/2", "padding": "valid", "input_batch_norm": False,
-        "dense_layers": 2, "labels": "any",
+        "unfreeze_from": "all", "resolution": 0, "convolutions": "3/2,3/2", "padding": "valid",
+        "input_batch_norm": False, "dense_layers": 2, "labels": "any",
     }  # fmt: skip
     assert json.dumps(Hyperparameters.model_validate(shuffled).network) == json.dumps(network)
 
@@ -178,6 +181,8 @@ def test_speed_depends_on_whether_there_is_dropout() -> None:
     assert speed(batch_size=32) != speed()
     assert speed(ema=0.99, schedule="cosine", warmup=0.1, clip=1.0, decay_norms=False) == speed()
     assert speed(padding="valid") != speed()
+    assert speed(augment=0.5) == speed(augment=1.5)
+    assert len({speed(), speed(augment=1), speed(erase=0.5), speed(augment=1, erase=1), speed(resolution=64)}) == 5
 
 
 def test_what_is_shown_first_and_what_is_probed_are_fields() -> None:

@@ -12,6 +12,7 @@ from ich_ray.model.architectures import ARCHITECTURES
 from ich_ray.model.architectures.torchvision_models import TorchvisionModel
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
+from ich_ray.model.resampling import reduced
 
 FAMILIES = [name for name in ARCHITECTURES.names() if isinstance(ARCHITECTURES[name], TorchvisionModel)]
 
@@ -50,6 +51,31 @@ def test_stages_cover_every_weight_in_order(architecture: str) -> None:
         assert len(fits) == 1, name
         places.append(fits[0])
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("resolution", [48, 32])
+@pytest.mark.parametrize("architecture", ["plain_cnn", "resnet18", "stacked_cnn"])
+def test_images_are_reduced_to_the_resolution_wherever_they_come_from(architecture: str, resolution: int) -> None:
+    small = Hyperparameters(architecture=architecture)
+    network = build_network(small.model_copy(update={"resolution": resolution}), (3, 64, 64)).eval()
+    plain = build_network(small, (3, resolution, resolution)).eval()
+    plain.load_state_dict(network.state_dict())
+    given = images()
+    before = given.clone()
+    sized = reduced(given, resolution)
+    kept = sized.clone()
+    with torch.inference_mode():
+        assert torch.equal(network(given), network(sized))
+        assert torch.equal(network(sized), plain(sized))
+    assert torch.equal(given, before)
+    assert torch.equal(sized, kept)
+
+
+def test_a_resolution_above_the_images_is_refused() -> None:
+    message = r"resolution: must be at most the 64 px that the images were prepared at, got 65; lower it, or prepare"
+    with pytest.raises(ConfigError, match=message):
+        build_network(Hyperparameters(resolution=65), (3, 64, 64))
+    assert build_network(Hyperparameters(resolution=64), (3, 64, 64)).side == 64
 
 
 def test_unfreeze_from_layer4() -> None:

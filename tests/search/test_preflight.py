@@ -287,6 +287,14 @@ def test_networks_that_do_not_fit_the_images_are_refused(
     assert message in str(caught.value)
 
 
+def test_a_resolution_above_the_images_is_refused_before_weights_are_looked_for(tmp_path: Path) -> None:
+    parameters = {"resolution": {"choice": [0, 32, 48, 64]}, "weights": {"fixed": "nowhere.safetensors"}}
+    source = {"name": "x", "budget": {"images": 9, "report_every": 1, "first_rung": 1}, "parameters": parameters}
+    trials = sampled(parse_space(source, "x.yaml"))
+    with pytest.raises(ConfigError, match=r"resolution: must be at most the 32 px .*, got 64; lower it, or prepare"):
+        check_trials(of_side(tmp_path, 32), trials)
+
+
 def test_a_file_of_weights_is_compared_with_each_network(tmp_path: Path) -> None:
     path, dataset = tmp_path / "w.safetensors", of_side(tmp_path, 32)
     state = build_network(Hyperparameters(filters=8), (3, 32, 32)).state_dict()

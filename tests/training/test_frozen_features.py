@@ -25,6 +25,7 @@ from ich_ray.training.frozen_features import (
     trunk_features,
     trunk_key,
 )
+from ich_ray.training.inference import predict_logits
 from ich_ray.training.loop import TrainingBudget, TrainingState, train
 from tests.prepared import make_dataset
 
@@ -162,6 +163,26 @@ def test_features_of_other_weights_are_not_found(dataset: PreparedDataset) -> No
     assert shared(build_network(FROZEN, dataset.image_shape), FROZEN, dataset) is None
 
 
+@pytest.mark.parametrize("resolution", [24, 16])
+def test_features_are_of_the_resolution(dataset: PreparedDataset, resolution: int) -> None:
+    reduced = FROZEN.model_copy(update={"resolution": resolution})
+    files = computed(dataset, reduced)
+    torch.manual_seed(SEED)
+    network = build_network(reduced, dataset.image_shape)
+    slices = dataset.role("validation")
+    found = shared(network, reduced, dataset)
+    assert found is not None
+    assert trunk_key(network, reduced, dataset) == files.key
+    assert trunk_key(network, FROZEN, dataset) != files.key
+    assert trunk_key(network, FROZEN.model_copy(update={"resolution": 32}), dataset) == trunk_key(
+        network, FROZEN, dataset
+    )
+    tail = TrainableHead(network, reduced).eval()
+    with torch.inference_mode():
+        logits = tail(torch.from_numpy(found.gather(slices.rows)))
+    np.testing.assert_allclose(logits, predict_logits(network, slices, reduced), rtol=1e-4, atol=1e-5)
+
+
 def test_half_written_features_are_not_read(dataset: PreparedDataset) -> None:
     files = computed(dataset, FROZEN)
     files.manifest.unlink()
@@ -197,11 +218,23 @@ def test_no_room_is_said_before_anything_is_written(dataset: PreparedDataset, mo
         check_room(dataset, slices, (256, 8, 8))
 
 
-def test_only_given_weights_are_shared(tmp_path: Path) -> None:
-    from ich_ray.search.tune.precompute_features import shareable
+def test_only_given_weights_are_shared_of_images_as_they_are(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ich_ray.search.tune import precompute_features
+    from ich_ray.search.tune.precompute_features import share_trunks, shareable
+
+    said: list[str] = []
+    monkeypatch.setattr(precompute_features, "say", said.append)
 
     path = tmp_path / "w.safetensors"
     save_file({"x": torch.zeros(1)}, path)
     given = FROZEN.model_copy(update={"weights": str(path)})
     same, deeper = given.model_copy(update={"dropout": 0.1}), given.model_copy(update={"unfreeze_from": "layer3"})
     assert len(shareable([given, same, deeper, FROZEN, Hyperparameters()])) == 2
+    changed = [given.model_copy(update=update) for update in ({"augment": 0.5}, {"erase": 0.5})]
+    assert share_trunks(dataset, [Hyperparameters(augment=1.0)]) == []
+    assert said == []
+    assert share_trunks(dataset, changed) == shareable(changed) == []
+    assert said == ["trials with augment or erase share no features: their frozen layers compute every changed image"]
+    assert len(shareable([given, *changed, given.model_copy(update={"resolution": 24})])) == 2

@@ -6,6 +6,7 @@ as they are known. Writes nothing, starts no Ray, and knows nothing of rungs: ex
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,16 +58,18 @@ class TrialMemory:
         weights: and buffers, and their average where there is one.
         training: a gradient for each trained weight, and what the optimizer keeps of it.
         activations: what the forward pass of a batch keeps for the backward pass.
+        resampled: what a batch takes at most while it is augmented and reduced; 0 where it is shown as prepared.
     """
 
     parameters: Hyperparameters
     weights: int
     training: int
     activations: int
+    resampled: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.training + self.activations
+        return self.weights + self.training + self.activations + self.resampled
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class Memory:
         usual, most = found
         named = format_parameters(most.parameters.model_dump(), ("architecture", "batch_size", "optimizer"))
         parts = f"weights {_mib(most.weights)}, gradients and optimizer {_mib(most.training)}"
+        if most.resampled:
+            parts = f"{parts}, augmented images {_mib(most.resampled)}"
         said = (
             f"{_mib(usual.total)} MiB a trial usually, {_mib(most.total)} at most ({named}: {parts}, activations "
             f"{_mib(most.activations)}); counted in float32 for {len(self.trials)} draws, without PyTorch's own"
@@ -153,7 +158,18 @@ def trial_memory(parameters: Hyperparameters, image_shape: tuple[int, int, int])
     states = 2 if parameters.optimizer != "sgd" else int(parameters.momentum > 0)
     kept = activations * parameters.batch_size // _IMAGES_COUNTED
     copies = 2 if parameters.ema else 1
-    return TrialMemory(parameters, copies * weights, trained * (1 + states), kept)
+    resampled = _resampled(parameters, image_shape) * parameters.batch_size
+    return TrialMemory(parameters, copies * weights, trained * (1 + states), kept, resampled)
+
+
+def _resampled(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> int:
+    """Bytes of an image while `model.resampling` works: before, averaged and after in float32, and its coordinates."""
+    from ich_ray.model.input_shape import input_shape
+
+    channels, *sides = input_shape(parameters, image_shape)
+    if not parameters.is_augmented and sides == [*image_shape[1:]]:
+        return 0
+    return 4 * (channels * math.prod(image_shape[1:]) + 2 * (channels + 1) * math.prod(sides))
 
 
 @lru_cache

@@ -45,12 +45,16 @@ class _Job:
 def shareable(trials: Iterable[Hyperparameters]) -> list[Hyperparameters]:
     """One draw for each trunk that trials share: frozen layers of the same weights.
 
-    Those weights do not depend on a trial's seed.
+    Those weights do not depend on a trial's seed, and images are not augmented.
     """
+    alike = [trial for trial in trials if not trial.is_augmented and _has_trunk(trial)]
+    return list({tuple(trial.network.items()): trial for trial in alike}.values())
+
+
+def _has_trunk(trial: Hyperparameters) -> bool:
     from ich_ray.training.frozen_features import is_divisible
 
-    found = {tuple(trial.network.items()): trial for trial in trials if trial.weights != "none" and is_divisible(trial)}
-    return list(found.values())
+    return trial.weights != "none" and is_divisible(trial)
 
 
 def share_trunks(dataset: PreparedDataset, trials: Iterable[Hyperparameters], gpus: bool = False) -> list[str]:
@@ -65,7 +69,9 @@ def share_trunks(dataset: PreparedDataset, trials: Iterable[Hyperparameters], gp
     from ich_ray.model.networks import build_network
     from ich_ray.training.frozen_features import feature_shape, trunk_key
 
-    keys = []
+    trials, keys = list(trials), []
+    if any(trial.is_augmented and _has_trunk(trial) for trial in trials):
+        say("trials with augment or erase share no features: their frozen layers compute every changed image")
     for parameters in shareable(trials):
         network = build_network(parameters, dataset.image_shape)
         key, shape = trunk_key(network, parameters, dataset), feature_shape(network, parameters, dataset.image_shape)

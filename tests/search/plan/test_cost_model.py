@@ -92,6 +92,28 @@ def test_memory_is_what_a_real_forward_pass_keeps(parameters: Hyperparameters) -
     assert trial_memory(parameters, (3, 64, 64)).activations == pytest.approx(real, rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("changes", "floats"),
+    [
+        ({}, 0),
+        ({"resolution": 32}, 0),
+        ({"augment": 1.0}, 3 * 32 * 32 + 2 * 4 * 32 * 32),
+        ({"resolution": 16}, 3 * 32 * 32 + 2 * 4 * 16 * 16),
+    ],
+    ids=str,
+)
+def test_memory_of_images_that_are_changed(changes: dict[str, float], floats: int) -> None:
+    """In float32 as prepared, averaged and changed, and the two coordinates of each pixel."""
+    small = Hyperparameters(filters=2, blocks=1, dense=0, batch_size=8)
+    plain, found = (trial_memory(each, (3, 32, 32)) for each in (small, small.model_copy(update=changes)))
+    assert found.resampled == 8 * 4 * floats
+    assert found.total == found.weights + found.training + found.activations + found.resampled
+    assert found.activations == trial_memory(small, (3, 16, 16)).activations or changes.get("resolution") != 16
+    assert (found.weights, found.training) == (plain.weights, plain.training)
+    said = str(Memory((found,)))
+    assert ("augmented images" in said) == (floats > 0)
+
+
 def test_the_points_are_drawn_first_and_nothing_is_fetched() -> None:
     source = {**SPACE, "parameters": {**SPACE["parameters"], "weights": {"fixed": "of_plain_cnn.safetensors"}}}  # type: ignore[dict-item]
     draws = first_draws(parse_space(source, "x.yaml"), 5)
