@@ -9,6 +9,7 @@ never quote text from the file, only numbers.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import re
 import stat
@@ -19,7 +20,8 @@ import numpy as np
 from upath import UPath
 
 from ich_ray.ct.acquisition import IMAGE_TYPE, Acquisition, decimals, read_acquisition
-from ich_ray.ct.elements import FILE_LIMIT_BYTES, PIXEL_DATA, Elements, parse
+from ich_ray.ct.elements import FILE_LIMIT_BYTES, MULTIFRAME_LIMIT_BYTES, PIXEL_DATA, Elements, parse
+from ich_ray.ct.frames import Frames, check_frame_count
 from ich_ray.ct.pixels import PixelLayout, stored_words
 from ich_ray.errors import Rejection
 from ich_ray.storage import Location, is_local, locate
@@ -27,7 +29,17 @@ from ich_ray.storage import Location, is_local, locate
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["EXCLUSIONS", "FLAGS", "CTSlice", "SliceHeader", "read_slice"]
+__all__ = [
+    "EXCLUSIONS",
+    "FLAGS",
+    "CTSlice",
+    "SliceHeader",
+    "check_file",
+    "is_identifier",
+    "read_file",
+    "read_slice",
+    "slice_of",
+]
 
 # Reasons that are no fault of the file: it is simply not an axial CT slice.
 EXCLUSIONS = frozenset({"not_ct", "localizer"})
@@ -51,7 +63,7 @@ FLAGS = {
 
 MODALITY, SOP_INSTANCE, META_INSTANCE = 0x00080060, 0x00080018, 0x00020003
 PATIENT, STUDY, SERIES = 0x00100020, 0x0020000D, 0x0020000E
-SAMPLES, PHOTOMETRIC, FRAMES, ROWS, COLUMNS = 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011
+SAMPLES, PHOTOMETRIC, ROWS, COLUMNS = 0x00280002, 0x00280004, 0x00280010, 0x00280011
 ALLOCATED, STORED, HIGH_BIT, REPRESENTATION = 0x00280100, 0x00280101, 0x00280102, 0x00280103
 PADDING, PADDING_LIMIT = 0x00280120, 0x00280121
 INTERCEPT, SLOPE, RESCALE_TYPE, MODALITY_LUT = 0x00281052, 0x00281053, 0x00281054, 0x00283000
@@ -73,7 +85,7 @@ class SliceHeader:
     """What the file says, identifiers included: keep it in memory and never print it.
 
     Attributes:
-        slice_id: SOPInstanceUID.
+        slice_id: SOPInstanceUID; of a frame see `slice_file.SliceFile`.
         acquisition: how the slice was taken.
         slope, intercept: as written in the file.
         flags: keys of `FLAGS`, sorted.
@@ -126,10 +138,31 @@ def read_slice(source: bytes | bytearray | memoryview | Location, without_preamb
         Rejection: the file is not accepted; its `reason` is the code of the contract. Reasons in `EXCLUSIONS` mean
             that nothing is wrong with the file.
     """
-    data = source if isinstance(source, bytes | bytearray | memoryview) else _bytes_of(source)
-    elements = parse(memoryview(data), without_preamble)
+    data = source if isinstance(source, bytes | bytearray | memoryview) else read_file(source)
+    return slice_of(Frames(parse(memoryview(data), without_preamble)).only())
+
+
+def check_file(elements: Elements) -> tuple[str, PixelLayout]:
+    """What the frames of a file have in common: SOPInstanceUID and layout.
+
+    Raises:
+        Rejection: it is true of all of them.
+    """
     _check_kind(elements)
     slice_id = _slice_id(elements)
+    if not elements.text(PATIENT):
+        raise Rejection("patient_missing", "PatientID is absent or blank")
+    return slice_id, _layout(elements)
+
+
+def slice_of(elements: Elements, slice_id: str = "") -> CTSlice:
+    """The slice of a file, or of a frame of one, which goes by the given `slice_id`.
+
+    Raises:
+        Rejection: see `read_slice`.
+    """
+    _check_kind(elements)
+    slice_id = slice_id or _slice_id(elements)
     patient = elements.text(PATIENT)
     if not patient:
         raise Rejection("patient_missing", "PatientID is absent or blank")
@@ -154,20 +187,19 @@ def read_slice(source: bytes | bytearray | memoryview | Location, without_preamb
     return _plausible(_padded(_repaired(CTSlice(header, words, slope, intercept)), elements))
 
 
-def _bytes_of(source: Location) -> bytes:
-    if isinstance(source, str) and os.path.isabs(source):  # noqa: PTH117  (making a path takes as long as the header)
-        return read_file(source)
-    return read_file(source if isinstance(source, UPath) else locate(source))
+def read_file(source: Location) -> bytes | mmap.mmap:
+    """The bytes of a regular file, no more than its slices may have.
 
-
-def read_file(path: UPath | str) -> bytes:
-    """The bytes of a regular file, no more than a slice may have.
-
-    A string is an absolute path on this machine.
+    A file on this machine that is too large for one slice is mapped, so that its frames take the memory of one at a
+    time; who cuts it in the meantime ends this process.
 
     Raises:
         Rejection: `not_regular`, `size_limit`, or `io_error` after three tries.
     """
+    if isinstance(source, str) and os.path.isabs(source):  # noqa: PTH117  (making a path takes as long as the header)
+        path: UPath | str = source
+    else:
+        path = source if isinstance(source, UPath) else locate(source)
     for attempt in range(_READ_TRIES):
         try:
             return _read_local(str(path)) if isinstance(path, str) or is_local(path) else path.read_bytes()
@@ -177,14 +209,16 @@ def read_file(path: UPath | str) -> bytes:
     raise AssertionError
 
 
-def _read_local(path: str) -> bytes:
+def _read_local(path: str) -> bytes | mmap.mmap:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not make us wait
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             raise Rejection("not_regular", "not a regular file")
+        if facts.st_size > MULTIFRAME_LIMIT_BYTES:
+            raise Rejection("size_limit", f"a file may have {MULTIFRAME_LIMIT_BYTES} bytes, got {facts.st_size}")
         if facts.st_size > FILE_LIMIT_BYTES:
-            raise Rejection("size_limit", f"a file may have {FILE_LIMIT_BYTES} bytes, got {facts.st_size}")
+            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         data = file.read(facts.st_size + 1)
         while data and len(data) < facts.st_size and (more := file.read(facts.st_size - len(data))):
             data += more
@@ -228,8 +262,13 @@ def _group_id(elements: Elements, tag: int, name: str) -> str:
     return uid
 
 
+def is_identifier(text: str) -> bool:
+    """Whether a slice, series or study may go by it."""
+    return len(text) <= 64 and _IDENTIFIER.fullmatch(text) is not None
+
+
 def _check_uid(uid: str, name: str) -> None:
-    if len(uid) > 64 or not _IDENTIFIER.fullmatch(uid):
+    if not is_identifier(uid):
         raise Rejection("uid_invalid", f"{name} may hold letters, digits and single . _ - between them")
 
 
@@ -238,7 +277,7 @@ def _layout(elements: Elements) -> PixelLayout:
         raise Rejection("not_grayscale", f"SamplesPerPixel must be 1, got {elements.word(SAMPLES)}")
     if elements.text(PHOTOMETRIC) != "MONOCHROME2":
         raise Rejection("photometric", "PhotometricInterpretation must be MONOCHROME2")
-    _check_frames(elements.text(FRAMES))
+    check_frame_count(elements)
     rows, columns = elements.word(ROWS), elements.word(COLUMNS)
     if not rows or not columns:
         raise Rejection("dims_invalid", f"Rows and Columns must be positive, got {rows} and {columns}")
@@ -251,17 +290,6 @@ def _layout(elements: Elements) -> PixelLayout:
     if representation not in {0, 1}:
         raise Rejection("pixrep_invalid", f"PixelRepresentation must be 0 or 1, got {representation}")
     return PixelLayout(rows, columns, allocated, stored, bool(representation))
-
-
-def _check_frames(text: str) -> None:
-    """Absent, 0 and 1 all mean one frame."""
-    if not text:
-        return
-    frames = int(text) if re.fullmatch(r"[+-]?\d{1,11}", text) else -1
-    if not 0 <= frames < 2**31 - 1:
-        raise Rejection("frames_invalid", "NumberOfFrames must be a count")
-    if frames > 1:
-        raise Rejection("multiframe", f"one frame must be there, got {frames}")
 
 
 def _rescale(elements: Elements) -> tuple[float, float]:

@@ -11,18 +11,24 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from struct import Struct
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from ich_ray.errors import Rejection
 
-__all__ = ["FILE_LIMIT_BYTES", "Elements", "parse"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["FILE_LIMIT_BYTES", "MULTIFRAME_LIMIT_BYTES", "Elements", "parse"]
 
 ByteOrder = Literal["<", ">"]
 
 # A 512x512 slice is 0.5 MiB; nothing that is one slice comes near this.
 FILE_LIMIT_BYTES = 64 * 2**20
+# 300 frames of 512x512 are 150 MiB, 1,000 of 1024x1024 are 2 GiB. What describes them must lie in the first 64 MiB.
+MULTIFRAME_LIMIT_BYTES = 2 * 2**30
 NESTING_LIMIT = 32
 ELEMENT_LIMIT = 2**16  # a slice has a few hundred; a file of empty ones would take 20 s and 2 GB
+FRAGMENT_LIMIT = 2**20  # a frame has one, or a few
 
 PIXEL_DATA = 0x7FE00010
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -48,6 +54,7 @@ class Elements:
         spans: tag -> (start, end) of its value in `data`.
         fragments: (start, end) of each item of encapsulated PixelData, the offset table first; empty for native data.
         flags: departures from the standard that change nothing.
+        explicit: whether elements carry their VR.
     """
 
     data: memoryview
@@ -56,6 +63,7 @@ class Elements:
     spans: dict[int, tuple[int, int]]
     fragments: tuple[tuple[int, int], ...] = ()
     flags: tuple[str, ...] = ()
+    explicit: bool = True
 
     def __contains__(self, tag: int) -> bool:
         return tag in self.spans
@@ -68,6 +76,19 @@ class Elements:
     def text(self, tag: int) -> str:
         """A string value without its padding, bytes as Latin-1; empty where the tag is absent."""
         return (self.value(tag) or b"").decode("latin-1").strip(" \0")
+
+    def items(self, tag: int) -> Iterator[Elements]:
+        """The elements of each item of a sequence; none where the tag is absent.
+
+        Raises:
+            Rejection: `header_invalid` or `truncated_header` if it is no sequence, `duplicate_tag`, `nesting_limit`.
+        """
+        start, end = self.spans.get(tag, (0, 0))
+        is_unknown = self.explicit and bytes(self.data[max(start - 8, 0) : start - 6]) == b"UN"
+        order: ByteOrder = "<" if is_unknown else self.order
+        explicit = self.explicit and not is_unknown
+        for spans in _Walk(self.data[:end], explicit, order).items(start):
+            yield Elements(self.data, self.syntax, order, spans, explicit=explicit)
 
     def word(self, tag: int, signed: bool = False) -> int | None:
         """A 16-bit value; None unless there is exactly one."""
@@ -89,8 +110,8 @@ def parse(data: memoryview, without_preamble: bool = False) -> Elements:
         Rejection: `not_dicom`, `preamble_executable`, `size_limit`, `inflate_limit`, `truncated_header`,
             `header_invalid`, `nesting_limit`, `duplicate_tag`, `pixel_short`, `truncated_pixel` or `decode_error`.
     """
-    if len(data) > FILE_LIMIT_BYTES:
-        raise Rejection("size_limit", f"a file may have {FILE_LIMIT_BYTES} bytes, got {len(data)}")
+    if len(data) > MULTIFRAME_LIMIT_BYTES:
+        raise Rejection("size_limit", f"a file may have {MULTIFRAME_LIMIT_BYTES} bytes, got {len(data)}")
     flags = _check_preamble(data, without_preamble)
     meta = _Walk(data, explicit=True, order="<")
     start = meta.run(0 if flags else 132, only_group=0x0002)
@@ -106,7 +127,7 @@ def parse(data: memoryview, without_preamble: bool = False) -> Elements:
     if not walk.spans or max(walk.spans) < 0x00280000:
         raise Rejection("truncated_header", "the file ends before the description of the image")
     flags += ("vr_encoding",) if explicit == (syntax == IMPLICIT_LITTLE) else ()
-    return Elements(data, syntax, order, {**meta.spans, **walk.spans}, tuple(walk.fragments), flags)
+    return Elements(data, syntax, order, {**meta.spans, **walk.spans}, tuple(walk.fragments), flags, explicit)
 
 
 def _check_preamble(data: memoryview, without_preamble: bool) -> tuple[str, ...]:
@@ -171,8 +192,22 @@ class _Walk:
                 raise Rejection("header_invalid", f"a data set may have {ELEMENT_LIMIT} elements")
         return position
 
+    def items(self, position: int) -> Iterator[dict[int, tuple[int, int]]]:
+        """Spans of the elements of each item of the sequence at `position`."""
+        while position < self._end:
+            tag, _, length, position = self._head(position)
+            if tag == _SEQUENCE_END:
+                return
+            if tag != _ITEM:
+                raise Rejection("header_invalid", "a sequence holds something other than items")
+            found: dict[int, tuple[int, int]] = {}
+            position = self._after_item(position, None if length == _UNDEFINED else position + length, 1, found)
+            yield found
+
     def _is_padding(self, position: int) -> bool:
         """Whether only zeros follow; the rest is looked at, and copied, only where the next tag is zero."""
+        if self._end - position > FILE_LIMIT_BYTES:
+            return False
         return not (bytes(self.data[position : position + 4]).strip(b"\0") or bytes(self.data[position:]).strip(b"\0"))
 
     def _head(self, position: int) -> tuple[int, bytes, int, int]:
@@ -223,12 +258,22 @@ class _Walk:
             position = self._after_item(position, None if length == _UNDEFINED else position + length, depth)
         return position
 
-    def _after_item(self, position: int, end: int | None, depth: int) -> int:
+    def _after_item(
+        self, position: int, end: int | None, depth: int, found: dict[int, tuple[int, int]] | None = None
+    ) -> int:
+        """The position after an item, whose elements are recorded in `found` if that is given."""
         while end is None or position < end:
+            if position > FILE_LIMIT_BYTES:
+                raise Rejection("size_limit", f"sequences may lie in the first {FILE_LIMIT_BYTES} bytes")
             tag, vr, length, start = self._head(position)
             if tag == _ITEM_END and end is None:
                 return start
             position = self._after(tag, vr, length, start, depth)
+            if found is None:
+                continue
+            if tag in found:
+                raise Rejection("duplicate_tag", f"({tag >> 16:04X},{tag & 0xFFFF:04X}) stands twice in an item")
+            found[tag] = (start, position)
         if position != end:
             raise Rejection("header_invalid", "an element reaches past the end of its item")
         return position
@@ -251,5 +296,7 @@ class _Walk:
             if position + length > self._end:
                 break
             found.append((position, position + length))
+            if len(found) > FRAGMENT_LIMIT:
+                raise Rejection("decode_error", f"PixelData may have {FRAGMENT_LIMIT} fragments")
             position += length
         raise Rejection("truncated_pixel", "the file ends inside encapsulated PixelData")

@@ -32,6 +32,9 @@ COMPRESSED = _LOSSLESS | _LOSSY | {_RLE}
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 
 
+_EMPTY_ITEM = b"\xfe\xff\x00\xe0\0\0\0\0"
+
+
 @dataclass(frozen=True)
 class PixelLayout:
     """How words are stored: `[rows, columns]` of `bits_allocated`.
@@ -118,6 +121,10 @@ def _decoded(elements: Elements, layout: PixelLayout) -> NDArray[Any]:
     if elements.syntax != _RLE:
         _check_codestream(elements, layout)
     start, end = elements.spans[PIXEL_DATA]
+    table = elements.fragments[0]
+    frame = bytes(elements.data[start:end])
+    if table == (start, start):  # one of several frames, whose offset table is not its own
+        frame = _EMPTY_ITEM + frame
     options: dict[str, Any] = {
         "rows": layout.rows,
         "columns": layout.columns,
@@ -130,7 +137,7 @@ def _decoded(elements: Elements, layout: PixelLayout) -> NDArray[Any]:
         "pixel_keyword": "PixelData",
     }
     try:
-        words = decoded_frame(elements.syntax, bytes(elements.data[start:end]), options)
+        words = decoded_frame(elements.syntax, frame, options)
     except Rejection as rejection:
         if rejection.reason == "decode_error" and elements.syntax == _RLE:
             raise Rejection("truncated_pixel", rejection.detail) from None

@@ -88,7 +88,7 @@ def make(
         "PixelData": pixels if pixels is not None else words.astype(words.dtype.newbyteorder(order)).tobytes(),
         **tags,
     }
-    with _unchecked():
+    with unchecked():
         for keyword, value in values.items():
             if value is not ABSENT:
                 setattr(dataset, keyword, value)
@@ -101,7 +101,7 @@ def make(
 
 def save(dataset: Dataset, syntax: str, declared: str | None = None) -> bytes:
     """Write with a preamble and a meta header, encoded as `syntax` and labeled as `declared`."""
-    with _unchecked():
+    with unchecked():
         return _save(dataset, syntax, declared)
 
 
@@ -124,7 +124,7 @@ def _save(dataset: Dataset, syntax: str, declared: str | None) -> bytes:
 
 
 @contextmanager
-def _unchecked() -> Iterator[None]:
+def unchecked() -> Iterator[None]:
     """Let pydicom write what is not allowed, without a word."""
     reading, writing = config.settings.reading_validation_mode, config.settings.writing_validation_mode
     config.settings.reading_validation_mode = config.settings.writing_validation_mode = config.IGNORE

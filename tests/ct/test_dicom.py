@@ -26,7 +26,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from ich_ray.ct import elements
+from ich_ray.ct import elements, frames
 from ich_ray.ct.dicom import EXCLUSIONS, FLAGS, read_slice
 from ich_ray.errors import Rejection
 from tests.ct.files import (
@@ -382,10 +382,12 @@ def test_inflating_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_file_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "large.dcm"
-    with path.open("wb") as file:
-        file.truncate(64 * 2**20 + 1)
+    path.write_bytes(make())
+    os.truncate(path, 64 * 2**20 + 1)
     assert reason(path) == "size_limit"
-    monkeypatch.setattr(elements, "FILE_LIMIT_BYTES", 1000)
+    os.truncate(path, 2**31 + 1)
+    assert reason(path) == "size_limit"
+    monkeypatch.setattr(frames, "FILE_LIMIT_BYTES", 1000)
     assert reason(make()) == "size_limit"
 
 
