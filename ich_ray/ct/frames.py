@@ -115,7 +115,8 @@ class Frames:
             raise Rejection("size_limit", f"a file may have {_FRAME_LIMIT} frames, got {self._count}")
         self._shared = next(self._elements.items(_SHARED), None)
         self._own = [*islice(self._elements.items(_PER_FRAME), self._count + 1)]
-        if len(self._own) != self._count:
+        is_classic = self._count == 1 and _PER_FRAME not in self._elements
+        if len(self._own) != self._count and not is_classic:
             got = "more" if len(self._own) > self._count else len(self._own)
             raise Rejection("frames_invalid", f"functional groups of {self._count} frames must be there, got {got}")
 
@@ -199,13 +200,11 @@ class Frames:
 
     def _pixels(self, frame: int) -> tuple[Span, tuple[Span, ...]]:
         """The bytes of a frame and its fragments, an empty offset table first; spare bytes go with the last frame."""
-        is_last = frame == self._count - 1
+        first = self._starts[frame]
+        following = self._starts[frame + 1] if frame + 1 < self._count else None
         if not self._elements.fragments:
-            return (
-                self._starts[frame],
-                self._elements.spans[PIXEL_DATA][1] if is_last else self._starts[frame + 1],
-            ), ()
-        fragments = self._elements.fragments[self._starts[frame] : None if is_last else self._starts[frame + 1]]
+            return (first, self._elements.spans[PIXEL_DATA][1] if following is None else following), ()
+        fragments = self._elements.fragments[first:following]
         start, end = fragments[0][0] - _ITEM_HEAD_BYTES, fragments[-1][1]
         return (start, end), ((start, start), *fragments)
 
@@ -247,11 +246,8 @@ def _first_fragments(elements: Elements, frames: int) -> list[int]:
         return found
     found = [*range(1, len(fragments) + 1)]
     if len(fragments) != frames:
-        found = [
-            number
-            for number in found
-            if bytes(elements.data[slice(*elements.fragments[number])][:4]).startswith(_CODESTREAMS)
-        ]
+        heads = [bytes(elements.data[start : min(start + 4, end)]) for start, end in fragments]
+        found = [number for number, head in enumerate(heads, 1) if head.startswith(_CODESTREAMS)]
     if len(found) != frames or found[0] != 1:
         raise Rejection(
             "decode_error", f"{len(fragments)} fragments without offsets cannot be told apart as {frames} frames"

@@ -28,6 +28,7 @@ class SliceFile:
 
     Attributes:
         frames: what `read` takes: 0 alone if the file is one slice, else its frames, counted from 1.
+        slice_ids: of the frames; that of a file that is one slice is empty, and stands in its header.
 
     Args:
         source: a path, a URI or the bytes of a file, which must not change while a slice is in use.
@@ -41,13 +42,13 @@ class SliceFile:
         data = source if isinstance(source, bytes | bytearray | memoryview) else read_file(source)
         elements = parse(memoryview(data), without_preamble)
         self._frames = Frames(elements)
-        self._ids = [""]
+        self.slice_ids = [""]
         self.frames: Sequence[int] = (0,)
         if len(self._frames) > 1:
             slice_id, layout = check_file(elements)
             self._frames.divide_pixels(layout.size_bytes)
             self.frames = range(1, len(self._frames) + 1)
-            self._ids = [told if is_identifier(told) else frame_name(slice_id, frame)
+            self.slice_ids = [told if is_identifier(told) else frame_name(slice_id, frame)
                          for frame, told in zip(self.frames, self._frames.source_ids(), strict=True)]  # fmt: skip
 
     def read(self, frame: int) -> CTSlice:
@@ -57,7 +58,7 @@ class SliceFile:
             Rejection: it is not accepted, whatever becomes of the others.
         """
         index = max(frame - 1, 0)
-        return slice_of(self._frames[index], self._ids[index])
+        return slice_of(self._frames[index], self.slice_ids[index])
 
 
 def frame_name(name: str, frame: int) -> str:

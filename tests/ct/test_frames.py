@@ -14,7 +14,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence as Items
-from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
+from pydicom.uid import EnhancedCTImageStorage, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
 from ich_ray.ct import dicom, frames
 from ich_ray.ct.dicom import CTSlice, read_slice
@@ -214,6 +214,11 @@ def test_frames_of_rle_in_several_fragments_cannot_be_told_apart() -> None:
         file.PixelData = encapsulate(coded, fragments_per_frame=2, has_bot=False)
 
     assert refusal(enhanced(classic, syntax=RLELossless, frames=coded, edit=edit)).reason == "decode_error"
+
+
+def test_a_file_of_one_frame_may_say_all_at_its_top() -> None:
+    data = make(SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=1)
+    assert np.array_equal(read_slice(data).hu(), head())
 
 
 @pytest.mark.parametrize("change", [1, -1, 1000])
