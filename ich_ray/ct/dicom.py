@@ -19,14 +19,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from upath import UPath
 
-from ich_ray.ct.acquisition import IMAGE_TYPE, Acquisition, decimals, read_acquisition
-from ich_ray.ct.elements import FILE_LIMIT_BYTES, MULTIFRAME_LIMIT_BYTES, PIXEL_DATA, Elements, parse
+from ich_ray.ct.acquisition import Acquisition, decimals, read_acquisition
+from ich_ray.ct.elements import FILE_LIMIT_BYTES, MULTIFRAME_LIMIT_BYTES, PIXEL_DATA, Elements, parse, parse_header
 from ich_ray.ct.frames import Frames, check_frame_count
 from ich_ray.ct.pixels import PixelLayout, stored_words
+from ich_ray.ct.plane import Judgment, judge_field, judge_slice
 from ich_ray.errors import Rejection
 from ich_ray.storage import Location, is_local, locate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 __all__ = [
@@ -35,6 +38,8 @@ __all__ = [
     "CTSlice",
     "SliceHeader",
     "check_file",
+    "header_elements",
+    "header_of",
     "is_identifier",
     "read_file",
     "read_slice",
@@ -42,22 +47,32 @@ __all__ = [
 ]
 
 # Reasons that are no fault of the file: it is simply not an axial CT slice.
-EXCLUSIONS = frozenset({"not_ct", "localizer"})
+EXCLUSIONS = frozenset({"not_ct", "localizer", "not_axial", "not_head", "projection", "secondary_capture"})
 
 # All but `blank` are facts of the file; that one depends on the windows, and `prepare` sets it.
 FLAGS = {
     "blank": "each window shows one value only",
+    "contrast": "the header names a contrast agent",
+    "described_otherwise": "SeriesDescription speaks of a localizer, projection or capture; the geometry is a slice's",
     "extreme_hu": "HU below -4,096 or above 30,000: wrapped words or metal; clipped by every window",
     "high_bits": "bits above BitsStored were set and are ignored",
     "lossy": "the transfer syntax is lossy",
     "no_preamble": "the file begins with its meta information; read because that was asked for",
     "near_empty": "less than 1 % of the pixels between -100 and 200 HU, as above the skull",
     "not_512": "not 512 pixels a side",
+    "not_isotropic": "pixels are more than 1 % longer than wide, or wider than long; shown as if they were square",
     "not_square": "padded to a square with black before resizing",
     "padding": "pixels outside the scanner circle hold a padding value; they are shown as air",
     "pixel_padding": "one or two spare bytes after the pixels",
+    "plane_unknown": "no valid ImageOrientationPatient; taken for an axial slice, as nothing says otherwise",
+    "repeated_position": "another slice of its series lies at the same place",
+    "rotated": "turned by more than 45 degrees in its plane, or mirrored: the top of the image is not the front",
     "rsna_repair": "12-bit unsigned words with an intercept above -100: shifted as the RSNA set needs it",
+    "small_field": "a field of view below 140 mm: a part of a head, or a newborn's",
     "study_missing": "no StudyInstanceUID or SeriesInstanceUID",
+    "thick": "SliceThickness above 5.5 mm",
+    "thin": "SliceThickness below 2 mm",
+    "tilt": "30.5 to 45 degrees off the axial plane: more than a gantry tilts",
     "vr_encoding": "implicit and explicit VR were mixed up in the transfer syntax",
 }
 
@@ -78,6 +93,8 @@ _PADDING_WORD, _PADDING_HU = -2000, -3024  # outside the circle of a common scan
 _TISSUE_HU = (-100, 200)
 _PLAUSIBLE_HU = 33_000  # signed 16-bit words end at 32,767; only a lost sign gives more
 _READ_TRIES = 3
+_HEADER_BYTES = 1 << 16  # a header of the RSNA set has 1 kB, one with private sequences some 20
+_CUT = {"truncated_header", "truncated_pixel"}  # what a header is called that does not end there
 
 
 @dataclass(frozen=True)
@@ -143,12 +160,11 @@ def read_slice(source: bytes | bytearray | memoryview | Location, without_preamb
 
 
 def check_file(elements: Elements) -> tuple[str, PixelLayout]:
-    """What the frames of a file have in common: SOPInstanceUID and layout.
+    """What the frames of a file of several have in common: SOPInstanceUID and layout.
 
     Raises:
-        Rejection: it is true of all of them.
+        Rejection: what is true of the file is true of all of them.
     """
-    _check_kind(elements)
     slice_id = _slice_id(elements)
     if not elements.text(PATIENT):
         raise Rejection("patient_missing", "PatientID is absent or blank")
@@ -156,25 +172,70 @@ def check_file(elements: Elements) -> tuple[str, PixelLayout]:
 
 
 def slice_of(elements: Elements, slice_id: str = "") -> CTSlice:
-    """The slice of a file, or of a frame of one, which goes by the given `slice_id`.
+    """The slice of a classic file, or of a frame that goes by `slice_id`.
 
     Raises:
         Rejection: see `read_slice`.
     """
-    _check_kind(elements)
+    taken = _check_kind(elements)
+    _check_pixels(elements)
+    header, layout = _header(elements, *taken, slice_id)
+    words, flags = stored_words(elements, layout)
+    header = _check_field(header, *flags)
+    return _plausible(_padded(_repaired(CTSlice(header, words, header.slope, header.intercept)), elements))
+
+
+def read_header(source: Location, without_preamble: bool = False) -> SliceHeader:
+    """What a slice says of itself, without its pixels: mostly of the first bytes of the file alone.
+
+    What only the pixels tell is not checked: `read_slice` may refuse the file, and finds more flags.
+
+    Raises:
+        Rejection: see `read_slice`.
+    """
+    return header_of(Frames(header_elements(source, without_preamble)).only())
+
+
+def header_of(elements: Elements, slice_id: str = "") -> SliceHeader:
+    """The header of a classic file, or of a frame that goes by `slice_id`.
+
+    Raises:
+        Rejection: see `read_header`.
+    """
+    return _check_field(_header(elements, *_check_kind(elements), slice_id)[0])
+
+
+def header_elements(source: Location, without_preamble: bool) -> Elements:
+    """The elements before the pixels, of so much of a file as it takes.
+
+    Raises:
+        Rejection: see `elements.parse_header`.
+    """
+    for most_bytes in (_HEADER_BYTES, _HEADER_BYTES * 64):
+        data = _first_bytes(source, most_bytes)
+        try:
+            return parse_header(memoryview(data), without_preamble)
+        except Rejection as rejection:
+            if rejection.reason not in _CUT or len(data) < most_bytes:
+                raise
+    return parse_header(memoryview(read_file(source)), without_preamble)
+
+
+def _header(
+    elements: Elements, acquisition: Acquisition, kind: Judgment, slice_id: str = ""
+) -> tuple[SliceHeader, PixelLayout]:
     slice_id = slice_id or _slice_id(elements)
     patient = elements.text(PATIENT)
     if not patient:
         raise Rejection("patient_missing", "PatientID is absent or blank")
     layout = _layout(elements)
     slope, intercept = _rescale(elements)
-    words, flags = stored_words(elements, layout)
     header = SliceHeader(
         slice_id=slice_id,
         patient=patient,
         study=_group_id(elements, STUDY, "StudyInstanceUID"),
         series=_group_id(elements, SERIES, "SeriesInstanceUID"),
-        acquisition=read_acquisition(elements),
+        acquisition=acquisition,
         rows=layout.rows,
         columns=layout.columns,
         bits_stored=layout.bits_stored,
@@ -182,9 +243,9 @@ def slice_of(elements: Elements, slice_id: str = "") -> CTSlice:
         transfer_syntax=elements.syntax,
         slope=slope,
         intercept=intercept,
-        flags=tuple(sorted((*elements.flags, *flags))),
+        flags=tuple(sorted((*elements.flags, *kind.flags))),
     )
-    return _plausible(_padded(_repaired(CTSlice(header, words, slope, intercept)), elements))
+    return header, layout
 
 
 def read_file(source: Location) -> bytes | mmap.mmap:
@@ -196,20 +257,38 @@ def read_file(source: Location) -> bytes | mmap.mmap:
     Raises:
         Rejection: `not_regular`, `size_limit`, or `io_error` after three tries.
     """
+    path = _place(source)
+    return _tried(lambda: _read_local(path) if isinstance(path, str) else path.read_bytes())
+
+
+def _first_bytes(source: Location, most_bytes: int) -> bytes | mmap.mmap:
+    """So many bytes of a file; fewer are the whole of it."""
+    path = _place(source)
+    if isinstance(path, str):
+        return _tried(lambda: _read_local(path, most_bytes))
+    return _tried(lambda: path.fs.cat_file(path.path, start=0, end=most_bytes))
+
+
+def _place(source: Location) -> UPath | str:
+    """A string is an absolute path on this machine."""
     if isinstance(source, str) and os.path.isabs(source):  # noqa: PTH117  (making a path takes as long as the header)
-        path: UPath | str = source
-    else:
-        path = source if isinstance(source, UPath) else locate(source)
+        return source
+    path = source if isinstance(source, UPath) else locate(source)
+    return str(path) if is_local(path) else path
+
+
+def _tried(read: Callable[[], bytes | mmap.mmap]) -> bytes | mmap.mmap:
     for attempt in range(_READ_TRIES):
         try:
-            return _read_local(str(path)) if isinstance(path, str) or is_local(path) else path.read_bytes()
+            return read()
         except OSError as error:
             if attempt == _READ_TRIES - 1:
                 raise Rejection("io_error", os.strerror(error.errno) if error.errno else "unreadable") from None
     raise AssertionError
 
 
-def _read_local(path: str) -> bytes | mmap.mmap:
+def _read_local(path: str, most_bytes: int = MULTIFRAME_LIMIT_BYTES) -> bytes | mmap.mmap:
+    """The first `most_bytes` of a file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not make us wait
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         facts = os.fstat(descriptor)
@@ -217,26 +296,43 @@ def _read_local(path: str) -> bytes | mmap.mmap:
             raise Rejection("not_regular", "not a regular file")
         if facts.st_size > MULTIFRAME_LIMIT_BYTES:
             raise Rejection("size_limit", f"a file may have {MULTIFRAME_LIMIT_BYTES} bytes, got {facts.st_size}")
-        if facts.st_size > FILE_LIMIT_BYTES:
-            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        data = file.read(facts.st_size + 1)
-        while data and len(data) < facts.st_size and (more := file.read(facts.st_size - len(data))):
+        wanted = min(facts.st_size, most_bytes)
+        if wanted > FILE_LIMIT_BYTES:
+            return mmap.mmap(descriptor, wanted, access=mmap.ACCESS_READ)
+        data = file.read(wanted + (wanted == facts.st_size))
+        while data and len(data) < wanted and (more := file.read(wanted - len(data))):
             data += more
-        if len(data) != facts.st_size:
+        if len(data) != wanted:
             raise OSError("the file changed while it was read")
         return data
 
 
-def _check_kind(elements: Elements) -> None:
+def _check_kind(elements: Elements) -> tuple[Acquisition, Judgment]:
+    """How the slice was taken, and what is odd about that; or what the file is instead of a slice."""
     if elements.text(MODALITY) != "CT":
         raise Rejection("not_ct", "Modality is not CT")
-    if {"LOCALIZER", "SCOUT"} & {part.strip() for part in elements.text(IMAGE_TYPE).split("\\")}:
-        raise Rejection("localizer", "ImageType says localizer")
+    acquisition = read_acquisition(elements)
+    return acquisition, _not_excluded(judge_slice(acquisition))
+
+
+def _check_pixels(elements: Elements) -> None:
     if any(tag in elements for tag in FLOAT_PIXELS):
         raise Rejection("float_pixel", "floating-point pixels are no CT words")
     start, end = elements.spans.get(PIXEL_DATA, (0, 0))
     if start == end:
         raise Rejection("no_pixel", "PixelData is absent or empty")
+
+
+def _check_field(header: SliceHeader, *flags: str) -> SliceHeader:
+    """The header with these flags and those of its field of view; read pixels have borne out its size."""
+    field = _not_excluded(judge_field(header.acquisition, header.rows, header.columns))
+    return replace(header, flags=tuple(sorted((*header.flags, *flags, *field.flags))))
+
+
+def _not_excluded(found: Judgment) -> Judgment:
+    if found.reason:
+        raise Rejection(found.reason, found.detail)
+    return found
 
 
 def _slice_id(elements: Elements) -> str:

@@ -18,7 +18,7 @@ from ich_ray.errors import Rejection
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["FILE_LIMIT_BYTES", "MULTIFRAME_LIMIT_BYTES", "Elements", "parse"]
+__all__ = ["FILE_LIMIT_BYTES", "MULTIFRAME_LIMIT_BYTES", "Elements", "parse", "parse_header"]
 
 ByteOrder = Literal["<", ">"]
 
@@ -31,6 +31,7 @@ ELEMENT_LIMIT = 2**16  # a slice has a few hundred; a file of empty ones would t
 FRAGMENT_LIMIT = 2**20  # a frame has one, or a few
 
 PIXEL_DATA = 0x7FE00010
+_FIRST_OF_PIXELS = 0x7FE00000
 DEFLATED = "1.2.840.10008.1.2.1.99"
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
@@ -110,6 +111,19 @@ def parse(data: memoryview, without_preamble: bool = False) -> Elements:
         Rejection: `not_dicom`, `preamble_executable`, `size_limit`, `inflate_limit`, `truncated_header`,
             `header_invalid`, `nesting_limit`, `duplicate_tag`, `pixel_short`, `truncated_pixel` or `decode_error`.
     """
+    return _parse(data, without_preamble, None)
+
+
+def parse_header(data: memoryview, without_preamble: bool = False) -> Elements:
+    """The elements before those of the pixels, of a file or of its first bytes.
+
+    Raises:
+        Rejection: see `parse`; `truncated_header` where `data` ends before the pixels.
+    """
+    return _parse(data, without_preamble, _FIRST_OF_PIXELS)
+
+
+def _parse(data: memoryview, without_preamble: bool, before: int | None) -> Elements:
     if len(data) > MULTIFRAME_LIMIT_BYTES:
         raise Rejection("size_limit", f"a file may have {MULTIFRAME_LIMIT_BYTES} bytes, got {len(data)}")
     flags = _check_preamble(data, without_preamble)
@@ -123,7 +137,9 @@ def parse(data: memoryview, without_preamble: bool = False) -> Elements:
     order: ByteOrder = ">" if syntax == EXPLICIT_BIG else "<"
     explicit = _looks_explicit(data, start, default=syntax != IMPLICIT_LITTLE)
     walk = _Walk(data, explicit, order)
-    walk.run(start)
+    end = walk.run(start, before=before)
+    if before is not None and end >= len(data):
+        raise Rejection("truncated_header", "the data ends before the pixels")
     if not walk.spans or max(walk.spans) < 0x00280000:
         raise Rejection("truncated_header", "the file ends before the description of the image")
     flags += ("vr_encoding",) if explicit == (syntax == IMPLICIT_LITTLE) else ()
@@ -174,14 +190,19 @@ class _Walk:
         self._end = len(data)
         self._implicit, self._explicit = self._IMPLICIT[order], self._EXPLICIT[order]
 
-    def run(self, position: int, only_group: int | None = None) -> int:
-        """Record every top-level element from `position` on; stop before a group other than `only_group`."""
+    def run(self, position: int, only_group: int | None = None, before: int | None = None) -> int:
+        """Record every top-level element from `position` on; stop before a group other than `only_group`.
+
+        Stop, too, at a tag that is not `before` the given one.
+        """
         while position < self._end:
             if PIXEL_DATA in self.spans and self._is_padding(position):
                 break
             if only_group is not None and int.from_bytes(self.data[position : position + 2], "little") != only_group:
                 break
             tag, vr, length, start = self._head(position)
+            if before is not None and tag >= before:
+                break
             if tag in self.spans:
                 raise Rejection("duplicate_tag", f"({tag >> 16:04X},{tag & 0xFFFF:04X}) stands twice")
             position = start + length

@@ -182,8 +182,11 @@ class Frames:
             size_bytes: of the words of a frame.
 
         Raises:
-            Rejection: `pixel_short`, `pixel_excess`, `decode_error` or `syntax_unsupported`.
+            Rejection: `no_pixel`, `pixel_short`, `pixel_excess`, `decode_error` or `syntax_unsupported`.
         """
+        start, end = self._elements.spans.get(PIXEL_DATA, (0, 0))
+        if start == end:
+            raise Rejection("no_pixel", "PixelData is absent or empty")
         if self._elements.syntax not in NATIVE | COMPRESSED:
             raise Rejection("syntax_unsupported", "the transfer syntax is not one for CT")
         if bool(self._elements.fragments) == (self._elements.syntax in NATIVE):
@@ -191,7 +194,6 @@ class Frames:
         if self._elements.fragments:
             self._starts = _first_fragments(self._elements, self._count)
             return
-        start, end = self._elements.spans.get(PIXEL_DATA, (0, 0))
         needed = self._count * size_bytes
         if not 0 <= end - start - needed <= 2:
             reason = "pixel_short" if end - start < needed else "pixel_excess"
