@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["EXCLUSIONS", "FLAGS", "CTSlice", "SliceHeader", "read_slice"]
 
 # Reasons that are no fault of the file: it is simply not an axial CT slice.
-EXCLUSIONS = frozenset({"not_ct", "localizer"})
+EXCLUSIONS = frozenset({"dicomdir", "not_ct", "not_image", "localizer"})
 
 # All but `blank` are facts of the file; that one depends on the windows, and `prepare` sets it.
 FLAGS = {
@@ -38,24 +38,38 @@ FLAGS = {
     "extreme_hu": "HU below -4,096 or above 30,000: wrapped words or metal; clipped by every window",
     "high_bits": "bits above BitsStored were set and are ignored",
     "lossy": "the transfer syntax is lossy",
+    "lower_case": "Modality, PhotometricInterpretation or RescaleType is not in capitals",
+    "meta_uid": "SOPInstanceUID differs between the meta header and the data set, which counts",
     "no_preamble": "the file begins with its meta information; read because that was asked for",
     "near_empty": "less than 1 % of the pixels between -100 and 200 HU, as above the skull",
     "not_512": "not 512 pixels a side",
     "not_square": "padded to a square with black before resizing",
     "padding": "pixels outside the scanner circle hold a padding value; they are shown as air",
-    "pixel_padding": "one or two spare bytes after the pixels",
+    "patient_blank": "PatientID is absent or blank: a slice to predict, not to prepare",
+    "pixel_padding": "spare bytes after the pixels: one or two, or behind the end marker of a compressed frame",
     "rsna_repair": "12-bit unsigned words with an intercept above -100: shifted as the RSNA set needs it",
     "study_missing": "no StudyInstanceUID or SeriesInstanceUID",
+    "trailing_bytes": "bytes that are no element follow the pixels; they are ignored",
     "vr_encoding": "implicit and explicit VR were mixed up in the transfer syntax",
+    "vr_unknown": "an element that decides nothing has a VR that does not exist; it is skipped",
 }
 
-MODALITY, SOP_INSTANCE, META_INSTANCE = 0x00080060, 0x00080018, 0x00020003
+MODALITY, SOP_CLASS, SOP_INSTANCE, META_INSTANCE = 0x00080060, 0x00080016, 0x00080018, 0x00020003
 PATIENT, STUDY, SERIES = 0x00100020, 0x0020000D, 0x0020000E
 SAMPLES, PHOTOMETRIC, FRAMES, ROWS, COLUMNS = 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011
 ALLOCATED, STORED, HIGH_BIT, REPRESENTATION = 0x00280100, 0x00280101, 0x00280102, 0x00280103
 PADDING, PADDING_LIMIT = 0x00280120, 0x00280121
 INTERCEPT, SLOPE, RESCALE_TYPE, MODALITY_LUT = 0x00281052, 0x00281053, 0x00281054, 0x00283000
 FLOAT_PIXELS = (0x7FE00008, 0x7FE00009)
+
+# Elements that decide a pixel, a patient or a label, so that nothing about them may be a guess.
+_DECISIVE = frozenset(
+    {MODALITY, IMAGE_TYPE, SOP_INSTANCE, PATIENT, STUDY, SERIES, SAMPLES, PHOTOMETRIC, FRAMES, ROWS, COLUMNS, ALLOCATED}
+    | {STORED, HIGH_BIT, REPRESENTATION, PADDING, PADDING_LIMIT, INTERCEPT, SLOPE, RESCALE_TYPE, MODALITY_LUT}
+    | {*FLOAT_PIXELS, PIXEL_DATA}
+)
+_DESCRIPTION = 0x00280000  # the group that describes the image
+_CT_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"})
 
 # A standard UID, or an identifier such as ID_1f6d1e8aeb that replaced one.
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -74,6 +88,7 @@ class SliceHeader:
 
     Attributes:
         slice_id: SOPInstanceUID.
+        patient: PatientID, empty where it is absent or blank.
         acquisition: how the slice was taken.
         slope, intercept: as written in the file.
         flags: keys of `FLAGS`, sorted.
@@ -130,15 +145,12 @@ def read_slice(source: bytes | bytearray | memoryview | Location, without_preamb
     elements = parse(memoryview(data), without_preamble)
     _check_kind(elements)
     slice_id = _slice_id(elements)
-    patient = elements.text(PATIENT)
-    if not patient:
-        raise Rejection("patient_missing", "PatientID is absent or blank")
     layout = _layout(elements)
     slope, intercept = _rescale(elements)
     words, flags = stored_words(elements, layout)
     header = SliceHeader(
         slice_id=slice_id,
-        patient=patient,
+        patient=elements.text(PATIENT),
         study=_group_id(elements, STUDY, "StudyInstanceUID"),
         series=_group_id(elements, SERIES, "SeriesInstanceUID"),
         acquisition=read_acquisition(elements),
@@ -149,7 +161,7 @@ def read_slice(source: bytes | bytearray | memoryview | Location, without_preamb
         transfer_syntax=elements.syntax,
         slope=slope,
         intercept=intercept,
-        flags=tuple(sorted((*elements.flags, *flags))),
+        flags=tuple(sorted((*elements.flags, *flags, *_oddities(elements)))),
     )
     return _plausible(_padded(_repaired(CTSlice(header, words, slope, intercept)), elements))
 
@@ -194,25 +206,29 @@ def _read_local(path: str) -> bytes:
 
 
 def _check_kind(elements: Elements) -> None:
-    if elements.text(MODALITY) != "CT":
-        raise Rejection("not_ct", "Modality is not CT")
-    if {"LOCALIZER", "SCOUT"} & {part.strip() for part in elements.text(IMAGE_TYPE).split("\\")}:
-        raise Rejection("localizer", "ImageType says localizer")
+    if unknown := min(elements.unknown_vr & _DECISIVE, default=0):
+        raise Rejection("header_invalid", f"({unknown >> 16:04X},{unknown & 0xFFFF:04X}) has no known VR")
+    modality, is_described = elements.text(MODALITY).upper(), max(elements.spans) >= _DESCRIPTION
+    if modality != "CT" and (modality or is_described):
+        raise Rejection("not_ct", "Modality does not say CT")
     if any(tag in elements for tag in FLOAT_PIXELS):
         raise Rejection("float_pixel", "floating-point pixels are no CT words")
+    if PIXEL_DATA not in elements and elements.text(SOP_CLASS) not in {"", *_CT_CLASSES}:
+        raise Rejection("not_image", "SOPClassUID is not of CT images, and there is no PixelData")
+    if not is_described:
+        raise Rejection("truncated_header", "the file ends before the description of the image")
+    if {"LOCALIZER", "SCOUT"} & {part.strip().upper() for part in elements.text(IMAGE_TYPE).split("\\")}:
+        raise Rejection("localizer", "ImageType says localizer")
     start, end = elements.spans.get(PIXEL_DATA, (0, 0))
     if start == end:
         raise Rejection("no_pixel", "PixelData is absent or empty")
 
 
 def _slice_id(elements: Elements) -> str:
-    uid, meta = elements.text(SOP_INSTANCE), elements.text(META_INSTANCE)
+    uid = elements.text(SOP_INSTANCE)
     if not uid:
         raise Rejection("uid_missing", "SOPInstanceUID is absent or blank")
     _check_uid(uid, "SOPInstanceUID")
-    # De-identification gives the data set a new identifier and leaves the meta header: every RSNA file is so.
-    if meta and meta != uid and _UID.fullmatch(uid):
-        raise Rejection("uid_mismatch", "SOPInstanceUID differs between the meta header and the data set")
     return uid
 
 
@@ -233,10 +249,24 @@ def _check_uid(uid: str, name: str) -> None:
         raise Rejection("uid_invalid", f"{name} may hold letters, digits and single . _ - between them")
 
 
+def _oddities(elements: Elements) -> list[str]:
+    """Flags of what departs from the standard and changes no pixel, patient or label."""
+    uid, meta = elements.text(SOP_INSTANCE), elements.text(META_INSTANCE)
+    codes = elements.text(MODALITY) + elements.text(PHOTOMETRIC) + elements.text(RESCALE_TYPE)
+    found = {
+        "lower_case": codes != codes.upper(),
+        # De-identification gives the data set a new identifier and leaves the meta header. Every RSNA file is so: an
+        # identifier that is no UID says it by itself.
+        "meta_uid": bool(meta) and meta != uid and bool(_UID.fullmatch(uid)),
+        "patient_blank": not elements.text(PATIENT),
+    }
+    return [flag for flag, holds in found.items() if holds]
+
+
 def _layout(elements: Elements) -> PixelLayout:
     if elements.word(SAMPLES) != 1:
         raise Rejection("not_grayscale", f"SamplesPerPixel must be 1, got {elements.word(SAMPLES)}")
-    if elements.text(PHOTOMETRIC) != "MONOCHROME2":
+    if elements.text(PHOTOMETRIC).upper() != "MONOCHROME2":
         raise Rejection("photometric", "PhotometricInterpretation must be MONOCHROME2")
     _check_frames(elements.text(FRAMES))
     rows, columns = elements.word(ROWS), elements.word(COLUMNS)
@@ -267,7 +297,7 @@ def _check_frames(text: str) -> None:
 def _rescale(elements: Elements) -> tuple[float, float]:
     if MODALITY_LUT in elements:
         raise Rejection("modality_lut", "a Modality LUT takes the place of the rescale")
-    if elements.text(RESCALE_TYPE) not in {"", "HU"}:
+    if elements.text(RESCALE_TYPE).upper() not in {"", "HU"}:
         raise Rejection("rescale_type", "RescaleType must be HU")
     if SLOPE not in elements or INTERCEPT not in elements:
         raise Rejection("rescale_missing", "RescaleSlope and RescaleIntercept must be there")

@@ -68,7 +68,10 @@ class ChunkJob:
     without_preamble: bool = False
 
     def read(self, file: str) -> CTSlice:
-        return read_slice(self.images / file, self.without_preamble)
+        ct = read_slice(self.images / file, self.without_preamble)
+        if not ct.header.patient:
+            raise Rejection("patient_missing", "PatientID is absent or blank, and roles are drawn by patient")
+        return ct
 
     def block(self, number: int) -> UPath:
         return self.blocks / f"{number:05d}.arrow"
