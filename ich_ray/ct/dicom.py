@@ -144,13 +144,13 @@ def read_slice(source: bytes | bytearray | memoryview | Location, without_preamb
     data = source if isinstance(source, bytes | bytearray | memoryview) else _bytes_of(source)
     elements = parse(memoryview(data), without_preamble)
     _check_kind(elements)
-    slice_id = _slice_id(elements)
+    slice_id, patient = _slice_id(elements), elements.text(PATIENT)
     layout = _layout(elements)
     slope, intercept = _rescale(elements)
     words, flags = stored_words(elements, layout)
     header = SliceHeader(
         slice_id=slice_id,
-        patient=elements.text(PATIENT),
+        patient=patient,
         study=_group_id(elements, STUDY, "StudyInstanceUID"),
         series=_group_id(elements, SERIES, "SeriesInstanceUID"),
         acquisition=read_acquisition(elements),
@@ -161,7 +161,7 @@ def read_slice(source: bytes | bytearray | memoryview | Location, without_preamb
         transfer_syntax=elements.syntax,
         slope=slope,
         intercept=intercept,
-        flags=tuple(sorted((*elements.flags, *flags, *_oddities(elements)))),
+        flags=tuple(sorted((*elements.flags, *flags, *_oddities(elements, slice_id, patient)))),
     )
     return _plausible(_padded(_repaired(CTSlice(header, words, slope, intercept)), elements))
 
@@ -206,7 +206,7 @@ def _read_local(path: str) -> bytes:
 
 
 def _check_kind(elements: Elements) -> None:
-    if unknown := min(elements.unknown_vr & _DECISIVE, default=0):
+    if elements.unknown_vr and (unknown := min(elements.unknown_vr & _DECISIVE, default=0)):
         raise Rejection("header_invalid", f"({unknown >> 16:04X},{unknown & 0xFFFF:04X}) has no known VR")
     modality, is_described = elements.text(MODALITY).upper(), max(elements.spans) >= _DESCRIPTION
     if modality != "CT" and (modality or is_described):
@@ -249,16 +249,16 @@ def _check_uid(uid: str, name: str) -> None:
         raise Rejection("uid_invalid", f"{name} may hold letters, digits and single . _ - between them")
 
 
-def _oddities(elements: Elements) -> list[str]:
+def _oddities(elements: Elements, uid: str, patient: str) -> list[str]:
     """Flags of what departs from the standard and changes no pixel, patient or label."""
-    uid, meta = elements.text(SOP_INSTANCE), elements.text(META_INSTANCE)
+    meta = elements.text(META_INSTANCE)
     codes = elements.text(MODALITY) + elements.text(PHOTOMETRIC) + elements.text(RESCALE_TYPE)
     found = {
         "lower_case": codes != codes.upper(),
         # De-identification gives the data set a new identifier and leaves the meta header. Every RSNA file is so: an
         # identifier that is no UID says it by itself.
         "meta_uid": bool(meta) and meta != uid and bool(_UID.fullmatch(uid)),
-        "patient_blank": not elements.text(PATIENT),
+        "patient_blank": not patient,
     }
     return [flag for flag, holds in found.items() if holds]
 

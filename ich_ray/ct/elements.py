@@ -50,7 +50,7 @@ class Elements:
         spans: tag -> (start, end) of its value in `data`.
         fragments: (start, end) of each item of encapsulated PixelData, the offset table first; empty for native data.
         flags: departures from the standard that change nothing.
-        unknown_vr: tags whose VR does not exist: their values were skipped, as what they are is a guess.
+        unknown_vr: tags whose VR does not exist. They are not in `spans`, as what they hold is a guess.
     """
 
     data: memoryview
@@ -65,13 +65,14 @@ class Elements:
         return tag in self.spans
 
     def value(self, tag: int) -> bytes | None:
-        """The bytes of a value; None where the tag is absent, or its VR does not exist."""
+        """The bytes of a value; None where the tag is absent."""
         span = self.spans.get(tag)
-        return None if span is None or tag in self.unknown_vr else bytes(self.data[span[0] : span[1]])
+        return None if span is None else bytes(self.data[span[0] : span[1]])
 
     def text(self, tag: int) -> str:
         """A string value without its padding, bytes as Latin-1; empty where the tag is absent."""
-        return (self.value(tag) or b"").decode("latin-1").strip(" \0")
+        span = self.spans.get(tag)
+        return "" if span is None else str(self.data[span[0] : span[1]], "latin-1").strip(" \0")
 
     def word(self, tag: int, signed: bool = False) -> int | None:
         """A 16-bit value; None unless there is exactly one."""
@@ -99,7 +100,7 @@ def parse(data: memoryview, without_preamble: bool = False) -> Elements:
     flags = _check_preamble(data, without_preamble)
     meta = _Walk(data, explicit=True, order="<")
     start = meta.run(0 if flags else 132, only_group=0x0002)
-    about = Elements(data, "", "<", meta.spans, unknown_vr=frozenset(meta.unknown_vr))
+    about = Elements(data, "", "<", meta.known())
     if about.text(_MEDIA_CLASS) == _DIRECTORY_CLASS:
         raise Rejection("dicomdir", "the file is the directory of a medium")
     syntax = about.text(_TRANSFER_SYNTAX)
@@ -113,10 +114,10 @@ def parse(data: memoryview, without_preamble: bool = False) -> Elements:
     walk = _Walk(data, explicit, order)
     walk.run(start)
     flags += ("vr_encoding",) if explicit == (syntax == IMPLICIT_LITTLE) else ()
-    flags += ("vr_unknown",) if walk.unknown_vr or meta.unknown_vr else ()
+    unknown = frozenset(walk.unknown_vr | meta.unknown_vr)
+    flags += ("vr_unknown",) if unknown else ()
     flags += ("trailing_bytes",) if walk.has_trailing_bytes else ()
-    spans, unknown = {**meta.spans, **walk.spans}, about.unknown_vr | walk.unknown_vr
-    return Elements(data, syntax, order, spans, tuple(walk.fragments), flags, unknown)
+    return Elements(data, syntax, order, {**about.spans, **walk.known()}, tuple(walk.fragments), flags, unknown)
 
 
 def _check_preamble(data: memoryview, without_preamble: bool) -> tuple[str, ...]:
@@ -167,8 +168,9 @@ class _Walk:
 
     def run(self, position: int, only_group: int | None = None) -> int:
         """Record every top-level element from `position` on; stop before a group other than `only_group`."""
-        while position < self._end:
-            if PIXEL_DATA in self.spans:
+        spans, head, end = self.spans, self._head, self._end
+        while position < end:
+            if PIXEL_DATA in spans:
                 if self._is_padding(position):
                     break
                 if self._is_junk(position):  # all that a slice needs stands before it
@@ -176,16 +178,22 @@ class _Walk:
                     break
             if only_group is not None and int.from_bytes(self.data[position : position + 2], "little") != only_group:
                 break
-            tag, vr, length, start = self._head(position)
-            if tag in self.spans:
+            tag, vr, length, start = head(position)
+            if tag in spans:
                 raise Rejection("duplicate_tag", f"({tag >> 16:04X},{tag & 0xFFFF:04X}) stands twice")
             position = start + length
-            if vr not in _SHORT_VR or tag == PIXEL_DATA or position > self._end:  # few: all others end there
+            if vr not in _SHORT_VR or tag == PIXEL_DATA or position > end:  # few: all others end there
                 position = self._after(tag, vr, length, start, 0)
-            self.spans[tag] = (start, position)
-            if len(self.spans) > ELEMENT_LIMIT:
+            spans[tag] = (start, position)
+            if len(spans) > ELEMENT_LIMIT:
                 raise Rejection("header_invalid", f"a data set may have {ELEMENT_LIMIT} elements")
         return position
+
+    def known(self) -> dict[int, tuple[int, int]]:
+        """The places of the elements whose VR exists."""
+        if not self.unknown_vr:
+            return self.spans
+        return {tag: span for tag, span in self.spans.items() if tag not in self.unknown_vr}
 
     def _is_padding(self, position: int) -> bool:
         """Whether only zeros follow; the rest is looked at, and copied, only where the next tag is zero."""
