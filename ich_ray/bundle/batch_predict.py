@@ -53,14 +53,16 @@ class _Order:
     bundle: str
     point: str
     heatmaps: str | None
+    without_preamble: bool = False
 
     def predictor(self) -> Predictor:
         bundle = load_bundle(self.bundle)
         if self.heatmaps is None:
-            return Predictor(bundle, self.point)
+            return Predictor(bundle, self.point, without_preamble=self.without_preamble)
         from ich_ray.bundle.grad_cam import HeatMaps
 
-        return Predictor(bundle, self.point, HeatMaps(bundle, locate(self.heatmaps)))
+        maps = HeatMaps(bundle, locate(self.heatmaps))
+        return Predictor(bundle, self.point, maps, without_preamble=self.without_preamble)
 
 
 def predict(
@@ -71,6 +73,7 @@ def predict(
     point: str = OPERATING_POINT,
     by: Literal["slice", "study"] = "slice",
     heatmaps: Location | None = None,
+    without_preamble: bool = False,
     address: str | None = None,
 ) -> Totals:
     """Predict files and folders into one table with a row for every input, written whole or not at all.
@@ -83,6 +86,7 @@ def predict(
         point: the operating point that decides.
         by: a row for each slice, or for each study with its most probable slice (rejected files keep their own).
         heatmaps: a folder for a Grad-CAM picture of each accepted slice.
+        without_preamble: read files that begin with their meta information, too.
         address: a Ray cluster that sees the same files; many files use Ray on this machine anyway.
 
     Raises:
@@ -95,7 +99,8 @@ def predict(
     check_file(target, "--out")
     if heatmaps is not None:
         check_folder(locate(heatmaps), "--heatmaps")
-    order = _Order(str(locate(bundle)), point, None if heatmaps is None else str(locate(heatmaps)))
+    pictures = None if heatmaps is None else str(locate(heatmaps))
+    order = _Order(str(locate(bundle)), point, pictures, without_preamble)
     predictor, inputs = order.predictor(), list_inputs(paths)
     if target in map(locate, paths):
         raise ConfigError(f"--out {target}: a file that is no input must be given, got an input; name another")

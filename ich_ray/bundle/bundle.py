@@ -153,7 +153,9 @@ class Bundle:
             )
         return point
 
-    def predict(self, paths: Iterable[Location], point: str = OPERATING_POINT) -> list[Prediction]:
+    def predict(
+        self, paths: Iterable[Location], point: str = OPERATING_POINT, *, without_preamble: bool = False
+    ) -> list[Prediction]:
         """One row per file, in order; folders are searched for files, hidden ones left out.
 
         For more rows than should lie in memory see `batch_predict.predict`.
@@ -163,7 +165,8 @@ class Bundle:
         """
         from ich_ray.bundle.prediction import Predictor, list_inputs
 
-        return [row for rows in Predictor(self, point).stream(list_inputs(paths)) for row in rows]
+        predictor = Predictor(self, point, without_preamble=without_preamble)
+        return [row for rows in predictor.stream(list_inputs(paths)) for row in rows]
 
 
 def load_bundle(path: Location) -> Bundle:

@@ -119,7 +119,7 @@ def list_inputs(paths: Iterable[Location]) -> list[Input]:
     return [*found.values()]
 
 
-def read_input(file: str, card: Card) -> tuple[SliceHeader, NDArray[np.uint8]]:
+def read_input(file: str, card: Card, without_preamble: bool = False) -> tuple[SliceHeader, NDArray[np.uint8]]:
     """The header of a file, and what a network is given for it, uint8 `card.input_shape`.
 
     Raises:
@@ -128,7 +128,7 @@ def read_input(file: str, card: Card) -> tuple[SliceHeader, NDArray[np.uint8]]:
     from ich_ray.ct.dicom import read_slice  # pydicom is not needed to load a bundle
     from ich_ray.ct.windowing import window_slice
 
-    found = read_slice(file)
+    found = read_slice(file, without_preamble)
     return found.header, window_slice(found, card.windows, card.size)
 
 
@@ -158,8 +158,10 @@ class Predictor:
         ConfigError: the bundle has no such operating point.
     """
 
-    def __init__(self, bundle: Scorer, point: str, heatmaps: Pictures | None = None) -> None:
-        self.bundle, self.point, self.heatmaps = bundle, point, heatmaps
+    def __init__(
+        self, bundle: Scorer, point: str, heatmaps: Pictures | None = None, *, without_preamble: bool = False
+    ) -> None:
+        self.bundle, self.point, self.heatmaps, self.without_preamble = bundle, point, heatmaps, without_preamble
         self.threshold = bundle.operating_point(point).threshold
         # Heat maps hang hooks into the one network that there is.
         self._one_at_a_time = nullcontext() if heatmaps is None else Lock()
@@ -199,7 +201,7 @@ class Predictor:
             row = Prediction(file, reason=reason)
             try:
                 if not reason:
-                    header, image = read_input(file, self.bundle.card)
+                    header, image = read_input(file, self.bundle.card, self.without_preamble)
                     images.append(image)
                     row = Prediction(file, slice_id=header.slice_id, study=header.study)
             except Rejection as rejection:

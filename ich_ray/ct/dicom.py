@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from upath import UPath
 
-from ich_ray.ct.acquisition import Acquisition, decimals, read_acquisition
+from ich_ray.ct.acquisition import IMAGE_TYPE, Acquisition, decimals, read_acquisition
 from ich_ray.ct.elements import FILE_LIMIT_BYTES, MULTIFRAME_LIMIT_BYTES, PIXEL_DATA, Elements, parse, parse_header
-from ich_ray.ct.frames import Frames, check_frame_count
+from ich_ray.ct.frames import DECISIVE, Frames, check_frame_count
 from ich_ray.ct.pixels import PixelLayout, stored_words
 from ich_ray.ct.plane import Judgment, judge_field, judge_slice
 from ich_ray.errors import Rejection
@@ -47,7 +47,9 @@ __all__ = [
 ]
 
 # Reasons that are no fault of the file: it is simply not an axial CT slice.
-EXCLUSIONS = frozenset({"not_ct", "localizer", "not_axial", "not_head", "projection", "secondary_capture"})
+EXCLUSIONS = frozenset(
+    {"dicomdir", "localizer", "not_axial", "not_ct", "not_head", "not_image", "projection", "secondary_capture"}
+)
 
 # All but `blank` are facts of the file; that one depends on the windows, and `prepare` sets it.
 FLAGS = {
@@ -57,13 +59,16 @@ FLAGS = {
     "extreme_hu": "HU below -4,096 or above 30,000: wrapped words or metal; clipped by every window",
     "high_bits": "bits above BitsStored were set and are ignored",
     "lossy": "the transfer syntax is lossy",
+    "lower_case": "Modality, PhotometricInterpretation or RescaleType is not in capitals",
+    "meta_uid": "SOPInstanceUID differs between the meta header and the data set, which counts",
     "no_preamble": "the file begins with its meta information; read because that was asked for",
     "near_empty": "less than 1 % of the pixels between -100 and 200 HU, as above the skull",
     "not_512": "not 512 pixels a side",
     "not_isotropic": "pixels are more than 1 % longer than wide, or wider than long; shown as if they were square",
     "not_square": "padded to a square with black before resizing",
     "padding": "pixels outside the scanner circle hold a padding value; they are shown as air",
-    "pixel_padding": "one or two spare bytes after the pixels",
+    "patient_blank": "PatientID is absent or blank: a slice to predict, not to prepare",
+    "pixel_padding": "spare bytes after the pixels: one or two, or behind the end marker of a compressed frame",
     "plane_unknown": "no valid ImageOrientationPatient; taken for an axial slice, as nothing says otherwise",
     "repeated_position": "another slice of its series lies at the same place",
     "rotated": "turned by more than 45 degrees in its plane, or mirrored: the top of the image is not the front",
@@ -73,16 +78,27 @@ FLAGS = {
     "thick": "SliceThickness above 5.5 mm",
     "thin": "SliceThickness below 2 mm",
     "tilt": "30.5 to 45 degrees off the axial plane: more than a gantry tilts",
+    "trailing_bytes": "bytes that are no element follow the pixels; they are ignored",
     "vr_encoding": "implicit and explicit VR were mixed up in the transfer syntax",
+    "vr_unknown": "an element that decides nothing has a VR that does not exist; it is skipped",
 }
 
-MODALITY, SOP_INSTANCE, META_INSTANCE = 0x00080060, 0x00080018, 0x00020003
+MODALITY, SOP_CLASS, SOP_INSTANCE, META_INSTANCE = 0x00080060, 0x00080016, 0x00080018, 0x00020003
 PATIENT, STUDY, SERIES = 0x00100020, 0x0020000D, 0x0020000E
 SAMPLES, PHOTOMETRIC, ROWS, COLUMNS = 0x00280002, 0x00280004, 0x00280010, 0x00280011
 ALLOCATED, STORED, HIGH_BIT, REPRESENTATION = 0x00280100, 0x00280101, 0x00280102, 0x00280103
 PADDING, PADDING_LIMIT = 0x00280120, 0x00280121
 INTERCEPT, SLOPE, RESCALE_TYPE, MODALITY_LUT = 0x00281052, 0x00281053, 0x00281054, 0x00283000
 FLOAT_PIXELS = (0x7FE00008, 0x7FE00009)
+
+# Elements that decide a pixel, a patient or a label, so that nothing about them may be a guess.
+_DECISIVE = frozenset(
+    {MODALITY, IMAGE_TYPE, SOP_INSTANCE, PATIENT, STUDY, SERIES, SAMPLES, PHOTOMETRIC, ROWS, COLUMNS, ALLOCATED}
+    | {STORED, HIGH_BIT, REPRESENTATION, PADDING, PADDING_LIMIT, INTERCEPT, SLOPE, RESCALE_TYPE, MODALITY_LUT}
+    | {*FLOAT_PIXELS, PIXEL_DATA, *DECISIVE}
+)
+_DESCRIPTION = 0x00280000  # the group that describes the image
+_CT_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"})
 
 # A standard UID, or an identifier such as ID_1f6d1e8aeb that replaced one.
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -103,6 +119,7 @@ class SliceHeader:
 
     Attributes:
         slice_id: SOPInstanceUID; of a frame see `slice_file.SliceFile`.
+        patient: PatientID, empty where it is absent or blank.
         acquisition: how the slice was taken.
         slope, intercept: as written in the file.
         flags: keys of `FLAGS`, sorted.
@@ -165,10 +182,7 @@ def check_file(elements: Elements) -> tuple[str, PixelLayout]:
     Raises:
         Rejection: what is true of the file is true of all of them.
     """
-    slice_id = _slice_id(elements)
-    if not elements.text(PATIENT):
-        raise Rejection("patient_missing", "PatientID is absent or blank")
-    return slice_id, _layout(elements)
+    return _slice_id(elements), _layout(elements)
 
 
 def slice_of(elements: Elements, slice_id: str = "") -> CTSlice:
@@ -224,14 +238,11 @@ def header_elements(source: Location, without_preamble: bool) -> Elements:
 def _header(
     elements: Elements, acquisition: Acquisition, kind: Judgment, slice_id: str = ""
 ) -> tuple[SliceHeader, PixelLayout]:
-    slice_id = slice_id or _slice_id(elements)
-    patient = elements.text(PATIENT)
-    if not patient:
-        raise Rejection("patient_missing", "PatientID is absent or blank")
+    uid, patient = _slice_id(elements), elements.text(PATIENT)
     layout = _layout(elements)
     slope, intercept = _rescale(elements)
     header = SliceHeader(
-        slice_id=slice_id,
+        slice_id=slice_id or uid,
         patient=patient,
         study=_group_id(elements, STUDY, "StudyInstanceUID"),
         series=_group_id(elements, SERIES, "SeriesInstanceUID"),
@@ -243,7 +254,7 @@ def _header(
         transfer_syntax=elements.syntax,
         slope=slope,
         intercept=intercept,
-        flags=tuple(sorted((*elements.flags, *kind.flags))),
+        flags=tuple(sorted((*elements.flags, *kind.flags, *_oddities(elements, uid, patient)))),
     )
     return header, layout
 
@@ -309,15 +320,28 @@ def _read_local(path: str, most_bytes: int = MULTIFRAME_LIMIT_BYTES) -> bytes | 
 
 def _check_kind(elements: Elements) -> tuple[Acquisition, Judgment]:
     """How the slice was taken, and what is odd about that; or what the file is instead of a slice."""
-    if elements.text(MODALITY) != "CT":
-        raise Rejection("not_ct", "Modality is not CT")
+    if elements.unknown_vr and (unknown := min(elements.unknown_vr & _DECISIVE, default=0)):
+        raise Rejection("header_invalid", f"({unknown >> 16:04X},{unknown & 0xFFFF:04X}) has no known VR")
+    modality, is_described = elements.text(MODALITY).upper(), max(elements.spans) >= _DESCRIPTION
+    if modality != "CT" and (modality or is_described):
+        raise Rejection("not_ct", "Modality does not say CT")
+    if not is_described:
+        _check_class(elements)
+        raise Rejection("truncated_header", "the file ends before the description of the image")
     acquisition = read_acquisition(elements)
     return acquisition, _not_excluded(judge_slice(acquisition))
+
+
+def _check_class(elements: Elements) -> None:
+    if elements.text(SOP_CLASS) not in {"", *_CT_CLASSES}:
+        raise Rejection("not_image", "SOPClassUID is not of CT images, and there is no PixelData")
 
 
 def _check_pixels(elements: Elements) -> None:
     if any(tag in elements for tag in FLOAT_PIXELS):
         raise Rejection("float_pixel", "floating-point pixels are no CT words")
+    if PIXEL_DATA not in elements:
+        _check_class(elements)
     start, end = elements.spans.get(PIXEL_DATA, (0, 0))
     if start == end:
         raise Rejection("no_pixel", "PixelData is absent or empty")
@@ -336,13 +360,10 @@ def _not_excluded(found: Judgment) -> Judgment:
 
 
 def _slice_id(elements: Elements) -> str:
-    uid, meta = elements.text(SOP_INSTANCE), elements.text(META_INSTANCE)
+    uid = elements.text(SOP_INSTANCE)
     if not uid:
         raise Rejection("uid_missing", "SOPInstanceUID is absent or blank")
     _check_uid(uid, "SOPInstanceUID")
-    # De-identification gives the data set a new identifier and leaves the meta header: every RSNA file is so.
-    if meta and meta != uid and _UID.fullmatch(uid):
-        raise Rejection("uid_mismatch", "SOPInstanceUID differs between the meta header and the data set")
     return uid
 
 
@@ -368,10 +389,24 @@ def _check_uid(uid: str, name: str) -> None:
         raise Rejection("uid_invalid", f"{name} may hold letters, digits and single . _ - between them")
 
 
+def _oddities(elements: Elements, uid: str, patient: str) -> list[str]:
+    """Flags of what departs from the standard and changes no pixel, patient or label."""
+    meta = elements.text(META_INSTANCE)
+    codes = elements.text(MODALITY) + elements.text(PHOTOMETRIC) + elements.text(RESCALE_TYPE)
+    found = {
+        "lower_case": codes != codes.upper(),
+        # De-identification gives the data set a new identifier and leaves the meta header. Every RSNA file is so: an
+        # identifier that is no UID says it by itself.
+        "meta_uid": bool(meta) and meta != uid and bool(_UID.fullmatch(uid)),
+        "patient_blank": not patient,
+    }
+    return [flag for flag, holds in found.items() if holds]
+
+
 def _layout(elements: Elements) -> PixelLayout:
     if elements.word(SAMPLES) != 1:
         raise Rejection("not_grayscale", f"SamplesPerPixel must be 1, got {elements.word(SAMPLES)}")
-    if elements.text(PHOTOMETRIC) != "MONOCHROME2":
+    if elements.text(PHOTOMETRIC).upper() != "MONOCHROME2":
         raise Rejection("photometric", "PhotometricInterpretation must be MONOCHROME2")
     check_frame_count(elements)
     rows, columns = elements.word(ROWS), elements.word(COLUMNS)
@@ -391,7 +426,7 @@ def _layout(elements: Elements) -> PixelLayout:
 def _rescale(elements: Elements) -> tuple[float, float]:
     if MODALITY_LUT in elements:
         raise Rejection("modality_lut", "a Modality LUT takes the place of the rescale")
-    if elements.text(RESCALE_TYPE) not in {"", "HU"}:
+    if elements.text(RESCALE_TYPE).upper() not in {"", "HU"}:
         raise Rejection("rescale_type", "RescaleType must be HU")
     if SLOPE not in elements or INTERCEPT not in elements:
         raise Rejection("rescale_missing", "RescaleSlope and RescaleIntercept must be there")

@@ -1,4 +1,4 @@
-"""The frames of an enhanced or legacy-converted CT file, each as the elements of a classic file of one slice.
+"""The frames of an enhanced or legacy-converted CT file, each as the elements of a classic file.
 
 A classic file says at its top what an enhanced one says in functional groups, shared by all frames or of each (PS3.3
 C.7.6.16, A.38, A.70). A frame is a view: its elements are those of the file, with what its groups say put in their
@@ -31,7 +31,7 @@ from ich_ray.errors import Rejection
 if TYPE_CHECKING:
     from ich_ray.ct.elements import Elements
 
-__all__ = ["Frames", "check_frame_count"]
+__all__ = ["DECISIVE", "Frames", "check_frame_count"]
 
 Span: TypeAlias = tuple[int, int]
 
@@ -55,6 +55,8 @@ _GROUPS = {
     0x00189329: {_FRAME_TYPE: IMAGE_TYPE},
     0x00189314: {KERNEL: KERNEL},
 }
+# What decides a pixel of a frame, besides what does of a slice.
+DECISIVE = frozenset({_FRAME_COUNT, _SHARED, _PER_FRAME, _OFFSETS, 0x00289145})
 _CODESTREAMS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")  # SOI of JPEG and JPEG-LS, SOC of JPEG 2000
 _ITEM_HEAD_BYTES = 8
 # What the top says of where a slice lies can be true of one frame only.
@@ -148,9 +150,9 @@ class Frames:
         return replace(self._elements, spans=spans, fragments=fragments)
 
     def source_ids(self) -> list[str]:
-        """The SOPInstanceUID of the classic file that each frame was converted from, empty where that is not told.
+        """The SOPInstanceUID of the classic file that each frame was converted from.
 
-        All are empty unless no two are equal, because they name slices.
+        It is empty where that is not told. All are empty unless no two are equal, because they name slices.
         """
         found = [_source_id(item) for item in self._own]
         told = [uid for uid in found if uid]

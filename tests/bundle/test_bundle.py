@@ -45,7 +45,7 @@ def copy(search: SearchFiles, tmp_path: Path) -> Path:
 def scans(dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files that hold the number of a slice of the dataset, read by stand-ins for ct/dicom.py and ct/windowing.py."""
 
-    def read_slice(path: str) -> SimpleNamespace:
+    def read_slice(path: str, _: bool) -> SimpleNamespace:
         text = Path(path).read_text()
         if not text.isdigit():
             raise Rejection("not_dicom", "no preamble")

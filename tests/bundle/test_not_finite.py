@@ -55,7 +55,7 @@ def search(calibrated: SearchFiles, tmp_path: Path) -> SearchFiles:
 def scans(dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Four files of one study, read by stand-ins for ct/dicom.py and ct/windowing.py."""
 
-    def read_slice(path: str) -> SimpleNamespace:
+    def read_slice(path: str, _: bool) -> SimpleNamespace:
         return SimpleNamespace(header=SimpleNamespace(slice_id=Path(path).name, study="s"))
 
     monkeypatch.setattr(dicom, "read_slice", read_slice)

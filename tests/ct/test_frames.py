@@ -94,10 +94,11 @@ def assert_equal(found: list[CTSlice], classic: list[bytes]) -> None:
         assert (one.header.patient, one.header.study, one.header.series) == ("P1", "ID_study", "ID_series")
 
 
-@pytest.mark.parametrize("syntax", ["implicit", "explicit", "big"])
+@pytest.mark.parametrize("syntax", SYNTAXES)
 @pytest.mark.parametrize("legacy", [False, True])
 def test_each_frame_is_its_classic_slice(syntax: str, legacy: bool) -> None:
-    classic = series(syntax=syntax)
+    # pydicom turns the words of big endian only if they are to be compressed.
+    classic = series(syntax="big") if syntax == "big" else series()
     assert_equal(slices(enhanced(classic, legacy=legacy, syntax=SYNTAXES[syntax])), classic)
 
 
@@ -331,7 +332,7 @@ def a_frame_less(file: Dataset) -> None:
         (a_frame_less, "pixel_short: 24576 bytes must be there for 3 frames, got 16384"),
         (lambda file: setattr(file, "NumberOfFrames", 2**14 + 1), "size_limit: a file may have 16384 frames"),
         (lambda file: setattr(file, "NumberOfFrames", -1), "frames_invalid: NumberOfFrames must be a count"),
-        (lambda file: setattr(file, "PatientID", ""), "patient_missing"),
+        (lambda file: setattr(file, "SOPInstanceUID", ""), "uid_missing"),
         (lambda file: delattr(file, "PixelData"), "no_pixel"),
     ],
 )  # fmt: skip

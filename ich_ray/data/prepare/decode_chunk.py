@@ -221,6 +221,8 @@ def _rows(job: ChunkJob, file: str, blocks: _Blocks) -> Iterator[dict[str, Any]]
     for frame in opened.frames:
         try:
             ct = opened.read(frame)
+            if not ct.header.patient:
+                raise Rejection("patient_missing", "PatientID is absent or blank, and roles are drawn by patient")
             blocks.free[:] = window_slice(ct, job.windows, job.size)
         except (Rejection, MemoryError) as error:
             yield {"file": file, "frame": frame, **_refusal(error), **NO_IMAGE}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ich_ray import progress
-from ich_ray.ct.decoder import is_available
+from ich_ray.ct.decoder import missing_decoders
 from ich_ray.ct.pixels import COMPRESSED
 from ich_ray.ct.slice_file import SliceFile
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, WindowSpec, parse_windows
@@ -213,8 +213,7 @@ def _job(
 
 def _say_missing_decoders() -> None:
     """The plug-ins are dependencies of this package, but some builds of Python have no wheels of them."""
-    missing = sorted(syntax for syntax in COMPRESSED if not is_available(syntax))
-    if missing:
+    if missing := missing_decoders(COMPRESSED):
         progress.say(
             f"no decoder is installed for transfer syntax {', '.join(missing)}: its files will be rejected as "
             "syntax_unsupported"
