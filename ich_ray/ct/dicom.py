@@ -32,7 +32,7 @@ __all__ = ["EXCLUSIONS", "FLAGS", "CTSlice", "SliceHeader", "read_slice"]
 # Reasons that are no fault of the file: it is simply not an axial CT slice.
 EXCLUSIONS = frozenset({"dicomdir", "not_ct", "not_image", "localizer"})
 
-# All but `blank` are facts of the file; that one depends on the windows, and `prepare` sets it.
+# Facts of the file, but for two that `prepare` sets: `blank` depends on the windows, `pixels_shared` on other files.
 FLAGS = {
     "blank": "each window shows one value only",
     "extreme_hu": "HU below -4,096 or above 30,000: wrapped words or metal; clipped by every window",
@@ -47,6 +47,7 @@ FLAGS = {
     "padding": "pixels outside the scanner circle hold a padding value; they are shown as air",
     "patient_blank": "PatientID is absent or blank: a slice to predict, not to prepare",
     "pixel_padding": "spare bytes after the pixels: one or two, or behind the end marker of a compressed frame",
+    "pixels_shared": "the same image stands under another patient, too",
     "rsna_repair": "12-bit unsigned words with an intercept above -100: shifted as the RSNA set needs it",
     "study_missing": "no StudyInstanceUID or SeriesInstanceUID",
     "trailing_bytes": "bytes that are no element follow the pixels; they are ignored",
