@@ -51,7 +51,7 @@ EXCLUSIONS = frozenset(
     {"dicomdir", "localizer", "not_axial", "not_ct", "not_head", "not_image", "projection", "secondary_capture"}
 )
 
-# All but `blank` are facts of the file; that one depends on the windows, and `prepare` sets it.
+# Facts of the file, but for two that `prepare` sets: `blank` depends on the windows, `pixels_shared` on other files.
 FLAGS = {
     "blank": "each window shows one value only",
     "contrast": "the header names a contrast agent",
@@ -69,6 +69,7 @@ FLAGS = {
     "padding": "pixels outside the scanner circle hold a padding value; they are shown as air",
     "patient_blank": "PatientID is absent or blank: a slice to predict, not to prepare",
     "pixel_padding": "spare bytes after the pixels: one or two, or behind the end marker of a compressed frame",
+    "pixels_shared": "the same image stands under another patient, too",
     "plane_unknown": "no valid ImageOrientationPatient; taken for an axial slice, as nothing says otherwise",
     "repeated_position": "another slice of its series lies at the same place",
     "rotated": "turned by more than 45 degrees in its plane, or mirrored: the top of the image is not the front",

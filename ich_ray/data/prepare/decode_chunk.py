@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
-    from ich_ray.ct.dicom import SliceHeader
+    from ich_ray.ct.dicom import CTSlice, SliceHeader
     from ich_ray.data.prepare.pseudonyms import Pseudonyms
 
 __all__ = ["NO_IMAGE", "ROWS", "ChunkJob", "block_bytes", "block_facts", "finished_chunk", "run_chunk", "words_digest"]
@@ -84,6 +84,17 @@ class ChunkJob:
 
     def open(self, file: str) -> SliceFile:
         return SliceFile(self.images / file, self.without_preamble)
+
+    def read(self, file: SliceFile, frame: int) -> CTSlice:
+        """A slice that has a patient.
+
+        Raises:
+            Rejection: see `SliceFile.read`; `patient_missing`.
+        """
+        ct = file.read(frame)
+        if not ct.header.patient:
+            raise Rejection("patient_missing", "PatientID is absent or blank, and roles are drawn by patient")
+        return ct
 
     def block(self, number: int, part: int = 0) -> UPath:
         return self.blocks / (f"{number:05d}-{part}.arrow" if part else f"{number:05d}.arrow")
@@ -195,7 +206,7 @@ def words_digest(job: ChunkJob, file: str, frame: int = 0, opened: Callable[[str
         IchRayError: the file cannot be read any more.
     """
     try:
-        ct = (opened or job.open)(file).read(frame)
+        ct = job.read((opened or job.open)(file), frame)
     except Rejection as rejection:
         raise IchRayError(
             f"{job.images / file}: must stay as it was until the dataset is written, got {rejection}; run again"
@@ -220,9 +231,7 @@ def _rows(job: ChunkJob, file: str, blocks: _Blocks) -> Iterator[dict[str, Any]]
         return
     for frame in opened.frames:
         try:
-            ct = opened.read(frame)
-            if not ct.header.patient:
-                raise Rejection("patient_missing", "PatientID is absent or blank, and roles are drawn by patient")
+            ct = job.read(opened, frame)
             blocks.free[:] = window_slice(ct, job.windows, job.size)
         except (Rejection, MemoryError) as error:
             yield {"file": file, "frame": frame, **_refusal(error), **NO_IMAGE}
