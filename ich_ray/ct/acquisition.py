@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Acquisition", "clean_name", "decimals", "read_acquisition"]
 
-IMAGE_TYPE, SERIES_DESCRIPTION, CONTRAST_AGENT = 0x00080008, 0x0008103E, 0x00180010
+IMAGE_TYPE, SOP_CLASS, SERIES_DESCRIPTION, CONTRAST_AGENT = 0x00080008, 0x00080016, 0x0008103E, 0x00180010
 THICKNESS, KERNEL = 0x00180050, 0x00181210
 POSITION, ORIENTATION, PIXEL_SPACING = 0x00200032, 0x00200037, 0x00280030
 
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _LONGEST_NAME = 64
+_COSINE_ERROR = 0.1
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class Acquisition:
     Attributes:
         position: of the center of the first pixel, `(x, y, z)` in mm of the patient's axes (left, posterior, head).
         orientation: direction cosines of a row and of a column, six numbers.
-        spacing_mm: between the centers of rows, then of columns.
+        spacing_mm: between the centers of rows, then of columns; positive.
         image_type: values of ImageType, in capitals.
+        sop_class: SOPClassUID.
         series_description: free text.
         kernel: ConvolutionKernel, free text.
         contrast: whether ContrastBolusAgent names one.
@@ -46,17 +48,34 @@ class Acquisition:
     series_description: str = ""
     kernel: str = ""
     contrast: bool = False
+    sop_class: str = ""
 
     @property
     def normal(self) -> tuple[float, ...]:
-        """The normal of the image, which points to the feet or the head; none without an orientation.
+        """The unit normal of the image, to the feet or the head; none without a valid orientation.
 
-        It is of unit length where the direction cosines are.
+        Direction cosines must be of unit length and orthogonal (PS3.3 C.7.6.2.1.1); those that were rounded to one
+        decimal still are within a tenth, those of zeros or of another element are not.
         """
         if not self.orientation:
             return ()
         (a, b, c), (d, e, f) = self.orientation[:3], self.orientation[3:]
-        return (b * f - c * e, c * d - a * f, a * e - b * d)  # np.cross takes 0.09 ms for this
+        row, column = math.hypot(a, b, c), math.hypot(d, e, f)
+        if max(abs(row - 1), abs(column - 1), abs(a * d + b * e + c * f)) > _COSINE_ERROR:
+            return ()
+        x, y, z = b * f - c * e, c * d - a * f, a * e - b * d  # np.cross takes 0.09 ms for this
+        length = math.hypot(x, y, z)
+        return (x / length, y / length, z / length)
+
+    @property
+    def tilt_deg(self) -> float:
+        """The angle between the image and the axial plane, 0 to 90; NaN without a valid orientation."""
+        return math.degrees(math.acos(min(abs(self.normal[2]), 1.0))) if self.normal else math.nan
+
+    @property
+    def pixel_mm(self) -> float:
+        """The mean of the two spacings; NaN without them."""
+        return sum(self.spacing_mm) / 2 if self.spacing_mm else math.nan
 
     @property
     def position_mm(self) -> float:
@@ -73,16 +92,17 @@ class Acquisition:
 
 def read_acquisition(elements: Elements) -> Acquisition:
     """How the slice of these elements was taken."""
-    thickness = _numbers(elements, THICKNESS, 1)
+    thickness, spacing = _numbers(elements, THICKNESS, 1), _numbers(elements, PIXEL_SPACING, 2)
     return Acquisition(
         position=_numbers(elements, POSITION, 3),
         orientation=_numbers(elements, ORIENTATION, 6),
-        spacing_mm=_numbers(elements, PIXEL_SPACING, 2),
+        spacing_mm=spacing if spacing and min(spacing) > 0 else (),
         thickness_mm=thickness[0] if thickness else math.nan,
         image_type=tuple(part.strip().upper() for part in elements.text(IMAGE_TYPE).split("\\")),
         series_description=elements.text(SERIES_DESCRIPTION),
         kernel=elements.text(KERNEL),
         contrast=bool(elements.text(CONTRAST_AGENT)),
+        sop_class=elements.text(SOP_CLASS),
     )
 
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from upath import UPath
 
-from ich_ray.ct.acquisition import IMAGE_TYPE, Acquisition, decimals, read_acquisition
+from ich_ray.ct.acquisition import Acquisition, decimals, read_acquisition
 from ich_ray.ct.elements import FILE_LIMIT_BYTES, PIXEL_DATA, Elements, parse, parse_header
 from ich_ray.ct.pixels import PixelLayout, stored_words
+from ich_ray.ct.plane import Judgment, judge_field, judge_slice
 from ich_ray.errors import Rejection
 from ich_ray.storage import Location, is_local, locate
 
@@ -32,22 +33,32 @@ if TYPE_CHECKING:
 __all__ = ["EXCLUSIONS", "FLAGS", "CTSlice", "SliceHeader", "read_header", "read_slice"]
 
 # Reasons that are no fault of the file: it is simply not an axial CT slice.
-EXCLUSIONS = frozenset({"not_ct", "localizer"})
+EXCLUSIONS = frozenset({"not_ct", "localizer", "not_axial", "not_head", "projection", "secondary_capture"})
 
 # All but `blank` are facts of the file; that one depends on the windows, and `prepare` sets it.
 FLAGS = {
     "blank": "each window shows one value only",
+    "contrast": "the header names a contrast agent",
+    "described_otherwise": "SeriesDescription speaks of a localizer, projection or capture; the geometry is a slice's",
     "extreme_hu": "HU below -4,096 or above 30,000: wrapped words or metal; clipped by every window",
     "high_bits": "bits above BitsStored were set and are ignored",
     "lossy": "the transfer syntax is lossy",
     "no_preamble": "the file begins with its meta information; read because that was asked for",
     "near_empty": "less than 1 % of the pixels between -100 and 200 HU, as above the skull",
     "not_512": "not 512 pixels a side",
+    "not_isotropic": "pixels are more than 1 % longer than wide, or wider than long; shown as if they were square",
     "not_square": "padded to a square with black before resizing",
     "padding": "pixels outside the scanner circle hold a padding value; they are shown as air",
     "pixel_padding": "one or two spare bytes after the pixels",
+    "plane_unknown": "no valid ImageOrientationPatient; taken for an axial slice, as nothing says otherwise",
+    "repeated_position": "another slice of its series lies at the same place",
+    "rotated": "turned by more than 45 degrees in its plane, or mirrored: the top of the image is not the front",
     "rsna_repair": "12-bit unsigned words with an intercept above -100: shifted as the RSNA set needs it",
+    "small_field": "a field of view below 140 mm: a part of a head, or a newborn's",
     "study_missing": "no StudyInstanceUID or SeriesInstanceUID",
+    "thick": "SliceThickness above 5.5 mm",
+    "thin": "SliceThickness below 2 mm",
+    "tilt": "30.5 to 45 degrees off the axial plane: more than a gantry tilts",
     "vr_encoding": "implicit and explicit VR were mixed up in the transfer syntax",
 }
 
@@ -132,11 +143,12 @@ def read_slice(source: bytes | bytearray | memoryview | Location, without_preamb
     """
     data = source if isinstance(source, bytes | bytearray | memoryview) else read_file(source)
     elements = parse(memoryview(data), without_preamble)
-    _check_kind(elements)
+    acquisition, kind = _check_kind(elements)
     _check_pixels(elements)
-    header, layout = _header(elements)
+    header, layout = _header(elements, acquisition, kind)
     words, flags = stored_words(elements, layout)
-    header = replace(header, flags=tuple(sorted((*header.flags, *flags))))
+    field = _not_excluded(judge_field(acquisition, layout.rows, layout.columns))  # sizes that its pixels confirm
+    header = replace(header, flags=tuple(sorted((*header.flags, *flags, *field.flags))))
     return _plausible(_padded(_repaired(CTSlice(header, words, header.slope, header.intercept)), elements))
 
 
@@ -155,11 +167,10 @@ def read_header(source: Location, without_preamble: bool = False) -> SliceHeader
         if rejection.reason not in _CUT or len(data) < _HEADER_BYTES:
             raise
         elements = parse_header(memoryview(read_file(source)), without_preamble)
-    _check_kind(elements)
-    return _header(elements)[0]
+    return _header(elements, *_check_kind(elements))[0]
 
 
-def _header(elements: Elements) -> tuple[SliceHeader, PixelLayout]:
+def _header(elements: Elements, acquisition: Acquisition, kind: Judgment) -> tuple[SliceHeader, PixelLayout]:
     slice_id = _slice_id(elements)
     patient = elements.text(PATIENT)
     if not patient:
@@ -171,7 +182,7 @@ def _header(elements: Elements) -> tuple[SliceHeader, PixelLayout]:
         patient=patient,
         study=_group_id(elements, STUDY, "StudyInstanceUID"),
         series=_group_id(elements, SERIES, "SeriesInstanceUID"),
-        acquisition=read_acquisition(elements),
+        acquisition=acquisition,
         rows=layout.rows,
         columns=layout.columns,
         bits_stored=layout.bits_stored,
@@ -179,7 +190,7 @@ def _header(elements: Elements) -> tuple[SliceHeader, PixelLayout]:
         transfer_syntax=elements.syntax,
         slope=slope,
         intercept=intercept,
-        flags=elements.flags,
+        flags=tuple(sorted((*elements.flags, *kind.flags))),
     )
     return header, layout
 
@@ -238,11 +249,12 @@ def _read_local(path: str, most_bytes: int = FILE_LIMIT_BYTES) -> bytes:
         return data
 
 
-def _check_kind(elements: Elements) -> None:
+def _check_kind(elements: Elements) -> tuple[Acquisition, Judgment]:
+    """How the slice was taken, and what is odd about that; or what the file is instead of a slice."""
     if elements.text(MODALITY) != "CT":
         raise Rejection("not_ct", "Modality is not CT")
-    if {"LOCALIZER", "SCOUT"} & {part.strip() for part in elements.text(IMAGE_TYPE).split("\\")}:
-        raise Rejection("localizer", "ImageType says localizer")
+    acquisition = read_acquisition(elements)
+    return acquisition, _not_excluded(judge_slice(acquisition))
 
 
 def _check_pixels(elements: Elements) -> None:
@@ -251,6 +263,12 @@ def _check_pixels(elements: Elements) -> None:
     start, end = elements.spans.get(PIXEL_DATA, (0, 0))
     if start == end:
         raise Rejection("no_pixel", "PixelData is absent or empty")
+
+
+def _not_excluded(found: Judgment) -> Judgment:
+    if found.reason:
+        raise Rejection(found.reason, found.detail)
+    return found
 
 
 def _slice_id(elements: Elements) -> str:

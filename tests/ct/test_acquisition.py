@@ -34,6 +34,7 @@ def test_a_header_says_how_its_slice_was_taken() -> None:
         series_description="Head 5.0 H30s",
         kernel="H30s",
         contrast=True,
+        sop_class="1.2.840.10008.5.1.4.1.1.2",
     )
     assert taken.normal == (0.0, 0.0, 1.0)
     assert taken.position_mm == 35.0

@@ -440,4 +440,4 @@ def test_real_slices_read_as_pydicom_reads_them() -> None:
 
 
 def test_exclusions_are_reasons() -> None:
-    assert {"not_ct", "localizer"} == EXCLUSIONS
+    assert {"not_ct", "localizer", "not_axial", "not_head", "projection", "secondary_capture"} == EXCLUSIONS
