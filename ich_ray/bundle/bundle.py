@@ -162,8 +162,11 @@ class Bundle:
             ConfigError: a path does not exist, there is no file, or the bundle has no such operating point.
         """
         from ich_ray.bundle.prediction import Predictor, list_inputs
+        from ich_ray.bundle.series_survey import read_facts_ahead, survey
 
-        return [row for rows in Predictor(self, point).stream(list_inputs(paths)) for row in rows]
+        predictor, inputs = Predictor(self, point), list_inputs(paths)
+        inputs = survey(inputs, read_facts_ahead(inputs), self.card.training_data).inputs
+        return [row for rows in predictor.stream(inputs) for row in rows]
 
 
 def load_bundle(path: Location) -> Bundle:

@@ -7,6 +7,7 @@ import json
 import stat
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
@@ -26,6 +27,7 @@ from ich_ray.bundle.bundle import Bundle, load_bundle
 from ich_ray.bundle.grad_cam import grad_cam
 from ich_ray.bundle.heatmap_overlay import overlay, strength
 from ich_ray.bundle.prediction import Prediction, Predictor, Studies, list_inputs
+from ich_ray.bundle.series_survey import Input
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
@@ -70,7 +72,11 @@ def test_every_kind_of_file_has_its_row_in_every_format(bundle: Path, scans: Pat
         assert (row["probability"] is None) == bool(row["reason"]) == (row["decision"] == "")
     assert found["ID_000.dcm"]["study"] == "st0"
     positive = sum(row["decision"] == "positive" for row in rows)
-    assert kinds["csv"] == Totals(len(rows), len(rows) - len(expected), positive, len(expected))
+    why, flags = Counter(expected.values()), Counter(flag for row in rows for flag in row["flags"].split(",") if flag)
+    accepted = len(rows) - len(expected)
+    # The slices of a study here lie at one place, and those of the training data had 512x512 pixels.
+    assert flags == {"not_512": accepted, "far_matrix": accepted, "repeated_position": 17}
+    assert kinds["csv"] == Totals(len(rows), accepted, positive, len(expected), why, accepted, flags)
 
 
 def test_another_operating_point_decides_on_request(bundle: Path, scans: Path, tmp_path: Path) -> None:
@@ -315,9 +321,9 @@ def test_inputs_are_listed_once_and_in_order(scans: Path, tmp_path: Path) -> Non
     names = [f"ID_{patient:02d}{number}.dcm" for patient in range(6) for number in range(2)]
     one, *others = [str(scans / name) for name in names]
     assert list_inputs([scans, scans / "ID_010.dcm", scans, tmp_path / "link", scans / ".." / "scans"]) == [
-        (file, "") for file in (one, *others)
+        Input(file) for file in (one, *others)
     ]
-    assert [file for file, _ in list_inputs([others[3], scans])] == [others[3], one, *others[:3], *others[4:]]
+    assert [given.file for given in list_inputs([others[3], scans])] == [others[3], one, *others[:3], *others[4:]]
 
 
 def test_what_is_given_twice_counts_once(
