@@ -143,12 +143,11 @@ def read_slice(source: bytes | bytearray | memoryview | Location, without_preamb
     """
     data = source if isinstance(source, bytes | bytearray | memoryview) else read_file(source)
     elements = parse(memoryview(data), without_preamble)
-    acquisition, kind = _check_kind(elements)
+    taken = _check_kind(elements)
     _check_pixels(elements)
-    header, layout = _header(elements, acquisition, kind)
+    header, layout = _header(elements, *taken)
     words, flags = stored_words(elements, layout)
-    field = _not_excluded(judge_field(acquisition, layout.rows, layout.columns))  # sizes that its pixels confirm
-    header = replace(header, flags=tuple(sorted((*header.flags, *flags, *field.flags))))
+    header = _check_field(header, *flags)
     return _plausible(_padded(_repaired(CTSlice(header, words, header.slope, header.intercept)), elements))
 
 
@@ -167,7 +166,7 @@ def read_header(source: Location, without_preamble: bool = False) -> SliceHeader
         if rejection.reason not in _CUT or len(data) < _HEADER_BYTES:
             raise
         elements = parse_header(memoryview(read_file(source)), without_preamble)
-    return _header(elements, *_check_kind(elements))[0]
+    return _check_field(_header(elements, *_check_kind(elements))[0])
 
 
 def _header(elements: Elements, acquisition: Acquisition, kind: Judgment) -> tuple[SliceHeader, PixelLayout]:
@@ -263,6 +262,12 @@ def _check_pixels(elements: Elements) -> None:
     start, end = elements.spans.get(PIXEL_DATA, (0, 0))
     if start == end:
         raise Rejection("no_pixel", "PixelData is absent or empty")
+
+
+def _check_field(header: SliceHeader, *flags: str) -> SliceHeader:
+    """The header with these flags and those of its field of view; read pixels have borne out its size."""
+    field = _not_excluded(judge_field(header.acquisition, header.rows, header.columns))
+    return replace(header, flags=tuple(sorted((*header.flags, *flags, *field.flags))))
 
 
 def _not_excluded(found: Judgment) -> Judgment:

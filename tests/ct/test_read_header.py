@@ -17,7 +17,7 @@ from tests.ct.files import PIXEL_HEAD, SYNTAXES, compressed_image, element, head
 
 # Longer than what is read at first: three private elements of 40,000 bytes.
 LONG = [element(0x00291000 + number, b"LT", b" " * 40_000) for number in range(3)]
-TAGS = {"PixelSpacing": [0.8, 0.8], "SliceThickness": 1, "ConvolutionKernel": "H30s", "ContrastBolusAgent": "x"}
+TAGS = {"PixelSpacing": [2.5, 2.5], "SliceThickness": 1, "ConvolutionKernel": "H30s", "ContrastBolusAgent": "x"}
 
 
 def reason(path: Path) -> str:
