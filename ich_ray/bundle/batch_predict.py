@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ich_ray import progress
 from ich_ray.bundle.bundle import OPERATING_POINT, load_bundle
+from ich_ray.bundle.input_survey import Input, read_facts, read_facts_ahead, survey_inputs
 from ich_ray.bundle.prediction import Prediction, Predictor, Studies, StudyPrediction, list_inputs
-from ich_ray.bundle.series_survey import Input, read_facts, read_facts_ahead, survey
 from ich_ray.bundle.table_writer import as_table, check_suffix, writing_rows
 from ich_ray.errors import ConfigError
 from ich_ray.ray_data import map_in_order
@@ -154,7 +154,7 @@ def _surveyed(inputs: list[Input], training: TrainingData | None, many: bool) ->
     """The inputs with what their series says of them."""
     facts = _facts_through_ray(inputs) if many else read_facts_ahead(inputs)
     with progress.bar("Reading headers", len(inputs), "files") as advance:
-        found = survey(inputs, _counted(facts, advance), training)
+        found = survey_inputs(inputs, _counted(facts, advance), training)
     for note in found.notes:
         progress.say(f"  {note}")
     return found.inputs

@@ -161,11 +161,11 @@ class Bundle:
         Raises:
             ConfigError: a path does not exist, there is no file, or the bundle has no such operating point.
         """
+        from ich_ray.bundle.input_survey import read_facts_ahead, survey_inputs
         from ich_ray.bundle.prediction import Predictor, list_inputs
-        from ich_ray.bundle.series_survey import read_facts_ahead, survey
 
         predictor, inputs = Predictor(self, point), list_inputs(paths)
-        inputs = survey(inputs, read_facts_ahead(inputs), self.card.training_data).inputs
+        inputs = survey_inputs(inputs, read_facts_ahead(inputs), self.card.training_data).inputs
         return [row for rows in predictor.stream(inputs) for row in rows]
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import torch
 
-from ich_ray.bundle.series_survey import Input
+from ich_ray.bundle.input_survey import Input
 from ich_ray.data.prepare.list_files import list_files
 from ich_ray.errors import ConfigError, Rejection
 from ich_ray.progress import say

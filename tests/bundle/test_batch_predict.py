@@ -26,8 +26,8 @@ from ich_ray.bundle.batch_predict import Totals, predict
 from ich_ray.bundle.bundle import Bundle, load_bundle
 from ich_ray.bundle.grad_cam import grad_cam
 from ich_ray.bundle.heatmap_overlay import overlay, strength
+from ich_ray.bundle.input_survey import Input
 from ich_ray.bundle.prediction import Prediction, Predictor, Studies, list_inputs
-from ich_ray.bundle.series_survey import Input
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
@@ -132,6 +132,23 @@ def test_studies_by_hand() -> None:
     assert told == [("s", 3, 2, 0.7, "c"), ("t", 1, 0, 0.1, "b"), ("", 1, 1, 0.6, "d"), ("", 0, 0, None, "e"),
                     ("u", 2, 1, 0.8, "i"), ("v", 1, 0, 0.1, "k")]  # fmt: skip
     assert studies.repeated == 2
+
+
+def test_a_bleeding_that_stands_in_four_reconstructions_counts_once() -> None:
+    """By series: 2, 3, 3 and 0 positive slices; one of the last is also sent under another name."""
+    rows = [
+        Prediction(f"{series}{slice_id}", f"{series}{slice_id}", "s", 0.5, "positive" if slice_id < positive else "negative",
+                   series=f"e{series}", flags="lossy" if series == 3 else "thin,tilt" * (series == 1))
+        for series, positive in enumerate((2, 3, 3, 0))
+        for slice_id in range(5)
+    ]  # fmt: skip
+    studies = Studies()
+    studies.add(rows[:7])
+    studies.add([*rows[7:], replace(rows[-1], file="again")])
+    (study,) = studies.rows()
+    assert (study.slices, study.positive_slices) == (20, 8)
+    assert (study.series, study.positive_series, study.most_positive_slices) == (4, 3, 3)
+    assert study.flags == "lossy,thin,tilt"
 
 
 def test_batches_on_several_threads_come_back_in_order(

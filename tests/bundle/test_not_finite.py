@@ -24,10 +24,10 @@ from ich_ray.assess.operating_points import OperatingPointSpec
 from ich_ray.bundle import batch_predict, onnx_export
 from ich_ray.bundle.bundle import Bundle, load_bundle
 from ich_ray.bundle.card import OperatingPoint
+from ich_ray.bundle.input_survey import Input
 from ich_ray.bundle.logit_scaling import LogitScaling
 from ich_ray.bundle.onnx_export import export_onnx
 from ich_ray.bundle.prediction import Predictor, Studies
-from ich_ray.bundle.series_survey import Input
 from ich_ray.ct import dicom, windowing
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError, IntegrityError

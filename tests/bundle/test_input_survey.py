@@ -15,7 +15,7 @@ from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.bundle.card import Card
 from ich_ray.bundle.card_file import read_card, write_card
-from ich_ray.bundle.series_survey import Input, SeriesTable, read_facts, read_facts_ahead, survey
+from ich_ray.bundle.input_survey import Input, SeriesTable, read_facts, read_facts_ahead, survey_inputs
 from ich_ray.bundle.training_data import TrainingData
 from ich_ray.storage import locate
 from tests.bundle.test_training_data import THICK
@@ -77,7 +77,7 @@ def test_the_look_of_a_series(tmp_path: Path) -> None:
 
 
 def test_threads_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ich_ray.bundle.series_survey._AT_ONCE", 2)
+    monkeypatch.setattr("ich_ray.bundle.input_survey._AT_ONCE", 2)
     inputs = [given for number in range(12) for given in write_series(tmp_path, f"{number:02d}", 2)]
     tables = [*read_facts_ahead(inputs)]
     assert [table["series"].to_pylist() for table in tables] == [[f"{number:02d}"] * 2 for number in range(12)]
@@ -85,12 +85,12 @@ def test_threads_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_input_without_a_header_stays_as_it_is(tmp_path: Path) -> None:
     inputs = [Input(str(tmp_path / "nothing")), Input("link", "path_escape")]
-    assert survey(inputs, [read_facts(inputs)], THICK).inputs == inputs
+    assert survey_inputs(inputs, [read_facts(inputs)], THICK).inputs == inputs
 
 
 def test_a_lone_file_has_a_series_of_its_own(tmp_path: Path) -> None:
     (given,) = inputs = write_series(tmp_path, "a", 1, SeriesInstanceUID=ABSENT, StudyInstanceUID=ABSENT, **THIN)
-    found = survey(inputs, [read_facts(inputs)], THICK)
+    found = survey_inputs(inputs, [read_facts(inputs)], THICK)
     assert found.inputs == [given._replace(flags="far_kernel,far_matrix,far_spacing,far_thickness")]
     assert "1 of 1 studies are unlike the training data: far_kernel 1 (kernel B70 3, trained with" in found.notes[-1]
 
@@ -103,7 +103,7 @@ def test_series_unlike_the_training_data_are_flagged_and_counted_by_study(tmp_pa
         *write_series(tmp_path, "b", 3, **THIN),
         *write_series(tmp_path, "c", 2, StudyInstanceUID="other"),
     ]
-    found = survey(inputs, [read_facts(inputs)], like)
+    found = survey_inputs(inputs, [read_facts(inputs)], like)
     assert [given.flags for given in found.inputs] == [""] * 2 + ["far_kernel,far_thickness"] * 3 + [""] * 2
     assert found.notes[-1] == (
         "1 of 2 studies are unlike the training data: far_kernel 1 (kernel B70 3, trained with H30s, H31s, others); "
@@ -113,12 +113,12 @@ def test_series_unlike_the_training_data_are_flagged_and_counted_by_study(tmp_pa
 
 def test_a_card_that_does_not_say_how_it_was_trained_says_so_once(tmp_path: Path) -> None:
     inputs = write_series(tmp_path, "a", **THIN)
-    found = survey(inputs, [read_facts(inputs)], None)
+    found = survey_inputs(inputs, [read_facts(inputs)], None)
     assert [given.flags for given in found.inputs] == [""] * 6
     (said,) = found.notes
     assert said.startswith("the card of the bundle does not say how the slices that trained it were taken: ")
     older = THICK.model_copy(update={"thickness_mm": None, "kernels": None})
-    (said, *_) = survey(inputs, [read_facts(inputs)], older).notes
+    (said, *_) = survey_inputs(inputs, [read_facts(inputs)], older).notes
     assert said.startswith("the card of the bundle does not say slice thickness in mm, kernel: ")
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ich_ray.ct.dicom import SliceHeader
     from ich_ray.ct.plane import Judgment
 
-__all__ = ["Input", "SeriesTable", "Survey", "read_facts", "read_facts_ahead", "survey"]
+__all__ = ["Input", "SeriesTable", "Survey", "read_facts", "read_facts_ahead", "survey_inputs"]
 
 _AT_ONCE = 512
 # Reading waits for disks and networks, parsing holds Python's lock.
@@ -209,7 +209,7 @@ class Survey:
     notes: tuple[str, ...]
 
 
-def survey(inputs: Sequence[Input], facts: Iterable[pa.Table], training: TrainingData | None) -> Survey:
+def survey_inputs(inputs: Sequence[Input], facts: Iterable[pa.Table], training: TrainingData | None) -> Survey:
     """Judge the inputs by their series, and the series by the training data of the bundle.
 
     Args:
