@@ -29,6 +29,7 @@ STATED = {
     "bundle.card.OperatingPoint text": "rule",
     "bundle.card.RetrainingNote text": "budget rule",
     "bundle.card.RetrainingNote seed": "seed seeds",
+    "bundle.training_data.Names text": "counts",
     "bundle.card.SearchNote text": "confirmed name objective",
     "assess.evaluate.Evaluation text": "floors metrics notes operating_points representations subtypes",
     "assess.interval_estimates.Figures text": "floors metrics operating_points",

@@ -8,7 +8,7 @@ that the files carry, so that they can be found again: treat them like the files
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import torch
 
+from ich_ray.bundle.input_survey import Input
 from ich_ray.data.prepare.list_files import list_files
 from ich_ray.errors import ConfigError, Rejection
 from ich_ray.progress import say
@@ -26,16 +27,16 @@ from ich_ray.storage import Location, is_local, locate
 from ich_ray.training.inference import EVALUATION_BATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
     from ich_ray.bundle.card import Card, OperatingPoint
     from ich_ray.ct.dicom import SliceHeader
+    from ich_ray.ct.slice_file import SliceFile
 
 __all__ = [
-    "Input",
     "Pictures",
     "Prediction",
     "Predictor",
@@ -47,15 +48,17 @@ __all__ = [
 ]
 
 Decision = Literal["positive", "negative", ""]
-Input = tuple[str, str]  # a file, and why it is refused before it is opened; empty if it is not
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One input file; a rejected one has a reason and no probability.
+    """One input file, or frame of one; a rejected one has a reason and no probability.
 
     Attributes:
+        file: as given, `file#frame` for a frame.
         reason: a code; a file that was read and then not decided (`not_finite`) keeps its UIDs.
+        series: SeriesInstanceUID.
+        flags: keys of `ct.dicom.FLAGS` and `training_data.FAR_FLAGS`, with commas between.
     """
 
     file: str
@@ -67,6 +70,8 @@ class Prediction:
     threshold: float | None = None
     heatmap: str = ""
     reason: str = ""
+    series: str = ""
+    flags: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,12 @@ class StudyPrediction:
     """One study, as probable as its most probable slice, which is `file`.
 
     A rejected file has a row of its own.
+
+    Attributes:
+        slices, positive_slices: of all its series: a bleeding stands in each reconstruction of the study.
+        series: how many it has; `positive_series`: those with a positive slice.
+        most_positive_slices: of one series, so that a bleeding counts once.
+        flags: of any of its slices.
     """
 
     study: str
@@ -85,6 +96,10 @@ class StudyPrediction:
     threshold: float | None
     file: str
     reason: str = ""
+    series: int = 0
+    positive_series: int = 0
+    most_positive_slices: int = 0
+    flags: str = ""
 
 
 def list_inputs(paths: Iterable[Location]) -> list[Input]:
@@ -105,10 +120,10 @@ def list_inputs(paths: Iterable[Location]) -> list[Input]:
             inside = sorted([*((name, "") for name in listing.files), *listing.refused])
             names = [(name, reason) for name, reason in inside if not name.split("/")[-1].startswith(".")]
             for name, reason in names:
-                found.setdefault(str(really / name), (str(path / name), reason))
+                found.setdefault(str(really / name), Input(str(path / name), reason))
             given += len(names)
         elif path.exists():
-            found.setdefault(str(really), (str(path), ""))
+            found.setdefault(str(really), Input(str(path)))
             given += 1
         else:
             raise ConfigError(f"{path}: a file or folder of slices must be there, got none; check the path")
@@ -119,16 +134,15 @@ def list_inputs(paths: Iterable[Location]) -> list[Input]:
     return [*found.values()]
 
 
-def read_input(file: str, card: Card, without_preamble: bool = False) -> tuple[SliceHeader, NDArray[np.uint8]]:
-    """The header of a file, and what a network is given for it, uint8 `card.input_shape`.
+def read_input(file: SliceFile, frame: int, card: Card) -> tuple[SliceHeader, NDArray[np.uint8]]:
+    """The header of a slice, and what a network is given for it, uint8 `card.input_shape`.
 
     Raises:
-        Rejection: the file holds no slice that can be read.
+        Rejection: the slice cannot be read.
     """
-    from ich_ray.ct.dicom import read_slice  # pydicom is not needed to load a bundle
     from ich_ray.ct.windowing import window_slice
 
-    found = read_slice(file, without_preamble)
+    found = file.read(frame)
     return found.header, window_slice(found, card.windows, card.size)
 
 
@@ -196,14 +210,26 @@ class Predictor:
 
     def read(self, inputs: Sequence[Input]) -> tuple[list[Prediction], list[NDArray[np.uint8]]]:
         """Rows without decisions, and the image of each row without a reason."""
+        from ich_ray.ct.slice_file import SliceFile, frame_name  # pydicom is not needed to load a bundle
+
         rows, images = [], []
-        for file, reason in inputs:
+        opened: tuple[str, SliceFile] | None = None  # frames of one file follow each other
+        for path, reason, flags, frame in inputs:
+            file = frame_name(path, frame)
             row = Prediction(file, reason=reason)
             try:
                 if not reason:
-                    header, image = read_input(file, self.bundle.card, self.without_preamble)
+                    if opened is None or opened[0] != path:
+                        opened = path, SliceFile(path, self.without_preamble)
+                    header, image = read_input(opened[1], frame, self.bundle.card)
                     images.append(image)
-                    row = Prediction(file, slice_id=header.slice_id, study=header.study)
+                    row = Prediction(
+                        file,
+                        slice_id=header.slice_id,
+                        study=header.study,
+                        series=header.series,
+                        flags=",".join(sorted({*header.flags, *filter(None, flags.split(","))})),
+                    )
             except Rejection as rejection:
                 row = Prediction(file, reason=rejection.reason)
             except MemoryError:
@@ -242,7 +268,7 @@ class Predictor:
 
 
 class Studies:
-    """Rows gathered by study: memory grows with studies, and by two numbers for each slice.
+    """Rows gathered by study: memory grows with series, and by two numbers for each slice.
 
     Attributes:
         repeated: files whose slice was in their study before, under another name: such a slice is counted once, and
@@ -252,6 +278,7 @@ class Studies:
     def __init__(self) -> None:
         self.repeated = 0
         self._found: dict[str, StudyPrediction] = {}
+        self._series: dict[str, Counter[str]] = {}  # positive slices by series
         self._positive: dict[int, bool] = {}  # each slice, by the hash of its UIDs
 
     def add(self, rows: Iterable[Prediction]) -> None:
@@ -262,7 +289,10 @@ class Studies:
             key = f"study {row.study}" if row.study and not row.reason else f"file {row.file}"
             if key not in parts:
                 parts[key] = [self._found[key]] if key in self._found else []
-            parts[key].append(_alone(row, *self._new(row)))
+            part = _alone(row, *self._new(row))
+            parts[key].append(part)
+            if not row.reason:
+                self._series.setdefault(key, Counter())[row.series] += part.positive_slices
         self._found |= dict(zip(parts, _joined([*parts.values()]), strict=True))
 
     def _new(self, row: Prediction) -> tuple[bool, bool]:
@@ -278,13 +308,23 @@ class Studies:
 
     def rows(self) -> list[StudyPrediction]:
         """In the order in which they were first met."""
-        return list(self._found.values())
+        return [_with_series(study, self._series.get(key, {})) for key, study in self._found.items()]
+
+
+def _with_series(study: StudyPrediction, positive: Mapping[str, int]) -> StudyPrediction:
+    counts = [*positive.values()]
+    return replace(
+        study,
+        series=len(counts),
+        positive_series=sum(map(bool, counts)),
+        most_positive_slices=max(counts, default=0),
+    )
 
 
 def _alone(row: Prediction, is_new: bool, is_new_positive: bool) -> StudyPrediction:
     """The study of one row, with no slice if that has been counted before."""
     decided = (row.probability, row.decision, row.operating_point, row.threshold, row.file, row.reason)
-    return StudyPrediction(row.study, int(is_new), int(is_new_positive), *decided)
+    return StudyPrediction(row.study, int(is_new), int(is_new_positive), *decided, flags=row.flags)
 
 
 def _joined(studies: Sequence[Sequence[StudyPrediction]]) -> list[StudyPrediction]:
@@ -297,6 +337,7 @@ def _joined(studies: Sequence[Sequence[StudyPrediction]]) -> list[StudyPredictio
             parts[position],
             slices=sum(part.slices for part in study),
             positive_slices=sum(part.positive_slices for part in study),
+            flags=",".join(sorted({flag for part in study for flag in part.flags.split(",") if flag})),
         )
         for study, position in zip(studies, chosen.tolist(), strict=True)
     ]

@@ -63,8 +63,10 @@ class SliceFile:
         """Read one slice.
 
         Raises:
-            Rejection: it is not accepted, whatever becomes of the others.
+            Rejection: it is not accepted, whatever becomes of the others; `multiframe` for another frame than there is.
         """
+        if frame not in self.frames:
+            raise Rejection("multiframe", f"frame {frame} must be there, got {len(self.frames)} frames")
         index = max(frame - 1, 0)
         return slice_of(self._frames[index], self.slice_ids[index])
 

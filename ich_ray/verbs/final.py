@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +28,9 @@ from ich_ray.verbs.options import (
     WithoutPreamble,
 )
 from ich_ray.vocabulary import Patients
+
+if TYPE_CHECKING:
+    from collections import Counter
 
 __all__ = ["VERBS"]
 
@@ -143,9 +146,15 @@ def predict(
         address=address,
     )
     cases = f"{found.positive} of {found.cases} {'slices' if by == 'slice' else 'studies'} positive"
-    print_line(f"{found.inputs} inputs: {cases}, {found.rejected} rejected  {out}")
+    rejected = f"{found.rejected} rejected" + (f" ({_most_common(found.reasons)})" if found.reasons else "")
+    flagged = f", {found.flagged} flagged: {_most_common(found.flags)}" if found.flags else ""
+    print_line(f"{found.inputs} inputs: {cases}, {rejected}{flagged}  {out}")
     if found.rejected:
         raise typer.Exit(REJECTED_SOME)
+
+
+def _most_common(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
 def export_onnx(
