@@ -89,8 +89,10 @@ class Elements:
         Raises:
             Rejection: `header_invalid` or `truncated_header` if it is no sequence, `duplicate_tag`, `nesting_limit`.
         """
-        start, end = self.spans.get(tag, (0, 0))
-        is_unknown = self.explicit and bytes(self.data[max(start - 8, 0) : start - 6]) == b"UN"
+        if tag not in self.spans:
+            return
+        start, end = self.spans[tag]
+        is_unknown = self.explicit and bytes(self.data[start - 8 : start - 6]) == b"UN"
         order: ByteOrder = "<" if is_unknown else self.order
         explicit = self.explicit and not is_unknown
         for spans in _Walk(self.data[:end], explicit, order).items(start):

@@ -17,7 +17,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import EnhancedCTImageStorage, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
-from ich_ray.ct import dicom, frames
+from ich_ray.ct import dicom, elements, frames
 from ich_ray.ct.dicom import CTSlice, SliceHeader, read_header, read_slice
 from ich_ray.ct.elements import parse
 from ich_ray.ct.slice_file import SliceFile, read_headers
@@ -388,6 +388,19 @@ def test_a_large_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert_equal(found, classic)
     path.write_bytes(make())
     assert read_slice(path).header.slice_id == "ID_0001"
+
+
+def test_functional_groups_behind_the_limit_of_a_slice_are_not_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = enhanced(series())
+    monkeypatch.setattr(elements, "FILE_LIMIT_BYTES", 1000)
+    assert str(refusal(data)) == "size_limit: sequences may lie in the first 1000 bytes"
+
+
+def test_fragments_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    classic, coded = encoded(RLELossless)
+    monkeypatch.setattr(elements, "FRAGMENT_LIMIT", FRAMES)
+    data = enhanced(classic, syntax=RLELossless, frames=coded)
+    assert str(refusal(data)) == "decode_error: PixelData may have 3 fragments"
 
 
 def test_words_equal_those_of_pydicom() -> None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Listing", "list_files"]
 
+# It comes whole into memory, for each process that reads: 1,000 frames of 512x512.
+_REMOTE_LIMIT_BYTES = 8 * FILE_LIMIT_BYTES
+
 _UNSAFE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # controls, lone surrogates, line and paragraph separators
 _DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
@@ -121,6 +124,6 @@ def _walk_remote(root: UPath) -> Iterator[tuple[str, str, str]]:
     base = root.path.rstrip("/")
     for path, facts in root.fs.find(base, detail=True).items():
         stamp = facts.get("ETag") or facts.get("LastModified") or facts.get("created") or ""
-        reason = "size_limit" if (facts.get("size") or 0) > FILE_LIMIT_BYTES else ""  # it would come whole into memory
+        reason = "size_limit" if (facts.get("size") or 0) > _REMOTE_LIMIT_BYTES else ""
         name = path[len(base) :].lstrip("/") if path.startswith(base) else path
         yield name, reason if _is_safe(name) else "name_invalid", f"{facts.get('size')} {stamp}"

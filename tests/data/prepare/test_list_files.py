@@ -114,5 +114,5 @@ def test_object_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list_files(root, skip=root / "labels.csv").files == ("a/1.dcm", "b.dcm")
     assert len(list_files(root, skip=UPath("/listing/images/labels.csv"))) == 3
     (root / "archive.zip").write_bytes(b"x" * 11)
-    monkeypatch.setattr("ich_ray.data.prepare.list_files.FILE_LIMIT_BYTES", 10)
+    monkeypatch.setattr("ich_ray.data.prepare.list_files._REMOTE_LIMIT_BYTES", 10)
     assert list_files(root).refused == (("archive.zip", "size_limit"),)
