@@ -7,7 +7,7 @@ taken, not their pixels: their windows stand in the card by themselves.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -171,7 +171,7 @@ def describe_training(dataset: PreparedDataset, roles: Iterable[Role]) -> Traini
 _COLUMNS = ("series", "position_mm", "thickness_mm", "spacing_mm", "tilt_deg", "kernel", "flags")
 
 
-def median_step(positions: NDArray[np.float64]) -> float:
+def median_step(positions: NDArray[np.floating[Any]]) -> float:
     """The median distance of neighbouring distinct positions; NaN of fewer than two."""
     places = np.unique(np.round(positions[np.isfinite(positions)], 2))
     return float(np.median(np.diff(places))) if len(places) > 1 else np.nan

@@ -137,11 +137,18 @@ def test_studies_by_hand() -> None:
 def test_a_bleeding_that_stands_in_four_reconstructions_counts_once() -> None:
     """By series: 2, 3, 3 and 0 positive slices; one of the last is also sent under another name."""
     rows = [
-        Prediction(f"{series}{slice_id}", f"{series}{slice_id}", "s", 0.5, "positive" if slice_id < positive else "negative",
-                   series=f"e{series}", flags="lossy" if series == 3 else "thin,tilt" * (series == 1))
+        Prediction(
+            f"{series}{place}",
+            slice_id=f"{series}{place}",
+            study="s",
+            probability=0.5,
+            decision="positive" if place < positive else "negative",
+            series=f"e{series}",
+            flags=("", "thin,tilt", "", "lossy")[series],
+        )
         for series, positive in enumerate((2, 3, 3, 0))
-        for slice_id in range(5)
-    ]  # fmt: skip
+        for place in range(5)
+    ]
     studies = Studies()
     studies.add(rows[:7])
     studies.add([*rows[7:], replace(rows[-1], file="again")])
