@@ -27,7 +27,8 @@ from ich_ray.bundle.bundle import Bundle, load_bundle
 from ich_ray.bundle.grad_cam import grad_cam
 from ich_ray.bundle.heatmap_overlay import overlay, strength
 from ich_ray.bundle.input_survey import Input
-from ich_ray.bundle.prediction import Prediction, Predictor, Studies, list_inputs
+from ich_ray.bundle.prediction import Prediction, Predictor, list_inputs
+from ich_ray.bundle.study_prediction import Studies
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
