@@ -98,6 +98,18 @@ def test_series_are_judged_some_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
         assert [judgment.flags for judgment in table.judged()] == [*repeated, *[()] * 5, *repeated]
 
 
+def test_what_only_its_series_shows_is_left_out(tmp_path: Path) -> None:
+    """Images that call themselves axial and move within their plane, among slices of the same study."""
+    sliding = [
+        write_series(tmp_path / str(number), "b", 1, ImagePositionPatient=[-125.0, 10.0 * number, 0.0])[0]
+        for number in range(6)
+    ]
+    inputs = [*write_series(tmp_path, "a"), *sliding]
+    found = survey_inputs(inputs, [read_facts(inputs)], THICK)
+    assert [given.reason for given in found.inputs] == [""] * 6 + ["not_axial"] * 6
+    assert {given.flags for given in found.inputs[6:]} == {""}, "they are compared with nothing"
+
+
 def test_an_input_without_a_header_stays_as_it_is(tmp_path: Path) -> None:
     inputs = [Input(str(tmp_path / "nothing")), Input("link", "path_escape")]
     assert survey_inputs(inputs, [read_facts(inputs)], THICK).inputs == inputs
