@@ -12,6 +12,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import pyarrow.compute as pc
+
 from ich_ray import progress
 from ich_ray.bundle.bundle import OPERATING_POINT, load_bundle
 from ich_ray.bundle.input_survey import Input, read_facts, read_facts_ahead, survey_inputs
@@ -80,14 +82,16 @@ class _Order:
     bundle: str
     point: str
     heatmaps: str | None
+    without_preamble: bool = False
 
     def predictor(self) -> Predictor:
         bundle = load_bundle(self.bundle)
         if self.heatmaps is None:
-            return Predictor(bundle, self.point)
+            return Predictor(bundle, self.point, without_preamble=self.without_preamble)
         from ich_ray.bundle.grad_cam import HeatMaps
 
-        return Predictor(bundle, self.point, HeatMaps(bundle, locate(self.heatmaps)))
+        maps = HeatMaps(bundle, locate(self.heatmaps))
+        return Predictor(bundle, self.point, maps, without_preamble=self.without_preamble)
 
 
 def predict(
@@ -98,6 +102,7 @@ def predict(
     point: str = OPERATING_POINT,
     by: Literal["slice", "study"] = "slice",
     heatmaps: Location | None = None,
+    without_preamble: bool = False,
     address: str | None = None,
 ) -> Totals:
     """Predict files and folders into one table with a row for every input, written whole or not at all.
@@ -110,6 +115,7 @@ def predict(
         point: the operating point that decides.
         by: a row for each slice, or for each study with its most probable slice (rejected files keep their own).
         heatmaps: a folder for a Grad-CAM picture of each accepted slice.
+        without_preamble: read files that begin with their meta information, too.
         address: a Ray cluster that sees the same files; many files use Ray on this machine anyway.
 
     Raises:
@@ -122,7 +128,8 @@ def predict(
     check_file(target, "--out")
     if heatmaps is not None:
         check_folder(locate(heatmaps), "--heatmaps")
-    order = _Order(str(locate(bundle)), point, None if heatmaps is None else str(locate(heatmaps)))
+    pictures = None if heatmaps is None else str(locate(heatmaps))
+    order = _Order(str(locate(bundle)), point, pictures, without_preamble)
     predictor, inputs = order.predictor(), list_inputs(paths)
     if target in map(locate, paths):
         raise ConfigError(f"--out {target}: a file that is no input must be given, got an input; name another")
@@ -130,7 +137,8 @@ def predict(
     totals, studies = Totals(len(inputs)), Studies()
     kind: type[Prediction | StudyPrediction] = Prediction if by == "slice" else StudyPrediction
     with connected(address) if many else nullcontext(), writing_rows(target, kind) as append:
-        inputs = _surveyed(inputs, predictor.bundle.card.training_data, many)
+        inputs = _surveyed(inputs, predictor.bundle.card.training_data, order, many)
+        totals.inputs = len(inputs)
         batches = _through_ray(order, inputs) if many else predictor.stream(inputs)
         with progress.bar("Predicting", len(inputs), "slices") as advance:
             done = 0
@@ -151,9 +159,9 @@ def predict(
     return totals
 
 
-def _surveyed(inputs: list[Input], training: TrainingData | None, many: bool) -> list[Input]:
-    """The inputs with what their series says of them."""
-    facts = _facts_through_ray(inputs) if many else read_facts_ahead(inputs)
+def _surveyed(inputs: list[Input], training: TrainingData | None, order: _Order, many: bool) -> list[Input]:
+    """The inputs, a frame at a time, with what their series says of them."""
+    facts = _facts_through_ray(order, inputs) if many else read_facts_ahead(inputs, order.without_preamble)
     with progress.bar("Reading headers", len(inputs), "files") as advance:
         found = survey_inputs(inputs, _counted(facts, advance), training)
     for note in found.notes:
@@ -165,17 +173,17 @@ def _counted(tables: Iterable[pa.Table], advance: progress.Advance) -> Iterator[
     done = 0
     for table in tables:
         yield table
-        done += len(table)
+        done += pc.sum(pc.less_equal(table["frame"], 1)).as_py()
         advance(done)
 
 
-def _facts_through_ray(inputs: list[Input]) -> Iterator[pa.Table]:
+def _facts_through_ray(order: _Order, inputs: list[Input]) -> Iterator[pa.Table]:
     items = _chunks(inputs, _HEADERS_A_TASK)
-    return map_in_order(items, _facts, rule="predict: every header must be read", hint=_AGAIN)
+    return map_in_order(items, _facts, order, rule="predict: every header must be read", hint=_AGAIN)
 
 
-def _facts(chunk: dict[str, Any]) -> pa.Table:
-    return read_facts(_inputs_of(chunk))
+def _facts(order: _Order, chunk: dict[str, Any]) -> pa.Table:
+    return read_facts(_inputs_of(chunk), order.without_preamble)
 
 
 def _through_ray(order: _Order, inputs: list[Input]) -> Iterator[list[Prediction]]:

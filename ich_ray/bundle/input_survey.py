@@ -38,22 +38,25 @@ _JUDGED_AT_ONCE = 1 << 16
 
 
 class Input(NamedTuple):
-    """A file to predict.
+    """A file to predict, or a frame of one.
 
     Attributes:
         reason: why it is refused before it is opened; empty if it is not.
         flags: of its series, with commas between.
+        frame: counted from 1; 0 for a file that is one slice, and before its header is read.
     """
 
     file: str
     reason: str = ""
     flags: str = ""
+    frame: int = 0
 
 
 _VECTORS = ("x", "y", "z", "normal_x", "normal_y", "normal_z")
 _LENGTHS = ("position_mm", "thickness_mm", "pixel_mm")
 _FACTS = pa.schema(
     [
+        ("frame", pa.int32()),
         ("known", pa.bool_()),
         ("study", pa.string()),
         ("series", pa.string()),
@@ -66,16 +69,18 @@ _FACTS = pa.schema(
 _UNKNOWN = (False, "", "", "", 0, 0, *(math.nan,) * 9)
 
 
-def read_facts(inputs: Sequence[Input]) -> pa.Table:
-    """What the headers of files say of their series: a row for each, in order."""
-    from ich_ray.ct.dicom import read_header  # pydicom is not needed to load a bundle
+def read_facts(inputs: Sequence[Input], without_preamble: bool = False) -> pa.Table:
+    """What the headers of files say of their series: a row for each, or each of its frames, in order."""
+    from ich_ray.ct.slice_file import read_headers  # pydicom is not needed to load a bundle
 
-    rows = []
-    for file, reason, _ in inputs:
+    rows: list[tuple[object, ...]] = []
+    for given in inputs:
         try:
-            rows.append(_UNKNOWN if reason else _facts(read_header(file)))
+            headers = [] if given.reason else [*read_headers(given.file, without_preamble)]
         except (Rejection, MemoryError):
-            rows.append(_UNKNOWN)
+            headers = []
+        rows += [(frame, *(_UNKNOWN if isinstance(header, Rejection) else _facts(header))) for frame, header in headers]
+        rows += [] if headers else [(0, *_UNKNOWN)]
     columns = zip(zip(*rows, strict=True), _FACTS, strict=True)
     return pa.table([pa.array(column, field.type) for column, field in columns], _FACTS)
 
@@ -89,12 +94,12 @@ def _facts(header: SliceHeader) -> tuple[object, ...]:
     return (True, *names, header.rows, header.columns, *place, taken.position_mm, taken.thickness_mm, taken.pixel_mm)
 
 
-def read_facts_ahead(inputs: Sequence[Input]) -> Iterator[pa.Table]:
+def read_facts_ahead(inputs: Sequence[Input], without_preamble: bool = False) -> Iterator[pa.Table]:
     """`read_facts` of parts of the inputs, in their order, by threads of this process."""
     ahead: deque[Future[pa.Table]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(inputs), _AT_ONCE):
-            ahead.append(pool.submit(read_facts, inputs[start : start + _AT_ONCE]))
+            ahead.append(pool.submit(read_facts, inputs[start : start + _AT_ONCE], without_preamble))
             if len(ahead) > _THREADS:
                 yield ahead.popleft().result()
         while ahead:
@@ -103,9 +108,10 @@ def read_facts_ahead(inputs: Sequence[Input]) -> Iterator[pa.Table]:
 
 @dataclass(frozen=True)
 class SeriesTable:
-    """What is known of every input, as arrays `[n]`.
+    """What is known of every slice, as arrays `[n]`.
 
     Attributes:
+        frame: of its file, counted from 1; 0 for a file that is one slice, or whose header cannot be read.
         study: a number; -1 where the header cannot be read or names none.
         series: 0, 1, …; a slice without one is a series of itself. -1 where the header cannot be read.
         named: whether the header names a series.
@@ -114,6 +120,7 @@ class SeriesTable:
         kernel: a place in `kernels`.
     """
 
+    frame: NDArray[np.int32]
     study: NDArray[np.int32]
     series: NDArray[np.int32]
     named: NDArray[np.bool_]
@@ -139,6 +146,7 @@ class SeriesTable:
         _, series[known] = np.unique(keys[known], return_inverse=True)
         vectors = np.column_stack([table[name].to_numpy() for name in _VECTORS])
         return cls(
+            frame=table["frame"].to_numpy(),
             study=study,
             series=series,
             named=named,
@@ -152,6 +160,12 @@ class SeriesTable:
 
     def __len__(self) -> int:
         return len(self.series)
+
+    def inputs(self, files: Sequence[Input]) -> list[Input]:
+        """The slices of the files, in order."""
+        places = np.cumsum(self.frame <= 1) - 1  # each file has one such row
+        frames = zip(places.tolist(), self.frame.tolist(), strict=True)
+        return [files[place]._replace(frame=frame) if frame else files[place] for place, frame in frames]
 
     def judged(self) -> list[Judgment]:
         """What each slice's series says against it; judged some series at a time, as that takes memory."""
@@ -207,7 +221,7 @@ class Survey:
     """What is to be read, and what is said before.
 
     Attributes:
-        inputs: as given, with the reasons and flags of their series.
+        inputs: those given, a frame at a time, with the reasons and flags of their series.
         notes: lines for people.
     """
 
@@ -233,7 +247,7 @@ def survey_inputs(inputs: Sequence[Input], facts: Iterable[pa.Table], training: 
     far = unlike.flags
     found = [
         _judged(given, judgment, far.get(series, ()))
-        for given, judgment, series in zip(inputs, judged, table.series.tolist(), strict=True)
+        for given, judgment, series in zip(table.inputs(inputs), judged, table.series.tolist(), strict=True)
     ]
     return Survey(found, tuple(filter(None, [_untold(training), unlike.note])))
 

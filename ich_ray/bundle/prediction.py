@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ich_ray.bundle.card import Card, OperatingPoint
     from ich_ray.ct.dicom import SliceHeader
+    from ich_ray.ct.slice_file import SliceFile
 
 __all__ = [
     "Pictures",
@@ -48,9 +49,10 @@ Decision = Literal["positive", "negative", ""]
 
 @dataclass(frozen=True)
 class Prediction:
-    """One input file; a rejected one has a reason and no probability.
+    """One input file, or frame of one; a rejected one has a reason and no probability.
 
     Attributes:
+        file: as given, `file#frame` for a frame.
         reason: a code; a file that was read and then not decided (`not_finite`) keeps its UIDs.
         series: SeriesInstanceUID.
         flags: keys of `ct.dicom.FLAGS` and `training_data.FAR_FLAGS`, with commas between.
@@ -101,16 +103,15 @@ def list_inputs(paths: Iterable[Location]) -> list[Input]:
     return [*found.values()]
 
 
-def read_input(file: str, card: Card) -> tuple[SliceHeader, NDArray[np.uint8]]:
-    """The header of a file, and what a network is given for it, uint8 `card.input_shape`.
+def read_input(file: SliceFile, frame: int, card: Card) -> tuple[SliceHeader, NDArray[np.uint8]]:
+    """The header of a slice, and what a network is given for it, uint8 `card.input_shape`.
 
     Raises:
-        Rejection: the file holds no slice that can be read.
+        Rejection: the slice cannot be read.
     """
-    from ich_ray.ct.dicom import read_slice  # pydicom is not needed to load a bundle
     from ich_ray.ct.windowing import window_slice
 
-    found = read_slice(file)
+    found = file.read(frame)
     return found.header, window_slice(found, card.windows, card.size)
 
 
@@ -140,8 +141,10 @@ class Predictor:
         ConfigError: the bundle has no such operating point.
     """
 
-    def __init__(self, bundle: Scorer, point: str, heatmaps: Pictures | None = None) -> None:
-        self.bundle, self.point, self.heatmaps = bundle, point, heatmaps
+    def __init__(
+        self, bundle: Scorer, point: str, heatmaps: Pictures | None = None, *, without_preamble: bool = False
+    ) -> None:
+        self.bundle, self.point, self.heatmaps, self.without_preamble = bundle, point, heatmaps, without_preamble
         self.threshold = bundle.operating_point(point).threshold
         # Heat maps hang hooks into the one network that there is.
         self._one_at_a_time = nullcontext() if heatmaps is None else Lock()
@@ -176,12 +179,18 @@ class Predictor:
 
     def read(self, inputs: Sequence[Input]) -> tuple[list[Prediction], list[NDArray[np.uint8]]]:
         """Rows without decisions, and the image of each row without a reason."""
+        from ich_ray.ct.slice_file import SliceFile, frame_name  # pydicom is not needed to load a bundle
+
         rows, images = [], []
-        for file, reason, flags in inputs:
+        opened: tuple[str, SliceFile] | None = None  # frames of one file follow each other
+        for path, reason, flags, frame in inputs:
+            file = frame_name(path, frame)
             row = Prediction(file, reason=reason)
             try:
                 if not reason:
-                    header, image = read_input(file, self.bundle.card)
+                    if opened is None or opened[0] != path:
+                        opened = path, SliceFile(path, self.without_preamble)
+                    header, image = read_input(opened[1], frame, self.bundle.card)
                     images.append(image)
                     row = Prediction(
                         file,

@@ -25,6 +25,7 @@ from ich_ray.verbs.options import (
     SearchFolder,
     Sensitivity,
     SiteDataset,
+    WithoutPreamble,
 )
 from ich_ray.vocabulary import Patients
 
@@ -128,12 +129,22 @@ def predict(
     heatmaps: Annotated[
         str | None, typer.Option("--heatmaps", help="Folder for a Grad-CAM picture of each slice.")
     ] = None,
+    without_preamble: WithoutPreamble = False,
     address: Address = None,
 ) -> None:
     """Probability and decision for each file or study."""
     from ich_ray.bundle.batch_predict import predict as predict_files
 
-    found = predict_files(bundle, [*paths], out, point=point, by=by, heatmaps=heatmaps, address=address)
+    found = predict_files(
+        bundle,
+        [*paths],
+        out,
+        point=point,
+        by=by,
+        heatmaps=heatmaps,
+        without_preamble=without_preamble,
+        address=address,
+    )
     cases = f"{found.positive} of {found.cases} {'slices' if by == 'slice' else 'studies'} positive"
     rejected = f"{found.rejected} rejected" + (f" ({_most_common(found.reasons)})" if found.reasons else "")
     flagged = f", {found.flagged} flagged: {_most_common(found.flags)}" if found.flags else ""

@@ -44,9 +44,9 @@ def copy(search: SearchFiles, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def scans(dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Files that hold the number of a slice of the dataset, read by stand-ins for ct/dicom.py and ct/windowing.py."""
+    """Files that hold the number of a slice of the dataset, read by stand-ins for slice_file.py and windowing.py."""
 
-    def read_header(path: str) -> SimpleNamespace:
+    def header_of(path: str) -> SimpleNamespace:
         text = Path(path).read_text()
         if not text.isdigit():
             raise Rejection("not_dicom", "no preamble")
@@ -54,18 +54,23 @@ def scans(dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ids = {"slice_id": name, "study": "s", "series": "e", "row": int(text)}
         return SimpleNamespace(**ids, rows=512, columns=512, acquisition=Acquisition(), flags=("lossy",))
 
-    def read_slice(path: str) -> SimpleNamespace:
-        header = read_header(path)
-        return SimpleNamespace(header=header, row=header.row)
+    class SliceFile:
+        def __init__(self, path: str, _: bool) -> None:
+            self.header = header_of(path)
+
+        def read(self, frame: int) -> SimpleNamespace:
+            assert frame == 0
+            return SimpleNamespace(header=self.header, row=self.header.row)
 
     def window_slice(found: SimpleNamespace, windows: object, size: int) -> np.ndarray:
         assert (windows, size) == (dataset.manifest.windows, dataset.manifest.size)
         return dataset.gather(np.array([found.row]))[0]
 
-    dicom = ModuleType("ich_ray.ct.dicom")
-    dicom.read_header = read_header  # type: ignore[attr-defined]
-    dicom.read_slice = read_slice  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ich_ray.ct.dicom", dicom)
+    stand_in = ModuleType("ich_ray.ct.slice_file")
+    stand_in.SliceFile = SliceFile  # type: ignore[attr-defined]
+    stand_in.read_headers = lambda path, _: [(0, header_of(path))]  # type: ignore[attr-defined]
+    stand_in.frame_name = lambda name, _: name  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ich_ray.ct.slice_file", stand_in)
     monkeypatch.setattr(windowing, "window_slice", window_slice, raising=False)
     folder = tmp_path / "scans"
     (folder / "deeper").mkdir(parents=True)

@@ -29,7 +29,7 @@ from ich_ray.bundle.logit_scaling import LogitScaling
 from ich_ray.bundle.onnx_export import export_onnx
 from ich_ray.bundle.prediction import Predictor
 from ich_ray.bundle.study_prediction import Studies
-from ich_ray.ct import dicom, windowing
+from ich_ray.ct import slice_file, windowing
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError, IntegrityError
 from ich_ray.html_report.inputs import read_predictions
@@ -55,12 +55,16 @@ def search(calibrated: SearchFiles, tmp_path: Path) -> SearchFiles:
 
 @pytest.fixture
 def scans(dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Four files of one study, read by stand-ins for ct/dicom.py and ct/windowing.py."""
+    """Four files of one study, read by stand-ins for ct/slice_file.py and ct/windowing.py."""
 
-    def read_slice(path: str) -> SimpleNamespace:
-        return SimpleNamespace(header=SimpleNamespace(slice_id=Path(path).name, study="s", series="e", flags=()))
+    class SliceFile:
+        def __init__(self, path: str, _: bool) -> None:
+            self.name = Path(path).name
 
-    monkeypatch.setattr(dicom, "read_slice", read_slice)
+        def read(self, _: int) -> SimpleNamespace:
+            return SimpleNamespace(header=SimpleNamespace(slice_id=self.name, study="s", series="e", flags=()))
+
+    monkeypatch.setattr(slice_file, "SliceFile", SliceFile)
     monkeypatch.setattr(windowing, "window_slice", lambda *_: np.zeros(dataset.image_shape, np.uint8))
     folder = tmp_path / "scans"
     folder.mkdir()
@@ -152,7 +156,7 @@ def test_a_worker_of_ray_data_gives_the_same_rows(
     monkeypatch.setattr(Bundle, "logits", lambda self, images: PLANTED.copy())
     worker = batch_predict._Worker(batch_predict._Order(str(search.bundle), "f2", None))
     files = [str(path) for path in sorted(scans.iterdir())]
-    found = worker({"file": files, "reason": [""] * 4, "flags": [""] * 4}).to_pydict()
+    found = worker({"file": files, "reason": [""] * 4, "flags": [""] * 4, "frame": [0] * 4}).to_pydict()
     assert found["reason"] == ["not_finite", "not_finite", "not_finite", ""]
     assert found["probability"][:3] == [None, None, None]
 
