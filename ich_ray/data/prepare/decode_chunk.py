@@ -150,7 +150,8 @@ class _Blocks:
     @property
     def free(self) -> NDArray[np.uint8]:
         """Where the next image goes."""
-        return np.asarray(self._images[self._count])
+        image: NDArray[np.uint8] = self._images[self._count]
+        return image
 
     def keep(self) -> dict[str, int]:
         """Take what lies in `free` for an image, and return its place."""
