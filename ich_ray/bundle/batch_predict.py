@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from ich_ray import progress
 from ich_ray.bundle.bundle import OPERATING_POINT, load_bundle
 from ich_ray.bundle.input_survey import Input, read_facts, read_facts_ahead, survey_inputs
-from ich_ray.bundle.prediction import Prediction, Predictor, Studies, StudyPrediction, list_inputs
+from ich_ray.bundle.prediction import Prediction, Predictor, list_inputs
+from ich_ray.bundle.study_prediction import Studies, StudyPrediction
 from ich_ray.bundle.table_writer import as_table, check_suffix, writing_rows
 from ich_ray.errors import ConfigError
 from ich_ray.ray_data import map_in_order

@@ -1,7 +1,7 @@
 """The headers of all inputs of `predict`, read first: each is judged by the others of its series.
 
 What is no axial slice of a head is left out by what only its series shows, and a series unlike the training data is
-flagged. Headers are read by threads here or by tasks of Ray Data; what is kept of one is some 120 bytes, and names of
+flagged. Headers are read by threads here or by tasks of Ray Data; what is kept of one is some 100 bytes, and names of
 series only until they are numbered. A file whose header cannot be read has no series: its reason comes when it is read.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from ich_ray.bundle.training_data import SeriesLook, differences, median_step
-from ich_ray.ct.plane import judge_table
+from ich_ray.ct.plane import Judgment, judge_table
 from ich_ray.errors import Rejection
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
     from ich_ray.bundle.training_data import TrainingData
     from ich_ray.ct.dicom import SliceHeader
-    from ich_ray.ct.plane import Judgment
 
 __all__ = ["Input", "SeriesTable", "Survey", "read_facts", "read_facts_ahead", "survey_inputs"]
 
 _AT_ONCE = 512
 # Reading waits for disks and networks, parsing holds Python's lock.
 _THREADS = 8
+_JUDGED_AT_ONCE = 1 << 16
 
 
 class Input(NamedTuple):
@@ -63,7 +63,7 @@ _FACTS = pa.schema(
         ("kernel", pa.string()),
         ("rows", pa.int32()),
         ("columns", pa.int32()),
-        *((name, pa.float64()) for name in (*_VECTORS, *_LENGTHS)),
+        *((name, pa.float32()) for name in (*_VECTORS, *_LENGTHS)),
     ]
 )
 _UNKNOWN = (False, "", "", "", 0, 0, *(math.nan,) * 9)
@@ -121,16 +121,16 @@ class SeriesTable:
     """
 
     frame: NDArray[np.int32]
-    study: NDArray[np.int64]
-    series: NDArray[np.int64]
+    study: NDArray[np.int32]
+    series: NDArray[np.int32]
     named: NDArray[np.bool_]
-    positions: NDArray[np.float64]
-    normals: NDArray[np.float64]
-    sizes: NDArray[np.int64]
-    position_mm: NDArray[np.float64]
-    thickness_mm: NDArray[np.float64]
-    pixel_mm: NDArray[np.float64]
-    kernel: NDArray[np.int64]
+    positions: NDArray[np.float32]
+    normals: NDArray[np.float32]
+    sizes: NDArray[np.int32]
+    position_mm: NDArray[np.float32]
+    thickness_mm: NDArray[np.float32]
+    pixel_mm: NDArray[np.float32]
+    kernel: NDArray[np.int32]
     kernels: list[str]
 
     @classmethod
@@ -140,9 +140,9 @@ class SeriesTable:
         (study, _), (uid, _), (kernel, kernels) = (_numbers(table[name]) for name in ("study", "series", "kernel"))
         known, named = table["known"].to_numpy(), uid >= 0
         # A series belongs to one study, which its UID need not show; slices without one are behind all others.
-        kinds = (study.max(initial=0) + 1) * (uid.max(initial=0) + 1)
-        keys = np.where(named, study * (uid.max(initial=0) + 1) + uid, kinds + np.arange(len(table)))
-        series = np.full(len(table), -1)
+        most = np.int64(uid.max(initial=0)) + 1
+        keys = np.where(named, study * most + uid, (study.max(initial=0) + 1) * most + np.arange(len(table)))
+        series = np.full(len(table), -1, np.int32)
         _, series[known] = np.unique(keys[known], return_inverse=True)
         vectors = np.column_stack([table[name].to_numpy() for name in _VECTORS])
         return cls(
@@ -152,7 +152,7 @@ class SeriesTable:
             named=named,
             positions=vectors[:, :3],
             normals=vectors[:, 3:],
-            sizes=np.column_stack([table[name].to_numpy().astype(np.int64) for name in ("rows", "columns")]),
+            sizes=np.column_stack([table[name].to_numpy() for name in ("rows", "columns")]),
             **{name: table[name].to_numpy() for name in _LENGTHS},
             kernel=kernel,
             kernels=kernels,
@@ -165,12 +165,18 @@ class SeriesTable:
         """The slices of the files, in order."""
         places = np.cumsum(self.frame <= 1) - 1  # each file has one such row
         frames = zip(places.tolist(), self.frame.tolist(), strict=True)
-        return [files[place]._replace(frame=frame) for place, frame in frames]
+        return [files[place]._replace(frame=frame) if frame else files[place] for place, frame in frames]
 
     def judged(self) -> list[Judgment]:
-        """What each slice's series says against it."""
-        series = np.where(self.named, self.series, -1)
-        return list(judge_table(series, self.positions, self.normals, self.sizes))
+        """What each slice's series says against it; judged some series at a time, as that takes memory."""
+        found = np.full(len(self), Judgment(), object)
+        members = [each for each in self.members() if self.named[each[0]]]
+        part = np.cumsum([len(each) for each in members]) // _JUDGED_AT_ONCE
+        for number in np.unique(part):
+            rows = np.concatenate([members[place] for place in np.flatnonzero(part == number)])
+            vectors = self.positions[rows].astype(np.float64), self.normals[rows].astype(np.float64)
+            found[rows] = judge_table(self.series[rows].astype(np.int64), *vectors, self.sizes[rows].astype(np.int64))
+        return list(found)
 
     def members(self) -> list[NDArray[np.int64]]:
         """The inputs of each series, by its number, in their order."""
@@ -197,15 +203,15 @@ def _compact(table: pa.Table) -> pa.Table:
     return table
 
 
-def _numbers(names: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+def _numbers(names: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
     """A place in the list of names for each; -1 for the empty one."""
-    joined = names.combine_chunks()
-    held = joined.dictionary.to_pylist()
-    places = joined.indices.to_numpy().astype(np.int64)
-    return np.where(places == (held.index("") if "" in held else -1), -1, places), held
+    held = names.chunk(0).dictionary.to_pylist()
+    places = np.concatenate([chunk.indices.to_numpy() for chunk in names.chunks])
+    places[places == (held.index("") if "" in held else -1)] = -1
+    return places, held
 
 
-def _median(values: NDArray[np.float64]) -> float:
+def _median(values: NDArray[np.float32]) -> float:
     known = values[np.isfinite(values)]
     return float(np.median(known)) if len(known) else math.nan
 

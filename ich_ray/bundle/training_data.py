@@ -6,8 +6,9 @@ taken, not their pixels: their windows stand in the card by themselves.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ __all__ = [
     "describe_training",
     "differences",
     "median_step",
+    "site_note",
 ]
 
 # Flags of `predict` alone: they depend on the bundle, those of `ct.dicom.FLAGS` on the file.
@@ -151,6 +153,23 @@ def differences(training: TrainingData, look: SeriesLook) -> dict[str, str]:
     return found
 
 
+def site_note(training: TrainingData | None, site: PreparedDataset, roles: Iterable[Role]) -> str:
+    """In what another dataset, by its medians, is far from the training data; empty if in nothing."""
+    if training is None:
+        return ""
+    here = describe_training(site, roles)
+    medians = {field: held.median if (held := getattr(here, field)) else math.nan for field in _FAR}
+    look = SeriesLook(**medians, kernel=_most_frequent(here.kernels), matrix=_most_frequent(here.matrices))
+    return "; ".join(differences(training, look).values())
+
+
+def _most_frequent(names: Names | None) -> str:
+    """The name of more slices than others have; empty if there is none."""
+    held = {} if names is None else names.counts
+    name = max(held, key=lambda name: held[name], default="")
+    return name if names is not None and held.get(name, 0) > names.others else ""
+
+
 def describe_training(dataset: PreparedDataset, roles: Iterable[Role]) -> TrainingData:
     """What the slices of these roles looked like, by the columns that their dataset has."""
     rows = np.flatnonzero(np.isin(dataset.column("role"), [*roles]))
@@ -171,7 +190,7 @@ def describe_training(dataset: PreparedDataset, roles: Iterable[Role]) -> Traini
 _COLUMNS = ("series", "position_mm", "thickness_mm", "spacing_mm", "tilt_deg", "kernel", "flags")
 
 
-def median_step(positions: NDArray[np.float64]) -> float:
+def median_step(positions: NDArray[np.floating[Any]]) -> float:
     """The median distance of neighbouring distinct positions; NaN of fewer than two."""
     places = np.unique(np.round(positions[np.isfinite(positions)], 2))
     return float(np.median(np.diff(places))) if len(places) > 1 else np.nan

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Acquisition:
     contrast: bool = False
     sop_class: str = ""
 
-    @property
+    @cached_property  # it is asked for ten times a slice
     def normal(self) -> tuple[float, ...]:
         """The unit normal of the image, to the feet or the head; none without a valid orientation.
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ich_ray.data.dataset import DatasetManifest, map_block
+from ich_ray.data.series_survey import survey_series
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.progress import bar
 from ich_ray.storage import (
@@ -88,15 +89,18 @@ def audit_dataset(where: Location, fingerprint: str | None = None) -> Check:
     ) as error:  # a mount, credentials, a file system nobody installed
         found = f"no dataset can be read at {where}: {type(error).__name__}"
         return Check(invariant="I8", rule=I8, state="unchecked", found=found)
-    breaches = [*_identity(manifest, fingerprint), *_counts(manifest), *_rows(files, manifest)]
-    return checked("I8", I8, _said(manifest), [*breaches, *_blocks(files, manifest)])
+    (slices, refused), unread = _tables(files, manifest)
+    breaches = [*_identity(manifest, fingerprint), *_counts(manifest), *unread, *_compared(slices, refused, manifest),
+                *_blocks(files, manifest)]  # fmt: skip
+    return checked("I8", I8, _said(manifest, _surveyed(slices)), breaches)
 
 
-def _said(manifest: DatasetManifest) -> str:
+def _said(manifest: DatasetManifest, surveyed: tuple[str, ...]) -> str:
     parts = ", ".join(f"{getattr(manifest, name)} {name}" for name in ("accepted", "rejected", "duplicate", "excluded"))
     leak = f"; {manifest.leak}" if manifest.leak else ""
     clear = "; slice ids and file names stand in the clear" if manifest.clear else ""
-    return f"{manifest.listed} files: {parts}; {len(manifest.blocks)} blocks{leak}{clear}"
+    series = "".join(f"; {note}" for note in surveyed)
+    return f"{manifest.listed} files: {parts}; {len(manifest.blocks)} blocks{series}{leak}{clear}"
 
 
 def _identity(manifest: DatasetManifest, fingerprint: str | None) -> Iterator[str]:
@@ -113,20 +117,29 @@ def _counts(manifest: DatasetManifest) -> Iterator[str]:
         yield f"dataset.json: {manifest.accepted} slices were accepted, got {rows} rows in blocks"
 
 
-def _rows(files: DatasetFiles, manifest: DatasetManifest) -> Iterator[str]:
-    """The two tables against the manifest and each other."""
-    tables = {}
-    for path in (files.slices, files.rejected):
+def _tables(files: DatasetFiles, manifest: DatasetManifest) -> tuple[list[pa.Table | None], list[str]]:
+    """slices.parquet and rejected.parquet, None where one cannot be read, and what is wrong with them as files."""
+    tables: list[pa.Table | None] = [None, None]
+    breaches = []
+    for number, path in enumerate((files.slices, files.rejected)):
         try:
-            tables[path.name] = read_table(path)
+            tables[number] = read_table(path)
         except OSError as error:
-            yield f"{path.name}: must be readable, got {system_reason(error)}"
+            breaches.append(f"{path.name}: must be readable, got {system_reason(error)}")
         except IntegrityError as error:
-            yield str(error)
+            breaches.append(str(error))
         else:
             if path == files.slices and manifest.slices_sha256 not in {"", sha256(path)}:
-                yield f"{path.name}: SHA-256 must equal the manifest's, got another one"
-    yield from _compared(tables.get(files.slices.name), tables.get(files.rejected.name), manifest)
+                breaches.append(f"{path.name}: SHA-256 must equal the manifest's, got another one")
+    return tables, breaches
+
+
+def _surveyed(slices: pa.Table | None) -> tuple[str, ...]:
+    """What its series look like, if the table is sound; what is wrong with it is a breach."""
+    try:
+        return survey_series(slices).notes if slices is not None else ()
+    except (ValueError, TypeError, OverflowError, NotImplementedError):
+        return ()
 
 
 def _compared(slices: pa.Table | None, refused: pa.Table | None, manifest: DatasetManifest) -> Iterator[str]:

@@ -13,10 +13,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["check_columns", "places_of"]
+__all__ = ["GEOMETRY", "check_columns", "places_of"]
+
+# How a slice was taken; datasets of version 0.1.0 have none of these. A number that is not known is NaN.
+GEOMETRY = ("spacing_mm", "thickness_mm", "tilt_deg", "kernel")
 
 _NEEDED = ("any", "block", "patient", "role", "row")
-_TEXT = {"slice_id", "file", "patient", "study", "series", "role", "flags", "representation"}
+_TEXT = {"slice_id", "file", "patient", "study", "series", "role", "flags", "representation", "kernel"}
+_NUMBERS = {"position_mm", "spacing_mm", "thickness_mm", "tilt_deg"}
 _INTEGERS = {"block", "row", "fold"}
 
 
@@ -33,10 +37,8 @@ def check_columns(table: pa.Table, labels: Sequence[str], roles: Sequence[str]) 
         raise ValueError(f"a column {missing[0]} must be there, got none")
     for name in names:
         kind, nulls = table.schema.field(name).type, table[name].null_count
-        wanted = "text" if name in _TEXT else "integers" if name in _INTEGERS or name in labels else ""
-        if (wanted == "text" and not (pa.types.is_string(kind) or pa.types.is_large_string(kind))) or (
-            wanted == "integers" and not pa.types.is_integer(kind)
-        ):
+        wanted = _wanted(name, labels)
+        if wanted and not _holds(kind, wanted):
             raise ValueError(f"the column {name} must hold {wanted}, got {str(kind)[:80]}")
         if nulls and (name in _NEEDED or name in _INTEGERS):
             raise ValueError(f"the column {name} must have a value in each row, got {nulls} nulls")
@@ -45,6 +47,20 @@ def check_columns(table: pa.Table, labels: Sequence[str], roles: Sequence[str]) 
             raise ValueError(f"the column {name} must hold 0 and 1, got others")
     if not _within(table["role"], roles):
         raise ValueError(f"the column role must hold {', '.join(roles)}, got others")
+
+
+def _wanted(name: str, labels: Sequence[str]) -> str:
+    if name in _TEXT:
+        return "text"
+    if name in _NUMBERS:
+        return "numbers"
+    return "integers" if name in _INTEGERS or name in labels else ""
+
+
+def _holds(kind: pa.DataType, wanted: str) -> bool:
+    if wanted == "text":
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return bool(pa.types.is_integer(kind) or (wanted == "numbers" and pa.types.is_floating(kind)))
 
 
 def _within(column: pa.ChunkedArray, allowed: Sequence[object]) -> bool:

@@ -68,10 +68,10 @@ def test_series_are_told_apart_whatever_the_order(tmp_path: Path) -> None:
 
 
 def test_the_look_of_a_series(tmp_path: Path) -> None:
-    inputs = write_series(tmp_path, "a", ConvolutionKernel=["B70", "3"], SliceThickness=0.6, step_mm=0.5)
+    inputs = write_series(tmp_path, "a", ConvolutionKernel=["B70", "3"], SliceThickness=0.625, step_mm=0.5)
     table = SeriesTable.of_facts([read_facts(inputs[::-1])])
     look = table.look(np.arange(6))
-    assert (look.thickness_mm, look.slice_spacing_mm, look.pixel_spacing_mm) == (0.6, 0.5, 250 / 64)
+    assert (look.thickness_mm, look.slice_spacing_mm, look.pixel_spacing_mm) == (0.625, 0.5, 250 / 64)
     assert (look.kernel, look.matrix) == ("B70 3", "64x64")
     assert table.position_mm.tolist() == [2.5, 2.0, 1.5, 1.0, 0.5, 0.0]
 
@@ -81,6 +81,33 @@ def test_threads_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     inputs = [given for number in range(12) for given in write_series(tmp_path, f"{number:02d}", 2)]
     tables = [*read_facts_ahead(inputs)]
     assert [table["series"].to_pylist() for table in tables] == [[f"{number:02d}"] * 2 for number in range(12)]
+
+
+def test_series_are_judged_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two series of two slices at one place, one of others, and slices without a series."""
+    inputs = [
+        *write_series(tmp_path, "a", 2, step_mm=0),
+        *write_series(tmp_path, "b", 3),
+        *write_series(tmp_path, "c", 2, step_mm=0, SeriesInstanceUID=ABSENT),
+        *write_series(tmp_path, "d", 2, step_mm=0),
+    ]
+    table = SeriesTable.of_facts([read_facts(inputs)])
+    repeated = [("repeated_position",)] * 2
+    for at_once in (1, 3, 100):
+        monkeypatch.setattr("ich_ray.bundle.input_survey._JUDGED_AT_ONCE", at_once)
+        assert [judgment.flags for judgment in table.judged()] == [*repeated, *[()] * 5, *repeated]
+
+
+def test_what_only_its_series_shows_is_left_out(tmp_path: Path) -> None:
+    """Images that call themselves axial and move within their plane, among slices of the same study."""
+    sliding = [
+        write_series(tmp_path / str(number), "b", 1, ImagePositionPatient=[-125.0, 10.0 * number, 0.0])[0]
+        for number in range(6)
+    ]
+    inputs = [*write_series(tmp_path, "a"), *sliding]
+    found = survey_inputs(inputs, [read_facts(inputs)], THICK)
+    assert [given.reason for given in found.inputs] == [""] * 6 + ["not_axial"] * 6
+    assert {given.flags for given in found.inputs[6:]} == {""}, "they are compared with nothing"
 
 
 def test_an_input_without_a_header_stays_as_it_is(tmp_path: Path) -> None:

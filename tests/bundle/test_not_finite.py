@@ -27,7 +27,8 @@ from ich_ray.bundle.card import OperatingPoint
 from ich_ray.bundle.input_survey import Input
 from ich_ray.bundle.logit_scaling import LogitScaling
 from ich_ray.bundle.onnx_export import export_onnx
-from ich_ray.bundle.prediction import Predictor, Studies
+from ich_ray.bundle.prediction import Predictor
+from ich_ray.bundle.study_prediction import Studies
 from ich_ray.ct import slice_file, windowing
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError, IntegrityError

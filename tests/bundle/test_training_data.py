@@ -21,9 +21,11 @@ from ich_ray.bundle.training_data import (
     describe_training,
     differences,
     median_step,
+    site_note,
 )
 from ich_ray.ct.dicom import FLAGS
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.vocabulary import ROLES
 from tests.prepared import make_dataset
 
 THICK = TrainingData(
@@ -133,6 +135,16 @@ def test_the_training_data_of_a_dataset(tmp_path: Path) -> None:
     assert both.slices > trained
     assert both.thickness_mm is not None
     assert both.thickness_mm.p1 == 1
+
+
+def test_another_dataset_is_compared_by_its_medians(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "dataset", patients=20)
+    thin = with_columns(dataset, thickness_mm=np.full(80, 0.6), kernel=["B70f"] * 41 + ["H30s"] * 39)
+    said = "slice thickness in mm 0.6, trained with 5; kernel B70f, trained with H30s, H31s, others"
+    assert site_note(THICK, thin, ROLES) == said
+    usual = with_columns(dataset, thickness_mm=np.full(80, 5.0), kernel=["H30s"] * 41 + ["B70f"] * 39)
+    assert site_note(THICK, usual, ROLES) == ""
+    assert site_note(None, thin, ROLES) == ""
 
 
 def test_only_the_most_frequent_kernels_are_named(tmp_path: Path) -> None:

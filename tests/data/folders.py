@@ -23,7 +23,8 @@ def write_cohort(folder: Path, patients: int = PATIENTS) -> Path:
     for patient in range(patients):
         for number in range(SLICES):
             name = f"ID_{patient:02d}{number}"
-            write(folder / f"{name}.dcm", name, patient, hu=head(32, 32, seed=patient * SLICES + number))
+            write(folder / f"{name}.dcm", name, patient, hu=head(32, 32, seed=patient * SLICES + number),
+                  ImagePositionPatient=[-125, -100, 40 + 5 * number])  # fmt: skip
             rows += label_rows(name, patient % 2 == 0 and number == SLICES - 1)
     table = folder.parent / "labels.csv"
     table.write_text("\n".join(rows) + "\n")

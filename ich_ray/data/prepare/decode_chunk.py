@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ich_ray.ct.acquisition import clean_name
 from ich_ray.ct.slice_file import SliceFile
 from ich_ray.ct.windowing import WindowSpec, window_slice
 from ich_ray.errors import IchRayError, Rejection
@@ -46,6 +48,14 @@ ROWS = pa.schema(
         ("series", pa.string()),
         ("token", pa.string()),  # masked, see pseudonyms.py
         ("position_mm", pa.float32()),
+        ("corner_mm", pa.list_(pa.float64(), 3)),  # ImagePositionPatient, NaN where it is not known
+        ("normal", pa.list_(pa.float64(), 3)),
+        ("rows", pa.int32()),
+        ("columns", pa.int32()),
+        ("spacing_mm", pa.float32()),
+        ("thickness_mm", pa.float32()),
+        ("tilt_deg", pa.float32()),
+        ("kernel", pa.string()),
         ("flags", pa.string()),
         ("representation", pa.string()),  # of the words in the file, such as int16 or uint12
         ("pixels", pa.string()),  # digest of the windowed image
@@ -257,10 +267,25 @@ def _facts(job: ChunkJob, header: SliceHeader, image: NDArray[np.uint8]) -> dict
         "study": names.name("study", header.study),
         "series": names.name("series", header.series),
         "token": names.masked_token(header.patient),
-        "position_mm": header.acquisition.position_mm,
+        **_geometry(header),
         "flags": ",".join(sorted([*header.flags, *["blank"] * _is_blank(image)])),
         "representation": f"{'int' if header.signed else 'uint'}{header.bits_stored}",
         "pixels": hashlib.sha256(image.data).hexdigest()[:32],
+    }
+
+
+def _geometry(header: SliceHeader) -> dict[str, Any]:
+    taken, unknown = header.acquisition, (math.nan,) * 3
+    return {
+        "position_mm": taken.position_mm,
+        "corner_mm": taken.position or unknown,
+        "normal": taken.normal or unknown,
+        "rows": header.rows,
+        "columns": header.columns,
+        "spacing_mm": taken.pixel_mm,
+        "thickness_mm": taken.thickness_mm,
+        "tilt_deg": taken.tilt_deg,
+        "kernel": clean_name(taken.kernel),
     }
 
 

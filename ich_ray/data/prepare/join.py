@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ich_ray.ct.dicom import EXCLUSIONS
+from ich_ray.ct.plane import KEPT, judge_table
 from ich_ray.data.dataset import RoleCounts
 from ich_ray.data.roles import assign_folds, assign_roles, check_roles
+from ich_ray.data.series_survey import number_series
 from ich_ray.errors import RoleError
 from ich_ray.vocabulary import LABELS, ROLES, Role
 
@@ -93,7 +95,7 @@ def assemble(
     digest: Callable[[str, int], str],
     split: Split = "patient",
 ) -> Assembly:
-    """Settle duplicates, conflicts, labels, roles and folds.
+    """Settle duplicates, conflicts, series, labels, roles and folds.
 
     Args:
         rows: one per slice or refused file, of schema `chunks.ROWS`.
@@ -112,6 +114,7 @@ def assemble(
     details = rows["detail"].to_numpy(zero_copy_only=False).astype(object)
     _settle_repeats(rows, reasons, digest)
     _settle_patients(rows, reasons, details)
+    rows = _settle_series(rows, reasons, details)
     places = _settle_labels(rows, reasons, labels)
     kept = np.flatnonzero(reasons == "")
     refused = np.flatnonzero(reasons != "")
@@ -185,6 +188,33 @@ def _settle_patients(rows: pa.Table, reasons: NDArray[np.object_], details: NDAr
     details[torn] = "the study stands under two patients"
 
 
+def _settle_series(rows: pa.Table, reasons: NDArray[np.object_], details: NDArray[np.object_]) -> pa.Table:
+    """Exclude what only its series shows to be no axial slice; the rows with the flags that a series gives."""
+    good = np.flatnonzero(reasons == "")
+    of_good = rows.take(good)
+    judged = judge_table(
+        number_series(of_good),
+        _vectors(of_good, "corner_mm"),
+        _vectors(of_good, "normal"),
+        np.stack([of_good[name].to_numpy().astype(np.int64) for name in ("rows", "columns")], axis=1),
+    )
+    flags = _column(rows, "flags")
+    for row, found in zip(good, judged, strict=True):
+        if found is not KEPT:
+            reasons[row], details[row] = found.reason, found.detail
+            flags[row] = _with_flags(flags[row], *found.flags)
+    return rows.set_column(rows.schema.get_field_index("flags"), "flags", pa.array(flags, pa.string()))
+
+
+def _vectors(rows: pa.Table, name: str) -> NDArray[np.float64]:
+    """A column of three numbers, `[rows, 3]`."""
+    return np.asarray(rows[name].combine_chunks().flatten().to_numpy(), np.float64).reshape(-1, 3)
+
+
+def _with_flags(text: str, *flags: str) -> str:
+    return ",".join(sorted({*filter(None, text.split(",")), *flags}))
+
+
 def _settle_labels(rows: pa.Table, reasons: NDArray[np.object_], labels: LabelTable) -> NDArray[np.int64]:
     """Join by slice_id; the label row of each file, -1 without one."""
     places = labels.find(rows["slice_id"].combine_chunks())
@@ -250,7 +280,7 @@ def _flag_shared_pixels(accepted: pa.Table, roles: NDArray[np.object_], split: S
                 "give both one role"
             )
         for row in rows:
-            flags[row] = ",".join(sorted({*filter(None, flags[row].split(",")), "pixels_shared"}))
+            flags[row] = _with_flags(flags[row], "pixels_shared")
     return accepted.set_column(accepted.schema.get_field_index("flags"), "flags", pa.array(flags, pa.string()))
 
 

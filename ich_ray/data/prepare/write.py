@@ -33,6 +33,8 @@ from ich_ray.data.prepare.contact_sheets import write_sheets
 from ich_ray.data.prepare.decode_chunk import ChunkJob, block_bytes, block_facts, words_digest
 from ich_ray.data.prepare.join import Assembly, assemble, fingerprint
 from ich_ray.data.prepare.label_table import MISSING, LabelTable
+from ich_ray.data.series_survey import survey_series
+from ich_ray.data.slice_table import GEOMETRY
 from ich_ray.errors import IchRayError
 from ich_ray.storage import DatasetFiles, is_local, sha256, write_bytes, write_json, write_table
 from ich_ray.vocabulary import LABELS, LEAK
@@ -222,8 +224,7 @@ def _slices(assembly: Assembly, named: pa.Table, block: pa.Array, row: pa.Array)
             },
             "block": block,
             "row": row,
-            "flags": accepted["flags"],
-            "representation": accepted["representation"],
+            **{name: accepted[name] for name in ("flags", "representation", *GEOMETRY)},
         }
     )
 
@@ -258,6 +259,7 @@ def _notes(work: Work, assembly: Assembly, further_frames: int) -> tuple[str, ..
     flags = Counter(flag for text in assembly.accepted["flags"].to_pylist() for flag in filter(None, text.split(",")))
     notes = [LEAK] if work.split == "slice" else []
     notes += [f"{count} accepted slices are flagged {flag}" for flag, count in flags.most_common()]
+    notes += survey_series(assembly.accepted).notes
     if further_frames:
         notes.append(
             f"{len(work.listing)} files hold {len(work.listing) + further_frames} slices: frames count as files"

@@ -90,7 +90,7 @@ def test_a_clean_folder(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
     assert dataset.slices.schema.names == [
         "slice_id", "file", "patient", "study", "series", "position_mm", "role", "fold", "epidural",
         "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any", "block", "row", "flags",
-        "representation",
+        "representation", "spacing_mm", "thickness_mm", "tilt_deg", "kernel",
     ]  # fmt: skip
     assert set(dataset.column("representation")) == {"int16"}
 
