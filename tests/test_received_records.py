@@ -30,6 +30,7 @@ STATED = {
     "bundle.card.RetrainingNote text": "budget rule",
     "bundle.card.RetrainingNote seed": "seed seeds",
     "bundle.card.SubtypeCalibration text": "notes operating_points",
+    "bundle.training_data.Names text": "counts",
     "bundle.card.SearchNote text": "confirmed name objective",
     "assess.evaluate.Evaluation text": (
         "floors label_metrics labels metrics notes operating_points representations subtypes"

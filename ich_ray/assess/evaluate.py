@@ -26,6 +26,7 @@ from ich_ray.assess.interval_estimates import (
 from ich_ray.assess.label_figures import measure_labels
 from ich_ray.assess.point_rules import effective_positives
 from ich_ray.bundle.card_file import read_card, write_card
+from ich_ray.bundle.training_data import site_note
 from ich_ray.bundle.training_patients import check_site
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
@@ -157,7 +158,10 @@ def evaluate_site(bundle: Location, dataset: Location, out: Location, *, prevale
     target = locate(out)
     check_folder(target, "--out")  # the opening is counted, even if its figures cannot be written
     site, folder = PreparedDataset.open(dataset), locate(bundle)
-    check_site(folder, read_card(folder), site)
+    card = read_card(folder)
+    check_site(folder, card, site)
+    if note := site_note(card.training_data, site, ("test",)):
+        say(f"  slices of this site are unlike those that trained the bundle: {note}")
     return _opened(folder, site, (target / "evaluation.json", target / "predictions.parquet"), prevalence)
 
 

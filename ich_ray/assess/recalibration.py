@@ -14,9 +14,11 @@ import numpy as np
 from ich_ray.assess.calibration import Calibration, check_method, fit_calibration, with_calibration, with_subtypes
 from ich_ray.assess.operating_points import OperatingPointSpec
 from ich_ray.bundle.card_file import has_card
+from ich_ray.bundle.training_data import site_note
 from ich_ray.bundle.training_patients import check_site, copy_known
 from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.errors import ConfigError
+from ich_ray.progress import say
 from ich_ray.storage import Location, check_folder, locate
 from ich_ray.vocabulary import SUBTYPES
 
@@ -77,6 +79,8 @@ def recalibrate(
             f"--out {target}: a folder without a bundle must be given, got one with a bundle; name another"
         )
     check_site(locate(bundle), loaded.card, site)
+    if note := site_note(loaded.card.training_data, site, ("train", "validation", "calibration")):
+        say(f"  slices of this site are unlike those that trained the bundle: {note}")
     slices = SliceSet(site, np.flatnonzero(site.column("role") != "test"))
     _check_patients(slices, method)
     site.verify("train", "validation", "calibration")

@@ -1,17 +1,24 @@
 """`ich-ray predict`: any number of files through one process, or many through Ray Data.
 
-The bundle and its rows are made elsewhere; this chooses who works and writes the file. Each Ray worker loads the bundle
-once and holds one batch at a time, and rows come back in the order of the inputs.
+Headers first: a slice is judged by its series, and a series by the training data, before any is decoded. The bundle and
+its rows are made elsewhere; this chooses who works and writes the file. Each Ray worker loads the bundle once and holds
+one batch at a time, and rows come back in the order of the inputs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow.compute as pc
 
 from ich_ray import progress
 from ich_ray.bundle.bundle import OPERATING_POINT, load_bundle
-from ich_ray.bundle.prediction import Prediction, Predictor, Studies, StudyPrediction, list_inputs
+from ich_ray.bundle.input_survey import Input, read_facts, read_facts_ahead, survey_inputs
+from ich_ray.bundle.prediction import Prediction, Predictor, list_inputs
+from ich_ray.bundle.study_prediction import Studies, StudyPrediction
 from ich_ray.bundle.table_writer import as_table, check_suffix, writing_rows
 from ich_ray.errors import ConfigError
 from ich_ray.machines import ask_machines
@@ -21,30 +28,52 @@ from ich_ray.storage import Location, check_file, check_folder, locate
 from ich_ray.training.inference import EVALUATION_BATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
-    from ich_ray.bundle.prediction import Input
+    import pyarrow as pa
+
+    from ich_ray.bundle.training_data import TrainingData
 
 __all__ = ["Totals", "predict"]
 
 # Below this one process is done before Ray has started its workers (about 20 s with theirs).
 _WORTH_RAY = 5000
+# Headers that a task of Ray reads: 0.1 s of work.
+_HEADERS_A_TASK = 1024
 
 
-@dataclass(frozen=True)
+@dataclass
 class Totals:
     """How many inputs there were, and what became of them.
 
     Attributes:
         cases: slices with a probability, or by study, studies with one.
         positive: of these.
-        rejected: files.
+        rejected: files; `reasons`, how many for which.
+        flagged: rows of the table with a flag; `flags`, how many with which.
     """
 
     inputs: int
-    cases: int
-    positive: int
-    rejected: int
+    cases: int = 0
+    positive: int = 0
+    rejected: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    flagged: int = 0
+    flags: Counter[str] = field(default_factory=Counter)
+
+    def reject(self, rows: Iterable[Prediction]) -> None:
+        """Count the files that have no probability."""
+        reasons = [row.reason for row in rows if row.reason]
+        self.rejected += len(reasons)
+        self.reasons.update(reasons)
+
+    def count(self, rows: Iterable[Prediction | StudyPrediction]) -> None:
+        """Count rows of the table."""
+        for row in rows:
+            self.cases += not row.reason
+            self.positive += row.decision == "positive"
+            self.flagged += bool(row.flags)
+            self.flags.update(row.flags.split(",") if row.flags else ())
 
 
 @dataclass(frozen=True)
@@ -54,14 +83,16 @@ class _Order:
     bundle: str
     point: str
     heatmaps: str | None
+    without_preamble: bool = False
 
     def predictor(self) -> Predictor:
         bundle = load_bundle(self.bundle)
         if self.heatmaps is None:
-            return Predictor(bundle, self.point)
+            return Predictor(bundle, self.point, without_preamble=self.without_preamble)
         from ich_ray.bundle.grad_cam import HeatMaps
 
-        return Predictor(bundle, self.point, HeatMaps(bundle, locate(self.heatmaps)))
+        maps = HeatMaps(bundle, locate(self.heatmaps))
+        return Predictor(bundle, self.point, maps, without_preamble=self.without_preamble)
 
 
 def predict(
@@ -72,6 +103,7 @@ def predict(
     point: str = OPERATING_POINT,
     by: Literal["slice", "study"] = "slice",
     heatmaps: Location | None = None,
+    without_preamble: bool = False,
     address: str | None = None,
 ) -> Totals:
     """Predict files and folders into one table with a row for every input, written whole or not at all.
@@ -84,6 +116,7 @@ def predict(
         point: the operating point that decides.
         by: a row for each slice, or for each study with its most probable slice (rejected files keep their own).
         heatmaps: a folder for a Grad-CAM picture of each accepted slice.
+        without_preamble: read files that begin with their meta information, too.
         address: a Ray cluster that sees the same files; many files use Ray on this machine anyway.
 
     Raises:
@@ -96,45 +129,84 @@ def predict(
     check_file(target, "--out")
     if heatmaps is not None:
         check_folder(locate(heatmaps), "--heatmaps")
-    order = _Order(str(locate(bundle)), point, None if heatmaps is None else str(locate(heatmaps)))
+    pictures = None if heatmaps is None else str(locate(heatmaps))
+    order = _Order(str(locate(bundle)), point, pictures, without_preamble)
     predictor, inputs = order.predictor(), list_inputs(paths)
     if target in map(locate, paths):
         raise ConfigError(f"--out {target}: a file that is no input must be given, got an input; name another")
     many = address is not None or len(inputs) >= _WORTH_RAY
-    batches = _through_ray(order, inputs, address) if many else predictor.stream(inputs)
-    cases = positive = rejected = done = 0
-    studies, kind = Studies(), Prediction if by == "slice" else StudyPrediction
-    with progress.bar("Predicting", len(inputs), "slices") as advance, writing_rows(target, kind) as append:
-        for rows in batches:
-            rejected += sum(bool(row.reason) for row in rows)
-            done += len(rows)
-            if by == "slice":
-                append(rows)
-                cases, positive = _counted(cases, positive, rows)
-            else:
-                studies.add(rows)
-            advance(done, f"{rejected} rejected")
+    totals, studies = Totals(len(inputs)), Studies()
+    kind: type[Prediction | StudyPrediction] = Prediction if by == "slice" else StudyPrediction
+    with connected(address) if many else nullcontext(), writing_rows(target, kind) as append:
+        if many:
+            ask_machines()
+        inputs = _surveyed(inputs, predictor.bundle.card.training_data, order, many)
+        totals.inputs = len(inputs)
+        batches = _through_ray(order, inputs) if many else predictor.stream(inputs)
+        with progress.bar("Predicting", len(inputs), "slices") as advance:
+            done = 0
+            for rows in batches:
+                done += len(rows)
+                totals.reject(rows)
+                if by == "slice":
+                    append(rows)
+                    totals.count(rows)
+                else:
+                    studies.add(rows)
+                advance(done, f"{totals.rejected} rejected")
         if studies.repeated:
             progress.say(f"  {studies.repeated} files repeat a slice of their study and are not counted again")
         gathered = studies.rows()
         append(gathered)
-        cases, positive = _counted(cases, positive, gathered)
-    return Totals(len(inputs), cases, positive, rejected)
+        totals.count(gathered)
+    return totals
 
 
-def _counted(cases: int, positive: int, rows: Sequence[Prediction | StudyPrediction]) -> tuple[int, int]:
-    return cases + sum(not row.reason for row in rows), positive + sum(row.decision == "positive" for row in rows)
+def _surveyed(inputs: list[Input], training: TrainingData | None, order: _Order, many: bool) -> list[Input]:
+    """The inputs, a frame at a time, with what their series says of them."""
+    facts = _facts_through_ray(order, inputs) if many else read_facts_ahead(inputs, order.without_preamble)
+    with progress.bar("Reading headers", len(inputs), "files") as advance:
+        found = survey_inputs(inputs, _counted(facts, advance), training)
+    for note in found.notes:
+        progress.say(f"  {note}")
+    return found.inputs
 
 
-def _through_ray(order: _Order, inputs: list[Input], address: str | None) -> Iterator[list[Prediction]]:
+def _counted(tables: Iterable[pa.Table], advance: progress.Advance) -> Iterator[pa.Table]:
+    done = 0
+    for table in tables:
+        yield table
+        done += pc.sum(pc.less_equal(table["frame"], 1)).as_py()
+        advance(done)
+
+
+def _facts_through_ray(order: _Order, inputs: list[Input]) -> Iterator[pa.Table]:
+    items = _chunks(inputs, _HEADERS_A_TASK)
+    return map_in_order(items, _facts, order, rule="predict: every header must be read", hint=_AGAIN)
+
+
+def _facts(order: _Order, chunk: dict[str, Any]) -> pa.Table:
+    return read_facts(_inputs_of(chunk), order.without_preamble)
+
+
+def _through_ray(order: _Order, inputs: list[Input]) -> Iterator[list[Prediction]]:
     """Rows in the order of the inputs, from one worker on each CPU; accelerators are shared among them."""
-    chunks = [inputs[start : start + EVALUATION_BATCH] for start in range(0, len(inputs), EVALUATION_BATCH)]
-    items = [{"files": [file for file, _ in chunk], "reasons": [reason for _, reason in chunk]} for chunk in chunks]
-    rule, hint = "predict: every batch must end", "nothing was written, try again"
-    with connected(address):
-        ask_machines()
-        for table in map_in_order(items, _Worker, order, rule=rule, hint=hint):
-            yield [Prediction(**row) for row in table.to_pylist()]
+    items = _chunks(inputs, EVALUATION_BATCH)
+    for table in map_in_order(items, _Worker, order, rule="predict: every batch must end", hint=_AGAIN):
+        yield [Prediction(**row) for row in table.to_pylist()]
+
+
+_AGAIN = "nothing was written, try again"
+
+
+def _chunks(inputs: list[Input], length: int) -> list[dict[str, Any]]:
+    """Parts of the inputs, as Ray Data takes them."""
+    parts = [inputs[start : start + length] for start in range(0, len(inputs), length)]
+    return [{name: [getattr(given, name) for given in part] for name in Input._fields} for part in parts]
+
+
+def _inputs_of(chunk: dict[str, Any]) -> list[Input]:
+    return [Input(*values) for values in zip(*(chunk[name] for name in Input._fields), strict=True)]
 
 
 class _Worker:
@@ -143,6 +215,5 @@ class _Worker:
     def __init__(self, order: _Order) -> None:
         self._predictor = order.predictor()
 
-    def __call__(self, chunk: dict[str, Any]) -> Any:
-        rows = self._predictor.decide(*self._predictor.read(list(zip(chunk["files"], chunk["reasons"], strict=True))))
-        return as_table(rows, Prediction)
+    def __call__(self, chunk: dict[str, Any]) -> pa.Table:
+        return as_table(self._predictor.decide(*self._predictor.read(_inputs_of(chunk))), Prediction)

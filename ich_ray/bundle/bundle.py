@@ -185,17 +185,22 @@ class Bundle:
             )
         return point
 
-    def predict(self, paths: Iterable[Location], point: str = OPERATING_POINT) -> list[Prediction]:
-        """One row per file, in order; folders are searched for files, hidden ones left out.
+    def predict(
+        self, paths: Iterable[Location], point: str = OPERATING_POINT, *, without_preamble: bool = False
+    ) -> list[Prediction]:
+        """One row per file, or frame of one, in order; folders are searched for files, hidden ones left out.
 
         For more rows than should lie in memory see `batch_predict.predict`.
 
         Raises:
             ConfigError: a path does not exist, there is no file, or the bundle has no such operating point.
         """
+        from ich_ray.bundle.input_survey import read_facts_ahead, survey_inputs
         from ich_ray.bundle.prediction import Predictor, list_inputs
 
-        return [row for rows in Predictor(self, point).stream(list_inputs(paths)) for row in rows]
+        predictor, inputs = Predictor(self, point, without_preamble=without_preamble), list_inputs(paths)
+        inputs = survey_inputs(inputs, read_facts_ahead(inputs, without_preamble), self.card.training_data).inputs
+        return [row for rows in predictor.stream(inputs) for row in rows]
 
 
 def load_bundle(path: Location) -> Bundle:

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ich_ray.bundle.logit_scaling import LogitScaling, Method
+from ich_ray.bundle.training_data import TrainingData
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.data.dataset import LARGEST_SIZE, RoleCounts
 from ich_ray.data.folds import roles_of
@@ -196,6 +197,7 @@ class Card(Record):
         size: rows and columns of the images.
         label: what it decides by.
         retraining: None in cards of older versions.
+        training_data: how the slices that trained the weights were taken; None in cards of older versions.
         temperature: with `prior_shift` and `bias`: the probability is
             sigmoid((logit + prior_shift) / temperature + bias).
         operating_points: by name; empty until calibrated.
@@ -220,6 +222,7 @@ class Card(Record):
     dataset: DatasetNote
     search: SearchNote
     retraining: RetrainingNote | None = None
+    training_data: TrainingData | None = None
     temperature: float = Field(default=1.0, gt=0)
     prior_shift: float = 0.0
     bias: float = 0.0

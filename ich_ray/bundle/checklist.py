@@ -16,12 +16,13 @@ __all__ = ["NOT_AVAILABLE", "checklist"]
 
 NOT_AVAILABLE = "not available"
 
+_ACQUISITION = "Image acquisition: scanners, protocols, reconstruction"
 # Nobody but the people behind the data and the project knows these.
 _UNKNOWN = (
     "Study design, prospective or retrospective",
     "Data sources, sites and dates of acquisition",
     "Eligibility criteria of patients",
-    "Image acquisition: scanners, protocols, reconstruction",
+    _ACQUISITION,
     "Demographics: age, sex, ethnicity",
     "Reference standard: who annotated, how, with what agreement",
     "Rationale of the sample size",
@@ -35,7 +36,13 @@ _UNKNOWN = (
 
 def checklist(card: Card) -> dict[str, str]:
     """Each topic and its answer, in a fixed order."""
-    return {**_data(card), **_model(card), **_performance(card), **dict.fromkeys(_UNKNOWN, NOT_AVAILABLE)}
+    unknown = dict.fromkeys(_UNKNOWN, NOT_AVAILABLE)
+    if card.training_data is not None:
+        taken = (
+            f"slices that trained it, median (5 to 95 %): {card.training_data}; scanners, protocols: {NOT_AVAILABLE}"
+        )
+        unknown[_ACQUISITION] = taken
+    return {**_data(card), **_model(card), **_performance(card), **unknown}
 
 
 def _data(card: Card) -> dict[str, str]:

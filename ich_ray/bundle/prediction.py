@@ -1,4 +1,4 @@
-"""Files in, a row of what the model says of each out; rows by study on request.
+"""Files in, a row of what the model says of each out.
 
 Knows files and bundles, not labels. Every input has exactly one row: a probability with the decision at an operating
 point, or the reason why there is none: a code of `ct/dicom.py`, `out_of_memory`, or `not_finite` where the network or
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import torch
 
+from ich_ray.bundle.input_survey import Input
 from ich_ray.data.prepare.list_files import list_files
 from ich_ray.errors import ConfigError, Rejection
 from ich_ray.progress import say
-from ich_ray.statistics.aggregation import most_probable
 from ich_ray.storage import Location, is_local, locate
 from ich_ray.training.inference import EVALUATION_BATCH
 
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
 
     from ich_ray.bundle.card import Card, OperatingPoint
     from ich_ray.ct.dicom import SliceHeader
+    from ich_ray.ct.slice_file import SliceFile
 
 __all__ = [
-    "Input",
     "Pictures",
     "Prediction",
     "Predictor",
     "Scorer",
-    "Studies",
-    "StudyPrediction",
     "list_inputs",
     "read_input",
 ]
 
 Decision = Literal["positive", "negative", ""]
-Input = tuple[str, str]  # a file, and why it is refused before it is opened; empty if it is not
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One input file; a rejected one has a reason and no probability.
+    """One input file, or frame of one; a rejected one has a reason and no probability.
 
     Attributes:
+        file: as given, `file#frame` for a frame.
         reason: a code; a file that was read and then not decided (`not_finite`) keeps its UIDs.
+        series: SeriesInstanceUID.
+        flags: keys of `ct.dicom.FLAGS` and `training_data.FAR_FLAGS`, with commas between.
     """
 
     file: str
@@ -67,24 +67,8 @@ class Prediction:
     threshold: float | None = None
     heatmap: str = ""
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class StudyPrediction:
-    """One study, as probable as its most probable slice, which is `file`.
-
-    A rejected file has a row of its own.
-    """
-
-    study: str
-    slices: int
-    positive_slices: int
-    probability: float | None
-    decision: Decision
-    operating_point: str
-    threshold: float | None
-    file: str
-    reason: str = ""
+    series: str = ""
+    flags: str = ""
 
 
 def list_inputs(paths: Iterable[Location]) -> list[Input]:
@@ -105,10 +89,10 @@ def list_inputs(paths: Iterable[Location]) -> list[Input]:
             inside = sorted([*((name, "") for name in listing.files), *listing.refused])
             names = [(name, reason) for name, reason in inside if not name.split("/")[-1].startswith(".")]
             for name, reason in names:
-                found.setdefault(str(really / name), (str(path / name), reason))
+                found.setdefault(str(really / name), Input(str(path / name), reason))
             given += len(names)
         elif path.exists():
-            found.setdefault(str(really), (str(path), ""))
+            found.setdefault(str(really), Input(str(path)))
             given += 1
         else:
             raise ConfigError(f"{path}: a file or folder of slices must be there, got none; check the path")
@@ -119,16 +103,15 @@ def list_inputs(paths: Iterable[Location]) -> list[Input]:
     return [*found.values()]
 
 
-def read_input(file: str, card: Card) -> tuple[SliceHeader, NDArray[np.uint8]]:
-    """The header of a file, and what a network is given for it, uint8 `card.input_shape`.
+def read_input(file: SliceFile, frame: int, card: Card) -> tuple[SliceHeader, NDArray[np.uint8]]:
+    """The header of a slice, and what a network is given for it, uint8 `card.input_shape`.
 
     Raises:
-        Rejection: the file holds no slice that can be read.
+        Rejection: the slice cannot be read.
     """
-    from ich_ray.ct.dicom import read_slice  # pydicom is not needed to load a bundle
     from ich_ray.ct.windowing import window_slice
 
-    found = read_slice(file)
+    found = file.read(frame)
     return found.header, window_slice(found, card.windows, card.size)
 
 
@@ -158,8 +141,10 @@ class Predictor:
         ConfigError: the bundle has no such operating point.
     """
 
-    def __init__(self, bundle: Scorer, point: str, heatmaps: Pictures | None = None) -> None:
-        self.bundle, self.point, self.heatmaps = bundle, point, heatmaps
+    def __init__(
+        self, bundle: Scorer, point: str, heatmaps: Pictures | None = None, *, without_preamble: bool = False
+    ) -> None:
+        self.bundle, self.point, self.heatmaps, self.without_preamble = bundle, point, heatmaps, without_preamble
         self.threshold = bundle.operating_point(point).threshold
         # Heat maps hang hooks into the one network that there is.
         self._one_at_a_time = nullcontext() if heatmaps is None else Lock()
@@ -194,14 +179,26 @@ class Predictor:
 
     def read(self, inputs: Sequence[Input]) -> tuple[list[Prediction], list[NDArray[np.uint8]]]:
         """Rows without decisions, and the image of each row without a reason."""
+        from ich_ray.ct.slice_file import SliceFile, frame_name  # pydicom is not needed to load a bundle
+
         rows, images = [], []
-        for file, reason in inputs:
+        opened: tuple[str, SliceFile] | None = None  # frames of one file follow each other
+        for path, reason, flags, frame in inputs:
+            file = frame_name(path, frame)
             row = Prediction(file, reason=reason)
             try:
                 if not reason:
-                    header, image = read_input(file, self.bundle.card)
+                    if opened is None or opened[0] != path:
+                        opened = path, SliceFile(path, self.without_preamble)
+                    header, image = read_input(opened[1], frame, self.bundle.card)
                     images.append(image)
-                    row = Prediction(file, slice_id=header.slice_id, study=header.study)
+                    row = Prediction(
+                        file,
+                        slice_id=header.slice_id,
+                        study=header.study,
+                        series=header.series,
+                        flags=",".join(sorted({*header.flags, *filter(None, flags.split(","))})),
+                    )
             except Rejection as rejection:
                 row = Prediction(file, reason=rejection.reason)
             except MemoryError:
@@ -237,64 +234,3 @@ class Predictor:
             threshold=self.threshold,
             heatmap=heatmap,
         )
-
-
-class Studies:
-    """Rows gathered by study: memory grows with studies, and by two numbers for each slice.
-
-    Attributes:
-        repeated: files whose slice was in their study before, under another name: such a slice is counted once, and
-            positive if any of its files is.
-    """
-
-    def __init__(self) -> None:
-        self.repeated = 0
-        self._found: dict[str, StudyPrediction] = {}
-        self._positive: dict[int, bool] = {}  # each slice, by the hash of its UIDs
-
-    def add(self, rows: Iterable[Prediction]) -> None:
-        """Count more rows in, in their order."""
-        parts: dict[str, list[StudyPrediction]] = {}
-        for row in rows:
-            # A file without a study, or rejected, stands for itself.
-            key = f"study {row.study}" if row.study and not row.reason else f"file {row.file}"
-            if key not in parts:
-                parts[key] = [self._found[key]] if key in self._found else []
-            parts[key].append(_alone(row, *self._new(row)))
-        self._found |= dict(zip(parts, _joined([*parts.values()]), strict=True))
-
-    def _new(self, row: Prediction) -> tuple[bool, bool]:
-        """Whether the row is of one more slice, and of one more positive slice."""
-        positive = row.decision == "positive"
-        if row.reason or not (row.study and row.slice_id):
-            return not row.reason, positive
-        uids = hash((row.study, row.slice_id))
-        before = self._positive.get(uids)
-        self._positive[uids] = positive or bool(before)
-        self.repeated += before is not None
-        return before is None, positive and not before
-
-    def rows(self) -> list[StudyPrediction]:
-        """In the order in which they were first met."""
-        return list(self._found.values())
-
-
-def _alone(row: Prediction, is_new: bool, is_new_positive: bool) -> StudyPrediction:
-    """The study of one row, with no slice if that has been counted before."""
-    decided = (row.probability, row.decision, row.operating_point, row.threshold, row.file, row.reason)
-    return StudyPrediction(row.study, int(is_new), int(is_new_positive), *decided)
-
-
-def _joined(studies: Sequence[Sequence[StudyPrediction]]) -> list[StudyPrediction]:
-    """Each study of its parts: it is decided as its most probable slice is."""
-    parts = [part for study in studies for part in study]
-    groups = np.repeat(np.arange(len(studies)), [len(study) for study in studies])
-    chosen = most_probable(groups, np.array([part.probability or 0.0 for part in parts]))
-    return [
-        replace(
-            parts[position],
-            slices=sum(part.slices for part in study),
-            positive_slices=sum(part.positive_slices for part in study),
-        )
-        for study, position in zip(studies, chosen.tolist(), strict=True)
-    ]

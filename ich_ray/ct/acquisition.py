@@ -51,7 +51,7 @@ class Acquisition:
     contrast: bool = False
     sop_class: str = ""
 
-    @cached_property
+    @cached_property  # it is asked for ten times a slice
     def normal(self) -> tuple[float, ...]:
         """The unit normal of the image, to the feet or the head; none without a valid orientation.
 

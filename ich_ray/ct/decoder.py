@@ -6,6 +6,7 @@ decoders; checks nothing that the header says, and writes nothing but its answer
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -17,13 +18,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["FRAME_LIMIT_BYTES", "FRAME_LIMIT_S", "is_available", "receive", "send"]
+__all__ = ["FRAME_LIMIT_BYTES", "FRAME_LIMIT_S", "is_available", "missing_decoders", "receive", "send"]
 
 FRAME_LIMIT_S = 10
 FRAME_LIMIT_BYTES = 2**30
+
+# The plug-ins of these two syntaxes say that they are there, and then decode 8 bits only.
+_LOSSY_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
+_TWELVE_BITS = 12
+# 8x8 words of 2,198 as 12-bit JPEG Extended (ITU-T T.81 process 4): one block, quantized by 1, without AC coefficients.
+_SAMPLE = (
+    b"\xff\xd8\xff\xdb\0\x43\0" + b"\1" * 64 + b"\xff\xc1\0\x0b\x0c\0\x08\0\x08\1\1\x11\0"
+    b"\xff\xc4\0\x22\0\0\0\0\x0f" + bytes(12) + bytes(range(15)) + b"\xff\xc4\0\x14\x10\1" + bytes(16)
+    + b"\xff\xda\0\x08\1\1\0\0\x3f\0\xb9\x60\xff\xd9"
+)  # fmt: skip
 
 
 def send(stream: BinaryIO, facts: dict[str, Any], payload: bytes | memoryview = b"") -> None:
@@ -50,12 +63,50 @@ def receive(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
     return (facts, payload) if len(payload) == facts["bytes"] else None
 
 
-def is_available(syntax: str) -> bool:
-    """Whether a decoder for the transfer syntax UID is installed."""
+def is_available(syntax: str, bits: int = 0) -> bool:
+    """Whether a decoder for the transfer syntax UID is installed.
+
+    Args:
+        syntax: the UID.
+        bits: what a codestream has for each sample; any number that is usual for its syntax if it is not known.
+    """
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
+    if bits == _TWELVE_BITS and syntax in _LOSSY_JPEG:
+        return _decodes_twelve_bits()
     return get_decoder(UID(syntax)).is_available
+
+
+def missing_decoders(syntaxes: Iterable[str]) -> list[str]:
+    """Which of the transfer syntaxes cannot be decoded here, or only not with 12 bits, in words."""
+    missing = sorted(syntax for syntax in syntaxes if not is_available(syntax))
+    extended = _LOSSY_JPEG[1]
+    if extended not in missing and not is_available(extended, _TWELVE_BITS):
+        missing.append(f"{extended} with {_TWELVE_BITS} bits")
+    return missing
+
+
+@functools.cache
+def _decodes_twelve_bits() -> bool:
+    """Whether a frame of 12-bit lossy JPEG comes out right; what a plug-in says of itself does not tell."""
+    from pydicom.encaps import encapsulate
+
+    options = {
+        "rows": 8,
+        "columns": 8,
+        "number_of_frames": 1,
+        "samples_per_pixel": 1,
+        "photometric_interpretation": "MONOCHROME2",
+        "bits_allocated": 16,
+        "bits_stored": _TWELVE_BITS,
+        "pixel_representation": 0,
+        "pixel_keyword": "PixelData",
+    }
+    try:
+        return bool((_decode(_LOSSY_JPEG[1], encapsulate([_SAMPLE]), options) == 2198).all())
+    except Exception:  # noqa: BLE001  (whatever a plug-in raises)
+        return False
 
 
 def _decode(syntax: str, frame: bytes, options: dict[str, Any]) -> NDArray[np.generic]:
@@ -67,7 +118,7 @@ def _decode(syntax: str, frame: bytes, options: dict[str, Any]) -> NDArray[np.ge
 
 
 def _answer(facts: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
-    if not is_available(facts["syntax"]):
+    if not is_available(facts["syntax"], facts["bits"]):
         return {"outcome": "unavailable"}, b""
     try:
         words = _decode(facts["syntax"], payload, facts["options"])

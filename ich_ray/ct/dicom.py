@@ -9,6 +9,7 @@ never quote text from the file, only numbers.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import re
 import stat
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from upath import UPath
 
-from ich_ray.ct.acquisition import Acquisition, decimals, read_acquisition
-from ich_ray.ct.elements import FILE_LIMIT_BYTES, PIXEL_DATA, Elements, parse, parse_header
+from ich_ray.ct.acquisition import IMAGE_TYPE, Acquisition, decimals, read_acquisition
+from ich_ray.ct.elements import FILE_LIMIT_BYTES, MULTIFRAME_LIMIT_BYTES, PIXEL_DATA, Elements, parse, parse_header
+from ich_ray.ct.frames import DECISIVE, Frames, check_frame_count
 from ich_ray.ct.pixels import PixelLayout, stored_words
 from ich_ray.ct.plane import Judgment, judge_field, judge_slice
 from ich_ray.errors import Rejection
@@ -30,12 +32,26 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["EXCLUSIONS", "FLAGS", "CTSlice", "SliceHeader", "read_header", "read_slice"]
+__all__ = [
+    "EXCLUSIONS",
+    "FLAGS",
+    "CTSlice",
+    "SliceHeader",
+    "check_file",
+    "header_elements",
+    "header_of",
+    "is_identifier",
+    "read_file",
+    "read_slice",
+    "slice_of",
+]
 
 # Reasons that are no fault of the file: it is simply not an axial CT slice.
-EXCLUSIONS = frozenset({"not_ct", "localizer", "not_axial", "not_head", "projection", "secondary_capture"})
+EXCLUSIONS = frozenset(
+    {"dicomdir", "localizer", "not_axial", "not_ct", "not_head", "not_image", "projection", "secondary_capture"}
+)
 
-# All but `blank` are facts of the file; that one depends on the windows, and `prepare` sets it.
+# Facts of the file, but for two that `prepare` sets: `blank` depends on the windows, `pixels_shared` on other files.
 FLAGS = {
     "blank": "each window shows one value only",
     "contrast": "the header names a contrast agent",
@@ -43,13 +59,17 @@ FLAGS = {
     "extreme_hu": "HU below -4,096 or above 30,000: wrapped words or metal; clipped by every window",
     "high_bits": "bits above BitsStored were set and are ignored",
     "lossy": "the transfer syntax is lossy",
+    "lower_case": "Modality, PhotometricInterpretation or RescaleType is not in capitals",
+    "meta_uid": "SOPInstanceUID differs between the meta header and the data set, which counts",
     "no_preamble": "the file begins with its meta information; read because that was asked for",
     "near_empty": "less than 1 % of the pixels between -100 and 200 HU, as above the skull",
     "not_512": "not 512 pixels a side",
     "not_isotropic": "pixels are more than 1 % longer than wide, or wider than long; shown as if they were square",
     "not_square": "padded to a square with black before resizing",
     "padding": "pixels outside the scanner circle hold a padding value; they are shown as air",
-    "pixel_padding": "one or two spare bytes after the pixels",
+    "patient_blank": "PatientID is absent or blank: a slice to predict, not to prepare",
+    "pixel_padding": "spare bytes after the pixels: one or two, or behind the end marker of a compressed frame",
+    "pixels_shared": "the same image stands under another patient, too",
     "plane_unknown": "no valid ImageOrientationPatient; taken for an axial slice, as nothing says otherwise",
     "repeated_position": "another slice of its series lies at the same place",
     "rotated": "turned by more than 45 degrees in its plane, or mirrored: the top of the image is not the front",
@@ -59,16 +79,27 @@ FLAGS = {
     "thick": "SliceThickness above 5.5 mm",
     "thin": "SliceThickness below 2 mm",
     "tilt": "30.5 to 45 degrees off the axial plane: more than a gantry tilts",
+    "trailing_bytes": "bytes that are no element follow the pixels; they are ignored",
     "vr_encoding": "implicit and explicit VR were mixed up in the transfer syntax",
+    "vr_unknown": "an element that decides nothing has a VR that does not exist; it is skipped",
 }
 
-MODALITY, SOP_INSTANCE, META_INSTANCE = 0x00080060, 0x00080018, 0x00020003
+MODALITY, SOP_CLASS, SOP_INSTANCE, META_INSTANCE = 0x00080060, 0x00080016, 0x00080018, 0x00020003
 PATIENT, STUDY, SERIES = 0x00100020, 0x0020000D, 0x0020000E
-SAMPLES, PHOTOMETRIC, FRAMES, ROWS, COLUMNS = 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011
+SAMPLES, PHOTOMETRIC, ROWS, COLUMNS = 0x00280002, 0x00280004, 0x00280010, 0x00280011
 ALLOCATED, STORED, HIGH_BIT, REPRESENTATION = 0x00280100, 0x00280101, 0x00280102, 0x00280103
 PADDING, PADDING_LIMIT = 0x00280120, 0x00280121
 INTERCEPT, SLOPE, RESCALE_TYPE, MODALITY_LUT = 0x00281052, 0x00281053, 0x00281054, 0x00283000
 FLOAT_PIXELS = (0x7FE00008, 0x7FE00009)
+
+# Elements that decide a pixel, a patient or a label, so that nothing about them may be a guess.
+_DECISIVE = frozenset(
+    {MODALITY, IMAGE_TYPE, SOP_INSTANCE, PATIENT, STUDY, SERIES, SAMPLES, PHOTOMETRIC, ROWS, COLUMNS, ALLOCATED}
+    | {STORED, HIGH_BIT, REPRESENTATION, PADDING, PADDING_LIMIT, INTERCEPT, SLOPE, RESCALE_TYPE, MODALITY_LUT}
+    | {*FLOAT_PIXELS, PIXEL_DATA, *DECISIVE}
+)
+_DESCRIPTION = 0x00280000  # the group that describes the image
+_CT_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"})
 
 # A standard UID, or an identifier such as ID_1f6d1e8aeb that replaced one.
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -88,7 +119,8 @@ class SliceHeader:
     """What the file says, identifiers included: keep it in memory and never print it.
 
     Attributes:
-        slice_id: SOPInstanceUID.
+        slice_id: SOPInstanceUID; of a frame see `slice_file.SliceFile`.
+        patient: PatientID, empty where it is absent or blank.
         acquisition: how the slice was taken.
         slope, intercept: as written in the file.
         flags: keys of `FLAGS`, sorted.
@@ -142,10 +174,27 @@ def read_slice(source: bytes | bytearray | memoryview | Location, without_preamb
             that nothing is wrong with the file.
     """
     data = source if isinstance(source, bytes | bytearray | memoryview) else read_file(source)
-    elements = parse(memoryview(data), without_preamble)
+    return slice_of(Frames(parse(memoryview(data), without_preamble)).only())
+
+
+def check_file(elements: Elements) -> tuple[str, PixelLayout]:
+    """What the frames of a file of several have in common: SOPInstanceUID and layout.
+
+    Raises:
+        Rejection: what is true of the file is true of all of them.
+    """
+    return _slice_id(elements), _layout(elements)
+
+
+def slice_of(elements: Elements, slice_id: str = "") -> CTSlice:
+    """The slice of a classic file, or of a frame that goes by `slice_id`.
+
+    Raises:
+        Rejection: see `read_slice`.
+    """
     taken = _check_kind(elements)
     _check_pixels(elements)
-    header, layout = _header(elements, *taken)
+    header, layout = _header(elements, *taken, slice_id)
     words, flags = stored_words(elements, layout)
     header = _check_field(header, *flags)
     return _plausible(_padded(_repaired(CTSlice(header, words, header.slope, header.intercept)), elements))
@@ -159,25 +208,42 @@ def read_header(source: Location, without_preamble: bool = False) -> SliceHeader
     Raises:
         Rejection: see `read_slice`.
     """
-    data = _first_bytes(source)
-    try:
-        elements = parse_header(memoryview(data), without_preamble)
-    except Rejection as rejection:
-        if rejection.reason not in _CUT or len(data) < _HEADER_BYTES:
-            raise
-        elements = parse_header(memoryview(read_file(source)), without_preamble)
-    return _check_field(_header(elements, *_check_kind(elements))[0])
+    return header_of(Frames(header_elements(source, without_preamble)).only())
 
 
-def _header(elements: Elements, acquisition: Acquisition, kind: Judgment) -> tuple[SliceHeader, PixelLayout]:
-    slice_id = _slice_id(elements)
-    patient = elements.text(PATIENT)
-    if not patient:
-        raise Rejection("patient_missing", "PatientID is absent or blank")
+def header_of(elements: Elements, slice_id: str = "") -> SliceHeader:
+    """The header of a classic file, or of a frame that goes by `slice_id`.
+
+    Raises:
+        Rejection: see `read_header`.
+    """
+    return _check_field(_header(elements, *_check_kind(elements), slice_id)[0])
+
+
+def header_elements(source: Location, without_preamble: bool) -> Elements:
+    """The elements before the pixels, of so much of a file as it takes.
+
+    Raises:
+        Rejection: see `elements.parse_header`.
+    """
+    for most_bytes in (_HEADER_BYTES, _HEADER_BYTES * 64):
+        data = _first_bytes(source, most_bytes)
+        try:
+            return parse_header(memoryview(data), without_preamble)
+        except Rejection as rejection:
+            if rejection.reason not in _CUT or len(data) < most_bytes:
+                raise
+    return parse_header(memoryview(read_file(source)), without_preamble)
+
+
+def _header(
+    elements: Elements, acquisition: Acquisition, kind: Judgment, slice_id: str = ""
+) -> tuple[SliceHeader, PixelLayout]:
+    uid, patient = _slice_id(elements), elements.text(PATIENT)
     layout = _layout(elements)
     slope, intercept = _rescale(elements)
     header = SliceHeader(
-        slice_id=slice_id,
+        slice_id=slice_id or uid,
         patient=patient,
         study=_group_id(elements, STUDY, "StudyInstanceUID"),
         series=_group_id(elements, SERIES, "SeriesInstanceUID"),
@@ -189,13 +255,16 @@ def _header(elements: Elements, acquisition: Acquisition, kind: Judgment) -> tup
         transfer_syntax=elements.syntax,
         slope=slope,
         intercept=intercept,
-        flags=tuple(sorted((*elements.flags, *kind.flags))),
+        flags=tuple(sorted((*elements.flags, *kind.flags, *_oddities(elements, uid, patient)))),
     )
     return header, layout
 
 
-def read_file(source: Location) -> bytes:
-    """The bytes of a regular file, no more than a slice may have.
+def read_file(source: Location) -> bytes | mmap.mmap:
+    """The bytes of a regular file, no more than its slices may have.
+
+    A file on this machine that is too large for one slice is mapped, so that its frames take the memory of one at a
+    time; who cuts it in the meantime ends this process.
 
     Raises:
         Rejection: `not_regular`, `size_limit`, or `io_error` after three tries.
@@ -204,12 +273,12 @@ def read_file(source: Location) -> bytes:
     return _tried(lambda: _read_local(path) if isinstance(path, str) else path.read_bytes())
 
 
-def _first_bytes(source: Location) -> bytes:
-    """So many bytes as hold most headers; fewer are the whole file."""
+def _first_bytes(source: Location, most_bytes: int) -> bytes | mmap.mmap:
+    """So many bytes of a file; fewer are the whole of it."""
     path = _place(source)
     if isinstance(path, str):
-        return _tried(lambda: _read_local(path, _HEADER_BYTES))
-    return _tried(lambda: path.fs.cat_file(path.path, start=0, end=_HEADER_BYTES))
+        return _tried(lambda: _read_local(path, most_bytes))
+    return _tried(lambda: path.fs.cat_file(path.path, start=0, end=most_bytes))
 
 
 def _place(source: Location) -> UPath | str:
@@ -220,7 +289,7 @@ def _place(source: Location) -> UPath | str:
     return str(path) if is_local(path) else path
 
 
-def _tried(read: Callable[[], bytes]) -> bytes:
+def _tried(read: Callable[[], bytes | mmap.mmap]) -> bytes | mmap.mmap:
     for attempt in range(_READ_TRIES):
         try:
             return read()
@@ -230,16 +299,18 @@ def _tried(read: Callable[[], bytes]) -> bytes:
     raise AssertionError
 
 
-def _read_local(path: str, most_bytes: int = FILE_LIMIT_BYTES) -> bytes:
+def _read_local(path: str, most_bytes: int = MULTIFRAME_LIMIT_BYTES) -> bytes | mmap.mmap:
     """The first `most_bytes` of a file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not make us wait
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             raise Rejection("not_regular", "not a regular file")
-        if facts.st_size > FILE_LIMIT_BYTES:
-            raise Rejection("size_limit", f"a file may have {FILE_LIMIT_BYTES} bytes, got {facts.st_size}")
+        if facts.st_size > MULTIFRAME_LIMIT_BYTES:
+            raise Rejection("size_limit", f"a file may have {MULTIFRAME_LIMIT_BYTES} bytes, got {facts.st_size}")
         wanted = min(facts.st_size, most_bytes)
+        if wanted > FILE_LIMIT_BYTES:
+            return mmap.mmap(descriptor, wanted, access=mmap.ACCESS_READ)
         data = file.read(wanted + (wanted == facts.st_size))
         while data and len(data) < wanted and (more := file.read(wanted - len(data))):
             data += more
@@ -250,15 +321,28 @@ def _read_local(path: str, most_bytes: int = FILE_LIMIT_BYTES) -> bytes:
 
 def _check_kind(elements: Elements) -> tuple[Acquisition, Judgment]:
     """How the slice was taken, and what is odd about that; or what the file is instead of a slice."""
-    if elements.text(MODALITY) != "CT":
-        raise Rejection("not_ct", "Modality is not CT")
+    if elements.unknown_vr and (unknown := min(elements.unknown_vr & _DECISIVE, default=0)):
+        raise Rejection("header_invalid", f"({unknown >> 16:04X},{unknown & 0xFFFF:04X}) has no known VR")
+    modality, is_described = elements.text(MODALITY).upper(), max(elements.spans) >= _DESCRIPTION
+    if modality != "CT" and (modality or is_described):
+        raise Rejection("not_ct", "Modality does not say CT")
+    if not is_described:
+        _check_class(elements)
+        raise Rejection("truncated_header", "the file ends before the description of the image")
     acquisition = read_acquisition(elements)
     return acquisition, _not_excluded(judge_slice(acquisition))
+
+
+def _check_class(elements: Elements) -> None:
+    if elements.text(SOP_CLASS) not in {"", *_CT_CLASSES}:
+        raise Rejection("not_image", "SOPClassUID is not of CT images, and there is no PixelData")
 
 
 def _check_pixels(elements: Elements) -> None:
     if any(tag in elements for tag in FLOAT_PIXELS):
         raise Rejection("float_pixel", "floating-point pixels are no CT words")
+    if PIXEL_DATA not in elements:
+        _check_class(elements)
     start, end = elements.spans.get(PIXEL_DATA, (0, 0))
     if start == end:
         raise Rejection("no_pixel", "PixelData is absent or empty")
@@ -277,13 +361,10 @@ def _not_excluded(found: Judgment) -> Judgment:
 
 
 def _slice_id(elements: Elements) -> str:
-    uid, meta = elements.text(SOP_INSTANCE), elements.text(META_INSTANCE)
+    uid = elements.text(SOP_INSTANCE)
     if not uid:
         raise Rejection("uid_missing", "SOPInstanceUID is absent or blank")
     _check_uid(uid, "SOPInstanceUID")
-    # De-identification gives the data set a new identifier and leaves the meta header: every RSNA file is so.
-    if meta and meta != uid and _UID.fullmatch(uid):
-        raise Rejection("uid_mismatch", "SOPInstanceUID differs between the meta header and the data set")
     return uid
 
 
@@ -299,17 +380,36 @@ def _group_id(elements: Elements, tag: int, name: str) -> str:
     return uid
 
 
+def is_identifier(text: str) -> bool:
+    """Whether a slice, series or study may go by it."""
+    return len(text) <= 64 and _IDENTIFIER.fullmatch(text) is not None
+
+
 def _check_uid(uid: str, name: str) -> None:
-    if len(uid) > 64 or not _IDENTIFIER.fullmatch(uid):
+    if not is_identifier(uid):
         raise Rejection("uid_invalid", f"{name} may hold letters, digits and single . _ - between them")
+
+
+def _oddities(elements: Elements, uid: str, patient: str) -> list[str]:
+    """Flags of what departs from the standard and changes no pixel, patient or label."""
+    meta = elements.text(META_INSTANCE)
+    codes = elements.text(MODALITY) + elements.text(PHOTOMETRIC) + elements.text(RESCALE_TYPE)
+    found = {
+        "lower_case": codes != codes.upper(),
+        # De-identification gives the data set a new identifier and leaves the meta header. Every RSNA file is so: an
+        # identifier that is no UID says it by itself.
+        "meta_uid": bool(meta) and meta != uid and bool(_UID.fullmatch(uid)),
+        "patient_blank": not patient,
+    }
+    return [flag for flag, holds in found.items() if holds]
 
 
 def _layout(elements: Elements) -> PixelLayout:
     if elements.word(SAMPLES) != 1:
         raise Rejection("not_grayscale", f"SamplesPerPixel must be 1, got {elements.word(SAMPLES)}")
-    if elements.text(PHOTOMETRIC) != "MONOCHROME2":
+    if elements.text(PHOTOMETRIC).upper() != "MONOCHROME2":
         raise Rejection("photometric", "PhotometricInterpretation must be MONOCHROME2")
-    _check_frames(elements.text(FRAMES))
+    check_frame_count(elements)
     rows, columns = elements.word(ROWS), elements.word(COLUMNS)
     if not rows or not columns:
         raise Rejection("dims_invalid", f"Rows and Columns must be positive, got {rows} and {columns}")
@@ -324,21 +424,10 @@ def _layout(elements: Elements) -> PixelLayout:
     return PixelLayout(rows, columns, allocated, stored, bool(representation))
 
 
-def _check_frames(text: str) -> None:
-    """Absent, 0 and 1 all mean one frame."""
-    if not text:
-        return
-    frames = int(text) if re.fullmatch(r"[+-]?\d{1,11}", text) else -1
-    if not 0 <= frames < 2**31 - 1:
-        raise Rejection("frames_invalid", "NumberOfFrames must be a count")
-    if frames > 1:
-        raise Rejection("multiframe", f"one frame must be there, got {frames}")
-
-
 def _rescale(elements: Elements) -> tuple[float, float]:
     if MODALITY_LUT in elements:
         raise Rejection("modality_lut", "a Modality LUT takes the place of the rescale")
-    if elements.text(RESCALE_TYPE) not in {"", "HU"}:
+    if elements.text(RESCALE_TYPE).upper() not in {"", "HU"}:
         raise Rejection("rescale_type", "RescaleType must be HU")
     if SLOPE not in elements or INTERCEPT not in elements:
         raise Rejection("rescale_missing", "RescaleSlope and RescaleIntercept must be there")

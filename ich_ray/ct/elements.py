@@ -11,18 +11,24 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from struct import Struct
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from ich_ray.errors import Rejection
 
-__all__ = ["FILE_LIMIT_BYTES", "Elements", "parse", "parse_header"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["FILE_LIMIT_BYTES", "MULTIFRAME_LIMIT_BYTES", "Elements", "parse", "parse_header"]
 
 ByteOrder = Literal["<", ">"]
 
 # A 512x512 slice is 0.5 MiB; nothing that is one slice comes near this.
 FILE_LIMIT_BYTES = 64 * 2**20
+# 300 frames of 512x512 are 150 MiB, 1,000 of 1024x1024 are 2 GiB. What describes them must lie in the first 64 MiB.
+MULTIFRAME_LIMIT_BYTES = 2 * 2**30
 NESTING_LIMIT = 32
 ELEMENT_LIMIT = 2**16  # a slice has a few hundred; a file of empty ones would take 20 s and 2 GB
+FRAGMENT_LIMIT = 2**20  # a frame has one, or a few
 
 PIXEL_DATA = 0x7FE00010
 _FIRST_OF_PIXELS = 0x7FE00000
@@ -30,9 +36,11 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 
-_TRANSFER_SYNTAX = 0x00020010
+_MEDIA_CLASS, _TRANSFER_SYNTAX = 0x00020002, 0x00020010
+_DIRECTORY_CLASS = "1.2.840.10008.1.3.10"  # Media Storage Directory, a DICOMDIR
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
+_UNKNOWN = b"??"
 _LONG_VR = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _SHORT_VR = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _EXECUTABLES = (b"MZ", b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"#!")
@@ -43,12 +51,14 @@ class Elements:
     """Where the values of one data set lie.
 
     Attributes:
-        data: the file, inflated if it was deflated.
+        data: the file, its data set inflated if it was deflated.
         syntax: the declared transfer syntax UID.
         order: byte order of the values, `<` or `>`.
         spans: tag -> (start, end) of its value in `data`.
         fragments: (start, end) of each item of encapsulated PixelData, the offset table first; empty for native data.
         flags: departures from the standard that change nothing.
+        explicit: whether elements carry their VR.
+        unknown_vr: tags whose VR does not exist. They are not in `spans`, as what they hold is a guess.
     """
 
     data: memoryview
@@ -57,6 +67,8 @@ class Elements:
     spans: dict[int, tuple[int, int]]
     fragments: tuple[tuple[int, int], ...] = ()
     flags: tuple[str, ...] = ()
+    explicit: bool = True
+    unknown_vr: frozenset[int] = frozenset()
 
     def __contains__(self, tag: int) -> bool:
         return tag in self.spans
@@ -68,7 +80,23 @@ class Elements:
 
     def text(self, tag: int) -> str:
         """A string value without its padding, bytes as Latin-1; empty where the tag is absent."""
-        return (self.value(tag) or b"").decode("latin-1").strip(" \0")
+        span = self.spans.get(tag)
+        return "" if span is None else str(self.data[span[0] : span[1]], "latin-1").strip(" \0")
+
+    def items(self, tag: int) -> Iterator[Elements]:
+        """The elements of each item of a sequence; none where the tag is absent.
+
+        Raises:
+            Rejection: `header_invalid` or `truncated_header` if it is no sequence, `duplicate_tag`, `nesting_limit`.
+        """
+        if tag not in self.spans:
+            return
+        start, end = self.spans[tag]
+        is_unknown = self.explicit and bytes(self.data[start - 8 : start - 6]) == b"UN"
+        order: ByteOrder = "<" if is_unknown else self.order
+        explicit = self.explicit and not is_unknown
+        for spans in _Walk(self.data[:end], explicit, order).items(start):
+            yield Elements(self.data, self.syntax, order, spans, explicit=explicit)
 
     def word(self, tag: int, signed: bool = False) -> int | None:
         """A 16-bit value; None unless there is exactly one."""
@@ -88,7 +116,8 @@ def parse(data: memoryview, without_preamble: bool = False) -> Elements:
 
     Raises:
         Rejection: `not_dicom`, `preamble_executable`, `size_limit`, `inflate_limit`, `truncated_header`,
-            `header_invalid`, `nesting_limit`, `duplicate_tag`, `pixel_short`, `truncated_pixel` or `decode_error`.
+            `header_invalid`, `nesting_limit`, `duplicate_tag`, `pixel_short`, `truncated_pixel`, `decode_error` or
+            `dicomdir`.
     """
     return _parse(data, without_preamble, None)
 
@@ -103,26 +132,32 @@ def parse_header(data: memoryview, without_preamble: bool = False) -> Elements:
 
 
 def _parse(data: memoryview, without_preamble: bool, before: int | None) -> Elements:
-    if len(data) > FILE_LIMIT_BYTES:
-        raise Rejection("size_limit", f"a file may have {FILE_LIMIT_BYTES} bytes, got {len(data)}")
+    if len(data) > MULTIFRAME_LIMIT_BYTES:
+        raise Rejection("size_limit", f"a file may have {MULTIFRAME_LIMIT_BYTES} bytes, got {len(data)}")
     flags = _check_preamble(data, without_preamble)
     meta = _Walk(data, explicit=True, order="<")
     start = meta.run(0 if flags else 132, only_group=0x0002)
-    syntax = Elements(data, "", "<", meta.spans).text(_TRANSFER_SYNTAX)
+    about = Elements(data, "", "<", meta.known())
+    if about.text(_MEDIA_CLASS) == _DIRECTORY_CLASS:
+        raise Rejection("dicomdir", "the file is the directory of a medium")
+    syntax = about.text(_TRANSFER_SYNTAX)
     if not syntax:
-        raise Rejection("truncated_header", "no transfer syntax in the file meta information")
-    if syntax == DEFLATED:
-        data, start = _inflate(data[start:]), 0
+        code = "header_invalid" if start < len(data) else "truncated_header"
+        raise Rejection(code, "no transfer syntax in the file meta information")
+    if syntax == DEFLATED:  # the places in the meta header stay as they are
+        data = memoryview(bytes(data[:start]) + _inflate(data[start:]))
     order: ByteOrder = ">" if syntax == EXPLICIT_BIG else "<"
     explicit = _looks_explicit(data, start, default=syntax != IMPLICIT_LITTLE)
     walk = _Walk(data, explicit, order)
     end = walk.run(start, before=before)
     if before is not None and end >= len(data):
         raise Rejection("truncated_header", "the data ends before the pixels")
-    if not walk.spans or max(walk.spans) < 0x00280000:
-        raise Rejection("truncated_header", "the file ends before the description of the image")
     flags += ("vr_encoding",) if explicit == (syntax == IMPLICIT_LITTLE) else ()
-    return Elements(data, syntax, order, {**meta.spans, **walk.spans}, tuple(walk.fragments), flags)
+    unknown = frozenset(walk.unknown_vr | meta.unknown_vr)
+    flags += ("vr_unknown",) if unknown else ()
+    flags += ("trailing_bytes",) if walk.has_trailing_bytes else ()
+    spans = {**about.spans, **walk.known()}
+    return Elements(data, syntax, order, spans, tuple(walk.fragments), flags, explicit, unknown)
 
 
 def _check_preamble(data: memoryview, without_preamble: bool) -> tuple[str, ...]:
@@ -136,7 +171,7 @@ def _check_preamble(data: memoryview, without_preamble: bool) -> tuple[str, ...]
     return ()
 
 
-def _inflate(data: memoryview) -> memoryview:
+def _inflate(data: memoryview) -> bytes:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         inflated = inflater.decompress(data, FILE_LIMIT_BYTES)
@@ -146,7 +181,7 @@ def _inflate(data: memoryview) -> memoryview:
         raise Rejection("inflate_limit", f"a data set may inflate to {FILE_LIMIT_BYTES} bytes")
     if not inflater.eof:
         raise Rejection("truncated_header", "the deflated data set ends early")
-    return memoryview(inflated)
+    return inflated
 
 
 def _looks_explicit(data: memoryview, start: int, default: bool) -> bool:
@@ -166,6 +201,8 @@ class _Walk:
         self.data, self.explicit, self.order = data, explicit, order
         self.spans: dict[int, tuple[int, int]] = {}
         self.fragments: list[tuple[int, int]] = []
+        self.unknown_vr: set[int] = set()
+        self.has_trailing_bytes = False
         self._end = len(data)
         self._implicit, self._explicit = self._IMPLICIT[order], self._EXPLICIT[order]
 
@@ -174,27 +211,62 @@ class _Walk:
 
         Stop, too, at a tag that is not `before` the given one.
         """
-        while position < self._end:
-            if PIXEL_DATA in self.spans and self._is_padding(position):
-                break
+        spans, head, end = self.spans, self._head, self._end
+        while position < end:
+            if PIXEL_DATA in spans:
+                if self._is_padding(position):
+                    break
+                if self._is_junk(position):  # all that a slice needs stands before it
+                    self.has_trailing_bytes = True
+                    break
             if only_group is not None and int.from_bytes(self.data[position : position + 2], "little") != only_group:
                 break
-            tag, vr, length, start = self._head(position)
+            tag, vr, length, start = head(position)
             if before is not None and tag >= before:
                 break
-            if tag in self.spans:
+            if tag in spans:
                 raise Rejection("duplicate_tag", f"({tag >> 16:04X},{tag & 0xFFFF:04X}) stands twice")
             position = start + length
-            if vr not in _SHORT_VR or tag == PIXEL_DATA or position > self._end:  # few: all others end there
+            if vr not in _SHORT_VR or tag == PIXEL_DATA or position > end:  # few: all others end there
                 position = self._after(tag, vr, length, start, 0)
-            self.spans[tag] = (start, position)
-            if len(self.spans) > ELEMENT_LIMIT:
+            spans[tag] = (start, position)
+            if len(spans) > ELEMENT_LIMIT:
                 raise Rejection("header_invalid", f"a data set may have {ELEMENT_LIMIT} elements")
         return position
 
+    def items(self, position: int) -> Iterator[dict[int, tuple[int, int]]]:
+        """Spans of the elements of each item of the sequence at `position`."""
+        while position < self._end:
+            tag, _, length, position = self._head(position)
+            if tag == _SEQUENCE_END:
+                return
+            if tag != _ITEM:
+                raise Rejection("header_invalid", "a sequence holds something other than items")
+            found: dict[int, tuple[int, int]] = {}
+            position = self._after_item(position, None if length == _UNDEFINED else position + length, 1, found)
+            yield {tag: span for tag, span in found.items() if tag not in self.unknown_vr}
+
+    def known(self) -> dict[int, tuple[int, int]]:
+        """The places of the elements whose VR exists."""
+        if not self.unknown_vr:
+            return self.spans
+        return {tag: span for tag, span in self.spans.items() if tag not in self.unknown_vr}
+
     def _is_padding(self, position: int) -> bool:
         """Whether only zeros follow; the rest is looked at, and copied, only where the next tag is zero."""
+        if self._end - position > FILE_LIMIT_BYTES:
+            return False
         return not (bytes(self.data[position : position + 4]).strip(b"\0") or bytes(self.data[position:]).strip(b"\0"))
+
+    def _is_junk(self, position: int) -> bool:
+        """Whether no whole element follows, such as after a line break that a text tool or a download added."""
+        try:
+            tag, vr, length, start = self._head(position)
+            if tag not in self.spans:
+                self._after(tag, vr, length, start, 0)
+        except Rejection:
+            return True
+        return False
 
     def _head(self, position: int) -> tuple[int, bytes, int, int]:
         """Tag, VR (empty if implicit), length and start of the value of the element at `position`."""
@@ -209,10 +281,34 @@ class _Walk:
         if not self.explicit or group == 0xFFFE:
             return tag, b"", length, position + 8
         if vr not in _LONG_VR:
-            raise Rejection("header_invalid", f"no known VR at byte {position}")
+            length, start = self._skipping(position)
+            self.unknown_vr.add(tag)
+            return tag, _UNKNOWN, length, start
         if self._end - position < 12:
             raise Rejection("truncated_header", "the file ends inside an element")
         return tag, vr, self._LENGTH[self.order].unpack_from(self.data, position + 8)[0], position + 12
+
+    def _skipping(self, position: int) -> tuple[int, int]:
+        """Length and start of a value whose VR does not exist, such as `??`.
+
+        Its length is of 16 bits, of 32 as that of every VR to come (PS3.5 6.2), or of 32 as in implicit VR. Only one of
+        the three may lead to a next element.
+        """
+        places = {(self._explicit.unpack_from(self.data, position)[3], position + 8)}
+        places.add((self._LENGTH[self.order].unpack_from(self.data, position + 4)[0], position + 8))
+        if self._end - position >= 12:
+            places.add((self._LENGTH[self.order].unpack_from(self.data, position + 8)[0], position + 12))
+        possible = [(length, start) for length, start in places if self._is_boundary(start + length)]
+        if len(possible) != 1:
+            raise Rejection("header_invalid", f"no known VR at byte {position}")
+        return possible[0]
+
+    def _is_boundary(self, position: int) -> bool:
+        """Whether the data set ends here, or an element of known VR or an item begins."""
+        if self._end - position < 8:
+            return position == self._end
+        group, _, vr, _ = self._explicit.unpack_from(self.data, position)
+        return group == 0xFFFE or vr in _SHORT_VR or vr in _LONG_VR
 
     def _after(self, tag: int, vr: bytes, length: int, start: int, depth: int) -> int:
         """The position after a value; sequences are walked, so that nothing in them can hide."""
@@ -222,15 +318,12 @@ class _Walk:
             raise Rejection("truncated_header", f"an element of {length} bytes, {self._end - start} are left")
         if length == _UNDEFINED and vr in {b"OB", b"OW"}:
             return self._after_fragments(start, [])
-        is_sequence = vr == b"SQ" or length == _UNDEFINED or (not vr and self._is_item(start, length))
-        if not is_sequence:
+        # What has a length is skipped by it where no VR says that it is a sequence: bytes may look like an item.
+        if vr != b"SQ" and length != _UNDEFINED:
             return start + length
         if vr == b"UN":  # PS3.5 6.2.2: a sequence of unknown VR is implicit little endian inside
             return _Walk(self.data, explicit=False, order="<")._after(tag, b"", length, start, depth)
         return self._after_items(start, None if length == _UNDEFINED else start + length, depth + 1)
-
-    def _is_item(self, start: int, length: int) -> bool:
-        return length >= 8 and self._implicit.unpack_from(self.data, start)[:2] == (0xFFFE, 0xE000)
 
     def _after_items(self, position: int, end: int | None, depth: int) -> int:
         if depth > NESTING_LIMIT:
@@ -244,12 +337,22 @@ class _Walk:
             position = self._after_item(position, None if length == _UNDEFINED else position + length, depth)
         return position
 
-    def _after_item(self, position: int, end: int | None, depth: int) -> int:
+    def _after_item(
+        self, position: int, end: int | None, depth: int, found: dict[int, tuple[int, int]] | None = None
+    ) -> int:
+        """The position after an item, whose elements are recorded in `found` if that is given."""
         while end is None or position < end:
+            if position > FILE_LIMIT_BYTES:
+                raise Rejection("size_limit", f"sequences may lie in the first {FILE_LIMIT_BYTES} bytes")
             tag, vr, length, start = self._head(position)
             if tag == _ITEM_END and end is None:
                 return start
             position = self._after(tag, vr, length, start, depth)
+            if found is None:
+                continue
+            if tag in found:
+                raise Rejection("duplicate_tag", f"({tag >> 16:04X},{tag & 0xFFFF:04X}) stands twice in an item")
+            found[tag] = (start, position)
         if position != end:
             raise Rejection("header_invalid", "an element reaches past the end of its item")
         return position
@@ -272,5 +375,7 @@ class _Walk:
             if position + length > self._end:
                 break
             found.append((position, position + length))
+            if len(found) > FRAGMENT_LIMIT:
+                raise Rejection("decode_error", f"PixelData may have {FRAGMENT_LIMIT} fragments")
             position += length
         raise Rejection("truncated_pixel", "the file ends inside encapsulated PixelData")

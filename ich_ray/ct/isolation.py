@@ -99,13 +99,14 @@ _lock = threading.Lock()
 _running: list[_Decoder] = []
 
 
-def decoded_frame(syntax: str, frame: bytes, options: dict[str, Any]) -> NDArray[Any]:
+def decoded_frame(syntax: str, frame: bytes, options: dict[str, Any], bits: int = 0) -> NDArray[Any]:
     """The words of one encapsulated frame, decoded elsewhere.
 
     Args:
         syntax: transfer syntax UID.
         frame: the value of PixelData.
         options: of pydicom's decoder.
+        bits: of a sample of the codestream; see `decoder.is_available`.
 
     Raises:
         Rejection: `decoder_crash` (dead, or not done in 10 s), `decode_error` (not within 1 GiB, too) or
@@ -113,13 +114,14 @@ def decoded_frame(syntax: str, frame: bytes, options: dict[str, Any]) -> NDArray
         IchRayError: no decoder process can be started here.
     """
     with _lock:
-        answer = _decoder().ask({"syntax": syntax, "options": options}, frame)
+        answer = _decoder().ask({"syntax": syntax, "bits": bits, "options": options}, frame)
         if answer is None:
             _running.clear()
             raise Rejection("decoder_crash", f"the decoder died, or was not done in {FRAME_LIMIT_S} s")
     facts, words = answer
     if facts["outcome"] == "unavailable":
-        raise Rejection("syntax_unsupported", "no decoder for this transfer syntax is installed")
+        of = f" with {bits} bits" if bits else ""
+        raise Rejection("syntax_unsupported", f"no decoder for this transfer syntax{of} is installed")
     if facts["outcome"] == "failed":
         raise Rejection("decode_error", f"the decoder gave up ({facts['error']})")
     return np.frombuffer(words, np.dtype(facts["dtype"])).reshape(facts["shape"])

@@ -18,6 +18,8 @@ from ich_ray.ct.isolation import decoded_frame
 from ich_ray.errors import Rejection
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 __all__ = ["COMPRESSED", "NATIVE", "PixelLayout", "stored_words"]
@@ -30,6 +32,12 @@ COMPRESSED = _LOSSLESS | _LOSSY | {_RLE}
 
 # JPEG and JPEG-LS frame headers (ITU-T T.81 B.1.1.3, T.87); the other markers of C0..CF are tables.
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
+_SIZ, _SOT, _SOS = 0x51, 0x90, 0xDA
+_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff")  # of JPEG and JPEG-LS, of JPEG 2000, each with its next marker
+_END = b"\xff\xd9"  # of each of them
+
+
+_EMPTY_ITEM = b"\xfe\xff\x00\xe0\0\0\0\0"
 
 
 @dataclass(frozen=True)
@@ -72,9 +80,9 @@ def stored_words(elements: Elements, layout: PixelLayout) -> tuple[NDArray[Any],
     if elements.syntax in NATIVE:
         words, flags = _native(elements, layout)
     elif elements.syntax in COMPRESSED:
-        words, flags = _decoded(elements, layout), ["lossy"] if elements.syntax in _LOSSY else []
+        words, flags = _decoded(elements, layout)
     else:
-        raise Rejection("syntax_unsupported", "the transfer syntax is not one for single-frame CT")
+        raise Rejection("syntax_unsupported", "the transfer syntax is none of those that are read")
     words, excess = _without_high_bits(words, layout)
     words = np.require(words, requirements=["C", "A"])
     words.flags.writeable = False
@@ -110,14 +118,21 @@ def _without_high_bits(words: NDArray[Any], layout: PixelLayout) -> tuple[NDArra
     return (words << unused) >> unused, ["high_bits"]
 
 
-def _decoded(elements: Elements, layout: PixelLayout) -> NDArray[Any]:
+def _decoded(elements: Elements, layout: PixelLayout) -> tuple[NDArray[Any], list[str]]:
     if layout.is_too_large:
         raise Rejection("size_limit", f"{layout.rows}x{layout.columns} pixels are more than a slice may have")
     if len(elements.fragments) < 2:
         raise Rejection("decode_error", "no encapsulated frame under a compressed transfer syntax")
+    bits, flags = 0, ["lossy"] if elements.syntax in _LOSSY else []
     if elements.syntax != _RLE:
-        _check_codestream(elements, layout)
+        frame = b"".join(elements.data[start:end] for start, end in elements.fragments[1:])
+        bits = _check_codestream(frame, layout)
+        flags += ["pixel_padding"] if _after_end(frame).strip(b"\0") else []
     start, end = elements.spans[PIXEL_DATA]
+    table = elements.fragments[0]
+    encapsulated = bytes(elements.data[start:end])
+    if table == (start, start):  # one of several frames, whose offset table is not its own
+        encapsulated = _EMPTY_ITEM + encapsulated
     options: dict[str, Any] = {
         "rows": layout.rows,
         "columns": layout.columns,
@@ -130,42 +145,71 @@ def _decoded(elements: Elements, layout: PixelLayout) -> NDArray[Any]:
         "pixel_keyword": "PixelData",
     }
     try:
-        words = decoded_frame(elements.syntax, bytes(elements.data[start:end]), options)
+        words = decoded_frame(elements.syntax, encapsulated, options, bits)
     except Rejection as rejection:
         if rejection.reason == "decode_error" and elements.syntax == _RLE:
             raise Rejection("truncated_pixel", rejection.detail) from None
         raise
     if words.shape != (layout.rows, layout.columns):
         raise Rejection("dims_mismatch", f"{layout.rows}x{layout.columns} in the header, {words.shape} decoded")
-    return np.asarray(words, layout.dtype)
+    return np.asarray(words, layout.dtype), flags
 
 
-def _check_codestream(elements: Elements, layout: PixelLayout) -> None:
-    (start, end), last = elements.fragments[1], elements.fragments[-1]
-    found = _codestream_size(bytes(elements.data[start:end]))
+def _check_codestream(frame: bytes, layout: PixelLayout) -> int:
+    """Bits of a sample of a codestream of the size that the header says."""
+    found = _codestream_facts(frame)
     if found is None:
         raise Rejection("decode_error", "the frame is no JPEG, JPEG-LS or JPEG 2000 codestream")
-    rows, columns = found
+    rows, columns, bits = found
     if rows * columns * 2 > FILE_LIMIT_BYTES:
         raise Rejection("size_limit", f"the codestream holds {rows}x{columns} pixels")
-    if found != (layout.rows, layout.columns):
+    if (rows, columns) != (layout.rows, layout.columns):
         raise Rejection("dims_mismatch", f"{layout.rows}x{layout.columns} in the header, {rows}x{columns} in the frame")
+    return bits
+
+
+def _after_end(frame: bytes) -> bytes:
+    """What follows the end marker of a codestream: nothing, padding, or what an encoder's buffer held.
+
+    Raises:
+        Rejection: `truncated_pixel`, no end marker; `pixel_excess`, a second codestream, which may be the image.
+    """
+    data = next((place for marker, place in _segments(frame) if marker in {_SOS, _SOT}), 0)
+    # Coded data hold no end marker (ITU-T T.81 B.1.1.5, T.87 C.1, T.800 B.10.1), other segments may: a thumbnail.
     # CharLS needs 8 s to find out that the end of a JPEG-LS frame of 4 kB is missing.
-    is_jpeg = bytes(elements.data[start : start + 2]) == b"\xff\xd8"
-    if is_jpeg and not bytes(elements.data[last[0] : last[1]]).rstrip(b"\0").endswith(b"\xff\xd9"):
+    end = frame.find(_END, data)
+    if end < 0:
         raise Rejection("truncated_pixel", "the codestream has no end marker")
+    rest = frame[end + len(_END) :]
+    if any(start in rest for start in _STARTS):
+        raise Rejection("pixel_excess", "one codestream must be there, got another one behind its end marker")
+    return rest
 
 
-def _codestream_size(frame: bytes) -> tuple[int, int] | None:
-    """(rows, columns) that a codestream itself declares, None if it is none that we know."""
-    if frame[:4] == b"\xff\x4f\xff\x51" and len(frame) >= 24:  # JPEG 2000 SOC + SIZ, ITU-T T.800 A.5.1
-        right, bottom, left, top = (int.from_bytes(frame[at : at + 4], "big") for at in (8, 12, 16, 20))
-        return bottom - top, right - left
-    position = 2 if frame[:2] == b"\xff\xd8" else len(frame)
-    while position + 9 <= len(frame) and frame[position] == 0xFF:
-        if frame[position + 1] in _JPEG_FRAMES:
-            return int.from_bytes(frame[position + 5 : position + 7], "big"), int.from_bytes(
-                frame[position + 7 : position + 9], "big"
+def _codestream_facts(frame: bytes) -> tuple[int, int, int] | None:
+    """(rows, columns, bits of a sample) that a codestream itself declares, None if it is none that we know."""
+    for marker, place in _segments(frame):
+        if marker == _SIZ and frame.startswith(_STARTS[1]) and place + 37 <= len(frame):  # ITU-T T.800 A.5.1
+            right, bottom, left, top = (int.from_bytes(frame[at : at + 4]) for at in range(place + 4, place + 20, 4))
+            return bottom - top, right - left, (frame[place + 36] & 0x7F) + 1
+        if marker in _JPEG_FRAMES and frame.startswith(_STARTS[0]) and place + 7 <= len(frame):
+            return (
+                int.from_bytes(frame[place + 3 : place + 5]),
+                int.from_bytes(frame[place + 5 : place + 7]),
+                frame[place + 2],
             )
-        position += 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
     return None
+
+
+def _segments(frame: bytes) -> Iterator[tuple[int, int]]:
+    """Marker, and place of the length, of each segment of a codestream up to its first coded data."""
+    position = 2 if frame.startswith(_STARTS) else len(frame)
+    while position + 4 <= len(frame) and frame[position] == 0xFF:
+        marker = frame[position + 1]
+        if marker == 0xFF:  # fill bytes may precede any marker, ITU-T T.81 B.1.1.2
+            position += 1
+            continue
+        yield marker, position + 2
+        if marker in {_SOS, _SOT}:
+            return
+        position += 2 + int.from_bytes(frame[position + 2 : position + 4])

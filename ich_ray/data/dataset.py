@@ -89,7 +89,7 @@ class RoleCounts(Record):
 
 
 class DatasetManifest(Record):
-    """dataset.json, in which every listed file is counted once.
+    """dataset.json, in which every listed file is counted once, and each frame of a file of several.
 
     listed = accepted + rejected + duplicate + excluded.
 

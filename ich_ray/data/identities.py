@@ -33,9 +33,10 @@ class FileIdentity:
 
     Attributes:
         file: its pseudonym, as in slices.parquet or rejected.parquet; of a label without a file, that of its slice id.
-        path: below the folder of the images; empty for a label without a file.
+        path: below the folder of the images, `path#frame` for a frame; empty for a label without a file.
         slice_id: pseudonym of `uid`.
-        uid: SOPInstanceUID, or the slice id of the label; empty where the file did not tell.
+        uid: SOPInstanceUID, that of a frame (see `ct.slice_file`), or the slice id of the label; empty where the file
+            did not tell.
         reason: why it was not accepted; empty if it was.
         detail: more of the reason.
     """

@@ -11,7 +11,9 @@ from pydantic import ConfigDict
 import ich_ray
 from ich_ray.bundle.card import LIMITATIONS, Card, DatasetNote, RetrainingNote, SearchNote
 from ich_ray.bundle.card_file import has_card, read_card
+from ich_ray.bundle.training_data import describe_training
 from ich_ray.bundle.training_patients import write_known
+from ich_ray.data.folds import roles_of
 from ich_ray.refit.confirm import confirmed
 from ich_ray.refit.retrain_record import SEED_RULE
 from ich_ray.results import WeightsNote
@@ -69,6 +71,7 @@ def make_bundle(
             confirmed=_how_confirmed(found, trial),
         ),
         retraining=_note(retraining) if retraining else None,
+        training_data=describe_training(dataset, roles_of(retraining.patients if retraining else "train")),
         openings=_openings(found, before),
         site_openings=before.site_openings if before else {},
         weights=WeightsNote(file=WEIGHTS_FILE, sha256="0" * 64),  # until it is saved

@@ -10,7 +10,19 @@ from ich_ray import display
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.storage import check_file, locate
 from ich_ray.terminal import print_json, print_line
-from ich_ray.verbs.options import REJECTED_SOME, Address, Json, Labels, LimitRejected, Out, Seed, Size, Windows, share
+from ich_ray.verbs.options import (
+    REJECTED_SOME,
+    Address,
+    Json,
+    Labels,
+    LimitRejected,
+    Out,
+    Seed,
+    Size,
+    Windows,
+    WithoutPreamble,
+    share,
+)
 from ich_ray.vocabulary import Split
 
 __all__ = ["VERBS"]
@@ -40,9 +52,7 @@ def prepare(
         Split,
         typer.Option("--split", help="What roles are drawn by; slice leaks, and only reproduces systems split so."),
     ] = "patient",
-    without_preamble: Annotated[
-        bool, typer.Option("--without-preamble", help="Read files that lack the DICOM preamble too, and flag them.")
-    ] = False,
+    without_preamble: WithoutPreamble = False,
     limit_rejected: LimitRejected = "5%",
     address: Address = None,
     as_json: Json = False,

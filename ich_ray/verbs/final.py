@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,8 +25,12 @@ from ich_ray.verbs.options import (
     SearchFolder,
     Sensitivity,
     SiteDataset,
+    WithoutPreamble,
 )
 from ich_ray.vocabulary import Patients
+
+if TYPE_CHECKING:
+    from collections import Counter
 
 __all__ = ["VERBS"]
 
@@ -125,16 +129,32 @@ def predict(
     heatmaps: Annotated[
         str | None, typer.Option("--heatmaps", help="Folder for a Grad-CAM picture of each slice.")
     ] = None,
+    without_preamble: WithoutPreamble = False,
     address: Address = None,
 ) -> None:
     """Probability and decision for each file or study."""
     from ich_ray.bundle.batch_predict import predict as predict_files
 
-    found = predict_files(bundle, [*paths], out, point=point, by=by, heatmaps=heatmaps, address=address)
+    found = predict_files(
+        bundle,
+        [*paths],
+        out,
+        point=point,
+        by=by,
+        heatmaps=heatmaps,
+        without_preamble=without_preamble,
+        address=address,
+    )
     cases = f"{found.positive} of {found.cases} {'slices' if by == 'slice' else 'studies'} positive"
-    print_line(f"{found.inputs} inputs: {cases}, {found.rejected} rejected  {out}")
+    rejected = f"{found.rejected} rejected" + (f" ({_most_common(found.reasons)})" if found.reasons else "")
+    flagged = f", {found.flagged} flagged: {_most_common(found.flags)}" if found.flags else ""
+    print_line(f"{found.inputs} inputs: {cases}, {rejected}{flagged}  {out}")
     if found.rejected:
         raise typer.Exit(REJECTED_SOME)
+
+
+def _most_common(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
 def export_onnx(

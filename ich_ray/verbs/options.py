@@ -34,6 +34,7 @@ __all__ = [
     "Space",
     "Trials",
     "Windows",
+    "WithoutPreamble",
     "WorkersPerTrial",
     "share",
 ]
@@ -67,6 +68,9 @@ Images = Annotated[
 ]
 LimitRejected = Annotated[
     str, typer.Option("--limit-rejected", help="Largest share of files that may be rejected, such as 5% or 0.05.")
+]
+WithoutPreamble = Annotated[
+    bool, typer.Option("--without-preamble", help="Read files that lack the DICOM preamble too, and flag them.")
 ]
 Address = Annotated[
     str | None, typer.Option("--address", help="A Ray cluster; default RAY_ADDRESS, else this machine alone.")

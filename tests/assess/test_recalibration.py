@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.special import expit, logit
 
-from ich_ray import cli
+from ich_ray import cli, progress
 from ich_ray.assess.calibration import calibrate
 from ich_ray.assess.evaluate import evaluate_site
 from ich_ray.assess.recalibration import recalibrate
@@ -177,6 +178,23 @@ def test_one_command_does_it(
     assert load_bundle(out).card.calibrations[-1].method == "temperature"
     assert cli.call(command) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["recalibrate", "evaluate-site"])
+def test_a_site_unlike_the_training_data_is_said(
+    command: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = make_dataset(tmp_path / "site", patients=80, seed=6)
+    thin = pa.array(np.asarray(site.column("position_mm"), np.float32) * np.float32(0.1))
+    table = site.slices.drop_columns("position_mm").append_column("position_mm", thin)
+    pq.write_table(table, str(site.files.slices))
+    progress.show()
+    try:
+        assert cli.call([command, str(bundle), str(site.files.root), "--out", str(tmp_path / "out")]) == 0
+    finally:
+        progress.show(False)
+    said = "slices of this site are unlike those that trained the bundle: distance of slices in mm 0.5, trained with 5"
+    assert said in capsys.readouterr().err
 
 
 def test_a_file_in_place_of_the_folder_costs_no_opening(

@@ -20,6 +20,7 @@ from ich_ray.bundle.batch_predict import Totals, predict
 from ich_ray.bundle.bundle import Bundle, load_bundle
 from ich_ray.bundle.checklist import checklist
 from ich_ray.ct import windowing
+from ich_ray.ct.acquisition import Acquisition
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError, Rejection
 from ich_ray.statistics.metrics import Ranking
@@ -44,22 +45,33 @@ def copy(search: SearchFiles, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def scans(dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Files that hold the number of a slice of the dataset, read by stand-ins for ct/dicom.py and ct/windowing.py."""
+    """Files that hold the number of a slice of the dataset, read by stand-ins for slice_file.py and windowing.py."""
 
-    def read_slice(path: str) -> SimpleNamespace:
+    def header_of(path: str) -> SimpleNamespace:
         text = Path(path).read_text()
         if not text.isdigit():
             raise Rejection("not_dicom", "no preamble")
         name = dataset.column("slice_id")[int(text)]
-        return SimpleNamespace(header=SimpleNamespace(slice_id=name, study="s"), row=int(text))
+        ids = {"slice_id": name, "study": "s", "series": "e", "row": int(text)}
+        return SimpleNamespace(**ids, rows=512, columns=512, acquisition=Acquisition(), flags=("lossy",))
+
+    class SliceFile:
+        def __init__(self, path: str, _: bool) -> None:
+            self.header = header_of(path)
+
+        def read(self, frame: int) -> SimpleNamespace:
+            assert frame == 0
+            return SimpleNamespace(header=self.header, row=self.header.row)
 
     def window_slice(found: SimpleNamespace, windows: object, size: int) -> np.ndarray:
         assert (windows, size) == (dataset.manifest.windows, dataset.manifest.size)
         return dataset.gather(np.array([found.row]))[0]
 
-    dicom = ModuleType("ich_ray.ct.dicom")
-    dicom.read_slice = read_slice  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ich_ray.ct.dicom", dicom)
+    stand_in = ModuleType("ich_ray.ct.slice_file")
+    stand_in.SliceFile = SliceFile  # type: ignore[attr-defined]
+    stand_in.read_headers = lambda path, _: [(0, header_of(path))]  # type: ignore[attr-defined]
+    stand_in.frame_name = lambda name, _: name  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ich_ray.ct.slice_file", stand_in)
     monkeypatch.setattr(windowing, "window_slice", window_slice, raising=False)
     folder = tmp_path / "scans"
     (folder / "deeper").mkdir(parents=True)
@@ -186,11 +198,14 @@ def test_predict_gives_every_input_a_row(
     written = list(csv.DictReader(out.open()))
     assert list(written[0]) == [
         "file", "slice_id", "study", "probability", "decision", "operating_point", "threshold", "heatmap", "reason",
+        "series", "flags",
     ]  # fmt: skip
     assert written[0]["file"].endswith("a.txt")
     assert (written[0]["reason"], written[0]["probability"], written[0]["decision"]) == ("not_dicom", "", "")
     positive = sum(row["decision"] == "positive" for row in written)
-    assert found == Totals(inputs=len(test) + 1, cases=len(test), positive=positive, rejected=1)
+    assert [(row["series"], row["flags"]) for row in written[1:]] == [("e", "lossy")] * len(test)
+    flagged = {"flagged": len(test), "flags": {"lossy": len(test)}}
+    assert found == Totals(len(test) + 1, len(test), positive, rejected=1, reasons={"not_dicom": 1}, **flagged)
     bundle = load_bundle(search.bundle)
     expected = bundle.calibrated(bundle.slice_logits(test))
     np.testing.assert_allclose([float(row["probability"]) for row in written[1:]], expected, atol=1e-6)

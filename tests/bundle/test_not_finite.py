@@ -24,10 +24,12 @@ from ich_ray.assess.operating_points import OperatingPointSpec
 from ich_ray.bundle import batch_predict, onnx_export
 from ich_ray.bundle.bundle import Bundle, load_bundle
 from ich_ray.bundle.card import OperatingPoint
+from ich_ray.bundle.input_survey import Input
 from ich_ray.bundle.logit_scaling import LogitScaling
 from ich_ray.bundle.onnx_export import export_onnx
-from ich_ray.bundle.prediction import Predictor, Studies
-from ich_ray.ct import dicom, windowing
+from ich_ray.bundle.prediction import Predictor
+from ich_ray.bundle.study_prediction import Studies
+from ich_ray.ct import slice_file, windowing
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError, IntegrityError
 from ich_ray.html_report.inputs import read_predictions
@@ -53,12 +55,16 @@ def search(calibrated: SearchFiles, tmp_path: Path) -> SearchFiles:
 
 @pytest.fixture
 def scans(dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Four files of one study, read by stand-ins for ct/dicom.py and ct/windowing.py."""
+    """Four files of one study, read by stand-ins for ct/slice_file.py and ct/windowing.py."""
 
-    def read_slice(path: str) -> SimpleNamespace:
-        return SimpleNamespace(header=SimpleNamespace(slice_id=Path(path).name, study="s"))
+    class SliceFile:
+        def __init__(self, path: str, _: bool) -> None:
+            self.name = Path(path).name
 
-    monkeypatch.setattr(dicom, "read_slice", read_slice)
+        def read(self, _: int) -> SimpleNamespace:
+            return SimpleNamespace(header=SimpleNamespace(slice_id=self.name, study="s", series="e", flags=()))
+
+    monkeypatch.setattr(slice_file, "SliceFile", SliceFile)
     monkeypatch.setattr(windowing, "window_slice", lambda *_: np.zeros(dataset.image_shape, np.uint8))
     folder = tmp_path / "scans"
     folder.mkdir()
@@ -137,7 +143,7 @@ def test_by_study_such_a_file_has_a_row_of_its_own(
     monkeypatch.setattr(Bundle, "logits", lambda self, images: PLANTED.copy())
     predictor = Predictor(load_bundle(search.bundle), "f2")
     studies = Studies()
-    for rows in predictor.stream([(str(path), "") for path in sorted(scans.iterdir())]):
+    for rows in predictor.stream([Input(str(path)) for path in sorted(scans.iterdir())]):
         studies.add(rows)
     assert [(Path(row.file).name, row.slices, row.reason) for row in studies.rows()] == [
         ("a", 0, "not_finite"), ("b", 0, "not_finite"), ("c", 0, "not_finite"), ("d", 1, ""),
@@ -149,7 +155,8 @@ def test_a_worker_of_ray_data_gives_the_same_rows(
 ) -> None:
     monkeypatch.setattr(Bundle, "logits", lambda self, images: PLANTED.copy())
     worker = batch_predict._Worker(batch_predict._Order(str(search.bundle), "f2", None))
-    found = worker({"files": [str(path) for path in sorted(scans.iterdir())], "reasons": [""] * 4}).to_pydict()
+    files = [str(path) for path in sorted(scans.iterdir())]
+    found = worker({"file": files, "reason": [""] * 4, "flags": [""] * 4, "frame": [0] * 4}).to_pydict()
     assert found["reason"] == ["not_finite", "not_finite", "not_finite", ""]
     assert found["probability"][:3] == [None, None, None]
 
@@ -166,7 +173,7 @@ def test_no_heat_map_is_drawn_of_such_a_slice(
 
     monkeypatch.setattr(Bundle, "logits", lambda self, images: PLANTED[: len(images)].copy())
     predictor = Predictor(load_bundle(search.bundle), "f2", SimpleNamespace(write=write))  # type: ignore[arg-type]
-    inputs = [(str(path), "") for path in sorted(scans.iterdir())]
+    inputs = [Input(str(path)) for path in sorted(scans.iterdir())]
     (rows,) = predictor.stream(inputs)
     assert drawn == [inputs[3][0]]
     assert [row.heatmap for row in rows] == ["", "", "", f"{inputs[3][0]}.png"]

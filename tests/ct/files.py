@@ -29,6 +29,11 @@ SYNTAXES = {
     "deflated": DeflatedExplicitVRLittleEndian,
 }
 INTERCEPT = -1024
+# Identifiers as in the RSNA set, and UIDs as in an archive: some rules hold for one of the kinds only.
+IDENTIFIERS = {
+    "rsna": {"SOPInstanceUID": "ID_0001", "StudyInstanceUID": "ID_study", "SeriesInstanceUID": "ID_series"},
+    "uid": {"SOPInstanceUID": "1.2.826.0.1.1", "StudyInstanceUID": "1.2.826.0.2", "SeriesInstanceUID": "1.2.826.0.3"},
+}
 
 
 def head(rows: int = 64, columns: int = 64, seed: int = 0) -> NDArray[np.int16]:
@@ -68,11 +73,9 @@ def make(
     dataset = Dataset()
     values: dict[str, Any] = {
         "SOPClassUID": CTImageStorage,
-        "SOPInstanceUID": "ID_0001",
+        **IDENTIFIERS["rsna"],
         "Modality": "CT",
         "PatientID": "P1",
-        "StudyInstanceUID": "ID_study",
-        "SeriesInstanceUID": "ID_series",
         "ImagePositionPatient": [-125.0, -100.0, 40.0],
         "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
         "SamplesPerPixel": 1,
@@ -88,7 +91,7 @@ def make(
         "PixelData": pixels if pixels is not None else words.astype(words.dtype.newbyteorder(order)).tobytes(),
         **tags,
     }
-    with _unchecked():
+    with unchecked():
         for keyword, value in values.items():
             if value is not ABSENT:
                 setattr(dataset, keyword, value)
@@ -101,7 +104,7 @@ def make(
 
 def save(dataset: Dataset, syntax: str, declared: str | None = None) -> bytes:
     """Write with a preamble and a meta header, encoded as `syntax` and labeled as `declared`."""
-    with _unchecked():
+    with unchecked():
         return _save(dataset, syntax, declared)
 
 
@@ -124,7 +127,7 @@ def _save(dataset: Dataset, syntax: str, declared: str | None) -> bytes:
 
 
 @contextmanager
-def _unchecked() -> Iterator[None]:
+def unchecked() -> Iterator[None]:
     """Let pydicom write what is not allowed, without a word."""
     reading, writing = config.settings.reading_validation_mode, config.settings.writing_validation_mode
     config.settings.reading_validation_mode = config.settings.writing_validation_mode = config.IGNORE

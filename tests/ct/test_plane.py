@@ -361,7 +361,7 @@ def test_no_real_slice_is_lost_or_newly_flagged() -> None:
 
 def test_every_reason_is_an_exclusion() -> None:
     reasons = {*IMAGE_TYPES, *DESCRIPTIONS, "not_axial", "not_head", "not_ct"}
-    assert reasons == EXCLUSIONS
+    assert {*reasons, "dicomdir", "not_image"} == EXCLUSIONS
 
 
 def test_the_page_of_limits_names_every_reason_and_flag_of_this_module() -> None:
@@ -369,6 +369,7 @@ def test_the_page_of_limits_names_every_reason_and_flag_of_this_module() -> None
     flags = {"contrast", "described_otherwise", "not_isotropic", "plane_unknown", "repeated_position", "rotated",
              "small_field", "thick", "thin", "tilt"}  # fmt: skip
     assert flags <= {*FLAGS}
-    assert [name for name in {*EXCLUSIONS, *flags} - {"not_ct"} if f"`{name}`" not in page] == []
+    others = {"not_ct", "dicomdir", "not_image"}
+    assert [name for name in {*EXCLUSIONS, *flags} - others if f"`{name}`" not in page] == []
     for limit in ("30.5 to 45 degrees", "below 80 mm", "above 850 mm", "below 140 mm", "below 2 mm, above 5.5 mm"):
         assert limit in page

@@ -17,7 +17,7 @@ from tests.ct.files import PIXEL_HEAD, SYNTAXES, compressed_image, element, head
 
 # Longer than what is read at first: three private elements of 40,000 bytes.
 LONG = [element(0x00291000 + number, b"LT", b" " * 40_000) for number in range(3)]
-TAGS = {"PixelSpacing": [2.5, 2.5], "SliceThickness": 5, "ConvolutionKernel": "H30s"}
+TAGS = {"PixelSpacing": [2.5, 2.5], "SliceThickness": 1, "ConvolutionKernel": "H30s", "ContrastBolusAgent": "x"}
 
 
 def reason(path: Path) -> str:
@@ -35,8 +35,9 @@ def test_a_header_is_that_of_the_slice(syntax: str, long: bool, tmp_path: Path) 
     (tmp_path / "a.dcm").write_bytes(data)
     whole = read_slice(data).header
     # What only the pixels tell is left out.
-    assert read_header(tmp_path / "a.dcm") == replace(whole, flags=())
-    assert (whole.flags, whole.acquisition.kernel) == (("not_512",), "H30s")
+    assert read_header(tmp_path / "a.dcm") == replace(whole, flags=("contrast", "thin"))
+    assert {"contrast", "thin", "not_512"} <= {*whole.flags}
+    assert whole.acquisition.kernel == "H30s"
 
 
 def test_a_header_longer_than_the_first_bytes_is_read_whole(tmp_path: Path) -> None:
@@ -76,6 +77,7 @@ def test_what_is_no_slice_has_its_reason(tmp_path: Path) -> None:
         (b"<html>", "not_dicom"),
         (make(Modality="MR"), "not_ct"),
         (make(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer"),
+        (make(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), "not_axial"),
         (make(SOPInstanceUID=""), "uid_missing"),
         (make()[:400], "truncated_header"),
     ):

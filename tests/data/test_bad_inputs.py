@@ -19,6 +19,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    CTImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -58,6 +59,7 @@ from tests.data.folders import PATIENTS, SLICES, paths, refusals, write_cohort
 WINDOWS = parse_windows(DEFAULT_WINDOWS)
 WORDS = head().astype(np.int32) - INTERCEPT
 JPEG = lossless_jpeg(WORDS.astype(np.uint16))
+STALE = "1.2.346"  # the one slice here whose identifier is a UID
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,14 @@ def rle_bomb(tags: dict[str, str]) -> bytes:
 
 
 def other_meta_uid(tags: dict[str, str]) -> bytes:
-    return make(**{**tags, "SOPInstanceUID": "1.2.346"}).replace(b"1.2.346\0", b"1.2.345\0", 1)
+    return make(**{**tags, "SOPInstanceUID": STALE}).replace(STALE.encode(), b"1.2.345", 1)
+
+
+def directory(_: dict[str, str]) -> bytes:
+    dataset = Dataset()
+    dataset.FileSetID, dataset.DirectoryRecordSequence = "CD", Sequence([])
+    storage, medium = CTImageStorage.encode() + b"\0", b"1.2.840.10008.1.3.10".ljust(26, b"\0")
+    return save(dataset, ExplicitVRLittleEndian).replace(storage, medium)
 
 
 def j2k_corrupt(tags: dict[str, str]) -> bytes:
@@ -241,7 +250,7 @@ CASES = [
     of(31, "study is a formula", "uid_invalid", StudyInstanceUID="=1+1"),
     of(31, "series is a path", "uid_invalid", SeriesInstanceUID="../../etc/passwd"),
     of(32, "no uid", "uid_missing", SOPInstanceUID=ABSENT),
-    Case(32, "other uid in the meta header", other_meta_uid, "uid_mismatch"),
+    Case(32, "other uid in the meta header", other_meta_uid, "meta_uid", head()),
     of(33, "same uid same bytes a", "accepted", head(), SOPInstanceUID="ID_33-twice"),
     of(33, "same uid same bytes b", "duplicate", SOPInstanceUID="ID_33-twice", PatientID="P33-same-uid-same-bytes-a",
        StudyInstanceUID="S33-same-uid-same-bytes-a"),
@@ -254,6 +263,8 @@ CASES = [
     of(36, "one study two patients a", "patient_conflict", StudyInstanceUID="ID_36"),
     of(36, "one study two patients b", "patient_conflict", StudyInstanceUID="ID_36"),
     of(37, "mr", "not_ct", Modality="MR"),
+    of(37, "raw data", "not_image", SOPClassUID="1.2.840.10008.5.1.4.1.1.66", PixelData=ABSENT),
+    Case(37, "directory of a medium", directory, "dicomdir"),
     of(37, "localizer", "localizer", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]),
     of(40, "constant", "hu_implausible", hu=np.full((64, 64), 35)),
     of(40, "near empty", "near_empty", np.where(head() > -100, -990, head()),
@@ -275,15 +286,15 @@ def write_cases(folder: Path, table: Path) -> None:
         tags = {"SOPInstanceUID": case.slice_id, "PatientID": f"P{case.name}", "StudyInstanceUID": f"S{case.name}"}
         (folder / f"{case.name}.dcm").write_bytes(case.make(tags))
         rows += [f"{case.slice_id},0,train"] if case.what != "no label" else []
-    rows += [f"{slice_id},0,train" for slice_id in ("ID_33-twice", "ID_33-conflict", "ID_41-no-file")]
+    rows += [f"{slice_id},0,train" for slice_id in (STALE, "ID_33-twice", "ID_33-conflict", "ID_41-no-file")]
     outside = folder.parent / "outside.dcm"
     outside.write_bytes(make())
     os.symlink(outside, folder / "38-escape.dcm")
     os.symlink("nothing", folder / "38-broken.dcm")
     os.mkfifo(folder / "38-fifo.dcm")
     (folder / "38-folder.dcm").mkdir()
-    with (folder / "39-large.dcm").open("wb") as file:
-        file.truncate(64 * 2**20 + 1)
+    (folder / "39-large.dcm").write_bytes(make(SOPInstanceUID="ID_39"))
+    os.truncate(folder / "39-large.dcm", 64 * 2**20 + 1)
     roles = [role for role in ("train", "validation", "calibration", "test") for _ in range(2)]
     for patient in range(PATIENTS):
         for number in range(SLICES):
@@ -349,7 +360,7 @@ def test_nothing_is_lost_and_the_exit_code_says_that_some_were_rejected(outcome:
     files = len(CASES) + len(BY_NAME) - 1
     assert manifest.listed == PATIENTS * SLICES + files
     assert manifest.listed == manifest.accepted + manifest.rejected + manifest.duplicate + manifest.excluded
-    assert (manifest.duplicate, manifest.excluded) == (1, 2)
+    assert (manifest.duplicate, manifest.excluded) == (1, 4)
     assert {case.number for case in CASES} | {38, 39} == set(range(1, 42))
 
 
@@ -428,7 +439,7 @@ def test_25_a_decoder_for_every_syntax_is_shipped(syntax: str) -> None:
 def test_25_a_missing_decoder_is_said_once_and_before_the_run(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ich_ray.data.prepare.run.is_available", lambda syntax: syntax != RLELossless)
+    monkeypatch.setattr("ich_ray.ct.decoder.is_available", lambda syntax, bits=0: syntax != RLELossless and bits != 12)
     monkeypatch.setattr(
         "ich_ray.data.prepare.run._rows_of_all_files", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
@@ -437,8 +448,8 @@ def test_25_a_missing_decoder_is_said_once_and_before_the_run(
     with pytest.raises(KeyboardInterrupt):
         prepare(folder / "plain", labels, folder / "plain-out", size=16)
     assert capsys.readouterr().out == (
-        "no decoder is installed for transfer syntax 1.2.840.10008.1.2.5: its files will be rejected as "
-        "syntax_unsupported\n"
+        "no decoder is installed for transfer syntax 1.2.840.10008.1.2.5, 1.2.840.10008.1.2.4.51 with 12 bits: its "
+        "files will be rejected as syntax_unsupported\n"
     )
 
 

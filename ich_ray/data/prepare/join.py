@@ -41,14 +41,14 @@ _ANY = LABELS.index("any")
 
 @dataclass(frozen=True)
 class Assembly:
-    """Every file's fate, and everything about the accepted slices but their blocks.
+    """The fate of every file and frame, and everything about the accepted slices but their blocks.
 
     Attributes:
-        accepted: rows of schema `chunks.ROWS`, by file.
+        accepted: rows of schema `chunks.ROWS`, by file and frame.
         values: int8 `[accepted, 6]`, -1 where a subtype is not known.
         roles: `[accepted]`.
         folds: int8 `[accepted]`.
-        refused: file, slice_id, reason and detail of every file that is not accepted, then of labels without a file.
+        refused: file, frame, slice_id, reason and detail of all that is not accepted, then of labels without a file.
         unmatched: how many labels have no file; the last rows of `refused`, reason `file_missing`, file empty.
     """
 
@@ -92,24 +92,24 @@ def assemble(
     *,
     pseudonyms: Pseudonyms,
     seed: int,
-    digest: Callable[[str], str],
+    digest: Callable[[str, int], str],
     split: Split = "patient",
 ) -> Assembly:
     """Settle duplicates, conflicts, series, labels, roles and folds.
 
     Args:
-        rows: one per listed file, of schema `chunks.ROWS`.
+        rows: one per slice or refused file, of schema `chunks.ROWS`.
         labels: the label table.
         pseudonyms: with the key that the rows were made with.
         seed: of the roles.
-        digest: of the pixel words of a file; called only where one slice_id stands in several files.
+        digest: of the pixel words of a file and frame; called only where one slice_id stands in several.
         split: what roles and folds are drawn by; `slice` puts one patient, and equal pixels, into several roles.
 
     Raises:
         ConfigError: no slice is in the label table.
         RoleError: roles are impossible, or equal pixels stand in two of them.
     """
-    rows = rows.sort_by("file")
+    rows = rows.sort_by([("file", "ascending"), ("frame", "ascending")])
     reasons = rows["reason"].to_numpy(zero_copy_only=False).astype(object)
     details = rows["detail"].to_numpy(zero_copy_only=False).astype(object)
     _settle_repeats(rows, reasons, digest)
@@ -135,10 +135,12 @@ def assemble(
         raise RoleError(f"{error}; {len(refused)} of {len(rows)} files were not accepted ({why})") from None
     without_file = labels.slice_ids.take(pa.array(unmatched))
     no_file = pa.array([""] * len(unmatched), pa.string())
-    files, slice_ids = (rows[name].combine_chunks().take(pa.array(refused)) for name in ("file", "slice_id"))
+    not_kept = rows.take(refused)
+    files, frames, slice_ids = (not_kept[name].combine_chunks() for name in ("file", "frame", "slice_id"))
     table = pa.table(
         {
             "file": pa.concat_arrays([files, no_file]),
+            "frame": pa.concat_arrays([frames, pa.array([0] * len(unmatched), pa.int32())]),
             "slice_id": pa.concat_arrays([pc.fill_null(slice_ids, ""), without_file]),
             "reason": pa.array([*reasons[refused], *["file_missing"] * len(unmatched)], pa.string()),
             "detail": pa.array([*details[refused], *["a label without a file"] * len(unmatched)], pa.string()),
@@ -159,7 +161,7 @@ def _partners(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.int64]:
     return np.bincount(pairs // max(len(names), 1), minlength=1)[of_one]
 
 
-def _settle_repeats(rows: pa.Table, reasons: NDArray[np.object_], digest: Callable[[str], str]) -> None:
+def _settle_repeats(rows: pa.Table, reasons: NDArray[np.object_], digest: Callable[[str, int], str]) -> None:
     """One slice_id in several files: one is kept if all hold the same pixels of the same patient, else none."""
     good = np.flatnonzero(reasons == "")
     ids, inverse, counts = np.unique(_column(rows, "slice_id")[good].astype(str), return_inverse=True,
@@ -168,10 +170,10 @@ def _settle_repeats(rows: pa.Table, reasons: NDArray[np.object_], digest: Callab
     groups: dict[str, list[int]] = {}
     for row, name in zip(repeated, ids[inverse[counts[inverse] > 1]], strict=True):
         groups.setdefault(name, []).append(row)
-    files, patients, pixels = (_column(rows, name) for name in ("file", "patient", "pixels"))
+    files, frames, patients, pixels = (_column(rows, name) for name in ("file", "frame", "patient", "pixels"))
     for members in groups.values():
         same = len({(patients[row], pixels[row]) for row in members}) == 1
-        if same and len({digest(files[row]) for row in members}) == 1:
+        if same and len({digest(files[row], frames[row]) for row in members}) == 1:
             reasons[members[1:]] = "duplicate"
         else:
             reasons[members] = "uid_conflict"

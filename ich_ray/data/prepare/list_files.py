@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["Listing", "list_files"]
+
+# It comes whole into memory, for each process that reads: 1,000 frames of 512x512.
+_REMOTE_LIMIT_BYTES = 8 * FILE_LIMIT_BYTES
+
+_UNSAFE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # controls, lone surrogates, line and paragraph separators
+_DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ def _walk_local(root: Path) -> Iterator[tuple[str, str, str]]:
                 folders.append(entry.path)
                 if not name.lower().endswith(".dcm"):
                     continue
-            if not name.isprintable() or not _is_text(name):
+            if not _is_safe(name):
                 yield name.encode("utf-8", "backslashreplace").decode(), "name_invalid", ""
                 continue
             reason = "not_regular" if is_folder else _refusal(entry, home)
@@ -103,17 +110,20 @@ def _refusal(entry: os.DirEntry[str], home: Path) -> str | None:
     return "" if entry.is_file() else "not_regular"
 
 
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _is_safe(name: str) -> bool:
+    """Whether a name can deceive nobody: no controls, line breaks, orders of direction or bytes that are no text.
+
+    Spaces of every width, soft hyphens and joiners are parts of names.
+    """
+    return name.isprintable() or not any(
+        unicodedata.category(one) in _UNSAFE or unicodedata.bidirectional(one) in _DIRECTIONS for one in name
+    )
 
 
 def _walk_remote(root: UPath) -> Iterator[tuple[str, str, str]]:
     base = root.path.rstrip("/")
     for path, facts in root.fs.find(base, detail=True).items():
         stamp = facts.get("ETag") or facts.get("LastModified") or facts.get("created") or ""
-        reason = "size_limit" if (facts.get("size") or 0) > FILE_LIMIT_BYTES else ""  # it would come whole into memory
-        yield path[len(base) :].lstrip("/") if path.startswith(base) else path, reason, f"{facts.get('size')} {stamp}"
+        reason = "size_limit" if (facts.get("size") or 0) > _REMOTE_LIMIT_BYTES else ""
+        name = path[len(base) :].lstrip("/") if path.startswith(base) else path
+        yield name, reason if _is_safe(name) else "name_invalid", f"{facts.get('size')} {stamp}"

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ich_ray import progress
-from ich_ray.ct.decoder import is_available
-from ich_ray.ct.dicom import read_slice
+from ich_ray.ct.decoder import missing_decoders
 from ich_ray.ct.pixels import COMPRESSED
+from ich_ray.ct.slice_file import SliceFile
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, WindowSpec, parse_windows
 from ich_ray.data.dataset import LARGEST_SIZE, PreparedDataset
 from ich_ray.data.identities import check_identities
-from ich_ray.data.prepare.decode_chunk import ROWS, ChunkJob, finished_chunk, run_chunk
+from ich_ray.data.prepare.decode_chunk import NO_IMAGE, ROWS, ChunkJob, finished_chunk, run_chunk
 from ich_ray.data.prepare.label_table import read_labels
 from ich_ray.data.prepare.list_files import Listing, list_files
 from ich_ray.data.prepare.pseudonyms import Pseudonyms
@@ -50,9 +50,8 @@ DEFAULT_LIMIT_REJECTED = 0.05
 # A chunk is a task and a block: 256 images of 128x128x3 are 12 MB and 0.25 s, against 0.02 s for handing it out. Few
 # files make smaller ones, so that all CPUs have work; the number depends on the plan alone, or a rerun elsewhere would
 # not fit the blocks that are there.
-_CHUNK_FILES = (16, 256)
+_LEAST_FILES = 16
 _CHUNKS = 24
-_BLOCK_BYTES = 2**28  # at most, as a task holds a block three times: 256 images of 1024x1024x3 took 2.6 GB for each CPU
 _FAILED = "chunk_failed"
 _BESIDE_BLOCKS = {"labels", "seed", "split"}  # what a plan may change without touching the blocks
 _LOOKED_AT = 64
@@ -164,7 +163,8 @@ def _check_acquaintance(source: UPath, listing: Listing, table: LabelTable, with
     ids = []
     for file in listing.files[:: max(1, len(listing.files) // _LOOKED_AT)]:
         try:
-            ids.append(read_slice(source / file, without_preamble).header.slice_id)
+            found = SliceFile(source / file, without_preamble)
+            ids += found.slice_ids if len(found.frames) > 1 else [found.read(0).header.slice_id]
         except Rejection:
             continue
     if ids and (table.find(pa.array(ids)) < 0).all():
@@ -220,37 +220,39 @@ def _job(
 
 def _say_missing_decoders() -> None:
     """The plug-ins are dependencies of this package, but some builds of Python have no wheels of them."""
-    missing = sorted(syntax for syntax in COMPRESSED if not is_available(syntax))
-    if missing:
+    if missing := missing_decoders(COMPRESSED):
         progress.say(
             f"no decoder is installed for transfer syntax {', '.join(missing)}: its files will be rejected as "
             "syntax_unsupported"
         )
 
 
-def _chunks(files: tuple[str, ...], image_bytes: int) -> list[tuple[str, ...]]:
-    least, most = _CHUNK_FILES
-    length = min(max(math.ceil(len(files) / _CHUNKS), least), most, max(_BLOCK_BYTES // image_bytes, 1))
+def _chunks(files: tuple[str, ...], images_a_block: int) -> list[tuple[str, ...]]:
+    length = min(max(math.ceil(len(files) / _CHUNKS), _LEAST_FILES), images_a_block)
     return [files[start : start + length] for start in range(0, len(files), length)]
 
 
 def _rows_of_all_files(work: Work, address: str | None) -> pa.Table:
-    """One row per listed file: from chunks that are whole already, then from those that Ray works on."""
-    refused = [{"file": file, "reason": reason, "detail": "", "chunk": -1, "row": -1}
+    """Rows of every listed file: from chunks that are whole already, then from those that Ray works on."""
+    refused = [{"file": file, "frame": 0, "reason": reason, "detail": "", **NO_IMAGE}
                for file, reason in work.listing.refused]  # fmt: skip
     tables = [pa.Table.from_pylist(refused, ROWS)]
-    chunks = dict(enumerate(_chunks(work.listing.files, len(work.job.windows) * work.job.size**2)))
+    chunks = dict(enumerate(_chunks(work.listing.files, work.job.images_a_block)))
     done = {number: table for number, files in chunks.items()
             if (table := finished_chunk(work.job, number, files)) is not None}  # fmt: skip
     tables += [table.replace_schema_metadata() for table in done.values()]
     missing = {number: files for number, files in chunks.items() if number not in done}
-    count, rejected = sum(map(len, tables)), sum(map(_rejected, tables))
-    with progress.bar("Preparing", len(work.listing), "slices") as advance:
+    count, rejected = sum(map(_files, tables)), sum(map(_rejected, tables))
+    with progress.bar("Preparing", len(work.listing), "files") as advance:
         for table in _mapped(work.job, missing, address) if missing else ():
             tables.append(table)
-            count, rejected = count + len(table), rejected + _rejected(table)
+            count, rejected = count + _files(table), rejected + _rejected(table)
             advance(count, f"{rejected} rejected")
     return pa.concat_tables(tables)
+
+
+def _files(table: pa.Table) -> int:
+    return len(set(table["file"].to_pylist()))
 
 
 def _rejected(table: pa.Table) -> int:

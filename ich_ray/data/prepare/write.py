@@ -4,9 +4,10 @@ Order on disk: blocks with their rows (written by the chunks), the way back besi
 rejected.parquet, sheets, dataset.json, and only then are left-overs removed: killed anywhere, there is no dataset or a
 whole one, and no dataset without its way back.
 
-Up to here files and slices go by their names; both tables have pseudonyms. `rejected.parquet` has a row per file that
-is not accepted, and after them one per label without a file (reason `file_missing`, the slice's pseudonym in place of
-the file's), which are not files and not counted in `listed`.
+Up to here files and slices go by their names; both tables have pseudonyms. A frame of a file counts as a file, of the
+name `path#frame`. `rejected.parquet` has a row per file that is not accepted, and after them one per label without a
+file (reason `file_missing`, the slice's pseudonym in place of the file's), which are not files and not counted in
+`listed`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from ich_ray.ct.slice_file import frame_name
 from ich_ray.data.dataset import BlockRecord, DatasetManifest, PreparedDataset, map_block
 from ich_ray.data.identities import write_identities
 from ich_ray.data.prepare.contact_sheets import write_sheets
@@ -102,12 +106,13 @@ def explain_write_errors(files: DatasetFiles) -> Iterator[None]:
 
 
 def _write(work: Work, rows: pa.Table) -> None:
+    opened = lru_cache(maxsize=2)(work.job.open)  # two files of many frames are compared frame by frame
     assembly = assemble(
         rows,
         work.labels,
         pseudonyms=work.job.pseudonyms,
         seed=work.seed,
-        digest=lambda file: words_digest(work.job, file),
+        digest=lambda file, frame: words_digest(work.job, file, frame, opened),
         split=work.split,
     )
     blocks, block, row = _blocks(work, assembly)
@@ -115,10 +120,15 @@ def _write(work: Work, rows: pa.Table) -> None:
     write_identities(work.identities, pa.concat_tables([accepted, refused]))
     digest = write_table(work.files.slices, _slices(assembly, accepted, block, row))
     write_table(work.files.rejected, refused.select(["file", "reason", "detail"]))
-    manifest = _manifest(work, assembly, blocks, digest)
+    manifest = _manifest(work, assembly, blocks, digest, _further_frames(rows))
     write_sheets(PreparedDataset(work.files, manifest))
     write_json(work.files.manifest, manifest.model_dump(mode="json"))
     remove_leftovers(work.files, manifest)
+
+
+def _further_frames(rows: pa.Table) -> int:
+    """How many more slices than files were listed."""
+    return int(pc.sum(pc.greater(rows["frame"], 1)).as_py() or 0)
 
 
 def remove_leftovers(files: DatasetFiles, manifest: DatasetManifest) -> None:
@@ -141,16 +151,20 @@ def _blocks(work: Work, assembly: Assembly) -> tuple[tuple[BlockRecord, ...], pa
 
     Several at a time: they wait for the disk, or for object storage, and hash and copy outside the interpreter's lock.
     """
-    chunk = assembly.accepted["chunk"].to_numpy()
+    chunk, part = (assembly.accepted[name].to_numpy().astype(np.int64) for name in ("chunk", "part"))
     row = assembly.accepted["row"].to_numpy().copy()
-    block = np.zeros(len(chunk), np.int32)
-    by_chunk = np.argsort(chunk, kind="stable")
-    numbers, starts = np.unique(chunk[by_chunk], return_index=True)
-    places = np.split(by_chunk, starts[1:])[: len(numbers)]  # without any number there is one empty part
+    written = chunk << 32 | part
+    block = np.zeros(len(written), np.int32)
+    by_block = np.argsort(written, kind="stable")
+    numbers, starts = np.unique(written[by_block], return_index=True)
+    places = np.split(by_block, starts[1:])[: len(numbers)]  # without any number there is one empty part
     block_bytes_most = max(map(len, places), default=0) * len(work.job.windows) * work.job.size**2
     at_a_time = min(_AT_A_TIME, max(2, _IN_MEMORY_BYTES // max(block_bytes_most, 1)))
     with ThreadPoolExecutor(at_a_time) as pool:
-        kept = [pool.submit(_kept, work, int(number), row[here]) for number, here in zip(numbers, places, strict=True)]
+        kept = [
+            pool.submit(_kept, work, divmod(int(number), 1 << 32), row[here])
+            for number, here in zip(numbers, places, strict=True)
+        ]
         try:
             records = tuple(each.result() for each in kept)
         except BaseException:
@@ -163,13 +177,13 @@ def _blocks(work: Work, assembly: Assembly) -> tuple[tuple[BlockRecord, ...], pa
     return records, pa.array(block, pa.int32()), pa.array(row, pa.int32())
 
 
-def _kept(work: Work, number: int, rows: NDArray[np.int32]) -> BlockRecord:
-    """The block of a chunk with the images at `rows` only.
+def _kept(work: Work, place: tuple[int, int], rows: NDArray[np.int32]) -> BlockRecord:
+    """The block of a chunk and part with the images at `rows` only.
 
     One that loses images is written again under another name, so that a run killed here finds the first one whole.
     """
-    path = work.job.block(number)
-    count, digest = block_facts(work.job, number)
+    path = work.job.block(*place)
+    count, digest = block_facts(work.job, *place)
     if len(rows) < count:
         data = block_bytes(np.ascontiguousarray(map_block(path)[np.sort(rows)]))
         path = path.with_name(f"{path.stem}{_KEPT}")
@@ -180,10 +194,13 @@ def _kept(work: Work, number: int, rows: NDArray[np.int32]) -> BlockRecord:
 
 def _named(rows: pa.Table, pseudonyms: Pseudonyms) -> pa.Table:
     """Files and slices with their pseudonyms, in the columns of `FileIdentity`."""
-    paths, uids = rows["file"].to_pylist(), rows["slice_id"].to_pylist()
+    paths, frames, uids = (rows[name].to_pylist() for name in ("file", "frame", "slice_id"))
     slice_ids = pseudonyms.names("slice", uids)
-    files = [name or slice_id for name, slice_id in zip(pseudonyms.names("file", paths), slice_ids, strict=True)]
-    columns = {"file": files, "path": paths, "slice_id": slice_ids, "uid": uids}
+    # A file may be called `a.dcm#7`, but none has a zero byte in its name.
+    distinct = [f"{path}\0{frame}" if frame else path for path, frame in zip(paths, frames, strict=True)]
+    files = [name or slice_id for name, slice_id in zip(pseudonyms.names("file", distinct), slice_ids, strict=True)]
+    shown = list(map(frame_name, paths, frames))
+    columns = {"file": files, "path": shown, "slice_id": slice_ids, "uid": uids}
     return pa.table(
         {
             **{name: pa.array(values, pa.string()) for name, values in columns.items()},
@@ -212,13 +229,15 @@ def _slices(assembly: Assembly, named: pa.Table, block: pa.Array, row: pa.Array)
     )
 
 
-def _manifest(work: Work, assembly: Assembly, blocks: tuple[BlockRecord, ...], slices_sha256: str) -> DatasetManifest:
+def _manifest(
+    work: Work, assembly: Assembly, blocks: tuple[BlockRecord, ...], slices_sha256: str, further_frames: int
+) -> DatasetManifest:
     return DatasetManifest(
         fingerprint=fingerprint(assembly, work.job.windows, work.job.size),
         size=work.job.size,
         windows=work.job.windows,
         blocks=blocks,
-        listed=len(work.listing),
+        listed=len(work.listing) + further_frames,
         accepted=len(assembly.accepted),
         rejected=assembly.rejected,
         duplicate=assembly.duplicate,
@@ -226,7 +245,7 @@ def _manifest(work: Work, assembly: Assembly, blocks: tuple[BlockRecord, ...], s
         reasons=assembly.reasons,
         roles=assembly.role_counts(),
         labels={name: int((assembly.values[:, label] == 1).sum()) for label, name in enumerate(LABELS)},
-        notes=_notes(work, assembly),
+        notes=_notes(work, assembly, further_frames),
         split=work.split,
         slices_sha256=slices_sha256,
         identities=work.identities,
@@ -236,11 +255,15 @@ def _manifest(work: Work, assembly: Assembly, blocks: tuple[BlockRecord, ...], s
     )
 
 
-def _notes(work: Work, assembly: Assembly) -> tuple[str, ...]:
+def _notes(work: Work, assembly: Assembly, further_frames: int) -> tuple[str, ...]:
     flags = Counter(flag for text in assembly.accepted["flags"].to_pylist() for flag in filter(None, text.split(",")))
     notes = [LEAK] if work.split == "slice" else []
     notes += [f"{count} accepted slices are flagged {flag}" for flag, count in flags.most_common()]
     notes += survey_series(assembly.accepted).notes
+    if further_frames:
+        notes.append(
+            f"{len(work.listing)} files hold {len(work.listing) + further_frames} slices: frames count as files"
+        )
     if assembly.unmatched:
         notes.append(f"{assembly.unmatched} labels have no file")
     if work.labels.collapsed:

@@ -428,7 +428,7 @@ def test_chunks_of_other_files_are_done_again(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("ich_ray.data.prepare.run.finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        patch.setattr("ich_ray.data.prepare.run._BLOCK_BYTES", 10 * 3 * 16**2)
+        patch.setattr("ich_ray.data.prepare.decode_chunk._BLOCK_BYTES", 10 * 3 * 16**2)
         with pytest.raises(KeyboardInterrupt):
             prepare(*cohort, tmp_path / "out", size=16)
     assert len(list((tmp_path / "out" / "blocks").glob("*.arrow"))) == 3
@@ -445,7 +445,7 @@ def test_a_disk_that_cannot_be_written_is_one_line(
     with pytest.raises(ConfigError, match="got a difference in"):
         prepare(*cohort, out, size=16)
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, data: bytes, private: bool = False) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(decode_chunk, "write_bytes", full)

@@ -1,0 +1,301 @@
+"""The headers of all inputs of `predict`, read first: each is judged by the others of its series.
+
+What is no axial slice of a head is left out by what only its series shows, and a series unlike the training data is
+flagged. Headers are read by threads here or by tasks of Ray Data; what is kept of one is some 100 bytes, and names of
+series only until they are numbered. A file whose header cannot be read has no series: its reason comes when it is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from ich_ray.bundle.training_data import SeriesLook, differences, median_step
+from ich_ray.ct.plane import Judgment, judge_table
+from ich_ray.errors import Rejection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from concurrent.futures import Future
+
+    from numpy.typing import NDArray
+
+    from ich_ray.bundle.training_data import TrainingData
+    from ich_ray.ct.dicom import SliceHeader
+
+__all__ = ["Input", "SeriesTable", "Survey", "read_facts", "read_facts_ahead", "survey_inputs"]
+
+_AT_ONCE = 512
+# Reading waits for disks and networks, parsing holds Python's lock.
+_THREADS = 8
+_JUDGED_AT_ONCE = 1 << 16
+
+
+class Input(NamedTuple):
+    """A file to predict, or a frame of one.
+
+    Attributes:
+        reason: why it is refused before it is opened; empty if it is not.
+        flags: of its series, with commas between.
+        frame: counted from 1; 0 for a file that is one slice, and before its header is read.
+    """
+
+    file: str
+    reason: str = ""
+    flags: str = ""
+    frame: int = 0
+
+
+_VECTORS = ("x", "y", "z", "normal_x", "normal_y", "normal_z")
+_LENGTHS = ("position_mm", "thickness_mm", "pixel_mm")
+_FACTS = pa.schema(
+    [
+        ("frame", pa.int32()),
+        ("known", pa.bool_()),
+        ("study", pa.string()),
+        ("series", pa.string()),
+        ("kernel", pa.string()),
+        ("rows", pa.int32()),
+        ("columns", pa.int32()),
+        *((name, pa.float32()) for name in (*_VECTORS, *_LENGTHS)),
+    ]
+)
+_UNKNOWN = (False, "", "", "", 0, 0, *(math.nan,) * 9)
+
+
+def read_facts(inputs: Sequence[Input], without_preamble: bool = False) -> pa.Table:
+    """What the headers of files say of their series: a row for each, or each of its frames, in order."""
+    from ich_ray.ct.slice_file import read_headers  # pydicom is not needed to load a bundle
+
+    rows: list[tuple[object, ...]] = []
+    for given in inputs:
+        try:
+            headers = [] if given.reason else [*read_headers(given.file, without_preamble)]
+        except (Rejection, MemoryError):
+            headers = []
+        rows += [(frame, *(_UNKNOWN if isinstance(header, Rejection) else _facts(header))) for frame, header in headers]
+        rows += [] if headers else [(0, *_UNKNOWN)]
+    columns = zip(zip(*rows, strict=True), _FACTS, strict=True)
+    return pa.table([pa.array(column, field.type) for column, field in columns], _FACTS)
+
+
+def _facts(header: SliceHeader) -> tuple[object, ...]:
+    from ich_ray.ct.acquisition import clean_name
+
+    taken, unknown = header.acquisition, (math.nan,) * 3
+    names = (header.study, header.series, clean_name(taken.kernel))
+    place = (*(taken.position or unknown), *(taken.normal or unknown))
+    return (True, *names, header.rows, header.columns, *place, taken.position_mm, taken.thickness_mm, taken.pixel_mm)
+
+
+def read_facts_ahead(inputs: Sequence[Input], without_preamble: bool = False) -> Iterator[pa.Table]:
+    """`read_facts` of parts of the inputs, in their order, by threads of this process."""
+    ahead: deque[Future[pa.Table]] = deque()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(inputs), _AT_ONCE):
+            ahead.append(pool.submit(read_facts, inputs[start : start + _AT_ONCE], without_preamble))
+            if len(ahead) > _THREADS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+@dataclass(frozen=True)
+class SeriesTable:
+    """What is known of every slice, as arrays `[n]`.
+
+    Attributes:
+        frame: of its file, counted from 1; 0 for a file that is one slice, or whose header cannot be read.
+        study: a number; -1 where the header cannot be read or names none.
+        series: 0, 1, …; a slice without one is a series of itself. -1 where the header cannot be read.
+        named: whether the header names a series.
+        positions, normals: `[n, 3]`, NaN where not known; `position_mm`, along the normal.
+        sizes: rows and columns, `[n, 2]`.
+        kernel: a place in `kernels`.
+    """
+
+    frame: NDArray[np.int32]
+    study: NDArray[np.int32]
+    series: NDArray[np.int32]
+    named: NDArray[np.bool_]
+    positions: NDArray[np.float32]
+    normals: NDArray[np.float32]
+    sizes: NDArray[np.int32]
+    position_mm: NDArray[np.float32]
+    thickness_mm: NDArray[np.float32]
+    pixel_mm: NDArray[np.float32]
+    kernel: NDArray[np.int32]
+    kernels: list[str]
+
+    @classmethod
+    def of_facts(cls, tables: Iterable[pa.Table]) -> SeriesTable:
+        """Of the tables of `read_facts`; what they say in texts is kept once."""
+        table = pa.concat_tables([_compact(_FACTS.empty_table()), *map(_compact, tables)]).unify_dictionaries()
+        (study, _), (uid, _), (kernel, kernels) = (_numbers(table[name]) for name in ("study", "series", "kernel"))
+        known, named = table["known"].to_numpy(), uid >= 0
+        # A series belongs to one study, which its UID need not show; slices without one are behind all others.
+        most = np.int64(uid.max(initial=0)) + 1
+        keys = np.where(named, study * most + uid, (study.max(initial=0) + 1) * most + np.arange(len(table)))
+        series = np.full(len(table), -1, np.int32)
+        _, series[known] = np.unique(keys[known], return_inverse=True)
+        vectors = np.column_stack([table[name].to_numpy() for name in _VECTORS])
+        return cls(
+            frame=table["frame"].to_numpy(),
+            study=study,
+            series=series,
+            named=named,
+            positions=vectors[:, :3],
+            normals=vectors[:, 3:],
+            sizes=np.column_stack([table[name].to_numpy() for name in ("rows", "columns")]),
+            **{name: table[name].to_numpy() for name in _LENGTHS},
+            kernel=kernel,
+            kernels=kernels,
+        )
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    def inputs(self, files: Sequence[Input]) -> list[Input]:
+        """The slices of the files, in order."""
+        places = np.cumsum(self.frame <= 1) - 1  # each file has one such row
+        frames = zip(places.tolist(), self.frame.tolist(), strict=True)
+        return [files[place]._replace(frame=frame) if frame else files[place] for place, frame in frames]
+
+    def judged(self) -> list[Judgment]:
+        """What each slice's series says against it; judged some series at a time, as that takes memory."""
+        found = np.full(len(self), Judgment(), object)
+        members = [each for each in self.members() if self.named[each[0]]]
+        part = np.cumsum([len(each) for each in members]) // _JUDGED_AT_ONCE
+        for number in np.unique(part):
+            rows = np.concatenate([members[place] for place in np.flatnonzero(part == number)])
+            vectors = self.positions[rows].astype(np.float64), self.normals[rows].astype(np.float64)
+            found[rows] = judge_table(self.series[rows].astype(np.int64), *vectors, self.sizes[rows].astype(np.int64))
+        return list(found)
+
+    def members(self) -> list[NDArray[np.int64]]:
+        """The inputs of each series, by its number, in their order."""
+        order = np.argsort(self.series, kind="stable")
+        order = order[np.searchsorted(self.series[order], 0) :]
+        return np.split(order, np.flatnonzero(np.diff(self.series[order])) + 1) if len(order) else []
+
+    def look(self, members: NDArray[np.int64]) -> SeriesLook:
+        """How the slices of a series were taken."""
+        rows, columns = self.sizes[members[0]]
+        return SeriesLook(
+            thickness_mm=_median(self.thickness_mm[members]),
+            slice_spacing_mm=median_step(self.position_mm[members]),
+            pixel_spacing_mm=_median(self.pixel_mm[members]),
+            kernel=next((self.kernels[place] for place in self.kernel[members] if place >= 0), ""),
+            matrix=f"{rows}x{columns}",
+        )
+
+
+def _compact(table: pa.Table) -> pa.Table:
+    for place, field in enumerate(_FACTS):
+        if pa.types.is_string(field.type):
+            table = table.set_column(place, field.name, table[field.name].dictionary_encode())
+    return table
+
+
+def _numbers(names: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
+    """A place in the list of names for each; -1 for the empty one."""
+    held = names.chunk(0).dictionary.to_pylist()
+    places = np.concatenate([chunk.indices.to_numpy() for chunk in names.chunks])
+    places[places == (held.index("") if "" in held else -1)] = -1
+    return places, held
+
+
+def _median(values: NDArray[np.float32]) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else math.nan
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is to be read, and what is said before.
+
+    Attributes:
+        inputs: those given, a frame at a time, with the reasons and flags of their series.
+        notes: lines for people.
+    """
+
+    inputs: list[Input]
+    notes: tuple[str, ...]
+
+
+def survey_inputs(inputs: Sequence[Input], facts: Iterable[pa.Table], training: TrainingData | None) -> Survey:
+    """Judge the inputs by their series, and the series by the training data of the bundle.
+
+    Args:
+        inputs: files.
+        facts: of `read_facts`, in the order of the inputs.
+        training: of the bundle's card.
+    """
+    table = SeriesTable.of_facts(facts)
+    judged = table.judged()
+    kept = np.array([not judgment.reason for judgment in judged], bool)
+    unlike = _Unlike()
+    for members in table.members():
+        if training is not None and kept[members].any():
+            unlike.add(table, members, differences(training, table.look(members[kept[members]])))
+    far = unlike.flags
+    found = [
+        _judged(given, judgment, far.get(series, ()))
+        for given, judgment, series in zip(table.inputs(inputs), judged, table.series.tolist(), strict=True)
+    ]
+    return Survey(found, tuple(filter(None, [_untold(training), unlike.note])))
+
+
+def _judged(given: Input, judgment: Judgment, far: Iterable[str]) -> Input:
+    if given.reason or not (judgment.reason or judgment.flags or far):
+        return given
+    return given._replace(reason=judgment.reason, flags=",".join(sorted({*judgment.flags, *far})))
+
+
+def _untold(training: TrainingData | None) -> str:
+    """What cannot be compared with the training data; empty if all can."""
+    missing = ["how the slices that trained it were taken"] if training is None else training.unknown
+    if not missing:
+        return ""
+    return (
+        f"the card of the bundle does not say {', '.join(missing)}: what is unlike the training data in this is not "
+        "flagged; prepare the dataset again and retrain"
+    )
+
+
+class _Unlike:
+    """Studies far from the training data.
+
+    Attributes:
+        flags: of each series that is far, by its number.
+        studies: in what each study is far, in words.
+    """
+
+    def __init__(self) -> None:
+        self.flags: dict[int, tuple[str, ...]] = {}
+        self.studies: dict[tuple[str, int], dict[str, str]] = {}
+
+    def add(self, table: SeriesTable, members: NDArray[np.int64], far: dict[str, str]) -> None:
+        """Add a series."""
+        series, study = int(table.series[members[0]]), int(table.study[members[0]])
+        key = ("study", study) if study >= 0 else ("series", series)  # one without a study is a study of its own
+        self.studies[key] = far | self.studies.get(key, {})
+        if far:
+            self.flags[series] = tuple(far)
+
+    @property
+    def note(self) -> str:
+        """How many studies are far, with an example of each way; empty if none is."""
+        counts = Counter(flag for far in self.studies.values() for flag in far)
+        if not counts:
+            return ""
+        examples = {flag: words for far in [*self.studies.values()][::-1] for flag, words in far.items()}
+        ways = "; ".join(f"{flag} {count} ({examples[flag]})" for flag, count in sorted(counts.items()))
+        far = sum(map(bool, self.studies.values()))
+        return f"{far} of {len(self.studies)} studies are unlike the training data: {ways}"
