@@ -197,7 +197,7 @@ OF_FILES: dict[str, Code] = {
         {"unknown syntax": spoiled.unknown_syntax, "12-bit lossy JPEG": spoiled.twelve_bits},
     ),
     "truncated_header": Code(
-        "The file must not end before its image is described.",
+        "The file must not end inside an element, nor before its data set.",
         files={"cut in the header": spoiled.cut_in_header, "an element longer than the file": spoiled.too_long},
     ),
     "truncated_pixel": Code(

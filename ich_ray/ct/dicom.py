@@ -209,15 +209,14 @@ def _read_local(path: str) -> bytes:
 def _check_kind(elements: Elements) -> None:
     if elements.unknown_vr and (unknown := min(elements.unknown_vr & _DECISIVE, default=0)):
         raise Rejection("header_invalid", f"({unknown >> 16:04X},{unknown & 0xFFFF:04X}) has no known VR")
-    modality, is_described = elements.text(MODALITY).upper(), max(elements.spans) >= _DESCRIPTION
-    if modality != "CT" and (modality or is_described):
+    modality = elements.text(MODALITY).upper()
+    # Without a modality a file that ends early is not excluded as another kind of image.
+    if modality != "CT" and (modality or max(elements.spans) >= _DESCRIPTION):
         raise Rejection("not_ct", "Modality does not say CT")
     if any(tag in elements for tag in FLOAT_PIXELS):
         raise Rejection("float_pixel", "floating-point pixels are no CT words")
     if PIXEL_DATA not in elements and elements.text(SOP_CLASS) not in {"", *_CT_CLASSES}:
         raise Rejection("not_image", "SOPClassUID is not of CT images, and there is no PixelData")
-    if not is_described:
-        raise Rejection("truncated_header", "the file ends before the description of the image")
     if {"LOCALIZER", "SCOUT"} & {part.strip().upper() for part in elements.text(IMAGE_TYPE).split("\\")}:
         raise Rejection("localizer", "ImageType says localizer")
     start, end = elements.spans.get(PIXEL_DATA, (0, 0))

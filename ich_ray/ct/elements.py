@@ -114,6 +114,8 @@ def parse(data: memoryview, without_preamble: bool = False) -> Elements:
     walk = _Walk(data, explicit, order)
     walk.run(start)
     flags += ("vr_encoding",) if explicit == (syntax == IMPLICIT_LITTLE) else ()
+    if not walk.spans:
+        raise Rejection("truncated_header", "no data set follows the file meta information")
     unknown = frozenset(walk.unknown_vr | meta.unknown_vr)
     flags += ("vr_unknown",) if unknown else ()
     flags += ("trailing_bytes",) if walk.has_trailing_bytes else ()

@@ -188,7 +188,7 @@ def twelve_bits() -> bytes:
 
 def cut_in_header() -> bytes:
     data = good()
-    return data[: data.index(b"\x10\0\x20\0LO") + 10]
+    return data[: data.index(b"\x10\0\x20\0LO") + 9]
 
 
 def too_long() -> bytes:

@@ -109,6 +109,14 @@ def test_a_directory_of_a_medium_is_no_fault(syntax: str) -> None:
     assert reason(data[:400]) == "dicomdir"
 
 
+def test_a_file_that_ends_between_two_elements_has_no_pixels_and_is_not_called_cut() -> None:
+    data = make()
+    assert reason(data[: data.index(b"\x28\0\x02\0US")]) == "no_pixel"
+    assert reason(data[: data.index(b"\x10\0\x20\0LO")]) == "no_pixel"
+    assert reason(data[: data.index(b"\x08\0\x60\0CS")]) == "no_pixel"
+    assert reason(data[: data.index(b"\x08\0\x16\0UI")]) == "truncated_header"
+
+
 def test_a_meta_header_without_a_transfer_syntax() -> None:
     data = make()
     at = data.index(b"\x02\0\x10\0UI")
