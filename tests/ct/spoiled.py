@@ -168,6 +168,12 @@ def no_end_marker() -> bytes:
     return compressed(_jpeg_ls()[:-2], JPEGLSLossless, **UIDS)
 
 
+def half_a_jpeg() -> bytes:
+    frame = lossless_jpeg(WORDS)
+    half = frame[: len(frame) // 2] + frame[-2:]
+    return compressed(half, JPEGLosslessSV1, PixelRepresentation=0, **UIDS)
+
+
 def cut_off() -> bytes:
     return good()[:-1]
 
