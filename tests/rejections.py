@@ -56,11 +56,12 @@ OF_FILES: dict[str, Code] = {
     ),
     "decode_error": Code(
         "PixelData must hold what the transfer syntax says, and be whole.",
-        "GDCM takes the words for native ones.",
+        "Others take words for native ones, or make up the rest of a JPEG image.",
         {
             "native words, JPEG declared": spoiled.jpeg_declared,
             "no codestream": spoiled.no_codestream,
             "damaged JPEG 2000": spoiled.damaged_jpeg_2000,
+            "lossless JPEG with half of its coded data": spoiled.half_a_jpeg,
             "a deflated set that cannot be inflated": spoiled.not_deflated,
         },
     ),
@@ -221,7 +222,7 @@ OF_FILES: dict[str, Code] = {
         {"unknown syntax": spoiled.unknown_syntax, "12-bit lossy JPEG": spoiled.twelve_bits},
     ),
     "truncated_header": Code(
-        "The file must not end before its image is described.",
+        "The file must not end inside an element, nor before its data set.",
         files={"cut in the header": spoiled.cut_in_header, "an element longer than the file": spoiled.too_long},
     ),
     "truncated_pixel": Code(

@@ -28,6 +28,10 @@ __all__ = ["FRAME_LIMIT_BYTES", "FRAME_LIMIT_S", "is_available", "missing_decode
 FRAME_LIMIT_S = 10
 FRAME_LIMIT_BYTES = 2**30
 
+# What libjpeg writes to stderr, and no plug-in tells its caller, before it makes up the rest of an image.
+_MADE_UP = (b"premature end of data segment", b"bad Huffman code", b"Premature end of JPEG file")
+_COMPLAINTS_BYTES = 2**20
+
 # The plug-ins of these two syntaxes say that they are there, and then decode 8 bits only.
 _LOSSY_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 _TWELVE_BITS = 12
@@ -129,15 +133,21 @@ def _answer(facts: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], byte
 
 
 def _confine() -> None:
-    """Bound the memory beyond what the program itself has mapped; leave no core file, which would hold the pixels."""
+    """Bound the memory beyond what the program itself has mapped, and what a library prints.
+
+    No core file is left, which would hold the pixels.
+    """
     mapped_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes + FRAME_LIMIT_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_COMPLAINTS_BYTES, _COMPLAINTS_BYTES))
 
 
 def _main() -> None:
     source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a library that prints must not print into the answers
+    complaints = os.memfd_create("complaints")
+    for stream in (1, 2):  # a library that prints must not print into the answers
+        os.dup2(complaints, stream)
     # pydicom's logger and warnings quote paths and values.
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -148,7 +158,12 @@ def _main() -> None:
     while message := receive(source):
         # Kills this process in the middle of native code too, should nobody be left to do so.
         signal.alarm(2 * FRAME_LIMIT_S)
-        send(target, *_answer(*message))
+        os.lseek(complaints, 0, os.SEEK_SET)  # of all three descriptors, which are one open file
+        os.ftruncate(complaints, 0)
+        facts, words = _answer(*message)
+        if any(complaint in os.pread(complaints, _COMPLAINTS_BYTES, 0) for complaint in _MADE_UP):
+            facts, words = {"outcome": "failed", "error": "the end of the coded data is missing"}, b""
+        send(target, facts, words)
         signal.alarm(0)
 
 

@@ -323,26 +323,19 @@ def _check_kind(elements: Elements) -> tuple[Acquisition, Judgment]:
     """How the slice was taken, and what is odd about that; or what the file is instead of a slice."""
     if elements.unknown_vr and (unknown := min(elements.unknown_vr & _DECISIVE, default=0)):
         raise Rejection("header_invalid", f"({unknown >> 16:04X},{unknown & 0xFFFF:04X}) has no known VR")
-    modality, is_described = elements.text(MODALITY).upper(), max(elements.spans) >= _DESCRIPTION
-    if modality != "CT" and (modality or is_described):
+    modality = elements.text(MODALITY).upper()
+    # Without a modality a file that ends early is not excluded as another kind of image.
+    if modality != "CT" and (modality or max(elements.spans) >= _DESCRIPTION):
         raise Rejection("not_ct", "Modality does not say CT")
-    if not is_described:
-        _check_class(elements)
-        raise Rejection("truncated_header", "the file ends before the description of the image")
     acquisition = read_acquisition(elements)
     return acquisition, _not_excluded(judge_slice(acquisition))
-
-
-def _check_class(elements: Elements) -> None:
-    if elements.text(SOP_CLASS) not in {"", *_CT_CLASSES}:
-        raise Rejection("not_image", "SOPClassUID is not of CT images, and there is no PixelData")
 
 
 def _check_pixels(elements: Elements) -> None:
     if any(tag in elements for tag in FLOAT_PIXELS):
         raise Rejection("float_pixel", "floating-point pixels are no CT words")
-    if PIXEL_DATA not in elements:
-        _check_class(elements)
+    if PIXEL_DATA not in elements and elements.text(SOP_CLASS) not in {"", *_CT_CLASSES}:
+        raise Rejection("not_image", "SOPClassUID is not of CT images, and there is no PixelData")
     start, end = elements.spans.get(PIXEL_DATA, (0, 0))
     if start == end:
         raise Rejection("no_pixel", "PixelData is absent or empty")

@@ -153,6 +153,8 @@ def _parse(data: memoryview, without_preamble: bool, before: int | None) -> Elem
     if before is not None and end >= len(data):
         raise Rejection("truncated_header", "the data ends before the pixels")
     flags += ("vr_encoding",) if explicit == (syntax == IMPLICIT_LITTLE) else ()
+    if not walk.spans:
+        raise Rejection("truncated_header", "no data set follows the file meta information")
     unknown = frozenset(walk.unknown_vr | meta.unknown_vr)
     flags += ("vr_unknown",) if unknown else ()
     flags += ("trailing_bytes",) if walk.has_trailing_bytes else ()

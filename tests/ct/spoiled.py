@@ -169,6 +169,12 @@ def no_end_marker() -> bytes:
     return compressed(_jpeg_ls()[:-2], JPEGLSLossless, **UIDS)
 
 
+def half_a_jpeg() -> bytes:
+    frame = lossless_jpeg(WORDS)
+    half = frame[: len(frame) // 2] + frame[-2:]
+    return compressed(half, JPEGLosslessSV1, PixelRepresentation=0, **UIDS)
+
+
 def cut_off() -> bytes:
     return good()[:-1]
 
@@ -189,7 +195,7 @@ def twelve_bits() -> bytes:
 
 def cut_in_header() -> bytes:
     data = good()
-    return data[: data.index(b"\x10\0\x20\0LO") + 10]
+    return data[: data.index(b"\x10\0\x20\0LO") + 9]
 
 
 def too_long() -> bytes:

@@ -16,18 +16,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydicom.encaps import generate_frames
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from ich_ray.ct import isolation
 from ich_ray.ct.dicom import CTSlice, read_slice
 from ich_ray.ct.elements import PIXEL_DATA, parse
 from ich_ray.errors import Rejection
-from tests.ct.files import compressed_image, make
+from tests.ct.files import IDENTIFIERS, compressed, compressed_image, dataset_of, make
+
+
+def padded_jpeg_ls() -> bytes:
+    dataset = dataset_of(compressed_image(JPEGLSLossless))
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=1)).rstrip(b"\0")
+    return compressed(frame + b"\xff" * (2 - len(frame) % 2), JPEGLSLossless, **IDENTIFIERS["uid"])
+
 
 BASES: dict[str, Callable[[], bytes]] = {
     "signed 16 bits": make,
     "unsigned 12 bits": lambda: make(signed=False, syntax="implicit"),
     "big endian": lambda: make(syntax="big"),
+    "with UIDs": lambda: make(**IDENTIFIERS["uid"]),
+    "jpeg-ls, padded, with UIDs": padded_jpeg_ls,
     "rle": lambda: compressed_image(RLELossless),
     "jpeg-ls": lambda: compressed_image(JPEGLSLossless),
     "j2k": lambda: compressed_image(JPEG2000Lossless),
