@@ -50,7 +50,7 @@ FLAGS = {
     "pixels_shared": "the same image stands under another patient, too",
     "rsna_repair": "12-bit unsigned words with an intercept above -100: shifted as the RSNA set needs it",
     "study_missing": "no StudyInstanceUID or SeriesInstanceUID",
-    "trailing_bytes": "bytes that are no element follow the pixels; they are ignored",
+    "trailing_bytes": "text, fill bytes or an element that is cut off follow the pixels; they are ignored",
     "vr_encoding": "implicit and explicit VR were mixed up in the transfer syntax",
     "vr_unknown": "an element that decides nothing has a VR that does not exist; it is skipped",
 }
