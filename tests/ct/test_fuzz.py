@@ -38,6 +38,12 @@ def test_no_change_is_read_otherwise_than_by_others_without_a_rule(number: int) 
     assert found == []
 
 
+@pytest.mark.parametrize("number", [15367, 23312])  # a position of unknown VR, and one with a NUL in it
+def test_a_position_that_others_guess_has_its_rule(number: int) -> None:
+    _, found = run([number], seed=1)
+    assert found == []
+
+
 @pytest.mark.slow
 def test_5000_changes() -> None:
     kinds, found = run(range(5000), seed=2)

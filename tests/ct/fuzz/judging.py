@@ -106,7 +106,9 @@ def _verdict(case: Case) -> Verdict:
     found = [("pydicom", fact) for fact in in_pydicom] + [("GDCM", fact) for fact in in_gdcm]
     named = {one: next((name for name, holds in RULES.items() if holds(case, *one)), "") for one in found}
     alone = {fact for fact in in_pydicom if fact in in_gdcm}  # in these nobody reads what we read
-    unjudged = tuple(f"{one}: {fact}" for (one, fact), name in named.items() if not name or fact in alone)
+    unjudged = tuple(
+        f"{one}: {fact}" for (one, fact), name in named.items() if not name or (fact in alone and name != _SKIPPED)
+    )
     return Verdict("; ".join(sorted({name for name in named.values() if name})) or "unjudged", unjudged)
 
 
@@ -147,7 +149,17 @@ def _numbers(text: str) -> list[float]:
 
 
 def _has_inner_nul(case: Case, library: str, fact: str) -> bool:
-    return library == "GDCM" and fact in _IDENTITY and "\0" in getattr(case.ct.header, fact)
+    if library != "GDCM" or isinstance(case.pydicom, Failure):
+        return False
+    texts = {"position": case.pydicom.texts["position"] + case.pydicom.texts["orientation"]}
+    texts |= {name: getattr(case.ct.header, name) for name in _IDENTITY}
+    return "\0" in _text(texts.get(fact, ""))
+
+
+def _is_skipped(case: Case, library: str, fact: str) -> bool:
+    """A position of a VR that does not exist is unknown to us, as the flag says, whoever guesses it."""
+    header = case.ct.header
+    return fact == "position" and math.isnan(header.acquisition.position_mm) and "vr_unknown" in header.flags
 
 
 def _is_no_ct_class(case: Case, library: str, fact: str) -> bool:
@@ -164,9 +176,11 @@ def _is_damaged_jpeg(case: Case, library: str, fact: str) -> bool:
     return is_jpeg and library == "pydicom" and fact == "HU" and case.has_other_frame
 
 
-# Each with the reading that ours equals. Where both libraries differ from ours in one thing, no rule may explain both.
+# Where both libraries differ from ours in one thing, no rule may explain both, but that we say that we do not know.
+_SKIPPED = "others guess a position of unknown VR"
 RULES: dict[str, Callable[[Case, str, str], bool]] = {
     "GDCM ends a text at a NUL": _has_inner_nul,
+    _SKIPPED: _is_skipped,
     "GDCM takes no rescale from a SOP class that is not CT's": _is_no_ct_class,
     "decoders differ on damaged lossy JPEG": _is_damaged_jpeg,
 }
