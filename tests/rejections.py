@@ -95,7 +95,7 @@ OF_FILES: dict[str, Code] = {
         {"-1 frames": tags(NumberOfFrames="-1"), "groups of 2 frames of 3": spoiled.a_group_fewer},
     ),
     "header_invalid": Code(
-        "Elements and items must be as PS3.5 says; what decides a pixel, a patient or a label has a VR that exists.",
+        "Elements and items must be as PS3.5 says; what decides a pixel, a patient or a label has a VR of its kind.",
         "Others guess the VR.",
         {
             "RescaleIntercept of VR ??": spoiled.unknown_vr,

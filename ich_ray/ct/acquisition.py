@@ -114,7 +114,7 @@ def clean_name(text: str) -> str:
 
 def decimals(text: str) -> list[float]:
     """The values of a DS element (PS3.5 6.2); none if any of them is not a finite decimal number."""
-    parts = [part.strip() for part in text.split("\\")]
+    parts = [part.strip(" ") for part in text.split("\\")]
     values = [float(part) for part in parts if _DECIMAL.fullmatch(part)]
     return values if len(values) == len(parts) and all(map(math.isfinite, values)) else []
 

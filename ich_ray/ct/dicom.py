@@ -79,7 +79,7 @@ FLAGS = {
     "thick": "SliceThickness above 5.5 mm",
     "thin": "SliceThickness below 2 mm",
     "tilt": "30.5 to 45 degrees off the axial plane: more than a gantry tilts",
-    "trailing_bytes": "bytes that are no element follow the pixels; they are ignored",
+    "trailing_bytes": "text, fill bytes or an element that is cut off follow the pixels; they are ignored",
     "vr_encoding": "implicit and explicit VR were mixed up in the transfer syntax",
     "vr_unknown": "an element that decides nothing has a VR that does not exist; it is skipped",
 }

@@ -41,8 +41,21 @@ _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"  # Media Storage Directory, a DICOMDIR
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
 _UNKNOWN = b"??"
+_TEXT_AND_FILL = bytes((0, 0xFF, 0x1A, *b"\t\r\n", *range(0x20, 0x7F)))
 _LONG_VR = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _SHORT_VR = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+# How the elements that decide a pixel, a patient or a label may be encoded. Others read the same bytes as another value
+# under another VR: Rows of VR DS as the text of a number. UN says nothing, so that the dictionary's VR holds.
+_WORD_VR = frozenset({b"US", b"SS", b"UN", b"", _UNKNOWN})
+_TEXT_VR = frozenset({*b"AE AS CS DA DS DT IS LO LT PN SH ST TM UI UC UR UT UN".split(), b"", _UNKNOWN})
+_DECISIVE_VR = {
+    **dict.fromkeys((0x00020003, 0x00020010, 0x00080008, 0x00080018, 0x00080060, 0x00100020), _TEXT_VR),
+    **dict.fromkeys((0x0020000D, 0x0020000E, 0x00200032, 0x00200037, 0x00280004, 0x00280008), _TEXT_VR),
+    **dict.fromkeys((0x00281052, 0x00281053, 0x00281054), _TEXT_VR),
+    **dict.fromkeys((0x00280002, 0x00280010, 0x00280011, 0x00280100, 0x00280101, 0x00280102), _WORD_VR),
+    **dict.fromkeys((0x00280103, 0x00280120, 0x00280121), _WORD_VR),
+    PIXEL_DATA: frozenset({b"OB", b"OW", b"UN", b"", _UNKNOWN}),
+}
 _EXECUTABLES = (b"MZ", b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"#!")
 
 
@@ -79,9 +92,12 @@ class Elements:
         return None if span is None else bytes(self.data[span[0] : span[1]])
 
     def text(self, tag: int) -> str:
-        """A string value without its padding, bytes as Latin-1; empty where the tag is absent."""
+        """A string value without its padding, bytes as Latin-1; empty where the tag is absent.
+
+        NUL pads at the end only (PS3.5 6.2): one in front stays, and makes an identifier invalid.
+        """
         span = self.spans.get(tag)
-        return "" if span is None else str(self.data[span[0] : span[1]], "latin-1").strip(" \0")
+        return "" if span is None else str(self.data[span[0] : span[1]], "latin-1").rstrip(" \0").lstrip(" ")
 
     def items(self, tag: int) -> Iterator[Elements]:
         """The elements of each item of a sequence; none where the tag is absent.
@@ -150,6 +166,8 @@ def _parse(data: memoryview, without_preamble: bool, before: int | None) -> Elem
     explicit = _looks_explicit(data, start, default=syntax != IMPLICIT_LITTLE)
     walk = _Walk(data, explicit, order)
     end = walk.run(start, before=before)
+    if twice := min(meta.spans.keys() & walk.spans.keys(), default=0):
+        raise Rejection("duplicate_tag", f"({twice >> 16:04X},{twice & 0xFFFF:04X}) stands in the data set, too")
     if before is not None and end >= len(data):
         raise Rejection("truncated_header", "the data ends before the pixels")
     flags += ("vr_encoding",) if explicit == (syntax == IMPLICIT_LITTLE) else ()
@@ -215,12 +233,8 @@ class _Walk:
         """
         spans, head, end = self.spans, self._head, self._end
         while position < end:
-            if PIXEL_DATA in spans:
-                if self._is_padding(position):
-                    break
-                if self._is_junk(position):  # all that a slice needs stands before it
-                    self.has_trailing_bytes = True
-                    break
+            if PIXEL_DATA in spans and self._is_over(position):  # all that a slice needs stands before it
+                break
             if only_group is not None and int.from_bytes(self.data[position : position + 2], "little") != only_group:
                 break
             tag, vr, length, start = head(position)
@@ -228,6 +242,8 @@ class _Walk:
                 break
             if tag in spans:
                 raise Rejection("duplicate_tag", f"({tag >> 16:04X},{tag & 0xFFFF:04X}) stands twice")
+            if tag in _DECISIVE_VR and vr not in _DECISIVE_VR[tag]:
+                raise Rejection("header_invalid", f"({tag >> 16:04X},{tag & 0xFFFF:04X}) has the VR of other values")
             position = start + length
             if vr not in _SHORT_VR or tag == PIXEL_DATA or position > end:  # few: all others end there
                 position = self._after(tag, vr, length, start, 0)
@@ -254,6 +270,13 @@ class _Walk:
             return self.spans
         return {tag: span for tag, span in self.spans.items() if tag not in self.unknown_vr}
 
+    def _is_over(self, position: int) -> bool:
+        """Whether no element follows the pixels; junk is noted."""
+        if self._is_padding(position):
+            return True
+        self.has_trailing_bytes = self._is_junk(position)
+        return self.has_trailing_bytes
+
     def _is_padding(self, position: int) -> bool:
         """Whether only zeros follow; the rest is looked at, and copied, only where the next tag is zero."""
         if self._end - position > FILE_LIMIT_BYTES:
@@ -261,13 +284,19 @@ class _Walk:
         return not (bytes(self.data[position : position + 4]).strip(b"\0") or bytes(self.data[position:]).strip(b"\0"))
 
     def _is_junk(self, position: int) -> bool:
-        """Whether no whole element follows, such as after a line break that a text tool or a download added."""
+        """Whether no whole element follows, such as after a line break that a text tool or a download added.
+
+        Text, fill bytes and an element that is cut off are junk. Other bytes may be the last pixels, behind some that
+        were put in before them.
+        """
         try:
             tag, vr, length, start = self._head(position)
             if tag not in self.spans:
                 self._after(tag, vr, length, start, 0)
         except Rejection:
-            return True
+            rest = bytes(self.data[position:])
+            has_vr = self.explicit and (rest[4:6] in _SHORT_VR or rest[4:6] in _LONG_VR)
+            return has_vr or not rest.translate(None, _TEXT_AND_FILL)
         return False
 
     def _head(self, position: int) -> tuple[int, bytes, int, int]:
@@ -337,6 +366,8 @@ class _Walk:
             if tag != _ITEM:
                 raise Rejection("header_invalid", "a sequence holds something other than items")
             position = self._after_item(position, None if length == _UNDEFINED else position + length, depth)
+        if position != end:
+            raise Rejection("header_invalid", "an item reaches past the end of its sequence")
         return position
 
     def _after_item(

@@ -199,7 +199,7 @@ def _named(rows: pa.Table, pseudonyms: Pseudonyms) -> pa.Table:
     # A file may be called `a.dcm#7`, but none has a zero byte in its name.
     distinct = [f"{path}\0{frame}" if frame else path for path, frame in zip(paths, frames, strict=True)]
     files = [name or slice_id for name, slice_id in zip(pseudonyms.names("file", distinct), slice_ids, strict=True)]
-    shown = list(map(frame_name, paths, frames))
+    shown = [frame_name(path, frame) for path, frame in zip(paths, frames, strict=True)]
     columns = {"file": files, "path": shown, "slice_id": slice_ids, "uid": uids}
     return pa.table(
         {

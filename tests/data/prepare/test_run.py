@@ -467,6 +467,7 @@ def test_errors_of_a_task_reach_the_caller_without_a_traceback(tmp_path: Path, c
     from ich_ray.data.prepare.run import _mapped
 
     (tmp_path / "blocks").write_text("in the way")
+    (tmp_path / "prepare.json").touch()  # which every machine is asked for
     with pytest.raises(IchRayError, match="a block must be written, got") as caught:
         list(_mapped(_job(cohort[0], tmp_path), {0: ("ID_000.dcm",)}, None))
     assert "Traceback" not in str(caught.value)

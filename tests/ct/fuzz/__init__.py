@@ -1,0 +1,1 @@
+"""Changed files of every transfer syntax, read by us, by pydicom and by GDCM."""
