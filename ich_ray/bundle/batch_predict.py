@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from ich_ray import progress
 from ich_ray.bundle.bundle import OPERATING_POINT, load_bundle
 from ich_ray.bundle.input_survey import Input, read_facts, read_facts_ahead, survey_inputs
-from ich_ray.bundle.prediction import Prediction, Predictor, list_inputs
-from ich_ray.bundle.study_prediction import Studies, StudyPrediction
+from ich_ray.bundle.prediction import LabelledPrediction, Prediction, Predictor, list_inputs
+from ich_ray.bundle.study_prediction import LabelledStudyPrediction, Studies, StudyPrediction
 from ich_ray.bundle.table_writer import as_table, check_suffix, writing_rows
 from ich_ray.errors import ConfigError
 from ich_ray.machines import ask_machines
@@ -136,13 +136,14 @@ def predict(
         raise ConfigError(f"--out {target}: a file that is no input must be given, got an input; name another")
     many = address is not None or len(inputs) >= _WORTH_RAY
     totals, studies = Totals(len(inputs)), Studies()
-    kind: type[Prediction | StudyPrediction] = Prediction if by == "slice" else StudyPrediction
+    of_study = LabelledStudyPrediction if predictor.kind is LabelledPrediction else StudyPrediction
+    kind: type[Prediction | StudyPrediction] = predictor.kind if by == "slice" else of_study
     with connected(address) if many else nullcontext(), writing_rows(target, kind) as append:
         if many:
             ask_machines()
         inputs = _surveyed(inputs, predictor.bundle.card.training_data, order, many)
         totals.inputs = len(inputs)
-        batches = _through_ray(order, inputs) if many else predictor.stream(inputs)
+        batches = _through_ray(order, inputs, predictor.kind) if many else predictor.stream(inputs)
         with progress.bar("Predicting", len(inputs), "slices") as advance:
             done = 0
             for rows in batches:
@@ -189,11 +190,11 @@ def _facts(order: _Order, chunk: dict[str, Any]) -> pa.Table:
     return read_facts(_inputs_of(chunk), order.without_preamble)
 
 
-def _through_ray(order: _Order, inputs: list[Input]) -> Iterator[list[Prediction]]:
+def _through_ray(order: _Order, inputs: list[Input], kind: type[Prediction]) -> Iterator[list[Prediction]]:
     """Rows in the order of the inputs, from one worker on each CPU; accelerators are shared among them."""
     items = _chunks(inputs, EVALUATION_BATCH)
     for table in map_in_order(items, _Worker, order, rule="predict: every batch must end", hint=_AGAIN):
-        yield [Prediction(**row) for row in table.to_pylist()]
+        yield [kind(**row) for row in table.to_pylist()]
 
 
 _AGAIN = "nothing was written, try again"
@@ -216,4 +217,4 @@ class _Worker:
         self._predictor = order.predictor()
 
     def __call__(self, chunk: dict[str, Any]) -> pa.Table:
-        return as_table(self._predictor.decide(*self._predictor.read(_inputs_of(chunk))), Prediction)
+        return as_table(self._predictor.decide(*self._predictor.read(_inputs_of(chunk))), self._predictor.kind)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ich_ray.errors import ConfigError, Rejection
 from ich_ray.progress import say
 from ich_ray.storage import Location, is_local, locate
 from ich_ray.training.inference import EVALUATION_BATCH
+from ich_ray.vocabulary import SUBTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -36,10 +37,13 @@ if TYPE_CHECKING:
     from ich_ray.ct.slice_file import SliceFile
 
 __all__ = [
+    "SUBTYPE_COLUMNS",
+    "LabelledPrediction",
     "Pictures",
     "Prediction",
     "Predictor",
     "Scorer",
+    "SubtypeColumns",
     "list_inputs",
     "read_input",
 ]
@@ -69,6 +73,29 @@ class Prediction:
     reason: str = ""
     series: str = ""
     flags: str = ""
+
+
+@dataclass(frozen=True)
+class SubtypeColumns:
+    """What a bundle that answers the subtypes adds at the end of a row; in a study the highest of any of its slices.
+
+    None of these is forced below the probability of `any`, which decides.
+    """
+
+    probability_epidural: float | None = None
+    probability_intraparenchymal: float | None = None
+    probability_intraventricular: float | None = None
+    probability_subarachnoid: float | None = None
+    probability_subdural: float | None = None
+
+
+# Fields of the last base come first.
+@dataclass(frozen=True)
+class LabelledPrediction(SubtypeColumns, Prediction):
+    """One input of a bundle that answers the subtypes."""
+
+
+SUBTYPE_COLUMNS = tuple(f"probability_{name}" for name in SUBTYPES)
 
 
 def list_inputs(paths: Iterable[Location]) -> list[Input]:
@@ -125,6 +152,8 @@ class Scorer(Protocol):
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]: ...
 
+    def label_probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]: ...
+
 
 class Pictures(Protocol):
     """What draws a picture of each slice, such as heat maps."""
@@ -137,6 +166,9 @@ class Pictures(Protocol):
 class Predictor:
     """A bundle at one of its operating points.
 
+    Attributes:
+        kind: of its rows.
+
     Raises:
         ConfigError: the bundle has no such operating point.
     """
@@ -146,6 +178,7 @@ class Predictor:
     ) -> None:
         self.bundle, self.point, self.heatmaps, self.without_preamble = bundle, point, heatmaps, without_preamble
         self.threshold = bundle.operating_point(point).threshold
+        self.kind = LabelledPrediction if bundle.card.parameters.labels == "all" else Prediction
         # Heat maps hang hooks into the one network that there is.
         self._one_at_a_time = nullcontext() if heatmaps is None else Lock()
 
@@ -185,24 +218,24 @@ class Predictor:
         opened: tuple[str, SliceFile] | None = None  # frames of one file follow each other
         for path, reason, flags, frame in inputs:
             file = frame_name(path, frame)
-            row = Prediction(file, reason=reason)
+            row = self.kind(file=file, reason=reason)
             try:
                 if not reason:
                     if opened is None or opened[0] != path:
                         opened = path, SliceFile(path, self.without_preamble)
                     header, image = read_input(opened[1], frame, self.bundle.card)
                     images.append(image)
-                    row = Prediction(
-                        file,
+                    row = self.kind(
+                        file=file,
                         slice_id=header.slice_id,
                         study=header.study,
                         series=header.series,
                         flags=",".join(sorted({*header.flags, *filter(None, flags.split(","))})),
                     )
             except Rejection as rejection:
-                row = Prediction(file, reason=rejection.reason)
+                row = self.kind(file=file, reason=rejection.reason)
             except MemoryError:
-                row = Prediction(file, reason="out_of_memory")
+                row = self.kind(file=file, reason="out_of_memory")
             rows.append(row)
         return rows, images
 
@@ -214,20 +247,30 @@ class Predictor:
         if not images:
             return list(rows)
         pixels = np.stack(images)
-        probabilities = self.bundle.probabilities(pixels)
-        finite = np.isfinite(probabilities)
+        by_label = self._by_label(pixels)
+        probabilities = by_label[:, -1]
+        finite = np.asarray(np.isfinite(by_label).all(1))
         told = iter(finite.tolist())
         rows = [row if row.reason or next(told) else replace(row, reason="not_finite") for row in rows]
         accepted = [row.file for row in rows if not row.reason]
         maps = [""] * len(accepted)
         if self.heatmaps is not None and accepted:
             maps = self.heatmaps.write(accepted, pixels[finite], probabilities[finite], self.threshold)
-        found = zip(probabilities[finite].tolist(), maps, strict=True)
+        found = zip(by_label[finite].tolist(), maps, strict=True)
         return [row if row.reason else self._decided(row, *next(found)) for row in rows]
 
-    def _decided(self, row: Prediction, probability: float, heatmap: str) -> Prediction:
+    def _by_label(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Probabilities `[n, labels]`, `any` last."""
+        if self.kind is LabelledPrediction:
+            return self.bundle.label_probabilities(images)
+        return self.bundle.probabilities(images)[:, None]
+
+    def _decided(self, row: Prediction, by_label: Sequence[float], heatmap: str) -> Prediction:
+        *subtypes, probability = by_label
+        of_subtypes: dict[str, Any] = dict(zip(SUBTYPE_COLUMNS, subtypes, strict=False))
         return replace(
             row,
+            **of_subtypes,
             probability=probability,
             decision="positive" if probability >= self.threshold else "negative",
             operating_point=self.point,

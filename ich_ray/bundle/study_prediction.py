@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ich_ray.bundle.prediction import SUBTYPE_COLUMNS, LabelledPrediction, SubtypeColumns
 from ich_ray.statistics.aggregation import most_probable
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from ich_ray.bundle.prediction import Decision, Prediction
 
-__all__ = ["Studies", "StudyPrediction"]
+__all__ = ["LabelledStudyPrediction", "Studies", "StudyPrediction"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class StudyPrediction:
     positive_series: int = 0
     most_positive_slices: int = 0
     flags: str = ""
+
+
+@dataclass(frozen=True)
+class LabelledStudyPrediction(SubtypeColumns, StudyPrediction):
+    """One study of a bundle that answers the subtypes."""
 
 
 class Studies:
@@ -106,7 +112,11 @@ def _with_series(study: StudyPrediction, positive: Mapping[str, int]) -> StudyPr
 def _alone(row: Prediction, is_new: bool, is_new_positive: bool) -> StudyPrediction:
     """The study of one row, with no slice if that has been counted before."""
     decided = (row.probability, row.decision, row.operating_point, row.threshold, row.file, row.reason)
-    return StudyPrediction(row.study, int(is_new), int(is_new_positive), *decided, flags=row.flags)
+    study = (row.study, int(is_new), int(is_new_positive), *decided)
+    if isinstance(row, LabelledPrediction):
+        subtypes = {name: getattr(row, name) for name in SUBTYPE_COLUMNS}
+        return LabelledStudyPrediction(*study, flags=row.flags, **subtypes)
+    return StudyPrediction(*study, flags=row.flags)
 
 
 def _joined(studies: Sequence[Sequence[StudyPrediction]]) -> list[StudyPrediction]:
@@ -120,6 +130,15 @@ def _joined(studies: Sequence[Sequence[StudyPrediction]]) -> list[StudyPredictio
             slices=sum(part.slices for part in study),
             positive_slices=sum(part.positive_slices for part in study),
             flags=",".join(sorted({flag for part in study for flag in part.flags.split(",") if flag})),
+            **_highest(study),
         )
         for study, position in zip(studies, chosen.tolist(), strict=True)
     ]
+
+
+def _highest(study: Sequence[StudyPrediction]) -> dict[str, float | None]:
+    """The highest probability of each subtype in a study; nothing where the bundle does not answer them."""
+    if not isinstance(study[0], LabelledStudyPrediction):
+        return {}
+    found = {name: [getattr(part, name) for part in study] for name in SUBTYPE_COLUMNS}
+    return {name: max((value for value in values if value is not None), default=None) for name, values in found.items()}
