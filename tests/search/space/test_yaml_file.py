@@ -306,7 +306,7 @@ def test_a_point_cannot_depend_on_what_does_not_exist(tmp_path: Path) -> None:
         load_space(write(tmp_path, text + "points: [{optimizer: adam, dropout: 0.3}]"))
 
 
-@pytest.mark.parametrize("name", ["default", "demo", "report_a", "report_b"])
+@pytest.mark.parametrize("name", ["default", "demo", "report_a", "report_b", "small"])
 def test_the_spaces_that_are_shipped_are_accepted(name: str) -> None:
     assert load_space(REPOSITORY / "search_spaces" / f"{name}.yaml").name == name
 
