@@ -44,6 +44,13 @@ def test_a_position_that_others_guess_has_its_rule(number: int) -> None:
     assert found == []
 
 
+# Cosines that are not orthogonal, are too long or slightly so, or zero; a form feed in a position, in an orientation.
+@pytest.mark.parametrize("number", [827, 3015, 6388, 9403, 5327, 16700])
+def test_a_position_whose_orientation_is_none_is_along_z(number: int) -> None:
+    _, found = run([number], seed=0)
+    assert found == []
+
+
 @pytest.mark.slow
 def test_5000_changes() -> None:
     kinds, found = run(range(5000), seed=2)

@@ -32,6 +32,7 @@ _READ = frozenset(
     }
 )
 _IDENTITY = ("slice_id", "patient", "study", "series")
+_COSINE_ERROR = 0.1  # docs/what-is-a-slice.md
 
 
 @dataclass(frozen=True)
@@ -133,16 +134,28 @@ def _text(value: str) -> str:
 
 
 def _position_mm(reading: Reading) -> float:
+    """Along the normal; along z where the direction cosines are not orthogonal and of unit length, within a tenth."""
     position, orientation = (_numbers(reading.texts[name]) for name in ("position", "orientation"))
     if len(position) != 3:
         return math.nan
-    normal = np.cross(orientation[:3], orientation[3:]) if len(orientation) == 6 else np.array([0.0, 0.0, 1.0])
-    return float(normal @ position)
+    if len(orientation) != 6:
+        return position[2]
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    with np.errstate(over="ignore", invalid="ignore"):
+        errors = (np.linalg.norm(row) - 1, np.linalg.norm(column) - 1, row @ column)
+    if not max(map(abs, errors)) <= _COSINE_ERROR:
+        return position[2]
+    normal = np.cross(row, column)
+    return float(normal @ position / np.linalg.norm(normal))
 
 
 def _numbers(text: str) -> list[float]:
+    """The values of VR DS; `float` would read a form feed in front, digits of other scripts and underscores, too."""
+    parts = [part.strip(" ") for part in _text(text).split("\\")]
+    if any(set(part) - set("0123456789+-.eE") for part in parts):
+        return []
     try:
-        found = [float(part) for part in _text(text).split("\\")]
+        found = [float(part) for part in parts]
     except ValueError:
         return []
     return found if all(map(math.isfinite, found)) else []
