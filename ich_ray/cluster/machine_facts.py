@@ -24,7 +24,7 @@ from ich_ray.storage import Count, Integer, Line, Record, Text, locate, write_by
 
 __all__ = ["Facts", "look", "open_ports"]
 
-_PACKAGES = ("ray", "torch", "torchvision", "optuna", "numpy", "pyarrow")
+_PACKAGES = ("ray", "torch", "torchvision", "timm", "optuna", "numpy", "pyarrow")
 _LISTEN = "0A"
 
 
