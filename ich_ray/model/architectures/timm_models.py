@@ -7,11 +7,9 @@ size) is read from timm.
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import ConfigError, first_line, nearest
@@ -98,32 +96,19 @@ class TimmModel(Architecture):
         return tuple(mean) * (channels // len(mean)), tuple(std) * (channels // len(std))
 
     def pretrained(self, source: str) -> dict[str, Any]:  # noqa: ARG002  (there is one)
-        """The weights of timm's tag, in timm's names: a file of its hub, which it fetches if it is not there.
+        """The weights of the name or its tag, in timm's names, fetched from its hub if they are not there.
 
         Raises:
             ConfigError: timm has none, or the file is not there and cannot be fetched; the message says where it is
                 looked for.
         """
-        import timm
+        from ich_ray.model.architectures.timm_hub import fetched
 
         self.check_name()
-        if not timm.is_model_pretrained(self.name):
-            raise ConfigError(
-                f"weights: imagenet must be a source of the network, got timm/{self.name}, of which timm has no "
-                "weights; use none, or a safetensors file"
-            )
-        try:
-            state: dict[str, Any] = timm.create_model(self.name, pretrained=True).state_dict()
-        except Exception as error:  # noqa: BLE001  (hub, network and file formats have errors of their own)
-            expected = _cached(self._facts)
-            raise ConfigError(
-                f"weights: imagenet of timm/{self.name} needs {expected}, got {type(error).__name__} while fetching "
-                f"it; copy {expected.name} there from a machine with a network, set HF_HOME, or use weights: none"
-            ) from None
-        return state
+        return fetched(self.name, self._facts)
 
     def converted(self, tensors: dict[str, Any], body: nn.Module) -> dict[str, Any]:
-        """Positions and tables that fit the sides of the input, resampled by timm's own filter of the network."""
+        """Positions and tables that fit the sides of the input, resampled by timm's own filter."""
         import torch
 
         wanted = body.state_dict()
@@ -219,7 +204,9 @@ def _stages(name: str) -> dict[str, tuple[str, ...]]:
     for number, path in _covered(body, "", numbers):
         found[number].append(path)
     first, *others, head = found.values()
-    return {"stem": tuple(first), **{paths[0]: tuple(paths) for paths in others}, "head": tuple(head)}
+    # A few networks call a stage in the middle by one of these two names.
+    named = {f"{paths[0]}_stage" if paths[0] in {"stem", "head"} else paths[0]: tuple(paths) for paths in others}
+    return {"stem": tuple(first), **named, "head": tuple(head)}
 
 
 def _by_child(body: nn.Module, heads: tuple[str, ...]) -> dict[str, int]:
@@ -280,14 +267,3 @@ def _map_layer(name: str) -> str | None:
             hook.remove()
     is_map = isinstance(pooled, torch.Tensor) and pooled.ndim == 4 and getattr(body, "output_fmt", "NCHW") == "NCHW"
     return last.get(id(pooled)) if is_map else None
-
-
-def _cached(facts: dict[str, Any]) -> Path:
-    """Where the hub's own loader looks for the files of a network."""
-    if repository := facts.get("hf_hub_id"):
-        from huggingface_hub import constants
-
-        return Path(constants.HF_HUB_CACHE) / f"models--{re.sub('/', '--', repository)}"
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints" / str(facts.get("url")).rsplit("/", 1)[-1]

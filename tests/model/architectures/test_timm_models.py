@@ -76,6 +76,7 @@ def test_three_windows_of_each_slice_are_normalized_alike() -> None:
         ("test_convnext", ["stem", "stages.0", "stages.1", "stages.2", "stages.3", "head"]),
         ("test_vit", ["stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "blocks.4", "blocks.5", "head"]),
         ("caformer_s18", ["stem", "stages.0", "stages.1", "stages.2", "stages.3", "head"]),  # timm has no groups for it
+        ("selecsls42", ["stem", *(f"features.{number}" for number in range(6)), "head_stage", "head"]),
     ],
 )
 def test_stages_are_those_of_timm_and_hold_every_weight(name: str, stages: list[str]) -> None:
