@@ -1,9 +1,9 @@
 """Registries: variants of one kind by name, those of this package and those that others register.
 
-A variant is found in four places: in the table of its registry, and in what `announce` was given, whose modules are
-imported when they are first asked for; among what `register` was given; and among the entry points of installed
-packages, so that `ich-ray` itself finds it. No file that is read names a module to import: a search or bundle from
-somebody else is only data.
+A variant is found in five places: in the table of its registry, and in what `announce` was given, whose modules are
+imported when they are first asked for; among what `register` was given; among the entry points of installed packages,
+so that `ich-ray` itself finds it; and in a family, whose names (`FAMILY/NAME`) another package has. No file that is
+read names a module to import: a search or bundle from somebody else is only data.
 """
 
 from __future__ import annotations
@@ -46,10 +46,12 @@ class Registry(Generic[Variant]):
         kind: what they are, such as `architectures`; their entry points have the group `ich_ray.KIND`.
         own: those of this package: name to `module:attribute`.
         home: the module that makes this registry when it is imported.
+        families: names before a slash, with the `module:attribute` that makes a variant of what comes after it. Any
+            name is taken for one of the family until the variant is used: finding out may take seconds.
     """
 
-    def __init__(self, kind: str, own: Mapping[str, str], home: str) -> None:
-        self.kind, self.home, self._own = kind, home, own
+    def __init__(self, kind: str, own: Mapping[str, str], home: str, families: Mapping[str, str] | None = None) -> None:
+        self.kind, self.home, self._own, self._families = kind, home, own, families or {}
         self._found: dict[str, Variant] = {}
         self.registered: dict[str, Variant] = {}
         _REGISTRIES[kind] = self
@@ -68,16 +70,16 @@ class Registry(Generic[Variant]):
         self.registered[name] = variant
 
     def names(self) -> list[str]:
-        """All names, those of this package first."""
+        """All names, those of this package first; not those of families."""
         return list(dict.fromkeys([*self._table, *self.registered, *_installed(self.kind)]))
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (
-            name in self._table or name in self.registered or name in _installed(self.kind)
+            name in self._table or name in self.registered or name in _installed(self.kind) or self._is_of_family(name)
         )
 
     def __getitem__(self, name: str) -> Variant:
-        """The variant of a name, imported if need be.
+        """The variant of a name, imported or made if need be.
 
         Raises:
             ConfigError: there is none.
@@ -93,11 +95,18 @@ class Registry(Generic[Variant]):
         # First those of the registry, which no announcement changes.
         return {**self._own, **_ANNOUNCED.get(self.kind, {}), **self._own}
 
+    def _is_of_family(self, name: str) -> bool:
+        family, _, rest = name.partition("/")
+        return family in self._families and _NAME.fullmatch(rest) is not None
+
     def _imported(self, name: str) -> Variant:
         if name in (table := self._table):
-            module, _, attribute = table[name].partition(":")
-            found: Variant = getattr(import_module(module), attribute)
+            found: Variant = _attribute(table[name])
             return found
+        if self._is_of_family(name):
+            family, _, rest = name.partition("/")
+            made: Variant = _attribute(self._families[family])(rest)
+            return made
         if name in (installed := _installed(self.kind)):
             try:
                 loaded: Variant = installed[name].load()
@@ -109,9 +118,19 @@ class Registry(Generic[Variant]):
             return loaded
         known = self.names()
         raise ConfigError(
-            f"{self.kind}: must be one of {', '.join(known)}, got {name!r}{nearest(name, known)}; import the module "
-            "that registers it first"
+            f"{self.kind}: must be one of {', '.join([*known, *self.patterns])}, got {name!r}{nearest(name, known)}; "
+            "import the module that registers it first"
         )
+
+    @property
+    def patterns(self) -> list[str]:
+        """What names of families look like."""
+        return [f"{family}/NAME" for family in self._families]
+
+
+def _attribute(where: str) -> Any:
+    module, _, attribute = where.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def announce(kind: str, variants: Mapping[str, str]) -> None:

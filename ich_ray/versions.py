@@ -16,6 +16,7 @@ _PACKAGES = (
     "ray",
     "torch",
     "torchvision",
+    "timm",
     "numpy",
     "numba",
     "optuna",

@@ -61,6 +61,18 @@ def test_an_unknown_name_is_answered_with_the_nearest(shapes: Registry[object]) 
     )
 
 
+def test_a_variant_of_a_family_is_made_of_its_name(shapes: Registry[object]) -> None:
+    regular: Registry[object] = Registry("shapes", {"point": "math:pi"}, home=__name__, families={"sqrt": "math:sqrt"})
+    assert ["sqrt/4" in regular, "sqrt" in regular, "sqrt/" in regular, "sqrt/a b" in regular] == [True, *[False] * 3]
+    assert "sqrt/4" not in shapes
+    families: Registry[str] = Registry("shapes", {}, home=__name__, families={"path": "pathlib:PurePosixPath"})
+    assert str(families["path/star"]) == "star"
+    assert families["path/star"] is families["path/star"]
+    assert (families.names(), families.patterns) == ([], ["path/NAME"])
+    with pytest.raises(ConfigError, match="shapes: must be one of path/NAME, got 'paths/star'"):
+        families["paths/star"]
+
+
 def test_a_function_is_not_replaced_by_another(shapes: Registry[object]) -> None:
     shapes.register("area", max)
     shapes.register("area", max)

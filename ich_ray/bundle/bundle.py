@@ -224,7 +224,7 @@ def load_bundle(path: Location) -> Bundle:
             )
         tensors, _ = unpack(data)
         name = not_finite(tensors)
-        network = filled(network, tensors)
+        network = filled(network, tensors, card.parameters, card.image_shape)
     except FileNotFoundError:
         raise IntegrityError(f"{file}: the weights of the card must be there, got none; {_REMEDY}") from None
     except OSError as error:

@@ -40,6 +40,7 @@ class HeatMaps:
 
     def __init__(self, bundle: Bundle, folder: UPath) -> None:
         check_captum()  # before hours of decoding
+        architecture_of(bundle.card.parameters).heat_layer(bundle.card.parameters)
         self._bundle, self._folder = bundle, folder
         self._channel = brain_channel(bundle.card.windows)
 
@@ -76,7 +77,7 @@ def grad_cam(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     maximum of 1 in each slice; all 0 where nothing raises the logit.
 
     Raises:
-        ConfigError: captum is not installed.
+        ConfigError: captum is not installed, or the network ends in no map of places.
     """
     attr, card, network = check_captum(), bundle.card, bundle.network
     layer = network.body.get_submodule(architecture_of(card.parameters).heat_layer(card.parameters))

@@ -94,7 +94,13 @@ def _heat(inputs: Inputs) -> tuple[Heat, str]:
         check_captum()
     except ConfigError:
         return no_heat, "Heat maps need captum: pip install 'ich_ray[heatmaps]', then write this page again."
+    from ich_ray.model.architectures import architecture_of
+
     bundle = load_bundle(inputs.search.files.bundle)
+    try:
+        architecture_of(bundle.card.parameters).heat_layer(bundle.card.parameters)
+    except ConfigError:
+        return no_heat, f"There are no heat maps: {bundle.card.parameters.architecture} ends in no map of places."
     return lambda slices: grad_cam(bundle, bundle.inputs(slices)), ""
 
 

@@ -75,7 +75,7 @@ class Hyperparameters(AugmentationFields, SamplingFields, OptimizationFields, Ne
     def _is_known(cls, name: str, info: ValidationInfo) -> str:
         registry = REGISTERED[str(info.field_name)]
         if name not in registry:
-            known = ", ".join(map(repr, registry.names()))
+            known = ", ".join(map(repr, [*registry.names(), *registry.patterns]))
             raise PydanticKnownError("literal_error", {"expected": f"{known} or one that was registered"})
         return name
 

@@ -1,8 +1,8 @@
 """Hyperparameters to a network: uint8 images in, one logit per slice and label out.
 
 What all architectures share: reduction to the resolution and normalization of pixels (inside the module, so that nobody
-can forget them), weights from a file, and which layers are frozen. The architectures are in architectures/. Knows
-nothing of data, losses or optimizers.
+can forget them), and which layers are frozen. The architectures are in architectures/. Knows nothing of data, losses or
+optimizers.
 
 Array shapes: images are `[n, channels, rows, columns]`, channels those of `input_shape` and rows and columns at least
 its, uint8 or float32 in the same range; logits are float32 `[n]` of `any` alone, `[n, labels]` of several.
@@ -18,7 +18,7 @@ from torch import nn
 from ich_ray.errors import ConfigError, nearest
 from ich_ray.model.architectures import Architecture, architecture_of
 from ich_ray.model.input_shape import input_shape
-from ich_ray.model.pretrained_weights import read_weights, spread
+from ich_ray.model.pretrained_weights import fill, read_weights
 from ich_ray.model.resampling import reduced
 
 if TYPE_CHECKING:
@@ -81,39 +81,17 @@ def build_network(parameters: Hyperparameters, image_shape: tuple[int, int, int]
     architecture = architecture_of(parameters)
     if parameters.weights == "imagenet" and "imagenet" not in architecture.sources:
         raise ConfigError(
-            "weights: imagenet exists for torchvision families only, got architecture "
+            "weights: imagenet exists for families of torchvision and timm only, got architecture "
             f"{parameters.architecture}; use none"
         )
     shape = input_shape(parameters, image_shape)
     body = architecture.build(parameters, shape)
     network = Network(body, *architecture.normalization(shape[0]), shape[1])
     if parameters.weights not in {"none", *architecture.sources}:
-        _load(network, architecture, parameters, shape[0])
+        fill(network.body, read_weights(parameters.weights), architecture, parameters)
     _freeze(network, architecture, parameters)
     network.to(memory_format=torch.channels_last)
     return network.train()
-
-
-def _load(network: Network, architecture: Architecture, parameters: Hyperparameters, channels: int) -> None:
-    """Fill the body from a file of the same family (torchvision's names or those of a bundle); the head stays new."""
-    found = {key.removeprefix("body."): value for key, value in read_weights(parameters.weights).items()}
-    wanted = network.body.state_dict()
-    for key, tensor in wanted.items():
-        if key.startswith(f"{architecture.head}."):
-            continue
-        given = found.get(key)
-        if given is None and key.endswith("num_batches_tracked"):
-            continue  # older files lack it, and nothing here reads it
-        if given is not None and key == f"{architecture.stem}.weight" and given.ndim == tensor.ndim:
-            given = given if given.shape[1] == channels else spread(given, channels)
-        if given is None or given.shape != tensor.shape:
-            got = "nothing" if given is None else f"shape {tuple(given.shape)}"
-            raise ConfigError(
-                f"weights: {parameters.weights}: {key} of {parameters.architecture} must have shape "
-                f"{tuple(tensor.shape)}, got {got}; use a file of the same family and settings"
-            )
-        wanted[key] = given
-    network.body.load_state_dict(wanted)
 
 
 def _freeze(network: Network, architecture: Architecture, parameters: Hyperparameters) -> None:
@@ -128,4 +106,4 @@ def _freeze(network: Network, architecture: Architecture, parameters: Hyperparam
     names = list(known)
     trainable = [prefix for name in names[names.index(parameters.unfreeze_from) :] for prefix in known[name]]
     for name, weight in network.body.named_parameters():
-        weight.requires_grad = any(name.startswith(f"{prefix}.") for prefix in trainable)
+        weight.requires_grad = any(f"{name}.".startswith(f"{prefix}.") for prefix in trainable)

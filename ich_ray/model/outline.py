@@ -48,13 +48,22 @@ def outline(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> N
         return build_network(parameters.model_copy(update={"weights": "none"}), image_shape)
 
 
-def filled(network: Network, weights: dict[str, torch.Tensor]) -> Network:
-    """Fill an outline with these weights, without drawing weights that nobody reads.
+def filled(
+    network: Network,
+    weights: dict[str, torch.Tensor],
+    parameters: Hyperparameters,
+    image_shape: tuple[int, int, int],
+) -> Network:
+    """Fill an outline of these parameters with weights, without drawing weights that nobody reads.
 
-    The result is that of `build_network` and loading.
+    The result is that of `build_network` and loading. It is done so where a network computes tensors of its own that
+    no file holds, as some transformers do.
 
     Raises:
         RuntimeError: they are not those of the network.
     """
     network.load_state_dict(weights, assign=True)
+    if any(buffer.is_meta for buffer in network.buffers()):
+        network = build_network(parameters.model_copy(update={"weights": "none"}), image_shape)
+        network.load_state_dict(weights)
     return network.to(memory_format=torch.channels_last)

@@ -50,7 +50,8 @@ def make_bundle(
 
     manifest, image_shape = dataset.manifest, dataset.image_shape
     network = outline(parameters, image_shape)
-    network = filled(network, TrainingState.load(state, layout_of(network)).validated_weights)
+    weights = TrainingState.load(state, layout_of(network)).validated_weights
+    network = filled(network, weights, parameters, image_shape)
     before = read_card(found.files.bundle) if has_card(found.files.bundle) else None
     card = Card(
         name=f"{found.record.name}-{trial.number:05d}",
@@ -129,5 +130,5 @@ def _note(retraining: Retraining) -> RetrainingNote:
 def _versions() -> dict[str, str]:
     return {
         "ich_ray": ich_ray.__version__,
-        **{name: version(name) for name in ("torch", "torchvision", "ray", "numpy")},
+        **{name: version(name) for name in ("torch", "torchvision", "timm", "ray", "numpy")},
     }

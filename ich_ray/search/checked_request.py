@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["CheckedRequest", "validate_request"]
 
 DEFAULT_TRIALS = 20
-_PACKAGES = ("ich_ray", "ray", "optuna", "torch", "torchvision", "numpy")
+_PACKAGES = ("ich_ray", "ray", "optuna", "torch", "torchvision", "timm", "numpy")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,17 @@ if TYPE_CHECKING:
     from ich_ray.search.cluster_resources import ClusterResources, Machine
     from ich_ray.search.request import TrialResources
 
-__all__ = ["Slots", "check_machines", "check_objective", "check_roles", "check_trials", "fitting", "plan_slots", "room"]
+__all__ = [
+    "Slots",
+    "check_machines",
+    "check_objective",
+    "check_roles",
+    "check_trials",
+    "check_workers",
+    "fitting",
+    "plan_slots",
+    "room",
+]
 
 # It takes the driver 1 ms.
 _COUNT_EVERY_S = 5.0
@@ -221,6 +231,21 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
         architecture_of(parameters).check(parameters, input_shape(parameters, dataset.image_shape))
     for parameters in _distinct(trial for trial in found if _reads_file(trial)):
         _load_file(parameters, dataset.image_shape)
+
+
+def check_workers(dataset: PreparedDataset, trials: Iterable[Hyperparameters], workers: int) -> None:
+    """Check that several workers can train the network of each trial as one would.
+
+    Raises:
+        ConfigError: they cannot; named.
+    """
+    if workers == 1:
+        return
+    from ich_ray.model.outline import outline
+    from ich_ray.training.data_parallel import check_shareable
+
+    for parameters in _distinct(trials, weights="none"):
+        check_shareable(outline(parameters, dataset.image_shape))
 
 
 def _reads_file(trial: Hyperparameters) -> bool:

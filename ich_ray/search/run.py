@@ -65,7 +65,7 @@ def run_request(request: SearchRequest, trainer: Trainer | None = None) -> Searc
     files, data = checked.files, checked.dataset
 
     from ich_ray.search.cluster_resources import ClusterResources
-    from ich_ray.search.preflight import check_machines, check_trials, plan_slots, room
+    from ich_ray.search.preflight import check_machines, check_trials, check_workers, plan_slots, room
 
     if trainer is None:
         check_trials(data, sampled(checked.space))
@@ -75,6 +75,8 @@ def run_request(request: SearchRequest, trainer: Trainer | None = None) -> Searc
         fleet = ClusterResources()
         slots = plan_slots(fleet.machines(), request)
         checked.limits.check(slots.gpus)
+        if trainer is None:
+            check_workers(data, sampled(checked.space), slots.workers)
         check_machines(data, files.root)
         if request.share_trunks:
             from ich_ray.search.tune.precompute_features import share_trunks

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["ALONE", "PeerLost", "Shard"]
+__all__ = ["ALONE", "PeerLost", "Shard", "check_shareable"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -125,22 +125,38 @@ class Shard:
         return network
 
 
+def check_shareable(network: nn.Module) -> None:
+    """Check that several workers can train a network as one would.
+
+    Raises:
+        ConfigError: it normalizes batches in a way that is not known here.
+    """
+    _normalizing(network)
+
+
 def _normalizing(network: nn.Module) -> list[tuple[str, nn.BatchNorm2d]]:
     """The batch normalizations of a network, by path.
 
-    Exact types only: a subclass may do more than normalize (some of timm's hold the activation), and what took its
-    place would not.
+    Exact types only: a subclass may do more than normalize, and what took its place would not.
     """
     found = []
     for path, module in network.named_modules():
-        if type(module) is nn.BatchNorm2d:
+        if isinstance(module, nn.BatchNorm2d) and module.affine and module.track_running_stats and _is_known(module):
             found.append((path, module))
-        elif isinstance(module, _BatchNorm):
+        elif isinstance(module, _BatchNorm) or "running_var" in module._buffers:
             raise ConfigError(
                 f"architecture: with several workers batch normalization must be nn.BatchNorm2d, got "
                 f"{type(module).__name__} at {path}; use nn.BatchNorm2d, or one worker"
             )
     return found
+
+
+def _is_known(module: nn.BatchNorm2d) -> bool:
+    if type(module) is nn.BatchNorm2d:
+        return True
+    from timm.layers.norm_act import BatchNormAct2d  # seconds that a network without one need not wait
+
+    return type(module) is BatchNormAct2d
 
 
 ALONE = Shard()
@@ -159,16 +175,27 @@ class _Sum(torch.autograd.Function):
 
 
 class _SharedBatchNorm(nn.BatchNorm2d):
-    """Batch normalization over the global batch, on any device (PyTorch's own SyncBatchNorm refuses CPUs)."""
+    """Batch normalization over the global batch, on any device (PyTorch's own SyncBatchNorm refuses CPUs).
+
+    With what timm's does after it, under the same names: an activation may have weights.
+    """
 
     def __init__(self, of: nn.BatchNorm2d) -> None:
         super().__init__(of.num_features, of.eps, of.momentum)
         self.weight, self.bias = of.weight, of.bias
         self.running_mean, self.running_var = of.running_mean, of.running_var
         self.num_batches_tracked = of.num_batches_tracked
-        self.train(of.training)
+        for name, module in of.named_children():
+            self.add_module(name, module)
+        self.training = of.training
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
+        normal = self._normalized(values)
+        for module in self.children():
+            normal = module(normal)
+        return normal
+
+    def _normalized(self, values: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return batch_norm(values, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         wide = values.float()

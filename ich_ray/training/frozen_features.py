@@ -60,7 +60,7 @@ def trunk_key(network: Network, parameters: Hyperparameters, dataset: PreparedDa
     told = [_FORMAT, dataset.manifest.fingerprint, parameters.architecture, parameters.unfreeze_from]
     digest = hashlib.sha256(json.dumps([*told, *input_shape(parameters, dataset.image_shape)]).encode())
     for name, tensor in network.body.state_dict().items():
-        if not name.startswith(trained):
+        if not f"{name}.".startswith(trained):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:24]

@@ -25,7 +25,7 @@ from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle import batch_predict
 from ich_ray.bundle.batch_predict import Totals, predict
 from ich_ray.bundle.bundle import Bundle, load_bundle
-from ich_ray.bundle.grad_cam import grad_cam
+from ich_ray.bundle.grad_cam import HeatMaps, grad_cam
 from ich_ray.bundle.heatmap_overlay import overlay, strength
 from ich_ray.bundle.input_survey import Input
 from ich_ray.bundle.prediction import Prediction, Predictor, list_inputs
@@ -33,6 +33,7 @@ from ich_ray.bundle.study_prediction import Studies
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
+from ich_ray.storage import locate
 from tests.data.folders import spoil, write_cohort
 from tests.prepared import make_dataset
 from tests.searched import make_bundle, make_search
@@ -283,6 +284,37 @@ def test_every_family_has_heat_at_the_size_of_the_slice(bundle: Path, architectu
     heat = grad_cam(Bundle(build_network(parameters, (3, 64, 64)), card), images)
     assert heat.shape == (2, 64, 64)
     assert np.isfinite(heat).all()
+
+
+def of_timm(bundle: Path, name: str, **more: object) -> Bundle:
+    """A bundle of one of timm's networks, not trained, of 64 pixels."""
+    parameters = Hyperparameters.model_validate({"architecture": f"timm/{name}", **more})
+    told = {"architecture": parameters.architecture, "parameters": parameters, "image_shape": (3, 64, 64), "size": 64}
+    card = load_bundle(bundle).card.model_copy(update=told)
+    torch.manual_seed(0)
+    return Bundle(build_network(parameters, (3, 64, 64)).eval(), card)
+
+
+@pytest.mark.parametrize(
+    ("name", "pooled"), [("test_resnet", "layer4"), ("test_efficientnet", "bn2"), ("test_convnext", "stages")]
+)
+def test_heat_of_timm_is_the_map_weighted_by_its_gradient(bundle: Path, name: str, pooled: str) -> None:
+    loaded, images = of_timm(bundle, name), np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), np.uint8)
+    maps: list[torch.Tensor] = []
+    hook = loaded.network.body.get_submodule(pooled).register_forward_hook(lambda _, __, out: maps.append(out))
+    (slope,) = torch.autograd.grad(loaded.network(torch.from_numpy(images)).sum(), maps)
+    hook.remove()
+    heat = (slope.mean((2, 3), keepdim=True) * maps[0]).sum(1, keepdim=True).relu()
+    heat = torch.nn.functional.interpolate(heat, (64, 64), mode="bilinear")[:, 0].detach()
+    expected = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
+    assert expected.amax() == 1
+    np.testing.assert_allclose(grad_cam(loaded, images), expected.numpy(), atol=1e-5)
+
+
+def test_heat_of_tokens_is_refused_before_anything_is_read(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--heatmaps: a network must end in a map of places, .* got timm/test_vit, "):
+        HeatMaps(of_timm(bundle, "test_vit"), locate(tmp_path / "maps"))
+    assert not (tmp_path / "maps").exists()
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_read(

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ich_ray import cli
 from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle import onnx_export
-from ich_ray.bundle.bundle import load_bundle
-from ich_ray.bundle.onnx_export import CARD_KEY, export_onnx, onnx_outputs
+from ich_ray.bundle.bundle import Bundle, load_bundle
+from ich_ray.bundle.onnx_export import CARD_KEY, export_onnx, onnx_label_outputs, onnx_outputs
 from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.networks import build_network
 from ich_ray.storage import SearchFiles
 from tests.prepared import make_dataset
 from tests.searched import PARAMETERS, make_bundle, make_search
@@ -68,6 +71,18 @@ def test_the_graph_takes_images_as_prepared_and_reduces_them(tmp_path: Path, res
     images = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), np.uint8)
     logits, _ = onnx_outputs((tmp_path / "model.onnx").read_bytes(), images)
     np.testing.assert_allclose(logits, bundle.logits(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"])
+def test_networks_of_timm_are_exported(search: SearchFiles, name: str) -> None:
+    parameters = Hyperparameters(architecture=f"timm/{name}", labels="all")
+    card = load_bundle(search.bundle).card
+    told = {"architecture": parameters.architecture, "parameters": parameters, "image_shape": (3, 64, 64), "size": 64}
+    torch.manual_seed(0)
+    loaded = Bundle(build_network(parameters, (3, 64, 64)).eval(), card.model_copy(update=told))
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 64, 64), np.uint8)
+    logits, _ = onnx_label_outputs(onnx_export._exported(loaded), images)
+    np.testing.assert_allclose(logits, loaded.label_logits(images), atol=1e-5)
 
 
 def test_a_folder_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,7 +135,7 @@ def test_what_an_architecture_alone_reads_is_checked_and_completed() -> None:
             {"architecture": "resnet19", "width": 3},
             "architecture",
             "Input should be 'plain_cnn', 'resnet18', 'resnet34', 'resnet50', 'densenet121', 'efficientnet_b0', "
-            "'convnext_tiny', 'mobilenet_v3_small', 'stacked_cnn' or one that was registered",
+            "'convnext_tiny', 'mobilenet_v3_small', 'stacked_cnn', 'timm/NAME' or one that was registered",
         ),
         ({"architecture": "stacked_cnn", "dropout_dense": float("nan")}, "dropout_dense", "should be a finite number"),
         ({"decay": float("nan")}, "decay", "should be a finite number"),

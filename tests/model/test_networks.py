@@ -167,7 +167,7 @@ def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
         build_network(Hyperparameters(architecture="resnet18", weights=str(path)), (3, 64, 64))
     with pytest.raises(ConfigError, match="one of none, imagenet or a safetensors file"):
         build_network(Hyperparameters(architecture="resnet18", weights=str(tmp_path / "absent")), (3, 64, 64))
-    with pytest.raises(ConfigError, match="torchvision families only"):
+    with pytest.raises(ConfigError, match="families of torchvision and timm only"):
         build_network(Hyperparameters(weights="imagenet"), (3, 64, 64))
 
 

@@ -20,7 +20,15 @@ from ich_ray.results import Objective
 from ich_ray.search import preflight
 from ich_ray.search.cluster_resources import Machine, autoscaled
 from ich_ray.search.plan.expected import plan_trials
-from ich_ray.search.preflight import Slots, check_objective, check_roles, check_trials, plan_slots, room
+from ich_ray.search.preflight import (
+    Slots,
+    check_objective,
+    check_roles,
+    check_trials,
+    check_workers,
+    plan_slots,
+    room,
+)
 from ich_ray.search.request import TrialResources
 from ich_ray.search.space.space import sampled
 from ich_ray.search.space.yaml_file import parse_space
@@ -305,6 +313,15 @@ def test_a_file_of_weights_is_compared_with_each_network(tmp_path: Path) -> None
         ConfigError, match=r"w.safetensors: blocks.block1.0.weight of plain_cnn must have shape \(4, 3, "
     ):
         check_trials(dataset, [fitting, fitting.model_copy(update={"filters": 4})])
+
+
+def test_a_network_that_several_workers_cannot_train_is_refused_before_its_first_trial(tmp_path: Path) -> None:
+    dataset = of_side(tmp_path, 224)
+    networks = [Hyperparameters(architecture=f"timm/{name}") for name in ("test_resnet", "levit_128s")]
+    check_workers(dataset, networks, workers=1)
+    check_workers(dataset, networks[:1], workers=2)
+    with pytest.raises(ConfigError, match=r"must be nn.BatchNorm2d, got BatchNorm1d at body\.stages\S+; use nn.Batch"):
+        check_workers(dataset, networks, workers=2)
 
 
 def test_the_plan_counts_what_asha_spares(tmp_path: Path) -> None:

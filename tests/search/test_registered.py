@@ -56,7 +56,7 @@ def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             "  batch_size",
             "  weights: imagenet\n  batch_size",
-            "weights imagenet must stand beside a torchvision family, got plain_cnn; use none",
+            "weights imagenet must stand beside a family of torchvision or timm, got plain_cnn; use none",
         ),
         (
             "  batch_size",

@@ -41,7 +41,12 @@ def dataset(tmp_path: Path) -> PreparedDataset:
 def cut_points() -> list[tuple[str, str]]:
     """The last stages and the head of each family."""
     found = []
-    for architecture in ("resnet18", "densenet121", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small"):
+    small = [
+        f"timm/{name}" for name in ("test_resnet", "test_efficientnet", "test_convnext", "lcnet_050", "regnetx_002")
+    ]
+    for architecture in (
+        "resnet18", "densenet121", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small", *small,
+    ):  # fmt: skip
         names = list(ARCHITECTURES[architecture].stages(Hyperparameters(architecture=architecture)))
         found += [(architecture, name) for name in (names[-3], "head")]
     return found
@@ -71,7 +76,8 @@ def test_trunk_and_tail_are_the_network(architecture: str, stage: str) -> None:
 @pytest.mark.parametrize(("architecture", "stage"), cut_points(), ids=str)
 def test_training_gives_what_is_trained_the_same_features(architecture: str, stage: str) -> None:
     """ConvNeXt and EfficientNet leave whole blocks out at random while they are trained: not frozen ones."""
-    parameters = Hyperparameters(architecture=architecture, unfreeze_from=stage)
+    # Dropout of timm is a function just before the head, which the rest after the cut does as well.
+    parameters = Hyperparameters(architecture=architecture, unfreeze_from=stage, dropout=0)
     if not is_divisible(parameters):
         return
     torch.manual_seed(0)
@@ -92,6 +98,7 @@ def test_what_has_no_trunk() -> None:
     assert not is_divisible(Hyperparameters())
     assert not is_divisible(Hyperparameters(architecture="resnet18"))
     assert not is_divisible(Hyperparameters(architecture="resnet18", unfreeze_from="stem"))
+    assert not is_divisible(Hyperparameters(architecture="timm/test_vit", unfreeze_from="blocks.3")), "adds positions"
 
 
 def computed(dataset: PreparedDataset, parameters: Hyperparameters, seed: int = SEED) -> FeatureFiles:

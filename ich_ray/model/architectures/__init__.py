@@ -1,6 +1,6 @@
 """Architectures by name. One from outside: `ARCHITECTURES.register("its_name", ItsClass())`.
 
-One of this package has a file here, and its name in the table below.
+One of this package has a file here, and its name in the table below; those of timm are found by name as `timm/NAME`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         **{name: f"{__name__}.torchvision_models:{name.upper()}" for name in _TORCHVISION},
     },
     home=__name__,
+    families={"timm": f"{__name__}.timm_models:TimmModel"},
 )
 
 

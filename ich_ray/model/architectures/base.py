@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ich_ray.errors import ConfigError
+from ich_ray.errors import ConfigError, first_line
 from ich_ray.model.fields import OwnFields
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ich_ray.model.fields import NetworkFields
 
-__all__ = ["Architecture"]
+__all__ = ["Architecture", "shape_misfit"]
 
 
 class Architecture(ABC):
@@ -41,6 +41,13 @@ class Architecture(ABC):
     is_small: ClassVar[bool] = False
     stem: str | None = None
     head: str = "head"
+
+    def check_name(self) -> None:  # noqa: B027  (most names are in a table)
+        """Check that there is such a network; of use to families, whose names are checked no sooner.
+
+        Raises:
+            ConfigError: there is none.
+        """
 
     @abstractmethod
     def build(self, parameters: NetworkFields, input_shape: tuple[int, int, int]) -> nn.Module:
@@ -68,12 +75,8 @@ class Architecture(ABC):
                 logits = body(torch.empty((2, *input_shape)))
             except NotImplementedError:  # some layers cannot be tried so
                 return
-            except (RuntimeError, ValueError) as error:
-                shape = "x".join(map(str, input_shape))
-                raise ConfigError(
-                    f"architecture: images must fit {parameters.architecture}, got {shape}: "
-                    f"{str(error).partition(chr(10))[0]}; leave it out or prepare other images"
-                ) from None
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise shape_misfit(parameters, input_shape, first_line(error)) from None
         if logits.shape != (wanted := (2, len(parameters.predicted_labels))):
             raise ConfigError(
                 f"labels: {parameters.architecture} must give {wanted[1]} logits a slice for {parameters.labels}, got "
@@ -93,8 +96,24 @@ class Architecture(ABC):
         """
         raise ConfigError(f"weights: {source} must be a source of the architecture, got one that has none; use none")
 
+    def converted(self, tensors: dict[str, Any], body: nn.Module) -> dict[str, Any]:  # noqa: ARG002  (most are as they are)
+        """The tensors of a file or source, in the names and shapes of `body` if they can be brought there."""
+        return tensors
+
+    def is_stem(self, tensor: str) -> bool:
+        """Whether a tensor of the body is the kernel of its first convolution."""
+        return tensor == f"{self.stem}.weight"
+
+    def is_new(self, tensor: str) -> bool:
+        """Whether a tensor of the body stays as it was drawn when weights come from a file."""
+        return tensor.startswith(f"{self.head}.")
+
     def heat_layer(self, parameters: NetworkFields) -> str:
-        """Path of the last layer that knows places, for Grad-CAM."""
+        """Path of the last layer that knows places, for Grad-CAM.
+
+        Raises:
+            ConfigError: there is none.
+        """
         *_, last, _head = self.stages(parameters).values()
         return last[-1]
 
@@ -105,3 +124,12 @@ class Architecture(ABC):
         all trials that share them.
         """
         return False
+
+
+def shape_misfit(parameters: NetworkFields, input_shape: tuple[int, int, int], why: str) -> ConfigError:
+    """The error of images that do not fit a network."""
+    shape = "x".join(map(str, input_shape))
+    return ConfigError(
+        f"architecture: images must fit {parameters.architecture}, got {shape}: {why}; leave it out or prepare other "
+        "images"
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ich_ray.errors import SpaceError, nearest
+from ich_ray.errors import ConfigError, SpaceError, nearest
 from ich_ray.model.architectures import ARCHITECTURES
 from ich_ray.model.hyperparameters import (
     REGISTERED,
@@ -124,6 +124,11 @@ class ParameterRules:
             rule = refused[0][0].lower() + refused[0][1:]
             guess = nearest(value, _literals(name)) if isinstance(value, str) else ""
             raise self.error(name, f"{rule}, got {value!r}{guess}")
+        if name == "architecture":
+            try:
+                ARCHITECTURES[str(value)].check_name()
+            except ConfigError as error:
+                raise self.error("", str(error)) from None
 
     def read_by_its_architecture(self, key: str, drawn: Mapping[str, Parameter]) -> None:
         """Values that only some architectures read would do nothing beside another one."""
@@ -146,8 +151,8 @@ class ParameterRules:
         if weights == "imagenet" and "imagenet" not in ARCHITECTURES[architecture].sources:
             raise self.error(
                 key,
-                f"weights imagenet must stand beside a torchvision family, got {architecture}; use none, or give it "
-                "`when: {architecture: ...}`",
+                f"weights imagenet must stand beside a family of torchvision or timm, got {architecture}; use none, or "
+                "give it `when: {architecture: ...}`",
             )
         if stage == "all":
             return

@@ -119,7 +119,7 @@ def test_candidates_are_run_as_they_stand_with_the_defaults_of_what_others_name(
         ),
         (
             {"candidates": [{"weights": "imagenet"}]},
-            "x.yaml: candidates[0]: weights imagenet must stand beside a torchvision family, got plain_cnn; use none",
+            "x.yaml: candidates[0]: weights imagenet must stand beside a family of torchvision or timm, got plain_cnn",
         ),
     ],
 )

@@ -238,9 +238,13 @@ NO_STAGE = "unfreeze_from must be a stage of {} (all, stem, {}, head), got {!r}"
         ("{blocks: {int: [2, 4]}, unfreeze_from: block3}", NO_STAGE.format("plain_cnn", "block1, block2", "block3")),
         (
             "{architecture: {choice: [resnet18, stacked_cnn]}, weights: {choice: [none, imagenet]}}",
-            "weights imagenet must stand beside a torchvision family, got stacked_cnn; use none, or give it `when: ",
+            "weights imagenet must stand beside a family of torchvision or timm, got stacked_cnn; use none, or give it "
+            "`when: ",
         ),
-        ("weights: imagenet", "weights imagenet must stand beside a torchvision family, got plain_cnn; use none"),
+        (
+            "weights: imagenet",
+            "weights imagenet must stand beside a family of torchvision or timm, got plain_cnn; use none",
+        ),
     ],
 )
 def test_what_an_architecture_does_not_have_is_refused(tmp_path: Path, line: str, message: str) -> None:
