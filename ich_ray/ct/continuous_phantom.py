@@ -1,4 +1,4 @@
-"""Synthetic head-CT series of contiguous slices, in which bleeding and what resembles it continue into neighbors.
+"""Synthetic head-CT series of contiguous slices: bleeding and its mimics continue in neighbors.
 
 What phantom.py lacks: lesions of lesions.py cut by 25 to 35 slabs of 5 mm, bone that only the neighbors of a slice tell
 from blood, heads that differ in size, place, turn and pixel spacing, positions along a normal that a tilted gantry
@@ -31,13 +31,14 @@ _BLOCK, _BLEEDING = 10, 4
 # The share of the bleeding patients who have each subtype, about as among the positive slices of RSNA.
 _SHARES = {
     "epidural": 0.03,
-    "intraparenchymal": 0.36,
-    "intraventricular": 0.24,
-    "subarachnoid": 0.34,
-    "subdural": 0.42,
+    "intraparenchymal": 0.42,
+    "intraventricular": 0.28,
+    "subarachnoid": 0.36,
+    "subdural": 0.32,
 }
 _SECOND_OF_A_KIND = 0.2
-_EDGES_A_HEAD = 2.5
+# Of bone: about as many slices as bleed there. More make the task harder for a network that sees one slice.
+_EDGES_A_HEAD = 2.0
 _THICKNESS_MM = 5
 _SPACINGS_MM = (5.0, 5.0, 5.0, 4.75, 5.25)
 _HIGHEST = 1.04  # Where the skull closes, as a fraction of the head's height.
@@ -84,7 +85,10 @@ class Geometry:
         return ("1", "0", "0", "0", f"{np.cos(self.tilt):.6f}", f"{np.sin(self.tilt):.6f}")
 
     def position(self, index: int, fov_mm: float) -> tuple[str, ...]:
-        """ImagePositionPatient: the table follows the normal (PS3.3 C.7.6.2.1.1), so the head stays in the middle."""
+        """ImagePositionPatient (PS3.3 C.7.6.2.1.1).
+
+        The table follows the normal, so the head stays in the middle of a tilted series too.
+        """
         c, s = np.cos(self.tilt), np.sin(self.tilt)
         along = self.table_mm + self.height_mm * self.heights[index]
         corner = -fov_mm / 2
@@ -175,7 +179,7 @@ class _Patient:
 
 
 def _head(rng: np.random.Generator) -> tuple[Head, float]:
-    """A head and its size: with more variety of size, place, turn and field of view than `Head.draw` gives."""
+    """A head and its size: of more various sizes, places and turns than `Head.draw` gives."""
     head = Head.draw(rng, dense_falx=bool(rng.random() < 0.15), calcified=bool(rng.random() < 0.25))
     scale = float(rng.uniform(0.88, 1.08))
     return replace(
@@ -205,9 +209,10 @@ def _uid(number: int) -> str:
 
 
 def write_continuous_phantom(folder: Location, patients: int, seed: int, size: int = 512) -> PhantomFiles:
-    """Write synthetic series of 25 to 35 slices as DICOM files with labels; the same arguments give the same bytes.
+    """Write synthetic series of 25 to 35 slices as DICOM files with labels.
 
-    Four in ten patients bleed, and about one slice in six is positive. Patient i is the same whatever `patients` is.
+    The same arguments give the same bytes, and patient i is the same whatever `patients` is. Four in ten patients
+    bleed, and about one slice in six is positive.
 
     Args:
         folder: gets `stage_2_train/ID_xxxxxxxxx.dcm` and `stage_2_train.csv`; the table is written last, and its slices

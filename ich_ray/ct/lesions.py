@@ -1,4 +1,4 @@
-"""Lesions that continue from slice to slice, and bone that looks like blood in one slice and not in the next.
+"""Lesions that continue from slice to slice, and bone that looks like blood in a single one.
 
 A slice is a slab: it shows the mean over its thickness. A lesion is a body of bleeding.py cut at several levels of the
 slab. Bone whose surface enters a slab by a few tenths of a millimeter gives the mean density of blood there
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ich_ray.ct.anatomy import Head, HeadSection, Pixels
 
-__all__ = ["BoneEdge", "Slab", "draw_bone_edge", "draw_lesion", "is_labelled", "lesions_into"]
+__all__ = ["BoneEdge", "Slab", "draw_bone_edge", "draw_lesion", "filling", "is_labelled", "lesions_into"]
 
 _LEVELS = 5
 _TISSUE_HU = 33.0  # Of what bone shares a slab with.
@@ -31,10 +31,10 @@ _LABELLED_MM2, _LABELLED_FILLING = 60.0, 0.5
 # thickness, in mm. See Bleed for what these are for each shape.
 _LOOKS: Mapping[str, tuple[tuple[float, float], ...]] = {
     "epidural": ((0.15, 0.9), (9, 24), (16, 40), (7, 22)),
-    "intraparenchymal": ((0.12, 0.95), (5, 20), (6, 24), (5, 18)),
+    "intraparenchymal": ((0.12, 0.95), (6, 25), (6, 24), (5, 18)),
     "intraventricular": ((0.42, 0.62), (8, 22), (8, 55), (1, 2)),
-    "subarachnoid": ((0.2, 0.9), (7, 24), (18, 46), (1, 2)),
-    "subdural": ((0.2, 0.95), (12, 40), (40, 90), (3, 12)),
+    "subarachnoid": ((0.2, 0.9), (8, 27), (18, 46), (1, 2)),
+    "subdural": ((0.2, 0.95), (10, 34), (40, 90), (3, 12)),
 }
 _BLOOD_HU = (52.0, 82.0)
 # Bone near the skull base lies below its edge, bone near the vertex above.
@@ -46,7 +46,7 @@ _BONE_MM = (9.0, 14.0)
 
 @dataclass(frozen=True)
 class Slab:
-    """A slice of a head: the section in its middle, and its thickness as a fraction of the head's height."""
+    """A slice: the section in its middle, and its thickness as a fraction of the head's height."""
 
     section: HeadSection
     thickness: float
@@ -115,9 +115,8 @@ def draw_bone_edge(
     It enters so far that the slab shows a density drawn as that of blood.
     """
     side = -1 if rng.random() < 0.5 else 1
-    low, high = _ZONES[side]
-    possible = [height for height in heights if low <= height <= high]
-    height = float(rng.choice(possible or [min(heights, key=lambda height: abs(height - low))]))
+    first, last = _ZONES[side]
+    height = float(rng.choice([height for height in heights if first <= height <= last]))
     look = draw_lesion(rng, str(rng.choice(_EDGES)), head, height_mm)
     bone, depth = float(rng.uniform(*_BONE_HU)), float(rng.uniform(*_BONE_MM)) / height_mm
     size = head.size_at(height) / head.size_at(look.height)
@@ -125,12 +124,12 @@ def draw_bone_edge(
     surface = height + side * thickness * (0.5 - (shape.hu - _TISSUE_HU) / (bone - _TISSUE_HU))
     # A lesion is cut anywhere between its middle and its end: so does this look.
     cut = bump(float(rng.uniform(0, 0.9)), 0, 1)
-    ends = sorted((surface, surface + side * depth))
-    return BoneEdge(shape, cut, *ends, side=side, hu=bone)
+    low, high = sorted((surface, surface + side * depth))
+    return BoneEdge(shape, cut, low, high, side, bone)
 
 
 def filling(lesion: Bleed, slab: Slab) -> Pixels | None:
-    """The part of the slab's thickness that the lesion fills in each pixel, None where it fills none."""
+    """The part of the slab's thickness that the lesion fills in each pixel, None for none at all."""
     levels = slab.section.height + slab.thickness * ((np.arange(_LEVELS) + 0.5) / _LEVELS - 0.5)
     cuts = [cut for level in levels.tolist() if (cut := bump(level, lesion.height, lesion.reach))]
     if not cuts:
@@ -140,12 +139,12 @@ def filling(lesion: Bleed, slab: Slab) -> Pixels | None:
 
 
 def is_labelled(filled: Pixels, pixel_mm: float) -> bool:
-    """Whether a slice with this `filling` is positive: 60 mm2 or more, filled to half of the thickness."""
+    """Whether a slice with this `filling` is positive: 60 mm2 are filled to half of the thickness."""
     return float((filled >= _LABELLED_FILLING).sum()) * pixel_mm**2 >= _LABELLED_MM2
 
 
 def lesions_into(image: Pixels, slab: Slab, lesions: Sequence[Bleed]) -> set[str]:
-    """Draw the lesions into the brain `image`, in place; return the subtypes for which the slice is positive."""
+    """Draw the lesions into the brain `image`, in place; return the subtypes that are positive."""
     seen = set()
     for lesion in lesions:
         filled = filling(lesion, slab)

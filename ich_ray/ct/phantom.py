@@ -116,10 +116,10 @@ class _Patient:
 
     def files(self, size: int) -> Iterator[tuple[str, bytes, set[str]]]:
         """Identifier, DICOM file and subtypes seen of every slice."""
-        identity = {kind: _identifier(kind, self.number, self.seed, 10) for kind in ("study", "series", "frame")}
+        study, series, frame = (_identifier(kind, self.number, self.seed, 10) for kind in ("study", "series", "frame"))
         storage = Storage(self.signed, self.syntax, self.padded, self.window)
         patient = _identifier("patient", self.number, self.seed, 8)
-        shared = SeriesHeader(patient, **identity, storage=storage, fov_mm=self.head.fov_mm)
+        shared = SeriesHeader(patient, study, series, frame, storage, self.head.fov_mm)
         header, corner = shared.dataset(size), f"{-self.head.fov_mm / 2:.4f}"
         for index, (image, seen) in enumerate(self.images(size)):
             name = self.slice_id(index)

@@ -180,7 +180,7 @@ def _file_meta(uid: str, syntax: str) -> FileMetaDataset:
 def scrambled(kind: str, number: int, seed: int, bits: int) -> int:
     """A number below 2 ** `bits` (at most 63): different for different numbers of a kind."""
     start = int(np.random.default_rng([seed, *kind.encode()]).integers(2**63))
-    return (number * _SCRAMBLE + start) % 2**bits
+    return (number * _SCRAMBLE + start) % (1 << bits)
 
 
 def check_ranges(*rules: tuple[str, int, int, int]) -> None:

@@ -1,4 +1,4 @@
-"""Noise of a CT scanner: filtered-backprojection grain in HU, and images enlarged to the scanner's matrix."""
+"""Noise of a CT scanner: filtered-backprojection grain in HU, and images enlarged to its matrix."""
 
 from __future__ import annotations
 
