@@ -128,8 +128,8 @@ class _Patient:
             seed=seed,
             head=head,
             geometry=geometry,
-            edges=tuple(edges),
             lesions=tuple(draw_lesion(rng, subtype, head, geometry.height_mm) for subtype in subtypes),
+            edges=tuple(edges),  # are drawn here, after the lesions
             noise_hu=float(rng.uniform(3, 6)),
             sharpness_per_mm=float(rng.uniform(0.3, 0.48)),
             storage=Storage.draw(rng),
