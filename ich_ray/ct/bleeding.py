@@ -79,12 +79,16 @@ class Bleed:
             hu=hu,
         )
 
+    def shape(self, section: HeadSection, cut: float) -> Pixels:
+        """The soft mask of the blood where the body is cut `cut` times as wide as in its middle."""
+        return _SHAPES[self.subtype](self, section, cut) * section.inside
+
     def mask(self, section: HeadSection) -> Pixels | None:
         """The soft mask of the blood in a section, None where there is none."""
         cut = bump(section.height, self.height, self.reach)
         if not cut:
             return None
-        mask = _SHAPES[self.subtype](self, section, cut) * section.inside
+        mask = self.shape(section, cut)
         area_mm2 = float(mask.sum()) * section.canvas.pixel_mm**2
         # Rounding: the slice in its middle always shows it.
         return mask if area_mm2 >= _SMALLEST_MM2 or cut > 0.999 else None

@@ -1,37 +1,38 @@
 """Synthetic head-CT patients written as DICOM with a label table, in the layout of the RSNA 2019 set.
 
-For demos and tests: no real patient is in it, and nothing measured on it says anything about real ones. Knows who
-bleeds, what the scanner adds to the anatomy (noise, motion, a round field of view) and how the files look. The shapes
-themselves are in anatomy.py and bleeding.py.
+A few slices of every head, far from each other; continuous_phantom.py has whole heads. For demos and tests: no real
+patient is in it, and nothing measured on it says anything about real ones. Knows who bleeds and what the scanner adds
+to the anatomy (noise, motion). The shapes themselves are in anatomy.py and bleeding.py.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydicom import config
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from scipy import fft
 
 from ich_ray.ct.anatomy import Canvas, Head, HeadSection, Pixels
 from ich_ray.ct.bleeding import Bleed, bleed_into
-from ich_ray.errors import ConfigError
-from ich_ray.progress import bar
-from ich_ray.storage import Location, check_folder, locate, write_bytes
+from ich_ray.ct.phantom_files import (
+    FORMATS,
+    WINDOW_TAGS,
+    PhantomFiles,
+    SeriesHeader,
+    Storage,
+    check_ranges,
+    scrambled,
+    write_series,
+)
+from ich_ray.ct.scanner_noise import ScannerNoise, doubled, drawn_size
 from ich_ray.vocabulary import SUBTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-    from upath import UPath
+    from ich_ray.storage import Location
 
-__all__ = ["PhantomFiles", "write_phantom"]
+__all__ = ["write_phantom"]
 
 # Of every ten patients in a row four bleed: the share stays steady however few patients there are, and what patient i
 # is does not depend on how many follow.
@@ -40,34 +41,8 @@ _BLEEDING = 4
 _DECOYS = ("none", "calcification", "motion", "dense_falx", "none", "calcification")
 _SECOND_BLEED = 0.3
 _ALSO_MOVING = 0.08  # whatever else they have
-_DRAWN_PIXELS = 256  # Larger images are drawn at half their size: anatomy has no detail finer than a pixel of these.
 _HEIGHT_MM = 125  # Of a head, from the skull base to the vertex.
-_SHIFTS = 64  # Noise is drawn this many pixels larger than a slice.
 _MOST_SLICES = 62
-_PADDING = -2000  # What some scanners store outside their round field of view, with no tag to say so.
-# Distinct inputs give distinct identifiers, because an odd factor is invertible modulo a power of two.
-_SCRAMBLE = 0x9E3779B97F4A7C15
-_FORMATS = (  # signed, syntax, share among the genuine slices
-    (True, ExplicitVRLittleEndian, 0.64),
-    (False, ImplicitVRLittleEndian, 0.28),
-    (False, ExplicitVRLittleEndian, 0.08),
-)
-_WINDOW_TAGS: tuple[tuple[str | list[str], str | list[str]], ...] = (
-    ("30", "80"),
-    ("40", "150"),
-    ("35.000000", "80.000000"),
-    (["00036", "00036"], ["00080", "00080"]),
-    (["00040", "00040"], ["00080", "00080"]),
-    (["40", "700"], ["80", "3200"]),
-)
-
-
-@dataclass(frozen=True)
-class PhantomFiles:
-    """What was written: the folder of DICOM files and the label table (RSNA long format)."""
-
-    images: UPath
-    labels: UPath
 
 
 @dataclass(frozen=True)
@@ -97,7 +72,7 @@ class _Patient:
         subtypes = [subtype] if subtype else []
         if subtype and rng.random() < _SECOND_BLEED:
             subtypes.append(str(rng.choice([other for other in SUBTYPES if other != subtype])))
-        signed, syntax, _ = _FORMATS[rng.choice(len(_FORMATS), p=[share for *_, share in _FORMATS])]
+        signed, syntax, _ = FORMATS[rng.choice(len(FORMATS), p=[share for *_, share in FORMATS])]
         moves = decoy == "motion" or rng.random() < _ALSO_MOVING
         moving = rng.choice(count, min(count, 3), replace=False) if moves else np.empty(0, int)
         return cls(
@@ -112,17 +87,21 @@ class _Patient:
             signed=signed,
             syntax=syntax,
             padded=bool(signed and rng.random() < 0.6),
-            window=_WINDOW_TAGS[rng.integers(len(_WINDOW_TAGS))],
+            window=WINDOW_TAGS[rng.integers(len(WINDOW_TAGS))],
         )
 
     def slice_id(self, index: int) -> str:
         return _identifier("slice", 64 * self.number + index, self.seed, 9)
 
+    def names(self) -> list[str]:
+        """The identifiers of all slices, which are their files' names too."""
+        return [self.slice_id(index) for index in range(len(self.heights))]
+
     def images(self, size: int) -> Iterator[tuple[Pixels, set[str]]]:
         """HU `[size, size]` and the subtypes seen, from the skull base up."""
         rng = np.random.default_rng([self.seed, self.number, 2])
-        canvas = Canvas(self.head, size if size <= _DRAWN_PIXELS else size // 2, rng)
-        tiles = self._noise(size, rng)
+        canvas = Canvas(self.head, drawn_size(size), rng)
+        noise = ScannerNoise.draw(rng, size, self.head.fov_mm, self.noise_hu, self.sharpness_per_mm)
         for index, height in enumerate(self.heights):
             section = HeadSection(canvas, height)
             brain = section.brain()
@@ -131,25 +110,23 @@ class _Patient:
             if index in self.moving:
                 image = _moved(image, canvas, rng)
             if canvas.pixels != size:
-                image = _doubled(image)
-            mix, shifts = rng.uniform(0, 2 * np.pi), rng.integers(_SHIFTS, size=(2, 2))
-            for tile, weight, (row, column) in zip(tiles, (np.cos(mix), np.sin(mix)), shifts, strict=True):
-                image += np.float32(weight) * tile[row : row + size, column : column + size]
+                image = doubled(image)
+            noise.add(image, rng)
             yield image, seen
 
-    def _noise(self, size: int, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-        """Two images of noise in HU, larger than a slice, to be shifted and mixed for each one.
-
-        Filtered backprojection passes noise in proportion to the spatial frequency until the kernel cuts it off, which
-        gives its fine, even grain. The frequencies are physical, so the grain does not depend on `size`.
-        """
-        frequency = fft.fftfreq(size + _SHIFTS, self.head.fov_mm / size).astype(np.float32)
-        kernel = np.exp(-((frequency / np.float32(self.sharpness_per_mm)) ** 2))
-        power = np.sqrt(frequency[:, None] ** 2 + frequency**2 + np.float32(1e-4)) * (kernel[:, None] * kernel) ** 2
-        white = rng.standard_normal((*power.shape, 2), np.float32).view(np.complex64)[..., 0]
-        grain = fft.ifft2(np.sqrt(power) * white, overwrite_x=True)
-        grain *= np.float32(self.noise_hu) / grain.real.std()
-        return np.ascontiguousarray(grain.real), np.ascontiguousarray(grain.imag)
+    def files(self, size: int) -> Iterator[tuple[str, bytes, set[str]]]:
+        """Identifier, DICOM file and subtypes seen of every slice."""
+        study, series, frame = (_identifier(kind, self.number, self.seed, 10) for kind in ("study", "series", "frame"))
+        storage = Storage(self.signed, self.syntax, self.padded, self.window)
+        patient = _identifier("patient", self.number, self.seed, 8)
+        shared = SeriesHeader(patient, study, series, frame, storage, self.head.fov_mm)
+        header, corner = shared.dataset(size), f"{-self.head.fov_mm / 2:.4f}"
+        for index, (image, seen) in enumerate(self.images(size)):
+            name = self.slice_id(index)
+            position = (corner, corner, f"{_HEIGHT_MM * self.heights[index]:.4f}")
+            # As in RSNA a proper UID stays in the meta header, and differs from the ID_... of the data set.
+            uids = (name, f"2.25.{int(name[3:], 16)}")
+            yield name, shared.encode(header, image, uids, index + 1, position), seen
 
 
 def write_phantom(folder: Location, patients: int, seed: int, slices: int = 8, size: int = 512) -> PhantomFiles:
@@ -168,54 +145,13 @@ def write_phantom(folder: Location, patients: int, seed: int, slices: int = 8, s
     Raises:
         ConfigError: an argument out of range, or `folder` holds other images or a label table or cannot be written.
     """
-    files = PhantomFiles(locate(folder) / "stage_2_train", locate(folder) / "stage_2_train.csv")
-    _check(patients, seed, slices, size)
-    check_folder(files.images, "phantom")
-    everyone = [_Patient.draw(number, seed, slices) for number in range(patients)]
-    _check_empty(files, everyone)
-    files.images.mkdir(parents=True, exist_ok=True)
-    found: dict[str, set[str]] = {}
-    total = sum(len(patient.heights) for patient in everyone)
-    # RSNA's ID_... are not UIDs in the sense of the standard, and pydicom would refuse to write them.
-    with bar("Writing synthetic patients", total, "slices") as advance, config.disable_value_validation():
-        for patient in everyone:
-            header = _header(patient, size)
-            for index, (image, seen) in enumerate(patient.images(size)):
-                name = patient.slice_id(index)
-                (files.images / f"{name}.dcm").write_bytes(_dicom(header, patient, index, image))
-                found[name] = seen
-                advance(len(found))
-    write_bytes(files.labels, _table(found))
-    return files
-
-
-def _check(patients: int, seed: int, slices: int, size: int) -> None:
-    rules = [
+    check_ranges(
         ("patients", patients, 1, 100_000),
         ("seed", seed, 0, 2**63 - 1),
         ("slices", slices, 1, _MOST_SLICES),
         ("size", size, 64, 1024),
-    ]
-    for name, value, low, high in rules:
-        if not low <= value <= high:
-            raise ConfigError(f"phantom: {name} from {low} to {high} must hold, got {value}; choose another")
-    if size % 2:
-        raise ConfigError(f"phantom: an even size must be given, got {size}; try {size + 1}")
-
-
-def _check_empty(files: PhantomFiles, everyone: list[_Patient]) -> None:
-    """Refuse to write over anything but the remains of this very phantom, cut short."""
-    if files.labels.exists():
-        raise ConfigError(
-            f"{files.labels}: a folder without labels must be given, got this table; choose another --out"
-        )
-    own = {f"{patient.slice_id(index)}.dcm" for patient in everyone for index in range(len(patient.heights))}
-    others = [path.name for path in files.images.iterdir() if path.name not in own] if files.images.exists() else []
-    if others:
-        raise ConfigError(
-            f"{files.images}: an empty folder must be given, got {len(others)} other files such as {min(others)}; "
-            "choose another --out"
-        )
+    )
+    return write_series(folder, [_Patient.draw(number, seed, slices) for number in range(patients)], size)
 
 
 def _diagnosis(number: int, seed: int) -> tuple[str | None, str]:
@@ -229,8 +165,7 @@ def _diagnosis(number: int, seed: int) -> tuple[str | None, str]:
 
 def _identifier(kind: str, number: int, seed: int, digits: int) -> str:
     """`ID_` and hexadecimal digits, as in RSNA: scrambled, and different for different numbers."""
-    start = int(np.random.default_rng([seed, *kind.encode()]).integers(2**63))
-    return f"ID_{(number * _SCRAMBLE + start) % 16**digits:0{digits}x}"
+    return f"ID_{scrambled(kind, number, seed, 4 * digits):0{digits}x}"
 
 
 def _moved(image: Pixels, canvas: Canvas, rng: np.random.Generator) -> Pixels:
@@ -244,99 +179,3 @@ def _moved(image: Pixels, canvas: Canvas, rng: np.random.Generator) -> Pixels:
     bent = across * np.float32(2 * np.pi / wave_mm) + 2 * canvas.fields[2]
     streaks = np.cos(bent) * np.exp(-((canvas.radius / 70) ** 2))
     return np.asarray(blurred + np.float32(strength) * streaks, np.float32)
-
-
-def _doubled(image: Pixels) -> Pixels:
-    """Twice the rows and columns, by linear interpolation between pixel centers."""
-    for axis in (1, 0):  # rows last, so that they end up contiguous
-        image = np.moveaxis(image, axis, 0)
-        padded = np.concatenate([image[:1], image, image[-1:]])
-        wide = np.empty((2 * len(image), *image.shape[1:]), np.float32)
-        wide[::2] = 0.75 * image + 0.25 * padded[:-2]
-        wide[1::2] = 0.75 * image + 0.25 * padded[2:]
-        image = np.moveaxis(wide, 0, axis)
-    return np.ascontiguousarray(image)
-
-
-def _stored(patient: _Patient, image: Pixels) -> NDArray[np.int16] | NDArray[np.uint16]:
-    """HU as the words in the file: HU + 1024, signed 16 bits or unsigned 12 bits."""
-    words = np.rint(image + 1024)
-    axis = np.linspace(-1, 1, len(image), dtype=np.float32) ** 2
-    outside = axis[:, None] + axis > 1
-    if patient.signed:
-        words = np.clip(words, 0, 32767)
-        words[outside] = _PADDING if patient.padded else 0
-        return words.astype("<i2")
-    words[outside] = 0
-    return np.clip(words, 0, 4095).astype("<u2")
-
-
-def _header(patient: _Patient, size: int) -> Dataset:
-    """What all slices of a patient share: CT Image (PS3.3 A.3) with RSNA's kind of identifiers."""
-    identity = {kind: _identifier(kind, patient.number, patient.seed, 10) for kind in ("study", "series", "frame")}
-    header = Dataset()
-    for keyword in _EMPTY:
-        setattr(header, keyword, "")
-    header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    header.SOPClassUID = CTImageStorage
-    header.Modality = "CT"
-    header.Manufacturer = "ich_ray phantom"
-    header.PatientID = _identifier("patient", patient.number, patient.seed, 8)
-    header.SliceThickness = "5"
-    header.StudyInstanceUID = identity["study"]
-    header.SeriesInstanceUID = identity["series"]
-    header.FrameOfReferenceUID = identity["frame"]
-    header.ImageOrientationPatient = ["1", "0", "0", "0", "1", "0"]
-    header.SamplesPerPixel = 1
-    header.PhotometricInterpretation = "MONOCHROME2"
-    header.Rows = header.Columns = size
-    header.PixelSpacing = [f"{patient.head.fov_mm / size:.6f}"] * 2
-    header.BitsAllocated = 16
-    header.BitsStored = 16 if patient.signed else 12
-    header.HighBit = header.BitsStored - 1
-    header.PixelRepresentation = int(patient.signed)
-    header.WindowCenter, header.WindowWidth = patient.window
-    header.RescaleIntercept, header.RescaleSlope = "-1024", "1"
-    return header
-
-
-def _dicom(header: Dataset, patient: _Patient, index: int, image: Pixels) -> bytes:
-    """One slice as a DICOM file; `header` is completed in place."""
-    corner = f"{-patient.head.fov_mm / 2:.4f}"
-    header.file_meta = _file_meta(patient, index)
-    header.SOPInstanceUID = patient.slice_id(index)
-    header.InstanceNumber = str(index + 1)
-    header.ImagePositionPatient = [corner, corner, f"{_HEIGHT_MM * patient.heights[index]:.4f}"]
-    header.add_new("PixelData", "OW", _stored(patient, image).tobytes())
-    file = io.BytesIO()
-    header.save_as(file, enforce_file_format=True)
-    return file.getvalue()
-
-
-# Type 2 in PS3.3: must be there, may be empty.
-_EMPTY = (
-    "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientName", "PatientBirthDate",
-    "PatientSex", "KVP", "StudyID", "SeriesNumber", "AcquisitionNumber", "PositionReferenceIndicator",
-)  # fmt: skip
-
-
-def _file_meta(patient: _Patient, index: int) -> FileMetaDataset:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = CTImageStorage
-    # As in RSNA a proper UID stays here, and differs from the ID_... of the data set.
-    meta.MediaStorageSOPInstanceUID = UID(f"2.25.{int(patient.slice_id(index)[3:], 16)}")
-    meta.TransferSyntaxUID = UID(patient.syntax)
-    meta.ImplementationClassUID = UID("2.25.20190211")
-    meta.ImplementationVersionName = "ICH_RAY_PHANTOM"
-    return meta
-
-
-def _table(found: dict[str, set[str]]) -> bytes:
-    """RSNA's long format: a row per slice and subtype, then `any`."""
-    text = io.StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("ID", "Label"))
-    for name in sorted(found):
-        rows.writerows((f"{name}_{subtype}", int(subtype in found[name])) for subtype in SUBTYPES)
-        rows.writerow((f"{name}_any", int(bool(found[name]))))
-    return text.getvalue().encode()

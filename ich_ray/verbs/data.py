@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,12 +31,19 @@ __all__ = ["VERBS"]
 def phantom(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write.")],
     patients: Annotated[int, typer.Option("--patients", min=1)] = 160,
+    kind: Annotated[
+        Literal["sparse", "continuous"],
+        typer.Option("--kind", help="A few slices of each head, or whole series whose slices have neighbors."),
+    ] = "sparse",
+    size: Annotated[int, typer.Option("--size", min=64, max=1024, help="Rows and columns, an even number.")] = 512,
     seed: Seed = 0,
 ) -> None:
     """Write synthetic patients as DICOM with labels."""
+    from ich_ray.ct.continuous_phantom import write_continuous_phantom
     from ich_ray.ct.phantom import write_phantom
 
-    written = write_phantom(out, patients=patients, seed=seed)
+    write = write_continuous_phantom if kind == "continuous" else write_phantom
+    written = write(out, patients=patients, seed=seed, size=size)
     print_line(f"images  {written.images}")
     print_line(f"labels  {written.labels}")
 

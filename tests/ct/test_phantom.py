@@ -16,7 +16,9 @@ from pydicom.uid import CTImageStorage
 
 from ich_ray.ct.anatomy import Canvas, Head, HeadSection, bump, capsule, ellipse, soft
 from ich_ray.ct.bleeding import Bleed, bleed_into
-from ich_ray.ct.phantom import PhantomFiles, _doubled, _identifier, _Patient, write_phantom
+from ich_ray.ct.phantom import _identifier, _Patient, write_phantom
+from ich_ray.ct.phantom_files import PhantomFiles
+from ich_ray.ct.scanner_noise import ScannerNoise, doubled
 from ich_ray.errors import ConfigError
 from ich_ray.vocabulary import SUBTYPES
 
@@ -24,6 +26,21 @@ from ich_ray.vocabulary import SUBTYPES
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 
 PATIENTS = 20  # two blocks: eight bleed, so every subtype is somebody's
+
+# Of the words of every file: their sum, and weighted by column and by row.
+EARLIER_SUMS = [
+    [11768, 275330, -546237],
+    [1701758, 54135682, 53876120],
+    [567555, 19727028, 16264617],
+    [2267071, 72184405, 72899014],
+    [1993667, 63711858, 63765183],
+    [417356, 14955944, 10526005],
+    [2134353, 67992641, 67402611],
+    [-642062, -17452941, -21058163],
+    [982777, 31203927, 31629772],
+    [569422, 23025914, 13426907],
+    [2306505, 73484395, 72761271],
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +74,20 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
     )
     assert one == again
     assert not set(one.values()) & set(other.values())
+
+
+def test_earlier_figures_stand_on_these_very_files(tmp_path: Path) -> None:
+    """Headers and labels by the byte; pixels by their sums, which other processors round otherwise in a few places."""
+    files = write_phantom(tmp_path, patients=3, seed=1, slices=3, size=64)
+    everything = hashlib.sha256(files.labels.read_bytes())
+    sums = []
+    for path in sorted(files.images.iterdir()):
+        content = path.read_bytes()
+        everything.update(path.name.encode() + content[: -2 * 64 * 64])
+        words = pydicom.dcmread(str(path)).pixel_array.astype(int)
+        sums.append([int(words.sum()), int((words * np.arange(64)).sum()), int((words.T * np.arange(64)).sum())])
+    assert everything.hexdigest() == "2c501f7af7677a964d5930ba27ed85d7496c13ed87f246cf74f31b46a0d7c9b1"
+    assert sums == [pytest.approx(each, abs=600) for each in EARLIER_SUMS]  # ten pixels that differ by one
 
 
 def test_a_patient_does_not_depend_on_how_many_there_are(tmp_path: Path, written: PhantomFiles) -> None:
@@ -238,11 +269,11 @@ def test_shapes_by_hand() -> None:
 
 @given(st.integers(2, 6), st.floats(-1000, 2000, width=32))
 def test_doubling_keeps_a_plane_and_its_mean(side: int, level: float) -> None:
-    doubled = _doubled(np.full((side, side), level, np.float32))
-    assert doubled.shape == (2 * side, 2 * side)
-    assert np.allclose(doubled, level)
+    twice = doubled(np.full((side, side), level, np.float32))
+    assert twice.shape == (2 * side, 2 * side)
+    assert np.allclose(twice, level)
     ramp = np.arange(side, dtype=np.float32)[None].repeat(side, 0)
-    assert _doubled(ramp)[0, 1:-1].tolist() == pytest.approx(np.arange(0.25, side - 1, 0.5).tolist())
+    assert doubled(ramp)[0, 1:-1].tolist() == pytest.approx(np.arange(0.25, side - 1, 0.5).tolist())
 
 
 def test_a_large_image_is_the_small_one_with_more_pixels(tmp_path: Path) -> None:
@@ -257,7 +288,8 @@ def test_a_large_image_is_the_small_one_with_more_pixels(tmp_path: Path) -> None
 def test_noise_is_a_scanners() -> None:
     """Fine-grained: little of it is left in means over 4 mm, where white noise would keep more."""
     patient = _Patient.draw(0, seed=1, slices=3)
-    tile, other = patient._noise(256, np.random.default_rng(0))
+    drawn = (256, patient.head.fov_mm, patient.noise_hu, patient.sharpness_per_mm)
+    tile, other = ScannerNoise.draw(np.random.default_rng(0), *drawn).tiles
     assert tile.std() == pytest.approx(patient.noise_hu, rel=1e-3)
     assert abs(float(np.corrcoef(tile.ravel(), other.ravel())[0, 1])) < 0.02
     coarse = tile.reshape(80, 4, 80, 4).mean((1, 3)).std()
