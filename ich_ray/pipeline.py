@@ -19,6 +19,8 @@ from ich_ray.search.request import TrialResources
 from ich_ray.storage import DatasetFiles, Location, SearchFiles, locate, read_record
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from upath import UPath
 
     from ich_ray.data.dataset import PreparedDataset
@@ -82,6 +84,7 @@ def run(
     windows: str = DEFAULT_WINDOWS,
     trials: int | None = None,
     confirm: int = CONFIRM_TOP,
+    tta: Sequence[str] = (),
     seed: int = 0,
     limit_rejected: float = 0.05,
     address: str | None = None,
@@ -99,6 +102,7 @@ def run(
         trials: how many to draw; the search's default if not given.
         confirm: so many of the best trials are trained again before one of them is chosen; 0 takes the search's best,
             and is refused where a confirmation has chosen: every later stage, and the report, go by that.
+        tta: see `retrain`; refused where a bundle of the chosen trial is there that was made with other views.
         seed: of roles, draws, weights and batches.
         limit_rejected: largest share of files that may be rejected.
         address: a Ray cluster; a private one on this machine if not given.
@@ -110,6 +114,7 @@ def run(
     """
     from ich_ray.data.prepare.run import prepare
     from ich_ray.refit.confirm import confirmed
+    from ich_ray.refit.retrain_record import parse_views
     from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.preflight import plan_slots
     from ich_ray.search.run import run_search
@@ -117,6 +122,7 @@ def run(
 
     held = TrialResources(**resources)
     load_space(space)  # a mistake here, or in what a trial holds, must not cost an hour of decoding first
+    parse_views(tta)
     root = locate(out)
     files = SearchFiles(root / "search")
     if not confirm and (before := confirmed(files)) is not None:
@@ -143,7 +149,7 @@ def run(
         )
         if confirm:
             _confirm(files, dataset, confirm, resources)
-        page = finish(files)
+        page = finish(files, tta=tta)
     from ich_ray.bundle.card_file import read_card
 
     return RunResult(
@@ -187,12 +193,16 @@ def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, resources: 
     confirm(files.root, top=top, folds=folds, seeds=seeds, **resources)
 
 
-def finish(files: SearchFiles, *, course: RetrainCourse | None = None) -> UPath:
+def finish(files: SearchFiles, *, course: RetrainCourse | None = None, tta: Sequence[str] = ()) -> UPath:
     """Everything after the search that its bundle's card does not say is done; returns the report.
 
     Args:
         files: of the search.
         course: see `retrain`.
+        tta: see `retrain`.
+
+    Raises:
+        ConfigError: the bundle that is there has other views than these.
     """
     from ich_ray.assess.calibration import calibrate
     from ich_ray.assess.evaluate import evaluate
@@ -200,11 +210,18 @@ def finish(files: SearchFiles, *, course: RetrainCourse | None = None) -> UPath:
     from ich_ray.html_report.page import report
     from ich_ray.refit.confirm import chosen_trial
     from ich_ray.refit.retrain import retrain
+    from ich_ray.refit.retrain_record import parse_views
 
+    views = parse_views(tta)
     chosen = chosen_trial(open_search(files.root))
     if _retrained(files) != chosen.number:
         progress.say(f"retrain: trial {chosen.number}")
-        retrain(files.root, course=course)
+        retrain(files.root, course=course, tta=views)
+    elif views and (made := read_card(files.bundle).tta) != views:
+        raise ConfigError(
+            f"--tta {','.join(views)}: the bundle must have been made with it, got {files.bundle} with "
+            f"{','.join(made) or 'none'}; leave out --tta to keep it, or retrain with it"
+        )
     if not read_card(files.bundle).operating_points:
         progress.say("calibrate")
         calibrate(files.root)

@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["LABELS", "LEAK", "ROLES", "SUBTYPES", "Patients", "Placement", "Precision", "Role", "Split", "Subtype"]
+__all__ = [
+    "LABELS",
+    "LEAK",
+    "ROLES",
+    "SUBTYPES",
+    "Patients",
+    "Placement",
+    "Precision",
+    "Role",
+    "Split",
+    "Subtype",
+    "TtaView",
+]
 
 Subtype = Literal["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural"]
 SUBTYPES: tuple[Subtype, ...] = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
@@ -29,3 +41,6 @@ LEAK = (
 Precision = Literal["float32", "bfloat16 channels_last"]
 # Where training images lie: in memory of the device, or on the host for a batch at a time.
 Placement = Literal["auto", "device", "host"]
+
+# What a bundle sees beside the image as it is: bundle/tta.py makes each.
+TtaView = Literal["hflip"]

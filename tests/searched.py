@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ich_ray.bundle.bundle import Bundle
@@ -11,6 +12,7 @@ from ich_ray.refit import bundle_builder
 from ich_ray.results import Objective, Report, SearchRecord, TrialResult, open_search
 from ich_ray.storage import SearchFiles, locate, write_json
 from ich_ray.training.loop import TrainingBudget, train
+from ich_ray.vocabulary import TtaView
 
 PARAMETERS = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.2, filters=8, dense=16)
 
@@ -62,11 +64,16 @@ def make_search(
     return files
 
 
-def make_bundle(files: SearchFiles, dataset: PreparedDataset, parameters: Hyperparameters = PARAMETERS) -> Bundle:
+def make_bundle(
+    files: SearchFiles,
+    dataset: PreparedDataset,
+    parameters: Hyperparameters = PARAMETERS,
+    tta: Sequence[TtaView] = (),
+) -> Bundle:
     """What `retrain` leaves, without Ray: a small trained network, not calibrated."""
     found = open_search(files.root)
     roles = dataset.role("train"), dataset.role("validation")
     for progress in train(parameters, *roles, budget=TrainingBudget(1200, 1200), seed=10):
         state = files.final / "state.safetensors"
         progress.state().save(state)
-    return bundle_builder.make_bundle(found, found.best(), parameters, dataset, state)
+    return bundle_builder.make_bundle(found, found.best(), parameters, dataset, state, tta=tta)

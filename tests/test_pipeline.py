@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def stage(name: str) -> Any:
         def work(*_: Any, **options: Any) -> Any:
             told = f" --top {options['top']} --folds {options.get('folds')}" if name == "confirm" else ""
+            told += "".join(f" --tta {view}" for view in options.get("tta", ()))
             calls.append(f"{name} --resume" if options.get("resume") else name + told)
             if name == "prepare":
                 return dataset
@@ -53,7 +55,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 write_json(files.confirmation, make_confirmation(0, 1, 0))
             if name == "retrain":
                 write_json(files.retraining, retraining(chosen_trial(open_search(files.root)).number))
-                write_json(card, make_card())
+                write_json(card, make_card(tta=[*options["tta"]]))
             if name == "calibrate":
                 write_json(card, {**read_json(card), "operating_points": {"f2": POINT}})
             if name == "evaluate":
@@ -77,8 +79,9 @@ def retraining(trial: int) -> dict[str, Any]:
             "stopped_early": False, "seconds": 0.0, "device": "cpu"}  # fmt: skip
 
 
-def run(folder: Path, space: Path | str = "", confirm: int = 3) -> pipeline.RunResult:
-    return pipeline.run("images", "labels", space or pipeline.builtin_space("demo"), folder, confirm=confirm)
+def run(folder: Path, space: Path | str = "", confirm: int = 3, tta: Sequence[str] = ()) -> pipeline.RunResult:
+    space = space or pipeline.builtin_space("demo")
+    return pipeline.run("images", "labels", space, folder, confirm=confirm, tta=tta)
 
 
 POINT = {"threshold": 0.5, "sensitivity": None, "specificity": None, "ppv": None, "f2": None}
@@ -95,6 +98,23 @@ def test_stages_run_in_order_and_finished_ones_are_skipped(ran: list[str], tmp_p
     ran.clear()
     run(tmp_path)
     assert ran == ["prepare", "run_search --resume", "report"]
+
+
+def test_views_reach_the_retraining_and_a_bundle_with_others_is_kept(ran: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--tta: each must be one of hflip, named once, got vflip; correct it"):
+        run(tmp_path, tta=["vflip"])
+    assert ran == []
+    result = run(tmp_path, tta=["hflip"])
+    assert ran == ["prepare", "run_search", CONFIRM, "retrain --tta hflip", "calibrate", "evaluate", "report"]
+    assert result.card["tta"] == ["hflip"]
+    ran.clear()
+    assert run(tmp_path).card["tta"] == ["hflip"]
+    assert run(tmp_path, tta=["hflip"]).card["tta"] == ["hflip"]
+    assert ran == ["prepare", "run_search --resume", "report"] * 2
+    card = result.bundle / "card.json"
+    write_json(card, {**read_json(card), "tta": []})
+    with pytest.raises(ConfigError, match=r"--tta hflip: the bundle must have been made with it, got .* with none; le"):
+        run(tmp_path, tta=["hflip"])
 
 
 def test_nothing_is_confirmed_if_not_asked_or_if_one_trial_alone_has_completed(ran: list[str], tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from ich_ray.assess.operating_points import OperatingPointSpec, operating_points
 from ich_ray.assess.subtype_calibration import fit_subtypes, subtype_shifts
-from ich_ray.bundle.card import CalibrationNote, OperatingPoint, SubtypeCalibration
+from ich_ray.assess.tta_gain import format_gain, measure_tta
+from ich_ray.bundle.card import CalibrationNote, OperatingPoint, SubtypeCalibration, TtaGain
 from ich_ray.bundle.card_file import write_card
 from ich_ray.bundle.logit_scaling import METHODS, LogitScaling, Method, bound_note, fit_scaling
 from ich_ray.data.dataset import PreparedDataset
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ich_ray.bundle.bundle import Bundle
     from ich_ray.bundle.card import Card
     from ich_ray.data.dataset import SliceSet
     from ich_ray.results import SearchResult
@@ -43,6 +45,7 @@ __all__ = [
     "warn_if_outdated",
     "with_calibration",
     "with_subtypes",
+    "with_tta_gain",
 ]
 
 
@@ -59,6 +62,7 @@ class Calibration(Record):
         operating_points: thresholds on the calibrated probability, with what they gave on these same slices.
         notes: which usual operating points could not be reached and why, and where a fit has reached its limits.
         subtypes: the same of each subtype, where the network answers them.
+        tta_gain: of these slices, what test-time augmentation changed; None without.
     """
 
     format: Literal[1] = 1
@@ -76,6 +80,7 @@ class Calibration(Record):
     operating_points: dict[Line, OperatingPoint]
     notes: tuple[Line, ...] = ()
     subtypes: dict[Subtype, SubtypeCalibration] = Field(default_factory=dict)
+    tta_gain: TtaGain | None = None
 
 
 def calibrate(
@@ -124,6 +129,7 @@ def calibrate(
     if bundle.card.parameters.labels == "all":
         shifts = subtype_shifts(dataset, bundle.card.trained_by, bundle.card.parameters.loss)
         calibration = with_subtypes(calibration, slices, logits, shifts)
+    calibration = with_tta_gain(calibration, bundle, slices, logits[:, -1])
     write_json(found.files.calibration, calibration.model_dump(mode="json"))
     write_card(found.files.bundle, with_calibration(bundle.card.model_copy(update={"calibrations": ()}), calibration))
     return calibration
@@ -215,6 +221,21 @@ def with_subtypes(
     for note in (note for subtype in found.values() for note in subtype.notes):
         say(f"  {note}")
     return calibration.model_copy(update={"subtypes": found})
+
+
+def with_tta_gain(
+    calibration: Calibration, bundle: Bundle, slices: SliceSet, logits: NDArray[np.float32]
+) -> Calibration:
+    """The calibration, with what test-time augmentation changes on its slices if the bundle has any.
+
+    `logits` are those of `any` that the bundle gave, `[n]`.
+    """
+    if not bundle.card.tta:
+        return calibration
+    plain = bundle.without_tta().slice_logits(slices)
+    gain = measure_tta(slices, plain, logits, calibration.method, calibration.prior_shift)
+    say(f"  test-time augmentation ({', '.join(bundle.card.tta)}) on these slices: {format_gain(gain)}")
+    return calibration.model_copy(update={"tta_gain": gain})
 
 
 def with_calibration(card: Card, calibration: Calibration) -> Card:

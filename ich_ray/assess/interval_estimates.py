@@ -37,6 +37,7 @@ __all__ = [
     "PointFigures",
     "StatedFigures",
     "as_estimate",
+    "enough_patients",
     "measure",
 ]
 
@@ -143,7 +144,7 @@ def measure(
     labels = cases.labels
     prevalence = float(labels.mean()) if len(labels) else 0.0
     found = _ranked(cases, draws) | (_probable(cases, draws) if cases.calibrated else {})
-    if not _enough(cases, draws):
+    if not enough_patients(cases, draws):
         found = {name: _alone(figure.value) for name, figure in found.items()}
     return GroupFigures(
         cases=len(labels),
@@ -157,7 +158,7 @@ def measure(
     )
 
 
-def _enough(cases: Cases, draws: PatientDraws) -> bool:
+def enough_patients(cases: Cases, draws: PatientDraws) -> bool:
     """Whether enough patients have a positive case, and enough a negative one, to draw them again."""
     whose, positive = draws.of_slice[cases.rows], cases.labels > 0.5
     return min(len(np.unique(whose[positive])), len(np.unique(whose[~positive]))) >= FEWEST_PATIENTS
@@ -215,7 +216,8 @@ def _decided(cases: Cases, threshold: float, draws: PatientDraws, stated: float 
         "accuracy": whose,
     }
     found = {name: share_interval(values[name], drawn[name], of, CONFIDENCE) for name, of in shares.items()}
-    found["f2"] = interval(values["f2"], drawn["f2"], CONFIDENCE) if _enough(cases, draws) else _alone(values["f2"])
+    of_f2 = drawn["f2"] if enough_patients(cases, draws) else np.empty(0)
+    found["f2"] = interval(values["f2"], of_f2, CONFIDENCE)
     restated = None
     if stated is not None:
         drawable = all(can_tell(drawn[name], shares[name]) for name in ("sensitivity", "specificity"))

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ich_ray.assess.calibration import Calibration, check_method, fit_calibration, with_calibration, with_subtypes
+from ich_ray.assess.calibration import (
+    Calibration,
+    check_method,
+    fit_calibration,
+    with_calibration,
+    with_subtypes,
+    with_tta_gain,
+)
 from ich_ray.assess.operating_points import OperatingPointSpec
 from ich_ray.bundle.card_file import has_card
 from ich_ray.bundle.training_data import site_note
@@ -91,6 +98,7 @@ def recalibrate(
         before = dict(zip(SUBTYPES, card.scalings, strict=False))
         shifts = {name: scaling.prior_shift for name, scaling in before.items()}
         found = with_subtypes(found, slices, logits, shifts, before)
+    found = with_tta_gain(found, loaded, slices, logits[:, -1])
     loaded.card = with_calibration(card, found)
     copy_known(locate(bundle), target)
     loaded.save(target)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save
 
 from ich_ray.bundle.card_file import read_card, write_card
+from ich_ray.bundle.tta import with_tta
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.model.outline import filled, outline
 from ich_ray.model.tensors import layout_of, not_finite, read_tensors, unpack
@@ -40,11 +41,17 @@ _IF_NOT_FINITE = "repeat it without an accelerator if there is one, calibrate ag
 
 
 class Bundle:
-    """A network ready to predict. Made by `load_bundle` or by `retrain`."""
+    """A network ready to predict. Made by `load_bundle` or by `retrain`.
+
+    Attributes:
+        network: the one that was trained.
+        model: what gives all logits and probabilities: the network, or its mean over the views of `card.tta`.
+    """
 
     def __init__(self, network: Network, card: Card) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = network.to(self.device).eval()
+        self.model = with_tta(self.network, card.tta)
         self.card = card
 
     def __repr__(self) -> str:
@@ -78,7 +85,7 @@ class Bundle:
             )
         starts = range(0, len(images), EVALUATION_BATCH)
         found = batch_logits(
-            self.network,
+            self.model,
             (torch.from_numpy(images[start : start + EVALUATION_BATCH]).to(self.device) for start in starts),
         )
         return self._by_label(found)
@@ -105,7 +112,7 @@ class Bundle:
         Raises:
             IchRayError: one is not finite.
         """
-        logits = self._by_label(predict_logits(self.network, slices, self.card.parameters, self.device))
+        logits = self._by_label(predict_logits(self.model, slices, self.card.parameters, self.device))
         self._check_finite(slices, logits, logits)
         return logits
 
@@ -170,6 +177,10 @@ class Bundle:
     def label_probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Calibrated probabilities of all labels, float64 `[n, labels]`; `any` is the last."""
         return self.label_calibrated(self.label_logits(images))
+
+    def without_tta(self) -> Bundle:
+        """The same weights and calibration, asked for the image as it is alone."""
+        return Bundle(self.network, self.card.model_copy(update={"tta": ()}))
 
     def operating_point(self, name: str = OPERATING_POINT) -> OperatingPoint:
         """The threshold of that name.

@@ -27,7 +27,7 @@ from ich_ray.storage import (
     Share,
     Time,
 )
-from ich_ray.vocabulary import Patients, Role, Split, Subtype
+from ich_ray.vocabulary import Patients, Role, Split, Subtype, TtaView
 
 __all__ = [
     "INTENDED_USE",
@@ -38,6 +38,8 @@ __all__ = [
     "RetrainingNote",
     "SeedSpread",
     "SubtypeCalibration",
+    "TtaFigure",
+    "TtaGain",
 ]
 
 INTENDED_USE = (
@@ -140,6 +142,32 @@ class RetrainingNote(Record):
     validation: SeedSpread | None = None
 
 
+class TtaFigure(Record):
+    """A figure on the calibration patients without test-time augmentation and with it.
+
+    Attributes:
+        difference: with it less without it, from `low` to `high` with 95 %: patients are drawn again, the same for
+            both. Bounds are None where nothing can be said of them.
+    """
+
+    without: float
+    with_tta: float
+    difference: float
+    low: float | None
+    high: float | None
+
+
+class TtaGain(Record):
+    """The gain of test-time augmentation for `any`.
+
+    Logits with and without it are each calibrated by themselves on the same slices.
+    """
+
+    log_loss: TtaFigure
+    average_precision: TtaFigure
+    roc_auc: TtaFigure
+
+
 class CalibrationNote(Record):
     """Which patients calibrated it, and how well that went.
 
@@ -147,6 +175,7 @@ class CalibrationNote(Record):
         dataset: fingerprint of the dataset that they are of.
         log_loss_before: of these slices with the calibration before, or the plain sigmoid if it is the first;
             `log_loss_after`: with what was fitted.
+        tta_gain: None without test-time augmentation.
     """
 
     dataset: Fingerprint | Literal[""]
@@ -159,6 +188,7 @@ class CalibrationNote(Record):
     log_loss_before: float
     log_loss_after: float
     notes: tuple[Line, ...] = ()
+    tta_gain: TtaGain | None = None
 
 
 class SubtypeCalibration(Record):
@@ -198,6 +228,7 @@ class Card(Record):
         label: what it decides by.
         retraining: None in cards of older versions.
         training_data: how the slices that trained the weights were taken; None in cards of older versions.
+        tta: views of an image whose logits are averaged with its own; calibration and thresholds are of that mean.
         temperature: with `prior_shift` and `bias`: the probability is
             sigmoid((logit + prior_shift) / temperature + bias).
         operating_points: by name; empty until calibrated.
@@ -223,6 +254,7 @@ class Card(Record):
     search: SearchNote
     retraining: RetrainingNote | None = None
     training_data: TrainingData | None = None
+    tta: tuple[TtaView, ...] = ()
     temperature: float = Field(default=1.0, gt=0)
     prior_shift: float = 0.0
     bias: float = 0.0
@@ -247,6 +279,8 @@ class Card(Record):
             raise ValueError(f"image_shape must be {shape}, as windows and size say, got {self.image_shape}")
         if self.architecture != self.parameters.architecture:
             raise ValueError(f"architecture must be {self.parameters.architecture}, as in parameters")
+        if len({*self.tta}) < len(self.tta):
+            raise ValueError(f"tta must name each view once, got {', '.join(self.tta)}")
         return self
 
     @property

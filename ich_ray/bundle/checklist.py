@@ -70,7 +70,7 @@ def _model(card: Card) -> dict[str, str]:
     chosen, how = card.search, f"{card.search.objective} on the validation patients"
     return {
         "Model, its input and output": (
-            f"{card.architecture}: uint8 images {list(card.input_shape)} to one logit; probability = "
+            f"{card.architecture}: uint8 images {list(card.input_shape)} to one logit{_views(card)}; probability = "
             f"sigmoid((logit + {card.prior_shift:.4g}) / {card.temperature:.4g} + {card.bias:.4g})"
         ),
         "Initial weights": "random" if card.parameters.weights == "none" else card.parameters.weights,
@@ -84,6 +84,10 @@ def _model(card: Card) -> dict[str, str]:
         "Explanations": "Grad-CAM heat maps on request; they show where, not why, and have not been validated",
         "Limitations": " ".join(card.limitations),
     }
+
+
+def _views(card: Card) -> str:
+    return f", the mean over the image as it is and {', '.join(card.tta)}" if card.tta else ""
 
 
 def _retrained(card: Card) -> str:

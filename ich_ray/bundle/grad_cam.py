@@ -74,7 +74,8 @@ def grad_cam(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Heat `[n, rows, columns]` from 0 to 1 of images uint8 `[n, channels, rows, columns]`.
 
     Selvaraju et al., "Grad-CAM" (2017), of the logit of `any` at the last convolutional stage, scaled to a
-    maximum of 1 in each slice; all 0 where nothing raises the logit.
+    maximum of 1 in each slice; all 0 where nothing raises the logit. Of the image as it is: views of test-time
+    augmentation are not averaged into it.
 
     Raises:
         ConfigError: captum is not installed, or the network ends in no map of places.

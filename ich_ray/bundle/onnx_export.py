@@ -66,8 +66,8 @@ def export_onnx(bundle: Location, out: Location) -> UPath:
 
     Its input is `images`, uint8 `[slices, channels, rows, columns]`. Outputs are `logit` and `probability` of `any`,
     float32 `[slices]`; of a bundle that answers subtypes also `label_logits` and `label_probabilities`, `[slices, 6]`,
-    in the order of `ich_ray.vocabulary.LABELS`, `any` last. Before the file is written ONNX Runtime must give the
-    logits and probabilities of the bundle on random images, within 1e-4.
+    in the order of `ich_ray.vocabulary.LABELS`, `any` last. The graph holds the test-time augmentation of the bundle.
+    Before the file is written ONNX Runtime must give its logits and probabilities on random images, within 1e-4.
 
     Raises:
         ConfigError: no bundle, no file can be written there, or the `onnx` extra is not installed.
@@ -97,7 +97,7 @@ def _exported(bundle: Bundle) -> bytes:
         import onnxscript  # noqa: F401  (torch.onnx imports it late, and fails with another error)
     except ImportError:
         raise _extra_missing("onnxscript") from None
-    module = _WithProbability(bundle.network.cpu(), bundle.card.scalings).eval()
+    module = _WithProbability(bundle.model.cpu(), bundle.card.scalings).eval()
     example = torch.zeros((2, *bundle.card.input_shape), dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about PyTorch's own future
@@ -112,7 +112,7 @@ def _exported(bundle: Bundle) -> bytes:
         )
     if program is None:
         raise IchRayError("onnx: PyTorch must return the exported program, got none; use the bundle itself")
-    bundle.network.to(bundle.device)
+    bundle.model.to(bundle.device)
     program.model.metadata_props[CARD_KEY] = bundle.card.model_dump_json()
     data: bytes = program.model_proto.SerializeToString()
     return data

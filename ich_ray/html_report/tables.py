@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.assess.interval_estimates import RATIOS
+from ich_ray.assess.tta_gain import format_change
 from ich_ray.html_report.style import count, duration, metric_title, metric_words, moment, number, percent, setting
 from ich_ray.html_report.trials import varied
 from ich_ray.statistics.metrics import METRICS
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from ich_ray.assess.calibration import Calibration
     from ich_ray.assess.evaluate import Counts, Estimate, Evaluation, PointFigures
+    from ich_ray.bundle.card import TtaGain
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.html_report.inputs import Inputs
     from ich_ray.refit.confirm import Confirmation
@@ -299,6 +301,13 @@ def seed_rows(retraining: Retraining) -> list[dict[str, Any]]:
     ]
 
 
+def _tta_facts(gain: TtaGain | None) -> Facts:
+    if gain is None:
+        return []
+    figures = {"log loss": gain.log_loss, "average precision": gain.average_precision, "ROC AUC": gain.roc_auc}
+    return [(f"Test-time augmentation, {name}", format_change(figure)) for name, figure in figures.items()]
+
+
 def calibration_facts(calibration: Calibration) -> Facts:
     return [
         (
@@ -312,6 +321,7 @@ def calibration_facts(calibration: Calibration) -> Facts:
         ("Shift of the logit for the class weights", number(calibration.prior_shift)),
         ("Log loss before, plain sigmoid", number(calibration.log_loss_before, 4)),
         ("Log loss after", number(calibration.log_loss_after, 4)),
+        *_tta_facts(calibration.tta_gain),
         *(("Note", note) for note in calibration.notes),
         *(
             (

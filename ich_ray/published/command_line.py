@@ -21,6 +21,7 @@ from ich_ray.verbs.options import (
     SearchFolder,
     Seed,
     Space,
+    Tta,
     share,
 )
 from ich_ray.verbs.plugins import Flags
@@ -93,6 +94,7 @@ def _retrain_on_a_sample(
     workers: int,
     patients: Literal["train", "train+validation"],
     seeds: int,
+    tta: Tta,
     placement: Images,
     address: Address,
     slices: Annotated[
@@ -107,7 +109,7 @@ def _retrain_on_a_sample(
         raise ConfigError(f"--slices: a sample needs validation patients to stop by, got --patients {patients}")
     course = sampled_course(folder, slices=slices, epochs=epochs)
     keys: dict[str, Any] = {"workers": workers, "seeds": seeds, "placement": placement, "address": address}
-    card = retrain(folder, course=course, **keys).card
+    card = retrain(folder, course=course, **keys, tta=tta or ()).card
     display.print_retrained(card, seeds, str(open_search(folder).files.bundle))
 
 

@@ -21,6 +21,8 @@ from ich_ray.storage import Count, Record, read_record
 from ich_ray.training.state import TrainingState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from upath import UPath
 
     from ich_ray.bundle.bundle import Bundle
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.refit.retrain_record import Retraining
     from ich_ray.results import SearchResult, TrialResult
+    from ich_ray.vocabulary import TtaView
 
 __all__ = ["make_bundle"]
 
@@ -39,6 +42,7 @@ def make_bundle(
     dataset: PreparedDataset,
     state: UPath,
     retraining: Retraining | None = None,
+    tta: Sequence[TtaView] = (),
 ) -> Bundle:
     """Write the bundle of a search; openings that are known of the one it replaces stay on record.
 
@@ -73,6 +77,7 @@ def make_bundle(
         ),
         retraining=_note(retraining) if retraining else None,
         training_data=describe_training(dataset, roles_of(retraining.patients if retraining else "train")),
+        tta=tuple(tta),
         openings=_openings(found, before),
         site_openings=before.site_openings if before else {},
         weights=WeightsNote(file=WEIGHTS_FILE, sha256="0" * 64),  # until it is saved

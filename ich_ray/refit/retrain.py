@@ -36,7 +36,15 @@ from ich_ray.progress import say
 from ich_ray.refit.bundle_builder import make_bundle
 from ich_ray.refit.confirm import chosen_trial
 from ich_ray.refit.ray_train import RetrainPlan, best_report, checkpoints_in, fit, read_reports
-from ich_ray.refit.retrain_record import RetrainCourse, Retraining, SeedRun, best_run, folder_names, planned
+from ich_ray.refit.retrain_record import (
+    RetrainCourse,
+    Retraining,
+    SeedRun,
+    best_run,
+    folder_names,
+    parse_views,
+    planned,
+)
 from ich_ray.results import Objective, SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import trial_seed
@@ -64,6 +72,7 @@ def retrain(
     patients: Patients = "train",
     seeds: int = 1,
     course: RetrainCourse | None = None,
+    tta: Sequence[str] = (),
     placement: Placement = "auto",
     address: str | None = None,
 ) -> Bundle:
@@ -83,15 +92,17 @@ def retrain(
         seeds: train it so many times, one after another, the first time with the trial's own seed. The bundle is the
             one with the best validation report; how far they lie apart is written down.
         course: what each seed is shown, if not by the rules above.
+        tta: views of test-time augmentation; they change no weight, and what the bundle answers is the mean over them.
         placement: where the images lie while training, see `data.image_store.place`.
         address: of a Ray cluster.
 
     Raises:
-        ConfigError: no search, too many workers or accelerators asked for, or several seeds that nothing can tell
-            apart.
+        ConfigError: no search, too many workers or accelerators asked for, a view that there is not, or several seeds
+            that nothing can tell apart.
         IchRayError: no completed trial, or the training failed: of several seeds, every one.
     """
     _check_seeds(seeds, patients)
+    views = parse_views(tta)
     found = open_search(search)
     trial = chosen_trial(found)
     dataset = PreparedDataset.of_search(found)
@@ -126,7 +137,7 @@ def retrain(
         rehearsal=before,
     )
     state = checkpoints_in(locate(used.folder)).file(run.best_images_seen)
-    bundle = make_bundle(found, trial, course.parameters, dataset, state, retraining)
+    bundle = make_bundle(found, trial, course.parameters, dataset, state, retraining, views)
     write_json(found.files.retraining, retraining.model_dump(mode="json"))
     for one in plans:
         remove(locate(one.folder))

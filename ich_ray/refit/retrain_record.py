@@ -9,19 +9,19 @@ import json
 import math
 import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import ValidationError
 
 from ich_ray.bundle.card import SeedSpread
 from ich_ray.data.folds import roles_of
-from ich_ray.errors import IntegrityError
+from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.model.hyperparameters import known_fields
 from ich_ray.model.schedule import SCHEDULES
 from ich_ray.results import ExecutionInfo, Objective, Report
 from ich_ray.search.space.space import Budget
 from ich_ray.storage import Count, JsonValue, Line, Record, Seconds, Seed, Text, first_problem, sha256
-from ich_ray.vocabulary import Patients
+from ich_ray.vocabulary import Patients, TtaView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +38,7 @@ __all__ = [
     "SeedRun",
     "best_run",
     "folder_names",
+    "parse_views",
     "planned",
     "searched_budget",
     "spread",
@@ -159,6 +160,19 @@ def planned(
     share = 1.0 if parameters.training_slices else held / roles["train"].slices
     budget = f"as many passes over the data as {source}, which had seen {seen:,} images"
     return RetrainCourse(parameters, round(seen * share), every, budget)
+
+
+def parse_views(names: Sequence[str]) -> tuple[TtaView, ...]:
+    """The views of test-time augmentation by their names.
+
+    Raises:
+        ConfigError: there is no such view, or one is named twice.
+    """
+    views = tuple(view for view in get_args(TtaView) if view in names)
+    if len(views) < len(names):
+        known = ", ".join(get_args(TtaView))
+        raise ConfigError(f"--tta: each must be one of {known}, named once, got {', '.join(names)}; correct it")
+    return views
 
 
 def searched_budget(found: SearchResult) -> Budget:

@@ -25,6 +25,7 @@ from ich_ray.verbs.options import (
     SearchFolder,
     Sensitivity,
     SiteDataset,
+    Tta,
     WithoutPreamble,
 )
 from ich_ray.vocabulary import Patients
@@ -45,13 +46,14 @@ def retrain(
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Train so often; the best on validation is the bundle.")
     ] = 1,
+    tta: Tta = None,
     placement: Images = "auto",
     address: Address = None,
 ) -> None:
     """Train the chosen trial again, longer: the bundle."""
     from ich_ray.refit.retrain import retrain as retrain_best
 
-    keys: dict[str, Any] = {"workers": workers, "patients": patients, "seeds": seeds}
+    keys: dict[str, Any] = {"workers": workers, "patients": patients, "seeds": seeds, "tta": tta or ()}
     card = retrain_best(folder, **keys, placement=placement, address=address).card
     display.print_retrained(card, seeds, str(open_search(folder).files.bundle))
 

@@ -58,11 +58,12 @@ def test_the_command_line_retrains_on_it(
 
     monkeypatch.setattr(retrain, "retrain", refuse)
     command = ["retrain", str(search.root), "--slices", "40"]
-    assert call([*command, "--epochs", "20", "--workers", "2"]) == 2
+    assert call([*command, "--epochs", "20", "--workers", "2", "--tta", "hflip"]) == 2
     assert asked == {
         "course": sampled_course(search.root, slices=40, epochs=20),
         "workers": 2,
         "seeds": 1,
+        "tta": ["hflip"],
         "placement": "auto",
         "address": None,
     }

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from ich_ray import cli
 from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset, RoleCounts
@@ -25,7 +26,16 @@ from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit.confirm import chosen_trial
 from ich_ray.refit.ray_train import RetrainPlan, _resources, _train, checkpoints_in, patience_over, read_reports
 from ich_ray.refit.retrain import _plan, retrain
-from ich_ray.refit.retrain_record import RetrainCourse, Retraining, SeedRun, best_run, folder_names, planned, spread
+from ich_ray.refit.retrain_record import (
+    RetrainCourse,
+    Retraining,
+    SeedRun,
+    best_run,
+    folder_names,
+    parse_views,
+    planned,
+    spread,
+)
 from ich_ray.results import ExecutionInfo, Objective, Report, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.cluster_resources import Machine
@@ -85,6 +95,13 @@ def test_what_each_worker_holds(found: list[Machine], workers: int, gpus: float 
 def test_more_workers_than_there_are_places_are_refused(found: list[Machine], workers: int) -> None:
     with pytest.raises(ConfigError, match=rf"--workers: .* got {workers} workers and .*; ask for fewer workers"):
         _resources(found, workers, None)
+
+
+@pytest.mark.parametrize(("names", "got"), [(["vflip"], "vflip"), (["hflip", "hflip"], "hflip, hflip")])
+def test_views_that_do_not_exist_or_count_twice_are_refused_before_anything_trains(names: list[str], got: str) -> None:
+    assert parse_views(["hflip"]) == ("hflip",)
+    with pytest.raises(ConfigError, match=rf"--tta: each must be one of hflip, named once, got {got}; correct it"):
+        retrain("nowhere", tta=names)
 
 
 def test_the_chosen_trial(dataset: PreparedDataset, tmp_path: Path) -> None:
@@ -243,7 +260,8 @@ def test_a_retraining_without_a_better_report_ends_where_its_schedule_may(
 ) -> None:
     still = PARAMETERS.model_copy(update={"schedule": schedule, "learning_rate": 1e-9, "filters": 2})
     files = make_search(tmp_path / "search", dataset, still, images=200, report_every=20)
-    retrain(files.root)
+    assert cli.call(["retrain", str(files.root), "--tta", "hflip"]) == 0
+    assert load_bundle(files.bundle).card.tta == ("hflip",)
     record = Retraining.model_validate(read_json(files.retraining))
     assert (record.best_images_seen, record.reports[-1].images_seen) == (60, ends)  # only batch statistics move
 
