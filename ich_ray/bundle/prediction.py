@@ -155,10 +155,15 @@ class Predictor:
     """A bundle at one of its operating points.
 
     Raises:
-        ConfigError: the bundle has no such operating point.
+        ConfigError: the bundle has no such operating point, or its network sees more than single slices.
     """
 
     def __init__(self, bundle: Scorer, point: str, heatmaps: Pictures | None = None) -> None:
+        if neighbors := bundle.card.parameters.neighbors:
+            raise ConfigError(
+                f"predict: a network that sees single slices must be given, got one with neighbors: {neighbors}, which "
+                "files alone do not tell; prepare them and use `ich-ray evaluate`, or retrain with neighbors: 0"
+            )
         self.bundle, self.point, self.heatmaps = bundle, point, heatmaps
         self.threshold = bundle.operating_point(point).threshold
         # Heat maps hang hooks into the one network that there is.

@@ -194,7 +194,7 @@ def check_objective(dataset: PreparedDataset, objective: Objective) -> None:
 
 
 def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) -> None:
-    """Check what trials need beyond a space: weights, enough slices, images large enough.
+    """Check what trials need beyond a space: weights, enough slices, their neighbors, images large enough.
 
     Raises:
         ConfigError: one of them is missing, or a network or its resolution does not fit the images; named.
@@ -211,6 +211,8 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
             f"training_slices: at most the {slices:,} training slices of {dataset.files.root} can be drawn, got "
             f"{most:,}; lower it, or prepare more patients"
         )
+    if seeing := [trial for trial in found if trial.neighbors]:
+        _check_neighbors(seeing[0], dataset)
     if of_subtypes := [trial for trial in found if trial.labels == "all"]:
         known_targets(of_subtypes[0], dataset.role("train"))
     for parameters in sorted(found, key=lambda trial: -trial.resolution)[:1]:  # before any weights are fetched
@@ -221,6 +223,16 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
         architecture_of(parameters).check(parameters, input_shape(parameters, dataset.image_shape))
     for parameters in _distinct(trial for trial in found if _reads_file(trial)):
         _load_file(parameters, dataset.image_shape)
+
+
+def _check_neighbors(parameters: Hyperparameters, dataset: PreparedDataset) -> None:
+    """The dataset must have neighbors to show; says how many slices have none."""
+    from ich_ray.training.network_inputs import input_rows
+
+    slices = dataset.role("train")
+    alone = int((input_rows(parameters, slices) == slices.rows[:, None]).all(1).sum())
+    if alone:
+        say(f"neighbors: {alone:,} of {len(slices):,} training slices have none, they stand in for them themselves")
 
 
 def _reads_file(trial: Hyperparameters) -> bool:

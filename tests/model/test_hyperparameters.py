@@ -55,6 +55,8 @@ DEFAULTS: dict[str, Any] = {
     "training_slices": 0,
     "epochs": 0,
     "resolution": 0,
+    "neighbors": 0,
+    "neighbor_windows": "same",
     "augment": 0.0,
     "erase": 0.0,
 }
