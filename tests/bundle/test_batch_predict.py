@@ -23,12 +23,14 @@ from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle import batch_predict
 from ich_ray.bundle.batch_predict import Totals, predict
 from ich_ray.bundle.bundle import Bundle, load_bundle
-from ich_ray.bundle.grad_cam import grad_cam
+from ich_ray.bundle.grad_cam import HeatMaps, grad_cam
 from ich_ray.bundle.heatmap_overlay import overlay, strength
 from ich_ray.bundle.prediction import Prediction, Predictor, Studies, list_inputs
+from ich_ray.ct.windowing import brain_channel
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
+from ich_ray.storage import locate
 from tests.data.folders import spoil, write_cohort
 from tests.prepared import make_dataset
 from tests.searched import make_bundle, make_search
@@ -211,6 +213,17 @@ def test_the_heat_lies_where_the_bleeding_is(bundle: Path, tmp_path: Path) -> No
     heat[:, 8:16, 16:24] = np.nan
     assert inside > 2 * np.nanmean(heat)
     assert [weight.requires_grad for weight in loaded.network.parameters()] == trainable
+
+
+def test_the_picture_is_of_the_slice_and_not_of_its_neighbors(bundle: Path, tmp_path: Path) -> None:
+    card = load_bundle(bundle).card
+    drawn = card.parameters.model_copy(update={"neighbors": 2, "neighbor_windows": "first"})
+    seeing = Bundle(build_network(drawn, card.image_shape), card.model_copy(update={"parameters": drawn}))
+    levels = torch.tensor([10, 20, 30, 40, 50, 60, 70], dtype=torch.uint8)  # the slice itself: 30, 40 and 50
+    images = levels.view(1, 7, 1, 1).expand(1, *seeing.card.input_shape).numpy()
+    (path,) = HeatMaps(seeing, locate(tmp_path)).write(["a.dcm"], images, np.array([0.9]), 0.5)
+    picture = np.asarray(Image.open(path))
+    assert (picture[:, : picture.shape[1] // 2] == 30 + 10 * brain_channel(card.windows)).all()
 
 
 def test_the_overlay_by_hand() -> None:
