@@ -63,7 +63,7 @@ def _model(card: Card) -> dict[str, str]:
     chosen, how = card.search, f"{card.search.objective} on the validation patients"
     return {
         "Model, its input and output": (
-            f"{card.architecture}: uint8 images {list(card.input_shape)} to one logit; probability = "
+            f"{card.architecture}: uint8 images {list(card.input_shape)}{_neighbors(card)} to one logit; probability = "
             f"sigmoid((logit + {card.prior_shift:.4g}) / {card.temperature:.4g} + {card.bias:.4g})"
         ),
         "Initial weights": "random" if card.parameters.weights == "none" else card.parameters.weights,
@@ -77,6 +77,17 @@ def _model(card: Card) -> dict[str, str]:
         "Explanations": "Grad-CAM heat maps on request; they show where, not why, and have not been validated",
         "Limitations": " ".join(card.limitations),
     }
+
+
+def _neighbors(card: Card) -> str:
+    neighbors, windows = card.parameters.neighbors, card.parameters.neighbor_windows
+    if not neighbors:
+        return ""
+    seen = "all windows" if windows == "same" else f"the window {card.windows[0].name}"
+    return (
+        f" (from below to above the slice, which is in the middle: {neighbors} on either side with {seen}; where the "
+        "series has none, the slice itself)"
+    )
 
 
 def _retrained(card: Card) -> str:

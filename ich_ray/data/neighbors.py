@@ -1,4 +1,4 @@
-"""Which slices lie beside a slice in its series: columns of slices.parquet in, rows of the dataset out.
+"""Which slices lie beside a slice in its series: columns of slices.parquet in, rows out.
 
 The next distinct place along the normal of the slices, on either side. A slice stands in for a neighbor that it does
 not have: at the ends of its series, beyond a gap, and where its place or series is not known. Places and gaps are those
@@ -23,7 +23,7 @@ MOST_NEIGHBORS = 2  # on either side
 
 
 def series_neighbors(slices: pa.Table) -> NDArray[np.int64]:
-    """Rows of slices.parquet beside each of its rows, `[n, 2 * MOST_NEIGHBORS + 1]`, see `neighbor_rows`."""
+    """Rows of slices.parquet beside each of its rows, `[n, 5]`, see `neighbor_rows`."""
     if not {"series", "position_mm", "slice_id"} <= {*slices.column_names}:
         return np.repeat(np.arange(len(slices))[:, None], 2 * MOST_NEIGHBORS + 1, 1)
     names = np.asarray(slices["slice_id"].to_numpy(zero_copy_only=False), np.object_)
@@ -40,7 +40,7 @@ def placed_rows(slices: pa.Table) -> NDArray[np.int64]:
 def neighbor_rows(
     series: NDArray[np.int64], places_mm: NDArray[np.float64], slice_ids: NDArray[np.object_]
 ) -> NDArray[np.int64]:
-    """The rows at each row's place and beside it, from the lowest place to the highest, itself in the middle.
+    """The rows beside each row, from the lowest place to the highest, itself in the middle, `[n, 5]`.
 
     Slices at one place have the same neighbors, and of those at the next place the first by its id is one. A step of
     more than twice the median of its series, where it has three steps at least, leads to none.
@@ -61,9 +61,7 @@ def neighbor_rows(
     first = _first_by_id(order, place, begins, slice_ids)
     joined = _joined(series[order[begins]], same_series[begins[1:] - 1], steps_mm[begins[1:] - 1])
     for distance in range(1, MOST_NEIGHBORS + 1):
-        # Whether place p and place p + distance are joined by steps without a gap.
-        reached = np.lib.stride_tricks.sliding_window_view(joined, distance).all(1) if len(joined) >= distance else []
-        lower = np.flatnonzero(reached)
+        lower = _runs(joined, distance)
         for own, other, column in ((lower, lower + distance, distance), (lower + distance, lower, -distance)):
             beside = np.full(len(begins), -1)
             beside[own] = first[other]
@@ -72,10 +70,17 @@ def neighbor_rows(
     return rows
 
 
+def _runs(joined: NDArray[np.bool_], length: int) -> NDArray[np.int64]:
+    """Where so many places in a row are each joined to the next one."""
+    if len(joined) < length:
+        return np.empty(0, np.int64)
+    return np.flatnonzero(np.lib.stride_tricks.sliding_window_view(joined, length).all(1))
+
+
 def _first_by_id(
     order: NDArray[np.int64], place: NDArray[np.int64], begins: NDArray[np.int64], slice_ids: NDArray[np.object_]
 ) -> NDArray[np.int64]:
-    """The row of each place; ids are compared where there are several only, as comparing texts takes long."""
+    """The row of each place: ids are compared where it has several, as comparing texts takes long."""
     first = order[begins]
     several = np.flatnonzero(np.bincount(place)[place] > 1)
     if len(several):

@@ -194,7 +194,7 @@ def check_objective(dataset: PreparedDataset, objective: Objective) -> None:
 
 
 def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) -> None:
-    """Check what trials need beyond a space: weights, enough slices, their neighbors, images large enough.
+    """Check what trials need beyond a space: weights, enough slices, neighbors, large images.
 
     Raises:
         ConfigError: one of them is missing, or a network or its resolution does not fit the images; named.

@@ -1,4 +1,4 @@
-"""Inputs of a network: for each slice, its image, or those of its neighbors in the series beside it.
+"""Inputs of a network: for each slice its image, and those of its neighbors in the series.
 
 Its channels are those of `model.input_shape`; both change together. Rows and columns are as prepared: augmentation or
 the network reduces them. Neighbors are rows of the dataset: they need not belong to the slices that train or validate.
@@ -30,7 +30,7 @@ __all__ = ["NetworkInputs", "check_neighbors", "input_rows", "place_inputs"]
 
 
 def input_rows(parameters: NetworkFields, slices: SliceSet) -> NDArray[np.int64]:
-    """Rows of slices.parquet whose images make up the input of each slice, int64 `[n, k]`, itself in the middle.
+    """Rows whose images make up the input of each slice, int64 `[n, k]`, itself in the middle.
 
     Raises:
         ConfigError: the dataset has no neighbors to give.
@@ -43,7 +43,7 @@ def input_rows(parameters: NetworkFields, slices: SliceSet) -> NDArray[np.int64]
 
 
 def check_neighbors(parameters: NetworkFields, dataset: PreparedDataset) -> None:
-    """Refuse a network that sees neighbors where the dataset cannot say which they are, or they are of another role.
+    """Refuse neighbors that the dataset cannot name, or that may be of another role.
 
     Raises:
         ConfigError: it cannot, or they are.
