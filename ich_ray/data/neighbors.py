@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["MOST_NEIGHBORS", "neighbor_rows", "placed_rows", "series_neighbors"]
+__all__ = ["MOST_NEIGHBORS", "neighbor_rows", "placed_rows", "series_neighbors", "without_neighbors"]
 
 MOST_NEIGHBORS = 2  # on either side
 
@@ -28,6 +28,11 @@ def series_neighbors(slices: pa.Table) -> NDArray[np.int64]:
         return np.repeat(np.arange(len(slices))[:, None], 2 * MOST_NEIGHBORS + 1, 1)
     names = np.asarray(slices["slice_id"].to_numpy(zero_copy_only=False), np.object_)
     return neighbor_rows(number_series(slices), numbers(slices, "position_mm"), names)
+
+
+def without_neighbors(neighbors: NDArray[np.int64], rows: NDArray[np.int64]) -> int:
+    """How many of some rows have none on either side, by `series_neighbors`."""
+    return int((neighbors[rows] == rows[:, None]).all(1).sum())
 
 
 def placed_rows(slices: pa.Table) -> NDArray[np.int64]:

@@ -227,11 +227,12 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
 
 def _check_neighbors(parameters: Hyperparameters, dataset: PreparedDataset) -> None:
     """The dataset must have neighbors to show; says how many slices have none."""
-    from ich_ray.training.network_inputs import input_rows
+    from ich_ray.data.neighbors import without_neighbors
+    from ich_ray.training.network_inputs import check_neighbors
 
+    check_neighbors(parameters, dataset)
     slices = dataset.role("train")
-    alone = int((input_rows(parameters, slices) == slices.rows[:, None]).all(1).sum())
-    if alone:
+    if alone := without_neighbors(dataset.neighbors, slices.rows):
         say(f"neighbors: {alone:,} of {len(slices):,} training slices have none, they stand in for them themselves")
 
 
