@@ -40,6 +40,7 @@ __all__ = [
     "SubtypeCalibration",
     "TtaFigure",
     "TtaGain",
+    "limitations_of",
 ]
 
 INTENDED_USE = (
@@ -54,6 +55,17 @@ LIMITATIONS = (
     "Labels of single slices are noisy near the first and the last slice that shows a bleeding.",
     "Artefacts, implants, early postoperative findings and calcification resemble blood and can be called so.",
 )
+
+
+def limitations_of(parameters: Hyperparameters) -> tuple[str, ...]:
+    """What a network of these parameters cannot do."""
+    if not parameters.neighbors:
+        return LIMITATIONS
+    first = (
+        f"It sees a slice with {parameters.neighbors} on either side: no others of the series, no history, no earlier "
+        "examination."
+    )
+    return (first, *LIMITATIONS[1:])
 
 
 class OperatingPoint(Record):

@@ -56,7 +56,7 @@ def _data(card: Card) -> dict[str, str]:
     drawn = "disjoint by patient" if card.dataset.split == "patient" else f"drawn by {card.dataset.split}: they leak"
     return {
         "Intended use": card.intended_use,
-        "Outcome that is predicted": f"the label `{card.label}` of a single slice",
+        "Outcome that is predicted": f"the label `{card.label}` of a single slice{_subtypes(card)}",
         "Data": f"the prepared dataset with fingerprint {card.dataset.fingerprint}",
         "Data partitions, and their size": f"{drawn}; {roles}",
         "Preprocessing": f"windows {windows}, area-averaged to {card.size} x {card.size} pixels{reduced}",
@@ -70,8 +70,8 @@ def _model(card: Card) -> dict[str, str]:
     chosen, how = card.search, f"{card.search.objective} on the validation patients"
     return {
         "Model, its input and output": (
-            f"{card.architecture}: uint8 images {list(card.input_shape)} to one logit{_views(card)}; probability = "
-            f"sigmoid((logit + {card.prior_shift:.4g}) / {card.temperature:.4g} + {card.bias:.4g})"
+            f"{card.architecture}: uint8 images {list(card.input_shape)}{_neighbors(card)} to {_outputs(card)}"
+            f"{_views(card)}; probability = sigmoid((logit + {card.prior_shift:.4g}) / {card.temperature:.4g} + {card.bias:.4g})"
         ),
         "Initial weights": "random" if card.parameters.weights == "none" else card.parameters.weights,
         "Training": settings,
@@ -88,6 +88,27 @@ def _model(card: Card) -> dict[str, str]:
 
 def _views(card: Card) -> str:
     return f", the mean over the image as it is and {', '.join(card.tta)}" if card.tta else ""
+
+
+def _subtypes(card: Card) -> str:
+    *subtypes, _ = card.parameters.predicted_labels
+    return f", and beside it its subtypes {', '.join(subtypes)}" if subtypes else ""
+
+
+def _outputs(card: Card) -> str:
+    count = len(card.parameters.predicted_labels)
+    return "one logit" if count == 1 else f"{count} logits"
+
+
+def _neighbors(card: Card) -> str:
+    neighbors, windows = card.parameters.neighbors, card.parameters.neighbor_windows
+    if not neighbors:
+        return ""
+    seen = "all windows" if windows == "same" else f"the window {card.windows[0].name}"
+    return (
+        f" (from below to above the slice, which is in the middle: {neighbors} on either side with {seen}; where the "
+        "series has none, the slice itself)"
+    )
 
 
 def _retrained(card: Card) -> str:

@@ -20,6 +20,7 @@ from ich_ray.bundle.heatmap_overlay import overlay, strength
 from ich_ray.ct.windowing import brain_channel
 from ich_ray.errors import ConfigError
 from ich_ray.model.architectures import architecture_of
+from ich_ray.model.input_shape import first_own_channel
 from ich_ray.storage import is_local, write_bytes
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class HeatMaps:
         check_captum()  # before hours of decoding
         architecture_of(bundle.card.parameters).heat_layer(bundle.card.parameters)
         self._bundle, self._folder = bundle, folder
-        self._channel = brain_channel(bundle.card.windows)
+        windows, parameters = bundle.card.windows, bundle.card.parameters
+        self._channel = first_own_channel(parameters, len(windows)) + brain_channel(windows)  # of the slice itself
 
     def write(
         self, files: Sequence[str], images: NDArray[np.uint8], probabilities: NDArray[np.float64], threshold: float

@@ -77,9 +77,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class SubtypeColumns:
-    """What a bundle that answers the subtypes adds at the end of a row; in a study the highest of any of its slices.
+    """What a bundle that answers the subtypes adds at the end of a row.
 
-    None of these is forced below the probability of `any`, which decides.
+    In a study it is the highest of any of its slices. None of these is forced below the probability of `any`, which
+    decides.
     """
 
     probability_epidural: float | None = None
@@ -170,12 +171,17 @@ class Predictor:
         kind: of its rows.
 
     Raises:
-        ConfigError: the bundle has no such operating point.
+        ConfigError: the bundle has no such operating point, or its network sees more than single slices.
     """
 
     def __init__(
         self, bundle: Scorer, point: str, heatmaps: Pictures | None = None, *, without_preamble: bool = False
     ) -> None:
+        if neighbors := bundle.card.parameters.neighbors:
+            raise ConfigError(
+                f"predict: a network that sees single slices must be given, got one with neighbors: {neighbors}, which "
+                "files alone do not tell; prepare them and use `ich-ray evaluate`, or retrain with neighbors: 0"
+            )
         self.bundle, self.point, self.heatmaps, self.without_preamble = bundle, point, heatmaps, without_preamble
         self.threshold = bundle.operating_point(point).threshold
         self.kind = LabelledPrediction if bundle.card.parameters.labels == "all" else Prediction

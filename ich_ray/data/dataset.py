@@ -13,6 +13,7 @@ import math
 from ctypes import memmove
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import cycle
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from pydantic import Field, field_validator
 
 from ich_ray.cache import local_copy
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
+from ich_ray.data.neighbors import series_neighbors
 from ich_ray.data.slice_table import check_columns, places_of
 from ich_ray.data.tensor_files import check_size, malformed, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
@@ -285,6 +287,11 @@ class PreparedDataset:
             return np.full(len(self), np.nan, np.float32)
         return np.asarray(self.slices[name].to_numpy(), np.float32)
 
+    @cached_property
+    def neighbors(self) -> NDArray[np.int64]:
+        """Rows beside each row in its series, `[n, 5]`, see `data.neighbors`."""
+        return series_neighbors(self.slices)
+
     def role(self, role: Role) -> SliceSet:
         """The slices of one role."""
         return SliceSet(self, np.flatnonzero(self.column("role") == role))
@@ -347,12 +354,31 @@ class PreparedDataset:
         """The address of each block, 0 until it is mapped."""
         return np.zeros(len(self.manifest.blocks), np.int64)
 
-    def gather(self, rows: NDArray[np.int64], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    def gathered_shape(self, rows: NDArray[np.int64], channels: Sequence[int] | None = None) -> tuple[int, ...]:
+        """Of what `gather` gives."""
+        of_image, *sides = self.image_shape
+        if channels is None:
+            return (len(rows), of_image * math.prod(rows.shape[1:]), *sides)
+        if rows.shape[1:] != (len(channels),) or not 0 < min(channels) <= max(channels) <= of_image:
+            raise ValueError(f"channels must be of the images of a row, got {channels} for rows {rows.shape}")
+        return (len(rows), sum(channels), *sides)
+
+    def gather(
+        self,
+        rows: NDArray[np.int64],
+        out: NDArray[np.uint8] | None = None,
+        channels: Sequence[int] | None = None,
+    ) -> NDArray[np.uint8]:
         """Images of rows of slices.parquet, uint8 `[len(rows), channels, rows, columns]`.
 
         One memmove per image: 3 times as fast as indexing block by block, and as fast as copying memory in a row.
+
+        Args:
+            rows: int64 `[n]`, or `[n, k]` of k images beside each other.
+            out: where to write them.
+            channels: how many, the first ones, to take of each of the k images; all if not given.
         """
-        shape = (len(rows), *self.image_shape)
+        shape = self.gathered_shape(rows, channels)
         blocks, places = (place[rows] for place in self._places)
         for block in np.unique(blocks[self._starts[blocks] == 0]).tolist():
             self._blocks[block] = self._map(block)
@@ -360,11 +386,13 @@ class PreparedDataset:
         out = np.empty(shape, np.uint8) if out is None else out
         if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
             raise ValueError(f"out must be a contiguous uint8 array of shape {shape}, got {out.dtype} {out.shape}")
-        image_bytes = math.prod(self.image_shape)
+        of_image, *sides = self.image_shape
+        sizes = [count * math.prod(sides) for count in channels or [of_image]]
+        addresses = self._starts[blocks] + places * of_image * math.prod(sides)
         target = out.ctypes.data
-        for address in (self._starts[blocks] + places * image_bytes).tolist():
-            memmove(target, address, image_bytes)
-            target += image_bytes
+        for address, size in zip(addresses.reshape(-1).tolist(), cycle(sizes), strict=False):
+            memmove(target, address, size)
+            target += size
         return out
 
     def _local(self, block: BlockRecord) -> UPath:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from numpy.typing import NDArray
 
@@ -39,7 +41,11 @@ class ImageStore(Protocol):
         """Of accelerator memory that they take for good."""
 
     def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Images of rows of slices.parquet, uint8 `[len(rows), channels, rows, columns]`, on the device."""
+        """Images of rows of slices.parquet, uint8 `[len(rows), channels, rows, columns]`, on the device.
+
+        Args:
+            rows: int64 `[n]`, or `[n, k]` of k images beside each other.
+        """
 
 
 class _HostImages:
@@ -48,13 +54,13 @@ class _HostImages:
     where: Literal["host"] = "host"
     held_bytes = 0
 
-    def __init__(self, dataset: PreparedDataset, device: torch.device) -> None:
-        self._dataset, self._device = dataset, device
+    def __init__(self, dataset: PreparedDataset, device: torch.device, channels: Sequence[int] | None) -> None:
+        self._dataset, self._device, self._channels = dataset, device, channels
 
     def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
         import torch
 
-        return torch.from_numpy(self._dataset.gather(rows)).to(self._device)
+        return torch.from_numpy(self._dataset.gather(rows, channels=self._channels)).to(self._device)
 
 
 class _StagedImages:
@@ -68,10 +74,10 @@ class _StagedImages:
     where: Literal["host"] = "host"
     held_bytes = 0
 
-    def __init__(self, dataset: PreparedDataset, device: torch.device) -> None:
+    def __init__(self, dataset: PreparedDataset, device: torch.device, channels: Sequence[int] | None) -> None:
         import torch
 
-        self._dataset, self._device = dataset, device
+        self._dataset, self._device, self._channels = dataset, device, channels
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(_STAGES)]
         self._copied = [torch.cuda.Event() for _ in range(_STAGES)]  # type: ignore[no-untyped-call]
@@ -82,11 +88,11 @@ class _StagedImages:
 
         turn, self._turn = self._turn, (self._turn + 1) % _STAGES
         self._copied[turn].synchronize()  # the last batch from this buffer is on the device; at once if there was none
-        shape = (len(rows), *self._dataset.image_shape)
+        shape = self._dataset.gathered_shape(rows, self._channels)
         if self._buffers[turn].numel() < math.prod(shape):
             self._buffers[turn] = torch.empty(math.prod(shape), dtype=torch.uint8, pin_memory=True)
         staged = self._buffers[turn][: math.prod(shape)].view(shape)
-        self._dataset.gather(rows, staged.numpy())
+        self._dataset.gather(rows, staged.numpy(), self._channels)
         with torch.cuda.stream(self._copies):
             images = staged.to(self._device, non_blocking=True)
             self._copied[turn].record(self._copies)
@@ -101,9 +107,16 @@ class _DeviceImages:
 
     where: Literal["device"] = "device"
 
-    def __init__(self, dataset: PreparedDataset, rows: NDArray[np.int64], device: torch.device) -> None:
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        rows: NDArray[np.int64],
+        device: torch.device,
+        channels: Sequence[int] | None,
+    ) -> None:
         import torch
 
+        self._dataset, self._channels = dataset, channels
         self._place = np.full(len(dataset), -1)
         self._place[rows] = np.arange(len(rows))
         self._images = torch.empty((len(rows), *dataset.image_shape), dtype=torch.uint8, device=device)
@@ -113,7 +126,14 @@ class _DeviceImages:
             self._images[start : start + len(part)] = torch.from_numpy(dataset.gather(part)).to(device)
 
     def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        return self._images.index_select(0, as_index(self._place.take(rows), self._images.device))
+        places, (_, of_image, *sides) = self._place.take(rows), self._images.shape
+        images = self._images
+        if self._channels:  # not whole images: picked channel by channel
+            images = images.view(-1, 1, *sides)
+            of_each = zip(places.T, self._channels, strict=True)
+            places = np.concatenate([place[:, None] * of_image + np.arange(count) for place, count in of_each], 1)
+        taken = images.index_select(0, as_index(places.reshape(-1), images.device))
+        return taken.view(self._dataset.gathered_shape(rows, self._channels))
 
 
 def as_index(positions: NDArray[np.int64], device: torch.device) -> torch.Tensor:
@@ -147,6 +167,7 @@ def place(
     device: torch.device,
     where: Placement = "auto",
     *,
+    channels: Sequence[int] | None = None,
     taken_bytes: int = 0,
     trials: int = 1,
 ) -> ImageStore:
@@ -158,6 +179,7 @@ def place(
         device: where batches are wanted.
         where: `device` for all at once, `host` for batch after batch; `auto` is `device` if that is an accelerator and
             `fits_device` says so, else `host`.
+        channels: how many, the first ones, to take of each of k images that are taken together; all if not given.
         taken_bytes: images of the same trial that are on the device already.
         trials: that share the device.
 
@@ -174,8 +196,8 @@ def place(
         and fits_device(needed, *torch.cuda.mem_get_info(device), taken_bytes=taken_bytes, trials=trials)
     ):
         try:
-            return _DeviceImages(dataset, once, device)
+            return _DeviceImages(dataset, once, device, channels)
         except torch.OutOfMemoryError:  # another process was faster
             if where == "device":
                 raise
-    return _StagedImages(dataset, device) if device.type == "cuda" else _HostImages(dataset, device)
+    return (_StagedImages if device.type == "cuda" else _HostImages)(dataset, device, channels)

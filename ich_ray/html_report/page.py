@@ -8,8 +8,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
+from ich_ray.data.neighbors import without_neighbors
 from ich_ray.html_report import groups, performance, summary, tables, trials
 from ich_ray.html_report.confidence_bands import precision_recall_band, roc_band
 from ich_ray.html_report.gallery import gallery
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.assess.evaluate import Evaluation
+    from ich_ray.data.dataset import PreparedDataset
     from ich_ray.html_report.inputs import Inputs
     from ich_ray.refit.confirm import Confirmation
     from ich_ray.refit.retrain_record import Retraining
@@ -199,8 +202,16 @@ def _dataset_content(inputs: Inputs) -> dict[str, Any]:
         "subtypes": list(dataset.manifest.labels.items()),
         "flags": tables.flags(dataset),
         "data_facts": tables.data_facts(dataset),
-        "data_notes": dataset.manifest.notes,
+        "data_notes": (*dataset.manifest.notes, *_alone(inputs.search, dataset)),
     }
+
+
+def _alone(search: SearchResult, dataset: PreparedDataset) -> list[str]:
+    """What trials that see neighbors cannot see in this dataset."""
+    if not any(trial.parameters.get("neighbors") for trial in search.trials):
+        return []
+    alone = without_neighbors(dataset.neighbors, np.arange(len(dataset)))
+    return [f"{alone:,} of {len(dataset):,} slices have no neighbors in their series"] if alone else []
 
 
 def _provenance_content(inputs: Inputs) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class NetworkFields(_Group):
         labels: what the network answers: `any` alone, or `all`: the five subtypes and `any`, a logit each.
         resolution: rows and columns that the layers see, at most those of the dataset, whose images the network reduces
             to it; 0 for images as they were prepared.
+        neighbors: slices of the series that the network sees on either side of the one that it answers for.
+        neighbor_windows: which windows of a neighbor it sees: `same` as of the slice itself, or the `first` one alone.
     """
 
     architecture: Line = "plain_cnn"
@@ -64,6 +66,8 @@ class NetworkFields(_Group):
     dropout: Probability = 0.5
     labels: Literal["any", "all"] = "any"
     resolution: int = Field(default=0, ge=0, le=4096)
+    neighbors: int = Field(default=0, ge=0, le=2)
+    neighbor_windows: Literal["same", "first"] = "same"
 
     @property
     def predicted_labels(self) -> tuple[str, ...]:

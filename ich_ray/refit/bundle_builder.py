@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import ConfigDict
 
 import ich_ray
-from ich_ray.bundle.card import LIMITATIONS, Card, DatasetNote, RetrainingNote, SearchNote
+from ich_ray.bundle.card import Card, DatasetNote, RetrainingNote, SearchNote, limitations_of
 from ich_ray.bundle.card_file import has_card, read_card
 from ich_ray.bundle.training_data import describe_training
 from ich_ray.bundle.training_patients import write_known
@@ -66,7 +66,7 @@ def make_bundle(
         size=manifest.size,
         windows=manifest.windows,
         dataset=DatasetNote(fingerprint=manifest.fingerprint, roles={**manifest.roles}, split=manifest.split),
-        limitations=(*filter(None, [manifest.leak]), *LIMITATIONS),
+        limitations=(*filter(None, [manifest.leak]), *limitations_of(parameters)),
         search=SearchNote(
             name=found.record.name,
             trial=trial.number,

@@ -204,7 +204,7 @@ def check_objective(dataset: PreparedDataset, objective: Objective) -> None:
 
 
 def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) -> None:
-    """Check what trials need beyond a space: weights, enough slices, images large enough.
+    """Check what trials need beyond a space: weights, enough slices, neighbors, large images.
 
     Raises:
         ConfigError: one of them is missing, or a network or its resolution does not fit the images; named.
@@ -221,6 +221,8 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
             f"training_slices: at most the {slices:,} training slices of {dataset.files.root} can be drawn, got "
             f"{most:,}; lower it, or prepare more patients"
         )
+    if seeing := [trial for trial in found if trial.neighbors]:
+        _check_neighbors(seeing[0], dataset)
     if of_subtypes := [trial for trial in found if trial.labels == "all"]:
         known_targets(of_subtypes[0], dataset.role("train"))
     for parameters in sorted(found, key=lambda trial: -trial.resolution)[:1]:  # before any weights are fetched
@@ -246,6 +248,17 @@ def check_workers(dataset: PreparedDataset, trials: Iterable[Hyperparameters], w
 
     for parameters in _distinct(trials, weights="none"):
         check_shareable(outline(parameters, dataset.image_shape))
+
+
+def _check_neighbors(parameters: Hyperparameters, dataset: PreparedDataset) -> None:
+    """The dataset must have neighbors to show; says how many slices have none."""
+    from ich_ray.data.neighbors import without_neighbors
+    from ich_ray.training.network_inputs import check_neighbors
+
+    check_neighbors(parameters, dataset)
+    slices = dataset.role("train")
+    if alone := without_neighbors(dataset.neighbors, slices.rows):
+        say(f"neighbors: {alone:,} of {len(slices):,} training slices have none, they stand in for them themselves")
 
 
 def _reads_file(trial: Hyperparameters) -> bool:

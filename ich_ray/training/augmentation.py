@@ -4,8 +4,8 @@ An augmentation draws its numbers with `stream_random`. So neither the batch siz
 nor a resume changes a pixel.
 
 The ranges of `augment` and `erase` follow those of the winners of the RSNA 2019 challenge. A head is never turned
-upside down, which was measured to cost log loss; flips leave left and right alike. What comes with a slice, such as its
-neighbors, is changed as the slice is.
+upside down, which was measured to cost log loss; flips leave left and right alike. Neighbors of a slice are changed as
+the slice is; those below and above change places by the toss of a coin of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ich_ray.model.input_shape import input_shape
+from ich_ray.model.input_shape import input_shape, mirrored_channels
 from ich_ray.model.resampling import reduced, resampled
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ _FLIP = 0.5  # a probability, no more than this at any strength
 _SMALLEST_AREA, _LARGEST_AREA = 0.02, 0.2
 _LARGEST_ASPECT = 10 / 3  # either way
 
-# Random numbers of an image: flip, angle, shifts, scale, gain and offset; whether to erase, area, aspect and place.
-_OF_AUGMENT, _OF_ERASE = 7, 5
+# Random numbers of an image: flip, angle, shifts, scale, gain and offset; whether to erase, area, aspect and place; and
+# whether neighbors change places.
+_OF_AUGMENT, _OF_ERASE, _OF_NEIGHBORS = 7, 5, 1
 
 # Philox4x32-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.4 and table 2.
 _ROUNDS = 10
@@ -73,25 +74,36 @@ class AugmentAndErase:
         strength: times the ranges above.
         erase: probability of a black rectangle.
         side: rows and columns that the layers of the network see.
+        mirrored: the channels of an input whose neighbors have changed places; empty without neighbors.
     """
 
     strength: float
     erase: float
     side: int
+    mirrored: tuple[int, ...] = ()
 
     def __call__(self, images: torch.Tensor, positions: torch.Tensor, seed: int) -> torch.Tensor:
         """See `Augmentation`."""
         # In double precision: sines of a batch then differ from those of another cut in no bit that float32 keeps.
-        numbers = stream_random(seed, positions, _OF_AUGMENT + _OF_ERASE).double()
+        numbers = stream_random(seed, positions, _OF_AUGMENT + _OF_ERASE + _OF_NEIGHBORS).double()
         if self.strength:
+            images = self._swapped(images, numbers[:, -1]) if self.mirrored else images
             affine, gain, offset = self._changes(numbers[:, :_OF_AUGMENT])
             changed = resampled(images, self.side, affine).mul_(gain).add_(offset).clamp_(0, 255)
         else:
             changed = reduced(images, self.side)
         if self.erase:
             changed = changed.clone() if changed is images else changed
-            changed.masked_fill_(self._erased(numbers[:, _OF_AUGMENT:]), 0)
+            changed.masked_fill_(self._erased(numbers[:, _OF_AUGMENT : _OF_AUGMENT + _OF_ERASE]), 0)
         return changed
+
+    def _swapped(self, images: torch.Tensor, coins: torch.Tensor) -> torch.Tensor:
+        """The images, the neighbors of some below and above exchanged; one copy, as channels of all are picked."""
+        order = torch.tensor(self.mirrored, device=images.device)
+        swapped = (coins < _FLIP * min(1, self.strength))[:, None]
+        channels = torch.where(swapped, order, torch.arange(len(order), device=images.device))
+        starts = len(order) * torch.arange(len(images), device=images.device)[:, None]
+        return images.flatten(0, 1).index_select(0, (starts + channels).flatten()).view(images.shape)
 
     def _changes(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """From the result to its source, `[n, 2, 3]`, and the gain and offset of each image, `[n, 1, 1, 1]`."""
@@ -127,7 +139,8 @@ def augmentation_of(parameters: Hyperparameters, image_shape: tuple[int, int, in
     """The augmentation of a draw for images of this shape; None where training shows images as they are."""
     if not parameters.is_augmented:
         return None
-    return AugmentAndErase(parameters.augment, parameters.erase, input_shape(parameters, image_shape)[1])
+    mirrored = tuple(mirrored_channels(parameters, image_shape[0])) if parameters.neighbors else ()
+    return AugmentAndErase(parameters.augment, parameters.erase, input_shape(parameters, image_shape)[1], mirrored)
 
 
 def stream_random(seed: int, positions: torch.Tensor, count: int) -> torch.Tensor:

@@ -21,7 +21,7 @@ from torch import nn
 
 from ich_ray.data.feature_store import Features
 from ich_ray.model.architectures import architecture_of
-from ich_ray.model.input_shape import input_shape
+from ich_ray.model.input_shape import input_channels, input_shape
 from ich_ray.training.inference import in_batches
 from ich_ray.training.network_inputs import place_inputs
 
@@ -57,7 +57,9 @@ def trunk_key(network: Network, parameters: Hyperparameters, dataset: PreparedDa
     known = list(architecture_of(parameters).stages(parameters).items())
     cut = [name for name, _ in known].index(parameters.unfreeze_from)
     trained = tuple(f"{prefix}." for _, prefixes in known[cut:] for prefix in prefixes)
-    told = [_FORMAT, dataset.manifest.fingerprint, parameters.architecture, parameters.unfreeze_from]
+    told: list[str | int] = [_FORMAT, dataset.manifest.fingerprint, parameters.architecture, parameters.unfreeze_from]
+    if parameters.neighbors:  # absent without, so that features of older versions are found
+        told += input_channels(parameters, dataset.image_shape[0])
     digest = hashlib.sha256(json.dumps([*told, *input_shape(parameters, dataset.image_shape)]).encode())
     for name, tensor in network.body.state_dict().items():
         if not f"{name}.".startswith(trained):

@@ -187,9 +187,9 @@ class _Run:
             self.forward: nn.Module = self.shard.data_parallel(TrainableHead(self.network, self.parameters))
             self.validated = TrainableHead(self.validated, self.parameters)
             batches = FeatureBatches(features, self.device)  # of a slice, whatever its input was made of
-            self.inputs = NetworkInputs(batches, self.slices.rows[:, None])
+            self.inputs = NetworkInputs(batches, self.slices.rows)
             if self.validation is not None:
-                self.validation_inputs = NetworkInputs(batches, self.validation.rows[:, None])
+                self.validation_inputs = NetworkInputs(batches, self.validation.rows)
             return
         self.forward = self.shard.data_parallel(self.network)
         self.inputs = place_inputs(self.parameters, self.slices, self.device, placement, trials=trials)

@@ -1,10 +1,10 @@
-"""Inputs of a network: for each slice, the images of one or more rows of a dataset.
+"""Inputs of a network: for each slice its image, and those of its neighbors in the series.
 
 Its channels are those of `model.input_shape`; both change together. Rows and columns are as prepared: augmentation or
-the network reduces them. What comes with a slice, such as its neighbors in the series, need not belong to the slices
-that train or validate.
+the network reduces them. Neighbors are rows of the dataset: they need not belong to the slices that train or validate.
+As they are of one patient, who has one role, they belong to no other role.
 
-Array shapes: images are uint8 `[n, channels, rows, columns]`, inputs `[n, k * channels, rows, columns]` of `k` images.
+Array shapes: images are uint8 `[n, channels, rows, columns]`, inputs those of `[k]` images beside each other.
 """
 
 from __future__ import annotations
@@ -12,30 +12,61 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ich_ray.data.image_store import place
+from ich_ray.data.neighbors import MOST_NEIGHBORS, placed_rows
+from ich_ray.errors import ConfigError
+from ich_ray.model.input_shape import input_channels
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
-    from ich_ray.data.dataset import SliceSet
+    from ich_ray.data.dataset import PreparedDataset, SliceSet
     from ich_ray.data.image_store import ImageStore
-    from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.model.fields import NetworkFields
     from ich_ray.vocabulary import Placement
 
-__all__ = ["NetworkInputs", "input_rows", "place_inputs"]
+__all__ = ["NetworkInputs", "check_neighbors", "input_rows", "place_inputs"]
 
 
-def input_rows(
-    parameters: Hyperparameters,  # noqa: ARG001  (no hyperparameter says so far that an input is more than its slice)
-    slices: SliceSet,
-) -> NDArray[np.int64]:
-    """Rows of slices.parquet whose images make up the input of each slice, int64 `[n, k]`."""
-    return slices.rows[:, None]
+def input_rows(parameters: NetworkFields, slices: SliceSet) -> NDArray[np.int64]:
+    """Rows whose images make up the input of each slice, int64 `[n, k]`, itself in the middle.
+
+    Raises:
+        ConfigError: the dataset has no neighbors to give.
+    """
+    if not parameters.neighbors:
+        return slices.rows[:, None]
+    check_neighbors(parameters, slices.dataset)
+    beside = MOST_NEIGHBORS - parameters.neighbors
+    return slices.dataset.neighbors[slices.rows, beside : 2 * MOST_NEIGHBORS + 1 - beside]
+
+
+def check_neighbors(parameters: NetworkFields, dataset: PreparedDataset) -> None:
+    """Refuse neighbors that the dataset cannot name, or that may be of another role.
+
+    Raises:
+        ConfigError: it cannot, or they are.
+    """
+    if not parameters.neighbors:
+        return
+    rule = f"neighbors: {parameters.neighbors} needs"
+    if dataset.manifest.split == "slice":
+        raise ConfigError(
+            f"{rule} roles drawn by patient, got {dataset.files.root} with --split slice, where the neighbors of "
+            "training slices are test slices; prepare it without, or use neighbors: 0"
+        )
+    if not len(placed_rows(dataset.slices)):
+        raise ConfigError(
+            f"{rule} the series and position of slices, got none in {dataset.files.root}; prepare it again from files "
+            "that have them, or use neighbors: 0"
+        )
 
 
 class NetworkInputs:
     """The inputs of some slices, taken in batches.
+
+    `rows` are those of the images of each slice, `[n, k]`, or of its features, `[n]`.
 
     Attributes:
         where: `device` when all images lie in accelerator memory, else `host`.
@@ -48,15 +79,11 @@ class NetworkInputs:
 
     def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
         """The inputs of the slices at `positions`, on the device; the images of each one beside each other."""
-        rows = self._rows.take(positions, axis=0)
-        images = self._store.take(rows.reshape(-1))
-        if rows.shape[1] == 1:
-            return images
-        return images.view(len(rows), rows.shape[1] * images.shape[1], *images.shape[2:])
+        return self._store.take(self._rows.take(positions, axis=0))
 
 
 def place_inputs(
-    parameters: Hyperparameters,
+    parameters: NetworkFields,
     slices: SliceSet,
     device: torch.device,
     where: Placement = "auto",
@@ -65,5 +92,8 @@ def place_inputs(
     trials: int = 1,
 ) -> NetworkInputs:
     """Inputs of `slices` for a network of these parameters, from images where `place` puts them."""
-    rows = input_rows(parameters, slices)
-    return NetworkInputs(place(slices.dataset, rows, device, where, taken_bytes=taken_bytes, trials=trials), rows)
+    rows, of_image = input_rows(parameters, slices), slices.dataset.image_shape[0]
+    channels = input_channels(parameters, of_image)
+    some = None if min(channels) == of_image else channels
+    store = place(slices.dataset, rows, device, where, channels=some, taken_bytes=taken_bytes, trials=trials)
+    return NetworkInputs(store, rows)

@@ -14,6 +14,7 @@ from ich_ray.assess.calibration import calibrate
 from ich_ray.assess.evaluate import evaluate_site
 from ich_ray.assess.recalibration import recalibrate
 from ich_ray.bundle.bundle import Bundle, load_bundle
+from ich_ray.bundle.training_patients import check_site
 from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.errors import ConfigError
 from ich_ray.statistics.metrics import confusion, log_loss
@@ -97,6 +98,14 @@ def test_what_does_not_fit_is_refused(bundle: Path, site: PreparedDataset, tmp_p
     message = r"--size 32 --windows brain=40/80,subdural=80/200,bone=600/2800"
     with pytest.raises(ConfigError, match=message):
         recalibrate(bundle, small.files.root, tmp_path / "new")
+    card = load_bundle(bundle).card
+    seeing = card.model_copy(update={"parameters": card.parameters.model_copy(update={"neighbors": 1})})
+    nowhere = make_dataset(tmp_path / "nowhere", patients=20, seed=4)
+    pq.write_table(nowhere.slices.drop_columns(["position_mm"]), str(nowhere.files.slices))
+    nowhere = PreparedDataset.open(nowhere.files.root)
+    check_site(locate(bundle), card, nowhere)
+    with pytest.raises(ConfigError, match="neighbors: 1 needs the series and position of slices, got none in"):
+        check_site(locate(bundle), seeing, nowhere)
     few = make_dataset(tmp_path / "few", patients=20, seed=3)
     with pytest.raises(ConfigError, match=r"at least 20 patients with a slice with .*, got 1\d; use --method"):
         recalibrate(bundle, few.files.root, tmp_path / "new")

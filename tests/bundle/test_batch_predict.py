@@ -30,6 +30,7 @@ from ich_ray.bundle.heatmap_overlay import overlay, strength
 from ich_ray.bundle.input_survey import Input
 from ich_ray.bundle.prediction import Prediction, Predictor, list_inputs
 from ich_ray.bundle.study_prediction import Studies
+from ich_ray.ct.windowing import brain_channel
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
@@ -264,6 +265,17 @@ def test_the_heat_lies_where_the_bleeding_is(bundle: Path, tmp_path: Path) -> No
     heat[:, 8:16, 16:24] = np.nan
     assert inside > 2 * np.nanmean(heat)
     assert [weight.requires_grad for weight in loaded.network.parameters()] == trainable
+
+
+def test_the_picture_is_of_the_slice_and_not_of_its_neighbors(bundle: Path, tmp_path: Path) -> None:
+    card = load_bundle(bundle).card
+    drawn = card.parameters.model_copy(update={"neighbors": 2, "neighbor_windows": "first"})
+    seeing = Bundle(build_network(drawn, card.image_shape), card.model_copy(update={"parameters": drawn}))
+    levels = torch.tensor([10, 20, 30, 40, 50, 60, 70], dtype=torch.uint8)  # the slice itself: 30, 40 and 50
+    images = levels.view(1, 7, 1, 1).expand(1, *seeing.card.input_shape).numpy()
+    (path,) = HeatMaps(seeing, locate(tmp_path)).write(["a.dcm"], images, np.array([0.9]), 0.5)
+    picture = np.asarray(Image.open(path))
+    assert (picture[:, : picture.shape[1] // 2] == 30 + 10 * brain_channel(card.windows)).all()
 
 
 def test_the_overlay_by_hand() -> None:

@@ -279,7 +279,14 @@ def test_a_bundle_reduces_slices_to_its_resolution(dataset: PreparedDataset, tmp
     assert np.array_equal(bundle.logits(bundle.inputs(slices)), bundle.slice_logits(slices))
     assert Ranking(slices.labels, bundle.slice_logits(slices)).statistics()[1] > 0.7
     calibrate(files.root)
-    assert "reduced to 24 x 24 pixels by the network" in checklist(load_bundle(files.bundle).card)["Preprocessing"]
+    card = load_bundle(files.bundle).card
+    assert "reduced to 24 x 24 pixels by the network" in checklist(card)["Preprocessing"]
+    beside = card.parameters.model_copy(update={"neighbors": 1, "neighbor_windows": "first"})
+    told = checklist(card.model_copy(update={"parameters": beside}))["Model, its input and output"]
+    assert told.startswith(
+        "plain_cnn: uint8 images [5, 32, 32] (from below to above the slice, which is in the middle: 1 on either side "
+        "with the window brain; where the series has none, the slice itself) to one logit"
+    )
 
     content = read_json(files.bundle / "card.json")
     content["parameters"]["resolution"] = 33

@@ -59,16 +59,18 @@ def test_onnx_runtime_gives_the_same_outputs(
     assert not (tmp_path / "other.onnx").exists()
 
 
-@pytest.mark.parametrize("resolution", [24, 13])
-def test_the_graph_takes_images_as_prepared_and_reduces_them(tmp_path: Path, resolution: int) -> None:
+@pytest.mark.parametrize(("resolution", "neighbors", "channels"), [(24, 0, 3), (13, 1, 9)])
+def test_the_graph_takes_images_as_prepared_and_reduces_them(
+    tmp_path: Path, resolution: int, neighbors: int, channels: int
+) -> None:
     dataset = make_dataset(tmp_path / "dataset")
-    parameters = PARAMETERS.model_copy(update={"resolution": resolution})
+    parameters = PARAMETERS.model_copy(update={"resolution": resolution, "neighbors": neighbors})
     files = make_search(tmp_path / "search", dataset, parameters)
     make_bundle(files, dataset, parameters)
     bundle = load_bundle(files.bundle)
-    assert (bundle.card.input_shape, bundle.network.side) == ((3, 32, 32), resolution)
+    assert (bundle.card.input_shape, bundle.network.side) == ((channels, 32, 32), resolution)
     export_onnx(files.bundle, tmp_path / "model.onnx")
-    images = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (5, channels, 32, 32), np.uint8)
     logits, _ = onnx_outputs((tmp_path / "model.onnx").read_bytes(), images)
     np.testing.assert_allclose(logits, bundle.logits(images), atol=1e-5)
 

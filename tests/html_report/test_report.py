@@ -26,7 +26,7 @@ from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.html_report import summary, tables
 from ich_ray.html_report.gallery import examples, pick, small_png
 from ich_ray.html_report.inputs import Inputs, gather
-from ich_ray.html_report.page import MOST_TRIALS, render, report
+from ich_ray.html_report.page import MOST_TRIALS, _dataset_content, render, report
 from ich_ray.results import SearchResult, open_search
 from ich_ray.storage import SearchFiles, read_json, write_json
 from ich_ray.vocabulary import LEAK
@@ -111,6 +111,20 @@ def changed(searches: dict[Stage, UPath], tmp_path: Path) -> UPath:
 
 def edit(path: UPath, **values: Any) -> None:
     write_json(path, {**read_json(path), **values})
+
+
+def test_slices_without_neighbors_are_told_where_trials_see_neighbors(
+    evaluated: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, trial = evaluated.dataset, evaluated.search.trials[0]
+    assert dataset is not None
+    rows = np.repeat(np.arange(len(dataset))[:, None], 5, 1)
+    rows[2:, 3] = 0
+    monkeypatch.setitem(dataset.__dict__, "neighbors", rows)
+    assert _dataset_content(evaluated)["data_notes"] == dataset.manifest.notes
+    monkeypatch.setitem(trial.parameters, "neighbors", 1)  # type: ignore[arg-type]
+    told = f"2 of {len(dataset):,} slices have no neighbors in their series"
+    assert _dataset_content(evaluated)["data_notes"] == (*dataset.manifest.notes, told)
 
 
 class TestWholePage:

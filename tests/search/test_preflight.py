@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import save_file
@@ -239,6 +240,33 @@ def test_subtypes_that_no_label_table_gave_are_refused(tmp_path: Path) -> None:
     check_trials(bare, [Hyperparameters(labels="any")])
     with pytest.raises(ConfigError, match="labels: all needs slices whose subtypes are known, got `any` alone; "):
         check_trials(bare, [Hyperparameters(labels="all")])
+
+
+def test_neighbors_that_a_dataset_cannot_name_are_refused_and_slices_without_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = make_dataset(tmp_path / "data", patients=12)
+    trials = [Hyperparameters(), Hyperparameters(neighbors=1)]
+    progress.show()
+    try:
+        check_trials(dataset, trials)
+        pq.write_table(_without_places(dataset.slices, 3), str(dataset.files.slices))
+        check_trials(PreparedDataset.open(dataset.files.root), trials)
+    finally:
+        progress.show(False)
+    # The fourth slice of that patient has none either.
+    told = "neighbors: 4 of 28 training slices have none, they stand in for them themselves\n"
+    assert capsys.readouterr().err == told
+    pq.write_table(_without_places(dataset.slices, 48), str(dataset.files.slices))
+    nowhere = PreparedDataset.open(dataset.files.root)
+    check_trials(nowhere, trials[:1])
+    with pytest.raises(ConfigError, match="neighbors: 1 needs the series and position of slices, got none in"):
+        check_trials(nowhere, trials)
+
+
+def _without_places(slices: pa.Table, count: int) -> pa.Table:
+    places = [*slices["position_mm"].to_pylist()[:-count], *[float("nan")] * count][::-1]
+    return slices.set_column(slices.schema.get_field_index("position_mm"), "position_mm", [places])
 
 
 def test_an_architecture_that_answers_one_label_is_refused_for_six(

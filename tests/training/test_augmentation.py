@@ -16,6 +16,7 @@ from torch import distributed, multiprocessing
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.feature_store import FeaturesInMemory
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.model.input_shape import mirrored_channels
 from ich_ray.model.resampling import reduced
 from ich_ray.training import augmentation
 from ich_ray.training.augmentation import AugmentAndErase, augmentation_of, philox, stream_random
@@ -25,6 +26,8 @@ from tests.prepared import make_dataset
 
 STANDARD = AugmentAndErase(strength=1, erase=0.5, side=12)
 QUICK = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.0, filters=4, dense=0)
+SEEING = QUICK.model_copy(update={"neighbors": 1, "neighbor_windows": "first"})
+SWAPPING = AugmentAndErase(strength=1, erase=0.5, side=12, mirrored=(4, 1, 2, 3, 0))
 
 
 @pytest.fixture(autouse=True)
@@ -178,6 +181,28 @@ def test_a_draw_says_how_its_images_are_augmented() -> None:
     assert augmentation_of(Hyperparameters(resolution=24), (3, 32, 32)) is None
     assert augmentation_of(Hyperparameters(augment=0.5), (3, 32, 32)) == AugmentAndErase(0.5, 0, 32)
     assert augmentation_of(Hyperparameters(erase=0.5, resolution=24), (3, 32, 32)) == AugmentAndErase(0, 0.5, 24)
+    seeing = SEEING.model_copy(update={"augment": 1.0})
+    assert augmentation_of(seeing, (3, 32, 32)) == AugmentAndErase(1, 0, 32, (4, 1, 2, 3, 0))
+
+
+def test_neighbors_change_places_by_the_toss_of_a_coin_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    mirrored = tuple(mirrored_channels(SEEING, 3))
+    assert mirrored == (4, 1, 2, 3, 0)
+    assert mirrored_channels(SEEING.model_copy(update={"neighbor_windows": "same"}), 2) == [4, 5, 2, 3, 0, 1]
+    positions = torch.arange(2000)
+    coins, five = stream_random(5, positions, 13)[:, 12] < 0.5, noise(1, 8)[:, [0, 1, 2, 0, 1]].clone()
+    five[:, 3:] += 1
+    images = five.expand(2000, 5, 8, 8)
+    plain, found = (AugmentAndErase(1, 0, 8, order)(images, positions, 5) for order in ((), mirrored))
+    alone, together = found[~coins], found[coins]
+    assert torch.equal(alone, plain[~coins])
+    torch.testing.assert_close(together, plain[coins][:, mirrored], rtol=0, atol=1e-4)  # one geometry and brightness
+    assert len(together) == pytest.approx(1000, abs=90)  # four standard errors
+    changed = (AugmentAndErase(0.5, 0, 8, mirrored)(images, positions, 5) - AugmentAndErase(0.5, 0, 8)(
+        images, positions, 5)).abs().amax((1, 2, 3)) > 0.01  # fmt: skip
+    assert changed.float().mean() == pytest.approx(0.25, abs=0.04)
+    assert torch.equal(AugmentAndErase(0, 0.5, 8, mirrored)(images, positions, 5)[:, 1:4],
+                       AugmentAndErase(0, 0.5, 8)(images, positions, 5)[:, 1:4])  # fmt: skip
 
 
 class Noted:
@@ -188,7 +213,7 @@ class Noted:
 
     def __call__(self, images: torch.Tensor, positions: torch.Tensor, seed: int) -> torch.Tensor:
         assert images.dtype == torch.uint8
-        made = STANDARD(images, positions, seed)
+        made = (SWAPPING if images.shape[1] == 5 else STANDARD)(images, positions, seed)
         self.made |= dict(zip(positions.tolist(), made, strict=True))
         return made
 
@@ -223,7 +248,7 @@ def worker(rank: int, port: int, folder: str, out: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     noted = Noted()
-    trained(PreparedDataset.open(folder), noted, images=107, shard=Shard(rank, 2))
+    trained(PreparedDataset.open(folder), noted, SEEING, images=107, shard=Shard(rank, 2))
     tensors = {str(place): made for place, made in noted.made.items()}
     numbers = {"images_seen": 107, "elapsed_s": 0.0, "plan": {}}
     TrainingState(tensors, numbers).save(Path(out) / f"{rank}.safetensors")
@@ -237,7 +262,7 @@ def test_the_number_of_workers_changes_no_pixel(dataset: PreparedDataset, tmp_pa
         port = free.getsockname()[1]
     multiprocessing.spawn(worker, (port, str(dataset.files.root), str(tmp_path)), nprocs=2)
     alone, parts = Noted(), [TrainingState.load(tmp_path / f"{rank}.safetensors").tensors for rank in range(2)]
-    trained(dataset, alone, images=107)
+    trained(dataset, alone, SEEING, images=107)
     assert parts[0].keys().isdisjoint(parts[1])
     together = parts[0] | parts[1]
     assert len(together) == 107

@@ -114,6 +114,17 @@ def test_memory_of_images_that_are_changed(changes: dict[str, float], floats: in
     assert ("augmented images" in said) == (floats > 0)
 
 
+@pytest.mark.parametrize(("windows", "channels"), [("same", 9), ("first", 5)])
+def test_memory_and_speed_know_neighbors(windows: str, channels: int) -> None:
+    small = Hyperparameters(filters=2, blocks=1, dense=0, batch_size=8, augment=1.0)
+    seeing = small.model_copy(update={"neighbors": 1, "neighbor_windows": windows})
+    plain, found = (trial_memory(each, (3, 32, 32)) for each in (small, seeing))
+    assert found.resampled == 8 * 4 * (channels * 32 * 32 + 2 * (channels + 1) * 32 * 32)
+    # The pixels that the first convolution keeps.
+    assert found.activations - plain.activations == pytest.approx(8 * 4 * (channels - 3) * 32 * 32, rel=1e-2)
+    assert seeing.of_speed != small.of_speed
+
+
 def test_the_points_are_drawn_first_and_nothing_is_fetched() -> None:
     source = {**SPACE, "parameters": {**SPACE["parameters"], "weights": {"fixed": "of_plain_cnn.safetensors"}}}  # type: ignore[dict-item]
     draws = first_draws(parse_space(source, "x.yaml"), 5)

@@ -1,0 +1,110 @@
+"""Which slices lie beside a slice in its series: columns of slices.parquet in, rows out.
+
+The next distinct place along the normal of the slices, on either side. A slice stands in for a neighbor that it does
+not have: at the ends of its series, beyond a gap, and where its place or series is not known. Places and gaps are those
+that the survey of a dataset counts (series_survey.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ich_ray.data.series_survey import GAP, SAME_MM, number_series, numbers
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+__all__ = ["MOST_NEIGHBORS", "neighbor_rows", "placed_rows", "series_neighbors", "without_neighbors"]
+
+MOST_NEIGHBORS = 2  # on either side
+
+
+def series_neighbors(slices: pa.Table) -> NDArray[np.int64]:
+    """Rows of slices.parquet beside each of its rows, `[n, 5]`, see `neighbor_rows`."""
+    if not {"series", "position_mm", "slice_id"} <= {*slices.column_names}:
+        return np.repeat(np.arange(len(slices))[:, None], 2 * MOST_NEIGHBORS + 1, 1)
+    names = np.asarray(slices["slice_id"].to_numpy(zero_copy_only=False), np.object_)
+    return neighbor_rows(number_series(slices), numbers(slices, "position_mm"), names)
+
+
+def without_neighbors(neighbors: NDArray[np.int64], rows: NDArray[np.int64]) -> int:
+    """How many of some rows have none on either side, by `series_neighbors`."""
+    return int((neighbors[rows] == rows[:, None]).all(1).sum())
+
+
+def placed_rows(slices: pa.Table) -> NDArray[np.int64]:
+    """Rows of slices.parquet of which both the series and the place in it are known."""
+    if not {"series", "position_mm"} <= {*slices.column_names}:
+        return np.empty(0, np.int64)
+    return np.flatnonzero((number_series(slices) >= 0) & np.isfinite(numbers(slices, "position_mm")))
+
+
+def neighbor_rows(
+    series: NDArray[np.int64], places_mm: NDArray[np.float64], slice_ids: NDArray[np.object_]
+) -> NDArray[np.int64]:
+    """The rows beside each row, from the lowest place to the highest, itself in the middle, `[n, 5]`.
+
+    Slices at one place have the same neighbors, and of those at the next place the first by its id is one. A step of
+    more than twice the median of its series, where it has three steps at least, leads to none.
+
+    Args:
+        series: a number of the series of each row, negative without one.
+        places_mm: along the normal of the slices, not finite where it is not known.
+        slice_ids: that decide between slices at one place.
+    """
+    rows = np.repeat(np.arange(len(series))[:, None], 2 * MOST_NEIGHBORS + 1, axis=1)
+    known = np.flatnonzero((series >= 0) & np.isfinite(places_mm))
+    if not len(known):
+        return rows
+    order = known[np.lexsort((places_mm[known], series[known]))]
+    same_series, steps_mm = np.diff(series[order]) == 0, np.diff(places_mm[order])
+    begins = np.flatnonzero(np.append(True, ~same_series | (steps_mm >= SAME_MM)))
+    place = np.cumsum(np.isin(np.arange(len(order)), begins, assume_unique=True)) - 1  # of each row in order
+    first = _first_by_id(order, place, begins, slice_ids)
+    joined = _joined(series[order[begins]], same_series[begins[1:] - 1], steps_mm[begins[1:] - 1])
+    for distance in range(1, MOST_NEIGHBORS + 1):
+        lower = _runs(joined, distance)
+        for own, other, column in ((lower, lower + distance, distance), (lower + distance, lower, -distance)):
+            beside = np.full(len(begins), -1)
+            beside[own] = first[other]
+            found = beside[place]
+            rows[order[found >= 0], MOST_NEIGHBORS + column] = found[found >= 0]
+    return rows
+
+
+def _runs(joined: NDArray[np.bool_], length: int) -> NDArray[np.int64]:
+    """Where so many places in a row are each joined to the next one."""
+    if len(joined) < length:
+        return np.empty(0, np.int64)
+    return np.flatnonzero(np.lib.stride_tricks.sliding_window_view(joined, length).all(1))
+
+
+def _first_by_id(
+    order: NDArray[np.int64], place: NDArray[np.int64], begins: NDArray[np.int64], slice_ids: NDArray[np.object_]
+) -> NDArray[np.int64]:
+    """The row of each place: ids are compared where it has several, as comparing texts takes long."""
+    first = order[begins]
+    several = np.flatnonzero(np.bincount(place)[place] > 1)
+    if len(several):
+        ids = slice_ids[order[several]].astype(str)
+        sorted_ = several[np.lexsort((ids, place[several]))]
+        places, index = np.unique(place[sorted_], return_index=True)
+        first[places] = order[sorted_[index]]
+    return first
+
+
+def _joined(
+    series: NDArray[np.int64], same_series: NDArray[np.bool_], steps_mm: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Whether each place is next to the one after it: of one series, and without a gap between."""
+    inside = np.flatnonzero(same_series)
+    of_step, steps = series[:-1][inside], steps_mm[inside]
+    order = np.lexsort((steps, of_step))
+    found, index, count = np.unique(of_step[order], return_index=True, return_counts=True)
+    widest = np.where(count > 2, GAP * steps[order][index + (count - 1) // 2], np.inf)
+    joined = same_series.copy()
+    joined[inside] = steps <= widest[np.searchsorted(found, of_step)]
+    return joined
