@@ -11,14 +11,13 @@ from ich_ray.ct.dicom import (
     CTSlice,
     SliceHeader,
     check_file,
-    header_elements,
     header_of,
     is_identifier,
-    read_file,
     slice_of,
 )
 from ich_ray.ct.elements import parse
 from ich_ray.ct.frames import Frames
+from ich_ray.ct.source import header_elements, read_file
 from ich_ray.errors import Rejection
 
 if TYPE_CHECKING:

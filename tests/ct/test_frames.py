@@ -17,7 +17,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import EnhancedCTImageStorage, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
-from ich_ray.ct import dicom, elements, frames
+from ich_ray.ct import elements, frames
 from ich_ray.ct.dicom import CTSlice, SliceHeader, read_header, read_slice
 from ich_ray.ct.elements import parse
 from ich_ray.ct.slice_file import SliceFile, read_headers
@@ -380,7 +380,7 @@ def test_an_element_twice_in_a_group_is_refused() -> None:
 def test_a_large_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, classic = tmp_path / "large.dcm", series()
     path.write_bytes(enhanced(classic))
-    monkeypatch.setattr(dicom, "FILE_LIMIT_BYTES", 10_000)
+    monkeypatch.setattr("ich_ray.ct.source.FILE_LIMIT_BYTES", 10_000)
     monkeypatch.setattr(frames, "FILE_LIMIT_BYTES", 10_000)
     assert path.stat().st_size > 10_000
     found = slices(path)
