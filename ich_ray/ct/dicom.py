@@ -20,7 +20,7 @@ from ich_ray.ct.elements import PIXEL_DATA, Elements, parse
 from ich_ray.ct.frames import DECISIVE, Frames, check_frame_count
 from ich_ray.ct.pixels import PixelLayout, stored_words
 from ich_ray.ct.plane import Judgment, judge_field, judge_slice
-from ich_ray.ct.source import header_elements, read_file
+from ich_ray.ct.source import read_file
 from ich_ray.errors import Rejection
 
 if TYPE_CHECKING:
@@ -191,22 +191,13 @@ def slice_of(elements: Elements, slice_id: str = "") -> CTSlice:
     return _plausible(_padded(_repaired(CTSlice(header, words, header.slope, header.intercept)), elements))
 
 
-def read_header(source: Location, without_preamble: bool = False) -> SliceHeader:
-    """What a slice says of itself, without its pixels: mostly of the first bytes of the file alone.
-
-    What only the pixels tell is not checked: `read_slice` may refuse the file, and finds more flags.
-
-    Raises:
-        Rejection: see `read_slice`.
-    """
-    return header_of(Frames(header_elements(source, without_preamble)).only())
-
-
 def header_of(elements: Elements, slice_id: str = "") -> SliceHeader:
     """The header of a classic file, or of a frame that goes by `slice_id`.
 
+    What only the pixels tell is not checked: `slice_of` may refuse the file, and finds more flags.
+
     Raises:
-        Rejection: see `read_header`.
+        Rejection: see `read_slice`.
     """
     return _check_field(_header(elements, *_check_kind(elements), slice_id)[0])
 

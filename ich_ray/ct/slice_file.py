@@ -73,7 +73,7 @@ class SliceFile:
 def read_headers(source: Location, without_preamble: bool = False) -> Iterator[tuple[int, SliceHeader | Rejection]]:
     """The header of each slice, or why it is not accepted, by the frame that it is.
 
-    See `dicom.read_header`: no pixels are read, and what only they tell is not checked.
+    No pixels are read, mostly the first bytes of the file alone; what only pixels tell is not checked.
 
     Raises:
         Rejection: nothing of the file is accepted.

@@ -10,13 +10,23 @@ import pytest
 from pydicom.uid import JPEG2000Lossless
 from upath import UPath
 
-from ich_ray.ct.dicom import read_header, read_slice
+from ich_ray.ct.dicom import SliceHeader, read_slice
+from ich_ray.ct.slice_file import read_headers
 from ich_ray.errors import Rejection
+from ich_ray.storage import Location
 from tests.ct.files import PIXEL_HEAD, SYNTAXES, compressed_image, element, head, make, plant
 
 # Longer than what is read at first: three private elements of 40,000 bytes.
 LONG = [element(0x00291000 + number, b"LT", b" " * 40_000) for number in range(3)]
 TAGS = {"PixelSpacing": [2.5, 2.5], "SliceThickness": 1, "ConvolutionKernel": "H30s", "ContrastBolusAgent": "x"}
+
+
+def read_header(path: Location) -> SliceHeader:
+    ((frame, found),) = read_headers(path)
+    assert frame == 0
+    if isinstance(found, Rejection):
+        raise found
+    return found
 
 
 def reason(path: Path) -> str:
