@@ -27,8 +27,9 @@ import pydicom
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ich_ray.ct.dicom import read_file, read_slice
+from ich_ray.ct.dicom import read_slice
 from ich_ray.ct.elements import parse
+from ich_ray.ct.source import read_file
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows, window_slice
 from ich_ray.storage import locate
 from tests.ct.files import head, make

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.contest import Peer, absent, in_turns, machine, ratios, spread, table
 from benchmarks.decode import SIZE, WINDOWS, ours, usual
-from ich_ray.ct.dicom import read_file
 from ich_ray.ct.phantom import write_phantom
+from ich_ray.ct.source import read_file
 from ich_ray.storage import locate
 
 if TYPE_CHECKING:

@@ -113,7 +113,8 @@ OF_FILES: dict[str, Code] = {
         {"70 MB of zeros": spoiled.deflated_bomb},
     ),
     "localizer": Code(
-        "ImageType says LOCALIZER or SCOUT.",
+        "ImageType says LOCALIZER, SCOUT or the like; or SeriesDescription does, and no orientation says that it is a "
+        "slice.",
         "It is a good image, and no axial slice.",
         {"localizer": tags(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])},
     ),
@@ -135,7 +136,8 @@ OF_FILES: dict[str, Code] = {
         files={"no pixels": tags(PixelData=spoiled.ABSENT), "no byte of pixels": tags(pixels=b"")},
     ),
     "not_axial": Code(
-        "The image lies within 45 degrees of the axial plane; its series is no film of turning images.",
+        "The image lies within 45 degrees of the axial plane; its series does not turn from image to image, and moves "
+        "along its normal.",
         "It is a good image, of another plane.",
         {"coronal": tags(ImageOrientationPatient=[1, 0, 0, 0, 0, -1])},
     ),
@@ -190,7 +192,8 @@ OF_FILES: dict[str, Code] = {
         {"MZ": spoiled.program},
     ),
     "projection": Code(
-        "ImageType says that it is a maximum or minimum intensity projection.",
+        "ImageType says that it is a maximum or minimum intensity projection; or SeriesDescription does, and no "
+        "orientation says that it is a slice.",
         "It is a good image, and no slice.",
         {"MIP": tags(ImageType=["DERIVED", "SECONDARY", "MIP"])},
     ),

@@ -49,7 +49,8 @@ class Totals:
     Attributes:
         cases: slices with a probability, or by study, studies with one.
         positive: of these.
-        rejected: files; `reasons`, how many for which.
+        rejected: files with a fault; `excluded`, those that are no axial slice of a head.
+        reasons: how many of both for which.
         flagged: rows of the table with a flag; `flags`, how many with which.
     """
 
@@ -60,11 +61,16 @@ class Totals:
     reasons: Counter[str] = field(default_factory=Counter)
     flagged: int = 0
     flags: Counter[str] = field(default_factory=Counter)
+    excluded: int = 0
 
     def reject(self, rows: Iterable[Prediction]) -> None:
         """Count the files that have no probability."""
+        from ich_ray.ct.dicom import EXCLUSIONS  # pydicom is not needed to load a bundle
+
         reasons = [row.reason for row in rows if row.reason]
-        self.rejected += len(reasons)
+        excluded = sum(reason in EXCLUSIONS for reason in reasons)
+        self.excluded += excluded
+        self.rejected += len(reasons) - excluded
         self.reasons.update(reasons)
 
     def count(self, rows: Iterable[Prediction | StudyPrediction]) -> None:

@@ -260,12 +260,16 @@ def _judged(given: Input, judgment: Judgment, far: Iterable[str]) -> Input:
 
 def _untold(training: TrainingData | None) -> str:
     """What cannot be compared with the training data; empty if all can."""
-    missing = ["how the slices that trained it were taken"] if training is None else training.unknown
-    if not missing:
+    if training is None:
+        return (
+            "the card of the bundle does not say how the slices that trained it were taken: what is unlike them is not "
+            "flagged; prepare the dataset again and retrain"
+        )
+    if not training.unknown:
         return ""
+    # Nothing to do about it: such headers as those of the RSNA set have neither thickness nor kernel.
     return (
-        f"the card of the bundle does not say {', '.join(missing)}: what is unlike the training data in this is not "
-        "flagged; prepare the dataset again and retrain"
+        f"the training data of the bundle do not say {', '.join(training.unknown)}: what is unlike them is not flagged"
     )
 
 

@@ -143,6 +143,16 @@ def read_input(file: SliceFile, frame: int, card: Card) -> tuple[SliceHeader, ND
     return found.header, window_slice(found, card.windows, card.size)
 
 
+def _opened(path: str, without_preamble: bool) -> SliceFile | Rejection:
+    """A file, or why nothing of it is accepted: one that is damaged is not opened again for each of its frames."""
+    from ich_ray.ct.slice_file import SliceFile
+
+    try:
+        return SliceFile(path, without_preamble)
+    except Rejection as rejection:
+        return rejection
+
+
 class Scorer(Protocol):
     """What gives probabilities, such as a bundle."""
 
@@ -218,17 +228,19 @@ class Predictor:
 
     def read(self, inputs: Sequence[Input]) -> tuple[list[Prediction], list[NDArray[np.uint8]]]:
         """Rows without decisions, and the image of each row without a reason."""
-        from ich_ray.ct.slice_file import SliceFile, frame_name  # pydicom is not needed to load a bundle
+        from ich_ray.ct.slice_file import frame_name  # pydicom is not needed to load a bundle
 
         rows, images = [], []
-        opened: tuple[str, SliceFile] | None = None  # frames of one file follow each other
+        opened: tuple[str, SliceFile | Rejection] | None = None  # frames of one file follow each other
         for path, reason, flags, frame in inputs:
             file = frame_name(path, frame)
             row = self.kind(file=file, reason=reason)
             try:
                 if not reason:
                     if opened is None or opened[0] != path:
-                        opened = path, SliceFile(path, self.without_preamble)
+                        opened = path, _opened(path, self.without_preamble)
+                    if isinstance(opened[1], Rejection):
+                        raise opened[1]
                     header, image = read_input(opened[1], frame, self.bundle.card)
                     images.append(image)
                     row = self.kind(

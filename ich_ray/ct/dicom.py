@@ -9,28 +9,24 @@ never quote text from the file, only numbers.
 from __future__ import annotations
 
 import math
-import mmap
-import os
 import re
-import stat
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from upath import UPath
 
 from ich_ray.ct.acquisition import IMAGE_TYPE, Acquisition, decimals, read_acquisition
-from ich_ray.ct.elements import FILE_LIMIT_BYTES, MULTIFRAME_LIMIT_BYTES, PIXEL_DATA, Elements, parse, parse_header
+from ich_ray.ct.elements import PIXEL_DATA, Elements, parse
 from ich_ray.ct.frames import DECISIVE, Frames, check_frame_count
 from ich_ray.ct.pixels import PixelLayout, stored_words
 from ich_ray.ct.plane import Judgment, judge_field, judge_slice
+from ich_ray.ct.source import read_file
 from ich_ray.errors import Rejection
-from ich_ray.storage import Location, is_local, locate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
+
+    from ich_ray.storage import Location
 
 __all__ = [
     "EXCLUSIONS",
@@ -38,10 +34,8 @@ __all__ = [
     "CTSlice",
     "SliceHeader",
     "check_file",
-    "header_elements",
     "header_of",
     "is_identifier",
-    "read_file",
     "read_slice",
     "slice_of",
 ]
@@ -55,7 +49,7 @@ EXCLUSIONS = frozenset(
 FLAGS = {
     "blank": "each window shows one value only",
     "contrast": "the header names a contrast agent",
-    "described_otherwise": "SeriesDescription speaks of a localizer, projection or capture; the geometry is a slice's",
+    "described_otherwise": "SeriesDescription speaks of something else, such as a localizer or a coronal plane",
     "extreme_hu": "HU below -4,096 or above 30,000: wrapped words or metal; clipped by every window",
     "high_bits": "bits above BitsStored were set and are ignored",
     "lossy": "the transfer syntax is lossy",
@@ -109,9 +103,6 @@ _AIR_HU = -1024
 _PADDING_WORD, _PADDING_HU = -2000, -3024  # outside the circle of a common scanner; some exports applied the intercept
 _TISSUE_HU = (-100, 200)
 _PLAUSIBLE_HU = 33_000  # signed 16-bit words end at 32,767; only a lost sign gives more
-_READ_TRIES = 3
-_HEADER_BYTES = 1 << 16  # a header of the RSNA set has 1 kB, one with private sequences some 20
-_CUT = {"truncated_header", "truncated_pixel"}  # what a header is called that does not end there
 
 
 @dataclass(frozen=True)
@@ -200,40 +191,15 @@ def slice_of(elements: Elements, slice_id: str = "") -> CTSlice:
     return _plausible(_padded(_repaired(CTSlice(header, words, header.slope, header.intercept)), elements))
 
 
-def read_header(source: Location, without_preamble: bool = False) -> SliceHeader:
-    """What a slice says of itself, without its pixels: mostly of the first bytes of the file alone.
+def header_of(elements: Elements, slice_id: str = "") -> SliceHeader:
+    """The header of a classic file, or of a frame that goes by `slice_id`.
 
-    What only the pixels tell is not checked: `read_slice` may refuse the file, and finds more flags.
+    What only the pixels tell is not checked: `slice_of` may refuse the file, and finds more flags.
 
     Raises:
         Rejection: see `read_slice`.
     """
-    return header_of(Frames(header_elements(source, without_preamble)).only())
-
-
-def header_of(elements: Elements, slice_id: str = "") -> SliceHeader:
-    """The header of a classic file, or of a frame that goes by `slice_id`.
-
-    Raises:
-        Rejection: see `read_header`.
-    """
     return _check_field(_header(elements, *_check_kind(elements), slice_id)[0])
-
-
-def header_elements(source: Location, without_preamble: bool) -> Elements:
-    """The elements before the pixels, of so much of a file as it takes.
-
-    Raises:
-        Rejection: see `elements.parse_header`.
-    """
-    for most_bytes in (_HEADER_BYTES, _HEADER_BYTES * 64):
-        data = _first_bytes(source, most_bytes)
-        try:
-            return parse_header(memoryview(data), without_preamble)
-        except Rejection as rejection:
-            if rejection.reason not in _CUT or len(data) < most_bytes:
-                raise
-    return parse_header(memoryview(read_file(source)), without_preamble)
 
 
 def _header(
@@ -258,65 +224,6 @@ def _header(
         flags=tuple(sorted((*elements.flags, *kind.flags, *_oddities(elements, uid, patient)))),
     )
     return header, layout
-
-
-def read_file(source: Location) -> bytes | mmap.mmap:
-    """The bytes of a regular file, no more than its slices may have.
-
-    A file on this machine that is too large for one slice is mapped, so that its frames take the memory of one at a
-    time; who cuts it in the meantime ends this process.
-
-    Raises:
-        Rejection: `not_regular`, `size_limit`, or `io_error` after three tries.
-    """
-    path = _place(source)
-    return _tried(lambda: _read_local(path) if isinstance(path, str) else path.read_bytes())
-
-
-def _first_bytes(source: Location, most_bytes: int) -> bytes | mmap.mmap:
-    """So many bytes of a file; fewer are the whole of it."""
-    path = _place(source)
-    if isinstance(path, str):
-        return _tried(lambda: _read_local(path, most_bytes))
-    return _tried(lambda: path.fs.cat_file(path.path, start=0, end=most_bytes))
-
-
-def _place(source: Location) -> UPath | str:
-    """A string is an absolute path on this machine."""
-    if isinstance(source, str) and os.path.isabs(source):  # noqa: PTH117  (making a path takes as long as the header)
-        return source
-    path = source if isinstance(source, UPath) else locate(source)
-    return str(path) if is_local(path) else path
-
-
-def _tried(read: Callable[[], bytes | mmap.mmap]) -> bytes | mmap.mmap:
-    for attempt in range(_READ_TRIES):
-        try:
-            return read()
-        except OSError as error:
-            if attempt == _READ_TRIES - 1:
-                raise Rejection("io_error", os.strerror(error.errno) if error.errno else "unreadable") from None
-    raise AssertionError
-
-
-def _read_local(path: str, most_bytes: int = MULTIFRAME_LIMIT_BYTES) -> bytes | mmap.mmap:
-    """The first `most_bytes` of a file."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not make us wait
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise Rejection("not_regular", "not a regular file")
-        if facts.st_size > MULTIFRAME_LIMIT_BYTES:
-            raise Rejection("size_limit", f"a file may have {MULTIFRAME_LIMIT_BYTES} bytes, got {facts.st_size}")
-        wanted = min(facts.st_size, most_bytes)
-        if wanted > FILE_LIMIT_BYTES:
-            return mmap.mmap(descriptor, wanted, access=mmap.ACCESS_READ)
-        data = file.read(wanted + (wanted == facts.st_size))
-        while data and len(data) < wanted and (more := file.read(wanted - len(data))):
-            data += more
-        if len(data) != wanted:
-            raise OSError("the file changed while it was read")
-        return data
 
 
 def _check_kind(elements: Elements) -> tuple[Acquisition, Judgment]:

@@ -63,8 +63,8 @@ _DESCRIPTIONS = {
         "PROTOCOLE PATIENT", "SCREEN[ _-]?(?:SAVES?|SHOTS?|CAPTURES?)", "VRT", "VR", "VOLUME RENDER(?:ED|ING)", "SSD",
     ),
 }  # fmt: skip
-_OTHER_PLANE = _words("COR", "CORONAL", "SAG", "SAGITTAL")
-_AXIAL_PLANE = _words("AX", "AXIALS?", "TRA", "TRANS", "TRANSVERS(?:E|AL)")
+_OTHER_PLANE = _words("COR", "[CK]ORONALE?", "KORONAR", "SAG", "SAGITTALE?")
+_AXIAL_PLANE = _words("AX", "AXIAL[ES]?", "TRA", "TRANS", "TRANSVERS(?:E|AL|ALE)")
 _RENDERED = _words("3-?D")
 _DETAILS = {
     "localizer": "the header calls it a localizer",
@@ -280,16 +280,20 @@ def _without_plane(acquisition: Acquisition, described: str) -> Judgment:
     text = "\\".join((*acquisition.image_type, acquisition.series_description.upper()))
     if acquisition.image_type[:1] == ("DERIVED",) and _RENDERED.search(text):
         return Judgment("secondary_capture", "a derived image called 3D that does not say how it lies")
-    if _OTHER_PLANE.search(text) and not _AXIAL_PLANE.search(text):
+    if _is_other_plane(text):
         return Judgment("not_axial", "the header calls it coronal or sagittal, and does not say how it lies")
     return KEPT
+
+
+def _is_other_plane(text: str) -> bool:
+    return bool(_OTHER_PLANE.search(text)) and not _AXIAL_PLANE.search(text)
 
 
 def _flags(acquisition: Acquisition, described: str) -> list[str]:
     spacing, orientation = acquisition.spacing_mm, acquisition.orientation
     found = {
         "contrast": acquisition.contrast,
-        "described_otherwise": bool(described),
+        "described_otherwise": bool(described) or _is_other_plane(acquisition.series_description.upper()),
         "not_isotropic": bool(spacing) and max(spacing) > _NOT_ISOTROPIC * min(spacing),
         "plane_unknown": not acquisition.normal,
         "rotated": bool(acquisition.normal) and (orientation[0] < _UPRIGHT or orientation[4] <= 0),

@@ -11,14 +11,13 @@ from ich_ray.ct.dicom import (
     CTSlice,
     SliceHeader,
     check_file,
-    header_elements,
     header_of,
     is_identifier,
-    read_file,
     slice_of,
 )
 from ich_ray.ct.elements import parse
 from ich_ray.ct.frames import Frames
+from ich_ray.ct.source import header_elements, read_file
 from ich_ray.errors import Rejection
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class SliceFile:
 def read_headers(source: Location, without_preamble: bool = False) -> Iterator[tuple[int, SliceHeader | Rejection]]:
     """The header of each slice, or why it is not accepted, by the frame that it is.
 
-    See `dicom.read_header`: no pixels are read, and what only they tell is not checked.
+    No pixels are read, mostly the first bytes of the file alone; what only pixels tell is not checked.
 
     Raises:
         Rejection: nothing of the file is accepted.

@@ -148,10 +148,11 @@ def predict(
         address=address,
     )
     cases = f"{found.positive} of {found.cases} {'slices' if by == 'slice' else 'studies'} positive"
-    rejected = f"{found.rejected} rejected" + (f" ({_most_common(found.reasons)})" if found.reasons else "")
+    left_out = f"{found.rejected} rejected" + (f", {found.excluded} excluded" if found.excluded else "")
+    reasons = f" ({_most_common(found.reasons)})" if found.reasons else ""
     flagged = f", {found.flagged} flagged: {_most_common(found.flags)}" if found.flags else ""
-    print_line(f"{found.inputs} inputs: {cases}, {rejected}{flagged}  {out}")
-    if found.rejected:
+    print_line(f"{found.inputs} inputs: {cases}, {left_out}{reasons}{flagged}  {out}")
+    if found.rejected or not found.cases:
         raise typer.Exit(REJECTED_SOME)
 
 

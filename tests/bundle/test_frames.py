@@ -107,8 +107,12 @@ def test_a_frame_or_a_file_that_is_refused_has_its_row(bundle: Path, scans: Path
     ]
 
 
-def test_a_file_is_opened_once_a_batch(bundle: Path, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("damage", [0, 1000])
+def test_a_file_is_opened_once_a_batch(bundle: Path, scans: Path, monkeypatch: pytest.MonkeyPatch, damage: int) -> None:
+    """A damaged one, too: each frame of thousands would read the whole file again."""
     opened = []
+    data = series()
+    (scans / "a.dcm").write_bytes(data[: len(data) - damage])
 
     class Spy(slice_file.SliceFile):
         def __init__(self, source: str, without_preamble: bool) -> None:

@@ -146,7 +146,9 @@ def test_a_card_that_does_not_say_how_it_was_trained_says_so_once(tmp_path: Path
     assert said.startswith("the card of the bundle does not say how the slices that trained it were taken: ")
     older = THICK.model_copy(update={"thickness_mm": None, "kernels": None})
     (said, *_) = survey_inputs(inputs, [read_facts(inputs)], older).notes
-    assert said.startswith("the card of the bundle does not say slice thickness in mm, kernel: ")
+    assert said == (
+        "the training data of the bundle do not say slice thickness in mm, kernel: what is unlike them is not flagged"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -183,21 +185,34 @@ def test_a_reformat_is_not_predicted_and_a_bleeding_counts_once(
     for name, tags in (("a", {}), ("b", {}), ("c", THIN)):
         write_series(scans, name, 4, **tags)
     write_series(scans, "d", 3, ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
-    rows = predicted(code=3)
+    rows = predicted()
     assert [row["reason"] for row in rows] == [""] * 12 + ["not_axial"] * 3
     assert [row["series"] for row in rows[:12]] == ["a"] * 4 + ["b"] * 4 + ["c"] * 4
     positive = [sum(row["decision"] == "positive" for row in rows if row["series"] == name) for name in "abc"]
     capsys.readouterr()
-    study, *rejected = predicted("--by", "study", code=3)
+    study, *excluded = predicted("--by", "study")
     assert (study["slices"], study["positive_slices"]) == (12, sum(positive))
     assert (study["series"], study["positive_series"]) == (3, sum(map(bool, positive)))
     assert study["most_positive_slices"] == max(positive)
     assert study["probability"] == max(row["probability"] for row in rows[:12])
     assert {"far_matrix", "not_512", "thin"} <= {*study["flags"].split(",")}
-    assert [(row["reason"], row["series"], row["slices"]) for row in rejected] == [("not_axial", 0, 0)] * 3
+    assert [(row["reason"], row["series"], row["slices"]) for row in excluded] == [("not_axial", 0, 0)] * 3
     said = capsys.readouterr()
-    assert "1 studies positive, 3 rejected (not_axial 3), 1 flagged: far_matrix 1, not_512 1" in said.out
-    assert "the card of the bundle does not say slice thickness in mm" in said.err
+    assert "1 studies positive, 0 rejected, 3 excluded (not_axial 3), 1 flagged: far_matrix 1, not_512 1" in said.out
+    assert "the training data of the bundle do not say slice thickness in mm" in said.err
+
+
+def test_inputs_with_a_fault_or_without_any_slice_end_with_another_code(
+    predicted: Callable[..., list[dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_series(tmp_path / "scans", "d", 2, ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+    predicted(code=3)
+    assert "2 inputs: 0 of 0 slices positive, 0 rejected, 2 excluded (not_axial 2)" in capsys.readouterr().out
+    write_series(tmp_path / "scans", "a", 1)
+    predicted(code=0)
+    (tmp_path / "scans" / "note.txt").write_text("no slice")
+    predicted(code=3)
+    assert "1 rejected, 2 excluded (not_axial 2, not_dicom 1)" in capsys.readouterr().out
 
 
 def test_a_bundle_says_what_is_unlike_its_training_data(

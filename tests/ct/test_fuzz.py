@@ -51,6 +51,12 @@ def test_a_position_whose_orientation_is_none_is_along_z(number: int) -> None:
     assert found == []
 
 
+def test_a_failure_of_pydicom_beside_a_rescale_that_gdcm_does_not_take_has_its_rules() -> None:
+    kinds, found = run([1349], seed=7)
+    assert found == []
+    assert list(kinds) == ["GDCM takes no rescale from a SOP class that is not CT's; pydicom fails"]
+
+
 @pytest.mark.slow
 def test_5000_changes() -> None:
     kinds, found = run(range(5000), seed=2)

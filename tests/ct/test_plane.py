@@ -180,10 +180,12 @@ def test_what_people_typed_decides_only_where_geometry_does_not_say_that_it_is_a
     assert reason_of(SeriesDescription=text, ImageOrientationPatient=ABSENT) == reason
 
 
-@pytest.mark.parametrize("text", ["Head COR 3mm", "sagittal", "BRAIN SAG"])
-def test_a_plane_that_people_typed_counts_only_without_an_orientation(text: str) -> None:
-    assert flags_of(SeriesDescription=text) == ()
+@pytest.mark.parametrize("text", ["Head COR 3mm", "sagittal", "BRAIN SAG", "Kopf koronar", "cerveau coronale"])
+def test_a_plane_that_people_typed_excludes_only_without_an_orientation(text: str) -> None:
+    assert flags_of(SeriesDescription=text) == ("described_otherwise",)
     assert reason_of(SeriesDescription=text, ImageOrientationPatient=ABSENT) == "not_axial"
+    axial = {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "ImageOrientationPatient": ABSENT}
+    assert flags_of(SeriesDescription=text, **axial) == ("described_otherwise", "plane_unknown")
 
 
 @pytest.mark.parametrize(

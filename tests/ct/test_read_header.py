@@ -10,14 +10,23 @@ import pytest
 from pydicom.uid import JPEG2000Lossless
 from upath import UPath
 
-from ich_ray.ct import dicom
-from ich_ray.ct.dicom import read_header, read_slice
+from ich_ray.ct.dicom import SliceHeader, read_slice
+from ich_ray.ct.slice_file import read_headers
 from ich_ray.errors import Rejection
+from ich_ray.storage import Location
 from tests.ct.files import PIXEL_HEAD, SYNTAXES, compressed_image, element, head, make, plant
 
 # Longer than what is read at first: three private elements of 40,000 bytes.
 LONG = [element(0x00291000 + number, b"LT", b" " * 40_000) for number in range(3)]
 TAGS = {"PixelSpacing": [2.5, 2.5], "SliceThickness": 1, "ConvolutionKernel": "H30s", "ContrastBolusAgent": "x"}
+
+
+def read_header(path: Location) -> SliceHeader:
+    ((frame, found),) = read_headers(path)
+    assert frame == 0
+    if isinstance(found, Rejection):
+        raise found
+    return found
 
 
 def reason(path: Path) -> str:
@@ -49,7 +58,7 @@ def test_a_header_longer_than_the_first_bytes_is_read_whole(tmp_path: Path) -> N
 def test_where_the_first_bytes_end_does_not_matter(past: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make()
     (tmp_path / "a.dcm").write_bytes(data)
-    monkeypatch.setattr(dicom, "_HEADER_BYTES", data.index(PIXEL_HEAD) + past)
+    monkeypatch.setattr("ich_ray.ct.source._HEADER_BYTES", data.index(PIXEL_HEAD) + past)
     assert read_header(tmp_path / "a.dcm").rows == 64
 
 
@@ -64,7 +73,7 @@ def test_pixels_are_not_read(tmp_path: Path) -> None:
 def test_a_header_lies_on_object_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     path = UPath("memory://headers/a.dcm")
     path.write_bytes(plant(make(head(512, 512)), *LONG[:1]))
-    monkeypatch.setattr(dicom, "read_file", None)
+    monkeypatch.setattr("ich_ray.ct.source.read_file", None)
     assert read_header(path).rows == 512
     monkeypatch.undo()
     path.write_bytes(plant(make(), *LONG))

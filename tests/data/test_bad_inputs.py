@@ -32,7 +32,8 @@ from pydicom.uid import (
 from ich_ray import cli
 from ich_ray.ct import pixels
 from ich_ray.ct.decoder import is_available
-from ich_ray.ct.dicom import read_file, read_slice
+from ich_ray.ct.dicom import read_slice
+from ich_ray.ct.source import read_file
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows, window_slice
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.prepare.label_table import read_labels

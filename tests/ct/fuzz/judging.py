@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -177,10 +177,18 @@ def _is_skipped(case: Case, library: str, fact: str) -> bool:
 
 def _is_no_ct_class(case: Case, library: str, fact: str) -> bool:
     """Modality says CT, but GDCM goes by the SOP class, and takes no rescale where it knows none."""
-    if library != "GDCM" or fact != "rescale" or isinstance(case.pydicom, Failure):
+    if library != "GDCM" or fact != "rescale" or isinstance(case.gdcm, Failure):
         return False
-    classes = {_text(case.pydicom.texts[name]) for name in ("class", "meta class")}
-    return classes != {CTImageStorage} and (case.gdcm.slope, case.gdcm.intercept) == (1, 0)
+    named = case.gdcm if isinstance(case.pydicom, Failure) else case.pydicom
+    classes = {_text(named.texts[name]) for name in ("class", "meta class")}
+    rescaled = replace(case.gdcm, slope=case.ct.header.slope, intercept=case.ct.header.intercept)
+    no_rescale = (case.gdcm.slope, case.gdcm.intercept) == (1, 0)
+    return classes != {CTImageStorage} and no_rescale and np.array_equal(rescaled.hu(), case.ct.hu())
+
+
+def _fails_beside_gdcm(case: Case, library: str, fact: str) -> bool:
+    """A failure is not silent; what GDCM reads must then equal ours but for what has a rule of its own."""
+    return library == "pydicom" and isinstance(case.pydicom, Failure) and not isinstance(case.gdcm, Failure)
 
 
 def _is_damaged_jpeg(case: Case, library: str, fact: str) -> bool:
@@ -195,5 +203,6 @@ RULES: dict[str, Callable[[Case, str, str], bool]] = {
     "GDCM ends a text at a NUL": _has_inner_nul,
     _SKIPPED: _is_skipped,
     "GDCM takes no rescale from a SOP class that is not CT's": _is_no_ct_class,
+    "pydicom fails": _fails_beside_gdcm,
     "decoders differ on damaged lossy JPEG": _is_damaged_jpeg,
 }
