@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -112,14 +112,15 @@ def clean_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+/-]+", " ", text).strip()[:_LONGEST_NAME]
 
 
-def decimals(text: str) -> list[float]:
+@lru_cache(maxsize=1024)  # slices of a series share most of theirs
+def decimals(text: str) -> tuple[float, ...]:
     """The values of a DS element (PS3.5 6.2); none if any of them is not a finite decimal number."""
     parts = [part.strip(" ") for part in text.split("\\")]
-    values = [float(part) for part in parts if _DECIMAL.fullmatch(part)]
-    return values if len(values) == len(parts) and all(map(math.isfinite, values)) else []
+    values = tuple(float(part) for part in parts if _DECIMAL.fullmatch(part))
+    return values if len(values) == len(parts) and all(map(math.isfinite, values)) else ()
 
 
 def _numbers(elements: Elements, tag: int, count: int) -> tuple[float, ...]:
     """The values of an element that must have so many; none otherwise."""
-    values = decimals(elements.text(tag)) if tag in elements else []
-    return tuple(values) if len(values) == count else ()
+    values = decimals(elements.text(tag)) if tag in elements else ()
+    return values if len(values) == count else ()

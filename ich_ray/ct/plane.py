@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,8 +93,7 @@ KEPT = Judgment()
 
 def judge_slice(acquisition: Acquisition) -> Judgment:
     """Judge how an image lies, and what its header calls it."""
-    said = _kind(acquisition.image_type, _IMAGE_TYPES)
-    described = _kind((acquisition.series_description.upper(),), _DESCRIPTIONS)
+    said, described = _said(acquisition.image_type), _described(acquisition.series_description)
     if said:
         return Judgment(said, _DETAILS[said])
     if acquisition.tilt_deg > _AXIAL_DEG:
@@ -263,6 +263,16 @@ def _sliding(
     moved_mm = np.linalg.norm(_ranges(group, places), axis=1)
     many = (distinct >= _FEWEST) & (2 * distinct >= np.bincount(group, minlength=len(distinct)))
     return np.flatnonzero(many & parallel & (moved_mm > _SLIDE_MM) & (along < 0.1 * moved_mm))
+
+
+@lru_cache(maxsize=1024)  # all slices of a series say the same
+def _said(image_type: tuple[str, ...]) -> str:
+    return _kind(image_type, _IMAGE_TYPES)
+
+
+@lru_cache(maxsize=1024)
+def _described(series_description: str) -> str:
+    return _kind((series_description.upper(),), _DESCRIPTIONS)
 
 
 def _kind(texts: Sequence[str], kinds: dict[str, re.Pattern[str]]) -> str:
