@@ -67,11 +67,12 @@ def own_token() -> Iterator[None]:
     named = os.environ.get(_TOKEN_FILE)
     if named and not os.environ.get(_TOKEN) and not os.access(named, os.R_OK):
         raise ConfigError(f"{_TOKEN_FILE}: must name a file that can be read, got {named}; correct it, or unset it")
-    if os.environ.get(_TOKEN) or named or os.access(os.path.expanduser("~/.ray/auth_token"), os.R_OK):  # noqa: PTH111
-        yield
-        return
     from ich_ray.ray_internals import forget_authentication
 
+    if os.environ.get(_TOKEN) or named or os.access(os.path.expanduser("~/.ray/auth_token"), os.R_OK):  # noqa: PTH111
+        forget_authentication()  # what a Ray before this one was given
+        yield
+        return
     mode = os.environ.get(_MODE)
     os.environ[_TOKEN] = secrets.token_hex(32)
     forget_authentication()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ich_ray.errors import ConfigError
 from ich_ray.local_ray import own_token
+from ich_ray.ray_internals import forget_authentication
 
 NAMES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
 
@@ -18,10 +20,13 @@ def environment() -> dict[str, str | None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in NAMES:
-        monkeypatch.delenv(name, raising=False)
+def _no_token(tmp_path: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        for name in NAMES:
+            patch.delenv(name, raising=False)
+        yield
+    forget_authentication()  # what these tests have set
 
 
 def test_a_ray_gets_a_token_that_is_drawn_and_forgotten_and_nothing_is_written_at_home(tmp_path: Path) -> None:
@@ -61,3 +66,16 @@ def test_a_file_of_a_token_that_is_not_there_is_told_before_ray_ends_the_process
     with pytest.raises(ConfigError) as caught, own_token():
         pytest.fail("a Ray would be started")
     assert str(caught.value) == told
+
+
+def test_a_token_that_is_set_after_another_ray_is_what_ray_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._raylet import get_authentication_mode
+
+    with own_token():
+        pass
+    unset = get_authentication_mode()
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "c" * 64)
+    assert get_authentication_mode() == unset
+    with own_token():
+        assert get_authentication_mode() != unset

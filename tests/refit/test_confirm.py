@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,9 +237,9 @@ def test_a_training_on_a_fold_reads_no_slice_of_calibration_or_test(
     read: list[int] = []
     gather = PreparedDataset.gather
 
-    def spy(self: PreparedDataset, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        read.extend(rows.tolist())
-        return gather(self, rows, out)
+    def spy(self: PreparedDataset, rows: np.ndarray, *others: Any, **named: Any) -> np.ndarray:
+        read.extend(rows.reshape(-1).tolist())
+        return gather(self, rows, *others, **named)
 
     monkeypatch.setattr(PreparedDataset, "gather", spy)
     settings = TrialSettings(str(dataset.files.root), "", str(tmp_path), images=150, report_every=150, cpus=1, gpus=0)
