@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ich_ray.assess.interval_estimates import CONFIDENCE, Cases, Estimate, GroupFigures, as_estimate, measure
-from ich_ray.statistics.bootstrap import interval
+from ich_ray.assess.interval_estimates import (
+    CONFIDENCE,
+    Cases,
+    Estimate,
+    GroupFigures,
+    as_estimate,
+    enough_patients,
+    measure,
+)
+from ich_ray.statistics.bootstrap import Interval, interval
 from ich_ray.statistics.metrics import (
     POSITIVE_PATIENTS_OF_A_LABEL,
     Ranking,
@@ -67,29 +75,49 @@ def measure_labels(
         draws: of the patients of these slices.
     """
     targets = slices.targets(LABELS)
-    found, notes = {}, []
+    found, enough, notes = {}, [], []
     for label, name in enumerate(SUBTYPES):
         rows = np.flatnonzero(~np.isnan(targets[:, label]))
         cases = Cases(targets[rows, label].astype(np.float64), probabilities[rows, label], rows, calibrated=True)
         points = calibrations[name].operating_points if name in calibrations else {}
         found[name] = measure(cases, points, draws)
-        patients = slices.positive_patients(name)
-        if patients < POSITIVE_PATIENTS_OF_A_LABEL:
-            undefined = (
-                "" if patients else ": its average precision and ROC AUC are undefined, and left out of the means"
-            )
-            notes.append(f"{name}: {patients} test patients have it, too few to judge it by{undefined}.")
-    loss = weighted_log_loss(targets, probabilities)
-    sums = draws.sums(np.column_stack([np.ones(len(targets)), weighted_losses(targets, probabilities)]))
-    metrics = {"weighted_log_loss": interval(loss, sums[:, 1] / sums[:, 0], CONFIDENCE)}
+        if cases.labels.any():
+            enough.append(enough_patients(cases, draws))
+        notes += _few(slices, name, np.isnan(targets[slices.labels == 1, label]).all())
+    of_any = Cases(targets[:, -1].astype(np.float64), probabilities[:, -1], np.arange(len(targets)), calibrated=True)
+    metrics = {"weighted_log_loss": _weighted(targets, probabilities, of_any, draws)}
     drawn = _drawn_means(targets, probabilities, draws)
     for column, metric in enumerate(("average_precision", "roc_auc")):
         values = [group.metrics[metric].value for group in found.values()]
         mean = mean_or_nan(math.nan if value is None else value for value in values)
-        metrics[f"{metric}_subtypes"] = interval(mean, drawn[:, column], CONFIDENCE)
+        figure = interval(mean, drawn[:, column], CONFIDENCE)
+        metrics[f"{metric}_subtypes"] = figure if all(enough) else Interval(mean, math.nan, math.nan)
     measured = sum(group.metrics["roc_auc"].value is not None for group in found.values())
     estimates = {name: as_estimate(figure) for name, figure in metrics.items()}
     return LabelFigures(found, estimates | {"subtypes_measured": Estimate(value=measured)}, tuple(notes))
+
+
+def _few(slices: SliceSet, name: Subtype, unknown: bool) -> list[str]:
+    """What cannot be said of a subtype."""
+    if unknown:
+        return [f"{name}: it is not known of any test slice with haemorrhage, and has no figures."]
+    patients = slices.positive_patients(name)
+    if patients >= POSITIVE_PATIENTS_OF_A_LABEL:
+        return []
+    undefined = "" if patients else ": its average precision and ROC AUC are undefined, and left out of the means"
+    return [f"{name}: {patients} test patients have it, too few to judge it by{undefined}."]
+
+
+def _weighted(
+    targets: NDArray[np.float32], probabilities: NDArray[np.float64], of_any: Cases, draws: PatientDraws
+) -> Interval:
+    """The competition's log loss, where each label is known of a slice with haemorrhage; else it is another figure."""
+    if np.isnan(targets[of_any.labels == 1]).all(0).any():
+        return Interval(math.nan, math.nan, math.nan)
+    loss = weighted_log_loss(targets, probabilities)
+    sums = draws.sums(np.column_stack([np.ones(len(targets)), weighted_losses(targets, probabilities)]))
+    figure = interval(loss, sums[:, 1] / sums[:, 0], CONFIDENCE)
+    return figure if enough_patients(of_any, draws) else Interval(loss, math.nan, math.nan)
 
 
 def _drawn_means(
@@ -97,7 +125,7 @@ def _drawn_means(
 ) -> NDArray[np.float64]:
     """Means of average precision and of ROC AUC over the subtypes in each resample, `[resamples, 2]`.
 
-    A subtype that no patient drawn has is left out of the mean of that resample.
+    A subtype that no patient drawn has is left out of the mean of that resample, which is rare where enough have it.
     """
     by_subtype = []
     for label in range(len(SUBTYPES)):

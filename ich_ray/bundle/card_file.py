@@ -38,6 +38,6 @@ def read_card(folder: UPath) -> Card:
 
 
 def write_card(folder: UPath, card: Card) -> None:
-    """Write the card atomically."""
-    answered = card.model_copy(update={"checklist": checklist(card)})
+    """Write the card atomically, in the newest format."""
+    answered = card.model_copy(update={"format": 2, "checklist": checklist(card)})
     write_json(folder / _FILE, answered.model_dump(mode="json"))

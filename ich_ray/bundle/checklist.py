@@ -71,8 +71,8 @@ def _model(card: Card) -> dict[str, str]:
     return {
         "Model, its input and output": (
             f"{card.architecture}: uint8 images {list(card.input_shape)}{_neighbors(card)} to {_outputs(card)}"
-            f"{_views(card)}; probability = sigmoid((logit + {card.prior_shift:.4g}) / {card.temperature:.4g} + "
-            f"{card.bias:.4g})"
+            f"{_views(card)}; probability of `any` = "
+            f"sigmoid((logit + {card.prior_shift:.4g}) / {card.temperature:.4g} + {card.bias:.4g})"
         ),
         "Initial weights": "random" if card.parameters.weights == "none" else card.parameters.weights,
         "Training": settings,

@@ -178,8 +178,13 @@ class SliceSet:
         return float(self.labels.mean()) if len(self) else 0.0
 
     def targets(self, labels: Sequence[str]) -> NDArray[np.float32]:
-        """0 or 1, NaN where unknown, float32 `[n, labels]`."""
-        return np.stack([self.dataset.label(name)[self.rows] for name in labels], 1)
+        """0 or 1, NaN where unknown, float32 `[n, labels]`.
+
+        A slice without any haemorrhage has no subtype, whether or not the label table says so of each.
+        """
+        found = np.stack([self.dataset.label(name)[self.rows] for name in labels], 1)
+        found[np.isnan(found) & (self.labels == 0)[:, None]] = 0
+        return found
 
     def positive_patients(self, label: str) -> int:
         """Patients with a slice that shows it."""

@@ -15,8 +15,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.folds import check_folds
+from ich_ray.data.folds import HeldOut, check_folds
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
 from ich_ray.refit.retrain_record import searched_budget
 from ich_ray.results import Objective, SearchRecord, SearchResult, TrialResult, open_search
@@ -149,11 +150,15 @@ def confirm(
     files, space = found.files.confirming(kind), _space(found)
 
     from ich_ray.search.cluster_resources import ClusterResources
-    from ich_ray.search.preflight import check_machines, plan_slots
+    from ich_ray.search.preflight import check_machines, check_objective, check_workers, plan_slots
     from ich_ray.search.run import locked
 
+    for fold in parts if kind == "folds" else ():
+        check_objective(HeldOut(dataset, fold or 0).role("validation"), found.objective)
+    drawn = [Hyperparameters.model_validate(trial.parameters) for trial in candidates]
     with locked(files), connected(address):
         slots = plan_slots(ClusterResources().machines(), TrialResources(**resources))
+        check_workers(dataset, drawn, slots.workers)
         check_machines(dataset, files.root)
         _train(found, space, files, dataset, candidates, parts, slots, _trainer)
     confirmation = _confirmation(found, open_search(files.root), candidates, kind, parts)

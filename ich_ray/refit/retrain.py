@@ -81,7 +81,8 @@ def retrain(
     On the training patients: up to twice the search's budget, ended by patience, or exactly that budget where the
     schedule goes towards its end; the weights of the best report are kept. With the validation patients among them
     there is nothing left to stop by: as many passes over the data as gave the best report of the retraining before,
-    else of the trial, and the last weights (`retrain_record.planned`). Either way the batch size is that of all workers
+    else of the trial, or the whole budget of a schedule that goes towards its end, and the last weights
+    (`retrain_record.planned`). Either way the batch size is that of all workers
     together, so their number does not change what is learned. Writes retraining.json.
 
     Args:
@@ -110,6 +111,9 @@ def retrain(
     before = _rehearsal(found, trial, drawn) if patients != "train" else ()
     if course is None:
         course = planned(found, trial, drawn, dataset.manifest.roles, patients, before)
+    from ich_ray.search.preflight import check_workers  # with PyTorch
+
+    check_workers(dataset, [course.parameters], workers)
     plan = replace(_plan(found, course, patients), placement=placement, precision=found.record.precision)
     numbers = [trial_seed(trial.seed, number) if number else trial.seed for number in range(seeds)]
     plans = [_seeded(found, replace(plan, seed=seed), course.parameters) for seed in numbers]

@@ -85,7 +85,7 @@ def validate_request(request: SearchRequest) -> CheckedRequest:
     from ich_ray.search.preflight import check_objective, check_roles  # with Ray, which no mistake above need wait for
 
     check_roles(data)
-    check_objective(data, checked.objective)
+    check_objective(data.role("validation"), checked.objective)
     wanted = trials or (begun or record).wanted
     return CheckedRequest(limits, checked, data, files, record, begun, wanted, teacher, warm)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
-    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.data.dataset import PreparedDataset, SliceSet
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import Objective
     from ich_ray.search.cluster_resources import ClusterResources, Machine
@@ -183,8 +183,8 @@ def check_roles(dataset: PreparedDataset) -> None:
             )
 
 
-def check_objective(dataset: PreparedDataset, objective: Objective) -> None:
-    """Check that the validation patients can measure what trials are ranked by.
+def check_objective(validation: SliceSet, objective: Objective) -> None:
+    """Check that validation patients can measure what trials are ranked by.
 
     Raises:
         ConfigError: it is of a subtype that too few of them have.
@@ -192,13 +192,12 @@ def check_objective(dataset: PreparedDataset, objective: Objective) -> None:
     label = METRICS[objective.metric].label
     if not label:
         return
-    validation = dataset.role("validation")
     found = {name: validation.positive_patients(name) for name in (SUBTYPES if label == "all" else (label,))}
-    most = max(found, key=lambda name: found[name])
+    most, where = max(found, key=lambda name: found[name]), validation.dataset.files.root
     if found[most] < POSITIVE_PATIENTS_OF_A_LABEL:
         raise ConfigError(
             f"objective: {objective.metric} needs {POSITIVE_PATIENTS_OF_A_LABEL} validation patients with "
-            f"{'a subtype' if label == 'all' else label}, got {found[most]} with {most} in {dataset.files.root}; "
+            f"{'a subtype' if label == 'all' else label}, got {found[most]} with {most} in {where}; "
             "choose a metric of `any`, or prepare more patients"
         )
 

@@ -21,12 +21,17 @@ def known_targets(parameters: NetworkFields, slices: SliceSet) -> NDArray[np.flo
     """0 or 1, NaN where a label is unknown, float32 `[n, labels]`, `any` last.
 
     Raises:
-        ConfigError: subtypes are asked for, and no slice has a label for any.
+        ConfigError: subtypes are asked for, and one of them is known of no slice with haemorrhage: its logit would be
+            trained by nothing.
     """
-    targets = slices.targets(parameters.predicted_labels)
-    if parameters.labels == "all" and np.isnan(targets[:, :-1]).all():
+    names = parameters.predicted_labels
+    targets = slices.targets(names)
+    unknown = [
+        name for name, column in zip(names, targets[slices.labels == 1].T, strict=True) if np.isnan(column).all()
+    ]
+    if len(slices) and unknown and len(names) > 1 and slices.labels.any():
         raise ConfigError(
-            "labels: all needs slices whose subtypes are known, got `any` alone; prepare with a label table that has "
-            "subtypes, or use labels: any"
+            f"labels: all needs slices with haemorrhage whose subtypes are known, got none for {', '.join(unknown)}; "
+            "prepare with a label table that has them, or use labels: any"
         )
     return targets

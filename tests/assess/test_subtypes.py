@@ -16,6 +16,7 @@ from sklearn import metrics as sklearn_metrics
 from ich_ray.assess import evaluate as evaluate_module
 from ich_ray.assess.calibration import Calibration, calibrate
 from ich_ray.assess.evaluate import Evaluation, evaluate
+from ich_ray.assess.label_figures import measure_labels
 from ich_ray.assess.recalibration import recalibrate
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.bundle.grad_cam import grad_cam
@@ -24,6 +25,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError
 from ich_ray.html_report.page import report
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.statistics.bootstrap import PatientDraws
 from ich_ray.statistics.metrics import log_loss, weighted_log_loss
 from ich_ray.storage import SearchFiles, read_json
 from ich_ray.vocabulary import LABELS, SUBTYPES
@@ -192,3 +194,21 @@ def test_a_bundle_of_any_alone_has_one_label(dataset: PreparedDataset, tmp_path:
     images = bundle.inputs(dataset.role("test"))[:5]
     assert bundle.label_logits(images).shape == (5, 1)
     assert np.array_equal(bundle.label_logits(images)[:, 0], bundle.logits(images))
+
+
+def test_what_few_patients_have_gets_no_interval_and_what_is_unknown_no_figure(tmp_path: Path) -> None:
+    made = make_dataset(tmp_path / "data", patients=60)
+    table = made.slices
+    epidural = np.where(np.arange(len(table)) > len(table) - 5, made.label("any"), 0).astype(np.int8)  # one patient's
+    table = table.set_column(table.column_names.index("epidural"), "epidural", pa.array(epidural))
+    table = table.set_column(table.column_names.index("subdural"), "subdural", pa.nulls(len(table), pa.int8()))
+    pq.write_table(table, str(made.files.slices))
+    slices = PreparedDataset.open(made.files.root).role("test")
+    probabilities = np.random.default_rng(0).random((len(slices), 6))
+    found = measure_labels(slices, probabilities, {}, PatientDraws(slices.patients, resamples=30))
+    means = found.metrics["average_precision_subtypes"]
+    assert means.value is not None
+    assert (means.low, means.high) == (None, None)
+    assert found.metrics["weighted_log_loss"].value is None
+    assert "subdural: it is not known of any test slice with haemorrhage, and has no figures." in found.notes
+    assert any(note.startswith("epidural: 1 test patients have it") for note in found.notes)

@@ -155,3 +155,17 @@ def test_remote_blocks_are_fetched_once_and_verified(
         PreparedDataset.open(remote)
     with pytest.raises(IntegrityError, match=r"00000.arrow: a file of the manifest must be there"):
         one._map(0)
+
+
+def test_a_slice_without_haemorrhage_has_no_subtype_whether_or_not_the_table_says_so(tmp_path: Path) -> None:
+    made = make_dataset(tmp_path / "data", patients=20)
+    silent = pa.nulls(len(made), pa.int8())
+    table = made.slices.set_column(made.slices.column_names.index("subdural"), "subdural", silent)
+    pq.write_table(table.drop_columns(["epidural"]), str(made.files.slices))
+    slices = PreparedDataset.open(made.files.root).role("train")
+    for column in slices.targets(["epidural", "subdural"]).T:
+        assert np.array_equal(np.isnan(column), slices.labels == 1)
+        assert (column[slices.labels == 0] == 0).all()
+    known = slices.targets(["subarachnoid"])[:, 0]
+    assert not np.isnan(known).any()
+    assert known.any()

@@ -12,6 +12,7 @@ from torch import nn
 
 from ich_ray import progress
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.folds import HeldOut
 from ich_ray.errors import ConfigError
 from ich_ray.model.architectures import ARCHITECTURES, Architecture
 from ich_ray.model.fields import NetworkFields
@@ -220,16 +221,16 @@ def test_an_objective_that_too_few_patients_measure_is_refused(tmp_path: Path) -
         set(dataset.role("validation").patients[dataset.role("validation").targets(["subdural"])[:, 0] == 1])
     )
     assert measured < 10
-    check_objective(dataset, Objective(metric="average_precision"))
+    check_objective(dataset.role("validation"), Objective(metric="average_precision"))
     with pytest.raises(ConfigError) as caught:
-        check_objective(dataset, Objective(metric="roc_auc_subdural"))
+        check_objective(dataset.role("validation"), Objective(metric="roc_auc_subdural"))
     assert str(caught.value) == (
         f"objective: roc_auc_subdural needs 10 validation patients with subdural, got {measured} with subdural in "
         f"{tmp_path / 'data'}; choose a metric of `any`, or prepare more patients"
     )
     larger = make_dataset(tmp_path / "larger", patients=400)
-    check_objective(larger, Objective(metric="roc_auc_subdural"))
-    check_objective(larger, Objective(metric="weighted_log_loss", mode="min"))
+    check_objective(larger.role("validation"), Objective(metric="roc_auc_subdural"))
+    check_objective(larger.role("validation"), Objective(metric="weighted_log_loss", mode="min"))
 
 
 def test_subtypes_that_no_label_table_gave_are_refused(tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_subtypes_that_no_label_table_gave_are_refused(tmp_path: Path) -> None:
     pq.write_table(dataset.slices.drop_columns([*SUBTYPES]), str(dataset.files.slices))
     bare = PreparedDataset.open(dataset.files.root)
     check_trials(bare, [Hyperparameters(labels="any")])
-    with pytest.raises(ConfigError, match="labels: all needs slices whose subtypes are known, got `any` alone; "):
+    with pytest.raises(ConfigError, match="whose subtypes are known, got none for epidural, intraparenchymal, "):
         check_trials(bare, [Hyperparameters(labels="all")])
 
 
@@ -267,6 +268,22 @@ def test_neighbors_that_a_dataset_cannot_name_are_refused_and_slices_without_are
 def _without_places(slices: pa.Table, count: int) -> pa.Table:
     places = [*slices["position_mm"].to_pylist()[:-count], *[float("nan")] * count][::-1]
     return slices.set_column(slices.schema.get_field_index("position_mm"), "position_mm", [places])
+
+
+def test_a_single_subtype_that_no_label_table_gave_is_named(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", patients=12)
+    pq.write_table(dataset.slices.drop_columns(["subdural"]), str(dataset.files.slices))
+    partly = PreparedDataset.open(dataset.files.root)
+    with pytest.raises(
+        ConfigError, match="whose subtypes are known, got none for subdural; prepare with "
+    ):
+        check_trials(partly, [Hyperparameters(labels="all")])
+
+
+def test_an_objective_of_a_rare_subtype_is_refused_of_a_fold(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", patients=100)
+    with pytest.raises(ConfigError, match="roc_auc_subdural needs 10 validation patients with subdural, got "):
+        check_objective(HeldOut(dataset, 1).role("validation"), Objective(metric="roc_auc_subdural"))
 
 
 def test_an_architecture_that_answers_one_label_is_refused_for_six(

@@ -154,6 +154,10 @@ def trial_memory(parameters: Hyperparameters, image_shape: tuple[int, int, int])
     Raises:
         ConfigError: the parameters do not fit the images.
     """
+    from ich_ray.model.architectures import architecture_of
+    from ich_ray.model.input_shape import input_shape
+
+    architecture_of(parameters).check(parameters, input_shape(parameters, image_shape))
     weights, trained, activations = _count(parameters.network_alone, image_shape)
     states = 2 if parameters.optimizer != "sgd" else int(parameters.momentum > 0)
     kept = activations * parameters.batch_size // _IMAGES_COUNTED
