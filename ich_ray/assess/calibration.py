@@ -101,7 +101,8 @@ def calibrate(
         method: `temperature`, or `platt`, which also moves the logits: better where classes were sampled differently.
         beta: also find the threshold with the highest F-beta of this beta.
         sensitivity: also find one of at least this sensitivity.
-        conservative: targets of sensitivity hold for its lower 95 % bound.
+        conservative: targets of sensitivity hold for its lower 95 % bound; of subtypes, too, which else have the usual
+            operating points alone.
         points: also find these, each by a registered rule: `youden`, or `sensitivity=0.93` where it takes a number.
 
     Raises:
@@ -127,8 +128,8 @@ def calibrate(
     logits = bundle.slice_label_logits(slices)
     calibration = fit_calibration(slices, logits[:, -1], LogitScaling(), method, shift, wanted)
     if bundle.card.parameters.labels == "all":
-        shifts = subtype_shifts(dataset, bundle.card.trained_by, bundle.card.parameters.loss)
-        calibration = with_subtypes(calibration, slices, logits, shifts)
+        shifts = subtype_shifts(dataset, bundle.card)
+        calibration = with_subtypes(calibration, slices, logits, shifts, conservative=conservative)
     calibration = with_tta_gain(calibration, bundle, slices, logits[:, -1])
     write_json(found.files.calibration, calibration.model_dump(mode="json"))
     write_card(found.files.bundle, with_calibration(bundle.card.model_copy(update={"calibrations": ()}), calibration))
@@ -214,10 +215,12 @@ def with_subtypes(
     logits: NDArray[np.float32],
     shifts: Mapping[Subtype, float],
     before: Mapping[Subtype, LogitScaling] | None = None,
+    *,
+    conservative: bool = False,
 ) -> Calibration:
     """The calibration with those of the subtypes, from logits `[n, labels]`; see `fit_subtypes`."""
     of_any = LogitScaling(calibration.prior_shift, calibration.temperature, calibration.bias)
-    found = fit_subtypes(slices, logits[:, :-1], of_any, calibration.method, shifts, before)
+    found = fit_subtypes(slices, logits[:, :-1], of_any, calibration.method, shifts, before, conservative=conservative)
     for note in (note for subtype in found.values() for note in subtype.notes):
         say(f"  {note}")
     return calibration.model_copy(update={"subtypes": found})

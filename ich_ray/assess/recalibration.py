@@ -97,7 +97,7 @@ def recalibrate(
     if card.parameters.labels == "all":
         before = dict(zip(SUBTYPES, card.scalings, strict=False))
         shifts = {name: scaling.prior_shift for name, scaling in before.items()}
-        found = with_subtypes(found, slices, logits, shifts, before)
+        found = with_subtypes(found, slices, logits, shifts, before, conservative=conservative)
     found = with_tta_gain(found, loaded, slices, logits[:, -1])
     loaded.card = with_calibration(card, found)
     copy_known(locate(bundle), target)

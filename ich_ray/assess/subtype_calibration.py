@@ -14,6 +14,8 @@ import numpy as np
 from ich_ray.assess.operating_points import OperatingPointSpec, operating_points
 from ich_ray.bundle.card import OperatingPoint, SubtypeCalibration
 from ich_ray.bundle.logit_scaling import LogitScaling, bound_note, fit_scaling
+from ich_ray.data.folds import trained_and_validated
+from ich_ray.data.sampling import stratified
 from ich_ray.statistics.metrics import POSITIVE_PATIENTS_OF_A_LABEL, log_loss
 from ich_ray.vocabulary import SUBTYPES
 
@@ -22,22 +24,30 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ich_ray.bundle.card import Card
     from ich_ray.bundle.logit_scaling import Method
     from ich_ray.data.dataset import PreparedDataset, SliceSet
-    from ich_ray.vocabulary import Role, Subtype
+    from ich_ray.vocabulary import Subtype
 
 __all__ = ["fit_subtypes", "subtype_shifts"]
 
 
-def subtype_shifts(dataset: PreparedDataset, roles: tuple[Role, ...], loss: str) -> dict[Subtype, float]:
-    """What takes the class weights of a training on `roles` out of the logits of each subtype."""
+def subtype_shifts(dataset: PreparedDataset, card: Card) -> dict[Subtype, float]:
+    """What takes the class weights of the training of a bundle out of the logits of each subtype.
+
+    They are those of the slices that trained it: a sample of them keeps the share of `any`, not that of a rare subtype.
+    """
     from ich_ray.training.loss import prior_shift  # loads PyTorch
 
+    parameters, retraining = card.parameters, card.retraining
+    slices, _ = trained_and_validated(dataset, retraining.patients if retraining else "train")
+    if parameters.training_slices and retraining:
+        slices = stratified(slices, parameters.training_slices, retraining.seed)
     shifts: dict[Subtype, float] = {}
     for name in SUBTYPES:
-        held = np.concatenate([dataset.role(role).targets([name])[:, 0] for role in roles])
+        held = slices.targets([name])[:, 0]
         positives, negatives = int((held == 1).sum()), int((held == 0).sum())
-        shifts[name] = prior_shift(loss, positives, negatives) if min(positives, negatives) else 0.0
+        shifts[name] = prior_shift(parameters.loss, positives, negatives) if min(positives, negatives) else 0.0
     return shifts
 
 
@@ -48,6 +58,8 @@ def fit_subtypes(
     method: Method,
     shifts: Mapping[Subtype, float],
     before: Mapping[Subtype, LogitScaling] | None = None,
+    *,
+    conservative: bool = False,
 ) -> dict[Subtype, SubtypeCalibration]:
     """Fit `method` and the usual operating points to the logits of each subtype.
 
@@ -58,6 +70,7 @@ def fit_subtypes(
         method: how to fit.
         shifts: of the training class weights.
         before: the scalings to compare with; the plain sigmoid where there is none.
+        conservative: see `OperatingPointSpec`.
     """
     targets = slices.targets(SUBTYPES)
     return {
@@ -68,6 +81,7 @@ def fit_subtypes(
             LogitScaling(shifts[name], of_any.temperature, of_any.bias),
             (before or {}).get(name, LogitScaling()),
             method,
+            OperatingPointSpec(conservative=conservative),
         )
         for label, name in enumerate(SUBTYPES)
     }
@@ -80,6 +94,7 @@ def _fitted(
     as_any: LogitScaling,
     before: LogitScaling,
     method: Method,
+    wanted: OperatingPointSpec,
 ) -> SubtypeCalibration:
     targets, logits = data
     known = ~np.isnan(targets)
@@ -89,7 +104,7 @@ def _fitted(
     scaling = fit_scaling(method, labels, logits, as_any.prior_shift) if enough else as_any
     points: dict[str, OperatingPoint] = {}
     if enough:
-        points, found = operating_points(labels, scaling(logits), patients, OperatingPointSpec())
+        points, found = operating_points(labels, scaling(logits), patients, wanted)
         at_bound = bound_note(scaling)
         notes = [f"{name}: {note}" for note in (*([at_bound] if at_bound else ()), *found)]
     else:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from scipy.special import expit
 from sklearn import metrics as sklearn_metrics
 
@@ -18,16 +19,21 @@ from ich_ray.assess.calibration import Calibration, calibrate
 from ich_ray.assess.evaluate import Evaluation, evaluate
 from ich_ray.assess.label_figures import measure_labels
 from ich_ray.assess.recalibration import recalibrate
+from ich_ray.assess.subtype_calibration import subtype_shifts
 from ich_ray.bundle.bundle import load_bundle
+from ich_ray.bundle.card import RetrainingNote
 from ich_ray.bundle.grad_cam import grad_cam
 from ich_ray.bundle.onnx_export import export_onnx, onnx_label_outputs, onnx_outputs
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.sampling import stratified
 from ich_ray.errors import IchRayError
 from ich_ray.html_report.page import report
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.statistics.bootstrap import PatientDraws
 from ich_ray.statistics.metrics import log_loss, weighted_log_loss
 from ich_ray.storage import SearchFiles, read_json
+from ich_ray.training.loss import CrossEntropy
+from ich_ray.training.targets import known_targets
 from ich_ray.vocabulary import LABELS, SUBTYPES
 from tests.prepared import make_dataset
 from tests.searched import PARAMETERS, make_bundle, make_search
@@ -212,3 +218,17 @@ def test_what_few_patients_have_gets_no_interval_and_what_is_unknown_no_figure(t
     assert found.metrics["weighted_log_loss"].value is None
     assert "subdural: it is not known of any test slice with haemorrhage, and has no figures." in found.notes
     assert any(note.startswith("epidural: 1 test patients have it") for note in found.notes)
+
+
+def test_the_shift_of_a_training_on_a_sample_is_that_of_its_loss(
+    measured: SearchFiles, dataset: PreparedDataset
+) -> None:
+    sampled = SIX.model_copy(update={"training_slices": 200})
+    note = RetrainingNote(
+        patients="train", images=600, budget="", best_images_seen=600, seed=5, seeds=(5,), rule="the only one"
+    )
+    card = load_bundle(measured.bundle).card.model_copy(update={"parameters": sampled, "retraining": note})
+    trained = stratified(dataset.role("train"), 200, 5)
+    shifts = CrossEntropy(sampled, torch.from_numpy(known_targets(sampled, trained))).shifts[:-1]
+    assert [*subtype_shifts(dataset, card).values()] == pytest.approx(shifts)
+    assert shifts != pytest.approx([*subtype_shifts(dataset, load_bundle(measured.bundle).card).values()])

@@ -274,9 +274,7 @@ def test_a_single_subtype_that_no_label_table_gave_is_named(tmp_path: Path) -> N
     dataset = make_dataset(tmp_path / "data", patients=12)
     pq.write_table(dataset.slices.drop_columns(["subdural"]), str(dataset.files.slices))
     partly = PreparedDataset.open(dataset.files.root)
-    with pytest.raises(
-        ConfigError, match="whose subtypes are known, got none for subdural; prepare with "
-    ):
+    with pytest.raises(ConfigError, match="whose subtypes are known, got none for subdural; prepare with "):
         check_trials(partly, [Hyperparameters(labels="all")])
 
 
