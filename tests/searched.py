@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.bundle import Bundle
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.model.hyperparameters import Hyperparameters
@@ -13,6 +14,7 @@ from ich_ray.results import Objective, Report, SearchRecord, TrialResult, open_s
 from ich_ray.storage import SearchFiles, locate, write_json
 from ich_ray.training.loop import TrainingBudget, train
 from ich_ray.vocabulary import TtaView
+from tests.prepared import make_dataset
 
 PARAMETERS = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.2, filters=8, dense=16)
 
@@ -62,6 +64,15 @@ def make_search(
         )
         write_json(files.trial(number), trial.model_dump(mode="json"))
     return files
+
+
+def calibrated_bundle(folder: Path, parameters: Hyperparameters = PARAMETERS) -> Path:
+    """A calibrated bundle of a search below `folder`, and the dataset of both."""
+    dataset = make_dataset(folder / "dataset")
+    files = make_search(folder / "search", dataset, parameters)
+    make_bundle(files, dataset, parameters)
+    calibrate(files.root)
+    return Path(str(files.bundle))
 
 
 def make_bundle(

@@ -39,6 +39,7 @@ __all__ = [
     "as_estimate",
     "enough_patients",
     "measure",
+    "ranked_draws",
 ]
 
 CONFIDENCE = 0.95
@@ -131,7 +132,12 @@ class Cases:
 
 
 def measure(
-    cases: Cases, points: Mapping[str, OperatingPoint], draws: PatientDraws, stated: float | None = None
+    cases: Cases,
+    points: Mapping[str, OperatingPoint],
+    draws: PatientDraws,
+    stated: float | None = None,
+    *,
+    ranked: NDArray[np.float64] | None = None,
 ) -> GroupFigures:
     """All figures of a group.
 
@@ -140,10 +146,13 @@ def measure(
         points: thresholds by name, fixed before.
         draws: of the patients of the whole evaluation.
         stated: another prevalence to give PPV and NPV for.
+        ranked: `ranked_draws` of these cases, if they are at hand.
     """
     labels = cases.labels
     prevalence = float(labels.mean()) if len(labels) else 0.0
-    found = _ranked(cases, draws) | (_probable(cases, draws) if cases.calibrated else {})
+    found = _ranked(cases, ranked_draws(cases, draws) if ranked is None else ranked) | (
+        _probable(cases, draws) if cases.calibrated else {}
+    )
     if not enough_patients(cases, draws):
         found = {name: _alone(figure.value) for name, figure in found.items()}
     return GroupFigures(
@@ -168,10 +177,14 @@ def _alone(value: float) -> Interval:
     return Interval(value, math.nan, math.nan)
 
 
-def _ranked(cases: Cases, draws: PatientDraws) -> dict[str, Interval]:
+def ranked_draws(cases: Cases, draws: PatientDraws) -> NDArray[np.float64]:
+    """Average precision and ROC AUC of each resample, `[resamples, 2]`: most of what an evaluation takes."""
     ranking = Ranking(cases.labels, cases.probabilities)
-    values = ranking.statistics()
-    drawn = np.array([ranking.statistics(weights) for weights in draws.weights(cases.rows)])
+    return np.array([ranking.statistics(weights) for weights in draws.weights(cases.rows)])
+
+
+def _ranked(cases: Cases, drawn: NDArray[np.float64]) -> dict[str, Interval]:
+    values = Ranking(cases.labels, cases.probabilities).statistics()
     names = ("average_precision", "roc_auc")
     return {
         name: interval(value, column, CONFIDENCE) for name, value, column in zip(names, values, drawn.T, strict=True)

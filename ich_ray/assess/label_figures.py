@@ -20,11 +20,11 @@ from ich_ray.assess.interval_estimates import (
     as_estimate,
     enough_patients,
     measure,
+    ranked_draws,
 )
 from ich_ray.statistics.bootstrap import Interval, interval
 from ich_ray.statistics.metrics import (
     POSITIVE_PATIENTS_OF_A_LABEL,
-    Ranking,
     mean_or_nan,
     weighted_log_loss,
     weighted_losses,
@@ -75,22 +75,23 @@ def measure_labels(
         draws: of the patients of these slices.
     """
     targets = slices.targets(LABELS)
-    found, enough, notes = {}, [], []
+    found, drawn, enough, notes = {}, [], [], []
     for label, name in enumerate(SUBTYPES):
         rows = np.flatnonzero(~np.isnan(targets[:, label]))
         cases = Cases(targets[rows, label].astype(np.float64), probabilities[rows, label], rows, calibrated=True)
         points = calibrations[name].operating_points if name in calibrations else {}
-        found[name] = measure(cases, points, draws)
+        drawn.append(ranked_draws(cases, draws))
+        found[name] = measure(cases, points, draws, ranked=drawn[-1])
         if cases.labels.any():
             enough.append(enough_patients(cases, draws))
         notes += _few(slices, name, np.isnan(targets[slices.labels == 1, label]).all())
     of_any = Cases(targets[:, -1].astype(np.float64), probabilities[:, -1], np.arange(len(targets)), calibrated=True)
     metrics = {"weighted_log_loss": _weighted(targets, probabilities, of_any, draws)}
-    drawn = _drawn_means(targets, probabilities, draws)
+    means = _means(np.array(drawn))
     for column, metric in enumerate(("average_precision", "roc_auc")):
         values = [group.metrics[metric].value for group in found.values()]
         mean = mean_or_nan(math.nan if value is None else value for value in values)
-        figure = interval(mean, drawn[:, column], CONFIDENCE)
+        figure = interval(mean, means[:, column], CONFIDENCE)
         metrics[f"{metric}_subtypes"] = figure if all(enough) else Interval(mean, math.nan, math.nan)
     measured = sum(group.metrics["roc_auc"].value is not None for group in found.values())
     estimates = {name: as_estimate(figure) for name, figure in metrics.items()}
@@ -120,19 +121,11 @@ def _weighted(
     return figure if enough_patients(of_any, draws) else Interval(loss, math.nan, math.nan)
 
 
-def _drawn_means(
-    targets: NDArray[np.float32], probabilities: NDArray[np.float64], draws: PatientDraws
-) -> NDArray[np.float64]:
-    """Means of average precision and of ROC AUC over the subtypes in each resample, `[resamples, 2]`.
+def _means(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means over the subtypes in each resample, `[resamples, 2]`, of `ranked_draws` of each.
 
     A subtype that no patient drawn has is left out of the mean of that resample, which is rare where enough have it.
     """
-    by_subtype = []
-    for label in range(len(SUBTYPES)):
-        rows = np.flatnonzero(~np.isnan(targets[:, label]))
-        ranking = Ranking(targets[rows, label], probabilities[rows, label])
-        by_subtype.append([ranking.statistics(weights) for weights in draws.weights(rows)])
-    values = np.array(by_subtype)
-    defined = np.isfinite(values)
-    total = np.where(defined, values, 0.0).sum(0)
+    defined = np.isfinite(drawn)
+    total = np.where(defined, drawn, 0.0).sum(0)
     return np.asarray(np.divide(total, defined.sum(0), out=np.full(total.shape, math.nan), where=defined.any(0)))

@@ -8,7 +8,7 @@ series only until they are numbered. A file whose header cannot be read has no s
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from ich_ray.bundle.threads import mapped_ahead
 from ich_ray.bundle.training_data import SeriesLook, differences, median_step
 from ich_ray.ct.plane import Judgment, judge_table
 from ich_ray.errors import Rejection
+from ich_ray.statistics.aggregation import members
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
@@ -96,14 +97,9 @@ def _facts(header: SliceHeader) -> tuple[object, ...]:
 
 def read_facts_ahead(inputs: Sequence[Input], without_preamble: bool = False) -> Iterator[pa.Table]:
     """`read_facts` of parts of the inputs, in their order, by threads of this process."""
-    ahead: deque[Future[pa.Table]] = deque()
+    parts = (inputs[start : start + _AT_ONCE] for start in range(0, len(inputs), _AT_ONCE))
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(inputs), _AT_ONCE):
-            ahead.append(pool.submit(read_facts, inputs[start : start + _AT_ONCE], without_preamble))
-            if len(ahead) > _THREADS:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        yield from mapped_ahead(pool, lambda part: read_facts(part, without_preamble), parts, _THREADS)
 
 
 @dataclass(frozen=True)
@@ -170,28 +166,27 @@ class SeriesTable:
     def judged(self) -> list[Judgment]:
         """What each slice's series says against it; judged some series at a time, as that takes memory."""
         found = np.full(len(self), Judgment(), object)
-        members = [each for each in self.members() if self.named[each[0]]]
-        part = np.cumsum([len(each) for each in members]) // _JUDGED_AT_ONCE
+        series = [each for each in self.members() if self.named[each[0]]]
+        part = np.cumsum([len(each) for each in series]) // _JUDGED_AT_ONCE
         for number in np.unique(part):
-            rows = np.concatenate([members[place] for place in np.flatnonzero(part == number)])
+            rows = np.concatenate([series[place] for place in np.flatnonzero(part == number)])
             vectors = self.positions[rows].astype(np.float64), self.normals[rows].astype(np.float64)
             found[rows] = judge_table(self.series[rows].astype(np.int64), *vectors, self.sizes[rows].astype(np.int64))
         return list(found)
 
     def members(self) -> list[NDArray[np.int64]]:
         """The inputs of each series, by its number, in their order."""
-        order = np.argsort(self.series, kind="stable")
-        order = order[np.searchsorted(self.series[order], 0) :]
-        return np.split(order, np.flatnonzero(np.diff(self.series[order])) + 1) if len(order) else []
+        known = np.flatnonzero(self.series >= 0)
+        return [known[each] for each in members(self.series[known])]
 
-    def look(self, members: NDArray[np.int64]) -> SeriesLook:
+    def look(self, slices: NDArray[np.int64]) -> SeriesLook:
         """How the slices of a series were taken."""
-        rows, columns = self.sizes[members[0]]
+        rows, columns = self.sizes[slices[0]]
         return SeriesLook(
-            thickness_mm=_median(self.thickness_mm[members]),
-            slice_spacing_mm=median_step(self.position_mm[members]),
-            pixel_spacing_mm=_median(self.pixel_mm[members]),
-            kernel=next((self.kernels[place] for place in self.kernel[members] if place >= 0), ""),
+            thickness_mm=_median(self.thickness_mm[slices]),
+            slice_spacing_mm=median_step(self.position_mm[slices]),
+            pixel_spacing_mm=_median(self.pixel_mm[slices]),
+            kernel=next((self.kernels[place] for place in self.kernel[slices] if place >= 0), ""),
             matrix=f"{rows}x{columns}",
         )
 
@@ -241,9 +236,9 @@ def survey_inputs(inputs: Sequence[Input], facts: Iterable[pa.Table], training: 
     judged = table.judged()
     kept = np.array([not judgment.reason for judgment in judged], bool)
     unlike = _Unlike()
-    for members in table.members():
-        if training is not None and kept[members].any():
-            unlike.add(table, members, differences(training, table.look(members[kept[members]])))
+    for slices in table.members():
+        if training is not None and kept[slices].any():
+            unlike.add(table, slices, differences(training, table.look(slices[kept[slices]])))
     far = unlike.flags
     found = [
         _judged(given, judgment, far.get(series, ()))
@@ -285,9 +280,9 @@ class _Unlike:
         self.flags: dict[int, tuple[str, ...]] = {}
         self.studies: dict[tuple[str, int], dict[str, str]] = {}
 
-    def add(self, table: SeriesTable, members: NDArray[np.int64], far: dict[str, str]) -> None:
+    def add(self, table: SeriesTable, slices: NDArray[np.int64], far: dict[str, str]) -> None:
         """Add a series."""
-        series, study = int(table.series[members[0]]), int(table.study[members[0]])
+        series, study = int(table.series[slices[0]]), int(table.study[slices[0]])
         key = ("study", study) if study >= 0 else ("series", series)  # one without a study is a study of its own
         self.studies[key] = far | self.studies.get(key, {})
         if far:

@@ -8,7 +8,6 @@ that the files carry, so that they can be found again: treat them like the files
 
 from __future__ import annotations
 
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from ich_ray.bundle.input_survey import Input
+from ich_ray.bundle.threads import mapped_ahead
 from ich_ray.data.prepare.list_files import list_files
 from ich_ray.errors import ConfigError, Rejection
 from ich_ray.progress import say
@@ -28,7 +28,6 @@ from ich_ray.vocabulary import SUBTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
@@ -209,14 +208,8 @@ class Predictor:
         threads = torch.get_num_threads()
         workers = max(1, min(threads, len(batches)))
         pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
-        ahead: deque[Future[list[Prediction]]] = deque()
         try:
-            for batch in batches:
-                ahead.append(pool.submit(self._predict, batch))
-                if len(ahead) > workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            yield from mapped_ahead(pool, self._predict, batches, workers)
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)  # what threads to come would start with

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ich_ray.statistics.aggregation import members
 from ich_ray.storage import Count, Line, Record
 
 if TYPE_CHECKING:
@@ -199,10 +200,8 @@ def median_step(positions: NDArray[np.floating[Any]]) -> float:
 def _slice_spacing(series: NDArray[np.object_], positions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Of the series of each slice, `[n]`."""
     _, number = np.unique(series.astype(str), return_inverse=True)
-    order = np.argsort(number, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
     found = np.full(len(series), np.nan)
-    for part in parts:
+    for part in members(number):
         if series[part[0]]:  # slices without a series are none together
             found[part] = median_step(positions[part])
     return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ich_ray.data.series_survey import GAP, SAME_MM, number_series, numbers
+from ich_ray.data.series_survey import SAME_MM, is_gap, number_series, numbers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,10 +101,6 @@ def _joined(
 ) -> NDArray[np.bool_]:
     """Whether each place is next to the one after it: of one series, and without a gap between."""
     inside = np.flatnonzero(same_series)
-    of_step, steps = series[:-1][inside], steps_mm[inside]
-    order = np.lexsort((steps, of_step))
-    found, index, count = np.unique(of_step[order], return_index=True, return_counts=True)
-    widest = np.where(count > 2, GAP * steps[order][index + (count - 1) // 2], np.inf)
     joined = same_series.copy()
-    joined[inside] = steps <= widest[np.searchsorted(found, of_step)]
+    joined[inside] = ~is_gap(series[:-1][inside], steps_mm[inside])
     return joined

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["GAP", "SAME_MM", "SHORT", "SeriesSurvey", "number_series", "numbers", "survey_series"]
+__all__ = ["SAME_MM", "SHORT", "SeriesSurvey", "is_gap", "number_series", "numbers", "survey_series"]
 
 SHORT = 10  # a head of 150 mm in slices of 5 mm has 30
-GAP = 2.0  # times the median step of a series
+_GAP = 2.0  # times the median step of a series
 SAME_MM = 0.01  # slices nearer to each other lie at one place
 _SAME_DEG = 1.0
 
@@ -140,13 +140,22 @@ def _spaced(series: NDArray[np.int64], places: NDArray[np.float64]) -> tuple[int
     same = steps < SAME_MM
     repeating = len(np.unique(of_step[same]))
     steps, of_step = steps[~same], of_step[~same]
-    if not len(steps):
-        return repeating, 0
+    return repeating, len(np.unique(of_step[is_gap(of_step, steps)]))
+
+
+def is_gap(of_step: NDArray[np.int64], steps: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether a step between two places is more than twice the median one of its series.
+
+    A series of fewer than three steps has no gap.
+
+    Args:
+        of_step: the series of each step, `[n]`.
+        steps: in mm, `[n]`.
+    """
     order = np.lexsort((steps, of_step))
-    steps, of_step = steps[order], of_step[order]
-    _, first, count = np.unique(of_step, return_index=True, return_counts=True)
-    median, widest = steps[first + (count - 1) // 2], steps[first + count - 1]
-    return repeating, int(((count > 2) & (widest > GAP * median)).sum())
+    series, first, count = np.unique(of_step[order], return_index=True, return_counts=True)
+    widest = np.where(count > 2, _GAP * steps[order][first + (count - 1) // 2], np.inf)
+    return np.asarray(steps > widest[np.searchsorted(series, of_step)], bool)
 
 
 def _tilting(series: NDArray[np.int64], tilts_deg: NDArray[np.float64]) -> int:

@@ -153,8 +153,8 @@ def confirm(
     from ich_ray.search.preflight import check_machines, check_objective, check_workers, plan_slots
     from ich_ray.search.run import locked
 
-    for fold in parts if kind == "folds" else ():
-        check_objective(HeldOut(dataset, fold or 0).role("validation"), found.objective)
+    for fold in (part for part in parts if part is not None):
+        check_objective(HeldOut(dataset, fold).role("validation"), found.objective)
     drawn = [Hyperparameters.model_validate(trial.parameters) for trial in candidates]
     with locked(files), connected(address):
         slots = plan_slots(ClusterResources().machines(), TrialResources(**resources))

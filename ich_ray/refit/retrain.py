@@ -82,8 +82,8 @@ def retrain(
     schedule goes towards its end; the weights of the best report are kept. With the validation patients among them
     there is nothing left to stop by: as many passes over the data as gave the best report of the retraining before,
     else of the trial, or the whole budget of a schedule that goes towards its end, and the last weights
-    (`retrain_record.planned`). Either way the batch size is that of all workers
-    together, so their number does not change what is learned. Writes retraining.json.
+    (`retrain_record.planned`). Either way the batch size is that of all workers together, so their number does not
+    change what is learned. Writes retraining.json.
 
     Args:
         search: the search folder, on storage that every worker can reach.

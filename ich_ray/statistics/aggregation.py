@@ -1,15 +1,21 @@
-"""The probability of a study or patient from those of its slices, by one rule."""
+"""Slices by group, and the probability of a study or patient from those of its slices, by one rule."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["most_probable"]
+__all__ = ["members", "most_probable"]
+
+
+def members(groups: NDArray[np.integer[Any]]) -> list[NDArray[np.int64]]:
+    """The positions of the slices of each group, in their order; those of the lowest number first."""
+    order = np.argsort(groups, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1) if len(order) else []
 
 
 def most_probable(groups: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -10,7 +10,6 @@ import pytest
 from scipy.special import expit, logit
 
 from ich_ray import cli, progress
-from ich_ray.assess.calibration import calibrate
 from ich_ray.assess.evaluate import evaluate_site
 from ich_ray.assess.recalibration import recalibrate
 from ich_ray.bundle.bundle import Bundle, load_bundle
@@ -20,20 +19,16 @@ from ich_ray.errors import ConfigError
 from ich_ray.statistics.metrics import confusion, log_loss
 from ich_ray.storage import locate, read_json, write_json
 from tests.prepared import make_dataset
-from tests.searched import make_bundle, make_search
+from tests.searched import calibrated_bundle
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibrated bundle with test figures."""
-    folder = tmp_path_factory.mktemp("home")
-    dataset = make_dataset(folder / "dataset")
-    files = make_search(folder / "search", dataset)
-    make_bundle(files, dataset)
-    calibrate(files.root)
-    card = read_json(files.bundle / "card.json")
-    write_json(files.bundle / "card.json", {**card, "test": {"slices": 1}, "openings": 1})
-    return Path(str(files.bundle))
+    made = calibrated_bundle(tmp_path_factory.mktemp("home"))
+    file = locate(made / "card.json")
+    write_json(file, {**read_json(file), "test": {"slices": 1}, "openings": 1})
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ich_ray import cli, progress
-from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle import batch_predict
 from ich_ray.bundle.batch_predict import Totals, predict
 from ich_ray.bundle.bundle import Bundle, load_bundle
@@ -36,18 +35,12 @@ from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 from ich_ray.storage import locate
 from tests.data.folders import spoil, write_cohort
-from tests.prepared import make_dataset
-from tests.searched import make_bundle, make_search
+from tests.searched import calibrated_bundle
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("home")
-    dataset = make_dataset(folder / "dataset")
-    files = make_search(folder / "search", dataset)
-    make_bundle(files, dataset)
-    calibrate(files.root)
-    return Path(str(files.bundle))
+    return calibrated_bundle(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture

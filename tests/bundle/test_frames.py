@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from pydicom.dataset import Dataset
 
-from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle import batch_predict, prediction
 from ich_ray.bundle.batch_predict import predict
 from ich_ray.bundle.bundle import load_bundle
@@ -19,20 +18,14 @@ from ich_ray.bundle.prediction import Prediction
 from ich_ray.ct import slice_file
 from tests.ct.enhanced import UID, enhanced, frame_changed
 from tests.ct.files import head, make
-from tests.prepared import make_dataset
-from tests.searched import make_bundle, make_search
+from tests.searched import calibrated_bundle
 
 FRAMES = 5
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("home")
-    dataset = make_dataset(folder / "dataset")
-    files = make_search(folder / "search", dataset)
-    make_bundle(files, dataset)
-    calibrate(files.root)
-    return Path(str(files.bundle))
+    return calibrated_bundle(tmp_path_factory.mktemp("home"))
 
 
 def slices() -> list[bytes]:

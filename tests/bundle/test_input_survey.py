@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from ich_ray import cli, progress
-from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.bundle.card import Card
 from ich_ray.bundle.card_file import read_card, write_card
@@ -20,8 +19,7 @@ from ich_ray.bundle.training_data import TrainingData
 from ich_ray.storage import locate
 from tests.bundle.test_training_data import THICK
 from tests.ct.files import ABSENT, head, make
-from tests.prepared import make_dataset
-from tests.searched import make_bundle, make_search
+from tests.searched import calibrated_bundle
 
 THIN = {"SliceThickness": 0.6, "ConvolutionKernel": "B70\\3"}
 
@@ -153,12 +151,7 @@ def test_a_card_that_does_not_say_how_it_was_trained_says_so_once(tmp_path: Path
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("home")
-    dataset = make_dataset(folder / "dataset")
-    files = make_search(folder / "search", dataset)
-    make_bundle(files, dataset)
-    calibrate(files.root)
-    return Path(str(files.bundle))
+    return calibrated_bundle(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture

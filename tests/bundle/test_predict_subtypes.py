@@ -9,25 +9,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.batch_predict import predict
 from ich_ray.bundle.bundle import Bundle, load_bundle
 from ich_ray.bundle.prediction import SUBTYPE_COLUMNS, LabelledPrediction, Prediction, Predictor, list_inputs
 from ich_ray.bundle.study_prediction import LabelledStudyPrediction, StudyPrediction
 from ich_ray.bundle.table_writer import as_table
 from tests.data.folders import spoil, write_cohort
-from tests.prepared import make_dataset
-from tests.searched import PARAMETERS, make_bundle, make_search
+from tests.searched import PARAMETERS, calibrated_bundle
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("six")
-    dataset, six = make_dataset(folder / "dataset"), PARAMETERS.model_copy(update={"labels": "all"})
-    files = make_search(folder / "search", dataset, six)
-    make_bundle(files, dataset, six)
-    calibrate(files.root)
-    return Path(str(files.bundle))
+    return calibrated_bundle(tmp_path_factory.mktemp("six"), PARAMETERS.model_copy(update={"labels": "all"}))
 
 
 @pytest.fixture

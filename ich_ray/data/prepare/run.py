@@ -18,7 +18,7 @@ import pyarrow as pa
 from ich_ray import progress
 from ich_ray.ct.decoder import missing_decoders
 from ich_ray.ct.pixels import COMPRESSED
-from ich_ray.ct.slice_file import SliceFile
+from ich_ray.ct.slice_file import read_headers
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, WindowSpec, parse_windows
 from ich_ray.data.dataset import LARGEST_SIZE, PreparedDataset
 from ich_ray.data.identities import check_identities
@@ -160,13 +160,13 @@ def _check_acquaintance(source: UPath, listing: Listing, table: LabelTable, with
     stems = pa.array([PurePosixPath(file).stem for file in listing.files])
     if (table.find(stems) >= 0).any() or len(table) < len(listing.files) / 10:
         return
-    ids = []
+    ids: list[str] = []
     for file in listing.files[:: max(1, len(listing.files) // _LOOKED_AT)]:
         try:
-            found = SliceFile(source / file, without_preamble)
-            ids += found.slice_ids if len(found.frames) > 1 else [found.read(0).header.slice_id]
+            headers = [header for _, header in read_headers(source / file, without_preamble)]
         except Rejection:
             continue
+        ids += [header.slice_id for header in headers if not isinstance(header, Rejection)]
     if ids and (table.find(pa.array(ids)) < 0).all():
         raise table.mismatch_error(ids[0])
 

@@ -36,6 +36,7 @@ from ich_ray.data.prepare.label_table import MISSING, LabelTable
 from ich_ray.data.series_survey import survey_series
 from ich_ray.data.slice_table import GEOMETRY
 from ich_ray.errors import IchRayError
+from ich_ray.statistics.aggregation import members
 from ich_ray.storage import DatasetFiles, is_local, sha256, write_bytes, write_json, write_table
 from ich_ray.vocabulary import LABELS, LEAK
 
@@ -155,16 +156,11 @@ def _blocks(work: Work, assembly: Assembly) -> tuple[tuple[BlockRecord, ...], pa
     row = assembly.accepted["row"].to_numpy().copy()
     written = chunk << 32 | part
     block = np.zeros(len(written), np.int32)
-    by_block = np.argsort(written, kind="stable")
-    numbers, starts = np.unique(written[by_block], return_index=True)
-    places = np.split(by_block, starts[1:])[: len(numbers)]  # without any number there is one empty part
+    places = members(written)
     block_bytes_most = max(map(len, places), default=0) * len(work.job.windows) * work.job.size**2
     at_a_time = min(_AT_A_TIME, max(2, _IN_MEMORY_BYTES // max(block_bytes_most, 1)))
     with ThreadPoolExecutor(at_a_time) as pool:
-        kept = [
-            pool.submit(_kept, work, divmod(int(number), 1 << 32), row[here])
-            for number, here in zip(numbers, places, strict=True)
-        ]
+        kept = [pool.submit(_kept, work, (int(chunk[here[0]]), int(part[here[0]])), row[here]) for here in places]
         try:
             records = tuple(each.result() for each in kept)
         except BaseException:

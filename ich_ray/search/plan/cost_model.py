@@ -154,10 +154,6 @@ def trial_memory(parameters: Hyperparameters, image_shape: tuple[int, int, int])
     Raises:
         ConfigError: the parameters do not fit the images.
     """
-    from ich_ray.model.architectures import architecture_of
-    from ich_ray.model.input_shape import input_shape
-
-    architecture_of(parameters).check(parameters, input_shape(parameters, image_shape))
     weights, trained, activations = _count(parameters.network_alone, image_shape)
     states = 2 if parameters.optimizer != "sgd" else int(parameters.momentum > 0)
     kept = activations * parameters.batch_size // _IMAGES_COUNTED
@@ -181,9 +177,12 @@ def _count(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tu
     """Bytes of all weights and buffers, of the trained weights, and of the activations of `_IMAGES_COUNTED` images."""
     import torch
 
+    from ich_ray.model.architectures import architecture_of
     from ich_ray.model.input_shape import input_shape
     from ich_ray.model.networks import build_network
 
+    shape = input_shape(parameters, image_shape)
+    architecture_of(parameters).check(parameters, shape)
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -193,7 +192,7 @@ def _count(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tu
 
     with torch.device("meta"):
         network = build_network(parameters, image_shape)
-        images = torch.empty((_IMAGES_COUNTED, *input_shape(parameters, image_shape)), dtype=torch.uint8)
+        images = torch.empty((_IMAGES_COUNTED, *shape), dtype=torch.uint8)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logits = network(images)
     own = [*network.parameters(), *network.buffers()]
