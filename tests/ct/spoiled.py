@@ -166,7 +166,8 @@ def two_codestreams() -> bytes:
 
 
 def no_end_marker() -> bytes:
-    return compressed(_jpeg_ls()[:-2], JPEGLSLossless, **UIDS)
+    """Zeros stand in its place: of a stream that just ends, readers say what chance left in the memory behind it."""
+    return compressed(_jpeg_ls()[:-2] + bytes(8), JPEGLSLossless, **UIDS)
 
 
 def half_a_jpeg() -> bytes:
