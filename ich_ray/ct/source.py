@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upath import UPath
@@ -65,8 +66,8 @@ def _first_bytes(source: Location, most_bytes: int) -> bytes | mmap.mmap:
 
 def _place(source: Location) -> UPath | str:
     """A string is an absolute path on this machine."""
-    if isinstance(source, str) and os.path.isabs(source):  # noqa: PTH117  (making a path takes as long as the header)
-        return source
+    if isinstance(source, str | Path) and os.path.isabs(source):  # noqa: PTH117  (`locate` takes as long as the header)
+        return str(source)
     path = source if isinstance(source, UPath) else locate(source)
     return str(path) if is_local(path) else path
 

@@ -6,7 +6,9 @@ are multi-valued in half the files and inconsistent in the others.
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,9 @@ _NAME = re.compile(r"[\w-]{1,200}")
 _BLACK_HU = -32768  # below every window that shows anything
 _LARGEST_INTEGER_SLOPE = 1000  # 16-bit words times this fit into 32 bits
 _WIDEST_INTEGER_SUM = 2**31 - 1
+_LARGEST_FLOAT32_SUM = 14_000  # tried with every smaller one; 14,419 is the first to round a sum wrongly
+# Ratios of sides that have a loop of their own: slices of 512x512 to 512, 384, 256, 192, 128 and 64.
+_UNROLLED = frozenset({(1, 1), (4, 3), (2, 1), (8, 3), (4, 1), (8, 1)})
 
 
 class WindowSpec(BaseModel):
@@ -114,8 +119,8 @@ def window_slice(ct: CTSlice, windows: Sequence[WindowSpec], size: int) -> NDArr
     `center - 0.5` and `width - 1` describe integer displays and differ by up to 1 / width. The mean over the area of an
     output pixel, times 255, is rounded half up. Slices that are not square are centered on a black square first.
 
-    Integer slopes, intercepts and window edges with a whole number of pixels per output pixel are computed exactly in
-    integers (0.1 ms for three windows of 512x512 to 128x128), all else in float64 (0.7 ms).
+    Integer slopes, intercepts and window edges are computed exactly in integers, all else in float64, which takes
+    several times as long (docs/benchmarks.md).
 
     Args:
         ct: the slice.
@@ -125,24 +130,24 @@ def window_slice(ct: CTSlice, windows: Sequence[WindowSpec], size: int) -> NDArr
     Returns:
         uint8 `[channels, size, size]`.
     """
-    from ich_ray.ct.kernels import average_float, average_integer, average_short
+    from ich_ray.ct.kernels import average_exact, average_float, average_unrolled
 
-    words, slope, intercept = _square(ct), ct.slope, ct.intercept
-    lows_hu, widths_hu = _edges(tuple(windows))
-    out = np.empty((len(windows), size, size), np.uint8)
+    windows = tuple(windows)
+    words, slope = _square(ct), ct.slope
     if slope != 1 and slope.is_integer() and abs(slope) <= _LARGEST_INTEGER_SLOPE:
         words, slope = words * np.int32(slope), 1.0
-    lows = lows_hu - intercept
-    factor, rest = divmod(len(words), size)
-    is_integer = slope == 1 and not (lows % 1).any() and not (widths_hu % 1).any()
-    fits = widths_hu.max() <= _WIDEST_INTEGER_SUM // max(factor, 1) ** 2 and abs(lows).max() <= 2**30
-    highs = lows + widths_hu
-    if is_integer and fits and rest == 0 and _is_short(words, lows, highs, factor):
-        average_short(words, lows.astype(words.dtype), highs.astype(words.dtype), out)
-    elif is_integer and fits and rest == 0:
-        average_integer(words, lows.astype(np.int32), highs.astype(np.int32), out)
+    words = words.view()
+    words.flags.writeable = False  # numba compiles for each kind of array
+    shared = math.gcd(len(words), size)
+    p, q = len(words) // shared, size // shared
+    out = np.empty((len(windows), size, size), np.uint8)
+    plan = _integers(windows, float(ct.intercept), words.dtype, (p, q)) if slope == 1 else None
+    if plan is None:
+        average_float(words, (slope, float(ct.intercept)), *_edges(windows), out)
+    elif plan.is_unrolled:
+        average_unrolled(words, plan.edges, plan.rounding, ((0,) * p, (0,) * q), out)
     else:
-        average_float(words, (slope, float(intercept)), lows_hu, widths_hu, out)
+        average_exact(words, plan.edges, plan.rounding, (p, q), np.empty(len(words), plan.sums), out)
     return out
 
 
@@ -153,13 +158,60 @@ def _edges(windows: tuple[WindowSpec, ...]) -> tuple[NDArray[np.float64], NDArra
     return np.array([window.center_hu for window in windows]) - widths_hu / 2, widths_hu
 
 
-def _is_short(words: NDArray[Any], lows: NDArray[np.float64], highs: NDArray[np.float64], factor: int) -> bool:
-    """Whether `average_short` may be used: edges that are words of 16 bits, and sums of a column that fit as well."""
-    if words.dtype.kind not in "iu" or words.dtype.itemsize != 2:
-        return False
-    limits = np.iinfo(words.dtype)
-    edges_fit = limits.min <= lows.min() and highs.max() <= limits.max
-    return bool(edges_fit and factor * (highs - lows).max() <= np.iinfo(np.uint16).max)
+@dataclass(frozen=True)
+class _Integers:
+    """What the kernels need to compute windows in integers; see kernels.py.
+
+    Attributes:
+        edges: lows and highs in words.
+        rounding: scales and offsets that make grey levels of sums.
+        sums: type of the sums of a column.
+        is_unrolled: whether the ratio of sides has a loop of its own that may be used.
+    """
+
+    edges: tuple[NDArray[Any], NDArray[Any]]
+    rounding: tuple[NDArray[Any], NDArray[Any]]
+    sums: np.dtype[Any]
+    is_unrolled: bool
+
+
+@lru_cache
+def _integers(
+    windows: tuple[WindowSpec, ...], intercept: float, dtype: np.dtype[Any], ratio: tuple[int, int]
+) -> _Integers | None:
+    """How to compute these windows in integers, of words of slope 1; None where they do not fit."""
+    lows_hu, widths_hu = _edges(windows)
+    lows, p = lows_hu - intercept, ratio[0]
+    fits = widths_hu.max() <= _WIDEST_INTEGER_SUM // p**2 and abs(lows).max() <= 2**30
+    if (lows % 1).any() or (widths_hu % 1).any() or not fits:
+        return None
+    edges = lows.astype(np.int32), (lows + widths_hu).astype(np.int32)
+    if _are_words(dtype, *edges):  # compared twice as fast as words that are widened first
+        edges = edges[0].astype(dtype), edges[1].astype(dtype)
+    is_short = bool(p * widths_hu.max() <= np.iinfo(np.uint16).max)
+    is_unrolled = is_short and ratio in _UNROLLED
+    sums = np.dtype(np.uint16 if is_short else np.int32)
+    return _Integers(edges, _rounding(widths_hu * p**2, is_unrolled), sums, is_unrolled)
+
+
+def _rounding(white: NDArray[np.float64], may_be_float32: bool) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Scales and offsets: `sum * scale + offset`, cut to an integer, is `sum / white * 255`, rounded half up.
+
+    What is to be cut lies a multiple of `1 / (2 * white)` from a whole number. Half of that on top changes no result,
+    and lifts every sum beyond the errors of float64, and those of float32, twice as fast, as long as sums are small.
+
+    Args:
+        white: the largest sums, whole numbers `[channels]`.
+        may_be_float32: whether the kernel computes in the type of what it is given.
+    """
+    kind = np.float32 if may_be_float32 and white.max() <= _LARGEST_FLOAT32_SUM else np.float64
+    return (255 / white).astype(kind), (0.5 + 1 / (4 * white)).astype(kind)
+
+
+def _are_words(dtype: np.dtype[Any], lows: NDArray[np.int32], highs: NDArray[np.int32]) -> bool:
+    """Whether words are of 16 bits, and edges are such words."""
+    limits = np.iinfo(dtype)
+    return bool(dtype.itemsize == 2 and limits.min <= lows.min() and highs.max() <= limits.max)
 
 
 def _square(ct: CTSlice) -> NDArray[Any]:

@@ -16,7 +16,9 @@ from ich_ray.ct.windowing import (
     DEFAULT_WINDOWS,
     WINDOWS,
     WindowSpec,
-    _is_short,
+    _are_words,
+    _integers,
+    _rounding,
     brain_channel,
     parse_windows,
     window_slice,
@@ -103,6 +105,51 @@ def test_any_rescale_and_shape_equal_the_reference(slope: float, intercept: floa
     assert np.abs(window_slice(ct, windows, 128) - reference(ct, windows, 128)).max() <= 0.5 + 1e-6
 
 
+def in_whole_numbers(ct: CTSlice, windows: tuple[WindowSpec, ...], size: int) -> NDArray[np.int64]:
+    """The definition for whole slopes, intercepts and edges, without any rounding but the last."""
+    hu = ct.stored.astype(np.int64) * int(ct.slope) + int(ct.intercept)
+    side = max(hu.shape)
+    top, left = (side - hu.shape[0]) // 2, (side - hu.shape[1]) // 2
+    square = np.full((side, side), -32768)
+    square[top : top + hu.shape[0], left : left + hu.shape[1]] = hu
+    weights = np.rint(areas(size, side) * side).astype(np.int64)
+    found = []
+    for window in windows:
+        low, width = int(window.center_hu - window.width_hu / 2), int(window.width_hu)
+        total, white = weights @ ((square - low).clip(0, width)) @ weights.T, width * side**2
+        found.append((510 * total + white) // (2 * white))
+    return np.stack(found)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((512, 512), 256), ((512, 512), 192), ((513, 513), 384), ((340, 400), 384), ((384, 512), 256), ((400, 512), 512),
+     ((7, 5), 224), ((96, 64), 128), ((1, 3), 1)],
+)  # fmt: skip
+@pytest.mark.parametrize(("dtype", "slope", "intercept"), [(np.uint16, 1.0, -1024.0), (np.int16, 3.0, -8192.0)])
+def test_whole_numbers_are_averaged_exactly(
+    shape: tuple[int, int], size: int, dtype: Any, slope: float, intercept: float
+) -> None:
+    ct = ct_of(np.random.default_rng(size).integers(0, 4096, shape).astype(dtype), slope, intercept)
+    assert np.array_equal(window_slice(ct, DEFAULT, size), in_whole_numbers(ct, DEFAULT, size))
+
+
+def test_windows_that_are_rounded_in_float32_are_averaged_exactly() -> None:
+    ct = ct_of(np.random.default_rng(1).integers(0, 4096, (512, 512)).astype(np.uint16), 1.0, -1024.0)
+    narrow = DEFAULT[:2]  # the bone window needs float64
+    assert np.array_equal(window_slice(ct, narrow, 384), in_whole_numbers(ct, narrow, 384))
+
+
+@pytest.mark.parametrize("white", [1, 80, 320, 1280, 3199, 11_200, 13_999, 14_000, 44_800, 716_800])
+def test_every_sum_is_rounded_as_a_fraction_is(white: int) -> None:
+    sums = np.arange(white + 1)
+    exact = (510 * sums + white) // (2 * white)
+    for may_be_float32 in (False, True):
+        scales, offsets = _rounding(np.array([float(white)]), may_be_float32)
+        assert scales.dtype == offsets.dtype == (np.float32 if may_be_float32 and white <= 14_000 else np.float64)
+        assert np.array_equal((sums.astype(scales.dtype) * scales[0] + offsets[0]).astype(np.int64), exact)
+
+
 def test_words_of_a_whole_range_do_not_overflow() -> None:
     words = np.tile(np.array([-32768, 32767], np.int16), (512, 256))
     wide = (WindowSpec(name="all", center_hu=0, width_hu=65536), *DEFAULT)
@@ -128,13 +175,22 @@ def test_words_of_16_bits_give_the_same_as_wider_ones(
         assert np.array_equal(short, wide)
 
 
-@pytest.mark.parametrize(("width", "is_short"), [(16383, True), (16384, False)])
-def test_words_of_16_bits_are_summed_in_16_bits_where_they_fit(width: int, is_short: bool) -> None:
-    edges = np.array([0.0]), np.array([float(width)])
-    assert _is_short(np.zeros((8, 8), np.int16), *edges, 4) is is_short
-    assert not _is_short(np.zeros((8, 8), np.int16), edges[0] - 40_000, edges[1], 1)
-    assert not _is_short(np.zeros((8, 8), np.uint16), edges[0] - 1, edges[1], 1)
-    assert not _is_short(np.zeros((8, 8), np.uint8), *edges, 1)
+@pytest.mark.parametrize(("width", "sums"), [(16383, np.uint16), (16384, np.int32)])
+def test_sums_of_a_column_have_16_bits_where_they_fit(width: int, sums: Any) -> None:
+    plan = _integers((WindowSpec(name="wide", center_hu=width / 2, width_hu=width),), 0.0, np.dtype(np.int16), (4, 1))
+    assert plan is not None
+    assert (plan.sums, plan.is_unrolled) == (sums, sums is np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high", "are_words"),
+    [(np.int16, 0, 80, True), (np.int16, -32769, 80, False), (np.int16, 0, 32768, False), (np.uint16, 0, 65535, True),
+     (np.uint16, -1, 80, False), (np.uint8, 0, 80, False), (np.int32, 0, 80, False)],
+)  # fmt: skip
+def test_edges_are_compared_as_words_of_16_bits_where_they_fit(
+    dtype: Any, low: int, high: int, are_words: bool
+) -> None:
+    assert _are_words(np.dtype(dtype), np.array([low], np.int32), np.array([high], np.int32)) is are_words
 
 
 def test_a_slice_that_is_not_square_lies_in_the_middle_of_black() -> None:
