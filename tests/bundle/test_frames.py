@@ -135,7 +135,7 @@ def test_ray_data_gives_the_rows_of_frames_too(
 ) -> None:
     here = predict(bundle, [scans], tmp_path / "here.json")
     monkeypatch.setattr(batch_predict, "_WORTH_RAY", 1)
-    monkeypatch.setattr(batch_predict, "EVALUATION_BATCH", 2)
+    monkeypatch.setattr(prediction, "EVALUATION_BATCH", 2)
     assert predict(bundle, [scans], tmp_path / "there.json") == here
     one, other = rows_of(tmp_path / "here.json"), rows_of(tmp_path / "there.json")
     assert [row.file for row in one] == [row.file for row in other]
