@@ -153,6 +153,7 @@ class _Walk:
         refused = np.array([bool(given.reason) for given in series.inputs], bool)
         self._placed_mm = np.where(refused, np.nan, series.places_mm)  # by their headers
         self._places_mm = self._placed_mm.copy()  # without those that could not be read
+        self._ids = np.array([f"{index:09d}" for index in range(len(refused))], object)  # they sort as their numbers do
         self._order = np.lexsort((self._placed_mm,))
         self._turn = np.argsort(self._order)
         self._nearest = self._beside_each(across_gaps=True)
@@ -176,16 +177,16 @@ class _Walk:
         count = len(self._places_mm)
         if not self._neighbors or np.isfinite(self._places_mm).sum() < 2:
             return np.repeat(np.arange(count)[:, None], 2 * self._neighbors + 1, 1)
-        ids = np.array([f"{index:09d}" for index in range(count)], object)
-        rows = neighbor_rows(np.zeros(count, np.int64), self._places_mm, ids, across_gaps=across_gaps)
+        rows = neighbor_rows(np.zeros(count, np.int64), self._places_mm, self._ids, across_gaps=across_gaps)
         return rows[:, MOST_NEIGHBORS - self._neighbors : MOST_NEIGHBORS + self._neighbors + 1]
 
     def _seen(self, index: int) -> Seen:
-        if not self._is_read(index):
-            return Seen(index, None, self._reasons[index])
-        while unread := [beside for beside in self._beside[index].tolist() if not self._is_read(beside)]:
-            self._places_mm[unread] = np.nan
-            self._look()
+        while unread := [one for one in (index, *self._beside[index].tolist()) if not self._is_read(one)]:
+            if np.isfinite(self._places_mm[unread]).any():
+                self._places_mm[unread] = np.nan
+                self._look()
+            if index in unread:
+                return Seen(index, None, self._reasons[index])
         beside = self._beside[index]
         header, _ = self._held[index]
         return Seen(index, header, "", tuple(self._held[one][1] for one in beside.tolist()), self._lacks(index, beside))

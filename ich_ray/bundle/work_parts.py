@@ -78,8 +78,7 @@ def _series(table: SeriesTable) -> list[NDArray[np.int64]]:
     order = np.lexsort((table.by_id, table.series))
     series = table.series[order]
     begins = np.flatnonzero((np.diff(series) != 0) | (series[1:] < 0)) + 1
-    groups = np.split(order, begins) if len(order) else []
-    return sorted(groups, key=lambda slices: int(slices.min()))
+    return sorted(np.split(order, begins), key=lambda slices: int(slices.min()))
 
 
 def _part(inputs: Sequence[Input], table: SeriesTable, series: list[NDArray[np.int64]]) -> Part:
