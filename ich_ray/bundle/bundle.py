@@ -51,7 +51,7 @@ class Bundle:
     def __init__(self, network: Network, card: Card) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = network.to(self.device).eval()
-        self.model = with_tta(self.network, card.tta)
+        self.model = with_tta(self.network, card.tta, card.parameters, card.image_shape[0])
         self.card = card
 
     def __repr__(self) -> str:
