@@ -134,7 +134,7 @@ def window_slice(ct: CTSlice, windows: Sequence[WindowSpec], size: int) -> NDArr
         words, slope = words * np.int32(slope), 1.0
     lows = lows_hu - intercept
     factor, rest = divmod(len(words), size)
-    is_integer = slope == 1 and not (lows % 1).any() and not (widths_hu % 1).any()
+    is_integer = words.dtype.kind in "iu" and slope == 1 and not (lows % 1).any() and not (widths_hu % 1).any()
     fits = widths_hu.max() <= _WIDEST_INTEGER_SUM // max(factor, 1) ** 2 and abs(lows).max() <= 2**30
     highs = lows + widths_hu
     if is_integer and fits and rest == 0 and _is_short(words, lows, highs, factor):
@@ -168,7 +168,8 @@ def _square(ct: CTSlice) -> NDArray[Any]:
     if rows == columns:
         return ct.stored
     side = max(rows, columns)
-    square = np.full((side, side), round((_BLACK_HU - ct.intercept) / ct.slope), np.int32)
+    kind = np.int32 if ct.stored.dtype.kind in "iu" else ct.stored.dtype
+    square = np.full((side, side), round((_BLACK_HU - ct.intercept) / ct.slope), kind)
     top, left = (side - rows) // 2, (side - columns) // 2
     square[top : top + rows, left : left + columns] = ct.stored
     return square

@@ -20,7 +20,7 @@ GEOMETRY = ("spacing_mm", "thickness_mm", "tilt_deg", "kernel")
 
 _NEEDED = ("any", "block", "patient", "role", "row")
 _TEXT = {"slice_id", "file", "patient", "study", "series", "role", "flags", "representation", "kernel"}
-_NUMBERS = {"position_mm", "spacing_mm", "thickness_mm", "tilt_deg"}
+_NUMBERS = {"position_mm", "slab_mm", "spacing_mm", "thickness_mm", "tilt_deg"}
 _INTEGERS = {"block", "row", "fold"}
 
 
