@@ -1,4 +1,4 @@
-"""The compiled loops over pixels: surveying raw words, adding slices, and windowing + area averaging in one pass.
+"""The compiled loops over pixels: surveying raw words, adding slices, windowing + area averaging.
 
 Knows arrays and numbers only. Compiled on first use and cached beside this file, else in the user's cache, else in a
 private folder below /tmp: an installation may be read-only, and a home not there. Imported where it is used, because

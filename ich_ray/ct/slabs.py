@@ -1,4 +1,4 @@
-"""Average thin series in HU: around each slice a slab as thick as the slices that a network is used to.
+"""Average thin series in HU: around each slice a slab as thick as slices that a network knows.
 
 A slab of thickness T around a slice at c takes of each slice at p, in a series of median step s, the share of its
 extent that lies inside: w = (min(p + s/2, c + T/2) - max(p - s/2, c - T/2)) / s. The mean is over the sum of w, so at
@@ -47,7 +47,7 @@ class SlabRule:
     spacing_mm: float
 
     def is_finer(self, step_mm: float, thickness_mm: float) -> bool:
-        """Whether a series is finer than half of this, by its median step and, where that is known, its thickness."""
+        """Whether a series is finer than half of this, by its median step and its thickness, if known."""
         within = self.thickness_mm * _THINNEST <= step_mm < self.spacing_mm * _FINER
         return within and not thickness_mm >= self.thickness_mm * _FINER
 
@@ -100,7 +100,7 @@ class Slabs:
 
 
 def slabs_around(slices: SeriesGeometry, rule: SlabRule) -> Slabs:
-    """The slab around each slice of a series that is finer than half of a rule, and of others the slice alone.
+    """The slab around each slice of a series finer than half of a rule, and of others the slice alone.
 
     A slab takes the slice itself and, of each other place within it, the first slice by its name, if that is of the
     same matrix, pixel spacing (1 %), direction (1 degree) and did not slide within its plane by more than it lies away.
@@ -120,7 +120,7 @@ def slabs_around(slices: SeriesGeometry, rule: SlabRule) -> Slabs:
 def _of_series(
     slices: SeriesGeometry, rows: NDArray[np.int64], rule: SlabRule
 ) -> tuple[bool, NDArray[np.int64], NDArray[np.float64]]:
-    """Whether a series is finer; then each of its slices with each member of its slab, and their shares of extents."""
+    """Whether a series is finer; then each slice with each member of its slab, and their shares."""
     none = False, np.empty((0, 2), np.int64), np.empty(0)
     placed = rows[np.isfinite(slices.places_mm[rows])]
     begins = np.diff(slices.places_mm[placed], prepend=-np.inf) >= SAME_MM
@@ -194,7 +194,7 @@ def _shares(places_mm: NDArray[np.float64], thickness_mm: float, step_mm: float)
 
 
 def mean_slice(center: CTSlice, members: Iterable[tuple[CTSlice, float]]) -> CTSlice:
-    """The slice whose words are the weighted mean of some slices in HU, float64, with the header of one of them."""
+    """The weighted mean of some slices in HU, float64, with the header of one of them."""
     from ich_ray.ct.kernels import add_scaled
 
     total, offset_hu, weights = np.zeros(center.stored.shape), 0.0, 0.0

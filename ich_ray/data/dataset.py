@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LARGEST_SIZE",
+    "THICKEST_SLAB_MM",
     "BlockRecord",
     "DatasetManifest",
     "PreparedDataset",
@@ -68,6 +69,7 @@ __all__ = [
 
 # What a manifest may say of the shape of an image, and `prepare` makes: more is more memory than anybody has.
 LARGEST_SIZE = 1024
+THICKEST_SLAB_MM = 20.0
 _MOST_ROWS = 2**31
 # What Arrow writes around the images of a block is 1 kB.
 _BLOCK_OVERHEAD_BYTES = 1 << 16
@@ -103,6 +105,7 @@ class DatasetManifest(Record):
         slices_sha256: of slices.parquet; empty in datasets of older versions.
         identities: the name of the table that leads back from its pseudonyms, see identities.py; empty in datasets of
             older versions, where slice ids and file names stand in the clear.
+        slab_mm: to which series finer than half of it were averaged, see ct/slabs.py; 0 for none.
     """
 
     format: Literal[1] = 1
@@ -122,6 +125,7 @@ class DatasetManifest(Record):
     split: Split = "patient"
     slices_sha256: Sha256 | Literal[""] = ""
     identities: Fingerprint | Literal[""] = ""
+    slab_mm: float = Field(default=0, ge=0, le=THICKEST_SLAB_MM, allow_inf_nan=False)
     seed: Seed
     versions: dict[Line, Line]
     created: Time
