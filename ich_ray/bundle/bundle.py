@@ -51,7 +51,7 @@ class Bundle:
     def __init__(self, network: Network, card: Card) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = network.to(self.device).eval()
-        self.model = with_tta(self.network, card.tta)
+        self.model = with_tta(self.network, card.tta, card.parameters, card.image_shape[0])
         self.card = card
 
     def __repr__(self) -> str:
@@ -73,7 +73,11 @@ class Bundle:
         write_card(folder, self.card)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Raw logits of `any`, float32 `[n]`, of images uint8 `[n, channels, rows, columns]`."""
+        """Raw logits of `any`, float32 `[n]`, of images uint8 `[n, channels, rows, columns]`.
+
+        For a network that sees neighbors the channels are those of the slices beside each other, from below to above,
+        as model/input_shape.py says; where there is no neighbor, training had the slice itself in its place.
+        """
         return self.label_logits(images)[:, -1]
 
     def label_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -201,6 +205,8 @@ class Bundle:
     ) -> list[Prediction]:
         """One row per file, or frame of one, in order; folders are searched for files, hidden ones left out.
 
+        A network that sees neighbors finds them among the files that are given: those of one series belong into one
+        call. A slice without any, such as a lone file, stands in for them itself and is flagged `neighbors_unknown`.
         For more rows than should lie in memory see `batch_predict.predict`.
 
         Raises:
@@ -210,8 +216,8 @@ class Bundle:
         from ich_ray.bundle.prediction import Predictor, list_inputs
 
         predictor, inputs = Predictor(self, point, without_preamble=without_preamble), list_inputs(paths)
-        inputs = survey_inputs(inputs, read_facts_ahead(inputs, without_preamble), self.card.training_data).inputs
-        return [row for rows in predictor.stream(inputs) for row in rows]
+        found = survey_inputs(inputs, read_facts_ahead(inputs, without_preamble), self.card.training_data)
+        return [row for rows in predictor.stream(found.inputs, found.table) for row in rows]
 
 
 def load_bundle(path: Location) -> Bundle:

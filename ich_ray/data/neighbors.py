@@ -55,6 +55,8 @@ def neighbor_rows(
     places_mm: NDArray[np.float64],
     slice_ids: NDArray[np.object_],
     distances_mm: NDArray[np.float64] | None = None,
+    *,
+    across_gaps: bool = False,
 ) -> NDArray[np.int64]:
     """The rows beside each row, from the lowest place to the highest, itself in the middle, `[n, 5]`.
 
@@ -66,6 +68,7 @@ def neighbor_rows(
         places_mm: along the normal of the slices, not finite where it is not known.
         slice_ids: that decide between slices at one place.
         distances_mm: to the neighbors of a row; 0, as without them: the next place.
+        across_gaps: the next place, however far it is; the next one at a distance or beyond.
     """
     rows = np.repeat(np.arange(len(series))[:, None], 2 * MOST_NEIGHBORS + 1, axis=1)
     known = np.flatnonzero((series >= 0) & np.isfinite(places_mm))
@@ -76,7 +79,9 @@ def neighbor_rows(
     begins = np.flatnonzero(np.append(True, ~same_series | (steps_mm >= SAME_MM)))
     place = np.cumsum(np.isin(np.arange(len(order)), begins, assume_unique=True)) - 1  # of each row in order
     first = _first_by_id(order, place, begins, slice_ids)
-    joined = _joined(series[order[begins]], same_series[begins[1:] - 1], steps_mm[begins[1:] - 1])
+    joined = same_series[begins[1:] - 1]
+    if not across_gaps:
+        joined = _joined(series[order[begins]], joined, steps_mm[begins[1:] - 1])
     for distance in range(1, MOST_NEIGHBORS + 1):
         lower = _runs(joined, distance)
         for own, other, column in ((lower, lower + distance, distance), (lower + distance, lower, -distance)):
@@ -85,7 +90,7 @@ def neighbor_rows(
             found = beside[place]
             rows[order[found >= 0], MOST_NEIGHBORS + column] = found[found >= 0]
     if distances_mm is not None and distances_mm.any():
-        _space(rows, order, place, (series[first], places_mm[first], distances_mm[first]), first)
+        _space(rows, order, place, (series[first], places_mm[first], distances_mm[first], first), across_gaps)
     return rows
 
 
@@ -93,8 +98,8 @@ def _space(
     rows: NDArray[np.int64],
     order: NDArray[np.int64],
     place: NDArray[np.int64],
-    places: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]],
-    first: NDArray[np.int64],
+    places: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]],
+    across_gaps: bool,
 ) -> None:
     """Write neighbors at their distances over those at the next places, where a distance is given.
 
@@ -102,21 +107,21 @@ def _space(
         rows: see `neighbor_rows`.
         order: rows by their places.
         place: of each row in order.
-        places: of each place its series, where it lies, and the distance to its neighbors.
-        first: the row that stands for each place.
+        places: of each place its series, where it lies, the distance to its neighbors, and the row that stands for it.
+        across_gaps: see `neighbor_rows`.
     """
-    series, places_mm, distances_mm = places
+    series, places_mm, distances_mm, first = places
     ends = np.flatnonzero(np.diff(series, prepend=-1, append=-1))
     for begin, end in pairwise(ends):
         if distances_mm[begin] > 0:
-            offsets = _offsets(places_mm[begin:end], distances_mm[begin])
+            offsets = _offsets(places_mm[begin:end], distances_mm[begin], across_gaps)
             of_series = slice(*np.searchsorted(place, (begin, end)))
             found = offsets[place[of_series] - begin]
             here = order[of_series]
             rows[here] = np.where(found >= 0, first[begin + found], here[:, None])
 
 
-def _offsets(places_mm: NDArray[np.float64], distance_mm: float) -> NDArray[np.int64]:
+def _offsets(places_mm: NDArray[np.float64], distance_mm: float, across_gaps: bool) -> NDArray[np.int64]:
     """For each place of a series those beside it at a distance, `[places, 5]`; -1 where there is none, and for itself.
 
     One is taken within 3/4 of a step of the series, the median one; behind one that is not there is no other.
@@ -124,14 +129,18 @@ def _offsets(places_mm: NDArray[np.float64], distance_mm: float) -> NDArray[np.i
     found = np.full((len(places_mm), 2 * MOST_NEIGHBORS + 1), -1)
     if len(places_mm) < 2:
         return found
-    step_mm = np.median(np.diff(places_mm))
+    near_mm = _NEAR_STEPS * np.median(np.diff(places_mm))
     for side in (-1, 1):
         there = np.ones(len(places_mm), bool)
         for count in range(1, MOST_NEIGHBORS + 1):
             wanted = places_mm + side * count * distance_mm
             above = np.clip(np.searchsorted(places_mm, wanted), 1, len(places_mm) - 1)
             nearest = above - (wanted - places_mm[above - 1] <= places_mm[above] - wanted)
-            there &= np.abs(places_mm[nearest] - wanted) <= _NEAR_STEPS * step_mm
+            is_near = np.abs(places_mm[nearest] - wanted) <= near_mm
+            if across_gaps:
+                nearest = np.where(is_near, nearest, above - (side < 0))
+                is_near |= (places_mm[nearest] - wanted) * side > 0
+            there &= is_near
             found[there, MOST_NEIGHBORS + side * count] = nearest[there]
     return found
 

@@ -29,6 +29,7 @@ from ich_ray.bundle.logit_scaling import LogitScaling
 from ich_ray.bundle.onnx_export import export_onnx
 from ich_ray.bundle.prediction import Predictor
 from ich_ray.bundle.study_prediction import Studies
+from ich_ray.bundle.work_parts import as_item, single_slices
 from ich_ray.ct import slice_file, windowing
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError, IntegrityError
@@ -155,8 +156,8 @@ def test_a_worker_of_ray_data_gives_the_same_rows(
 ) -> None:
     monkeypatch.setattr(Bundle, "logits", lambda self, images: PLANTED.copy())
     worker = batch_predict._Worker(batch_predict._Order(str(search.bundle), "f2", None))
-    files = [str(path) for path in sorted(scans.iterdir())]
-    found = worker({"file": files, "reason": [""] * 4, "flags": [""] * 4, "frame": [0] * 4}).to_pydict()
+    (part,) = single_slices([Input(str(path)) for path in sorted(scans.iterdir())], 4)
+    found = worker(as_item(part)).to_pydict()
     assert found["reason"] == ["not_finite", "not_finite", "not_finite", ""]
     assert found["probability"][:3] == [None, None, None]
 

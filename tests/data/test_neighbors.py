@@ -148,3 +148,12 @@ def test_other_series_have_the_next_places_beside_one_of_slabs() -> None:
     found = spaced(places, 3.0, series)
     assert found[0] == [0, 0, 0, 3, 0]
     assert found[5:] == [[5, 5, 5, 6, 7], [6, 5, 6, 7, 6], [5, 6, 7, 7, 7]]
+
+
+def test_across_gaps_the_next_place_at_a_distance_or_beyond_is_a_neighbor() -> None:
+    places = np.array([0.0, 1, 2, 3, 20, 21, 22, 23])
+    ids, series = np.array([*"abcdefgh"], object), np.zeros(8, np.int64)
+    found = neighbor_rows(series, places, ids, np.full(8, 3.0), across_gaps=True)
+    assert found[3].tolist() == [3, 0, 3, 4, 4]
+    assert found[4].tolist() == [3, 3, 4, 7, 4]
+    assert found[2].tolist() == [2, 2, 2, 4, 4]
