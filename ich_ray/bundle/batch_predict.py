@@ -111,6 +111,7 @@ def predict(
     point: str = OPERATING_POINT,
     by: Literal["slice", "study"] = "slice",
     heatmaps: Location | None = None,
+    slabs: bool = True,
     without_preamble: bool = False,
     address: str | None = None,
 ) -> Totals:
@@ -124,6 +125,7 @@ def predict(
         point: the operating point that decides.
         by: a row for each slice, or for each study with its most probable slice (rejected files keep their own).
         heatmaps: a folder for a Grad-CAM picture of each accepted slice.
+        slabs: average the slices of series that are finer than half of the training data, see ct/slabs.py.
         without_preamble: read files that begin with their meta information, too.
         address: a Ray cluster that sees the same files; many files use Ray on this machine anyway.
 
@@ -149,9 +151,9 @@ def predict(
     with connected(address) if many else nullcontext(), writing_rows(target, kind) as append:
         if many:
             ask_machines()
-        survey = _surveyed(inputs, predictor.bundle.card.training_data, order, many)
+        survey = _surveyed(inputs, predictor.bundle.card.training_data, slabs, order, many)
         totals.inputs = len(survey.inputs)
-        parts = predictor.parts(survey.inputs, survey.table)
+        parts = predictor.parts(survey.inputs, survey.table, survey.slabs)
         found = _through_ray(order, parts, predictor.kind) if many else predictor.rows(parts)
         with progress.bar("Predicting", totals.inputs, "slices") as advance:
             for rows in in_order(parts, _rejects_counted(found, totals, advance)):
@@ -179,11 +181,11 @@ def _rejects_counted(
         yield rows
 
 
-def _surveyed(inputs: list[Input], training: TrainingData | None, order: _Order, many: bool) -> Survey:
+def _surveyed(inputs: list[Input], training: TrainingData | None, slabs: bool, order: _Order, many: bool) -> Survey:
     """The inputs, a frame at a time, with what their series says of them."""
     facts = _facts_through_ray(order, inputs) if many else read_facts_ahead(inputs, order.without_preamble)
     with progress.bar("Reading headers", len(inputs), "files") as advance:
-        found = survey_inputs(inputs, _counted(facts, advance), training)
+        found = survey_inputs(inputs, _counted(facts, advance), training, slabs)
     for note in found.notes:
         progress.say(f"  {note}")
     return found

@@ -201,7 +201,12 @@ class Bundle:
         return point
 
     def predict(
-        self, paths: Iterable[Location], point: str = OPERATING_POINT, *, without_preamble: bool = False
+        self,
+        paths: Iterable[Location],
+        point: str = OPERATING_POINT,
+        *,
+        slabs: bool = True,
+        without_preamble: bool = False,
     ) -> list[Prediction]:
         """One row per file, or frame of one, in order; folders are searched for files, hidden ones left out.
 
@@ -216,8 +221,8 @@ class Bundle:
         from ich_ray.bundle.prediction import Predictor, list_inputs
 
         predictor, inputs = Predictor(self, point, without_preamble=without_preamble), list_inputs(paths)
-        found = survey_inputs(inputs, read_facts_ahead(inputs, without_preamble), self.card.training_data)
-        return [row for rows in predictor.stream(found.inputs, found.table) for row in rows]
+        found = survey_inputs(inputs, read_facts_ahead(inputs, without_preamble), self.card.training_data, slabs)
+        return [row for rows in predictor.stream(found.inputs, found.table, found.slabs) for row in rows]
 
 
 def load_bundle(path: Location) -> Bundle:

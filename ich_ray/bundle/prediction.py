@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ich_ray.bundle.card import Card, OperatingPoint
     from ich_ray.bundle.input_survey import SeriesTable
     from ich_ray.bundle.work_parts import Part
+    from ich_ray.ct.slabs import Slabs
 
 __all__ = [
     "SUBTYPE_COLUMNS",
@@ -176,20 +177,25 @@ class Predictor:
         # Heat maps hang hooks into the one network that there is.
         self._one_at_a_time = nullcontext() if heatmaps is None else Lock()
 
-    def parts(self, inputs: Sequence[Input], table: SeriesTable | None = None) -> list[Part]:
-        """The inputs in parts of a batch: whole series where the network sees more than single slices.
+    def parts(
+        self, inputs: Sequence[Input], table: SeriesTable | None = None, slabs: Slabs | None = None
+    ) -> list[Part]:
+        """The inputs in parts of a batch: whole series where more than single slices make up an input.
 
         Args:
             inputs: files, or frames of them.
             table: what their headers say; without it each is alone.
+            slabs: around the slices of thin series.
         """
-        if table is None or not self.bundle.card.parameters.neighbors:
+        if table is None or not (self.bundle.card.parameters.neighbors or slabs):
             return single_slices(inputs, EVALUATION_BATCH)
-        return whole_series(inputs, table, EVALUATION_BATCH)
+        return whole_series(inputs, table, EVALUATION_BATCH, slabs)
 
-    def stream(self, inputs: Sequence[Input], table: SeriesTable | None = None) -> Iterator[list[Prediction]]:
+    def stream(
+        self, inputs: Sequence[Input], table: SeriesTable | None = None, slabs: Slabs | None = None
+    ) -> Iterator[list[Prediction]]:
         """Rows in the order of the inputs, some at a time, see `parts`."""
-        parts = self.parts(inputs, table)
+        parts = self.parts(inputs, table, slabs)
         return in_order(parts, self.rows(parts))
 
     def rows(self, parts: Sequence[Part]) -> Iterator[list[Prediction]]:

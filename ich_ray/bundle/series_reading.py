@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ich_ray.ct.slabs import SAME_MM
+from ich_ray.ct.slabs import SAME_MM, SlabReader, Slabs
 from ich_ray.data.neighbors import MOST_NEIGHBORS, neighbor_rows
 from ich_ray.errors import Rejection
 
@@ -42,10 +42,17 @@ class Series:
     Attributes:
         inputs: in the order of their SOPInstanceUIDs, which decides between slices at one place.
         places_mm: along the normal, `[n]`; NaN where not known.
+        slabs: around the slices, if they are averaged.
     """
 
     inputs: Sequence[Input]
     places_mm: NDArray[np.float64]
+    slabs: Slabs | None = None
+
+    @property
+    def neighbor_mm(self) -> float:
+        """At which distance neighbors lie; 0 where they are the next slices."""
+        return self.slabs.rule.spacing_mm if self.slabs is not None else 0.0
 
 
 class SliceReader:
@@ -90,6 +97,8 @@ class SeriesImages:
 
     def __init__(self, series: Series, reader: SliceReader, card: Card) -> None:
         self._series, self._reader, self._card = series, reader, card
+        # Until the slabs above a slice have been seen from below, one goes along the series for each neighbor.
+        self._slabs = SlabReader(self.words, 1 + card.parameters.neighbors)
 
     def words(self, index: int) -> CTSlice:
         """A slice as it was stored.
@@ -107,7 +116,8 @@ class SeriesImages:
         """
         from ich_ray.ct.windowing import window_slice
 
-        found = self.words(index)
+        slabs = self._series.slabs
+        found = self.words(index) if slabs is None else self._slabs.slab(index, slabs.around(index))
         return found.header, window_slice(found, self._card.windows, self._card.size)
 
 
@@ -177,7 +187,9 @@ class _Walk:
         count = len(self._places_mm)
         if not self._neighbors or np.isfinite(self._places_mm).sum() < 2:
             return np.repeat(np.arange(count)[:, None], 2 * self._neighbors + 1, 1)
-        rows = neighbor_rows(np.zeros(count, np.int64), self._places_mm, self._ids, across_gaps=across_gaps)
+        apart_mm = np.full(count, self._series.neighbor_mm)
+        series = np.zeros(count, np.int64)
+        rows = neighbor_rows(series, self._places_mm, self._ids, apart_mm, across_gaps=across_gaps)
         return rows[:, MOST_NEIGHBORS - self._neighbors : MOST_NEIGHBORS + self._neighbors + 1]
 
     def _seen(self, index: int) -> Seen:

@@ -8,6 +8,7 @@ ends and gaps over what is there. Knows places and words of slices; no files, wi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -62,7 +63,7 @@ class SeriesGeometry:
         corners, normals: ImagePositionPatient and the unit normal, `[n, 3]`.
         sizes: rows and columns, `[n, 2]`.
         pixel_mm: the mean of both spacings.
-        names: decide which of the slices at one place is taken by the slabs around others: the first.
+        ranks: decide which of the slices at one place is taken by the slabs around others: the first.
     """
 
     series: NDArray[np.int64]
@@ -72,7 +73,7 @@ class SeriesGeometry:
     normals: NDArray[np.float64]
     sizes: NDArray[np.int64]
     pixel_mm: NDArray[np.float64]
-    names: NDArray[np.object_]
+    ranks: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -80,41 +81,74 @@ class Slabs:
     """The slab around each slice: one after the other, as they would be in a sparse matrix.
 
     Attributes:
+        rule: by which they were made.
         finer: whether it is of a series that is averaged, bool `[n]`; such a slice may still be alone, where its slab
             holds no other.
-        starts: where the members of each slab begin, and where the last end, `[n + 1]`.
+        counts: how many members each slab has, `[n]`; one of a series that is not averaged has none.
         members, weights: from the lowest place to the highest; the weights of a slab have the sum 1.
-        order: all slices, those of a series by their places, as they are best read.
     """
 
+    rule: SlabRule
     finer: NDArray[np.bool_]
-    starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
     members: NDArray[np.int64]
     weights: NDArray[np.float64]
-    order: NDArray[np.int64]
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum(self.counts)
 
     def around(self, row: int) -> list[tuple[int, float]]:
         """The members of a slab with their weights."""
-        here = slice(self.starts[row], self.starts[row + 1])
+        here = slice(self._ends[row] - self.counts[row], self._ends[row])
         return list(zip(self.members[here].tolist(), self.weights[here].tolist(), strict=True))
+
+    def of(self, rows: NDArray[np.int64]) -> Slabs:
+        """Those of some slices, which hold all of their series and are numbered anew."""
+        counts = self.counts[rows]
+        ends = np.cumsum(counts)
+        taken = np.arange(counts.sum()) + np.repeat((self._ends - self.counts)[rows] - (ends - counts), counts)
+        order = np.argsort(rows)
+        members = order[np.searchsorted(rows, self.members[taken], sorter=order)]
+        return Slabs(self.rule, self.finer[rows], counts, members, self.weights[taken])
+
+    def to_bytes(self) -> bytes:
+        """As they travel to another process: some 70 bytes a slab of nine slices."""
+        rule = np.array([self.rule.thickness_mm, self.rule.spacing_mm])
+        arrays = (self.finer.astype(np.uint8), self.counts.astype(np.int32), self.members.astype(np.int32))
+        return b"".join(part.tobytes() for part in (rule, *arrays, self.weights.astype(np.float32)))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, count: int) -> Slabs:
+        """The slabs around so many slices that `to_bytes` was called on."""
+        rule, at = SlabRule(*np.frombuffer(data, np.float64, 2).tolist()), 16
+        finer, at = np.frombuffer(data, np.uint8, count, at).astype(bool), at + count
+        counts, at = np.frombuffer(data, np.int32, count, at).astype(np.int64), at + 4 * count
+        total = int(counts.sum())
+        members = np.frombuffer(data, np.int32, total, at).astype(np.int64)
+        weights = np.frombuffer(data, np.float32, total, at + 4 * total).astype(np.float64)
+        return cls(rule, finer, counts, members, weights)
 
 
 def slabs_around(slices: SeriesGeometry, rule: SlabRule) -> Slabs:
-    """The slab around each slice of a series finer than half of a rule, and of others the slice alone.
+    """The slab around each slice of a series finer than half of a rule.
 
-    A slab takes the slice itself and, of each other place within it, the first slice by its name, if that is of the
+    A slab takes the slice itself and, of each other place within it, the first slice by its rank, if that is of the
     same matrix, pixel spacing (1 %), direction (1 degree) and did not slide within its plane by more than it lies away.
     """
-    order = np.lexsort((slices.names.astype(str), slices.places_mm, slices.series))  # places not known are last
+    order = np.lexsort((slices.ranks, slices.places_mm, slices.series))  # places not known are last
     finer = np.zeros(len(order), bool)
     pairs, shares = [np.empty((0, 2), np.int64)], [np.empty(0)]
-    ends = np.flatnonzero(np.diff(slices.series[order], prepend=-2, append=-2))
-    for first, last in pairwise(ends):
+    for first, last in pairwise(np.flatnonzero(np.diff(slices.series[order], prepend=-2, append=-2))):
         rows = order[first:last]
         finer[rows], found, share = _of_series(slices, rows, rule)
         pairs.append(found)
         shares.append(share)
-    return Slabs(finer, *_compressed(np.concatenate(pairs), np.concatenate(shares), len(order)), order)
+    by_slab = np.argsort(np.concatenate(pairs)[:, 0], kind="stable")
+    centers, members = np.concatenate(pairs)[by_slab].T
+    weights = np.concatenate(shares)[by_slab]
+    weights /= np.bincount(centers, weights, len(order))[centers]
+    return Slabs(rule, finer, np.bincount(centers, minlength=len(order)), members, weights)
 
 
 def _of_series(
@@ -126,8 +160,8 @@ def _of_series(
     begins = np.diff(slices.places_mm[placed], prepend=-np.inf) >= SAME_MM
     if slices.series[rows[0]] < 0 or begins.sum() < 2:
         return none
-    if not begins.all():  # the first of a place by its name, wherever it lies within it
-        placed = placed[np.lexsort((slices.names[placed].astype(str), np.cumsum(begins)))]
+    if not begins.all():  # the first of a place by its rank, wherever it lies within it
+        placed = placed[np.lexsort((slices.ranks[placed], np.cumsum(begins)))]
     places_mm = slices.places_mm[placed[begins]]
     step_mm = float(np.median(np.diff(places_mm)))
     if not rule.is_finer(step_mm, _median(slices.thickness_mm[rows])):
@@ -136,20 +170,9 @@ def _of_series(
     pairs = pairs[_alike(slices, *pairs.T)]
     shares = _shares(slices.places_mm[pairs], rule.thickness_mm, step_mm)
     kept = shares > _LEAST_SHARE
-    return True, pairs[kept], shares[kept]
-
-
-def _compressed(
-    pairs: NDArray[np.int64], shares: NDArray[np.float64], count: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Where each slab begins, its members and their weights; slices without a pair are alone."""
-    alone = np.setdiff1d(np.arange(count), pairs[:, 0])
-    pairs = np.concatenate([pairs, np.stack([alone, alone], 1)])
-    shares = np.concatenate([shares, np.ones(len(alone))])
-    by_slab = np.argsort(pairs[:, 0], kind="stable")
-    centers, members = pairs[by_slab].T
-    weights = shares[by_slab] / np.bincount(centers, shares[by_slab], count)[centers]
-    return np.searchsorted(centers, np.arange(count + 1)), members, weights
+    unplaced = np.setdiff1d(rows, placed)
+    alone = np.stack([unplaced, unplaced], 1)
+    return True, np.concatenate([pairs[kept], alone]), np.concatenate([shares[kept], np.ones(len(alone))])
 
 
 def _median(values: NDArray[np.float64]) -> float:
@@ -212,15 +235,16 @@ def _flagged(ct: CTSlice, flag: str) -> CTSlice:
 
 
 class SlabReader(Generic[Key]):
-    """Slices averaged over their slabs, one after another; what is held are the slices of one slab.
+    """Slices averaged over their slabs, one after another; few slices are held.
 
     Args:
         read: a slice by its key, see `SliceFile.read`.
+        runs: how many slabs go along a series beside each other: of each the slices of one slab are held.
     """
 
-    def __init__(self, read: Callable[[Key], CTSlice]) -> None:
-        self._read = read
-        self._held: dict[Key, CTSlice | None] = {}
+    def __init__(self, read: Callable[[Key], CTSlice], runs: int = 1) -> None:
+        self._read, self._runs = read, runs
+        self._held: dict[Key, CTSlice | None] = {}  # the last used last
 
     def slab(self, center: Key, members: Sequence[tuple[Key, float]]) -> CTSlice:
         """The slab around a slice; one that holds no other slice is the slice itself, flagged `no_slab`.
@@ -230,18 +254,18 @@ class SlabReader(Generic[Key]):
         Raises:
             Rejection: the slice itself is not accepted.
         """
-        weights = dict(members)
-        self._held = {key: ct for key, ct in self._held.items() if key in weights}
         own = self._held.get(center) or self._read(center)
         self._held[center] = own
-        read = [(ct, weight) for key, weight in members if (ct := self._one(key)) is not None]
-        parts = [(ct, weight) for ct, weight in read if ct.stored.shape == own.stored.shape]
+        parts = [(ct, weight) for key, weight in members if (ct := self._one(key)) is not None]
+        parts = [(ct, weight) for ct, weight in parts if ct.stored.shape == own.stored.shape]
+        for key in [*self._held][: -self._runs * max(len(members), 1)]:
+            del self._held[key]
         return mean_slice(own, parts) if len(parts) > 1 else _flagged(own, "no_slab")
 
     def _one(self, key: Key) -> CTSlice | None:
-        if key not in self._held:
-            try:
-                self._held[key] = self._read(key)
-            except Rejection:
-                self._held[key] = None
-        return self._held[key]
+        try:
+            found = self._held.pop(key) if key in self._held else self._read(key)
+        except Rejection:
+            found = None
+        self._held[key] = found
+        return found

@@ -123,15 +123,16 @@ def _read_places(job: ChunkJob, item: dict[str, Any]) -> pa.Table:
 
 def thin_series(places: pa.Table, files: Sequence[str], slab_mm: float) -> ThinSeries:
     """Slabs of a thickness around the slices of series that are finer than half of it."""
-    slabs = slabs_around(_geometry(places), SlabRule(slab_mm, slab_mm))
+    geometry = _geometry(places)
+    slabs = slabs_around(geometry, SlabRule(slab_mm, slab_mm))
     keys = list(zip(places["file"].to_pylist(), places["frame"].to_pylist(), strict=True))
+    order = np.lexsort((geometry.ranks, geometry.places_mm, geometry.series))
     members = {}
-    for row in np.flatnonzero(slabs.finer).tolist():
+    for row in order[slabs.finer[order]].tolist():
         members[keys[row]] = [(keys[member], round(weight, _WEIGHT_DIGITS)) for member, weight in slabs.around(row)]
-    thin = dict.fromkeys(keys[row][0] for row in slabs.order[slabs.finer[slabs.order]].tolist())
-    order = (*thin, *(file for file in files if file not in thin))
+    thin = dict.fromkeys(file for file, _ in members)
     frames = {file: [frame for _, frame in held] for file, held in groupby(sorted(members), key=lambda key: key[0])}
-    return ThinSeries(order, members, frames)
+    return ThinSeries((*thin, *(file for file in files if file not in thin)), members, frames)
 
 
 def _geometry(places: pa.Table) -> SeriesGeometry:
@@ -147,5 +148,5 @@ def _geometry(places: pa.Table) -> SeriesGeometry:
         normals=normals,
         sizes=np.stack([places[name].to_numpy() for name in ("rows", "columns")], 1).astype(np.int64),
         pixel_mm=numbers["pixel_mm"],
-        names=places["slice_id"].to_numpy(zero_copy_only=False),
+        ranks=np.unique(places["slice_id"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1],
     )
