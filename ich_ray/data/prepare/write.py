@@ -119,7 +119,7 @@ def _write(work: Work, rows: pa.Table) -> None:
     blocks, block, row = _blocks(work, assembly)
     accepted, refused = (_named(table, work.job.pseudonyms) for table in (assembly.accepted, assembly.refused))
     write_identities(work.identities, pa.concat_tables([accepted, refused]))
-    columns = (*GEOMETRY, *["slab_mm"] * (work.job.slab_mm > 0))
+    columns = (*GEOMETRY, "slab_mm") if work.job.slab_mm else GEOMETRY
     digest = write_table(work.files.slices, _slices(assembly, accepted, block, row, columns))
     write_table(work.files.rejected, refused.select(["file", "reason", "detail"]))
     manifest = _manifest(work, assembly, blocks, digest, _further_frames(rows))
