@@ -199,7 +199,7 @@ def _alike(slices: SeriesGeometry, one: NDArray[np.int64], other: NDArray[np.int
     known = ~np.isnan(slices.pixel_mm)
     pixel = np.abs(slices.pixel_mm[one] - slices.pixel_mm[other]) <= _PIXEL_SHARE * slices.pixel_mm[one]
     pixel |= ~(known[one] | known[other])
-    directed = np.isfinite(slices.normals).all(1)
+    directed = np.asarray(np.isfinite(slices.normals).all(1), bool)
     away = slices.corners[one] - slices.corners[other]
     along = (away * slices.normals[one]).sum(1)
     slid = np.sqrt(np.maximum((away**2).sum(1) - along**2, 0)) > np.abs(along) + _SLIDE_MM
