@@ -223,10 +223,7 @@ class Predictor:
         return [found[place] for place in range(len(part.inputs))]
 
     def read(self, part: Part) -> Iterator[tuple[list[int], list[Prediction], list[SliceImages]]]:
-        """A batch at a time: places in the part, rows without decisions, and the images of each row without a reason.
-
-        A series of more slices than a batch is never in memory as a whole.
-        """
+        """Batches of places in the part, rows without decisions, and the images of each row without a reason."""
         seen = self._walked(part)
         while batch := [*islice(seen, EVALUATION_BATCH)]:
             rows = [self._undecided(part.inputs[place], one) for place, one in batch]
@@ -247,8 +244,13 @@ class Predictor:
         if header is None:
             return self.kind(file=file, reason=seen.reason)
         flags = {*header.flags, *seen.flags, *filter(None, given.flags.split(","))}
-        ids = {"slice_id": header.slice_id, "study": header.study, "series": header.series}
-        return self.kind(file=file, **ids, flags=",".join(sorted(flags)))
+        return self.kind(
+            file=file,
+            slice_id=header.slice_id,
+            study=header.study,
+            series=header.series,
+            flags=",".join(sorted(flags)),
+        )
 
     def decide(self, rows: Sequence[Prediction], images: Sequence[SliceImages]) -> list[Prediction]:
         """The rows with probability, decision and, if asked for, heat map.

@@ -8,7 +8,7 @@ as in training: one that cannot be read is as absent. Knows series, files and wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -121,7 +121,8 @@ class SeriesImages:
         return found.header, window_slice(found, self._card.windows, self._card.size)
 
 
-class Seen(NamedTuple):
+@dataclass(frozen=True)
+class Seen:
     """One slice of a series and its neighbors.
 
     Attributes:
