@@ -34,7 +34,7 @@ from ich_ray.data.prepare.decode_chunk import ChunkJob, block_bytes, block_facts
 from ich_ray.data.prepare.join import Assembly, assemble, fingerprint
 from ich_ray.data.prepare.label_table import MISSING, LabelTable
 from ich_ray.data.series_survey import survey_series
-from ich_ray.data.slice_table import GEOMETRY
+from ich_ray.data.slice_table import GEOMETRY, VIEW
 from ich_ray.errors import IchRayError
 from ich_ray.statistics.aggregation import members
 from ich_ray.storage import DatasetFiles, is_local, sha256, write_bytes, write_json, write_table
@@ -220,7 +220,7 @@ def _slices(assembly: Assembly, named: pa.Table, block: pa.Array, row: pa.Array)
             },
             "block": block,
             "row": row,
-            **{name: accepted[name] for name in ("flags", "representation", *GEOMETRY)},
+            **{name: accepted[name] for name in ("flags", "representation", *GEOMETRY, *VIEW)},
         }
     )
 
