@@ -114,15 +114,16 @@ def run(
     """
     from ich_ray.data.prepare.run import prepare
     from ich_ray.refit.confirm import confirmed
-    from ich_ray.refit.retrain_record import parse_views
+    from ich_ray.refit.retrain_record import check_views, parse_views
     from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.preflight import plan_slots
     from ich_ray.search.run import run_search
+    from ich_ray.search.space.space import sampled
     from ich_ray.search.space.yaml_file import load_space
 
     held = TrialResources(**resources)
-    load_space(space)  # a mistake here, or in what a trial holds, must not cost an hour of decoding first
-    parse_views(tta)
+    checked = load_space(space)  # a mistake here, or in what a trial holds, must not cost an hour of decoding first
+    check_views(parse_views(tta), sampled(checked))
     root = locate(out)
     files = SearchFiles(root / "search")
     if not confirm and (before := confirmed(files)) is not None:

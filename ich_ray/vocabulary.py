@@ -42,5 +42,6 @@ Precision = Literal["float32", "bfloat16 channels_last"]
 # Where training images lie: in memory of the device, or on the host for a batch at a time.
 Placement = Literal["auto", "device", "host"]
 
-# What a bundle sees beside the image as it is: bundle/tta.py makes each.
-TtaView = Literal["hflip"]
+# What a bundle sees beside the image as it is: its mirror image, or neighbors below and above exchanged. bundle/tta.py
+# makes each.
+TtaView = Literal["hflip", "depth_flip"]

@@ -101,8 +101,10 @@ def test_stages_run_in_order_and_finished_ones_are_skipped(ran: list[str], tmp_p
 
 
 def test_views_reach_the_retraining_and_a_bundle_with_others_is_kept(ran: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--tta: each must be one of hflip, named once, got vflip; correct it"):
+    with pytest.raises(ConfigError, match="--tta: each must be one of hflip, depth_flip, named once, got vflip"):
         run(tmp_path, tta=["vflip"])
+    with pytest.raises(ConfigError, match="--tta depth_flip: exchanges the neighbors"):
+        run(tmp_path, tta=["depth_flip"])
     assert ran == []
     result = run(tmp_path, tta=["hflip"])
     assert ran == ["prepare", "run_search", CONFIRM, "retrain --tta hflip", "calibrate", "evaluate", "report"]

@@ -13,7 +13,7 @@ def test_files_hold_these_words_so_that_none_may_change() -> None:
     assert vocabulary.ROLES == get_args(vocabulary.Role) == ("train", "validation", "calibration", "test")
     assert get_args(vocabulary.Patients) == ("train", "train+validation")
     assert get_args(vocabulary.Split) == ("patient", "slice")
-    assert get_args(vocabulary.TtaView) == ("hflip",)
+    assert get_args(vocabulary.TtaView) == ("hflip", "depth_flip")
     assert get_args(vocabulary.Precision) == ("float32", "bfloat16 channels_last")
 
 

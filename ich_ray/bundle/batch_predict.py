@@ -2,7 +2,7 @@
 
 Headers first: a slice is judged by its series, and a series by the training data, before any is decoded. The bundle and
 its rows are made elsewhere; this chooses who works and writes the file. Each Ray worker loads the bundle once and holds
-one batch at a time, and rows come back in the order of the inputs.
+one batch at a time; a network that sees neighbors is given whole series. Rows are written in the order of the inputs.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ import pyarrow.compute as pc
 
 from ich_ray import progress
 from ich_ray.bundle.bundle import OPERATING_POINT, load_bundle
-from ich_ray.bundle.input_survey import Input, read_facts, read_facts_ahead, survey_inputs
+from ich_ray.bundle.input_survey import read_facts, read_facts_ahead, survey_inputs
 from ich_ray.bundle.prediction import LabelledPrediction, Prediction, Predictor, list_inputs
 from ich_ray.bundle.study_prediction import LabelledStudyPrediction, Studies, StudyPrediction
 from ich_ray.bundle.table_writer import as_table, check_suffix, writing_rows
+from ich_ray.bundle.work_parts import as_item, in_order, part_of, single_slices
 from ich_ray.errors import ConfigError
 from ich_ray.machines import ask_machines
 from ich_ray.ray_data import map_in_order
 from ich_ray.runtime import connected
 from ich_ray.storage import Location, check_file, check_folder, locate
-from ich_ray.training.inference import EVALUATION_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import pyarrow as pa
 
+    from ich_ray.bundle.input_survey import Input, Survey
     from ich_ray.bundle.training_data import TrainingData
+    from ich_ray.bundle.work_parts import Part
 
 __all__ = ["Totals", "predict"]
 
@@ -147,20 +149,17 @@ def predict(
     with connected(address) if many else nullcontext(), writing_rows(target, kind) as append:
         if many:
             ask_machines()
-        inputs = _surveyed(inputs, predictor.bundle.card.training_data, order, many)
-        totals.inputs = len(inputs)
-        batches = _through_ray(order, inputs, predictor.kind) if many else predictor.stream(inputs)
-        with progress.bar("Predicting", len(inputs), "slices") as advance:
-            done = 0
-            for rows in batches:
-                done += len(rows)
-                totals.reject(rows)
+        survey = _surveyed(inputs, predictor.bundle.card.training_data, order, many)
+        totals.inputs = len(survey.inputs)
+        parts = predictor.parts(survey.inputs, survey.table)
+        found = _through_ray(order, parts, predictor.kind) if many else predictor.rows(parts)
+        with progress.bar("Predicting", totals.inputs, "slices") as advance:
+            for rows in in_order(parts, _rejects_counted(found, totals, advance)):
                 if by == "slice":
                     append(rows)
                     totals.count(rows)
                 else:
                     studies.add(rows)
-                advance(done, f"{totals.rejected} rejected")
         if studies.repeated:
             progress.say(f"  {studies.repeated} files repeat a slice of their study and are not counted again")
         gathered = studies.rows()
@@ -169,14 +168,25 @@ def predict(
     return totals
 
 
-def _surveyed(inputs: list[Input], training: TrainingData | None, order: _Order, many: bool) -> list[Input]:
+def _rejects_counted(
+    found: Iterable[list[Prediction]], totals: Totals, advance: progress.Advance
+) -> Iterator[list[Prediction]]:
+    done = 0
+    for rows in found:
+        done += len(rows)
+        totals.reject(rows)
+        advance(done, f"{totals.rejected} rejected")
+        yield rows
+
+
+def _surveyed(inputs: list[Input], training: TrainingData | None, order: _Order, many: bool) -> Survey:
     """The inputs, a frame at a time, with what their series says of them."""
     facts = _facts_through_ray(order, inputs) if many else read_facts_ahead(inputs, order.without_preamble)
     with progress.bar("Reading headers", len(inputs), "files") as advance:
         found = survey_inputs(inputs, _counted(facts, advance), training)
     for note in found.notes:
         progress.say(f"  {note}")
-    return found.inputs
+    return found
 
 
 def _counted(tables: Iterable[pa.Table], advance: progress.Advance) -> Iterator[pa.Table]:
@@ -188,32 +198,22 @@ def _counted(tables: Iterable[pa.Table], advance: progress.Advance) -> Iterator[
 
 
 def _facts_through_ray(order: _Order, inputs: list[Input]) -> Iterator[pa.Table]:
-    items = _chunks(inputs, _HEADERS_A_TASK)
+    items = [as_item(part) for part in single_slices(inputs, _HEADERS_A_TASK)]
     return map_in_order(items, _facts, order, rule="predict: every header must be read", hint=_AGAIN)
 
 
-def _facts(order: _Order, chunk: dict[str, Any]) -> pa.Table:
-    return read_facts(_inputs_of(chunk), order.without_preamble)
+def _facts(order: _Order, item: dict[str, Any]) -> pa.Table:
+    return read_facts(part_of(item).inputs, order.without_preamble)
 
 
-def _through_ray(order: _Order, inputs: list[Input], kind: type[Prediction]) -> Iterator[list[Prediction]]:
-    """Rows in the order of the inputs, from one worker on each CPU; accelerators are shared among them."""
-    items = _chunks(inputs, EVALUATION_BATCH)
+def _through_ray(order: _Order, parts: list[Part], kind: type[Prediction]) -> Iterator[list[Prediction]]:
+    """Rows of each part, in turn, from one worker on each CPU; accelerators are shared among them."""
+    items = [as_item(part) for part in parts]
     for table in map_in_order(items, _Worker, order, rule="predict: every batch must end", hint=_AGAIN):
         yield [kind(**row) for row in table.to_pylist()]
 
 
 _AGAIN = "nothing was written, try again"
-
-
-def _chunks(inputs: list[Input], length: int) -> list[dict[str, Any]]:
-    """Parts of the inputs, as Ray Data takes them."""
-    parts = [inputs[start : start + length] for start in range(0, len(inputs), length)]
-    return [{name: [getattr(given, name) for given in part] for name in Input._fields} for part in parts]
-
-
-def _inputs_of(chunk: dict[str, Any]) -> list[Input]:
-    return [Input(*values) for values in zip(*(chunk[name] for name in Input._fields), strict=True)]
 
 
 class _Worker:
@@ -222,5 +222,5 @@ class _Worker:
     def __init__(self, order: _Order) -> None:
         self._predictor = order.predictor()
 
-    def __call__(self, chunk: dict[str, Any]) -> pa.Table:
-        return as_table(self._predictor.decide(*self._predictor.read(_inputs_of(chunk))), self._predictor.kind)
+    def __call__(self, item: dict[str, Any]) -> pa.Table:
+        return as_table(self._predictor.predict(part_of(item)), self._predictor.kind)

@@ -53,7 +53,7 @@ class Bundle:
     def __init__(self, network: Network, card: Card) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = network.to(self.device).eval()
-        self.model = with_tta(self.network, card.tta)
+        self.model = with_tta(self.network, card.tta, card.parameters, card.image_shape[0])
         self.card = card
 
     def __repr__(self) -> str:
@@ -84,7 +84,9 @@ class Bundle:
         """Raw logits of all labels that it answers, float32 `[n, labels]`; `any` is the last.
 
         Args:
-            images: uint8 `[n, channels, rows, columns]`, as prepared.
+            images: uint8 `[n, channels, rows, columns]`, as prepared. For a network that sees neighbors the channels
+                are those of the slices beside each other, from below to above, as model/input_shape.py says; where
+                there is no neighbor, training had the slice itself in its place.
             rectangles: what is shown of each, float32 `[n, 4]`, see `data.shown_rectangles`; where the network sees a
                 part of its images, and only there.
 
@@ -238,6 +240,8 @@ class Bundle:
     ) -> list[Prediction]:
         """One row per file, or frame of one, in order; folders are searched for files, hidden ones left out.
 
+        A network that sees neighbors finds them among the files that are given: those of one series belong into one
+        call. A slice without any, such as a lone file, stands in for them itself and is flagged `neighbors_unknown`.
         For more rows than should lie in memory see `batch_predict.predict`.
 
         Raises:
@@ -247,8 +251,8 @@ class Bundle:
         from ich_ray.bundle.prediction import Predictor, list_inputs
 
         predictor, inputs = Predictor(self, point, without_preamble=without_preamble), list_inputs(paths)
-        inputs = survey_inputs(inputs, read_facts_ahead(inputs, without_preamble), self.card.training_data).inputs
-        return [row for rows in predictor.stream(inputs) for row in rows]
+        found = survey_inputs(inputs, read_facts_ahead(inputs, without_preamble), self.card.training_data)
+        return [row for rows in predictor.stream(found.inputs, found.table) for row in rows]
 
 
 def load_bundle(path: Location) -> Bundle:

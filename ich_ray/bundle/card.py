@@ -15,7 +15,7 @@ from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.data.dataset import LARGEST_SIZE, RoleCounts
 from ich_ray.data.folds import roles_of
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.model.input_shape import input_shape
+from ich_ray.model.input_shape import input_channels, input_shape
 from ich_ray.results import WeightsNote
 from ich_ray.storage import (
     Count,
@@ -293,6 +293,8 @@ class Card(Record):
             raise ValueError(f"architecture must be {self.parameters.architecture}, as in parameters")
         if len({*self.tta}) < len(self.tta):
             raise ValueError(f"tta must name each view once, got {', '.join(self.tta)}")
+        if "depth_flip" in self.tta and not self.parameters.neighbors:
+            raise ValueError("tta depth_flip is of networks that see neighbors, got neighbors: 0")
         return self
 
     @property
@@ -302,6 +304,17 @@ class Card(Record):
         As they are prepared: it reduces them to its resolution itself, in `predict` and in ONNX alike.
         """
         return (input_shape(self.parameters, self.image_shape)[0], *self.image_shape[1:])
+
+    @property
+    def channels(self) -> list[str]:
+        """What each channel of the network's input is, in order: a window, of a neighbor also which one it is of."""
+        names = [window.name for window in self.windows]
+        counts = input_channels(self.parameters, len(names))
+        return [
+            f"{name} {'below' if place < 0 else 'above'} {abs(place)}" if place else name
+            for place, count in enumerate(counts, -self.parameters.neighbors)
+            for name in names[:count]
+        ]
 
     @property
     def trained_by(self) -> tuple[Role, ...]:

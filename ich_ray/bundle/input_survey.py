@@ -2,7 +2,8 @@
 
 What is no axial slice of a head is left out by what only its series shows, and a series unlike the training data is
 flagged. Headers are read by threads here or by tasks of Ray Data; what is kept of one is some 100 bytes, and names of
-series only until they are numbered. A file whose header cannot be read has no series: its reason comes when it is read.
+slices and series only until they are numbered. A file whose header cannot be read has no series: its reason comes when
+it is read.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ich_ray.bundle.threads import mapped_ahead
 from ich_ray.bundle.training_data import SeriesLook, differences, median_step
@@ -62,12 +64,13 @@ _FACTS = pa.schema(
         ("study", pa.string()),
         ("series", pa.string()),
         ("kernel", pa.string()),
+        ("slice_id", pa.string()),
         ("rows", pa.int32()),
         ("columns", pa.int32()),
         *((name, pa.float32()) for name in (*_VECTORS, *_LENGTHS)),
     ]
 )
-_UNKNOWN = (False, "", "", "", 0, 0, *(math.nan,) * 9)
+_UNKNOWN = (False, "", "", "", "", 0, 0, *(math.nan,) * 9)
 
 
 def read_facts(inputs: Sequence[Input], without_preamble: bool = False) -> pa.Table:
@@ -90,7 +93,7 @@ def _facts(header: SliceHeader) -> tuple[object, ...]:
     from ich_ray.ct.acquisition import clean_name
 
     taken, unknown = header.acquisition, (math.nan,) * 3
-    names = (header.study, header.series, clean_name(taken.kernel))
+    names = (header.study, header.series, clean_name(taken.kernel), header.slice_id)
     place = (*(taken.position or unknown), *(taken.normal or unknown))
     return (True, *names, header.rows, header.columns, *place, taken.position_mm, taken.thickness_mm, taken.pixel_mm)
 
@@ -111,6 +114,7 @@ class SeriesTable:
         study: a number; -1 where the header cannot be read or names none.
         series: 0, 1, …; a slice without one is a series of itself. -1 where the header cannot be read.
         named: whether the header names a series.
+        by_id: its turn in the order of SOPInstanceUIDs.
         positions, normals: `[n, 3]`, NaN where not known; `position_mm`, along the normal.
         sizes: rows and columns, `[n, 2]`.
         kernel: a place in `kernels`.
@@ -120,6 +124,7 @@ class SeriesTable:
     study: NDArray[np.int32]
     series: NDArray[np.int32]
     named: NDArray[np.bool_]
+    by_id: NDArray[np.int64]
     positions: NDArray[np.float32]
     normals: NDArray[np.float32]
     sizes: NDArray[np.int32]
@@ -146,6 +151,7 @@ class SeriesTable:
             study=study,
             series=series,
             named=named,
+            by_id=_turns(table["slice_id"]),
             positions=vectors[:, :3],
             normals=vectors[:, 3:],
             sizes=np.column_stack([table[name].to_numpy() for name in ("rows", "columns")]),
@@ -193,9 +199,14 @@ class SeriesTable:
 
 def _compact(table: pa.Table) -> pa.Table:
     for place, field in enumerate(_FACTS):
-        if pa.types.is_string(field.type):
+        if pa.types.is_string(field.type) and field.name != "slice_id":
             table = table.set_column(place, field.name, table[field.name].dictionary_encode())
     return table
+
+
+def _turns(names: pa.ChunkedArray) -> NDArray[np.int64]:
+    """The turn of each in their sorted order, of equal ones in that of the inputs."""
+    return np.argsort(pc.sort_indices(names).to_numpy())
 
 
 def _numbers(names: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
@@ -218,10 +229,12 @@ class Survey:
     Attributes:
         inputs: those given, a frame at a time, with the reasons and flags of their series.
         notes: lines for people.
+        table: of the inputs.
     """
 
     inputs: list[Input]
     notes: tuple[str, ...]
+    table: SeriesTable
 
 
 def survey_inputs(inputs: Sequence[Input], facts: Iterable[pa.Table], training: TrainingData | None) -> Survey:
@@ -244,7 +257,7 @@ def survey_inputs(inputs: Sequence[Input], facts: Iterable[pa.Table], training: 
         _judged(given, judgment, far.get(series, ()))
         for given, judgment, series in zip(table.inputs(inputs), judged, table.series.tolist(), strict=True)
     ]
-    return Survey(found, tuple(filter(None, [_untold(training), unlike.note])))
+    return Survey(found, tuple(filter(None, [_untold(training), unlike.note])), table)
 
 
 def _judged(given: Input, judgment: Judgment, far: Iterable[str]) -> Input:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from ich_ray.bundle.logit_scaling import LogitScaling
 
-__all__ = ["CARD_KEY", "export_onnx", "onnx_label_outputs", "onnx_outputs"]
+__all__ = ["CARD_KEY", "CHANNELS_KEY", "export_onnx", "onnx_label_outputs", "onnx_outputs"]
 
-CARD_KEY = "ich_ray_card"
+CARD_KEY, CHANNELS_KEY = "ich_ray_card", "ich_ray_channels"
 # In float32 on both sides, but with other kernels: ConvNeXt's logits differ by 1e-6.
 _TOLERANCE = 1e-4
 _PROBES = 3
@@ -45,7 +45,7 @@ class _WithProbability(nn.Module):
     temperatures: torch.Tensor
     biases: torch.Tensor
 
-    def __init__(self, network: nn.Module, scalings: Sequence[LogitScaling], side: int) -> None:
+    def __init__(self, network: nn.Module, scalings: Sequence[LogitScaling], side: int = 0) -> None:
         super().__init__()
         self.network, self.side = network, side
         self.register_buffer("shifts", torch.tensor([scaling.prior_shift for scaling in scalings]))
@@ -65,9 +65,11 @@ class _WithProbability(nn.Module):
 def export_onnx(bundle: Location, out: Location) -> UPath:
     """Write a bundle as ONNX, for any number of slices.
 
-    Its input is `images`, uint8 `[slices, channels, rows, columns]`, as prepared. Of a bundle with `crop` or `scale` a
-    second one is `rectangles`, float32 `[slices, 4]`: what is shown of each image, as x and y of the center and half of
-    the width and height, from -1 to 1 over the image; the graph cuts. Outputs are `logit` and `probability` of `any`,
+    Its input is `images`, uint8 `[slices, channels, rows, columns]`, as prepared. The metadata `ich_ray_channels` say
+    what each channel is, such as `brain below 1, brain, brain above 1`; for a neighbor that is not there, a network is
+    given the slice itself. Of a bundle with `crop` or `scale` a second input is `rectangles`, float32 `[slices, 4]`:
+    what is shown of each image, as x and y of the center and half of the width and height, from -1 to 1 over the image;
+    the graph cuts it out. Outputs are `logit` and `probability` of `any`,
     float32 `[slices]`; of a bundle that answers subtypes also `label_logits` and `label_probabilities`, `[slices, 6]`,
     in the order of `ich_ray.vocabulary.LABELS`, `any` last. The graph holds the test-time augmentation of the bundle.
     Before the file is written ONNX Runtime must give its logits and probabilities on random images, within 1e-4.
@@ -126,6 +128,7 @@ def _exported(bundle: Bundle) -> bytes:
         raise IchRayError("onnx: PyTorch must return the exported program, got none; use the bundle itself")
     bundle.model.to(bundle.device)
     program.model.metadata_props[CARD_KEY] = bundle.card.model_dump_json()
+    program.model.metadata_props[CHANNELS_KEY] = ", ".join(bundle.card.channels)
     data: bytes = program.model_proto.SerializeToString()
     return data
 

@@ -2,8 +2,8 @@
 
 Knows files and bundles, not labels. Every input has exactly one row: a probability with the decision at an operating
 point, or the reason why there is none: a code of `ct/dicom.py`, `out_of_memory`, or `not_finite` where the network or
-the card gives no number. Images live for one batch only, so memory does not grow with the archive. Rows carry the UIDs
-that the files carry, so that they can be found again: treat them like the files.
+the card gives no number. Images live for one batch only, so memory grows neither with the archive nor with a series.
+Rows carry the UIDs that the files carry, so that they can be found again: treat them like the files.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
 
 from ich_ray.bundle.input_survey import Input
+from ich_ray.bundle.series_reading import Seen, SeriesImages, SliceReader, walk
 from ich_ray.bundle.threads import mapped_ahead
+from ich_ray.bundle.work_parts import in_order, single_slices, whole_series
 from ich_ray.data.prepare.list_files import list_files
-from ich_ray.errors import ConfigError, Rejection
+from ich_ray.errors import ConfigError
+from ich_ray.model.input_shape import input_channels
 from ich_ray.progress import say
 from ich_ray.storage import Location, is_local, locate
 from ich_ray.training.inference import EVALUATION_BATCH
@@ -32,8 +36,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.bundle.card import Card, OperatingPoint
-    from ich_ray.ct.dicom import SliceHeader
-    from ich_ray.ct.slice_file import SliceFile
+    from ich_ray.bundle.input_survey import SeriesTable
+    from ich_ray.bundle.work_parts import Part
 
 __all__ = [
     "SUBTYPE_COLUMNS",
@@ -44,10 +48,11 @@ __all__ = [
     "Scorer",
     "SubtypeColumns",
     "list_inputs",
-    "read_input",
 ]
 
 Decision = Literal["positive", "negative", ""]
+# Of the slices that make up an input, uint8 `[channels, rows, columns]` each.
+SliceImages: TypeAlias = "Sequence[NDArray[np.uint8]]"
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class Prediction:
         file: as given, `file#frame` for a frame.
         reason: a code; a file that was read and then not decided (`not_finite`) keeps its UIDs.
         series: SeriesInstanceUID.
-        flags: keys of `ct.dicom.FLAGS` and `training_data.FAR_FLAGS`, with commas between.
+        flags: keys of `ct.dicom.FLAGS`, `training_data.FAR_FLAGS` and `series_reading.NEIGHBOR_FLAGS`, with commas
+            between.
     """
 
     file: str
@@ -130,28 +136,6 @@ def list_inputs(paths: Iterable[Location]) -> list[Input]:
     return [*found.values()]
 
 
-def read_input(file: SliceFile, frame: int, card: Card) -> tuple[SliceHeader, NDArray[np.uint8]]:
-    """The header of a slice, and what a network is given for it, uint8 `card.input_shape`.
-
-    Raises:
-        Rejection: the slice cannot be read.
-    """
-    from ich_ray.ct.windowing import window_slice
-
-    found = file.read(frame)
-    return found.header, window_slice(found, card.windows, card.size)
-
-
-def _opened(path: str, without_preamble: bool) -> SliceFile | Rejection:
-    """A file, or why nothing of it is accepted: one that is damaged is not opened again for each of its frames."""
-    from ich_ray.ct.slice_file import SliceFile
-
-    try:
-        return SliceFile(path, without_preamble)
-    except Rejection as rejection:
-        return rejection
-
-
 class Scorer(Protocol):
     """What gives probabilities, such as a bundle."""
 
@@ -160,17 +144,42 @@ class Scorer(Protocol):
 
     def operating_point(self, name: str) -> OperatingPoint: ...
 
-    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]: ...
+    def probabilities(
+        self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float64]: ...
 
-    def label_probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]: ...
+    def label_probabilities(
+        self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float64]: ...
 
 
 class Pictures(Protocol):
     """What draws a picture of each slice, such as heat maps."""
 
     def write(
-        self, files: Sequence[str], images: NDArray[np.uint8], probabilities: NDArray[np.float64], threshold: float
+        self,
+        files: Sequence[str],
+        images: NDArray[np.uint8],
+        probabilities: NDArray[np.float64],
+        threshold: float,
+        rectangles: NDArray[np.float32] | None = None,
     ) -> list[str]: ...
+
+
+class Batch(NamedTuple):
+    """What is decided at a time.
+
+    Attributes:
+        places: of its slices in their part.
+        rows: without decisions.
+        images: of each row without a reason, those that make up its input.
+        rectangles: what is shown of each of these, `[n, 4]`; None where all of it is.
+    """
+
+    places: list[int]
+    rows: list[Prediction]
+    images: list[SliceImages]
+    rectangles: NDArray[np.float32] | None
 
 
 class Predictor:
@@ -180,85 +189,107 @@ class Predictor:
         kind: of its rows.
 
     Raises:
-        ConfigError: the bundle has no such operating point, or its network sees more than single slices.
+        ConfigError: the bundle has no such operating point.
     """
 
     def __init__(
         self, bundle: Scorer, point: str, heatmaps: Pictures | None = None, *, without_preamble: bool = False
     ) -> None:
-        if neighbors := bundle.card.parameters.neighbors:
-            raise ConfigError(
-                f"predict: a network that sees single slices must be given, got one with neighbors: {neighbors}, which "
-                "files alone do not tell; prepare them and use `ich-ray evaluate`, or retrain with neighbors: 0"
-            )
         self.bundle, self.point, self.heatmaps, self.without_preamble = bundle, point, heatmaps, without_preamble
         self.threshold = bundle.operating_point(point).threshold
         self.kind = LabelledPrediction if bundle.card.parameters.labels == "all" else Prediction
         # Heat maps hang hooks into the one network that there is.
         self._one_at_a_time = nullcontext() if heatmaps is None else Lock()
 
-    def stream(self, inputs: Sequence[Input]) -> Iterator[list[Prediction]]:
-        """Rows in order, a batch at a time, from one thread for each that PyTorch would use.
+    def parts(self, inputs: Sequence[Input], table: SeriesTable | None = None) -> list[Part]:
+        """The inputs in parts of a batch: whole series where a slice is seen with its series, or as that says.
+
+        Args:
+            inputs: files, or frames of them.
+            table: what their headers say; without it each is alone.
+        """
+        parameters = self.bundle.card.parameters
+        if table is None or not (parameters.neighbors or parameters.crop == "head"):
+            return single_slices(inputs, EVALUATION_BATCH)
+        return whole_series(inputs, table, EVALUATION_BATCH)
+
+    def stream(self, inputs: Sequence[Input], table: SeriesTable | None = None) -> Iterator[list[Prediction]]:
+        """Rows in the order of the inputs, some at a time, see `parts`."""
+        parts = self.parts(inputs, table)
+        return in_order(parts, self.rows(parts))
+
+    def rows(self, parts: Sequence[Part]) -> Iterator[list[Prediction]]:
+        """Rows of each part, in turn, from one thread for each that PyTorch would use.
 
         Each thread reads a batch and takes it through the network alone: both leave Python alone for most of their
         time, nobody waits for anybody, and a network on two threads of one batch was measured to take twice the CPU
         time of one on one, as they spin where they wait. Few inputs leave PyTorch its threads.
         """
-        batches = [inputs[start : start + EVALUATION_BATCH] for start in range(0, len(inputs), EVALUATION_BATCH)]
         threads = torch.get_num_threads()
-        workers = max(1, min(threads, len(batches)))
+        workers = max(1, min(threads, len(parts)))
         pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
         try:
-            yield from mapped_ahead(pool, self._predict, batches, workers)
+            yield from mapped_ahead(pool, self.predict, parts, workers)
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)  # what threads to come would start with
 
-    def _predict(self, inputs: Sequence[Input]) -> list[Prediction]:
-        rows, images = self.read(inputs)
-        with self._one_at_a_time:
-            return self.decide(rows, images)
+    def predict(self, part: Part) -> list[Prediction]:
+        """The rows of a part, in the order of its inputs."""
+        found: dict[int, Prediction] = {}
+        for places, *batch in self.read(part):
+            with self._one_at_a_time:
+                found.update(zip(places, self.decide(*batch), strict=True))
+        return [found[place] for place in range(len(part.inputs))]
 
-    def read(self, inputs: Sequence[Input]) -> tuple[list[Prediction], list[NDArray[np.uint8]]]:
-        """Rows without decisions, and the image of each row without a reason."""
+    def read(self, part: Part) -> Iterator[Batch]:
+        """A batch at a time. A series of more slices than a batch is never in memory as a whole."""
+        seen = self._walked(part)
+        while batch := [*islice(seen, EVALUATION_BATCH)]:
+            rows = [self._undecided(part.inputs[place], one) for place, one, _ in batch]
+            images = [one.images for _, one, _ in batch if not one.reason]
+            shown = [rectangle for _, one, rectangle in batch if rectangle is not None and not one.reason]
+            yield Batch([place for place, *_ in batch], rows, images, np.stack(shown) if shown else None)
+
+    def _walked(self, part: Part) -> Iterator[tuple[int, Seen, NDArray[np.float32] | None]]:
+        """The slices of all series of a part, each with its place among the inputs and what is shown of it."""
+        reader, card, before = SliceReader(self.without_preamble), self.bundle.card, 0
+        for series in part.series():
+            images = SeriesImages(series, reader, card)
+            for one in walk(series, images, card.parameters.neighbors):
+                yield before + one.index, one, None if one.header is None else images.rectangle(one.header)
+            before += len(series.inputs)
+
+    def _undecided(self, given: Input, seen: Seen) -> Prediction:
         from ich_ray.ct.slice_file import frame_name  # pydicom is not needed to load a bundle
 
-        rows, images = [], []
-        opened: tuple[str, SliceFile | Rejection] | None = None  # frames of one file follow each other
-        for path, reason, flags, frame in inputs:
-            file = frame_name(path, frame)
-            row = self.kind(file=file, reason=reason)
-            try:
-                if not reason:
-                    if opened is None or opened[0] != path:
-                        opened = path, _opened(path, self.without_preamble)
-                    if isinstance(opened[1], Rejection):
-                        raise opened[1]
-                    header, image = read_input(opened[1], frame, self.bundle.card)
-                    images.append(image)
-                    row = self.kind(
-                        file=file,
-                        slice_id=header.slice_id,
-                        study=header.study,
-                        series=header.series,
-                        flags=",".join(sorted({*header.flags, *filter(None, flags.split(","))})),
-                    )
-            except Rejection as rejection:
-                row = self.kind(file=file, reason=rejection.reason)
-            except MemoryError:
-                row = self.kind(file=file, reason="out_of_memory")
-            rows.append(row)
-        return rows, images
+        file, header = frame_name(given.file, given.frame), seen.header
+        if header is None:
+            return self.kind(file=file, reason=seen.reason)
+        flags = {*header.flags, *seen.flags, *filter(None, given.flags.split(","))}
+        ids = {"slice_id": header.slice_id, "study": header.study, "series": header.series}
+        return self.kind(file=file, **ids, flags=",".join(sorted(flags)))
 
-    def decide(self, rows: Sequence[Prediction], images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+    def decide(
+        self,
+        rows: Sequence[Prediction],
+        images: Sequence[SliceImages],
+        rectangles: NDArray[np.float32] | None = None,
+    ) -> list[Prediction]:
         """The rows with probability, decision and, if asked for, heat map.
 
         A row whose logit or probability is not finite gets the reason `not_finite`; its batch is decided without it.
+
+        Args:
+            rows: a batch of them.
+            images: of each row without a reason, those that make up its input.
+            rectangles: of each of these, where a part of it is shown.
         """
         if not images:
             return list(rows)
-        pixels = np.stack(images)
-        by_label = self._by_label(pixels)
+        pixels = self._beside_each_other(images)
+        shown = () if rectangles is None else (rectangles,)
+        by_label = self._by_label(pixels, *shown)
         probabilities = by_label[:, -1]
         finite = np.asarray(np.isfinite(by_label).all(1))
         told = iter(finite.tolist())
@@ -266,15 +297,25 @@ class Predictor:
         accepted = [row.file for row in rows if not row.reason]
         maps = [""] * len(accepted)
         if self.heatmaps is not None and accepted:
-            maps = self.heatmaps.write(accepted, pixels[finite], probabilities[finite], self.threshold)
+            parts = [part[finite] for part in shown]
+            maps = self.heatmaps.write(accepted, pixels[finite], probabilities[finite], self.threshold, *parts)
         found = zip(by_label[finite].tolist(), maps, strict=True)
         return [row if row.reason else self._decided(row, *next(found)) for row in rows]
 
-    def _by_label(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def _beside_each_other(self, images: Sequence[SliceImages]) -> NDArray[np.uint8]:
+        """The inputs of the network, uint8 `[n, *card.input_shape]`, see model/input_shape.py."""
+        card = self.bundle.card
+        counts = input_channels(card.parameters, card.image_shape[0])
+        pixels = np.empty((len(images), *card.input_shape), np.uint8)
+        for place, beside in enumerate(images):
+            np.concatenate([image[:count] for image, count in zip(beside, counts, strict=True)], out=pixels[place])
+        return pixels
+
+    def _by_label(self, images: NDArray[np.uint8], *shown: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probabilities `[n, labels]`, `any` last."""
         if self.kind is LabelledPrediction:
-            return self.bundle.label_probabilities(images)
-        return self.bundle.probabilities(images)[:, None]
+            return self.bundle.label_probabilities(images, *shown)
+        return self.bundle.probabilities(images, *shown)[:, None]
 
     def _decided(self, row: Prediction, by_label: Sequence[float], heatmap: str) -> Prediction:
         *subtypes, probability = by_label

@@ -6,26 +6,41 @@ reads one logit. Views are made of what the network is given, so that whoever as
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
 from torch import nn
+
+from ich_ray.model.input_shape import mirrored_channels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import torch
+
+    from ich_ray.model.fields import NetworkFields
     from ich_ray.model.networks import Network
     from ich_ray.vocabulary import TtaView
 
-__all__ = ["VIEWS", "TtaNetwork", "with_tta"]
+__all__ = ["VIEWS", "TtaNetwork", "View", "with_tta"]
+
+# Makes a view of images `[n, channels, rows, columns]`, of the same shape and type.
+View: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
 
-def _mirrored(images: torch.Tensor) -> torch.Tensor:
-    return images.flip(-1)
+def _hflip(parameters: NetworkFields, image_channels: int) -> View:
+    """Of mirror images."""
+    del parameters, image_channels
+    return lambda images: images.flip(-1)
 
 
-# Each makes its view of images `[n, channels, rows, columns]`, of the same shape and type.
-VIEWS: dict[TtaView, Callable[[torch.Tensor], torch.Tensor]] = {"hflip": _mirrored}
+def _depth_flip(parameters: NetworkFields, image_channels: int) -> View:
+    """Of slices whose neighbors below and above have changed places."""
+    order = mirrored_channels(parameters, image_channels)
+    return lambda images: images[:, order]
+
+
+# By the parameters of the network and the channels of one image.
+VIEWS: dict[TtaView, Callable[[NetworkFields, int], View]] = {"hflip": _hflip, "depth_flip": _depth_flip}
 
 
 class TtaNetwork(nn.Module):
@@ -34,10 +49,10 @@ class TtaNetwork(nn.Module):
     One view after another, so that it takes longer and no more memory.
     """
 
-    def __init__(self, network: Network, views: Sequence[TtaView]) -> None:
+    def __init__(self, network: Network, views: Sequence[View]) -> None:
         super().__init__()
         self.network = network
-        self._views = [VIEWS[name] for name in views]
+        self._views = views
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits float32 `[n]`, or `[n, labels]` of several, as those of the network."""
@@ -47,6 +62,8 @@ class TtaNetwork(nn.Module):
         return logits / (1 + len(self._views))
 
 
-def with_tta(network: Network, views: Sequence[TtaView]) -> nn.Module:
-    """The network, or where there are views the one that averages over them; both share the weights."""
-    return TtaNetwork(network, views).eval() if views else network
+def with_tta(network: Network, names: Sequence[TtaView], parameters: NetworkFields, image_channels: int) -> nn.Module:
+    """The network, or where views are named the one that averages over them; both share the weights."""
+    if not names:
+        return network
+    return TtaNetwork(network, [VIEWS[name](parameters, image_channels) for name in names]).eval()

@@ -43,7 +43,11 @@ def placed_rows(slices: pa.Table) -> NDArray[np.int64]:
 
 
 def neighbor_rows(
-    series: NDArray[np.int64], places_mm: NDArray[np.float64], slice_ids: NDArray[np.object_]
+    series: NDArray[np.int64],
+    places_mm: NDArray[np.float64],
+    slice_ids: NDArray[np.object_],
+    *,
+    across_gaps: bool = False,
 ) -> NDArray[np.int64]:
     """The rows beside each row, from the lowest place to the highest, itself in the middle, `[n, 5]`.
 
@@ -54,6 +58,7 @@ def neighbor_rows(
         series: a number of the series of each row, negative without one.
         places_mm: along the normal of the slices, not finite where it is not known.
         slice_ids: that decide between slices at one place.
+        across_gaps: the next place, however far it is.
     """
     rows = np.repeat(np.arange(len(series))[:, None], 2 * MOST_NEIGHBORS + 1, axis=1)
     known = np.flatnonzero((series >= 0) & np.isfinite(places_mm))
@@ -64,7 +69,9 @@ def neighbor_rows(
     begins = np.flatnonzero(np.append(True, ~same_series | (steps_mm >= SAME_MM)))
     place = np.cumsum(np.isin(np.arange(len(order)), begins, assume_unique=True)) - 1  # of each row in order
     first = _first_by_id(order, place, begins, slice_ids)
-    joined = _joined(series[order[begins]], same_series[begins[1:] - 1], steps_mm[begins[1:] - 1])
+    joined = same_series[begins[1:] - 1]
+    if not across_gaps:
+        joined = _joined(series[order[begins]], joined, steps_mm[begins[1:] - 1])
     for distance in range(1, MOST_NEIGHBORS + 1):
         lower = _runs(joined, distance)
         for own, other, column in ((lower, lower + distance, distance), (lower + distance, lower, -distance)):

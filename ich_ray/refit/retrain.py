@@ -41,6 +41,7 @@ from ich_ray.refit.retrain_record import (
     Retraining,
     SeedRun,
     best_run,
+    check_views,
     folder_names,
     parse_views,
     planned,
@@ -98,8 +99,8 @@ def retrain(
         address: of a Ray cluster.
 
     Raises:
-        ConfigError: no search, too many workers or accelerators asked for, a view that there is not, or several seeds
-            that nothing can tell apart.
+        ConfigError: no search, too many workers or accelerators asked for, a view that there is not or that the
+            trial cannot be shown, or several seeds that nothing can tell apart.
         IchRayError: no completed trial, or the training failed: of several seeds, every one.
     """
     _check_seeds(seeds, patients)
@@ -108,6 +109,7 @@ def retrain(
     trial = chosen_trial(found)
     dataset = PreparedDataset.of_search(found)
     drawn = Hyperparameters.model_validate(trial.parameters)
+    check_views(views, [drawn])
     before = _rehearsal(found, trial, drawn) if patients != "train" else ()
     if course is None:
         course = planned(found, trial, drawn, dataset.manifest.roles, patients, before)

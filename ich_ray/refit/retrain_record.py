@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from ich_ray.data.dataset import RoleCounts
+    from ich_ray.model.fields import NetworkFields
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.vocabulary import Role
@@ -37,6 +38,7 @@ __all__ = [
     "Retraining",
     "SeedRun",
     "best_run",
+    "check_views",
     "folder_names",
     "parse_views",
     "planned",
@@ -173,6 +175,19 @@ def parse_views(names: Sequence[str]) -> tuple[TtaView, ...]:
         known = ", ".join(get_args(TtaView))
         raise ConfigError(f"--tta: each must be one of {known}, named once, got {', '.join(names)}; correct it")
     return views
+
+
+def check_views(views: Sequence[TtaView], trials: Iterable[NetworkFields]) -> None:
+    """Refuse views that none of these trials could be shown.
+
+    Raises:
+        ConfigError: neighbors would be exchanged where there are none.
+    """
+    if "depth_flip" in views and not any(trial.neighbors for trial in trials):
+        raise ConfigError(
+            "--tta depth_flip: exchanges the neighbors below and above a slice, got neighbors: 0; leave it out, or "
+            "choose a trial that sees neighbors"
+        )
 
 
 def searched_budget(found: SearchResult) -> Budget:

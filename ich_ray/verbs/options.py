@@ -89,9 +89,7 @@ Conservative = Annotated[
 Points = Annotated[
     list[str] | None, typer.Option("--point", help="Also one by a registered rule, such as sensitivity=0.93.")
 ]
-Tta = Annotated[
-    list[str] | None, typer.Option("--tta", help="View whose logits the bundle averages with the slice's own: hflip.")
-]
+Tta = Annotated[list[str] | None, typer.Option("--tta", help="View averaged with the slice's own: hflip, depth_flip.")]
 BundleFolder = Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder with model.safetensors and card.json.")]
 SiteDataset = Annotated[str, typer.Argument(metavar="DATASET", help="The site's patients, prepared like the bundle's.")]
 Prevalence = Annotated[

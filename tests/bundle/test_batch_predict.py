@@ -389,7 +389,7 @@ def test_ray_data_gives_the_same_rows_in_the_same_order(
     (scans / "ID_000.dcm").write_bytes((scans / "ID_000.dcm").read_bytes()[132:])
     here = predict(bundle, [scans], tmp_path / "here.parquet", without_preamble=True)
     monkeypatch.setattr(batch_predict, "_WORTH_RAY", 1)
-    monkeypatch.setattr(batch_predict, "EVALUATION_BATCH", 4)
+    monkeypatch.setattr("ich_ray.bundle.prediction.EVALUATION_BATCH", 4)
     there = predict(bundle, [scans], tmp_path / "there.parquet", heatmaps=tmp_path / "maps", without_preamble=True)
     assert there == here
     tables = [pq.read_table(tmp_path / f"{name}.parquet") for name in ("here", "there")]

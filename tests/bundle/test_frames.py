@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydicom.dataset import Dataset
 
-from ich_ray.bundle import batch_predict, prediction
+from ich_ray.bundle import prediction
 from ich_ray.bundle.batch_predict import predict
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.bundle.input_survey import Input, read_facts, survey_inputs
@@ -127,16 +127,3 @@ def test_frames_are_judged_by_their_series(scans: Path) -> None:
     assert [(given.frame, given.flags) for given in found[1:]] == [
         (1, "repeated_position"), (2, "repeated_position"), (3, ""), (4, ""), (5, ""),
     ]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_ray_data_gives_the_rows_of_frames_too(
-    bundle: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here = predict(bundle, [scans], tmp_path / "here.json")
-    monkeypatch.setattr(batch_predict, "_WORTH_RAY", 1)
-    monkeypatch.setattr(batch_predict, "EVALUATION_BATCH", 2)
-    assert predict(bundle, [scans], tmp_path / "there.json") == here
-    one, other = rows_of(tmp_path / "here.json"), rows_of(tmp_path / "there.json")
-    assert [row.file for row in one] == [row.file for row in other]
-    assert [row.decision for row in one] == [row.decision for row in other]

@@ -29,6 +29,7 @@ from ich_ray.bundle.logit_scaling import LogitScaling
 from ich_ray.bundle.onnx_export import export_onnx
 from ich_ray.bundle.prediction import Predictor
 from ich_ray.bundle.study_prediction import Studies
+from ich_ray.bundle.work_parts import as_item, single_slices
 from ich_ray.ct import slice_file, windowing
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError, IntegrityError
@@ -123,7 +124,7 @@ def test_weights_with_such_a_number_are_refused_and_cost_no_opening(search: Sear
 def test_only_the_slices_concerned_get_the_reason(
     search: SearchFiles, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Bundle, "logits", lambda self, images: PLANTED.copy())
+    monkeypatch.setattr(Bundle, "logits", lambda self, images, *_: PLANTED.copy())
     for suffix in ("json", "csv", "parquet"):
         out = scans.parent / f"rows.{suffix}"
         assert cli.call(["predict", str(search.bundle), str(scans), "--out", str(out)]) == 3
@@ -140,7 +141,7 @@ def test_only_the_slices_concerned_get_the_reason(
 def test_by_study_such_a_file_has_a_row_of_its_own(
     search: SearchFiles, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Bundle, "logits", lambda self, images: PLANTED.copy())
+    monkeypatch.setattr(Bundle, "logits", lambda self, images, *_: PLANTED.copy())
     predictor = Predictor(load_bundle(search.bundle), "f2")
     studies = Studies()
     for rows in predictor.stream([Input(str(path)) for path in sorted(scans.iterdir())]):
@@ -153,10 +154,10 @@ def test_by_study_such_a_file_has_a_row_of_its_own(
 def test_a_worker_of_ray_data_gives_the_same_rows(
     search: SearchFiles, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Bundle, "logits", lambda self, images: PLANTED.copy())
+    monkeypatch.setattr(Bundle, "logits", lambda self, images, *_: PLANTED.copy())
     worker = batch_predict._Worker(batch_predict._Order(str(search.bundle), "f2", None))
-    files = [str(path) for path in sorted(scans.iterdir())]
-    found = worker({"file": files, "reason": [""] * 4, "flags": [""] * 4, "frame": [0] * 4}).to_pydict()
+    (part,) = single_slices([Input(str(path)) for path in sorted(scans.iterdir())], 4)
+    found = worker(as_item(part)).to_pydict()
     assert found["reason"] == ["not_finite", "not_finite", "not_finite", ""]
     assert found["probability"][:3] == [None, None, None]
 
@@ -171,7 +172,7 @@ def test_no_heat_map_is_drawn_of_such_a_slice(
         drawn.extend(files)
         return [f"{file}.png" for file in files]
 
-    monkeypatch.setattr(Bundle, "logits", lambda self, images: PLANTED[: len(images)].copy())
+    monkeypatch.setattr(Bundle, "logits", lambda self, images, *_: PLANTED[: len(images)].copy())
     predictor = Predictor(load_bundle(search.bundle), "f2", SimpleNamespace(write=write))  # type: ignore[arg-type]
     inputs = [Input(str(path)) for path in sorted(scans.iterdir())]
     (rows,) = predictor.stream(inputs)

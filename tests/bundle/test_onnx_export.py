@@ -12,13 +12,15 @@ from ich_ray import cli
 from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle import onnx_export
 from ich_ray.bundle.bundle import Bundle, load_bundle
-from ich_ray.bundle.onnx_export import CARD_KEY, export_onnx, onnx_label_outputs, onnx_outputs
+from ich_ray.bundle.onnx_export import CARD_KEY, CHANNELS_KEY, export_onnx, onnx_label_outputs, onnx_outputs
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 from ich_ray.storage import SearchFiles
 from tests.prepared import make_dataset
 from tests.searched import PARAMETERS, make_bundle, make_search
+
+WINDOWS = ("brain", "subdural", "bone")
 
 pytestmark = pytest.mark.slow  # PyTorch takes seconds to export anything
 
@@ -82,10 +84,14 @@ def test_the_graph_takes_images_as_prepared_and_reduces_them(
     dataset = make_dataset(tmp_path / "dataset")
     parameters = PARAMETERS.model_copy(update={"resolution": resolution, "neighbors": neighbors})
     files = make_search(tmp_path / "search", dataset, parameters)
-    make_bundle(files, dataset, parameters)
+    make_bundle(files, dataset, parameters, ["depth_flip"] * neighbors)  # type: ignore[list-item]
     bundle = load_bundle(files.bundle)
     assert (bundle.card.input_shape, bundle.network.side) == ((channels, 32, 32), resolution)
     export_onnx(files.bundle, tmp_path / "model.onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    held = onnxruntime.InferenceSession(str(tmp_path / "model.onnx")).get_modelmeta().custom_metadata_map
+    beside = [f"{name} below 1" for name in WINDOWS], [f"{name} above 1" for name in WINDOWS]
+    assert held[CHANNELS_KEY].split(", ") == [*beside[0] * neighbors, *WINDOWS, *beside[1] * neighbors]
     images = np.random.default_rng(0).integers(0, 256, (5, channels, 32, 32), np.uint8)
     logits, _ = onnx_outputs((tmp_path / "model.onnx").read_bytes(), images)
     np.testing.assert_allclose(logits, bundle.logits(images), atol=1e-5)

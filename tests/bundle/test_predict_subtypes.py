@@ -45,8 +45,9 @@ def test_each_slice_has_the_probabilities_of_the_bundle(bundle: Path, scans: Pat
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.column_names == names(LabelledPrediction)
     predictor = Predictor(load_bundle(bundle), "f2")
-    rows, images = predictor.read(list_inputs([scans]))
-    expected = load_bundle(bundle).label_probabilities(np.stack(images))
+    (part,) = predictor.parts(list_inputs([scans]))
+    ((_, rows, images, _),) = predictor.read(part)
+    expected = load_bundle(bundle).label_probabilities(np.stack([image for (image,) in images]))
     read = table.filter(np.array([not reason for reason in table["reason"].to_pylist()]))
     found = np.stack([read[name].to_numpy() for name in (*SUBTYPE_COLUMNS, "probability")], 1)
     by_file = dict(zip(read["file"].to_pylist(), found, strict=True))
@@ -92,5 +93,5 @@ def test_a_slice_with_a_subtype_that_is_no_number_is_not_decided(
 
     monkeypatch.setattr(Bundle, "label_probabilities", broken)
     predictor = Predictor(load_bundle(bundle), "f2")
-    rows = predictor.decide(*predictor.read(list_inputs([scans])))
+    rows = predictor.predict(*predictor.parts(list_inputs([scans])))
     assert [row.reason for row in rows].count("not_finite") == 1

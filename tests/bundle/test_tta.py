@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.bundle import Bundle, load_bundle
@@ -50,9 +51,43 @@ def test_every_view_is_made() -> None:
     assert {*VIEWS} == {*get_args(TtaView)}
 
 
+def with_views(plain: Network, *names: TtaView, **fields: object) -> nn.Module:
+    return with_tta(plain, names, PARAMETERS.model_copy(update=fields), 3)
+
+
 def test_a_mirror_image_has_its_columns_in_the_other_order() -> None:
     image = torch.arange(6, dtype=torch.uint8).view(1, 1, 2, 3)
-    assert VIEWS["hflip"](image).tolist() == [[[[2, 1, 0], [5, 4, 3]]]]
+    assert VIEWS["hflip"](PARAMETERS, 1)(image).tolist() == [[[[2, 1, 0], [5, 4, 3]]]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"neighbors": 1}, [6, 7, 8, 3, 4, 5, 0, 1, 2]),
+        ({"neighbors": 2, "neighbor_windows": "first"}, [6, 5, 2, 3, 4, 1, 0]),
+    ],
+)
+def test_neighbors_below_and_above_change_places_and_the_slice_stays(
+    fields: dict[str, object], expected: list[int]
+) -> None:
+    """Windows of each keep their order: a neighbor's are no mirror image."""
+    channels = torch.arange(len(expected), dtype=torch.uint8).view(1, -1, 1, 1)
+    flipped = VIEWS["depth_flip"](PARAMETERS.model_copy(update=fields), 3)(channels)
+    assert flipped.flatten().tolist() == expected
+
+
+def test_a_network_that_knows_no_below_and_above_answers_as_before() -> None:
+    same, other = network(neighbors=1), network(neighbors=1)
+    batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 9, 32, 32), np.uint8))
+    with torch.no_grad():
+        first = next(weight for weight in same.parameters() if weight.ndim == 4)
+        first.copy_((first + first[:, [6, 7, 8, 3, 4, 5, 0, 1, 2]]) / 2)
+        told = with_views(same, "depth_flip", neighbors=1)(batch)
+        assert told.tolist() == pytest.approx(same(batch).tolist(), abs=1e-5)
+        both = with_views(other, "hflip", "depth_flip", neighbors=1)(batch)
+        exchanged = batch[:, [6, 7, 8, 3, 4, 5, 0, 1, 2]]
+        assert torch.equal(both, (other(batch) + other(batch.flip(-1)) + other(exchanged)) / 3)
+        assert both.tolist() != pytest.approx(other(batch).tolist(), abs=1e-5)
 
 
 def test_a_network_that_knows_no_left_and_right_answers_as_before(images: NDArray[np.uint8]) -> None:
@@ -62,9 +97,9 @@ def test_a_network_that_knows_no_left_and_right_answers_as_before(images: NDArra
             if weight.ndim == 4:
                 weight.copy_((weight + weight.flip(-1)) / 2)
         batch = torch.from_numpy(images)
-        assert with_tta(same, ["hflip"])(batch).tolist() == pytest.approx(same(batch).tolist(), abs=1e-5)
+        assert with_views(same, "hflip")(batch).tolist() == pytest.approx(same(batch).tolist(), abs=1e-5)
         other = network()
-        assert with_tta(other, ["hflip"])(batch).tolist() != pytest.approx(other(batch).tolist(), abs=1e-5)
+        assert with_views(other, "hflip")(batch).tolist() != pytest.approx(other(batch).tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(("fields", "shape"), [({}, (5,)), ({"labels": "all"}, (5, 6)), ({"resolution": 24}, (5,))])
@@ -74,7 +109,7 @@ def test_logits_are_the_mean_of_image_and_mirror_image(
     plain = network(**fields)
     with torch.inference_mode():
         batch = torch.from_numpy(images)
-        found = with_tta(plain, ["hflip"])(batch)
+        found = with_views(plain, "hflip")(batch)
         expected = (plain(batch) + plain(torch.from_numpy(images[..., ::-1].copy()))) / 2
     assert found.shape == shape
     assert torch.equal(found, expected)
@@ -82,7 +117,7 @@ def test_logits_are_the_mean_of_image_and_mirror_image(
 
 def test_without_views_the_network_itself_answers() -> None:
     plain = network()
-    assert with_tta(plain, ()) is plain
+    assert with_views(plain) is plain
 
 
 def test_a_bundle_answers_with_the_mean_whatever_it_is_asked(
@@ -124,12 +159,12 @@ def test_a_card_without_the_field_has_no_views(retrained: SearchFiles, tmp_path:
     assert older.model is older.network
 
 
-@pytest.mark.parametrize("views", [["vflip"], ["hflip", "hflip"]])
+@pytest.mark.parametrize("views", [["vflip"], ["hflip", "hflip"], ["depth_flip"]])
 def test_a_card_with_other_views_is_damaged(retrained: SearchFiles, tmp_path: Path, views: list[str]) -> None:
     shutil.copytree(str(retrained.bundle), tmp_path / "damaged")
     folder = locate(tmp_path / "damaged")
     write_json(folder / "card.json", {**read_json(folder / "card.json"), "tta": views})
-    with pytest.raises(IntegrityError, match=r"card\.json: .*(tta|hflip)"):
+    with pytest.raises(IntegrityError, match=r"card\.json: .*(tta|hflip|depth_flip)"):
         load_bundle(folder)
 
 

@@ -31,6 +31,7 @@ from ich_ray.refit.retrain_record import (
     Retraining,
     SeedRun,
     best_run,
+    check_views,
     folder_names,
     parse_views,
     planned,
@@ -100,8 +101,18 @@ def test_more_workers_than_there_are_places_are_refused(found: list[Machine], wo
 @pytest.mark.parametrize(("names", "got"), [(["vflip"], "vflip"), (["hflip", "hflip"], "hflip, hflip")])
 def test_views_that_do_not_exist_or_count_twice_are_refused_before_anything_trains(names: list[str], got: str) -> None:
     assert parse_views(["hflip"]) == ("hflip",)
-    with pytest.raises(ConfigError, match=rf"--tta: each must be one of hflip, named once, got {got}; correct it"):
+    with pytest.raises(ConfigError, match=rf"--tta: each must be one of .*, depth_flip, named once, got {got}; co"):
         retrain("nowhere", tta=names)
+
+
+def test_neighbors_are_exchanged_only_where_there_are_some(dataset: PreparedDataset, tmp_path: Path) -> None:
+    assert parse_views(["depth_flip", "hflip"]) == ("hflip", "depth_flip")
+    check_views(("hflip",), [PARAMETERS])
+    check_views(("depth_flip",), [PARAMETERS, PARAMETERS.model_copy(update={"neighbors": 1})])
+    files = make_search(tmp_path / "search", dataset)
+    with pytest.raises(ConfigError, match=r"--tta depth_flip: exchanges the neighbors .*, got neighbors: 0; "):
+        retrain(files.root, tta=["depth_flip"])
+    assert not files.final.exists()
 
 
 def test_the_chosen_trial(dataset: PreparedDataset, tmp_path: Path) -> None:
