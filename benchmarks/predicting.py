@@ -8,10 +8,15 @@ half of the CPUs, and both together on all of them, in turns; medians of their r
 the slower half. 1 is a pipeline in which neither waits for the other. Beside it the same in CPU time, which other work
 does not change: what both together should take, by what they take alone, over what they take.
 
+`series` alone takes whole series, whose file names say nothing of them: a network that sees a neighbor on
+either side against one of the same kind that sees single slices, headers and all, as slices a second of the one over
+those of the other; and the same without the network (both answer one half), which is what reading by series costs. By
+the clock and in CPU time, in turns, as medians with quartiles.
+
 `ray` adds Ray Data: its rate once started over that of the CPUs' number of single processes, and the peak memory of
 this process and its workers (proportional set size) on few and on many files.
 
-    python benchmarks/predicting.py [ray] [--turns 7] [--memory 2000 10000]
+    python benchmarks/predicting.py [ray|series] [--turns 7] [--memory 2000 10000] [--patients 8]
 """
 
 from __future__ import annotations
@@ -34,7 +39,9 @@ from ich_ray import progress
 from ich_ray.bundle import batch_predict
 from ich_ray.bundle.bundle import WEIGHTS_FILE, Bundle, load_bundle
 from ich_ray.bundle.card import Card, DatasetNote, OperatingPoint, SearchNote
+from ich_ray.bundle.input_survey import read_facts_ahead, survey_inputs
 from ich_ray.bundle.prediction import Predictor, list_inputs
+from ich_ray.ct.continuous_phantom import write_continuous_phantom
 from ich_ray.ct.phantom import write_phantom
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows
 from ich_ray.model.hyperparameters import Hyperparameters
@@ -46,11 +53,29 @@ from ich_ray.training.inference import EVALUATION_BATCH
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
+    from ich_ray.bundle.input_survey import Input
+    from ich_ray.bundle.prediction import Prediction, Scorer
+
 SIZE, SINGLES = 128, 15
 
 
-def make_bundle(folder: Path, architecture: str) -> Bundle:
-    parameters = Hyperparameters(architecture=architecture)
+class NoNetwork:
+    """A bundle that answers one half, whatever it is shown."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.card, self.operating_point = bundle.card, bundle.operating_point
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return np.full(len(images), 0.5)
+
+    def label_probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return self.probabilities(images)[:, None]
+
+
+def make_bundle(folder: Path, architecture: str, neighbors: int = 0) -> Bundle:
+    parameters = Hyperparameters(architecture=architecture, neighbors=neighbors)
     shape = (3, SIZE, SIZE)
     card = Card(
         name="benchmark",
@@ -73,17 +98,21 @@ def make_bundle(folder: Path, architecture: str) -> Bundle:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["ray"])
+    parser.add_argument("what", nargs="?", choices=["ray", "series"])
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--memory", type=int, nargs=2, default=[2000, 10_000])
+    parser.add_argument("--patients", type=int, default=8)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
+        if options.what == "series":
+            whole_series(root, options.patients, options.turns)
+            return
         write_phantom(root / "dicom", patients=60, seed=0)
         inputs = list_inputs([root / "dicom" / "stage_2_train"])
         for architecture, slices in (("plain_cnn", 1500), ("resnet18", 256), ("resnet50", 256)):
             bundle = make_bundle(root / architecture, architecture)
-            one_by_one(architecture, bundle, [file for file, _ in inputs])
+            one_by_one(architecture, bundle, [given.file for given in inputs])
             folder(architecture, Predictor(bundle, "f2"), (inputs * 4)[:slices], options.turns)
         if options.what == "ray":
             through_ray(root, inputs, options.memory)
@@ -119,14 +148,14 @@ def on_threads(work: Callable[[list[Any]], object], parts: list[list[Any]], coun
         list(pool.map(work, parts))
 
 
-def folder(architecture: str, predictor: Predictor, inputs: list[tuple[str, str]], turns: int) -> None:
+def folder(architecture: str, predictor: Predictor, inputs: list[Input], turns: int) -> None:
     cpus = len(os.sched_getaffinity(0))
     half, threads = max(1, cpus // 2), torch.get_num_threads()
-    parts = [inputs[start : start + EVALUATION_BATCH] for start in range(0, len(inputs), EVALUATION_BATCH)]
-    images = [list(predictor.read(part)[1]) for part in parts]
+    parts = predictor.parts(inputs)
+    images = [predictor._beside_each_other(seen) for part in parts for _, _, seen in predictor.read(part)]
     halves: dict[str, Callable[[], object]] = {
-        "decoding": lambda: on_threads(predictor.read, parts, half),
-        "network": lambda: on_threads(lambda part: predictor.bundle.probabilities(np.stack(part)), images, half),
+        "decoding": lambda: on_threads(lambda part: [*predictor.read(part)], parts, half),
+        "network": lambda: on_threads(predictor.bundle.probabilities, images, half),
         "both": lambda: list(predictor.stream(inputs)),
     }
     found: dict[str, list[Timed]] = {name: [] for name in halves}
@@ -148,13 +177,45 @@ def folder(architecture: str, predictor: Predictor, inputs: list[tuple[str, str]
     )
 
 
-def through_ray(root: Path, inputs: list[tuple[str, str]], counts: list[int]) -> None:
+def whole_series(root: Path, patients: int, turns: int) -> None:
+    """Slices a second of a network that sees neighbors over those of one that sees single slices."""
+    write_continuous_phantom(root / "dicom", patients=patients, seed=0)
+    inputs = list_inputs([root / "dicom" / "stage_2_train"])
+    threads = torch.get_num_threads()
+    for architecture in ("plain_cnn", "resnet18"):
+        bundles = [make_bundle(root / f"{architecture}{count}", architecture, count) for count in (0, 1)]
+        works: dict[str, list[Scorer]] = {"with the network": [*bundles], "without": [*map(NoNetwork, bundles)]}
+        for name, scorers in works.items():
+            found: list[list[Timed]] = [[], []]
+            for turn in range(turns + 1):
+                for place in (0, 1) if turn % 2 else (1, 0):
+                    one = timed(lambda scorer=scorers[place]: surveyed(scorer, inputs), len(inputs))
+                    torch.set_num_threads(threads)
+                    if turn:  # the first one warms up
+                        found[place].append(one)
+            alone, seeing = found
+            clock = quantiles([b.rate / a.rate for a, b in zip(alone, seeing, strict=True)])
+            cpu = quantiles([a.cpu_ms / b.cpu_ms for a, b in zip(alone, seeing, strict=True)])
+            print(
+                f"{architecture} {name}, {len(inputs)} slices: {median(one.cpu_ms for one in alone):.2f} and "
+                f"{median(one.cpu_ms for one in seeing):.2f} ms of CPU time a slice; neighbors / single slices "
+                f"{clock[1]:.2f} ({clock[0]:.2f} to {clock[2]:.2f}) by the clock, {cpu[1]:.2f} ({cpu[0]:.2f} to "
+                f"{cpu[2]:.2f}) in CPU time; to reach: 0.80"
+            )
+
+
+def surveyed(scorer: Scorer, inputs: list[Input]) -> list[Prediction]:
+    survey = survey_inputs(inputs, read_facts_ahead(inputs), None)
+    return [row for rows in Predictor(scorer, "f2").stream(survey.inputs, survey.table) for row in rows]
+
+
+def through_ray(root: Path, inputs: list[Input], counts: list[int]) -> None:
     images = [str(root / "dicom" / "stage_2_train")]
     predictor = Predictor(load_bundle(root / "plain_cnn"), "f2")
     batch_predict._WORTH_RAY = 1
     peaks = []
     for count in counts:
-        alone = timed(lambda: on_threads(predictor._predict, [inputs[:EVALUATION_BATCH]] * 3, 1), 3 * EVALUATION_BATCH)
+        alone = timed(lambda: on_threads(predictor.predict, predictor.parts(inputs)[:1] * 3, 1), 3 * EVALUATION_BATCH)
         torch.set_num_threads(torch.get_num_threads())
         watched, over = Watched(), threading.Event()
         sampler = threading.Thread(target=watched.sample, args=(over,), daemon=True)

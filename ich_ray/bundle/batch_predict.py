@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pyarrow.compute as pc
 
 from ich_ray import progress
@@ -21,6 +22,7 @@ from ich_ray.bundle.prediction import LabelledPrediction, Prediction, Predictor,
 from ich_ray.bundle.study_prediction import LabelledStudyPrediction, Studies, StudyPrediction
 from ich_ray.bundle.table_writer import as_table, check_suffix, writing_rows
 from ich_ray.bundle.work_parts import as_item, in_order, part_of, single_slices
+from ich_ray.data.neighbors import neighbor_rows, without_neighbors
 from ich_ray.errors import ConfigError
 from ich_ray.machines import ask_machines
 from ich_ray.ray_data import map_in_order
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from ich_ray.bundle.card import Card
     from ich_ray.bundle.input_survey import Input, Survey
-    from ich_ray.bundle.training_data import TrainingData
     from ich_ray.bundle.work_parts import Part
 
 __all__ = ["Totals", "predict"]
@@ -149,7 +151,7 @@ def predict(
     with connected(address) if many else nullcontext(), writing_rows(target, kind) as append:
         if many:
             ask_machines()
-        survey = _surveyed(inputs, predictor.bundle.card.training_data, order, many)
+        survey = _surveyed(inputs, predictor.bundle.card, order, many)
         totals.inputs = len(survey.inputs)
         parts = predictor.parts(survey.inputs, survey.table)
         found = _through_ray(order, parts, predictor.kind) if many else predictor.rows(parts)
@@ -179,14 +181,30 @@ def _rejects_counted(
         yield rows
 
 
-def _surveyed(inputs: list[Input], training: TrainingData | None, order: _Order, many: bool) -> Survey:
+def _surveyed(inputs: list[Input], card: Card, order: _Order, many: bool) -> Survey:
     """The inputs, a frame at a time, with what their series says of them."""
     facts = _facts_through_ray(order, inputs) if many else read_facts_ahead(inputs, order.without_preamble)
     with progress.bar("Reading headers", len(inputs), "files") as advance:
-        found = survey_inputs(inputs, _counted(facts, advance), training)
-    for note in found.notes:
+        found = survey_inputs(inputs, _counted(facts, advance), card.training_data)
+    for note in filter(None, [*found.notes, _alone(found, card.parameters.neighbors)]):
         progress.say(f"  {note}")
     return found
+
+
+def _alone(survey: Survey, neighbors: int) -> str:
+    """How many slices have no other of their series beside them; empty if each has one, or needs none."""
+    if not neighbors:
+        return ""
+    table = survey.table
+    rows = np.flatnonzero((table.series >= 0) & [not given.reason for given in survey.inputs])
+    series, places_mm = table.series[rows].astype(np.int64), table.position_mm[rows].astype(np.float64)
+    beside = neighbor_rows(series, places_mm, np.full(len(rows), "", object), across_gaps=True)
+    if not (count := without_neighbors(beside, np.arange(len(rows)))):
+        return ""
+    return (
+        f"neighbors: {neighbors} must lie on either side of a slice, got {count} of {len(rows)} slices without any: "
+        "each stands in for its own and is flagged neighbors_unknown; give the whole series of such a file"
+    )
 
 
 def _counted(tables: Iterable[pa.Table], advance: progress.Advance) -> Iterator[pa.Table]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ich_ray import cli
+from ich_ray import cli, progress
 from ich_ray.bundle import batch_predict, prediction
 from ich_ray.bundle.batch_predict import predict
 from ich_ray.bundle.bundle import WEIGHTS_FILE, Bundle, load_bundle
@@ -159,6 +159,27 @@ def test_what_a_slice_lacks_is_among_its_flags_and_counted(
     said = capsys.readouterr().out
     assert f"neighbor_missing {len(flagged['neighbor_missing'])}" in said
     assert "neighbors_unknown 2" in said
+
+
+def test_what_is_alone_is_said_before_anything_is_decoded(
+    bundle: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction.Predictor, "rows", stop)
+    neighbors = load_bundle(bundle).card.parameters.neighbors
+    for paths, count in (([scans], "2 of 15"), ([scans / "3a.dcm"], "1 of 1")):
+        progress.show()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                predict(bundle, [*paths], tmp_path / "out.json")
+        finally:
+            progress.show(False)
+        assert (
+            f"neighbors: {neighbors} must lie on either side of a slice, got {count} slices without any: each stands "
+            "in for its own and is flagged neighbors_unknown; give the whole series of such a file"
+        ) in capsys.readouterr().err
 
 
 def test_a_neighbor_that_cannot_be_read_is_as_absent_as_in_a_dataset(bundle: Path, scans: Path, tmp_path: Path) -> None:
