@@ -28,6 +28,8 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)  # the whole image
 _MARGIN = 0.05  # of the longer edge of a box, on each side
 # Of the largest box of a series: less is a vertex that the others cover, or a table without a head.
 _SMALLEST_PART = 1 / 3
+# Of a head, whatever its box: slices of the vertex that stand alone are not shown as large as heads.
+_SMALLEST_MM, _SMALLEST_UNKNOWN = 150.0, 0.5  # the latter of the image, where its size is not known
 _PLAUSIBLE_MM = (50.0, 1000.0)
 
 
@@ -42,14 +44,17 @@ def shown_rectangles(
         sides_mm: of each image; one that is not known, or no side of a CT image, is shown as with `scale: pixels`.
     """
     rectangles = np.tile(np.array(WHOLE), (len(boxes), 1))
+    sized = plausible_sides(sides_mm)
     if parameters.crop == "head":
         known = np.isfinite(boxes).all(1)
         top, left, bottom, right = boxes[known].T
         longer = np.maximum(bottom - top, right - left) * (1 + 2 * _MARGIN)
-        rectangles[known] = np.stack([left + right - 1, top + bottom - 1, longer, longer], 1)
+        smallest = np.full(len(boxes), _SMALLEST_UNKNOWN)
+        smallest[sized] = np.minimum(_SMALLEST_MM / sides_mm[sized], 1)
+        half = np.maximum(longer, smallest[known])  # of a side that is 2 long
+        rectangles[known] = np.stack([left + right - 1, top + bottom - 1, half, half], 1)
     if parameters.scale == "mm":
-        known = plausible_sides(sides_mm)
-        rectangles[known, 2:] = (FIELD_MM / sides_mm[known])[:, None]
+        rectangles[sized, 2:] = (FIELD_MM / sides_mm[sized])[:, None]
     return rectangles.astype(np.float32)
 
 

@@ -73,13 +73,13 @@ def _check_view(parameters: NetworkFields, dataset: PreparedDataset) -> None:
     where = dataset.files.root
     if parameters.crop == "head" and not np.isfinite(dataset.head_boxes).any():
         raise ConfigError(
-            f"crop: head needs the place of the head in slices, got none in {where}; prepare it again, or use "
-            "crop: none"
+            f"crop: head needs the place of the head in slices, got none in {where}; prepare it again, into "
+            "another folder, or use crop: none"
         )
     if parameters.scale == "mm" and not plausible_sides(dataset.sides_mm).any():
         raise ConfigError(
-            f"scale: mm needs the size of images in mm, got none in {where}; prepare it again from files with "
-            "PixelSpacing, or use scale: pixels"
+            f"scale: mm needs the size of images in mm, got none in {where}; prepare it again, into "
+            "another folder, from files with PixelSpacing, or use scale: pixels"
         )
 
 

@@ -116,7 +116,7 @@ def test_a_damaged_slice_of_a_series_is_a_row_and_the_others_have_their_box(
 
 
 def test_a_lone_file_is_shown_by_its_own_box(tmp_path: Path) -> None:
-    write(tmp_path, "alone", 0, "a", (10, 6), 40)
+    write(tmp_path, "alone", 0, "a", (10, 6), 40, mm=400)
     bundle = load_bundle(make_bundle(tmp_path / "bundle", crop="head"))
     found = read_slice(tmp_path / "alone.dcm")
     top, left, bottom, right = head_box(found)

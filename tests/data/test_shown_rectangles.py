@@ -38,7 +38,7 @@ def test_what_is_no_box_is_not_taken_for_one(box: list[float]) -> None:
 
 
 def test_a_crop_is_a_square_around_the_box_with_a_margin_of_a_twentieth() -> None:
-    boxes, sides = np.array([[0.2, 0.3, 0.6, 0.5], NO]), np.array([250.0, 250.0])
+    boxes, sides = np.array([[0.2, 0.3, 0.6, 0.5], NO]), np.array([500.0, 500.0])
     # 0.4 high and 0.2 wide, around row 0.4 and column 0.4: from -1 to 1 that is 0.8 and -0.2.
     found = shown_rectangles(NetworkFields(crop="head"), boxes, sides)
     assert found.dtype == np.float32
@@ -46,13 +46,19 @@ def test_a_crop_is_a_square_around_the_box_with_a_margin_of_a_twentieth() -> Non
     assert shown_rectangles(NetworkFields(), boxes, sides).tolist() == [WHOLE] * 2
 
 
+def test_a_head_is_at_least_150_mm_large() -> None:
+    boxes, sides = np.array([[0.4, 0.3, 0.5, 0.4]] * 4), np.array([300.0, 600.0, 100.0, np.nan])
+    found = shown_rectangles(NetworkFields(crop="head"), boxes, sides)
+    assert found == pytest.approx(np.array([[-0.3, -0.1, half, half] for half in (0.5, 0.25, 1, 0.5)]))
+
+
 def test_a_scale_in_mm_shows_so_many_of_them() -> None:
-    boxes = np.array([[0.2, 0.3, 0.6, 0.5]] * 4)
+    boxes = np.array([[0.2, 0.3, 0.8, 0.5]] * 4)
     sides = np.array([FIELD_MM, 480.0, np.nan, 0.001])
     found = shown_rectangles(NetworkFields(scale="mm"), boxes, sides)
     assert found.tolist() == [WHOLE, [0, 0, 0.5, 0.5], WHOLE, WHOLE]
     both = shown_rectangles(NetworkFields(scale="mm", crop="head"), boxes, sides)
-    assert both == pytest.approx(np.array([[-0.2, -0.2, half, half] for half in (1, 0.5, 0.44, 0.44)]))
+    assert both == pytest.approx(np.array([[-0.2, 0, half, half] for half in (1, 0.5, 0.66, 0.66)]))
     assert plausible_sides(np.array([0, -5, 49, 50, 1000, 1001, np.inf, np.nan])).tolist() == [
         False, False, False, True, True, False, False, False
     ]  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ich_ray.bundle.bundle import Bundle
+from ich_ray.bundle.checklist import checklist
 from ich_ray.bundle.grad_cam import grad_cam
 from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.errors import ConfigError
@@ -37,7 +38,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     box = np.array([0, 0, 1 / 2.2, 1 / 2.2])
     boxes = np.where(upper[:, None], box, np.nan)
     boxes[upper & (np.arange(len(made)) % 4 == 1)] = np.nan  # has the box of its series
-    return with_views(made, boxes, np.where(upper, 240, 480.0))
+    return with_views(made, boxes, np.where(upper, 480.0, 240))
 
 
 def parts_of(dataset: PreparedDataset, rows: list[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -45,7 +46,7 @@ def parts_of(dataset: PreparedDataset, rows: list[int]) -> np.ndarray[Any, np.dt
     found = []
     for row in rows:
         image = every_image(dataset)[row].astype(float)
-        shown = image if row // 4 % 2 == 0 else image[:, 8:24, 8:24]
+        shown = image if row // 4 % 2 else image[:, 8:24, 8:24]
         of_each = shown.shape[-1] // 8
         found.append(shown.reshape(3, 8, of_each, 8, of_each).mean((2, 4)))
     return np.stack(found)
@@ -60,7 +61,7 @@ def test_a_network_is_given_what_numpy_cuts(dataset: PreparedDataset, where: Any
     images, rectangles = placed.take_uncut(np.array([9, 4]))
     assert np.array_equal(images.numpy(), every_image(dataset)[[9, 4]])
     assert rectangles is not None
-    assert rectangles.tolist() == [[0, 0, 1, 1], [0, 0, 0.5, 0.5]]
+    assert rectangles.tolist() == [[0, 0, 0.5, 0.5], [0, 0, 1, 1]]
 
 
 def test_a_slice_without_a_head_has_the_box_of_its_series(dataset: PreparedDataset) -> None:
@@ -123,6 +124,23 @@ def test_bundles_give_the_same_logits_from_slices_and_from_images(dataset: Prepa
     assert whole.rectangles(slices) is None
     with pytest.raises(ConfigError, match=r"rectangles: none must be given .* scale: pixels, got \[\d+, 4\]"):
         whole.logits(images, rectangles)
+
+
+def test_the_card_says_what_is_shown(dataset: PreparedDataset) -> None:
+    told = {
+        (crop, scale): checklist(card_of(dataset, CROPPED.model_copy(update={"crop": crop, "scale": scale})))
+        for crop in ("none", "head")
+        for scale in ("pixels", "mm")
+    }
+    reduced = ", reduced to 8 x 8 pixels by the network"
+    head = "around the largest body above -500 HU in all slices of its series"
+    ends = {
+        ("none", "pixels"): f"32 x 32 pixels{reduced}",
+        ("none", "mm"): f"32 x 32 pixels, cut to a square of 240 mm around its middle{reduced}",
+        ("head", "pixels"): f"32 x 32 pixels, cut to a square {head}{reduced}",
+        ("head", "mm"): f"32 x 32 pixels, cut to a square of 240 mm {head}{reduced}",
+    }
+    assert {key: found["Preprocessing"].partition("area-averaged to ")[2] for key, found in told.items()} == ends
 
 
 def test_the_mirror_image_of_tta_is_that_of_what_is_shown(dataset: PreparedDataset) -> None:
