@@ -186,7 +186,7 @@ class Bundle:
         """
         images = np.random.default_rng(0).integers(0, 256, (3, *self.card.input_shape), np.uint8)
         images[0], images[1] = 0, 255
-        whole = np.tile(np.float32(WHOLE), (3, 1)) if self.card.parameters.shows_part else None
+        whole = np.tile(np.array(WHOLE, np.float32), (3, 1)) if self.card.parameters.shows_part else None
         logits = self.label_logits(images, whole)
         if not np.isfinite(self.label_calibrated(logits)).all():
             raise IchRayError(

@@ -100,7 +100,8 @@ def export_onnx(bundle: Location, out: Location) -> UPath:
 
 def _rectangles(count: int) -> NDArray[np.float32]:
     """Some that differ, of which one reaches beyond its image."""
-    return np.stack([np.float32([0.1 * place, -0.1, 1.1 - 0.2 * place, 1.1 - 0.2 * place]) for place in range(count)])
+    shown = [[0.1 * place, -0.1, 1.1 - 0.2 * place, 1.1 - 0.2 * place] for place in range(count)]
+    return np.array(shown, np.float32)
 
 
 def _exported(bundle: Bundle) -> bytes:

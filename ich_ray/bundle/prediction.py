@@ -176,9 +176,9 @@ class Batch(NamedTuple):
         rectangles: what is shown of each of these, `[n, 4]`; None where all of it is.
     """
 
-    places: list[int]
-    rows: list[Prediction]
-    images: list[SliceImages]
+    places: Sequence[int]
+    rows: Sequence[Prediction]
+    images: Sequence[SliceImages]
     rectangles: NDArray[np.float32] | None
 
 
@@ -237,9 +237,10 @@ class Predictor:
     def predict(self, part: Part) -> list[Prediction]:
         """The rows of a part, in the order of its inputs."""
         found: dict[int, Prediction] = {}
-        for places, *batch in self.read(part):
+        for batch in self.read(part):
             with self._one_at_a_time:
-                found.update(zip(places, self.decide(*batch), strict=True))
+                rows = self.decide(batch.rows, batch.images, batch.rectangles)
+            found.update(zip(batch.places, rows, strict=True))
         return [found[place] for place in range(len(part.inputs))]
 
     def read(self, part: Part) -> Iterator[Batch]:

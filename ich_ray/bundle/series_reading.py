@@ -130,12 +130,13 @@ class SeriesImages:
         if not self._card.parameters.shows_part:
             return None
         side = np.array([side_mm(header)], np.float32).astype(np.float64)  # as in slices.parquet
-        return shown_rectangles(self._card.parameters, self._box, side)[0]
+        shown: NDArray[np.float32] = shown_rectangles(self._card.parameters, self._box, side)[0]
+        return shown
 
     @cached_property
     def _box(self) -> NDArray[np.float64]:
         """Where the head lies in the series, `[1, 4]`; NaN where nobody asks, or no slice shows one."""
-        boxes = [NO_BOX]
+        boxes: list[tuple[float, ...]] = [NO_BOX]
         if self._card.parameters.crop == "head":
             boxes += [self._look(index) for index, given in enumerate(self._series.inputs) if not given.reason]
         found = np.array(boxes, np.float32).astype(np.float64)
