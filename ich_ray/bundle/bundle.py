@@ -124,7 +124,7 @@ class Bundle:
         return logits.reshape(len(logits), len(self.card.parameters.predicted_labels))
 
     def inputs(self, slices: SliceSet) -> NDArray[np.uint8]:
-        """Images of slices of a prepared dataset with those of neighbors, uncut, uint8 `[n, *card.input_shape]`."""
+        """Uncut images of slices of a dataset with their neighbors, uint8 `[n, *card.input_shape]`."""
         placed = place_inputs(self.card.parameters, slices, torch.device("cpu"), "host")
         return np.asarray(placed.take_uncut(np.arange(len(slices)))[0].numpy())
 

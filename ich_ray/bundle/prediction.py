@@ -202,7 +202,7 @@ class Predictor:
         self._one_at_a_time = nullcontext() if heatmaps is None else Lock()
 
     def parts(self, inputs: Sequence[Input], table: SeriesTable | None = None) -> list[Part]:
-        """The inputs in parts of a batch: whole series where a slice is seen with its series, or as that says.
+        """The inputs in parts of a batch: whole series where others decide how a slice is seen.
 
         Args:
             inputs: files, or frames of them.

@@ -89,7 +89,7 @@ class SliceReader:
 
 
 class SeriesImages:
-    """The image of each slice of a series, before neighbors are put beside it, and which part of it is shown.
+    """The image of each slice of a series, without its neighbors, and which part of it is shown.
 
     What is made of the words of several slices, or of a part of each, is made here: `walk` asks for the images of a
     series in the order of their places, mostly once each, and knows nothing of how they come about. Where a box of the

@@ -1,4 +1,4 @@
-"""The compiled loops over pixels: surveying words, the largest body among them, windowing + area averaging in one pass.
+"""The compiled loops over pixels: surveys, the largest body, windowing with area averaging.
 
 Knows arrays and numbers only. Compiled on first use and cached beside this file, else in the user's cache, else in a
 private folder below /tmp: an installation may be read-only, and a home not there. Imported where it is used, because
@@ -54,7 +54,10 @@ def survey(words: NDArray[Any], low: Any, high: Any) -> tuple[int, int, int]:
 
 @_compiled
 def _eroded(words: NDArray[Any], above: Any, step: int) -> NDArray[np.uint8]:
-    """Whether a cell and all eight around it are above, and a last column that is not; beyond the edge all are."""
+    """Whether a cell and all eight around it are above; a last column that is not.
+
+    Beyond the edge all are.
+    """
     rows, columns = words.shape[0] // step, words.shape[1] // step
     full = np.ones((rows + 2, columns + 2), np.uint8)
     for row in range(rows):
@@ -91,11 +94,12 @@ def _join(body: NDArray[np.int64], boxes: NDArray[np.int64], one: int, other: in
 
 @_compiled
 def largest_body(words: NDArray[Any], above: Any, step: int) -> tuple[int, int, int, int, int]:
-    """Box of the largest connected body of words larger than `above`: top, left, bottom, right and area, in cells.
+    """Box of the largest connected body of words above a limit, in cells.
 
-    Every `step`-th word of every `step`-th row is a cell. Cells are opened with a square of 3 x 3 first: what is
-    nowhere as thick, such as a table or a strap, is no body and joins none. Beyond the edge all counts as body, so that
-    a head that is cut off reaches it. Of bodies of one area the topmost wins; the area is 0 where there is none.
+    Top, left, bottom, right and area. Every `step`-th word of every `step`-th row is a cell. Cells are opened with a
+    square of 3 x 3 first: what is nowhere as thick, such as a table or a strap, is no body and joins none. Beyond the
+    edge all counts as body, so that a head that is cut off reaches it. Of bodies of one area the topmost wins; the area
+    is 0 where there is none.
     """
     rows, columns = words.shape[0] // step, words.shape[1] // step
     core = _eroded(words, above, step)

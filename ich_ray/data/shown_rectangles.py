@@ -36,7 +36,7 @@ _PLAUSIBLE_MM = (50.0, 1000.0)
 def shown_rectangles(
     parameters: NetworkFields, boxes: NDArray[np.float64], sides_mm: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """What a network of these parameters sees of each image, a square each; it may reach beyond its image.
+    """What a network of these parameters sees of each image: a square, which may reach beyond it.
 
     Args:
         parameters: their `crop` and `scale`.
@@ -64,7 +64,7 @@ def plausible_sides(sides_mm: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def series_boxes(series: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For each slice the box around the heads of all slices of its series, `[n, 4]`; NaN where none has one.
+    """For each slice the box around all heads of its series, `[n, 4]`; NaN where none has one.
 
     Args:
         series: a number of the series of each slice; a slice of a negative one is a series of its own.

@@ -23,7 +23,7 @@ _LARGEST_STEP = 1.5
 
 
 def reduced(images: torch.Tensor, side: int, rectangles: torch.Tensor | None = None) -> torch.Tensor:
-    """Images of `side` rows and columns: the same ones where they have it and are shown whole, else float32.
+    """Images of `side` rows and columns: the same ones where nothing changes, else float32.
 
     Args:
         images: of at least that side.

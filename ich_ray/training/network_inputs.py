@@ -48,7 +48,7 @@ def input_rows(parameters: NetworkFields, slices: SliceSet) -> NDArray[np.int64]
 
 
 def input_rectangles(parameters: NetworkFields, slices: SliceSet) -> NDArray[np.float32] | None:
-    """What is shown of the image of each slice, `[n, 4]`; None where all images are shown whole.
+    """What is shown of the image of each slice, `[n, 4]`; None where all of it is.
 
     Raises:
         ConfigError: the dataset does not say where heads lie, or how large images are.
@@ -60,7 +60,7 @@ def input_rectangles(parameters: NetworkFields, slices: SliceSet) -> NDArray[np.
 
 
 def check_inputs(parameters: NetworkFields, dataset: PreparedDataset) -> None:
-    """Refuse what the dataset cannot show: neighbors that it cannot name, heads and sizes that it does not know.
+    """Refuse what the dataset cannot show: neighbors, heads or sizes that it does not know.
 
     Raises:
         ConfigError: it cannot.
@@ -127,7 +127,7 @@ class NetworkInputs:
         return images if rectangles is None else reduced(images, self._side, rectangles)
 
     def take_uncut(self, positions: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The images as prepared, and the rectangle of each that is to be shown; None where they are shown whole."""
+        """The images as prepared, and the rectangle of each that is shown; None where all of it is."""
         images = self._store.take(self._rows.take(positions, axis=0))
         if self._rectangles is None:
             return images, None
