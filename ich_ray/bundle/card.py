@@ -307,7 +307,7 @@ class Card(Record):
 
     @property
     def channels(self) -> list[str]:
-        """What each channel of the network's input is, in order: a window, of a neighbor also which one it is of."""
+        """What each channel of the network's input is: its window, and which neighbor it is of."""
         names = [window.name for window in self.windows]
         counts = input_channels(self.parameters, len(names))
         return [

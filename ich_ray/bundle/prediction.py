@@ -268,8 +268,13 @@ class Predictor:
         if header is None:
             return self.kind(file=file, reason=seen.reason)
         flags = {*header.flags, *seen.flags, *filter(None, given.flags.split(","))}
-        ids = {"slice_id": header.slice_id, "study": header.study, "series": header.series}
-        return self.kind(file=file, **ids, flags=",".join(sorted(flags)))
+        return self.kind(
+            file=file,
+            slice_id=header.slice_id,
+            study=header.study,
+            series=header.series,
+            flags=",".join(sorted(flags)),
+        )
 
     def decide(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -156,7 +156,8 @@ class SeriesImages:
         return NO_BOX
 
 
-class Seen(NamedTuple):
+@dataclass(frozen=True)
+class Seen:
     """One slice of a series and its neighbors.
 
     Attributes:

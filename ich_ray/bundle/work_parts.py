@@ -1,4 +1,4 @@
-"""The inputs of `predict` in parts, each predicted by one worker, and their rows in the order of the inputs.
+"""The inputs of `predict` in parts, each for one worker, and their rows in the order of the inputs.
 
 A part holds whole series where a network sees more than single slices, wherever their files stand in the list; else any
 slices, as they stand. Rows wait for those before them: a few hundred bytes a slice, no images.
@@ -61,7 +61,7 @@ def single_slices(inputs: Sequence[Input], length: int) -> list[Part]:
 
 
 def whole_series(inputs: Sequence[Input], table: SeriesTable, length: int) -> list[Part]:
-    """Parts of so many inputs or fewer, or of one series that has more, in the order of their first inputs."""
+    """Parts of so many inputs or fewer, or of one longer series, in the order of their first inputs."""
     parts: list[list[NDArray[np.int64]]] = []
     held = 0
     for slices in _series(table):

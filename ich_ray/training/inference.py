@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import torch
 from ich_ray.training.network_inputs import place_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
@@ -25,6 +26,9 @@ __all__ = ["EVALUATION_BATCH", "batch_logits", "in_batches", "predict_logits"]
 
 # One batch size for every forward pass that is not training: the same slice then gets the same logit everywhere.
 EVALUATION_BATCH = 128
+# Of float32 pixels that a processor computes with at a time. Beyond 32 MiB each tensor is new memory, which the system
+# clears page by page: whole batches took 1.3 to 2.9 times as long.
+_HOST_BYTES, _FEWEST = 16 * 2**20, 4
 
 
 def predict_logits(
@@ -60,9 +64,16 @@ def batch_logits(
     was_training = network.training
     network.eval()
     with torch.inference_mode(), precision or nullcontext():
-        parts = [network(batch) for batch in batches]
+        parts = [network(part) for batch in batches for part in _cut(batch)]
     network.train(was_training)
     return torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.float32)
+
+
+def _cut(batch: torch.Tensor) -> Sequence[torch.Tensor]:
+    """A batch of the host in parts of few bytes; an accelerator takes it whole."""
+    if batch.device.type != "cpu":
+        return (batch,)
+    return batch.split(max(_FEWEST, _HOST_BYTES // (4 * math.prod(batch.shape[1:]))))
 
 
 def in_batches(inputs: NetworkInputs, positions: NDArray[np.int64], batch_size: int) -> Iterator[torch.Tensor]:

@@ -73,6 +73,13 @@ def test_a_slice_without_a_place_or_a_series_is_alone() -> None:
     assert beside([0, 5, 10], [-1, -1, -1]) == [[row] * 5 for row in range(3)]
 
 
+def test_the_next_place_may_be_asked_for_however_far_it_is() -> None:
+    places_mm, names = np.array([0.0, 5, 10, 60, 65]), np.array([*"abcde"], object)
+    found = neighbor_rows(np.array([0, 0, 0, 0, 1]), places_mm, names, across_gaps=True)
+    assert found[:, 2:].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 2], [3, 3, 3], [4, 4, 4]]
+    assert neighbor_rows(np.zeros(5, np.int64), places_mm, names)[2].tolist() == [0, 1, 2, 2, 2]
+
+
 @pytest.mark.parametrize(("step", "reaches"), [(10.0, True), (10.1, False)])
 def test_a_gap_of_more_than_twice_the_median_parts_a_series(step: float, reaches: bool) -> None:
     found = beside([0, 5, 10, 10 + step, 15 + step, 20 + step])
