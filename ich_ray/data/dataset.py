@@ -20,8 +20,11 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from ich_ray.cache import local_copy
+from ich_ray.ct.head_box import HEAD_BOX
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.data.neighbors import series_neighbors
+from ich_ray.data.series_survey import number_series, numbers
+from ich_ray.data.shown_rectangles import series_boxes
 from ich_ray.data.slice_table import check_columns, places_of
 from ich_ray.data.tensor_files import check_size, malformed, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
@@ -300,6 +303,18 @@ class PreparedDataset:
     def neighbors(self) -> NDArray[np.int64]:
         """Rows beside each row in its series, `[n, 5]`, see `data.neighbors`."""
         return series_neighbors(self.slices)
+
+    @cached_property
+    def head_boxes(self) -> NDArray[np.float64]:
+        """Where the head lies in the series of each row, `[n, 4]`, see `data.shown_rectangles`."""
+        boxes = np.stack([numbers(self.slices, name) for name in HEAD_BOX], 1)
+        unknown = np.full(len(self), -1)
+        return series_boxes(number_series(self.slices) if "series" in self.slices.column_names else unknown, boxes)
+
+    @cached_property
+    def sides_mm(self) -> NDArray[np.float64]:
+        """Of the image of each row, `[n]`, NaN where it is not known."""
+        return numbers(self.slices, "side_mm")
 
     def role(self, role: Role) -> SliceSet:
         """The slices of one role."""

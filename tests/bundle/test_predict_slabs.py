@@ -80,9 +80,9 @@ def seen(found: Path, paths: list[Path]) -> dict[str, tuple[Prediction, tuple[ND
     predictor, survey = Predictor(loaded, "f2"), surveyed(paths, loaded.card.training_data)
     result = {}
     for part in predictor.parts(survey.inputs, survey.table, survey.slabs):
-        for _, rows, images in predictor.read(travelled(part)):
-            given = iter(images)
-            result.update({row.file: (row, () if row.reason else tuple(next(given))) for row in rows})
+        for batch in predictor.read(travelled(part)):
+            given = iter(batch.images)
+            result.update({row.file: (row, () if row.reason else tuple(next(given))) for row in batch.rows})
     return result
 
 
@@ -106,11 +106,11 @@ def assert_is(found: NDArray[np.uint8], expected: NDArray[np.float64]) -> None:
     assert np.abs(found - expected).max() <= 0.5 + 1e-3
 
 
-@pytest.mark.parametrize("neighbors", [0, 2])
+@pytest.mark.parametrize(("neighbors", "crop"), [(0, "none"), (2, "none"), (1, "head")])
 def test_slices_of_a_thin_series_are_averaged_and_neighbors_lie_at_the_distance_of_training(
-    scans: Path, tmp_path: Path, neighbors: int
+    scans: Path, tmp_path: Path, neighbors: int, crop: str
 ) -> None:
-    found = seen(bundle(tmp_path / "bundle", trained(), neighbors=neighbors), [scans])
+    found = seen(bundle(tmp_path / "bundle", trained(), neighbors=neighbors, crop=crop), [scans])
     assert len(found) == THIN + THICK
     for number in range(THIN):
         row, images = found[str(scans / f"{THIN - number:02d}a.dcm")]
@@ -148,9 +148,10 @@ def test_in_batches_each_slice_is_read_once_and_with_neighbors_not_many_more_tim
 
     monkeypatch.setattr(SliceReader, "read", counted)
     monkeypatch.setattr(prediction, "EVALUATION_BATCH", 4)
-    for neighbors, most in [(0, THIN + THICK), (1, THIN + THICK + 5 + 4)]:
+    once = THIN + THICK
+    for name, fields, most in [("a", {}, once), ("b", {"neighbors": 1}, once + 5 + 4), ("c", {"crop": "head"}, once)]:
         read = 0
-        rows = load_bundle(bundle(tmp_path / f"bundle{neighbors}", trained(), neighbors=neighbors)).predict([scans])
+        rows = load_bundle(bundle(tmp_path / name, trained(), **fields)).predict([scans])
         assert sum("slab" in row.flags.split(",") for row in rows) == THIN
         assert read <= most
 

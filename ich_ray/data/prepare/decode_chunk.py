@@ -20,9 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ich_ray.ct.acquisition import clean_name
+from ich_ray.ct.head_box import head_box, side_mm
 from ich_ray.ct.slice_file import SliceFile
 from ich_ray.ct.windowing import WindowSpec, window_slice
 from ich_ray.data.prepare.chunk_slices import ChunkSlices
+from ich_ray.data.slice_table import VIEW
 from ich_ray.errors import IchRayError, Rejection
 from ich_ray.storage import sha256, write_bytes
 
@@ -59,6 +61,7 @@ ROWS = pa.schema(
         ("slab_mm", pa.float32()),  # that its series is averaged to, 0 where it is not
         ("tilt_deg", pa.float32()),
         ("kernel", pa.string()),
+        *((name, pa.float32()) for name in VIEW),
         ("flags", pa.string()),
         ("representation", pa.string()),  # of the words in the file, such as int16 or uint12
         ("pixels", pa.string()),  # digest of the windowed image
@@ -259,7 +262,7 @@ def _rows(job: ChunkJob, file: str, blocks: _Blocks, slices: ChunkSlices) -> Ite
         except (Rejection, MemoryError) as error:
             yield {**place, **_refusal(error), **NO_IMAGE}
         else:
-            yield {**place, **_facts(job, ct.header, blocks.free), **blocks.keep()}
+            yield {**place, **_facts(job, ct, blocks.free), **blocks.keep()}
 
 
 def _refusal(error: Rejection | MemoryError) -> dict[str, str]:
@@ -268,9 +271,9 @@ def _refusal(error: Rejection | MemoryError) -> dict[str, str]:
     return {"reason": "out_of_memory", "detail": "the slice did not fit into memory"}
 
 
-def _facts(job: ChunkJob, header: SliceHeader, image: NDArray[np.uint8]) -> dict[str, Any]:
+def _facts(job: ChunkJob, ct: CTSlice, image: NDArray[np.uint8]) -> dict[str, Any]:
     """What the file says of a slice, and what its image is."""
-    names = job.pseudonyms
+    header, names = ct.header, job.pseudonyms
     return {
         "reason": "",
         "detail": "",
@@ -280,6 +283,7 @@ def _facts(job: ChunkJob, header: SliceHeader, image: NDArray[np.uint8]) -> dict
         "series": names.name("series", header.series),
         "token": names.masked_token(header.patient),
         **_geometry(header),
+        **dict(zip(VIEW, (side_mm(header), *head_box(ct)), strict=True)),
         "flags": ",".join(sorted([*header.flags, *["blank"] * _is_blank(image)])),
         "representation": f"{'int' if header.signed else 'uint'}{header.bits_stored}",
         "pixels": hashlib.sha256(image.data).hexdigest()[:32],

@@ -34,7 +34,7 @@ from ich_ray.data.prepare.decode_chunk import ChunkJob, block_bytes, block_facts
 from ich_ray.data.prepare.join import Assembly, assemble, fingerprint
 from ich_ray.data.prepare.label_table import MISSING, LabelTable
 from ich_ray.data.series_survey import survey_series
-from ich_ray.data.slice_table import GEOMETRY
+from ich_ray.data.slice_table import GEOMETRY, VIEW
 from ich_ray.errors import IchRayError
 from ich_ray.statistics.aggregation import members
 from ich_ray.storage import DatasetFiles, is_local, sha256, write_bytes, write_json, write_table
@@ -119,7 +119,7 @@ def _write(work: Work, rows: pa.Table) -> None:
     blocks, block, row = _blocks(work, assembly)
     accepted, refused = (_named(table, work.job.pseudonyms) for table in (assembly.accepted, assembly.refused))
     write_identities(work.identities, pa.concat_tables([accepted, refused]))
-    columns = (*GEOMETRY, "slab_mm") if work.job.slab_mm else GEOMETRY
+    columns = (*GEOMETRY, "slab_mm", *VIEW) if work.job.slab_mm else (*GEOMETRY, *VIEW)
     digest = write_table(work.files.slices, _slices(assembly, accepted, block, row, columns))
     write_table(work.files.rejected, refused.select(["file", "reason", "detail"]))
     manifest = _manifest(work, assembly, blocks, digest, _further_frames(rows))

@@ -91,6 +91,7 @@ def test_a_clean_folder(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
         "slice_id", "file", "patient", "study", "series", "position_mm", "role", "fold", "epidural",
         "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any", "block", "row", "flags",
         "representation", "spacing_mm", "thickness_mm", "tilt_deg", "kernel",
+        "side_mm", "head_top", "head_left", "head_bottom", "head_right",
     ]  # fmt: skip
     assert set(dataset.column("representation")) == {"int16"}
 
