@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows
 from ich_ray.data.dataset import BlockRecord, DatasetManifest, PreparedDataset, RoleCounts, map_block
+from ich_ray.data.slice_table import VIEW
 from ich_ray.storage import DatasetFiles, locate, sha256, write_json
 from ich_ray.vocabulary import LABELS, ROLES
 
@@ -105,3 +106,16 @@ def make_dataset(
 def every_image(dataset: PreparedDataset) -> NDArray[np.uint8]:
     """In the order of slices.parquet, block after block and not gathered."""
     return np.concatenate([map_block(dataset.files.root / block.file) for block in dataset.manifest.blocks])
+
+
+def with_views(
+    dataset: PreparedDataset, boxes: NDArray[np.float64] | None, side_mm: NDArray[np.float64] | None
+) -> PreparedDataset:
+    """The dataset, with these columns of `data.slice_table.VIEW` beside the others."""
+    table = dataset.slices
+    for place, name in enumerate(VIEW):
+        values = side_mm if name == "side_mm" else boxes if boxes is None else boxes[:, place - 1]
+        if values is not None:
+            table = table.append_column(name, pa.array(values, pa.float32()))
+    pq.write_table(table, str(dataset.files.slices))
+    return PreparedDataset.open(dataset.files.root)

@@ -113,6 +113,7 @@ def predict(
     point: str = OPERATING_POINT,
     by: Literal["slice", "study"] = "slice",
     heatmaps: Location | None = None,
+    slabs: bool = True,
     without_preamble: bool = False,
     address: str | None = None,
 ) -> Totals:
@@ -126,6 +127,7 @@ def predict(
         point: the operating point that decides.
         by: a row for each slice, or for each study with its most probable slice (rejected files keep their own).
         heatmaps: a folder for a Grad-CAM picture of each accepted slice.
+        slabs: average the slices of series that are finer than half of the training data, see ct/slabs.py.
         without_preamble: read files that begin with their meta information, too.
         address: a Ray cluster that sees the same files; many files use Ray on this machine anyway.
 
@@ -151,9 +153,9 @@ def predict(
     with connected(address) if many else nullcontext(), writing_rows(target, kind) as append:
         if many:
             ask_machines()
-        survey = _surveyed(inputs, predictor.bundle.card, order, many)
+        survey = _surveyed(inputs, predictor.bundle.card, slabs, order, many)
         totals.inputs = len(survey.inputs)
-        parts = predictor.parts(survey.inputs, survey.table)
+        parts = predictor.parts(survey.inputs, survey.table, survey.slabs)
         found = _through_ray(order, parts, predictor.kind) if many else predictor.rows(parts)
         with progress.bar("Predicting", totals.inputs, "slices") as advance:
             for rows in in_order(parts, _rejects_counted(found, totals, advance)):
@@ -181,11 +183,11 @@ def _rejects_counted(
         yield rows
 
 
-def _surveyed(inputs: list[Input], card: Card, order: _Order, many: bool) -> Survey:
+def _surveyed(inputs: list[Input], card: Card, slabs: bool, order: _Order, many: bool) -> Survey:
     """The inputs, a frame at a time, with what their series says of them."""
     facts = _facts_through_ray(order, inputs) if many else read_facts_ahead(inputs, order.without_preamble)
     with progress.bar("Reading headers", len(inputs), "files") as advance:
-        found = survey_inputs(inputs, _counted(facts, advance), card.training_data)
+        found = survey_inputs(inputs, _counted(facts, advance), card.training_data, slabs)
     for note in filter(None, [*found.notes, _alone(found, card.parameters.neighbors)]):
         progress.say(f"  {note}")
     return found
@@ -198,7 +200,9 @@ def _alone(survey: Survey, neighbors: int) -> str:
     table = survey.table
     rows = np.flatnonzero((table.series >= 0) & [not given.reason for given in survey.inputs])
     series, places_mm = table.series[rows].astype(np.int64), table.position_mm[rows].astype(np.float64)
-    beside = neighbor_rows(series, places_mm, np.full(len(rows), "", object), across_gaps=True)
+    slabs = survey.slabs
+    apart_mm = None if slabs is None else np.where(slabs.finer, slabs.rule.spacing_mm, 0.0)[rows]
+    beside = neighbor_rows(series, places_mm, np.full(len(rows), "", object), apart_mm, across_gaps=True)
     if not (count := without_neighbors(beside, np.arange(len(rows)))):
         return ""
     return (

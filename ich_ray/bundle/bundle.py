@@ -13,13 +13,15 @@ from safetensors.torch import save
 
 from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.tta import with_tta
+from ich_ray.data.shown_rectangles import WHOLE
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.model.outline import filled, outline
+from ich_ray.model.resampling import reduced
 from ich_ray.model.tensors import layout_of, not_finite, read_tensors, unpack
 from ich_ray.results import WeightsNote
 from ich_ray.storage import Location, locate, sha256, unreadable, write_bytes
 from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, predict_logits
-from ich_ray.training.network_inputs import place_inputs
+from ich_ray.training.network_inputs import input_rectangles, place_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,35 +74,63 @@ class Bundle:
         write_bytes(folder / WEIGHTS_FILE, data)
         write_card(folder, self.card)
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Raw logits of `any`, float32 `[n]`, of images uint8 `[n, channels, rows, columns]`.
+    def logits(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Raw logits of `any`, float32 `[n]`; see `label_logits`."""
+        return self.label_logits(images, rectangles)[:, -1]
 
-        For a network that sees neighbors the channels are those of the slices beside each other, from below to above,
-        as model/input_shape.py says; where there is no neighbor, training had the slice itself in its place.
+    def label_logits(
+        self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Raw logits of all labels that it answers, float32 `[n, labels]`; `any` is the last.
+
+        Args:
+            images: uint8 `[n, channels, rows, columns]`, as prepared. For a network that sees neighbors the channels
+                are those of the slices beside each other, from below to above, as model/input_shape.py says; where
+                there is no neighbor, training had the slice itself in its place.
+            rectangles: what is shown of each, float32 `[n, 4]`, see `data.shown_rectangles`; where the network sees a
+                part of its images, and only there.
+
+        Raises:
+            ConfigError: they are not of this shape.
         """
-        return self.label_logits(images)[:, -1]
+        self._check(images, rectangles)
+        starts = range(0, len(images), EVALUATION_BATCH)
+        return self._by_label(batch_logits(self.model, (self._shown(images, rectangles, start) for start in starts)))
 
-    def label_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Raw logits of all labels that it answers, float32 `[n, labels]`; `any` is the last."""
+    def _check(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None) -> None:
         if images.dtype != np.uint8 or images.shape[1:] != self.card.input_shape:
             raise ConfigError(
                 f"images: uint8 [n, {', '.join(map(str, self.card.input_shape))}] must be given, got {images.dtype} "
                 f"{list(images.shape)}"
             )
-        starts = range(0, len(images), EVALUATION_BATCH)
-        found = batch_logits(
-            self.model,
-            (torch.from_numpy(images[start : start + EVALUATION_BATCH]).to(self.device) for start in starts),
-        )
-        return self._by_label(found)
+        wanted = (len(images), 4) if self.card.parameters.shows_part else None
+        if (found := None if rectangles is None else rectangles.shape) != wanted:
+            raise ConfigError(
+                f"rectangles: {list(wanted) if wanted else 'none'} must be given for a network with crop: "
+                f"{self.card.parameters.crop} and scale: {self.card.parameters.scale}, got "
+                f"{list(found) if found else 'none'}"
+            )
+
+    def _shown(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None, start: int) -> torch.Tensor:
+        """A batch of images on the device, cut where they are not shown whole."""
+        batch = torch.from_numpy(images[start : start + EVALUATION_BATCH]).to(self.device)
+        return batch if rectangles is None else self.cut(batch, rectangles[start : start + EVALUATION_BATCH])
+
+    def cut(self, images: torch.Tensor, rectangles: NDArray[np.float32]) -> torch.Tensor:
+        """What is shown of images `[n, channels, rows, columns]`, float32, at the side that the network sees."""
+        return reduced(images, self.network.side, torch.from_numpy(rectangles).to(images.device))
 
     def _by_label(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         return logits.reshape(len(logits), len(self.card.parameters.predicted_labels))
 
     def inputs(self, slices: SliceSet) -> NDArray[np.uint8]:
-        """What the network is given for slices of a prepared dataset, uint8 `[n, *card.input_shape]`."""
+        """Uncut images of slices of a dataset with their neighbors, uint8 `[n, *card.input_shape]`."""
         placed = place_inputs(self.card.parameters, slices, torch.device("cpu"), "host")
-        return np.asarray(placed.take(np.arange(len(slices))).numpy())
+        return np.asarray(placed.take_uncut(np.arange(len(slices)))[0].numpy())
+
+    def rectangles(self, slices: SliceSet) -> NDArray[np.float32] | None:
+        """What is shown of the images of these slices, `[n, 4]`; None where they are shown whole."""
+        return input_rectangles(self.card.parameters, slices)
 
     def slice_logits(self, slices: SliceSet) -> NDArray[np.float32]:
         """Raw logits of `any` of slices of a prepared dataset, in their order, float32 `[n]`.
@@ -156,7 +186,8 @@ class Bundle:
         """
         images = np.random.default_rng(0).integers(0, 256, (3, *self.card.input_shape), np.uint8)
         images[0], images[1] = 0, 255
-        logits = self.label_logits(images)
+        whole = np.tile(np.array(WHOLE, np.float32), (3, 1)) if self.card.parameters.shows_part else None
+        logits = self.label_logits(images, whole)
         if not np.isfinite(self.label_calibrated(logits)).all():
             raise IchRayError(
                 f"{self.card.name}: logits and probabilities must be finite, got others for a black, a white and a "
@@ -171,16 +202,20 @@ class Bundle:
         """Probabilities of raw logits of all labels, `[n, labels]` both; NaN where there is none."""
         return np.stack([scaling(column) for scaling, column in zip(self.card.scalings, logits.T, strict=True)], 1)
 
-    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Calibrated probabilities of `any`, float64 `[n]`, of images uint8 `[n, channels, rows, columns]`.
+    def probabilities(
+        self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float64]:
+        """Calibrated probabilities of `any`, float64 `[n]`, of images as `label_logits` takes them.
 
         NaN where a logit is not finite.
         """
-        return self.calibrated(self.logits(images))
+        return self.calibrated(self.logits(images, rectangles))
 
-    def label_probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def label_probabilities(
+        self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float64]:
         """Calibrated probabilities of all labels, float64 `[n, labels]`; `any` is the last."""
-        return self.label_calibrated(self.label_logits(images))
+        return self.label_calibrated(self.label_logits(images, rectangles))
 
     def without_tta(self) -> Bundle:
         """The same weights and calibration, asked for the image as it is alone."""
@@ -201,7 +236,12 @@ class Bundle:
         return point
 
     def predict(
-        self, paths: Iterable[Location], point: str = OPERATING_POINT, *, without_preamble: bool = False
+        self,
+        paths: Iterable[Location],
+        point: str = OPERATING_POINT,
+        *,
+        slabs: bool = True,
+        without_preamble: bool = False,
     ) -> list[Prediction]:
         """One row per file, or frame of one, in order; folders are searched for files, hidden ones left out.
 
@@ -216,8 +256,8 @@ class Bundle:
         from ich_ray.bundle.prediction import Predictor, list_inputs
 
         predictor, inputs = Predictor(self, point, without_preamble=without_preamble), list_inputs(paths)
-        found = survey_inputs(inputs, read_facts_ahead(inputs, without_preamble), self.card.training_data)
-        return [row for rows in predictor.stream(found.inputs, found.table) for row in rows]
+        found = survey_inputs(inputs, read_facts_ahead(inputs, without_preamble), self.card.training_data, slabs)
+        return [row for rows in predictor.stream(found.inputs, found.table, found.slabs) for row in rows]
 
 
 def load_bundle(path: Location) -> Bundle:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ich_ray.data.shown_rectangles import FIELD_MM
+
 if TYPE_CHECKING:
     from ich_ray.bundle.card import Card
 
@@ -59,7 +61,7 @@ def _data(card: Card) -> dict[str, str]:
         "Outcome that is predicted": f"the label `{card.label}` of a single slice{_subtypes(card)}",
         "Data": f"the prepared dataset with fingerprint {card.dataset.fingerprint}",
         "Data partitions, and their size": f"{drawn}; {roles}",
-        "Preprocessing": f"windows {windows}, area-averaged to {card.size} x {card.size} pixels{reduced}",
+        "Preprocessing": f"windows {windows}, area-averaged to {card.size} x {card.size} pixels{_part(card)}{reduced}",
         "Missing data": "nothing is imputed: a file without a readable slice or a label is left out, with a reason",
         "De-identification": "identifiers are replaced by keyed pseudonyms when the dataset is prepared",
     }
@@ -85,6 +87,15 @@ def _model(card: Card) -> dict[str, str]:
         "Explanations": "Grad-CAM heat maps on request; they show where, not why, and have not been validated",
         "Limitations": " ".join(card.limitations),
     }
+
+
+def _part(card: Card) -> str:
+    """What is shown of an image, where it is not all of it."""
+    parameters = card.parameters
+    if not parameters.shows_part:
+        return ""
+    around = "the largest body above -500 HU in all slices of its series" if parameters.crop == "head" else "its middle"
+    return f", cut to a square{f' of {FIELD_MM:g} mm' if parameters.scale == 'mm' else ''} around {around}"
 
 
 def _views(card: Card) -> str:

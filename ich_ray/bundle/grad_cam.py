@@ -21,6 +21,7 @@ from ich_ray.ct.windowing import brain_channel
 from ich_ray.errors import ConfigError
 from ich_ray.model.architectures import architecture_of
 from ich_ray.model.input_shape import first_own_channel
+from ich_ray.model.resampling import resampled
 from ich_ray.storage import is_local, write_bytes
 
 if TYPE_CHECKING:
@@ -47,11 +48,17 @@ class HeatMaps:
         self._channel = first_own_channel(parameters, len(windows)) + brain_channel(windows)  # of the slice itself
 
     def write(
-        self, files: Sequence[str], images: NDArray[np.uint8], probabilities: NDArray[np.float64], threshold: float
+        self,
+        files: Sequence[str],
+        images: NDArray[np.uint8],
+        probabilities: NDArray[np.float64],
+        threshold: float,
+        rectangles: NDArray[np.float32] | None = None,
     ) -> list[str]:
         """Write a picture of each image: the slice, and the slice under its heat map.
 
-        Images are `[n, channels, rows, columns]`. Below the operating point a map fades with its probability.
+        Images and rectangles are those of `Bundle.label_logits`. Below the operating point a map fades with its
+        probability.
 
         Returns:
             The paths of the pictures; empty where the heat is not finite, as it then shows nothing.
@@ -59,7 +66,7 @@ class HeatMaps:
         if is_local(self._folder):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         written = []
-        heats = grad_cam(self._bundle, images)
+        heats = grad_cam(self._bundle, images, rectangles)
         for file, image, heat, probability in zip(files, images, heats, probabilities.tolist(), strict=True):
             if not np.isfinite(heat).all():
                 written.append("")
@@ -72,12 +79,14 @@ class HeatMaps:
         return written
 
 
-def grad_cam(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def grad_cam(
+    bundle: Bundle, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """Heat `[n, rows, columns]` from 0 to 1 of images uint8 `[n, channels, rows, columns]`.
 
     Selvaraju et al., "Grad-CAM" (2017), of the logit of `any` at the last convolutional stage, scaled to a
     maximum of 1 in each slice; all 0 where nothing raises the logit. Of the image as it is: views of test-time
-    augmentation are not averaged into it.
+    augmentation are not averaged into it. Where rectangles of the images are shown, it lies where they do.
 
     Raises:
         ConfigError: captum is not installed, or the network ends in no map of places.
@@ -90,16 +99,35 @@ def grad_cam(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bytes have no gradient: it is that of the layer that counts
             batch = torch.from_numpy(images).to(bundle.device)
+            batch = batch if rectangles is None else bundle.cut(batch, rectangles)
             several = len(card.parameters.predicted_labels) > 1
             target = len(card.parameters.predicted_labels) - 1 if several else None
             raw = attr.LayerGradCam(network, layer).attribute(batch, target, relu_attributions=True)
-        heat = attr.LayerAttribution.interpolate(raw, card.input_shape[1:], "bilinear")[:, 0].detach()
+        sides = card.input_shape[1:] if rectangles is None else batch.shape[2:]
+        heat = attr.LayerAttribution.interpolate(raw, sides, "bilinear").detach()
+        heat = (heat if rectangles is None else _laid_back(heat, card.size, rectangles))[:, 0]
     finally:
         network.requires_grad_(False)
         for weight in trainable:
             weight.requires_grad_(True)
     peak = heat.amax((1, 2), keepdim=True)
     return np.asarray((heat / peak.clamp(min=1e-12)).cpu().numpy(), np.float32)
+
+
+def _laid_back(heat: torch.Tensor, side: int, rectangles: NDArray[np.float32]) -> torch.Tensor:
+    """Heat of rectangles of images `[n, 1, rows, columns]` over the whole images, 0 where they do not reach."""
+    x, y, half_width, half_height = torch.from_numpy(rectangles).to(heat).unbind(1)
+    return resampled(
+        heat,
+        side,
+        torch.stack(
+            [
+                torch.stack([1 / half_width, torch.zeros_like(x), -x / half_width], 1),
+                torch.stack([torch.zeros_like(y), 1 / half_height, -y / half_height], 1),
+            ],
+            1,
+        ),
+    )
 
 
 def _png(grey: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:

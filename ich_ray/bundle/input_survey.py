@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from ich_ray.bundle.threads import mapped_ahead
 from ich_ray.bundle.training_data import SeriesLook, differences, median_step
 from ich_ray.ct.plane import Judgment, judge_table
+from ich_ray.ct.slabs import SeriesGeometry, slabs_around
 from ich_ray.errors import Rejection
 from ich_ray.statistics.aggregation import members
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from ich_ray.bundle.training_data import TrainingData
     from ich_ray.ct.dicom import SliceHeader
+    from ich_ray.ct.slabs import SlabRule, Slabs
 
 __all__ = ["Input", "SeriesTable", "Survey", "read_facts", "read_facts_ahead", "survey_inputs"]
 
@@ -185,12 +187,27 @@ class SeriesTable:
         known = np.flatnonzero(self.series >= 0)
         return [known[each] for each in members(self.series[known])]
 
-    def look(self, slices: NDArray[np.int64]) -> SeriesLook:
-        """How the slices of a series were taken."""
+    def slabs(self, kept: NDArray[np.bool_], rule: SlabRule) -> Slabs:
+        """The slabs around the slices that are kept, of series that are finer than half of a rule."""
+        geometry = SeriesGeometry(
+            series=np.where(kept, self.series, -1).astype(np.int64),
+            places_mm=self.position_mm.astype(np.float64),
+            thickness_mm=self.thickness_mm.astype(np.float64),
+            corners=self.positions.astype(np.float64),
+            normals=self.normals.astype(np.float64),
+            sizes=self.sizes.astype(np.int64),
+            pixel_mm=self.pixel_mm.astype(np.float64),
+            ranks=self.by_id,
+        )
+        return slabs_around(geometry, rule)
+
+    def look(self, slices: NDArray[np.int64], slabs: Slabs | None = None) -> SeriesLook:
+        """How the slices of a series were taken, or made."""
         rows, columns = self.sizes[slices[0]]
+        averaged = None if slabs is None or not slabs.finer[slices].any() else slabs.rule
         return SeriesLook(
-            thickness_mm=_median(self.thickness_mm[slices]),
-            slice_spacing_mm=median_step(self.position_mm[slices]),
+            thickness_mm=_median(self.thickness_mm[slices]) if averaged is None else averaged.thickness_mm,
+            slice_spacing_mm=median_step(self.position_mm[slices]) if averaged is None else averaged.spacing_mm,
             pixel_spacing_mm=_median(self.pixel_mm[slices]),
             kernel=next((self.kernels[place] for place in self.kernel[slices] if place >= 0), ""),
             matrix=f"{rows}x{columns}",
@@ -230,34 +247,55 @@ class Survey:
         inputs: those given, a frame at a time, with the reasons and flags of their series.
         notes: lines for people.
         table: of the inputs.
+        slabs: around the slices of series finer than half of the training data; None if there are none.
     """
 
     inputs: list[Input]
     notes: tuple[str, ...]
     table: SeriesTable
+    slabs: Slabs | None = None
 
 
-def survey_inputs(inputs: Sequence[Input], facts: Iterable[pa.Table], training: TrainingData | None) -> Survey:
+def survey_inputs(
+    inputs: Sequence[Input], facts: Iterable[pa.Table], training: TrainingData | None, average: bool = True
+) -> Survey:
     """Judge the inputs by their series, and the series by the training data of the bundle.
 
     Args:
         inputs: files.
         facts: of `read_facts`, in the order of the inputs.
         training: of the bundle's card.
+        average: make slabs of series that are finer than half of the training data.
     """
     table = SeriesTable.of_facts(facts)
     judged = table.judged()
     kept = np.array([not judgment.reason for judgment in judged], bool)
     unlike = _Unlike()
+    rule = training.slab_rule if training is not None and average else None
+    slabs = None if rule is None else table.slabs(kept, rule)
     for slices in table.members():
         if training is not None and kept[slices].any():
-            unlike.add(table, slices, differences(training, table.look(slices[kept[slices]])))
+            look = table.look(slices[kept[slices]], slabs)
+            unlike.add(table, slices, differences(training, look))
     far = unlike.flags
     found = [
         _judged(given, judgment, far.get(series, ()))
         for given, judgment, series in zip(table.inputs(inputs), judged, table.series.tolist(), strict=True)
     ]
-    return Survey(found, tuple(filter(None, [_untold(training), unlike.note])), table)
+    notes = filter(None, [_untold(training, average), _averaged(table, slabs), unlike.note])
+    return Survey(found, tuple(notes), table, slabs if slabs is not None and slabs.finer.any() else None)
+
+
+def _averaged(table: SeriesTable, slabs: Slabs | None) -> str:
+    """How many series are averaged; empty if none is."""
+    if slabs is None or not slabs.finer.any():
+        return ""
+    series, rule = table.series[table.series >= 0], slabs.rule
+    return (
+        f"{len(np.unique(table.series[slabs.finer]))} of {len(np.unique(series))} series are finer than half of the "
+        f"training data: their slices are averaged to slabs of {rule.thickness_mm:g} mm, with neighbors at "
+        f"{rule.spacing_mm:g} mm; with --no-slabs they are not"
+    )
 
 
 def _judged(given: Input, judgment: Judgment, far: Iterable[str]) -> Input:
@@ -266,19 +304,20 @@ def _judged(given: Input, judgment: Judgment, far: Iterable[str]) -> Input:
     return given._replace(reason=judgment.reason, flags=",".join(sorted({*judgment.flags, *far})))
 
 
-def _untold(training: TrainingData | None) -> str:
+def _untold(training: TrainingData | None, average: bool) -> str:
     """What cannot be compared with the training data; empty if all can."""
+    undone = "not flagged, nor averaged where it is thinner" if average else "not flagged"
     if training is None:
         return (
-            "the card of the bundle does not say how the slices that trained it were taken: what is unlike them is not "
-            "flagged; prepare the dataset again and retrain"
+            f"the card of the bundle does not say how the slices that trained it were taken: what is unlike them is "
+            f"{undone}; prepare the dataset again and retrain"
         )
     if not training.unknown:
         return ""
+    if training.slab_rule is not None:
+        undone = "not flagged"
     # Nothing to do about it: such headers as those of the RSNA set have neither thickness nor kernel.
-    return (
-        f"the training data of the bundle do not say {', '.join(training.unknown)}: what is unlike them is not flagged"
-    )
+    return f"the training data of the bundle do not say {', '.join(training.unknown)}: what is unlike them is {undone}"
 
 
 class _Unlike:

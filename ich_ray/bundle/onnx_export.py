@@ -15,6 +15,7 @@ from torch import nn
 
 from ich_ray.bundle.bundle import Bundle, load_bundle
 from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.model.resampling import reduced
 from ich_ray.storage import Location, check_file, locate, write_bytes
 
 if TYPE_CHECKING:
@@ -44,16 +45,16 @@ class _WithProbability(nn.Module):
     temperatures: torch.Tensor
     biases: torch.Tensor
 
-    def __init__(self, network: nn.Module, scalings: Sequence[LogitScaling]) -> None:
+    def __init__(self, network: nn.Module, scalings: Sequence[LogitScaling], side: int = 0) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.side = network, side
         self.register_buffer("shifts", torch.tensor([scaling.prior_shift for scaling in scalings]))
         self.register_buffer("temperatures", torch.tensor([scaling.temperature for scaling in scalings]))
         self.register_buffer("biases", torch.tensor([scaling.bias for scaling in scalings]))
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, images: torch.Tensor, rectangles: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Logit and probability of `any`, `[n]`; where there are subtypes also of all labels, `[n, labels]`."""
-        logits = self.network(images)
+        logits = self.network(images if rectangles is None else reduced(images, self.side, rectangles))
         by_label = logits if logits.ndim == 2 else logits.unsqueeze(1)
         scaled = (by_label + self.shifts) / self.temperatures + self.biases
         probabilities = torch.where(scaled.abs() < torch.inf, torch.sigmoid(scaled), torch.nan)
@@ -64,9 +65,11 @@ class _WithProbability(nn.Module):
 def export_onnx(bundle: Location, out: Location) -> UPath:
     """Write a bundle as ONNX, for any number of slices.
 
-    Its input is `images`, uint8 `[slices, channels, rows, columns]`. The metadata `ich_ray_channels` say what each
-    channel is, such as `brain below 1, brain, brain above 1`; for a neighbor that is not there, a network is given the
-    slice itself. Outputs are `logit` and `probability` of `any`,
+    Its input is `images`, uint8 `[slices, channels, rows, columns]`, as prepared. The metadata `ich_ray_channels` say
+    what each channel is, such as `brain below 1, brain, brain above 1`; for a neighbor that is not there, a network is
+    given the slice itself. Of a bundle with `crop` or `scale` a second input is `rectangles`, float32 `[slices, 4]`:
+    what is shown of each image, as x and y of the center and half of the width and height, from -1 to 1 over the image;
+    the graph cuts it out. Outputs are `logit` and `probability` of `any`,
     float32 `[slices]`; of a bundle that answers subtypes also `label_logits` and `label_probabilities`, `[slices, 6]`,
     in the order of `ich_ray.vocabulary.LABELS`, `any` last. The graph holds the test-time augmentation of the bundle.
     Before the file is written ONNX Runtime must give its logits and probabilities on random images, within 1e-4.
@@ -82,8 +85,9 @@ def export_onnx(bundle: Location, out: Location) -> UPath:
     loaded.check_outputs()
     data = _exported(loaded)
     probe = np.random.default_rng(0).integers(0, 256, (_PROBES, *loaded.card.input_shape), np.uint8)
-    expected = loaded.label_logits(probe)
-    logits, probabilities = onnx_label_outputs(data, probe)
+    shown = _rectangles(_PROBES) if loaded.card.parameters.shows_part else None
+    expected = loaded.label_logits(probe, shown)
+    logits, probabilities = onnx_label_outputs(data, probe, shown)
     gap = max(np.abs(logits - expected).max(), np.abs(probabilities - loaded.label_calibrated(expected)).max())
     if not gap <= _TOLERANCE:
         raise IchRayError(
@@ -94,23 +98,32 @@ def export_onnx(bundle: Location, out: Location) -> UPath:
     return target
 
 
+def _rectangles(count: int) -> NDArray[np.float32]:
+    """Some that differ, of which one reaches beyond its image."""
+    shown = [[0.1 * place, -0.1, 1.1 - 0.2 * place, 1.1 - 0.2 * place] for place in range(count)]
+    return np.array(shown, np.float32)
+
+
 def _exported(bundle: Bundle) -> bytes:
     try:
         import onnxscript  # noqa: F401  (torch.onnx imports it late, and fails with another error)
     except ImportError:
         raise _extra_missing("onnxscript") from None
-    module = _WithProbability(bundle.model.cpu(), bundle.card.scalings).eval()
-    example = torch.zeros((2, *bundle.card.input_shape), dtype=torch.uint8)
+    module = _WithProbability(bundle.model.cpu(), bundle.card.scalings, bundle.network.side).eval()
+    examples = {"images": torch.zeros((2, *bundle.card.input_shape), dtype=torch.uint8)}
+    if bundle.card.parameters.shows_part:
+        examples["rectangles"] = torch.from_numpy(_rectangles(2))
+    slices = torch.export.Dim("slices")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about PyTorch's own future
         program = torch.onnx.export(
             module,
-            (example,),
+            (*examples.values(),),
             dynamo=True,
             verbose=False,
-            input_names=["images"],
+            input_names=[*examples],
             output_names=["logit", "probability", *_OF_LABELS * (len(bundle.card.scalings) > 1)],
-            dynamic_shapes=({0: torch.export.Dim("slices")},),
+            dynamic_shapes={name: {0: slices} for name in examples},
         )
     if program is None:
         raise IchRayError("onnx: PyTorch must return the exported program, got none; use the bundle itself")
@@ -121,17 +134,21 @@ def _exported(bundle: Bundle) -> bytes:
     return data
 
 
-def onnx_outputs(model: bytes, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def onnx_outputs(
+    model: bytes, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Logits and probabilities of `any`, float32 `[n]` each, that ONNX Runtime gives for images.
 
     Raises:
         ConfigError: ONNX Runtime is not installed.
     """
-    logits, probabilities = onnx_label_outputs(model, images)
+    logits, probabilities = onnx_label_outputs(model, images, rectangles)
     return logits[:, -1], probabilities[:, -1]
 
 
-def onnx_label_outputs(model: bytes, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def onnx_label_outputs(
+    model: bytes, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Logits and probabilities of all labels, float32 `[n, labels]` each; `any` is the last.
 
     Raises:
@@ -143,8 +160,9 @@ def onnx_label_outputs(model: bytes, images: NDArray[np.uint8]) -> tuple[NDArray
         raise _extra_missing("onnxruntime") from None
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
+    given = {"images": images} if rectangles is None else {"images": images, "rectangles": rectangles}
     several = {*_OF_LABELS} <= {*names}
-    found = session.run([*_OF_LABELS] if several else ["logit", "probability"], {"images": images})
+    found = session.run([*_OF_LABELS] if several else ["logit", "probability"], given)
     logits, probabilities = (np.asarray(values, np.float32).reshape(len(images), -1) for values in found)
     return logits, probabilities
 

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ich_ray.bundle.card import Card, OperatingPoint
     from ich_ray.bundle.input_survey import SeriesTable
     from ich_ray.bundle.work_parts import Part
+    from ich_ray.ct.slabs import Slabs
 
 __all__ = [
     "SUBTYPE_COLUMNS",
@@ -144,17 +145,42 @@ class Scorer(Protocol):
 
     def operating_point(self, name: str) -> OperatingPoint: ...
 
-    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]: ...
+    def probabilities(
+        self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float64]: ...
 
-    def label_probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]: ...
+    def label_probabilities(
+        self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float64]: ...
 
 
 class Pictures(Protocol):
     """What draws a picture of each slice, such as heat maps."""
 
     def write(
-        self, files: Sequence[str], images: NDArray[np.uint8], probabilities: NDArray[np.float64], threshold: float
+        self,
+        files: Sequence[str],
+        images: NDArray[np.uint8],
+        probabilities: NDArray[np.float64],
+        threshold: float,
+        rectangles: NDArray[np.float32] | None = None,
     ) -> list[str]: ...
+
+
+class Batch(NamedTuple):
+    """What is decided at a time.
+
+    Attributes:
+        places: of its slices in their part.
+        rows: without decisions.
+        images: of each row without a reason, those that make up its input.
+        rectangles: what is shown of each of these, `[n, 4]`; None where all of it is.
+    """
+
+    places: Sequence[int]
+    rows: Sequence[Prediction]
+    images: Sequence[SliceImages]
+    rectangles: NDArray[np.float32] | None
 
 
 class Predictor:
@@ -176,20 +202,26 @@ class Predictor:
         # Heat maps hang hooks into the one network that there is.
         self._one_at_a_time = nullcontext() if heatmaps is None else Lock()
 
-    def parts(self, inputs: Sequence[Input], table: SeriesTable | None = None) -> list[Part]:
-        """The inputs in parts of a batch: whole series where the network sees more than single slices.
+    def parts(
+        self, inputs: Sequence[Input], table: SeriesTable | None = None, slabs: Slabs | None = None
+    ) -> list[Part]:
+        """The inputs in parts of a batch: whole series where others decide how a slice is seen.
 
         Args:
             inputs: files, or frames of them.
             table: what their headers say; without it each is alone.
+            slabs: around the slices of thin series.
         """
-        if table is None or not self.bundle.card.parameters.neighbors:
+        parameters = self.bundle.card.parameters
+        if table is None or not (parameters.neighbors or parameters.crop == "head" or slabs):
             return single_slices(inputs, EVALUATION_BATCH)
-        return whole_series(inputs, table, EVALUATION_BATCH)
+        return whole_series(inputs, table, EVALUATION_BATCH, slabs)
 
-    def stream(self, inputs: Sequence[Input], table: SeriesTable | None = None) -> Iterator[list[Prediction]]:
+    def stream(
+        self, inputs: Sequence[Input], table: SeriesTable | None = None, slabs: Slabs | None = None
+    ) -> Iterator[list[Prediction]]:
         """Rows in the order of the inputs, some at a time, see `parts`."""
-        parts = self.parts(inputs, table)
+        parts = self.parts(inputs, table, slabs)
         return in_order(parts, self.rows(parts))
 
     def rows(self, parts: Sequence[Part]) -> Iterator[list[Prediction]]:
@@ -211,24 +243,28 @@ class Predictor:
     def predict(self, part: Part) -> list[Prediction]:
         """The rows of a part, in the order of its inputs."""
         found: dict[int, Prediction] = {}
-        for places, rows, images in self.read(part):
+        for batch in self.read(part):
             with self._one_at_a_time:
-                found.update(zip(places, self.decide(rows, images), strict=True))
+                rows = self.decide(batch.rows, batch.images, batch.rectangles)
+            found.update(zip(batch.places, rows, strict=True))
         return [found[place] for place in range(len(part.inputs))]
 
-    def read(self, part: Part) -> Iterator[tuple[list[int], list[Prediction], list[SliceImages]]]:
-        """Batches of places in the part, rows without decisions, and the images of each row without a reason."""
+    def read(self, part: Part) -> Iterator[Batch]:
+        """A batch at a time. A series of more slices than a batch is never in memory as a whole."""
         seen = self._walked(part)
         while batch := [*islice(seen, EVALUATION_BATCH)]:
-            rows = [self._undecided(part.inputs[place], one) for place, one in batch]
-            yield [place for place, _ in batch], rows, [one.images for _, one in batch if not one.reason]
+            rows = [self._undecided(part.inputs[place], one) for place, one, _ in batch]
+            images = [one.images for _, one, _ in batch if not one.reason]
+            shown = [rectangle for _, one, rectangle in batch if rectangle is not None and not one.reason]
+            yield Batch([place for place, *_ in batch], rows, images, np.stack(shown) if shown else None)
 
-    def _walked(self, part: Part) -> Iterator[tuple[int, Seen]]:
-        """The slices of all series of a part, each with its place among the inputs."""
+    def _walked(self, part: Part) -> Iterator[tuple[int, Seen, NDArray[np.float32] | None]]:
+        """The slices of all series of a part, each with its place among the inputs and what is shown of it."""
         reader, card, before = SliceReader(self.without_preamble), self.bundle.card, 0
         for series in part.series():
-            for one in walk(series, SeriesImages(series, reader, card), card.parameters.neighbors):
-                yield before + one.index, one
+            images = SeriesImages(series, reader, card)
+            for one in walk(series, images, card.parameters.neighbors):
+                yield before + one.index, one, None if one.header is None else images.rectangle(one.header)
             before += len(series.inputs)
 
     def _undecided(self, given: Input, seen: Seen) -> Prediction:
@@ -246,7 +282,12 @@ class Predictor:
             flags=",".join(sorted(flags)),
         )
 
-    def decide(self, rows: Sequence[Prediction], images: Sequence[SliceImages]) -> list[Prediction]:
+    def decide(
+        self,
+        rows: Sequence[Prediction],
+        images: Sequence[SliceImages],
+        rectangles: NDArray[np.float32] | None = None,
+    ) -> list[Prediction]:
         """The rows with probability, decision and, if asked for, heat map.
 
         A row whose logit or probability is not finite gets the reason `not_finite`; its batch is decided without it.
@@ -254,11 +295,13 @@ class Predictor:
         Args:
             rows: a batch of them.
             images: of each row without a reason, those that make up its input.
+            rectangles: of each of these, where a part of it is shown.
         """
         if not images:
             return list(rows)
         pixels = self._beside_each_other(images)
-        by_label = self._by_label(pixels)
+        shown = () if rectangles is None else (rectangles,)
+        by_label = self._by_label(pixels, *shown)
         probabilities = by_label[:, -1]
         finite = np.asarray(np.isfinite(by_label).all(1))
         told = iter(finite.tolist())
@@ -266,7 +309,8 @@ class Predictor:
         accepted = [row.file for row in rows if not row.reason]
         maps = [""] * len(accepted)
         if self.heatmaps is not None and accepted:
-            maps = self.heatmaps.write(accepted, pixels[finite], probabilities[finite], self.threshold)
+            parts = [part[finite] for part in shown]
+            maps = self.heatmaps.write(accepted, pixels[finite], probabilities[finite], self.threshold, *parts)
         found = zip(by_label[finite].tolist(), maps, strict=True)
         return [row if row.reason else self._decided(row, *next(found)) for row in rows]
 
@@ -279,11 +323,11 @@ class Predictor:
             np.concatenate([image[:count] for image, count in zip(beside, counts, strict=True)], out=pixels[place])
         return pixels
 
-    def _by_label(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def _by_label(self, images: NDArray[np.uint8], *shown: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probabilities `[n, labels]`, `any` last."""
         if self.kind is LabelledPrediction:
-            return self.bundle.label_probabilities(images)
-        return self.bundle.probabilities(images)[:, None]
+            return self.bundle.label_probabilities(images, *shown)
+        return self.bundle.probabilities(images, *shown)[:, None]
 
     def _decided(self, row: Prediction, by_label: Sequence[float], heatmap: str) -> Prediction:
         *subtypes, probability = by_label

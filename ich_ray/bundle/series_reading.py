@@ -7,13 +7,17 @@ as in training: one that cannot be read is as absent. Knows series, files and wi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ich_ray.ct.head_box import NO_BOX, head_box, side_mm
+from ich_ray.ct.slabs import SAME_MM, SlabReader, Slabs
 from ich_ray.data.neighbors import MOST_NEIGHBORS, neighbor_rows
-from ich_ray.data.series_survey import SAME_MM
+from ich_ray.data.shown_rectangles import series_boxes, shown_rectangles
 from ich_ray.errors import Rejection
 
 if TYPE_CHECKING:
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
     from ich_ray.ct.slice_file import SliceFile
 
 __all__ = ["NEIGHBOR_FLAGS", "Seen", "Series", "SeriesImages", "SliceReader", "walk"]
+
+# Images of a series that are kept while its box is looked for: 40 of 512 x 512 x 3 are 31 MB.
+_KEPT_BYTES = 2**26
 
 # Flags of `predict` alone, by a network that sees neighbors. The ends of a series have none: in training, too.
 NEIGHBOR_FLAGS = {
@@ -42,10 +49,17 @@ class Series:
     Attributes:
         inputs: in the order of their SOPInstanceUIDs, which decides between slices at one place.
         places_mm: along the normal, `[n]`; NaN where not known.
+        slabs: around the slices, if they are averaged.
     """
 
     inputs: Sequence[Input]
     places_mm: NDArray[np.float64]
+    slabs: Slabs | None = None
+
+    @property
+    def neighbor_mm(self) -> float:
+        """At which distance neighbors lie; 0 where they are the next slices."""
+        return self.slabs.rule.spacing_mm if self.slabs is not None else 0.0
 
 
 class SliceReader:
@@ -82,21 +96,29 @@ class SliceReader:
 
 
 class SeriesImages:
-    """The image of each slice of a series, before neighbors are put beside it.
+    """The image of each slice of a series, without its neighbors, and which part of it is shown.
 
     What is made of the words of several slices, or of a part of each, is made here: `walk` asks for the images of a
-    series in the order of their places, mostly once each, and knows nothing of how they come about.
+    series in the order of their places, mostly once each, and knows nothing of how they come about. Where a box of the
+    series says what is shown, all slices are read once before the first; of a long series, some are read again.
     """
 
     def __init__(self, series: Series, reader: SliceReader, card: Card) -> None:
         self._series, self._reader, self._card = series, reader, card
+        # Until the slabs above a slice have been seen from below, one goes along the series for each neighbor.
+        self._slabs = SlabReader(self._stored, 1 + card.parameters.neighbors)
+        self._kept: dict[int, tuple[SliceHeader, NDArray[np.uint8]] | Rejection] = {}
 
     def words(self, index: int) -> CTSlice:
-        """A slice as it was stored.
+        """A slice, averaged over its slab in a thin series.
 
         Raises:
             Rejection: it is not accepted.
         """
+        slabs = self._series.slabs
+        return self._stored(index) if slabs is None else self._slabs.slab(index, slabs.around(index))
+
+    def _stored(self, index: int) -> CTSlice:
         return self._reader.read(self._series.inputs[index])
 
     def __call__(self, index: int) -> tuple[SliceHeader, NDArray[np.uint8]]:
@@ -105,10 +127,47 @@ class SeriesImages:
         Raises:
             Rejection: it is not accepted.
         """
+        _ = self._box  # first, as it reads them all
+        found = self._kept.pop(index, None) or self._seen_through(self.words(index))
+        if isinstance(found, Rejection):
+            raise found
+        return found
+
+    def _seen_through(self, found: CTSlice) -> tuple[SliceHeader, NDArray[np.uint8]]:
         from ich_ray.ct.windowing import window_slice
 
-        found = self.words(index)
         return found.header, window_slice(found, self._card.windows, self._card.size)
+
+    def rectangle(self, header: SliceHeader) -> NDArray[np.float32] | None:
+        """What is shown of the image of one of its slices, `[4]`; None where all of it is."""
+        if not self._card.parameters.shows_part:
+            return None
+        side = np.array([side_mm(header)], np.float32).astype(np.float64)  # as in slices.parquet
+        shown: NDArray[np.float32] = shown_rectangles(self._card.parameters, self._box, side)[0]
+        return shown
+
+    @cached_property
+    def _box(self) -> NDArray[np.float64]:
+        """Where the head lies in the series, `[1, 4]`; NaN where nobody asks, or no slice shows one."""
+        boxes: list[tuple[float, ...]] = [NO_BOX]
+        if self._card.parameters.crop == "head":
+            order = np.argsort(self._series.places_mm).tolist()  # slabs are read along their series
+            boxes += [self._look(index) for index in order if not self._series.inputs[index].reason]
+        found = np.array(boxes, np.float32).astype(np.float64)
+        return series_boxes(np.zeros(len(found), np.int64), found)[:1]
+
+    def _look(self, index: int) -> tuple[float, ...]:
+        """The box of one slice, whose image is kept until it is asked for if there is room."""
+        try:
+            found = self.words(index)
+            if len(self._kept) * math.prod(self._card.image_shape) < _KEPT_BYTES:
+                self._kept[index] = self._seen_through(found)
+            return head_box(found)
+        except Rejection as rejection:
+            self._kept[index] = rejection
+        except MemoryError:
+            pass  # met again where the slice is asked for
+        return NO_BOX
 
 
 @dataclass(frozen=True)
@@ -178,7 +237,9 @@ class _Walk:
         count = len(self._places_mm)
         if not self._neighbors or np.isfinite(self._places_mm).sum() < 2:
             return np.repeat(np.arange(count)[:, None], 2 * self._neighbors + 1, 1)
-        rows = neighbor_rows(np.zeros(count, np.int64), self._places_mm, self._ids, across_gaps=across_gaps)
+        apart_mm = np.full(count, self._series.neighbor_mm)
+        series = np.zeros(count, np.int64)
+        rows = neighbor_rows(series, self._places_mm, self._ids, apart_mm, across_gaps=across_gaps)
         return rows[:, MOST_NEIGHBORS - self._neighbors : MOST_NEIGHBORS + self._neighbors + 1]
 
     def _seen(self, index: int) -> Seen:

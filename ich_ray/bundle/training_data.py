@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ich_ray.ct.slabs import SlabRule
+from ich_ray.data.dataset import THICKEST_SLAB_MM
 from ich_ray.statistics.aggregation import members
 from ich_ray.storage import Count, Line, Record
 
@@ -110,6 +112,15 @@ class TrainingData(Record):
     matrices: Names | None = None
 
     @property
+    def slab_rule(self) -> SlabRule | None:
+        """To what thinner series are averaged: the medians, one for the other where that is not known."""
+        thickness, spacing = self.thickness_mm or self.slice_spacing_mm, self.slice_spacing_mm or self.thickness_mm
+        if thickness is None or spacing is None:
+            return None
+        known = all(0 < each.median <= THICKEST_SLAB_MM for each in (thickness, spacing))
+        return SlabRule(thickness.median, spacing.median) if known else None
+
+    @property
     def unknown(self) -> list[str]:
         """What cannot be compared, in words."""
         return [what for field, what in _WORDS.items() if field != "tilt_deg" and getattr(self, field) is None]
@@ -172,14 +183,24 @@ def _most_frequent(names: Names | None) -> str:
 
 
 def describe_training(dataset: PreparedDataset, roles: Iterable[Role]) -> TrainingData:
-    """What the slices of these roles looked like, by the columns that their dataset has."""
+    """What the slices of these roles looked like, by the columns that their dataset has.
+
+    Slabs look as thick as they are, and lie as far apart as their neighbors do.
+    """
     rows = np.flatnonzero(np.isin(dataset.column("role"), [*roles]))
     there = {name: dataset.column(name)[rows] for name in _COLUMNS if name in dataset.slices.column_names}
     series, position = there.get("series"), there.get("position_mm")
     spacing = None if series is None or position is None else _slice_spacing(series, position.astype(np.float64))
+    thickness = there.get("thickness_mm")
+    if "slab_mm" in there:
+        slab_mm = there["slab_mm"].astype(np.float64)
+        spacing, thickness = (
+            None if held is None else np.where(slab_mm > 0, slab_mm, held.astype(np.float64))
+            for held in (spacing, thickness)
+        )
     return TrainingData(
         slices=len(rows),
-        thickness_mm=_distribution(there.get("thickness_mm")),
+        thickness_mm=_distribution(thickness),
         slice_spacing_mm=_distribution(spacing),
         pixel_spacing_mm=_distribution(there.get("spacing_mm")),
         tilt_deg=_distribution(there.get("tilt_deg")),
@@ -188,7 +209,7 @@ def describe_training(dataset: PreparedDataset, roles: Iterable[Role]) -> Traini
     )
 
 
-_COLUMNS = ("series", "position_mm", "thickness_mm", "spacing_mm", "tilt_deg", "kernel", "flags")
+_COLUMNS = ("series", "position_mm", "thickness_mm", "slab_mm", "spacing_mm", "tilt_deg", "kernel", "flags")
 
 
 def median_step(positions: NDArray[np.floating[Any]]) -> float:

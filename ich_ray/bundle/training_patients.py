@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ich_ray.errors import ConfigError
 from ich_ray.storage import Fingerprint, PatientHash, Record, read_record, sha256, write_json
-from ich_ray.training.network_inputs import check_neighbors
+from ich_ray.training.network_inputs import check_inputs
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -55,7 +55,7 @@ def check_site(bundle: UPath, card: Card, site: PreparedDataset) -> None:
     Bundles of older versions know the fingerprint of their dataset and not its patients.
 
     Raises:
-        ConfigError: other windows or size, no neighbors for a network that sees them, or the same patients.
+        ConfigError: other windows or size, no neighbors or heads for a network that sees them, or the same patients.
         IntegrityError: the file of marks is damaged.
     """
     manifest = site.manifest
@@ -66,7 +66,7 @@ def check_site(bundle: UPath, card: Card, site: PreparedDataset) -> None:
             f"{','.join(window.name for window in manifest.windows)} at {manifest.size} px; prepare it with --size "
             f"{card.size} --windows {windows}"
         )
-    check_neighbors(card.parameters, site)
+    check_inputs(card.parameters, site)
     rule = f"{site.files.root}: patients of another site must be given"
     if manifest.fingerprint == card.dataset.fingerprint:
         raise ConfigError(f"{rule}, got the dataset that trained the bundle; run `ich-ray calibrate` on its search")

@@ -15,6 +15,7 @@ import numpy as np
 
 from ich_ray.bundle.input_survey import Input
 from ich_ray.bundle.series_reading import Series
+from ich_ray.ct.slabs import Slabs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -37,18 +38,23 @@ class Part:
         inputs: of each series in the order of their SOPInstanceUIDs.
         lengths: how many inputs each series has.
         places_mm: of the inputs, see `Series`.
+        slabs: around the inputs, see `Slabs.to_bytes`; empty where no series is averaged.
     """
 
     numbers: list[int]
     inputs: list[Input]
     lengths: list[int]
     places_mm: list[float]
+    slabs: bytes = b""
 
     def series(self) -> Iterator[Series]:
         """Its series, in turn."""
         ends = np.cumsum([0, *self.lengths]).tolist()
+        slabs = Slabs.from_bytes(self.slabs, len(self.inputs)) if self.slabs else None
         for start, end in pairwise(ends):
-            yield Series(self.inputs[start:end], np.array(self.places_mm[start:end], np.float64))
+            averaged = slabs is not None and slabs.finer[start:end].any()
+            around = slabs.of(np.arange(start, end)) if slabs is not None and averaged else None
+            yield Series(self.inputs[start:end], np.array(self.places_mm[start:end], np.float64), around)
 
 
 def single_slices(inputs: Sequence[Input], length: int) -> list[Part]:
@@ -60,7 +66,7 @@ def single_slices(inputs: Sequence[Input], length: int) -> list[Part]:
     ]
 
 
-def whole_series(inputs: Sequence[Input], table: SeriesTable, length: int) -> list[Part]:
+def whole_series(inputs: Sequence[Input], table: SeriesTable, length: int, slabs: Slabs | None = None) -> list[Part]:
     """Parts of so many inputs or fewer, or of one longer series, in the order of their first inputs."""
     parts: list[list[NDArray[np.int64]]] = []
     held = 0
@@ -70,7 +76,7 @@ def whole_series(inputs: Sequence[Input], table: SeriesTable, length: int) -> li
             held = 0
         parts[-1].append(slices)
         held += len(slices)
-    return [_part(inputs, table, part) for part in parts]
+    return [_part(inputs, table, part, slabs) for part in parts]
 
 
 def _series(table: SeriesTable) -> list[NDArray[np.int64]]:
@@ -81,12 +87,13 @@ def _series(table: SeriesTable) -> list[NDArray[np.int64]]:
     return sorted(np.split(order, begins), key=lambda slices: int(slices.min()))
 
 
-def _part(inputs: Sequence[Input], table: SeriesTable, series: list[NDArray[np.int64]]) -> Part:
+def _part(inputs: Sequence[Input], table: SeriesTable, series: list[NDArray[np.int64]], slabs: Slabs | None) -> Part:
     numbers = np.concatenate(series)
     places_mm = table.position_mm[numbers].astype(np.float64)
-    return Part(
-        numbers.tolist(), [inputs[number] for number in numbers.tolist()], [*map(len, series)], places_mm.tolist()
-    )
+    averaged = slabs is not None and slabs.finer[numbers].any()
+    around = slabs.of(numbers).to_bytes() if slabs is not None and averaged else b""
+    given = [inputs[number] for number in numbers.tolist()]
+    return Part(numbers.tolist(), given, [*map(len, series)], places_mm.tolist(), around)
 
 
 def in_order(parts: Iterable[Part], rows: Iterable[Sequence[Row]]) -> Iterator[list[Row]]:
@@ -106,10 +113,10 @@ def in_order(parts: Iterable[Part], rows: Iterable[Sequence[Row]]) -> Iterator[l
 def as_item(part: Part) -> dict[str, Any]:
     """A part as Ray Data takes it: plain values by name."""
     given = {name: [getattr(one, name) for one in part.inputs] for name in Input._fields}
-    return {**given, "numbers": part.numbers, "lengths": part.lengths, "places_mm": part.places_mm}
+    return {**given, "numbers": part.numbers, "lengths": part.lengths, "places_mm": part.places_mm, "slabs": part.slabs}
 
 
 def part_of(item: dict[str, Any]) -> Part:
     """The part of an item."""
     inputs = [Input(*values) for values in zip(*(item[name] for name in Input._fields), strict=True)]
-    return Part(item["numbers"], inputs, item["lengths"], item["places_mm"])
+    return Part(item["numbers"], inputs, item["lengths"], item["places_mm"], item["slabs"])

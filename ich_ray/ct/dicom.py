@@ -45,7 +45,8 @@ EXCLUSIONS = frozenset(
     {"dicomdir", "localizer", "not_axial", "not_ct", "not_head", "not_image", "projection", "secondary_capture"}
 )
 
-# Facts of the file, but for two that `prepare` sets: `blank` depends on the windows, `pixels_shared` on other files.
+# Facts of the file, but for `blank`, which depends on the windows, and `no_slab`, `pixels_shared`, `repeated_position`
+# and `slab`, which depend on other files.
 FLAGS = {
     "blank": "each window shows one value only",
     "contrast": "the header names a contrast agent",
@@ -56,6 +57,7 @@ FLAGS = {
     "lower_case": "Modality, PhotometricInterpretation or RescaleType is not in capitals",
     "meta_uid": "SOPInstanceUID differs between the meta header and the data set, which counts",
     "no_preamble": "the file begins with its meta information; read because that was asked for",
+    "no_slab": "of a series finer than half of the slabs asked for, but nothing beside it to average it with",
     "near_empty": "less than 1 % of the pixels between -100 and 200 HU, as above the skull",
     "not_512": "not 512 pixels a side",
     "not_isotropic": "pixels are more than 1 % longer than wide, or wider than long; shown as if they were square",
@@ -68,6 +70,7 @@ FLAGS = {
     "repeated_position": "another slice of its series lies at the same place",
     "rotated": "turned by more than 45 degrees in its plane, or mirrored: the top of the image is not the front",
     "rsna_repair": "12-bit unsigned words with an intercept above -100: shifted as the RSNA set needs it",
+    "slab": "averaged in HU with the slices beside it, to a slab of the thickness asked for",
     "small_field": "a field of view below 140 mm: a part of a head, or a newborn's",
     "study_missing": "no StudyInstanceUID or SeriesInstanceUID",
     "thick": "SliceThickness above 5.5 mm",
@@ -137,7 +140,7 @@ class CTSlice:
     """One slice: HU = stored * slope + intercept (PS3.3 C.11.1.1.2).
 
     Attributes:
-        stored: integer words `[rows, columns]`, read-only; of native data a view of the file's bytes.
+        stored: words `[rows, columns]`, read-only: integers, of native data a view of the file's bytes; of a slab HU.
         slope, intercept: of these words, after repairs.
     """
 

@@ -1,4 +1,4 @@
-"""The compiled loops over pixels: surveying raw words, and windowing + area averaging in one pass.
+"""The compiled loops over pixels: surveying and adding words, the largest body, windows with means.
 
 Knows arrays and numbers only. Compiled on first use and cached beside this file, else in the user's cache, else in a
 private folder below /tmp: an installation may be read-only, and a home not there. Imported where it is used, because
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["average_exact", "average_float", "average_unrolled", "survey"]
+__all__ = ["add_scaled", "average_exact", "average_float", "average_unrolled", "largest_body", "survey"]
 
 name_a_home()  # before numba looks for a folder
 
@@ -50,6 +50,92 @@ def survey(words: NDArray[Any], low: Any, high: Any) -> tuple[int, int, int]:
         smallest, largest = min(smallest, np.int64(row_smallest)), max(largest, np.int64(row_largest))
         within += np.int64(row_within)
     return smallest, largest, within  # type: ignore[return-value]
+
+
+@_compiled
+def add_scaled(words: NDArray[Any], factor: float, total: NDArray[np.float64]) -> None:
+    """Add `words * factor` to `total`, both `[rows, columns]`: a quarter of the time that NumPy takes."""
+    for row in range(words.shape[0]):
+        for column in range(words.shape[1]):
+            total[row, column] += words[row, column] * factor
+
+
+@_compiled
+def _eroded(words: NDArray[Any], above: Any, step: int) -> NDArray[np.uint8]:
+    """Whether a cell and all eight around it are above; a last column that is not.
+
+    Beyond the edge all are.
+    """
+    rows, columns = words.shape[0] // step, words.shape[1] // step
+    full = np.ones((rows + 2, columns + 2), np.uint8)
+    for row in range(rows):
+        line = words[row * step + step // 2]
+        for column in range(columns):
+            full[row + 1, column + 1] = line[column * step + step // 2] > above
+    across, core = np.empty((rows + 2, columns), np.uint8), np.zeros((rows, columns + 1), np.uint8)
+    for row in range(rows + 2):
+        for column in range(columns):
+            across[row, column] = full[row, column] & full[row, column + 1] & full[row, column + 2]
+    for row in range(rows):
+        for column in range(columns):
+            core[row, column] = across[row, column] & across[row + 1, column] & across[row + 2, column]
+    return core
+
+
+@_compiled
+def _join(body: NDArray[np.int64], boxes: NDArray[np.int64], one: int, other: int) -> None:
+    """Make the bodies of two runs one, with the box and area of both; an absorbed one has no area."""
+    while body[one] != one:
+        one = body[one]
+    while body[other] != other:
+        other = body[other]
+    if one == other:
+        return
+    kept, lost = min(one, other), max(one, other)
+    body[lost] = kept
+    for edge in range(2):
+        boxes[kept, edge] = min(boxes[kept, edge], boxes[lost, edge])
+        boxes[kept, 2 + edge] = max(boxes[kept, 2 + edge], boxes[lost, 2 + edge])
+    boxes[kept, 4] += boxes[lost, 4]
+    boxes[lost, 4] = 0
+
+
+@_compiled
+def largest_body(words: NDArray[Any], above: Any, step: int) -> tuple[int, int, int, int, int]:
+    """Box of the largest connected body of words above a limit, in cells.
+
+    Top, left, bottom, right and area. Every `step`-th word of every `step`-th row is a cell. Cells are opened with a
+    square of 3 x 3 first: what is nowhere as thick, such as a table or a strap, is no body and joins none. Beyond the
+    edge all counts as body, so that a head that is cut off reaches it. Of bodies of one area the topmost wins; the area
+    is 0 where there is none.
+    """
+    rows, columns = words.shape[0] // step, words.shape[1] // step
+    core = _eroded(words, above, step)
+    # Runs of cells of a row: where they lie; the first run of their body; and of that one, the box and area so far.
+    most = rows * (columns // 2 + 1)
+    starts, ends = np.empty(most, np.int64), np.empty(most, np.int64)
+    body, boxes = np.empty(most, np.int64), np.empty((most, 5), np.int64)
+    before, first, count = 0, 0, 0
+    for row in range(rows):
+        inside = np.uint8(0)
+        for column in range(columns + 1):
+            if core[row, column] == inside:
+                continue
+            inside = core[row, column]
+            if inside:
+                starts[count] = column
+                continue
+            ends[count], body[count] = column, count
+            boxes[count] = (row, starts[count], row + 1, column, column - starts[count])
+            for other in range(before, first):  # runs of the row before
+                if starts[other] <= column and ends[other] >= starts[count]:
+                    _join(body, boxes, other, count)
+            count += 1
+        before, first = first, count
+    if not count:
+        return 0, 0, 0, 0, 0
+    top, left, bottom, right, area = boxes[np.argmax(boxes[:count, 4])]
+    return max(top - 1, 0), max(left - 1, 0), min(bottom + 1, rows), min(right + 1, columns), area
 
 
 @_compiled

@@ -141,7 +141,11 @@ def window_slice(ct: CTSlice, windows: Sequence[WindowSpec], size: int) -> NDArr
     shared = math.gcd(len(words), size)
     p, q = len(words) // shared, size // shared
     out = np.empty((len(windows), size, size), np.uint8)
-    plan = _integers(windows, float(ct.intercept), words.dtype, (p, q)) if slope == 1 else None
+    plan = (
+        _integers(windows, float(ct.intercept), words.dtype, (p, q))
+        if slope == 1 and words.dtype.kind in "iu"
+        else None
+    )
     if plan is None:
         average_float(words, (slope, float(ct.intercept)), *_edges(windows), out)
     elif plan.is_unrolled:
@@ -220,7 +224,8 @@ def _square(ct: CTSlice) -> NDArray[Any]:
     if rows == columns:
         return ct.stored
     side = max(rows, columns)
-    square = np.full((side, side), round((_BLACK_HU - ct.intercept) / ct.slope), np.int32)
+    kind = np.int32 if ct.stored.dtype.kind in "iu" else ct.stored.dtype
+    square = np.full((side, side), round((_BLACK_HU - ct.intercept) / ct.slope), kind)
     top, left = (side - rows) // 2, (side - columns) // 2
     square[top : top + rows, left : left + columns] = ct.stored
     return square

@@ -20,8 +20,11 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from ich_ray.cache import local_copy
+from ich_ray.ct.head_box import HEAD_BOX
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.data.neighbors import series_neighbors
+from ich_ray.data.series_survey import number_series, numbers
+from ich_ray.data.shown_rectangles import series_boxes
 from ich_ray.data.slice_table import check_columns, places_of
 from ich_ray.data.tensor_files import check_size, malformed, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LARGEST_SIZE",
+    "THICKEST_SLAB_MM",
     "BlockRecord",
     "DatasetManifest",
     "PreparedDataset",
@@ -68,6 +72,7 @@ __all__ = [
 
 # What a manifest may say of the shape of an image, and `prepare` makes: more is more memory than anybody has.
 LARGEST_SIZE = 1024
+THICKEST_SLAB_MM = 20.0
 _MOST_ROWS = 2**31
 # What Arrow writes around the images of a block is 1 kB.
 _BLOCK_OVERHEAD_BYTES = 1 << 16
@@ -103,6 +108,7 @@ class DatasetManifest(Record):
         slices_sha256: of slices.parquet; empty in datasets of older versions.
         identities: the name of the table that leads back from its pseudonyms, see identities.py; empty in datasets of
             older versions, where slice ids and file names stand in the clear.
+        slab_mm: to which series finer than half of it were averaged, see ct/slabs.py; 0 for none.
     """
 
     format: Literal[1] = 1
@@ -122,6 +128,7 @@ class DatasetManifest(Record):
     split: Split = "patient"
     slices_sha256: Sha256 | Literal[""] = ""
     identities: Fingerprint | Literal[""] = ""
+    slab_mm: float = Field(default=0, ge=0, le=THICKEST_SLAB_MM, allow_inf_nan=False)
     seed: Seed
     versions: dict[Line, Line]
     created: Time
@@ -296,6 +303,18 @@ class PreparedDataset:
     def neighbors(self) -> NDArray[np.int64]:
         """Rows beside each row in its series, `[n, 5]`, see `data.neighbors`."""
         return series_neighbors(self.slices)
+
+    @cached_property
+    def head_boxes(self) -> NDArray[np.float64]:
+        """Where the head lies in the series of each row, `[n, 4]`, see `data.shown_rectangles`."""
+        boxes = np.stack([numbers(self.slices, name) for name in HEAD_BOX], 1)
+        unknown = np.full(len(self), -1)
+        return series_boxes(number_series(self.slices) if "series" in self.slices.column_names else unknown, boxes)
+
+    @cached_property
+    def sides_mm(self) -> NDArray[np.float64]:
+        """Of the image of each row, `[n]`, NaN where it is not known."""
+        return numbers(self.slices, "side_mm")
 
     def role(self, role: Role) -> SliceSet:
         """The slices of one role."""

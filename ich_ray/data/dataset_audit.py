@@ -100,7 +100,8 @@ def _said(manifest: DatasetManifest, surveyed: tuple[str, ...]) -> str:
     leak = f"; {manifest.leak}" if manifest.leak else ""
     clear = "; slice ids and file names stand in the clear" if manifest.clear else ""
     series = "".join(f"; {note}" for note in surveyed)
-    return f"{manifest.listed} files: {parts}; {len(manifest.blocks)} blocks{series}{leak}{clear}"
+    slabs = f"; thin series averaged to slabs of {manifest.slab_mm:g} mm" if manifest.slab_mm else ""
+    return f"{manifest.listed} files: {parts}; {len(manifest.blocks)} blocks{slabs}{series}{leak}{clear}"
 
 
 def _identity(manifest: DatasetManifest, fingerprint: str | None) -> Iterator[str]:
@@ -174,12 +175,27 @@ def _accepted(slices: pa.Table, manifest: DatasetManifest) -> Iterator[str]:
     for role in sorted({*told, *map(str, roles)}):
         if roles[role] != told.get(role, 0):
             yield f"slices.parquet: {told.get(role, 0)} {role} slices must be there, got {roles[role]}"
+    yield from _slabs(slices, manifest)
     if manifest.split == "slice":  # nothing is broken, but it is said
         return
     pairs = set(zip(slices["patient"].to_pylist(), slices["role"].to_pylist(), strict=True))
     for patient, count in Counter(patient for patient, _ in pairs).items():
         if count > 1:
             yield f"slices.parquet: a patient must be in one role, got {patient} in {count}"
+
+
+def _slabs(slices: pa.Table, manifest: DatasetManifest) -> Iterator[str]:
+    """A slice of a series that was averaged must say so by its flag, and no other."""
+    held = slices["slab_mm"].to_numpy() if "slab_mm" in slices.column_names else np.zeros(len(slices))
+    if others := np.count_nonzero((held != 0) & (held != np.float32(manifest.slab_mm))):
+        yield f"slices.parquet: slabs must be of {manifest.slab_mm:g} mm, got {others} of another thickness"
+    flagged = np.array([bool({"slab", "no_slab"} & {*flags.split(",")}) for flags in _flags(slices)], bool)
+    if differing := np.count_nonzero((held != 0) != flagged):
+        yield f"slices.parquet: slices of thin series must be flagged slab or no_slab, got {differing} that differ"
+
+
+def _flags(slices: pa.Table) -> list[str]:
+    return slices["flags"].to_pylist() if "flags" in slices.column_names else [""] * len(slices)
 
 
 def _refused(refused: pa.Table, manifest: DatasetManifest) -> Iterator[str]:

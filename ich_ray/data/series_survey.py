@@ -13,16 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ich_ray.ct.slabs import SAME_MM
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-__all__ = ["SAME_MM", "SHORT", "SeriesSurvey", "is_gap", "number_series", "numbers", "survey_series"]
+__all__ = ["SHORT", "SeriesSurvey", "is_gap", "number_series", "numbers", "survey_series"]
 
 SHORT = 10  # a head of 150 mm in slices of 5 mm has 30
 _GAP = 2.0  # times the median step of a series
-SAME_MM = 0.01  # slices nearer to each other lie at one place
 _SAME_DEG = 1.0
 
 

@@ -8,19 +8,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ich_ray.ct.head_box import HEAD_BOX
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["GEOMETRY", "check_columns", "places_of"]
+__all__ = ["GEOMETRY", "VIEW", "check_columns", "places_of"]
 
 # How a slice was taken; datasets of version 0.1.0 have none of these. A number that is not known is NaN.
 GEOMETRY = ("spacing_mm", "thickness_mm", "tilt_deg", "kernel")
+# What an image shows: the side of the square that it is padded to, and where the head lies in it. Datasets of 0.1.0 and
+# of its first successors have none of these.
+VIEW = ("side_mm", *HEAD_BOX)
 
 _NEEDED = ("any", "block", "patient", "role", "row")
 _TEXT = {"slice_id", "file", "patient", "study", "series", "role", "flags", "representation", "kernel"}
-_NUMBERS = {"position_mm", "spacing_mm", "thickness_mm", "tilt_deg"}
+_NUMBERS = {"position_mm", "slab_mm", "spacing_mm", "thickness_mm", "tilt_deg", *VIEW}
 _INTEGERS = {"block", "row", "fold"}
 
 

@@ -101,7 +101,7 @@ def _heat(inputs: Inputs) -> tuple[Heat, str]:
         architecture_of(bundle.card.parameters).heat_layer(bundle.card.parameters)
     except ConfigError:
         return no_heat, f"There are no heat maps: {bundle.card.parameters.architecture} ends in no map of places."
-    return lambda slices: grad_cam(bundle, bundle.inputs(slices)), ""
+    return lambda slices: grad_cam(bundle, bundle.inputs(slices), bundle.rectangles(slices)), ""
 
 
 def no_heat(slices: SliceSet) -> None:

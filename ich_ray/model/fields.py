@@ -53,6 +53,8 @@ class NetworkFields(_Group):
         labels: what the network answers: `any` alone, or `all`: the five subtypes and `any`, a logit each.
         resolution: rows and columns that the layers see, at most those of the dataset, whose images the network reduces
             to it; 0 for images as they were prepared.
+        crop: what of an image is shown: all of it (`none`), or the `head`, by the box of its series.
+        scale: how large: `pixels` as they are, or `mm`: squares of one size in mm (data/shown_rectangles.py).
         neighbors: slices of the series that the network sees on either side of the one that it answers for.
         neighbor_windows: which windows of a neighbor it sees: `same` as of the slice itself, or the `first` one alone.
     """
@@ -66,8 +68,15 @@ class NetworkFields(_Group):
     dropout: Probability = 0.5
     labels: Literal["any", "all"] = "any"
     resolution: int = Field(default=0, ge=0, le=4096)
+    crop: Literal["none", "head"] = "none"
+    scale: Literal["pixels", "mm"] = "pixels"
     neighbors: int = Field(default=0, ge=0, le=2)
     neighbor_windows: Literal["same", "first"] = "same"
+
+    @property
+    def shows_part(self) -> bool:
+        """Whether a network sees a rectangle of its own of each image."""
+        return self.crop != "none" or self.scale != "pixels"
 
     @property
     def predicted_labels(self) -> tuple[str, ...]:

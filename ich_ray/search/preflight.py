@@ -203,7 +203,7 @@ def check_objective(validation: SliceSet, objective: Objective) -> None:
 
 
 def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) -> None:
-    """Check what trials need beyond a space: weights, enough slices, neighbors, large images.
+    """Check what trials need beyond a space: weights, enough slices, neighbors, heads, large images.
 
     Raises:
         ConfigError: one of them is missing, or a network or its resolution does not fit the images; named.
@@ -222,6 +222,7 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
         )
     if seeing := [trial for trial in found if trial.neighbors]:
         _check_neighbors(seeing[0], dataset)
+    _check_views(found, dataset)
     if of_subtypes := [trial for trial in found if trial.labels == "all"]:
         known_targets(of_subtypes[0], dataset.role("train"))
     for parameters in sorted(found, key=lambda trial: -trial.resolution)[:1]:  # before any weights are fetched
@@ -258,6 +259,14 @@ def _check_neighbors(parameters: Hyperparameters, dataset: PreparedDataset) -> N
     slices = dataset.role("train")
     if alone := without_neighbors(dataset.neighbors, slices.rows):
         say(f"neighbors: {alone:,} of {len(slices):,} training slices have none, they stand in for them themselves")
+
+
+def _check_views(trials: Iterable[Hyperparameters], dataset: PreparedDataset) -> None:
+    """The dataset must know what trials show of its images."""
+    from ich_ray.training.network_inputs import check_inputs
+
+    for trial in {(trial.crop, trial.scale): trial for trial in trials if trial.shows_part}.values():
+        check_inputs(trial, dataset)
 
 
 def _reads_file(trial: Hyperparameters) -> bool:

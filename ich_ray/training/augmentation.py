@@ -57,7 +57,7 @@ class Augmentation(Protocol):
         Of the same shape, or with the rows and columns that the layers of the network see.
 
         Args:
-            images: uint8 `[n, channels, rows, columns]`.
+            images: uint8 `[n, channels, rows, columns]`; where `crop` or `scale` shows a part of each, float32 and cut.
             positions: of each image in the stream of the training, int64 `[n]`, on the same device.
             seed: of the training.
         """
@@ -82,16 +82,18 @@ class AugmentAndErase:
     side: int
     mirrored: tuple[int, ...] = ()
 
-    def __call__(self, images: torch.Tensor, positions: torch.Tensor, seed: int) -> torch.Tensor:
-        """See `Augmentation`."""
+    def __call__(
+        self, images: torch.Tensor, positions: torch.Tensor, seed: int, rectangles: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See `Augmentation`; with `rectangles` (`model.resampling`) cut in the same pass."""
         # In double precision: sines of a batch then differ from those of another cut in no bit that float32 keeps.
         numbers = stream_random(seed, positions, _OF_AUGMENT + _OF_ERASE + _OF_NEIGHBORS).double()
         if self.strength:
             images = self._swapped(images, numbers[:, -1]) if self.mirrored else images
             affine, gain, offset = self._changes(numbers[:, :_OF_AUGMENT])
-            changed = resampled(images, self.side, affine).mul_(gain).add_(offset).clamp_(0, 255)
+            changed = resampled(images, self.side, affine, rectangles).mul_(gain).add_(offset).clamp_(0, 255)
         else:
-            changed = reduced(images, self.side)
+            changed = reduced(images, self.side, rectangles)
         if self.erase:
             changed = changed.clone() if changed is images else changed
             changed.masked_fill_(self._erased(numbers[:, _OF_AUGMENT : _OF_AUGMENT + _OF_ERASE]), 0)
@@ -135,7 +137,7 @@ class AugmentAndErase:
         return (index >= first) & (index < first + length[:, None])
 
 
-def augmentation_of(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> Augmentation | None:
+def augmentation_of(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> AugmentAndErase | None:
     """The augmentation of a draw for images of this shape; None where training shows images as they are."""
     if not parameters.is_augmented:
         return None

@@ -60,6 +60,8 @@ def trunk_key(network: Network, parameters: Hyperparameters, dataset: PreparedDa
     told: list[str | int] = [_FORMAT, dataset.manifest.fingerprint, parameters.architecture, parameters.unfreeze_from]
     if parameters.neighbors:  # absent without, so that features of older versions are found
         told += input_channels(parameters, dataset.image_shape[0])
+    if parameters.shows_part:
+        told += [parameters.crop, parameters.scale]
     digest = hashlib.sha256(json.dumps([*told, *input_shape(parameters, dataset.image_shape)]).encode())
     for name, tensor in network.body.state_dict().items():
         if not f"{name}.".startswith(trained):

@@ -54,6 +54,7 @@ from ich_ray.training.validation import label_metrics, validation_metrics
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
     from torch import nn
 
     from ich_ray.data.dataset import SliceSet
@@ -149,7 +150,7 @@ class _Run:
         # Absent where rates do not depend on it, so that states of version 0.1.0 go on.
         if needs_budget(parameters):
             self.plan["budget"] = budget.images
-        self.augmentation = parts.augmentation or augmentation_of(parameters, slices.dataset.image_shape)
+        self.augmentation = augmentation_of(parameters, slices.dataset.image_shape)
         self.images_seen, self.elapsed_s = 0, 0.0
 
     def start(
@@ -182,7 +183,8 @@ class _Run:
         dataset, rows = self.slices.dataset, np.concatenate([part.rows for part in parts])
         self.validated: nn.Module = self.average.network if self.average else self.network
         self.validation_inputs: NetworkInputs | None = None
-        features = None if self.augmentation else given or shared(self.network, self.parameters, dataset)
+        augmented = self.parts.augmentation or self.augmentation
+        features = None if augmented else given or shared(self.network, self.parameters, dataset)
         if features is not None and features.covers(rows):
             self.forward: nn.Module = self.shard.data_parallel(TrainableHead(self.network, self.parameters))
             self.validated = TrainableHead(self.validated, self.parameters)
@@ -245,10 +247,7 @@ class _Run:
             group["lr"] = rate
         index = as_index(slices, self.device)
         self.optimizer.zero_grad()
-        images = self.inputs.take(slices)
-        if self.augmentation is not None:
-            positions = as_index(self.shard.part(np.arange(first, first + take)), self.device)
-            images = self.augmentation(images, positions, self.seed)
+        images = self._shown(slices, self.shard.part(np.arange(first, first + take)))
         with autocast(self.precision, self.device):
             logits = self.forward(images)
         loss = self.loss(logits, index)
@@ -260,6 +259,15 @@ class _Run:
             self.average.update(first, take)
         self.images_seen += take
         return loss.detach()
+
+    def _shown(self, slices: NDArray[np.int64], positions: NDArray[np.int64]) -> torch.Tensor:
+        """Inputs of training slices, augmented as those at `positions` in the stream are."""
+        if self.parts.augmentation is not None:
+            return self.parts.augmentation(self.inputs.take(slices), as_index(positions, self.device), self.seed)
+        if self.augmentation is None:
+            return self.inputs.take(slices)
+        images, rectangles = self.inputs.take_uncut(slices)
+        return self.augmentation(images, as_index(positions, self.device), self.seed, rectangles)
 
     def report(self) -> Progress:
         started = time.perf_counter()

@@ -59,6 +59,13 @@ def prepare(
         Split,
         typer.Option("--split", help="What roles are drawn by; slice leaks, and only reproduces systems split so."),
     ] = "patient",
+    slab_mm: Annotated[
+        float,
+        typer.Option(
+            "--slab-mm",
+            help="Average series finer than half of it in HU, to slabs of it around each slice, such as 5.",
+        ),
+    ] = 0,
     without_preamble: WithoutPreamble = False,
     limit_rejected: LimitRejected = "5%",
     address: Address = None,
@@ -75,6 +82,7 @@ def prepare(
         windows=windows,
         seed=seed,
         split=split,
+        slab_mm=slab_mm,
         without_preamble=without_preamble,
         limit_rejected=share(limit_rejected),
         address=address,

@@ -131,6 +131,10 @@ def predict(
     heatmaps: Annotated[
         str | None, typer.Option("--heatmaps", help="Folder for a Grad-CAM picture of each slice.")
     ] = None,
+    no_slabs: Annotated[
+        bool,
+        typer.Option("--no-slabs", help="Do not average series finer than half of those that trained the bundle."),
+    ] = False,
     without_preamble: WithoutPreamble = False,
     address: Address = None,
 ) -> None:
@@ -144,6 +148,7 @@ def predict(
         point=point,
         by=by,
         heatmaps=heatmaps,
+        slabs=not no_slabs,
         without_preamble=without_preamble,
         address=address,
     )

@@ -35,6 +35,22 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
     return files
 
 
+def test_the_graph_of_a_network_that_sees_parts_cuts_them(search: SearchFiles, tmp_path: Path) -> None:
+    parameters = PARAMETERS.model_copy(update={"crop": "head", "resolution": 12})
+    card = load_bundle(search.bundle).card.model_copy(update={"parameters": parameters, "tta": ("hflip",)})
+    torch.manual_seed(0)
+    Bundle(build_network(parameters, card.image_shape), card).save(tmp_path / "bundle")
+    data = export_onnx(tmp_path / "bundle", tmp_path / "model.onnx").read_bytes()
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (5, 3, 32, 32), np.uint8)
+    rectangles = rng.uniform(-0.3, 0.3, (5, 4)).astype(np.float32) + np.float32([0, 0, 0.8, 0.8])
+    bundle = load_bundle(tmp_path / "bundle")
+    logits, probabilities = onnx_outputs(data, images, rectangles)
+    np.testing.assert_allclose(logits, bundle.logits(images, rectangles), atol=1e-5)
+    np.testing.assert_allclose(probabilities, bundle.probabilities(images, rectangles), atol=1e-6)
+    assert not np.allclose(logits, bundle.logits(images, rectangles * np.float32(0.9)), atol=1e-5)
+
+
 def test_onnx_runtime_gives_the_same_outputs(
     search: SearchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,10 +125,10 @@ def test_a_series_has_the_inputs_and_probabilities_of_its_slices_in_a_dataset(
     given: dict[bytes, int] = {}
     plain = Bundle.label_logits
 
-    def spy(self: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def spy(self: Bundle, images: NDArray[np.uint8], rectangles: None = None) -> NDArray[np.float32]:
         for image in images:
             given[image.tobytes()] = given.get(image.tobytes(), 0) + 1
-        return plain(self, images)
+        return plain(self, images, rectangles)
 
     monkeypatch.setattr(Bundle, "label_logits", spy)
     rows = load_bundle(bundle).predict(files)

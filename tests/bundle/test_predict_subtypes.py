@@ -46,7 +46,7 @@ def test_each_slice_has_the_probabilities_of_the_bundle(bundle: Path, scans: Pat
     assert table.column_names == names(LabelledPrediction)
     predictor = Predictor(load_bundle(bundle), "f2")
     (part,) = predictor.parts(list_inputs([scans]))
-    ((_, rows, images),) = predictor.read(part)
+    ((_, rows, images, _),) = predictor.read(part)
     expected = load_bundle(bundle).label_probabilities(np.stack([image for (image,) in images]))
     read = table.filter(np.array([not reason for reason in table["reason"].to_pylist()]))
     found = np.stack([read[name].to_numpy() for name in (*SUBTYPE_COLUMNS, "probability")], 1)

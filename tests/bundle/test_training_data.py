@@ -137,6 +137,19 @@ def test_the_training_data_of_a_dataset(tmp_path: Path) -> None:
     assert both.thickness_mm.p1 == 1
 
 
+def test_slabs_of_a_dataset_look_as_thick_as_they_are_and_as_far_apart(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "dataset", patients=20)
+    train = np.flatnonzero(dataset.column("role") == "train")
+    slab_mm = np.zeros(len(dataset), np.float32)
+    slab_mm[train[:10]] = 4
+    dataset = with_columns(dataset, slab_mm=slab_mm, thickness_mm=np.where(slab_mm > 0, 0.6, 6.0))
+    found = describe_training(dataset, ["train"])
+    assert found.thickness_mm is not None
+    assert found.slice_spacing_mm is not None
+    assert (found.thickness_mm.p1, found.thickness_mm.p99) == (4, 6)
+    assert (found.slice_spacing_mm.p1, found.slice_spacing_mm.p99) == (4, 5)
+
+
 def test_another_dataset_is_compared_by_its_medians(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "dataset", patients=20)
     thin = with_columns(dataset, thickness_mm=np.full(80, 0.6), kernel=["B70f"] * 41 + ["H30s"] * 39)

@@ -116,3 +116,51 @@ def test_rows_with_a_known_place_are_counted() -> None:
     table = pa.table({"series": ["a", "", "a", "b"], "position_mm": [0.0, 5.0, None, 1.0]})
     assert placed_rows(table).tolist() == [0, 3]
     assert placed_rows(table.select(["series"])).tolist() == []
+
+
+def spaced(places_mm: list[float], distance_mm: float, series: list[int] | None = None) -> list[list[int]]:
+    """Of each row those beside it at a distance, as in `beside`."""
+    names = np.array([f"n{row:03d}" for row in range(len(places_mm))], object)
+    numbers = np.zeros(len(places_mm), np.int64) if series is None else np.array(series)
+    distances = np.where(numbers == 0, distance_mm, 0.0)
+    return neighbor_rows(numbers, np.array(places_mm), names, distances).tolist()
+
+
+def test_in_a_series_of_slabs_neighbors_lie_at_their_distance() -> None:
+    found = spaced([0.625 * row for row in range(40)], 5.0)
+    assert found[20] == [4, 12, 20, 28, 36]
+    assert found[7] == [7, 7, 7, 15, 23]
+    assert found[39] == [23, 31, 39, 39, 39]
+
+
+def test_the_nearest_place_is_taken_and_none_behind_one_that_is_missing() -> None:
+    found = spaced([0.8 * row for row in range(20)], 5.0)  # 6.25 steps
+    assert found[6] == [6, 0, 6, 12, 18]
+    assert found[0] == [0, 0, 0, 6, 12]
+    places = [0.0, 1, 2, 3, 4, 5, 10, 11]  # 9 is a step from 10
+    assert [rows[3] for rows in spaced(places, 5.0)] == [5, 1, 2, 3, 4, 6, 6, 7]
+    assert spaced(places, 5.0)[0] == [0, 0, 0, 5, 6]
+    assert spaced([0.0, 1, 2, 20, 21, 22, 10], 10.0)[0] == [0, 0, 0, 6, 3]
+    assert spaced([0.0, 1, 2, 20, 21, 22], 10.0)[0] == [0, 0, 0, 0, 0]
+
+
+def test_at_one_place_of_a_series_of_slabs_the_first_by_its_id_stands_for_it() -> None:
+    found = spaced([0.0, 1, 2, 3, 4, 5, 5.004, 6], 5.0)
+    assert found[0] == [0, 0, 0, 5, 0]
+    assert found[6] == [6, 0, 6, 6, 6]
+
+
+def test_other_series_have_the_next_places_beside_one_of_slabs() -> None:
+    places, series = [0.0, 1, 2, 3, 4, 0, 1, 2], [0, 0, 0, 0, 0, 4, 4, 4]
+    found = spaced(places, 3.0, series)
+    assert found[0] == [0, 0, 0, 3, 0]
+    assert found[5:] == [[5, 5, 5, 6, 7], [6, 5, 6, 7, 6], [5, 6, 7, 7, 7]]
+
+
+def test_across_gaps_the_next_place_at_a_distance_or_beyond_is_a_neighbor() -> None:
+    places = np.array([0.0, 1, 2, 3, 20, 21, 22, 23])
+    ids, series = np.array([*"abcdefgh"], object), np.zeros(8, np.int64)
+    found = neighbor_rows(series, places, ids, np.full(8, 3.0), across_gaps=True)
+    assert found[3].tolist() == [3, 0, 3, 4, 4]
+    assert found[4].tolist() == [3, 3, 4, 7, 4]
+    assert found[2].tolist() == [2, 2, 2, 4, 4]

@@ -55,6 +55,8 @@ DEFAULTS: dict[str, Any] = {
     "training_slices": 0,
     "epochs": 0,
     "resolution": 0,
+    "crop": "none",
+    "scale": "pixels",
     "neighbors": 0,
     "neighbor_windows": "same",
     "augment": 0.0,
@@ -169,7 +171,8 @@ def test_the_network_is_all_but_training_and_dropout() -> None:
     assert network == {
         "architecture": "stacked_cnn", "blocks": 2, "filters": 16, "dense": 64, "weights": "none",
         "unfreeze_from": "all", "resolution": 0, "convolutions": "3/2,3/2", "padding": "valid",
-        "input_batch_norm": False, "dense_layers": 2, "labels": "any", "neighbors": 0, "neighbor_windows": "same",
+        "input_batch_norm": False, "dense_layers": 2, "labels": "any", "crop": "none", "scale": "pixels",
+        "neighbors": 0, "neighbor_windows": "same",
     }  # fmt: skip
     assert json.dumps(Hyperparameters.model_validate(shuffled).network) == json.dumps(network)
 

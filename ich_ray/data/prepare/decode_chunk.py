@@ -20,8 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ich_ray.ct.acquisition import clean_name
+from ich_ray.ct.head_box import head_box, side_mm
 from ich_ray.ct.slice_file import SliceFile
 from ich_ray.ct.windowing import WindowSpec, window_slice
+from ich_ray.data.prepare.chunk_slices import ChunkSlices
+from ich_ray.data.slice_table import VIEW
 from ich_ray.errors import IchRayError, Rejection
 from ich_ray.storage import sha256, write_bytes
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.ct.dicom import CTSlice, SliceHeader
+    from ich_ray.data.prepare.chunk_slices import SlabMembers
     from ich_ray.data.prepare.pseudonyms import Pseudonyms
 
 __all__ = ["NO_IMAGE", "ROWS", "ChunkJob", "block_bytes", "block_facts", "finished_chunk", "run_chunk", "words_digest"]
@@ -54,8 +58,10 @@ ROWS = pa.schema(
         ("columns", pa.int32()),
         ("spacing_mm", pa.float32()),
         ("thickness_mm", pa.float32()),
+        ("slab_mm", pa.float32()),  # that its series is averaged to, 0 where it is not
         ("tilt_deg", pa.float32()),
         ("kernel", pa.string()),
+        *((name, pa.float32()) for name in VIEW),
         ("flags", pa.string()),
         ("representation", pa.string()),  # of the words in the file, such as int16 or uint12
         ("pixels", pa.string()),  # digest of the windowed image
@@ -78,6 +84,7 @@ class ChunkJob:
 
     Attributes:
         without_preamble: see `ich_ray.ct.elements.parse`.
+        slab_mm: to which thin series are averaged, 0 for none.
     """
 
     images: UPath
@@ -87,6 +94,7 @@ class ChunkJob:
     pseudonyms: Pseudonyms
     plan: str
     without_preamble: bool = False
+    slab_mm: float = 0.0
 
     @property
     def images_a_block(self) -> int:
@@ -113,14 +121,20 @@ class ChunkJob:
         return self.blocks / f"{number:05d}.rows"
 
 
-def run_chunk(job: ChunkJob, number: int, files: Sequence[str]) -> pa.Table:
+def run_chunk(job: ChunkJob, number: int, files: Sequence[str], slabs: SlabMembers | None = None) -> pa.Table:
     """Decode and window `files`, write blocks and rows, return a row per slice, of schema `ROWS`.
+
+    Args:
+        job: of all chunks.
+        number: of this one.
+        files: below the folder of the images.
+        slabs: around the slices of thin series among them.
 
     Raises:
         IchRayError: a block could not be written.
     """
-    blocks = _Blocks(job, number)
-    rows = [row for file in files for row in _rows(job, file, blocks)]
+    blocks, slices = _Blocks(job, number), ChunkSlices(job.open, job.read, job.slab_mm, slabs or {})
+    rows = [row for file in files for row in _rows(job, file, blocks, slices)]
     blocks.write()
     parts = {"sha256": json.dumps(blocks.digests), "bytes": json.dumps(blocks.sizes_bytes)}
     table = pa.Table.from_pylist(rows, ROWS).replace_schema_metadata({"plan": job.plan, **parts})
@@ -233,21 +247,22 @@ def _ipc(table: pa.Table) -> bytes:
     return data
 
 
-def _rows(job: ChunkJob, file: str, blocks: _Blocks) -> Iterator[dict[str, Any]]:
+def _rows(job: ChunkJob, file: str, blocks: _Blocks, slices: ChunkSlices) -> Iterator[dict[str, Any]]:
     """A row for each slice of a file, or one that says why none is read."""
     try:
-        opened = job.open(file)
+        frames = slices.frames(file)
     except (Rejection, MemoryError) as error:
         yield {"file": file, "frame": 0, **_refusal(error), **NO_IMAGE}
         return
-    for frame in opened.frames:
+    for frame in frames:
+        place = {"file": file, "frame": frame, "slab_mm": slices.slab_mm(file, frame)}
         try:
-            ct = job.read(opened, frame)
+            ct = slices.read(file, frame)
             blocks.free[:] = window_slice(ct, job.windows, job.size)
         except (Rejection, MemoryError) as error:
-            yield {"file": file, "frame": frame, **_refusal(error), **NO_IMAGE}
+            yield {**place, **_refusal(error), **NO_IMAGE}
         else:
-            yield {"file": file, "frame": frame, **_facts(job, ct.header, blocks.free), **blocks.keep()}
+            yield {**place, **_facts(job, ct, blocks.free), **blocks.keep()}
 
 
 def _refusal(error: Rejection | MemoryError) -> dict[str, str]:
@@ -256,9 +271,9 @@ def _refusal(error: Rejection | MemoryError) -> dict[str, str]:
     return {"reason": "out_of_memory", "detail": "the slice did not fit into memory"}
 
 
-def _facts(job: ChunkJob, header: SliceHeader, image: NDArray[np.uint8]) -> dict[str, Any]:
+def _facts(job: ChunkJob, ct: CTSlice, image: NDArray[np.uint8]) -> dict[str, Any]:
     """What the file says of a slice, and what its image is."""
-    names = job.pseudonyms
+    header, names = ct.header, job.pseudonyms
     return {
         "reason": "",
         "detail": "",
@@ -268,6 +283,7 @@ def _facts(job: ChunkJob, header: SliceHeader, image: NDArray[np.uint8]) -> dict
         "series": names.name("series", header.series),
         "token": names.masked_token(header.patient),
         **_geometry(header),
+        **dict(zip(VIEW, (side_mm(header), *head_box(ct)), strict=True)),
         "flags": ",".join(sorted([*header.flags, *["blank"] * _is_blank(image)])),
         "representation": f"{'int' if header.signed else 'uint'}{header.bits_stored}",
         "pixels": hashlib.sha256(image.data).hexdigest()[:32],

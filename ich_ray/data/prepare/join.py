@@ -284,9 +284,10 @@ def _flag_shared_pixels(accepted: pa.Table, roles: NDArray[np.object_], split: S
     return accepted.set_column(accepted.schema.get_field_index("flags"), "flags", pa.array(flags, pa.string()))
 
 
-def fingerprint(assembly: Assembly, windows: Sequence[WindowSpec], size: int) -> str:
+def fingerprint(assembly: Assembly, windows: Sequence[WindowSpec], size: int, slab_mm: float = 0) -> str:
     """What the dataset holds, whatever the order of the work and the key of the pseudonyms."""
-    digest = hashlib.sha256(json.dumps([[window.model_dump() for window in windows], size]).encode())
+    settings = [[window.model_dump() for window in windows], size, *[slab_mm] * (slab_mm > 0)]
+    digest = hashlib.sha256(json.dumps(settings).encode())
     order = np.asarray(pc.sort_indices(assembly.accepted["slice_id"]))
     names, pixels = _column(assembly.accepted, "slice_id"), _column(assembly.accepted, "pixels")
     for row in order:

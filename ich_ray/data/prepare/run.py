@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import nullcontext
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +22,14 @@ from ich_ray.ct.decoder import missing_decoders
 from ich_ray.ct.pixels import COMPRESSED
 from ich_ray.ct.slice_file import read_headers
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, WindowSpec, parse_windows
-from ich_ray.data.dataset import LARGEST_SIZE, PreparedDataset
+from ich_ray.data.dataset import LARGEST_SIZE, THICKEST_SLAB_MM, PreparedDataset
 from ich_ray.data.identities import check_identities
+from ich_ray.data.prepare.chunk_slices import packed, unpacked
 from ich_ray.data.prepare.decode_chunk import NO_IMAGE, ROWS, ChunkJob, finished_chunk, run_chunk
 from ich_ray.data.prepare.label_table import read_labels
 from ich_ray.data.prepare.list_files import Listing, list_files
 from ich_ray.data.prepare.pseudonyms import Pseudonyms
+from ich_ray.data.prepare.thin_series import ThinSeries, find_thin_series
 from ich_ray.data.prepare.write import Work, explain_write_errors, finish, remove_leftovers
 from ich_ray.data.slice_table import GEOMETRY
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, Rejection, RejectionLimitError
@@ -55,6 +59,7 @@ _CHUNKS = 24
 _FAILED = "chunk_failed"
 _BESIDE_BLOCKS = {"labels", "seed", "split"}  # what a plan may change without touching the blocks
 _LOOKED_AT = 64
+_NONE_THIN = ThinSeries(())
 _NOT_JUDGED = (
     ", by a version that took reformats and projections for slices: prepare into another folder to exclude them"
 )
@@ -69,6 +74,7 @@ def prepare(
     windows: str = DEFAULT_WINDOWS,
     seed: int = 0,
     split: Split = "patient",
+    slab_mm: float = 0,
     without_preamble: bool = False,
     limit_rejected: float = DEFAULT_LIMIT_REJECTED,
     address: str | None = None,
@@ -85,6 +91,8 @@ def prepare(
         windows: see `parse_windows`.
         seed: of the roles and folds.
         split: `patient`, or `slice` to reproduce a system that was split so; it leaks, and all that follows says so.
+        slab_mm: average series that are finer than half of it in HU to overlapping slabs of it, one around each slice;
+            0 for none. Headers are read before, a second time.
         without_preamble: accept files that begin with their meta information, and flag them `no_preamble`.
         limit_rejected: the share of the files that may be rejected.
         address: a Ray cluster; without one, this machine.
@@ -95,7 +103,7 @@ def prepare(
         RejectionLimitError: too many files were rejected; the dataset is complete with the others.
         IchRayError: the disk could not be written.
     """
-    specs = _checked(size, windows, limit_rejected)
+    specs = _checked(size, windows, limit_rejected, slab_mm)
     source, files = locate(images), DatasetFiles(locate(out))
     _check_folders(source, files)
     table = read_labels(labels)
@@ -104,7 +112,7 @@ def prepare(
         got = f"only {len(listing)} entries that are refused" if len(listing) else "an empty one"
         raise ConfigError(f"{source}: a folder with DICOM files must be given, got {got}; check the path")
     plan = {**_plan(listing, locate(labels), size, specs, seed), "split": split}
-    plan["without_preamble"] = without_preamble
+    plan |= {"without_preamble": without_preamble, "slab_mm": float(slab_mm)}
     if split == "slice":
         progress.say(LEAK)
     if files.manifest.exists():
@@ -123,15 +131,18 @@ def prepare(
         _say_missing_decoders()
         identities = sha256(json.dumps(plan, sort_keys=True).encode())[:32]
         work = Work(files, _job(source, files, specs, size, plan), listing, table, identities, seed, split)
-        dataset = finish(work, _rows_of_all_files(work, address))
+        with connected(address) if slab_mm else nullcontext():  # one Ray for headers and chunks
+            dataset = finish(work, _rows_of_all_files(work, address))
     return _within_limit(dataset, limit_rejected)
 
 
-def _checked(size: int, windows: str, limit_rejected: float) -> tuple[WindowSpec, ...]:
+def _checked(size: int, windows: str, limit_rejected: float, slab_mm: float) -> tuple[WindowSpec, ...]:
     if not 1 <= size <= LARGEST_SIZE:
         raise ConfigError(f"--size: 1 <= size <= {LARGEST_SIZE} must hold, got {size}")
     if not 0 <= limit_rejected <= 1:
         raise ConfigError(f"--limit-rejected: a share from 0 to 1 must be given, got {limit_rejected:g}")
+    if not 0 <= slab_mm <= THICKEST_SLAB_MM:
+        raise ConfigError(f"--slab-mm: 0 <= thickness in mm <= {THICKEST_SLAB_MM:g} must hold, got {slab_mm:g}")
     return parse_windows(windows)
 
 
@@ -201,7 +212,12 @@ def _finished(files: DatasetFiles) -> PreparedDataset:
 
 def _check_plan(files: DatasetFiles, plan: dict[str, Any], keys: set[str]) -> None:
     found = read_json(files.plan) if files.plan.exists() else {}
-    before = {"split": "patient", "without_preamble": False, **(found if isinstance(found, dict) else {})}
+    before = {
+        "split": "patient",
+        "without_preamble": False,
+        "slab_mm": 0.0,
+        **(found if isinstance(found, dict) else {}),
+    }
     differing = sorted(key for key in keys if before.get(key) != plan[key])
     if differing:
         raise ConfigError(
@@ -215,7 +231,8 @@ def _job(
 ) -> ChunkJob:
     blocks_of = "".join(str(plan[key]) for key in sorted(plan.keys() - _BESIDE_BLOCKS))
     names = Pseudonyms.load()
-    return ChunkJob(source, files.blocks, windows, size, names, sha256(blocks_of.encode()), plan["without_preamble"])
+    digest = sha256(blocks_of.encode())
+    return ChunkJob(source, files.blocks, windows, size, names, digest, plan["without_preamble"], plan["slab_mm"])
 
 
 def _say_missing_decoders() -> None:
@@ -237,18 +254,27 @@ def _rows_of_all_files(work: Work, address: str | None) -> pa.Table:
     refused = [{"file": file, "frame": 0, "reason": reason, "detail": "", **NO_IMAGE}
                for file, reason in work.listing.refused]  # fmt: skip
     tables = [pa.Table.from_pylist(refused, ROWS)]
-    chunks = dict(enumerate(_chunks(work.listing.files, work.job.images_a_block)))
+    thin = _thin_series(work.job, work.listing.files)
+    mapped = partial(_mapped, thin=thin) if thin.slabs else _mapped
+    chunks = dict(enumerate(_chunks(thin.files, work.job.images_a_block)))
     done = {number: table for number, files in chunks.items()
             if (table := finished_chunk(work.job, number, files)) is not None}  # fmt: skip
     tables += [table.replace_schema_metadata() for table in done.values()]
     missing = {number: files for number, files in chunks.items() if number not in done}
     count, rejected = sum(map(_files, tables)), sum(map(_rejected, tables))
     with progress.bar("Preparing", len(work.listing), "files") as advance:
-        for table in _mapped(work.job, missing, address) if missing else ():
+        for table in mapped(work.job, missing, address) if missing else ():
             tables.append(table)
             count, rejected = count + _files(table), rejected + _rejected(table)
             advance(count, f"{rejected} rejected")
     return pa.concat_tables(tables)
+
+
+def _thin_series(job: ChunkJob, files: tuple[str, ...]) -> ThinSeries:
+    if not job.slab_mm:
+        return ThinSeries(files)
+    _ask_machines(job, files[0])
+    return find_thin_series(job, files)
 
 
 def _files(table: pa.Table) -> int:
@@ -259,17 +285,27 @@ def _rejected(table: pa.Table) -> int:
     return sum(reason != "" for reason in table["reason"].to_pylist())
 
 
-def _mapped(job: ChunkJob, chunks: dict[int, tuple[str, ...]], address: str | None) -> Iterator[pa.Table]:
+def _mapped(
+    job: ChunkJob, chunks: dict[int, tuple[str, ...]], address: str | None, thin: ThinSeries = _NONE_THIN
+) -> Iterator[pa.Table]:
     """Rows of the chunks, in their order."""
     with connected(address):
-        needed = (job.images / next(iter(chunks.values()))[0], DatasetFiles(job.blocks.parent).plan)
-        ask_machines(_unseen, [str(path) for path in needed if is_local(path)])
-        items = [{"number": number, "files": list(files)} for number, files in chunks.items()]
+        _ask_machines(job, next(iter(chunks.values()))[0])
+        items = [
+            {"number": number, "files": list(files), "slabs": packed(thin.of(files))}
+            for number, files in chunks.items()
+        ]
         rule, hint = "prepare: every chunk must end", "run again: finished blocks are kept"
         for table in map_in_order(items, _run_chunk, job, rule=rule, hint=hint):
             if table["reason"][0].as_py() == _FAILED:
                 raise IchRayError(table["detail"][0].as_py())
             yield table
+
+
+def _ask_machines(job: ChunkJob, file: str) -> None:
+    """Refuse machines that do not see a file of the images, or the folder of the dataset."""
+    needed = (job.images / file, DatasetFiles(job.blocks.parent).plan)
+    ask_machines(_unseen, [str(path) for path in needed if is_local(path)])
 
 
 def _unseen(paths: list[str]) -> str:
@@ -281,7 +317,8 @@ def _unseen(paths: list[str]) -> str:
 def _run_chunk(job: ChunkJob, item: dict[str, Any]) -> pa.Table:
     """One chunk, as Ray Data hands it over. Our own error travels as a row: raised, Ray would lose its type."""
     try:
-        return run_chunk(job, item["number"], item["files"]).replace_schema_metadata()
+        rows = run_chunk(job, item["number"], item["files"], unpacked(item["slabs"]))
+        return rows.replace_schema_metadata()
     except IchRayError as error:
         return pa.Table.from_pylist([{"reason": _FAILED, "detail": str(error)}], ROWS)
 

@@ -34,7 +34,7 @@ from ich_ray.data.prepare.decode_chunk import ChunkJob, block_bytes, block_facts
 from ich_ray.data.prepare.join import Assembly, assemble, fingerprint
 from ich_ray.data.prepare.label_table import MISSING, LabelTable
 from ich_ray.data.series_survey import survey_series
-from ich_ray.data.slice_table import GEOMETRY
+from ich_ray.data.slice_table import GEOMETRY, VIEW
 from ich_ray.errors import IchRayError
 from ich_ray.statistics.aggregation import members
 from ich_ray.storage import DatasetFiles, is_local, sha256, write_bytes, write_json, write_table
@@ -119,7 +119,8 @@ def _write(work: Work, rows: pa.Table) -> None:
     blocks, block, row = _blocks(work, assembly)
     accepted, refused = (_named(table, work.job.pseudonyms) for table in (assembly.accepted, assembly.refused))
     write_identities(work.identities, pa.concat_tables([accepted, refused]))
-    digest = write_table(work.files.slices, _slices(assembly, accepted, block, row))
+    columns = (*GEOMETRY, "slab_mm", *VIEW) if work.job.slab_mm else (*GEOMETRY, *VIEW)
+    digest = write_table(work.files.slices, _slices(assembly, accepted, block, row, columns))
     write_table(work.files.rejected, refused.select(["file", "reason", "detail"]))
     manifest = _manifest(work, assembly, blocks, digest, _further_frames(rows))
     write_sheets(PreparedDataset(work.files, manifest))
@@ -206,7 +207,7 @@ def _named(rows: pa.Table, pseudonyms: Pseudonyms) -> pa.Table:
     )
 
 
-def _slices(assembly: Assembly, named: pa.Table, block: pa.Array, row: pa.Array) -> pa.Table:
+def _slices(assembly: Assembly, named: pa.Table, block: pa.Array, row: pa.Array, columns: tuple[str, ...]) -> pa.Table:
     accepted, values = assembly.accepted, assembly.values
     return pa.table(
         {
@@ -220,7 +221,7 @@ def _slices(assembly: Assembly, named: pa.Table, block: pa.Array, row: pa.Array)
             },
             "block": block,
             "row": row,
-            **{name: accepted[name] for name in ("flags", "representation", *GEOMETRY)},
+            **{name: accepted[name] for name in ("flags", "representation", *columns)},
         }
     )
 
@@ -229,7 +230,7 @@ def _manifest(
     work: Work, assembly: Assembly, blocks: tuple[BlockRecord, ...], slices_sha256: str, further_frames: int
 ) -> DatasetManifest:
     return DatasetManifest(
-        fingerprint=fingerprint(assembly, work.job.windows, work.job.size),
+        fingerprint=fingerprint(assembly, work.job.windows, work.job.size, work.job.slab_mm),
         size=work.job.size,
         windows=work.job.windows,
         blocks=blocks,
@@ -245,6 +246,7 @@ def _manifest(
         split=work.split,
         slices_sha256=slices_sha256,
         identities=work.identities,
+        slab_mm=work.job.slab_mm,
         seed=work.seed,
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         created=time.time(),

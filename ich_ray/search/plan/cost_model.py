@@ -165,8 +165,13 @@ def trial_memory(parameters: Hyperparameters, image_shape: tuple[int, int, int])
 def _resampled(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> int:
     """Bytes of an image while `model.resampling` works: before, averaged and after in float32, and its coordinates."""
     from ich_ray.model.input_shape import input_shape
+    from ich_ray.model.resampling import points_a_pixel
 
     channels, *sides = input_shape(parameters, image_shape)
+    if parameters.shows_part:  # read at so many points a pixel, which are then averaged
+        points = points_a_pixel(image_shape[1], sides[0]) ** 2
+        read = 4 * (channels * math.prod(image_shape[1:]) + points * (channels + 2) * math.prod(sides))
+        return read + 4 * channels * math.prod(sides) * (points > 1)
     if not parameters.is_augmented and sides == [*image_shape[1:]]:
         return 0
     return 4 * (channels * math.prod(image_shape[1:]) + 2 * (channels + 1) * math.prod(sides))

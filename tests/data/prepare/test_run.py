@@ -91,6 +91,7 @@ def test_a_clean_folder(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
         "slice_id", "file", "patient", "study", "series", "position_mm", "role", "fold", "epidural",
         "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any", "block", "row", "flags",
         "representation", "spacing_mm", "thickness_mm", "tilt_deg", "kernel",
+        "side_mm", "head_top", "head_left", "head_bottom", "head_right",
     ]  # fmt: skip
     assert set(dataset.column("representation")) == {"int16"}
 
@@ -204,7 +205,8 @@ def test_a_finished_dataset_is_returned_and_another_one_refused(tmp_path: Path, 
     prepare(*cohort, tmp_path / "out", size=16)
     before = snapshot(tmp_path / "out")
     assert len(prepare(*cohort, tmp_path / "out", size=16)) == PATIENTS * SLICES
-    for changes, named in [({"size": 8}, "size"), ({"seed": 1}, "seed"), ({"windows": "brain"}, "windows")]:
+    for changes, named in [({"size": 8}, "size"), ({"seed": 1}, "seed"), ({"windows": "brain"}, "windows"),
+                           ({"slab_mm": 5}, "slab_mm")]:  # fmt: skip
         with pytest.raises(ConfigError, match=f"got a difference in {named}; choose another folder"):
             prepare(*cohort, tmp_path / "out", **{"size": 16, **changes})  # type: ignore[arg-type]
     write(cohort[0] / "new.dcm", "ID_new", 70)
@@ -218,6 +220,24 @@ def test_a_finished_dataset_is_returned_and_another_one_refused(tmp_path: Path, 
     (tmp_path / "out" / "prepare.json").write_text("[]")
     with pytest.raises(ConfigError, match="got a difference in files, format, labels, seed, size"):
         prepare(*cohort, tmp_path / "out", size=16)
+
+
+def test_thin_series_are_averaged_through_ray_and_only_by_the_same_slabs(
+    tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two slices at 5 mm, slabs of 11: each slice whole, and of the other the 3 of its 5 mm that lie within."""
+    dataset = prepare(*cohort, tmp_path / "out", size=16, slab_mm=11)
+    check_complete(dataset)
+    assert f"{PATIENTS * SLICES} accepted slices are flagged slab" in dataset.manifest.notes
+    assert {*dataset.column("slab_mm")} == {11.0}
+    hu = [head(32, 32, seed=number).astype(np.float64) for number in range(2)]
+    brain = np.clip((hu[0] + 0.6 * hu[1]) / 1.6 / 80, 0, 1).reshape(16, 2, 16, 2).mean((1, 3))
+    (image,) = dataset.gather(np.array([uids(dataset).index("ID_000")]))
+    assert np.abs(image[0] - 255 * brain).max() <= 0.5 + 1e-4
+    with pytest.raises(ConfigError, match="got a difference in slab_mm; choose another folder"):
+        prepare(*cohort, tmp_path / "out", size=16)
+    monkeypatch.setattr("ich_ray.data.prepare.run.find_thin_series", lambda *_: pytest.fail("it was finished"))
+    assert len(prepare(*cohort, tmp_path / "out", size=16, slab_mm=11)) == PATIENTS * SLICES
 
 
 def test_what_cannot_be_asked(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
