@@ -73,7 +73,8 @@ def _cut(batch: torch.Tensor) -> Sequence[torch.Tensor]:
     """A batch of the host in parts of few bytes; an accelerator takes it whole."""
     if batch.device.type != "cpu":
         return (batch,)
-    return batch.split(max(_FEWEST, _HOST_BYTES // (4 * math.prod(batch.shape[1:]))))
+    most = max(_FEWEST, _HOST_BYTES // (4 * math.prod(batch.shape[1:])))
+    return [batch[start : start + most] for start in range(0, max(len(batch), 1), most)]
 
 
 def in_batches(inputs: NetworkInputs, positions: NDArray[np.int64], batch_size: int) -> Iterator[torch.Tensor]:
