@@ -115,12 +115,16 @@ class SeriesImages:
             Rejection: it is not accepted.
         """
         _ = self._box  # first, as it reads them all
-        found = self._kept.pop(index, None) or self._seen_through(self.words(index))
+        found = self._kept.pop(index, None) or self._windowed(self._shown(index))
         if isinstance(found, Rejection):
             raise found
         return found
 
-    def _seen_through(self, found: CTSlice) -> tuple[SliceHeader, NDArray[np.uint8]]:
+    def _shown(self, index: int) -> CTSlice:
+        """What the image of a slice is made of, and where its head is looked for."""
+        return self.words(index)
+
+    def _windowed(self, found: CTSlice) -> tuple[SliceHeader, NDArray[np.uint8]]:
         from ich_ray.ct.windowing import window_slice
 
         return found.header, window_slice(found, self._card.windows, self._card.size)
@@ -138,16 +142,17 @@ class SeriesImages:
         """Where the head lies in the series, `[1, 4]`; NaN where nobody asks, or no slice shows one."""
         boxes: list[tuple[float, ...]] = [NO_BOX]
         if self._card.parameters.crop == "head":
-            boxes += [self._look(index) for index, given in enumerate(self._series.inputs) if not given.reason]
+            order = np.argsort(self._series.places_mm).tolist()
+            boxes += [self._look(index) for index in order if not self._series.inputs[index].reason]
         found = np.array(boxes, np.float32).astype(np.float64)
         return series_boxes(np.zeros(len(found), np.int64), found)[:1]
 
     def _look(self, index: int) -> tuple[float, ...]:
         """The box of one slice, whose image is kept until it is asked for if there is room."""
         try:
-            found = self.words(index)
+            found = self._shown(index)
             if len(self._kept) * math.prod(self._card.image_shape) < _KEPT_BYTES:
-                self._kept[index] = self._seen_through(found)
+                self._kept[index] = self._windowed(found)
             return head_box(found)
         except Rejection as rejection:
             self._kept[index] = rejection
