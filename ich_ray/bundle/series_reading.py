@@ -17,7 +17,7 @@ import numpy as np
 from ich_ray.ct.head_box import NO_BOX, head_box, side_mm
 from ich_ray.data.neighbors import MOST_NEIGHBORS, neighbor_rows
 from ich_ray.data.series_survey import SAME_MM
-from ich_ray.data.shown_rectangles import series_boxes, shown_rectangles
+from ich_ray.data.shown_rectangles import plausible_sides, series_boxes, shown_rectangles
 from ich_ray.errors import Rejection
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ich_ray.ct.dicom import CTSlice, SliceHeader
     from ich_ray.ct.slice_file import SliceFile
 
-__all__ = ["NEIGHBOR_FLAGS", "Seen", "Series", "SeriesImages", "SliceReader", "walk"]
+__all__ = ["NEIGHBOR_FLAGS", "VIEW_FLAGS", "Seen", "Series", "SeriesImages", "SliceReader", "walk"]
 
 # Images of a series that are kept while its box is looked for: 40 of 512 x 512 x 3 are 31 MB.
 _KEPT_BYTES = 2**26
@@ -39,6 +39,12 @@ _KEPT_BYTES = 2**26
 NEIGHBOR_FLAGS = {
     "neighbor_missing": "a gap lies beside it in its series, or a slice that was rejected: a neighbor is another one",
     "neighbors_unknown": "no other slice of its series is known, or not its place: it stands in for its neighbors",
+}
+
+# By a network with `crop: head` or `scale: mm`.
+VIEW_FLAGS = {
+    "head_unknown": "no slice of its series shows a head: it is shown as with crop: none",
+    "scale_unknown": "no PixelSpacing, or one that no CT image has: it is shown as with scale: pixels",
 }
 
 
@@ -136,6 +142,13 @@ class SeriesImages:
         side = np.array([side_mm(header)], np.float32).astype(np.float64)  # as in slices.parquet
         shown: NDArray[np.float32] = shown_rectangles(self._card.parameters, self._box, side)[0]
         return shown
+
+    def lacks(self, header: SliceHeader) -> set[str]:
+        """What is not known of one of its slices, by `VIEW_FLAGS`."""
+        parameters = self._card.parameters
+        found = {"head_unknown"} if parameters.crop == "head" and np.isnan(self._box).any() else set()
+        sized = parameters.scale == "pixels" or plausible_sides(np.array([side_mm(header)])).all()
+        return found if sized else found | {"scale_unknown"}
 
     @cached_property
     def _box(self) -> NDArray[np.float64]:
