@@ -5,7 +5,7 @@ its image, or two thirds. The same draw is trained on patient folds, each with a
 both the average precision on the patients held out, and the differences. Then the real loop, steps that take turns:
 processor time of each over that of the step beside it that shows whole images at the same resolution.
 
-    python benchmarks/crop.py [--patients 100] [--size 128] [--resolution 64] [--images 16000] [--folds 3] [--turns 20]
+    python benchmarks/crop.py [--patients 60] [--size 128] [--resolution 48] [--images 16000] [--folds 3] [--turns 20]
 """
 
 from __future__ import annotations
@@ -67,13 +67,15 @@ def trained(dataset: PreparedDataset, fold: int, images: int, drawn: Hyperparame
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patients", type=int, default=100)
+    parser.add_argument("--patients", type=int, default=60)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--resolution", type=int, default=48)
     parser.add_argument("--images", type=int, default=16000)
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--turns", type=int, default=20, help="0 to leave steps out")
+    parser.add_argument("--shown", choices=list(SHOWN), action="append", help="all if none is named")
     asked = parser.parse_args()
+    contenders = {name: SHOWN[name] for name in ("whole images", *(asked.shown or [*SHOWN][1:]))}
     torch.set_num_threads(1)
     drawn = DRAWN.model_copy(update={"resolution": asked.resolution})
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +84,7 @@ def main() -> None:
         filled = np.median((boxes[:, 2:] - boxes[:, :2]).max(1))
         print(f"{len(dataset)} slices of {asked.patients} patients; the head fills {filled:.2f} of the side")
         told: dict[str, list[float]] = {}
-        for name, changes in SHOWN.items():
+        for name, changes in contenders.items():
             parameters = drawn.model_copy(update=changes)
             told[name] = [trained(dataset, fold, asked.images, parameters) for fold in range(asked.folds)]
             gains = [one - whole for one, whole in zip(told[name], told["whole images"], strict=True)]
@@ -90,7 +92,7 @@ def main() -> None:
             print(f"  {name:22} AP {figures}, mean {statistics.mean(told[name]):.3f}, "
                   f"difference {' '.join(f'{gain:+.3f}' for gain in gains)}", flush=True)  # fmt: skip
         for augment in (0.0, 1.0) if asked.turns else ():
-            loops = {name: Loop(dataset, drawn, augment=augment, **changes) for name, changes in SHOWN.items()}
+            loops = {name: Loop(dataset, drawn, augment=augment, **changes) for name, changes in contenders.items()}
             for name, values in ratios(loops, "whole images", asked.turns).items():
                 low, middle, high = statistics.quantiles(values, n=4)
                 print(f"  a step, augment {augment:g}, {name:22} {middle:.2f} (quartiles {low:.2f} to {high:.2f})")

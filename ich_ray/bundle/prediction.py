@@ -64,7 +64,7 @@ class Prediction:
         file: as given, `file#frame` for a frame.
         reason: a code; a file that was read and then not decided (`not_finite`) keeps its UIDs.
         series: SeriesInstanceUID.
-        flags: keys of `ct.dicom.FLAGS`, `training_data.FAR_FLAGS` and `series_reading.NEIGHBOR_FLAGS`, with commas
+        flags: keys of `ct.dicom.FLAGS`, `training_data.FAR_FLAGS` and those of `series_reading.py`, with commas
             between.
     """
 
@@ -264,7 +264,11 @@ class Predictor:
         for series in part.series():
             images = SeriesImages(series, reader, card)
             for one in walk(series, images, card.parameters.neighbors):
-                yield before + one.index, one, None if one.header is None else images.rectangle(one.header)
+                if one.header is None:
+                    yield before + one.index, one, None
+                else:
+                    flagged = replace(one, flags=(*one.flags, *images.lacks(one.header)))
+                    yield before + one.index, flagged, images.rectangle(one.header)
             before += len(series.inputs)
 
     def _undecided(self, given: Input, seen: Seen) -> Prediction:

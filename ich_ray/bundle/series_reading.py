@@ -17,7 +17,7 @@ import numpy as np
 from ich_ray.ct.head_box import NO_BOX, head_box, side_mm
 from ich_ray.ct.slabs import SAME_MM, SlabReader, Slabs
 from ich_ray.data.neighbors import MOST_NEIGHBORS, neighbor_rows
-from ich_ray.data.shown_rectangles import series_boxes, shown_rectangles
+from ich_ray.data.shown_rectangles import plausible_sides, series_boxes, shown_rectangles
 from ich_ray.errors import Rejection
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ich_ray.ct.dicom import CTSlice, SliceHeader
     from ich_ray.ct.slice_file import SliceFile
 
-__all__ = ["NEIGHBOR_FLAGS", "Seen", "Series", "SeriesImages", "SliceReader", "walk"]
+__all__ = ["NEIGHBOR_FLAGS", "VIEW_FLAGS", "Seen", "Series", "SeriesImages", "SliceReader", "walk"]
 
 # Images of a series that are kept while its box is looked for: 40 of 512 x 512 x 3 are 31 MB.
 _KEPT_BYTES = 2**26
@@ -39,6 +39,12 @@ _KEPT_BYTES = 2**26
 NEIGHBOR_FLAGS = {
     "neighbor_missing": "a gap lies beside it in its series, or a slice that was rejected: a neighbor is another one",
     "neighbors_unknown": "no other slice of its series is known, or not its place: it stands in for its neighbors",
+}
+
+# By a network with `crop: head` or `scale: mm`.
+VIEW_FLAGS = {
+    "head_unknown": "no slice of its series shows a head: it is shown as with crop: none",
+    "scale_unknown": "no PixelSpacing, or one that no CT image has: it is shown as with scale: pixels",
 }
 
 
@@ -128,12 +134,16 @@ class SeriesImages:
             Rejection: it is not accepted.
         """
         _ = self._box  # first, as it reads them all
-        found = self._kept.pop(index, None) or self._seen_through(self.words(index))
+        found = self._kept.pop(index, None) or self._windowed(self._shown(index))
         if isinstance(found, Rejection):
             raise found
         return found
 
-    def _seen_through(self, found: CTSlice) -> tuple[SliceHeader, NDArray[np.uint8]]:
+    def _shown(self, index: int) -> CTSlice:
+        """What the image of a slice is made of, and where its head is looked for."""
+        return self.words(index)
+
+    def _windowed(self, found: CTSlice) -> tuple[SliceHeader, NDArray[np.uint8]]:
         from ich_ray.ct.windowing import window_slice
 
         return found.header, window_slice(found, self._card.windows, self._card.size)
@@ -145,6 +155,13 @@ class SeriesImages:
         side = np.array([side_mm(header)], np.float32).astype(np.float64)  # as in slices.parquet
         shown: NDArray[np.float32] = shown_rectangles(self._card.parameters, self._box, side)[0]
         return shown
+
+    def lacks(self, header: SliceHeader) -> set[str]:
+        """What is not known of one of its slices, by `VIEW_FLAGS`."""
+        parameters = self._card.parameters
+        found = {"head_unknown"} if parameters.crop == "head" and np.isnan(self._box).any() else set()
+        sized = parameters.scale == "pixels" or plausible_sides(np.array([side_mm(header)])).all()
+        return found if sized else found | {"scale_unknown"}
 
     @cached_property
     def _box(self) -> NDArray[np.float64]:
@@ -159,9 +176,9 @@ class SeriesImages:
     def _look(self, index: int) -> tuple[float, ...]:
         """The box of one slice, whose image is kept until it is asked for if there is room."""
         try:
-            found = self.words(index)
+            found = self._shown(index)
             if len(self._kept) * math.prod(self._card.image_shape) < _KEPT_BYTES:
-                self._kept[index] = self._seen_through(found)
+                self._kept[index] = self._windowed(found)
             return head_box(found)
         except Rejection as rejection:
             self._kept[index] = rejection

@@ -141,11 +141,8 @@ def window_slice(ct: CTSlice, windows: Sequence[WindowSpec], size: int) -> NDArr
     shared = math.gcd(len(words), size)
     p, q = len(words) // shared, size // shared
     out = np.empty((len(windows), size, size), np.uint8)
-    plan = (
-        _integers(windows, float(ct.intercept), words.dtype, (p, q))
-        if slope == 1 and words.dtype.kind in "iu"
-        else None
-    )
+    is_integer = slope == 1 and words.dtype.kind in "iu"
+    plan = _integers(windows, float(ct.intercept), words.dtype, (p, q)) if is_integer else None
     if plan is None:
         average_float(words, (slope, float(ct.intercept)), *_edges(windows), out)
     elif plan.is_unrolled:

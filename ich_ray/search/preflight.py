@@ -262,11 +262,19 @@ def _check_neighbors(parameters: Hyperparameters, dataset: PreparedDataset) -> N
 
 
 def _check_views(trials: Iterable[Hyperparameters], dataset: PreparedDataset) -> None:
-    """The dataset must know what trials show of its images."""
+    """The dataset must know what trials show of images; says how many slices have no head."""
+    import numpy as np
+
     from ich_ray.training.network_inputs import check_inputs
 
-    for trial in {(trial.crop, trial.scale): trial for trial in trials if trial.shows_part}.values():
+    shown = {(trial.crop, trial.scale): trial for trial in trials if trial.shows_part}
+    for trial in shown.values():
         check_inputs(trial, dataset)
+    if "head" not in {crop for crop, _ in shown}:
+        return
+    rows = dataset.role("train").rows
+    if unknown := int(np.isnan(dataset.head_boxes[rows]).any(1).sum()):
+        say(f"crop: {unknown:,} of {len(rows):,} training slices have no head in their series, they are shown whole")
 
 
 def _reads_file(trial: Hyperparameters) -> bool:

@@ -19,7 +19,7 @@ from ich_ray.ct.head_box import head_box, side_mm
 from ich_ray.ct.windowing import window_slice
 from ich_ray.data.dataset import SliceSet
 from tests.bundle.test_predict_series import dataset_of, make_bundle, rows_of
-from tests.ct.files import head, make
+from tests.ct.files import ABSENT, head, make
 from tests.prepared import with_views
 
 SEEN: list[dict[str, Any]] = [
@@ -127,6 +127,17 @@ def test_a_lone_file_is_shown_by_its_own_box(tmp_path: Path) -> None:
     assert row.probability == pytest.approx(float(bundle.probabilities(image, shown)[0]), abs=1e-6)
     whole = np.float32([[0, 0, 1, 1]])
     assert row.probability != pytest.approx(float(bundle.probabilities(image, whole)[0]), abs=1e-6)
+
+
+def test_what_is_not_known_of_a_slice_is_flagged(bundle: Path, files: list[Path], tmp_path: Path) -> None:
+    write(tmp_path, "bare", 0, "bare", (0, 0), 60, empty=True)
+    (tmp_path / "unsized.dcm").write_bytes(make(head(96, 96), PixelSpacing=ABSENT, SOPInstanceUID="unsized"))
+    parameters = load_bundle(bundle).card.parameters
+    bare, unsized, *others = load_bundle(bundle).predict([tmp_path / "bare.dcm", tmp_path / "unsized.dcm", *files])
+    flags = {"head_unknown", "scale_unknown"}
+    assert flags & {*bare.flags.split(",")} == ({"head_unknown"} if parameters.crop == "head" else set())
+    assert flags & {*unsized.flags.split(",")} == ({"scale_unknown"} if parameters.scale == "mm" else set())
+    assert not flags & {flag for row in others for flag in row.flags.split(",")}
 
 
 def test_heat_maps_are_given_what_is_shown(bundle: Path, files: list[Path], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ich_ray import progress
 from ich_ray.bundle.bundle import Bundle
 from ich_ray.bundle.checklist import checklist
 from ich_ray.bundle.grad_cam import grad_cam
@@ -186,6 +187,19 @@ def test_frozen_layers_see_what_is_shown_and_have_keys_of_their_own(dataset: Pre
     shown = place_inputs(drawn, slices, CPU).take(np.arange(6))
     expected = trunk_features(network, drawn, shown).numpy()
     assert np.array_equal(as_features(network, drawn, slices), expected)
+
+
+def test_slices_without_a_head_are_counted_before_a_search(
+    dataset: PreparedDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress.show()
+    try:
+        check_trials(dataset, [CROPPED])
+        check_trials(dataset, [CROPPED.model_copy(update={"crop": "none", "scale": "mm"})])
+    finally:
+        progress.show(False)
+    told = "crop: 16 of 36 training slices have no head in their series, they are shown whole\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_dataset_that_does_not_know_heads_or_sizes_is_refused(tmp_path: Path) -> None:
