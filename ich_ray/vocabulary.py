@@ -12,6 +12,7 @@ __all__ = [
     "LEAK",
     "ROLES",
     "SUBTYPES",
+    "MatchRule",
     "Patients",
     "Placement",
     "Precision",
@@ -36,6 +37,9 @@ LEAK = (
     "LEAKS ON PURPOSE: roles were drawn by slice, so one patient stands in several of them. Every figure is inflated, "
     "none is available as a patient-level figure, and all this can do is to reproduce systems that were split this way."
 )
+
+# How a row of a label table names its slice: data/prepare/label_match.py has the rules.
+MatchRule = Literal["uid", "path", "path_stem", "name", "stem"]
 
 # How accelerators compute: training/precision.py has the rule.
 Precision = Literal["float32", "bfloat16 channels_last"]

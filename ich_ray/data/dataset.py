@@ -45,7 +45,7 @@ from ich_ray.storage import (
     sha256,
     unreadable,
 )
-from ich_ray.vocabulary import LABELS, LEAK, ROLES, Role, Split
+from ich_ray.vocabulary import LABELS, LEAK, ROLES, MatchRule, Role, Split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,6 +100,7 @@ class DatasetManifest(Record):
         reasons: rows of rejected.parquet by reason code.
         labels: positive accepted slices by label.
         split: what roles and folds were drawn by; `slice` leaks.
+        matched_by: how the ids of the label table named slices.
         slices_sha256: of slices.parquet; empty in datasets of older versions.
         identities: the name of the table that leads back from its pseudonyms, see identities.py; empty in datasets of
             older versions, where slice ids and file names stand in the clear.
@@ -120,6 +121,7 @@ class DatasetManifest(Record):
     labels: dict[Line, Count]
     notes: tuple[Line, ...] = ()
     split: Split = "patient"
+    matched_by: MatchRule = "uid"
     slices_sha256: Sha256 | Literal[""] = ""
     identities: Fingerprint | Literal[""] = ""
     seed: Seed

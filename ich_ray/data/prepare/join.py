@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from ich_ray.ct.dicom import EXCLUSIONS
 from ich_ray.ct.plane import KEPT, judge_table
 from ich_ray.data.dataset import RoleCounts
+from ich_ray.data.prepare.label_match import check_one_way, file_keys, find_labels, share_labels
 from ich_ray.data.roles import assign_folds, assign_roles, check_roles
 from ich_ray.data.series_survey import number_series
 from ich_ray.errors import RoleError
@@ -106,7 +107,7 @@ def assemble(
         split: what roles and folds are drawn by; `slice` puts one patient, and equal pixels, into several roles.
 
     Raises:
-        ConfigError: no slice is in the label table.
+        ConfigError: no slice is in the label table, or an id names two.
         RoleError: roles are impossible, or equal pixels stand in two of them.
     """
     rows = rows.sort_by([("file", "ascending"), ("frame", "ascending")])
@@ -119,9 +120,9 @@ def assemble(
     kept = np.flatnonzero(reasons == "")
     refused = np.flatnonzero(reasons != "")
     # A file that could not be read has no id; by the name of its file, at least, its label is not without a file.
-    names = pc.replace_substring_regex(rows["file"].combine_chunks().take(pa.array(refused)), r"^.*/", "")
-    stems = pc.replace_substring_regex(names, r"\.[^.]*$", "")
-    unmatched = np.setdiff1d(np.arange(len(labels)), [*places, *labels.find(names), *labels.find(stems)])
+    of_refused = rows["file"].combine_chunks().take(pa.array(refused))
+    by_name = [labels.find(file_keys(of_refused, rule)) for rule in ("name", "stem")]
+    unmatched = np.setdiff1d(np.arange(len(labels)), np.concatenate([places, *by_name]))
     accepted, values = rows.take(kept), labels.values[places[kept]]
     try:
         if split == "slice":
@@ -216,11 +217,15 @@ def _with_flags(text: str, *flags: str) -> str:
 
 
 def _settle_labels(rows: pa.Table, reasons: NDArray[np.object_], labels: LabelTable) -> NDArray[np.int64]:
-    """Join by slice_id; the label row of each file, -1 without one."""
-    places = labels.find(rows["slice_id"].combine_chunks())
+    """Join by the rule of the table; the label row of each file, -1 without one."""
+    places = find_labels(labels, rows)
     good = reasons == ""
     if good.any() and (places < 0).all():
-        raise labels.mismatch_error(rows["slice_id"][int(np.argmax(good))].as_py())
+        row = int(np.argmax(good))
+        raise labels.mismatch_error(rows["slice_id"][row].as_py(), rows["file"][row].as_py())
+    check_one_way(labels, rows)
+    share_labels(rows, reasons, labels, places)
+    good = reasons == ""
     reasons[good & (places < 0)] = "label_missing"
     known = np.flatnonzero(good & (places >= 0))
     reasons[known] = labels.reasons[places[known]]

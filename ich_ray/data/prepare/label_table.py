@@ -23,7 +23,7 @@ import pyarrow.csv as pacsv
 
 from ich_ray.errors import ConfigError, LabelError
 from ich_ray.storage import Location, is_local, locate
-from ich_ray.vocabulary import LABELS, ROLES, SUBTYPES
+from ich_ray.vocabulary import LABELS, ROLES, SUBTYPES, MatchRule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,6 +51,7 @@ class LabelTable:
             (`any` is not the OR of the subtypes) or `label_incomplete` (`any` is not known).
         roles: the `role` column `[n]`, None without one.
         collapsed: rows that repeated another one.
+        rule: how the ids name slices, see label_match.py.
     """
 
     slice_ids: pa.StringArray
@@ -58,6 +59,7 @@ class LabelTable:
     reasons: NDArray[np.object_]
     roles: NDArray[np.object_] | None
     collapsed: int
+    rule: MatchRule = "uid"
 
     def __len__(self) -> int:
         return len(self.slice_ids)
@@ -67,11 +69,12 @@ class LabelTable:
         found = pc.fill_null(pc.index_in(slice_ids, value_set=self.slice_ids), -1)
         return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
 
-    def mismatch_error(self, slice_id: str) -> ConfigError:
-        """What to raise when no file is in the table; `slice_id` is one of theirs."""
+    def mismatch_error(self, slice_id: str, file: str) -> ConfigError:
+        """What to raise when no file is in the table; `file` is one of them, `slice_id` that of one."""
         return ConfigError(
-            "labels: slice ids of the table must be SOPInstanceUIDs of the files, got none in common: the table has "
-            f"{self.slice_ids[0].as_py()!r}, the files {slice_id!r}; give the table of these files"
+            "labels: ids of the table must be SOPInstanceUIDs, paths or names of the files, got none in common: the "
+            f"table has {self.slice_ids[0].as_py()!r}, the files {slice_id!r} and names such as {file!r}; give the "
+            "table of these files"
         )
 
 

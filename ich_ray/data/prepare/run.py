@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -18,17 +17,17 @@ import pyarrow as pa
 from ich_ray import progress
 from ich_ray.ct.decoder import missing_decoders
 from ich_ray.ct.pixels import COMPRESSED
-from ich_ray.ct.slice_file import read_headers
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, WindowSpec, parse_windows
 from ich_ray.data.dataset import LARGEST_SIZE, PreparedDataset
 from ich_ray.data.identities import check_identities
 from ich_ray.data.prepare.decode_chunk import NO_IMAGE, ROWS, ChunkJob, finished_chunk, run_chunk
+from ich_ray.data.prepare.label_match import RULES, settle_rule
 from ich_ray.data.prepare.label_table import read_labels
 from ich_ray.data.prepare.list_files import Listing, list_files
 from ich_ray.data.prepare.pseudonyms import Pseudonyms
 from ich_ray.data.prepare.write import Work, explain_write_errors, finish, remove_leftovers
 from ich_ray.data.slice_table import GEOMETRY
-from ich_ray.errors import ConfigError, IchRayError, IntegrityError, Rejection, RejectionLimitError
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError, RejectionLimitError
 from ich_ray.machines import ask_machines
 from ich_ray.ray_data import map_in_order
 from ich_ray.runtime import connected
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
-    from ich_ray.data.prepare.label_table import LabelTable
     from ich_ray.vocabulary import Split
 
 __all__ = ["DEFAULT_LIMIT_REJECTED", "prepare"]
@@ -54,7 +52,6 @@ _LEAST_FILES = 16
 _CHUNKS = 24
 _FAILED = "chunk_failed"
 _BESIDE_BLOCKS = {"labels", "seed", "split"}  # what a plan may change without touching the blocks
-_LOOKED_AT = 64
 _NOT_JUDGED = (
     ", by a version that took reformats and projections for slices: prepare into another folder to exclude them"
 )
@@ -114,7 +111,9 @@ def prepare(
         progress.say(f"{files.root}: already prepared{_NOT_JUDGED if older else ''}")
         return _within_limit(dataset, limit_rejected)
     check_identities()
-    _check_acquaintance(source, listing, table, without_preamble)
+    table = settle_rule(table, source, listing.files, without_preamble)
+    if table.rule != "uid":
+        progress.say(f"labels: ids of the table are taken for the {RULES[table.rule]} of a file")
     with file_lock(files.lock, "a dataset"):
         if files.plan.exists():
             _check_plan(files, plan, plan.keys() - _BESIDE_BLOCKS)
@@ -149,26 +148,6 @@ def _check_folders(source: UPath, files: DatasetFiles) -> None:
             f"{files.root}: --out must be new, empty or a dataset begun by `prepare`, got {sorted(others)[0]!r} in it; "
             "choose another folder"
         )
-
-
-def _check_acquaintance(source: UPath, listing: Listing, table: LabelTable, without_preamble: bool) -> None:
-    """Refuse the labels of other files now, and not after hours of decoding.
-
-    File names that are slice ids settle it; else some files are read. A table with less than a tenth of the files may
-    miss all of these and be right, so it is not judged here.
-    """
-    stems = pa.array([PurePosixPath(file).stem for file in listing.files])
-    if (table.find(stems) >= 0).any() or len(table) < len(listing.files) / 10:
-        return
-    ids: list[str] = []
-    for file in listing.files[:: max(1, len(listing.files) // _LOOKED_AT)]:
-        try:
-            headers = [header for _, header in read_headers(source / file, without_preamble)]
-        except Rejection:
-            continue
-        ids += [header.slice_id for header in headers if not isinstance(header, Rejection)]
-    if ids and (table.find(pa.array(ids)) < 0).all():
-        raise table.mismatch_error(ids[0])
 
 
 def _kind(path: UPath) -> str:

@@ -32,6 +32,7 @@ from ich_ray.data.identities import write_identities
 from ich_ray.data.prepare.contact_sheets import write_sheets
 from ich_ray.data.prepare.decode_chunk import ChunkJob, block_bytes, block_facts, words_digest
 from ich_ray.data.prepare.join import Assembly, assemble, fingerprint
+from ich_ray.data.prepare.label_match import RULES
 from ich_ray.data.prepare.label_table import MISSING, LabelTable
 from ich_ray.data.series_survey import survey_series
 from ich_ray.data.slice_table import GEOMETRY
@@ -243,6 +244,7 @@ def _manifest(
         labels={name: int((assembly.values[:, label] == 1).sum()) for label, name in enumerate(LABELS)},
         notes=_notes(work, assembly, further_frames),
         split=work.split,
+        matched_by=work.labels.rule,
         slices_sha256=slices_sha256,
         identities=work.identities,
         seed=work.seed,
@@ -260,6 +262,8 @@ def _notes(work: Work, assembly: Assembly, further_frames: int) -> tuple[str, ..
         notes.append(
             f"{len(work.listing)} files hold {len(work.listing) + further_frames} slices: frames count as files"
         )
+    found = len(work.labels) - assembly.unmatched
+    notes.append(f"{found} of {len(work.labels)} labels found their file by {RULES[work.labels.rule]}")
     if assembly.unmatched:
         notes.append(f"{assembly.unmatched} labels have no file")
     if work.labels.collapsed:

@@ -252,17 +252,48 @@ def test_from_inside_the_folder_of_the_images(cohort: tuple[Path, Path], monkeyp
     assert len(prepare(".", "../labels.csv", "../out", size=16)) == PATIENTS * SLICES
 
 
-def test_labels_that_match_nothing_name_an_example_and_can_be_corrected(
+def test_labels_that_match_nothing_after_all_name_an_example_and_can_be_corrected(
     tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = cohort[1].read_text()
     cohort[1].write_text("\n".join(["ID,Label", *label_rows("other", True)]))
+    monkeypatch.setattr("ich_ray.data.prepare.label_match._FEWEST", 2)
+    monkeypatch.setattr("ich_ray.data.prepare.label_match._MOST", 2)
     with pytest.raises(ConfigError, match="got none in common: the table has 'other', the files 'ID_000'"):
         prepare(*cohort, tmp_path / "out", size=16)
     assert not (tmp_path / "out" / "dataset.json").exists()
     cohort[1].write_text(good)
     monkeypatch.setattr("ich_ray.data.prepare.run._mapped", lambda *_: pytest.fail("the blocks were there"))
     check_complete(prepare(*cohort, tmp_path / "out", size=16))
+
+
+@pytest.mark.parametrize(("rule", "prefix"), [("path", "P/"), ("stem", "")])
+def test_a_table_that_names_files_makes_the_same_dataset(
+    tmp_path: Path, cohort: tuple[Path, Path], rule: str, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by_uid = prepare(*cohort, tmp_path / "by-uid", size=16)
+    (tmp_path / "named" / "P").mkdir(parents=True)
+    rows = ["id,any,subdural"]
+    for number, path in enumerate(sorted(cohort[0].iterdir())):
+        shutil.copy(path, tmp_path / "named" / "P" / f"{CANARY}{number:02d}.dcm")
+        value = int(path.stem in {f"ID_{patient:02d}1" for patient in range(0, PATIENTS, 2)})
+        rows.append(f"{prefix}{CANARY}{number:02d}{'.dcm' if prefix else ''},{value},{value}")
+    rows.append(f"{prefix}{CANARY}-away.dcm,0,0")
+    (tmp_path / "names.csv").write_text("\n".join(rows))
+    progress.show()
+    found = prepare(tmp_path / "named", tmp_path / "names.csv", tmp_path / "out", size=16)
+    progress.show(False)
+    check_complete(found)
+    values = [dataset.slices.select(["any", "subdural", "role", "fold"]).to_pydict() for dataset in (by_uid, found)]
+    assert values[0] == values[1]
+    assert (by_uid.manifest.matched_by, found.manifest.matched_by) == ("uid", rule)
+    assert "24 of 24 labels found their file by SOPInstanceUID" in by_uid.manifest.notes
+    assert any(note.startswith("24 of 25 labels found their file by ") for note in found.manifest.notes)
+    assert "are taken for the " in capsys.readouterr().err
+    assert refusals(found)[f"{prefix}{CANARY}-away.dcm"] == ("file_missing", "a label without a file")
+    assert not [name for name, data in snapshot(tmp_path / "out").items() if CANARY.encode() in data]
+    for path in (found.files.slices, found.files.rejected):
+        assert CANARY not in str(pq.read_table(str(path)).to_pylist())
 
 
 def test_bad_labels_and_too_few_patients(tmp_path: Path) -> None:
