@@ -36,6 +36,7 @@ from ich_ray.storage import (
     RelativeFile,
     Seed,
     Sha256,
+    Share,
     Time,
     exists,
     is_local,
@@ -61,6 +62,7 @@ __all__ = [
     "BlockRecord",
     "DatasetManifest",
     "PreparedDataset",
+    "ReaderAgreement",
     "RoleCounts",
     "SliceSet",
     "map_block",
@@ -90,6 +92,34 @@ class RoleCounts(Record):
     positives: Count
 
 
+class ReaderAgreement(Record):
+    """How far several readers of a label agree, over the rows of the label table.
+
+    Attributes:
+        rows: that two readers or more answered.
+        pairs_agree: of all pairs of answers to a row the share that is equal.
+        kappa: Fleiss' kappa of the rows that all answered; None where it is undefined.
+        ties: rows without a majority, taken for unknown.
+        disputed: rows that show haemorrhage by majority, but no kind by majority: this one is taken for unknown.
+    """
+
+    label: Line
+    readers: Count
+    rows: Count
+    pairs_agree: Share | None
+    kappa: float | None = Field(ge=-1, le=1)
+    ties: Count
+    disputed: Count = 0
+
+    def __str__(self) -> str:
+        pairs, kappa = ("-" if one is None else f"{one:.3f}" for one in (self.pairs_agree, self.kappa))
+        disputed = f"; {self.disputed} disputed by kind are unknown" if self.disputed else ""
+        return (
+            f"{self.label}: {self.readers} readers of {self.rows} rows: pairs agree {pairs}, Fleiss' kappa {kappa}; "
+            f"{self.ties} ties are unknown{disputed}"
+        )
+
+
 class DatasetManifest(Record):
     """dataset.json, in which every listed file is counted once, and each frame of a file of several.
 
@@ -101,6 +131,7 @@ class DatasetManifest(Record):
         labels: positive accepted slices by label.
         split: what roles and folds were drawn by; `slice` leaks.
         matched_by: how the ids of the label table named slices.
+        agreement: of the readers of the label table, where a label has several.
         slices_sha256: of slices.parquet; empty in datasets of older versions.
         identities: the name of the table that leads back from its pseudonyms, see identities.py; empty in datasets of
             older versions, where slice ids and file names stand in the clear.
@@ -122,6 +153,7 @@ class DatasetManifest(Record):
     notes: tuple[Line, ...] = ()
     split: Split = "patient"
     matched_by: MatchRule = "uid"
+    agreement: tuple[ReaderAgreement, ...] = Field((), max_length=len(LABELS))
     slices_sha256: Sha256 | Literal[""] = ""
     identities: Fingerprint | Literal[""] = ""
     seed: Seed

@@ -13,6 +13,8 @@ from ich_ray.terminal import print_json, print_line
 from ich_ray.verbs.options import (
     REJECTED_SOME,
     Address,
+    Column,
+    Columns,
     Json,
     Labels,
     LimitRejected,
@@ -61,10 +63,13 @@ def prepare(
     ] = "patient",
     without_preamble: WithoutPreamble = False,
     limit_rejected: LimitRejected = "5%",
+    column: Column = None,
+    columns: Columns = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Decode and window DICOM files, once for all trials."""
+    from ich_ray.data.prepare.label_columns import read_columns
     from ich_ray.data.prepare.run import prepare as prepare_dataset
 
     dataset = prepare_dataset(
@@ -77,6 +82,7 @@ def prepare(
         split=split,
         without_preamble=without_preamble,
         limit_rejected=share(limit_rejected),
+        columns=read_columns(column or (), columns),
         address=address,
     )
     if as_json:

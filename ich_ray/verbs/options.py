@@ -16,6 +16,8 @@ __all__ = [
     "Beta",
     "BundleFolder",
     "CalibrationMethod",
+    "Column",
+    "Columns",
     "Conservative",
     "CpusPerTrial",
     "GpusPerTrial",
@@ -46,6 +48,11 @@ BROKEN = 5
 Out = Annotated[str, typer.Option("--out", help="Folder to write; created if missing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 Labels = Annotated[str, typer.Option("--labels", help="Label table: RSNA long format or one row a slice.")]
+Column = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="What a column means: any=hemorrhage, any=not healthy, any=R1,R2,R3, id=file."),
+]
+Columns = Annotated[str | None, typer.Option("--columns", help="The same as a YAML file: any: hemorrhage.")]
 Space = Annotated[str, typer.Option("--space", help="Search space, a YAML file.")]
 Size = Annotated[int, typer.Option("--size", min=16, max=1024, help="Rows and columns of the prepared images.")]
 Windows = Annotated[str, typer.Option("--windows", help="Windows by name, or name=center/width in HU.")]

@@ -35,7 +35,7 @@ from ich_ray.storage import DatasetFiles, Location, file_lock, is_local, locate,
 from ich_ray.vocabulary import LEAK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from upath import UPath
 
@@ -51,7 +51,7 @@ DEFAULT_LIMIT_REJECTED = 0.05
 _LEAST_FILES = 16
 _CHUNKS = 24
 _FAILED = "chunk_failed"
-_BESIDE_BLOCKS = {"labels", "seed", "split"}  # what a plan may change without touching the blocks
+_BESIDE_BLOCKS = {"labels", "columns", "seed", "split"}  # what a plan may change without touching the blocks
 _NOT_JUDGED = (
     ", by a version that took reformats and projections for slices: prepare into another folder to exclude them"
 )
@@ -68,6 +68,7 @@ def prepare(
     split: Split = "patient",
     without_preamble: bool = False,
     limit_rejected: float = DEFAULT_LIMIT_REJECTED,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
     address: str | None = None,
 ) -> PreparedDataset:
     """Decode and window every file below `images`, and write a dataset to `out`.
@@ -84,6 +85,7 @@ def prepare(
         split: `patient`, or `slice` to reproduce a system that was split so; it leaks, and all that follows says so.
         without_preamble: accept files that begin with their meta information, and flag them `no_preamble`.
         limit_rejected: the share of the files that may be rejected.
+        columns: what columns of the label table mean, see data/prepare/label_columns.py.
         address: a Ray cluster; without one, this machine.
 
     Raises:
@@ -95,17 +97,19 @@ def prepare(
     specs = _checked(size, windows, limit_rejected)
     source, files = locate(images), DatasetFiles(locate(out))
     _check_folders(source, files)
-    table = read_labels(labels)
+    table = read_labels(labels, columns)
     listing = list_files(source, skip=locate(labels))
     if not listing.files:
         got = f"only {len(listing)} entries that are refused" if len(listing) else "an empty one"
         raise ConfigError(f"{source}: a folder with DICOM files must be given, got {got}; check the path")
     plan = {**_plan(listing, locate(labels), size, specs, seed), "split": split}
     plan["without_preamble"] = without_preamble
+    if columns:
+        plan["columns"] = sha256(json.dumps({**columns}, sort_keys=True).encode())
     if split == "slice":
         progress.say(LEAK)
     if files.manifest.exists():
-        _check_plan(files, plan, plan.keys() - {"key"})
+        _check_plan(files, plan, {*plan, "columns"} - {"key"})
         dataset = _finished(files)
         older = not {*GEOMETRY} <= {*dataset.slices.column_names}
         progress.say(f"{files.root}: already prepared{_NOT_JUDGED if older else ''}")
@@ -181,7 +185,7 @@ def _finished(files: DatasetFiles) -> PreparedDataset:
 def _check_plan(files: DatasetFiles, plan: dict[str, Any], keys: set[str]) -> None:
     found = read_json(files.plan) if files.plan.exists() else {}
     before = {"split": "patient", "without_preamble": False, **(found if isinstance(found, dict) else {})}
-    differing = sorted(key for key in keys if before.get(key) != plan[key])
+    differing = sorted(key for key in keys if before.get(key) != plan.get(key))
     if differing:
         raise ConfigError(
             f"{files.root}: --out holds a dataset of other inputs or settings, got a difference in "

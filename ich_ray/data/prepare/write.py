@@ -33,7 +33,7 @@ from ich_ray.data.prepare.contact_sheets import write_sheets
 from ich_ray.data.prepare.decode_chunk import ChunkJob, block_bytes, block_facts, words_digest
 from ich_ray.data.prepare.join import Assembly, assemble, fingerprint
 from ich_ray.data.prepare.label_match import RULES
-from ich_ray.data.prepare.label_table import MISSING, LabelTable
+from ich_ray.data.prepare.readers import MISSING
 from ich_ray.data.series_survey import survey_series
 from ich_ray.data.slice_table import GEOMETRY
 from ich_ray.errors import IchRayError
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
+    from ich_ray.data.prepare.label_table import LabelTable
     from ich_ray.data.prepare.list_files import Listing
     from ich_ray.data.prepare.pseudonyms import Pseudonyms
     from ich_ray.vocabulary import Split
@@ -245,6 +246,7 @@ def _manifest(
         notes=_notes(work, assembly, further_frames),
         split=work.split,
         matched_by=work.labels.rule,
+        agreement=work.labels.agreement,
         slices_sha256=slices_sha256,
         identities=work.identities,
         seed=work.seed,
@@ -266,6 +268,7 @@ def _notes(work: Work, assembly: Assembly, further_frames: int) -> tuple[str, ..
     notes.append(f"{found} of {len(work.labels)} labels found their file by {RULES[work.labels.rule]}")
     if assembly.unmatched:
         notes.append(f"{assembly.unmatched} labels have no file")
+    notes += map(str, work.labels.agreement)
     if work.labels.collapsed:
         notes.append(f"{work.labels.collapsed} label rows repeat others")
     return tuple(notes)

@@ -296,6 +296,30 @@ def test_a_table_that_names_files_makes_the_same_dataset(
         assert CANARY not in str(pq.read_table(str(path)).to_pylist())
 
 
+def test_columns_of_a_hospital_are_mapped_and_its_readers_counted(
+    tmp_path: Path, cohort: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["dicom,Dr X,Dr Y,Dr Z,healthy"]
+    for path in sorted(cohort[0].iterdir()):
+        bleeds = path.stem in {f"ID_{patient:02d}1" for patient in range(0, PATIENTS, 2)}
+        rows.append(f"{path.name},{int(bleeds)},{int(bleeds)},{int(path.stem < 'ID_02')},{'No' if bleeds else 'Yes'}")
+    (tmp_path / "reads.csv").write_text("\n".join(rows))
+    (tmp_path / "columns.yaml").write_text("id: dicom\nsubdural: not healthy\n")
+    arguments = ["prepare", str(cohort[0]), "--labels", str(tmp_path / "reads.csv"), "--out", str(tmp_path / "out"),
+                 "--size", "16", "--columns", str(tmp_path / "columns.yaml")]  # fmt: skip
+    assert cli.call([*arguments, "--column", "any=Dr X, Dr Y, Dr Z"]) == 0
+    said = "any: 3 readers of 24 rows: pairs agree 0.778, Fleiss' kappa 0.357; 0 ties are unknown"
+    assert said in capsys.readouterr().out
+    manifest = PreparedDataset.open(tmp_path / "out").manifest
+    assert said in manifest.notes
+    assert (manifest.labels["any"], manifest.labels["subdural"]) == (PATIENTS // 2, PATIENTS // 2)
+    assert (manifest.agreement[0].readers, manifest.agreement[0].rows) == (3, 24)
+    assert not [name for name, data in snapshot(tmp_path / "out").items() if b"Dr " in data]
+    assert cli.call([*arguments, "--column", "any=Dr X, Dr Y, Dr Z"]) == 0
+    assert cli.call([*arguments, "--column", "any=Dr X"]) == 2
+    assert "got a difference in columns; choose another folder" in capsys.readouterr().err
+
+
 def test_bad_labels_and_too_few_patients(tmp_path: Path) -> None:
     labels = write_cohort(tmp_path / "images", patients=6)
     with pytest.raises(RoleError, match="needs a patient with a positive slice, got 3 for 4 roles"):
