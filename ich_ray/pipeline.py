@@ -145,6 +145,7 @@ def run(
             seed=seed,
             limit_rejected=limit_rejected,
             columns=columns,
+            level="slice",
         )
         progress.say("search")
         run_search(

@@ -10,8 +10,10 @@ from typing import Literal
 __all__ = [
     "LABELS",
     "LEAK",
+    "MATCH_RULES",
     "ROLES",
     "SUBTYPES",
+    "Level",
     "MatchRule",
     "Patients",
     "Placement",
@@ -40,6 +42,15 @@ LEAK = (
 
 # How a row of a label table names its slice: data/prepare/label_match.py has the rules.
 MatchRule = Literal["uid", "path", "path_stem", "name", "stem"]
+MATCH_RULES: dict[MatchRule, str] = {
+    "uid": "SOPInstanceUID",
+    "path": "path below the folder",
+    "path_stem": "path without its suffix",
+    "name": "file name",
+    "stem": "file name without its suffix",
+}
+# What a row of a label table is about. What holds for a study holds for none of its slices alone.
+Level = Literal["slice", "series", "study", "patient"]
 
 # How accelerators compute: training/precision.py has the rule.
 Precision = Literal["float32", "bfloat16 channels_last"]

@@ -21,6 +21,7 @@ STATED = {
     "data.dataset.BlockRecord file": "file",
     "data.dataset.DatasetManifest text": "labels notes reasons versions",
     "data.dataset.DatasetManifest seed": "seed",
+    "data.dataset.ExaminationRecord text": "contradictions",
     "data.dataset.ReaderAgreement text": "label",
     "assess.calibration.Calibration text": "notes operating_points",
     "bundle.card.CalibrationNote text": "notes",

@@ -15,12 +15,14 @@ from ich_ray.verbs.options import (
     Address,
     Column,
     Columns,
+    Examinations,
     Json,
     Labels,
     LimitRejected,
     Out,
     Seed,
     Size,
+    TableLevel,
     Windows,
     WithoutPreamble,
     share,
@@ -65,6 +67,8 @@ def prepare(
     limit_rejected: LimitRejected = "5%",
     column: Column = None,
     columns: Columns = None,
+    level: TableLevel = None,
+    examinations: Examinations = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -83,6 +87,8 @@ def prepare(
         without_preamble=without_preamble,
         limit_rejected=share(limit_rejected),
         columns=read_columns(column or (), columns),
+        level=level,
+        examinations=examinations,
         address=address,
     )
     if as_json:

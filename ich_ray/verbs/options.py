@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from ich_ray.errors import ConfigError
-from ich_ray.vocabulary import Placement
+from ich_ray.vocabulary import Level, Placement
 
 __all__ = [
     "BROKEN",
@@ -20,6 +20,7 @@ __all__ = [
     "Columns",
     "Conservative",
     "CpusPerTrial",
+    "Examinations",
     "GpusPerTrial",
     "Images",
     "Json",
@@ -34,6 +35,7 @@ __all__ = [
     "SiteDataset",
     "Size",
     "Space",
+    "TableLevel",
     "Trials",
     "Tta",
     "Windows",
@@ -53,6 +55,12 @@ Column = Annotated[
     typer.Option("--column", help="What a column means: any=hemorrhage, any=not healthy, any=R1,R2,R3, id=file."),
 ]
 Columns = Annotated[str | None, typer.Option("--columns", help="The same as a YAML file: any: hemorrhage.")]
+TableLevel = Annotated[
+    Level | None, typer.Option("--level", help="What a row of labels is about, if its columns do not tell.")
+]
+Examinations = Annotated[
+    str | None, typer.Option("--examinations", help="Labels of series, studies or patients beside those of slices.")
+]
 Space = Annotated[str, typer.Option("--space", help="Search space, a YAML file.")]
 Size = Annotated[int, typer.Option("--size", min=16, max=1024, help="Rows and columns of the prepared images.")]
 Windows = Annotated[str, typer.Option("--windows", help="Windows by name, or name=center/width in HU.")]

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ich_ray.ct.slice_file import read_headers
+from ich_ray.data.prepare.examinations import find_folders
 from ich_ray.errors import ConfigError, Rejection
-from ich_ray.vocabulary import MatchRule
+from ich_ray.vocabulary import MATCH_RULES, MatchRule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,15 +29,9 @@ if TYPE_CHECKING:
     from ich_ray.ct.dicom import SliceHeader
     from ich_ray.data.prepare.label_table import LabelTable
 
-__all__ = ["RULES", "check_one_way", "file_keys", "find_labels", "settle_rule", "share_labels"]
+__all__ = ["check_one_way", "file_keys", "find_labels", "settle_labels", "settle_rule", "share_labels"]
 
-RULES: dict[MatchRule, str] = {
-    "uid": "SOPInstanceUID",
-    "path": "path below the folder",
-    "path_stem": "path without its suffix",
-    "name": "file name",
-    "stem": "file name without its suffix",
-}
+_KEYWORDS = {"series": "SeriesInstanceUID", "study": "StudyInstanceUID", "patient": "PatientID"}
 _BY_NAME = get_args(MatchRule)[1:]
 _SUFFIX = r"\.[^./]*[^0-9./][^./]*$"  # `.dcm`; the last number of a UID is none
 _FRAME = r"#[0-9]+$"
@@ -91,7 +86,8 @@ def check_one_way(labels: LabelTable, rows: pa.Table) -> None:
             files = known["file"].take([other, row]).to_pylist()
             raise ConfigError(
                 f"labels: an id must name one slice, got {labels.slice_ids[by_name[row]].as_py()!r}, the "
-                f"{RULES['uid']} of {files[0]} and the {RULES[rule]} of {files[1]}; correct the table or the names"
+                f"{MATCH_RULES['uid']} of {files[0]} and the {MATCH_RULES[rule]} of {files[1]}; correct the table or "
+                "the names"
             )
 
 
@@ -113,32 +109,51 @@ def share_labels(rows: pa.Table, reasons: NDArray[np.object_], labels: LabelTabl
             reasons[first] = "label_conflict"
 
 
+def settle_labels(rows: pa.Table, reasons: NDArray[np.object_], labels: LabelTable) -> NDArray[np.int64]:
+    """Join by the rule of the table: the label row of each file, -1 without one.
+
+    Gives `reasons` to those that cannot be used.
+
+    Raises:
+        ConfigError: no slice is in the table, or an id names two.
+    """
+    places = find_labels(labels, rows)
+    good = reasons == ""
+    if good.any() and (places < 0).all():
+        row = int(np.argmax(good))
+        raise labels.mismatch_error(rows["slice_id"][row].as_py(), rows["file"][row].as_py())
+    check_one_way(labels, rows)
+    share_labels(rows, reasons, labels, places)
+    good = reasons == ""
+    reasons[good & (places < 0)] = "label_missing"
+    known = np.flatnonzero(good & (places >= 0))
+    reasons[known] = labels.reasons[places[known]]
+    return places
+
+
 def settle_rule(labels: LabelTable, root: UPath, files: Sequence[str], without_preamble: bool) -> LabelTable:
     """The table with the rule that its ids follow, settled in seconds, whatever the number of files.
 
     Raises:
         ConfigError: no id matches any file, or one that counts matches two; nothing was decoded.
     """
+    if labels.level != "slice":
+        _check_examinations(labels, root, files, without_preamble)
+        return labels
     names = pa.array(files, pa.string())
     named, hits = _named(labels, root, names)
     rng = np.random.default_rng(0)
     sample = _sample(len(files), len(labels), rng)
-    headers: list[tuple[int, SliceHeader]] = []
     looked_at = [*rng.permutation(hits)[:_NAMED], *(sample if named is None else sample[:_FEWEST])]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(looked_at), 2 * _THREADS):
-            here = looked_at[start : start + 2 * _THREADS]
-            read = pool.map(_headers, [root / files[place] for place in here], [without_preamble] * len(here))
-            found = [(int(place), header) for place, each in zip(here, read, strict=True) for header in each]
-            if (labels.find(_column(found, "slice_id")) >= 0).any():
-                return labels
-            headers += found
+    headers = _unlike(labels, "slice_id", {place: root / files[place] for place in looked_at}, without_preamble)
+    if headers is None:
+        return labels
     if named is not None:
         _check_one_file(named, names)
         return named
     if headers:
         _check_level(labels, headers)
-        if len(sample) == len(files) or len(sample) * min(len(labels) / len(files), 1) >= _EXPECTED:
+        if _is_enough(len(sample), len(files), len(labels)):
             place, header = min(headers, key=lambda one: one[0])
             raise labels.mismatch_error(header.slice_id, files[place])
     return labels
@@ -150,6 +165,49 @@ def _sample(files: int, labels: int, rng: np.random.Generator) -> NDArray[np.int
     edges = np.linspace(0, files, wanted + 1)
     drawn = edges[:-1] + rng.random(wanted) * np.diff(edges) if wanted < files else edges[:-1]
     return rng.permutation(np.minimum(drawn.astype(np.int64), files - 1))
+
+
+def _is_enough(sample: int, files: int, labels: int) -> bool:
+    """Whether a good table would have matched one of the sample."""
+    return sample == files or sample * min(labels / files, 1) >= _EXPECTED
+
+
+def _unlike(
+    labels: LabelTable, column: str, looked_at: dict[int, UPath], without_preamble: bool
+) -> list[tuple[int, SliceHeader]] | None:
+    """The headers of some files with their places; None if one is in the table, and no more are read then."""
+    headers: list[tuple[int, SliceHeader]] = []
+    places = list(looked_at)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(places), 2 * _THREADS):
+            here = places[start : start + 2 * _THREADS]
+            read = pool.map(_headers, [looked_at[place] for place in here], [without_preamble] * len(here))
+            found = [(int(place), header) for place, each in zip(here, read, strict=True) for header in each]
+            if (labels.find(_column(found, column)) >= 0).any():
+                return None
+            headers += found
+    return headers
+
+
+def _check_examinations(labels: LabelTable, root: UPath, files: Sequence[str], without_preamble: bool) -> None:
+    """Refuse a table of other examinations. It says nothing of identifiers that headers have.
+
+    Raises:
+        ConfigError: no file belongs to one.
+    """
+    keyword = "folders" if labels.rule == "path" else _KEYWORDS[labels.level]
+    if labels.rule == "path":
+        alien = bool((find_folders(labels, files) < 0).all())
+    else:
+        sample = _sample(len(files), len(labels), np.random.default_rng(0))
+        places = {int(place): root / files[place] for place in sample}
+        headers = _unlike(labels, labels.level, places, without_preamble)
+        alien = bool(headers) and _is_enough(len(sample), len(files), len(labels))
+    if alien:
+        raise ConfigError(
+            f"labels: ids of the table must be {keyword} of the files, got none in common; give the table of these "
+            "files, or the --level that it has"
+        )
 
 
 def _headers(file: UPath, without_preamble: bool) -> list[SliceHeader]:
@@ -206,10 +264,11 @@ def _check_one_file(labels: LabelTable, files: pa.Array) -> None:
     encoded = np.asarray(keys.dictionary_encode().indices)
     twice = np.bincount(encoded)[encoded] > 1
     if twice.any():
-        first, second = files.filter(pc.equal(keys, keys[int(np.argmax(twice))])).to_pylist()[:2]
+        key = keys[int(np.argmax(twice))]
+        first, second = files.filter(pc.equal(keys, key)).to_pylist()[:2]
         raise ConfigError(
-            f"labels: an id must name one file, got {keys[int(np.argmax(twice))].as_py()!r}, the {RULES[labels.rule]} "
-            f"of {first} and of {second}; give paths below the folder, or SOPInstanceUIDs"
+            f"labels: an id must name one file, got {key.as_py()!r}, the {MATCH_RULES[labels.rule]} of {first} and of "
+            f"{second}; give paths below the folder, or SOPInstanceUIDs"
         )
 
 
@@ -219,10 +278,9 @@ def _check_level(labels: LabelTable, headers: Sequence[tuple[int, SliceHeader]])
     Raises:
         ConfigError: whose ids they are.
     """
-    levels = {"series": "SeriesInstanceUID", "study": "StudyInstanceUID", "patient": "PatientID"}
-    for level, keyword in levels.items():
+    for level, keyword in _KEYWORDS.items():
         if (labels.find(_column(headers, level)) >= 0).any():
             raise ConfigError(
                 f"labels: ids of the table must name slices, got the {keyword} of files: what holds for a {level} "
-                "holds for none of its slices alone; give a row a slice"
+                f"holds for none of its slices alone; give a row a slice, or --level {level}"
             )

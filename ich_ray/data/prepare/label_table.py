@@ -22,7 +22,7 @@ from ich_ray.data.prepare.label_csv import read_cells, read_layout, row_number
 from ich_ray.data.prepare.readers import MISSING, majority, reader_agreement, withhold_disputed
 from ich_ray.errors import ConfigError, LabelError
 from ich_ray.storage import Location, locate
-from ich_ray.vocabulary import LABELS, ROLES, SUBTYPES, MatchRule
+from ich_ray.vocabulary import LABELS, MATCH_RULES, ROLES, SUBTYPES, Level, MatchRule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,13 +46,14 @@ class LabelTable:
     """Labels by slice.
 
     Attributes:
-        slice_ids: strings `[n]`, each once, in the order of the file.
+        slice_ids: strings `[n]`, each once, in the order of the file: of slices, or of what `level` says.
         values: int8 `[n, 6]` in the order of `LABELS`; -1 where a subtype is not known, never for `any` of a good row.
         reasons: why a slice cannot be used, `[n]`: empty, `label_conflict` (two rows disagree), `label_inconsistent`
             (`any` is not the OR of the subtypes) or `label_incomplete` (`any` is not known).
         roles: the `role` column `[n]`, None without one.
         collapsed: rows that repeated another one.
-        rule: how the ids name slices, see label_match.py.
+        rule: how the ids name slices, see label_match.py; of studies `path` where they are folders.
+        level: what a row is about.
         agreement: of the readers, where a label has several.
     """
 
@@ -62,6 +63,7 @@ class LabelTable:
     roles: NDArray[np.object_] | None
     collapsed: int
     rule: MatchRule = "uid"
+    level: Level = "slice"
     agreement: tuple[ReaderAgreement, ...] = ()
 
     def __len__(self) -> int:
@@ -72,6 +74,12 @@ class LabelTable:
         found = pc.fill_null(pc.index_in(slice_ids, value_set=self.slice_ids), -1)
         return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
 
+    def said(self) -> str:
+        """What its rows are about, in words."""
+        if self.level == "slice":
+            return f"a row a slice, by its {MATCH_RULES[self.rule]}"
+        return f"a row a {self.level}{', by its folder' if self.rule == 'path' else ''}"
+
     def mismatch_error(self, slice_id: str, file: str) -> ConfigError:
         """What to raise when no file is in the table; `file` is one of them, `slice_id` that of one."""
         return ConfigError(
@@ -81,12 +89,15 @@ class LabelTable:
         )
 
 
-def read_labels(where: Location, columns: Mapping[str, str | Sequence[str]] | None = None) -> LabelTable:
+def read_labels(
+    where: Location, columns: Mapping[str, str | Sequence[str]] | None = None, level: Level | None = None
+) -> LabelTable:
     """Read a label table, 4.5 million rows in a few seconds.
 
     Args:
         where: the CSV file.
         columns: by `id`, `role` and label its column, or the columns of several readers, see label_columns.py.
+        level: what a row is about, told from the columns if not given.
 
     Raises:
         ConfigError: `columns` cannot be understood.
@@ -96,16 +107,18 @@ def read_labels(where: Location, columns: Mapping[str, str | Sequence[str]] | No
     if not path.is_file():
         raise LabelError(f"{path}: a label table must be there, got no file; check --labels")
     layout = read_layout(path)
-    mapped = map_columns(path, layout.columns, columns or {})
+    mapped = map_columns(path, layout.columns, columns or {}, level)
     _check_columns(path, mapped)
     answers = {one.column for readings in mapped.readings.values() for one in readings}
-    table = read_cells(path, replace(layout, columns=mapped.names), {"id", "slice_id", "label", "role"} | answers)
+    table = read_cells(path, replace(layout, columns=mapped.names), {"id", "label", "role"} | answers)
     if len(table) == 0:
         raise LabelError(f"{path}: a label table must have rows, got only a header")
+    rule: MatchRule = "path" if mapped.by_folder else "uid"
     if {"id", "label"} == set(mapped.names):
-        return _collapse(_long(path, table), None)
+        return replace(_collapse(_long(path, table), None), level=mapped.level, rule=rule)
     cells, agreement = _wide(path, table, mapped)
-    return replace(_collapse(cells, _roles(path, table)), agreement=agreement)
+    found = _collapse(cells, _roles(path, table))
+    return replace(found, agreement=agreement, level=mapped.level, rule=rule)
 
 
 @dataclass(frozen=True)
@@ -121,12 +134,12 @@ class _Cells:
 def _check_columns(path: UPath, mapped: MappedColumns) -> None:
     """A header that is known; other columns are ignored, but not one that was meant to be a role or a subtype."""
     names = mapped.names
-    known = {"id", "label"} == set(names) or ({"id", "slice_id"} & set(names) and mapped.readings)
+    known = {"id", "label"} == set(names) or ("id" in names and mapped.readings)
     if not known or len(set(names)) < len(names):
         got = ", ".join(name.removeprefix("\0") for name in names)[:200]
         raise LabelError(
-            f"{path}: the columns must be `ID,Label`, or `id` (or `slice_id`) with {', '.join(LABELS)}, each once; got "
-            f"{got or 'none'}; name yours with --column, such as any=hemorrhage"
+            f"{path}: the columns must be `ID,Label`, or `id` (or `slice_id`, or StudyInstanceUID) with "
+            f"{', '.join(LABELS)}, each once; got {got or 'none'}; name yours with --column, such as any=hemorrhage"
         )
     asked = {one.column for readings in mapped.readings.values() for one in readings}
     missing = {*SUBTYPES, "role"} - set(names) - mapped.mapped
@@ -150,7 +163,7 @@ def _numbers(path: UPath, name: str, table: pa.Table, may_be_empty: bool) -> NDA
 
 
 def _ids(path: UPath, table: pa.Table) -> pa.Array:
-    ids = pc.utf8_trim_whitespace(table["id" if "id" in table.column_names else "slice_id"]).combine_chunks()
+    ids = pc.utf8_trim_whitespace(table["id"]).combine_chunks()
     empty = np.asarray(pc.equal(ids, ""))
     if empty.any():
         raise LabelError(f"{path}: row {row_number(table, empty)}: a slice must be named, got an empty id")

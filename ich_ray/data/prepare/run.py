@@ -21,8 +21,8 @@ from ich_ray.ct.windowing import DEFAULT_WINDOWS, WindowSpec, parse_windows
 from ich_ray.data.dataset import LARGEST_SIZE, PreparedDataset
 from ich_ray.data.identities import check_identities
 from ich_ray.data.prepare.decode_chunk import NO_IMAGE, ROWS, ChunkJob, finished_chunk, run_chunk
-from ich_ray.data.prepare.label_match import RULES, settle_rule
-from ich_ray.data.prepare.label_table import read_labels
+from ich_ray.data.prepare.examinations import check_by_slice, read_tables
+from ich_ray.data.prepare.label_match import settle_rule
 from ich_ray.data.prepare.list_files import Listing, list_files
 from ich_ray.data.prepare.pseudonyms import Pseudonyms
 from ich_ray.data.prepare.write import Work, explain_write_errors, finish, remove_leftovers
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
-    from ich_ray.vocabulary import Split
+    from ich_ray.data.prepare.label_table import LabelTable
+    from ich_ray.vocabulary import Level, Split
 
 __all__ = ["DEFAULT_LIMIT_REJECTED", "prepare"]
 
@@ -51,7 +52,8 @@ DEFAULT_LIMIT_REJECTED = 0.05
 _LEAST_FILES = 16
 _CHUNKS = 24
 _FAILED = "chunk_failed"
-_BESIDE_BLOCKS = {"labels", "columns", "seed", "split"}  # what a plan may change without touching the blocks
+_UNLESS_GIVEN = {"columns", "level", "examinations"}  # what a plan holds only then
+_BESIDE_BLOCKS = {"labels", "seed", "split", *_UNLESS_GIVEN}  # what a plan may change without touching the blocks
 _NOT_JUDGED = (
     ", by a version that took reformats and projections for slices: prepare into another folder to exclude them"
 )
@@ -69,6 +71,8 @@ def prepare(
     without_preamble: bool = False,
     limit_rejected: float = DEFAULT_LIMIT_REJECTED,
     columns: Mapping[str, str | Sequence[str]] | None = None,
+    level: Level | None = None,
+    examinations: Location | None = None,
     address: str | None = None,
 ) -> PreparedDataset:
     """Decode and window every file below `images`, and write a dataset to `out`.
@@ -85,7 +89,11 @@ def prepare(
         split: `patient`, or `slice` to reproduce a system that was split so; it leaks, and all that follows says so.
         without_preamble: accept files that begin with their meta information, and flag them `no_preamble`.
         limit_rejected: the share of the files that may be rejected.
-        columns: what columns of the label table mean, see data/prepare/label_columns.py.
+        columns: what columns of the label table mean, see data/prepare/label_columns.py; those of the table of
+            examinations with `examinations.` in front.
+        level: what a row of the label table is about, or, with `examinations`, of that table; told from their columns
+            if not given.
+        examinations: labels of series, studies or patients, beside labels of slices.
         address: a Ray cluster; without one, this machine.
 
     Raises:
@@ -97,27 +105,28 @@ def prepare(
     specs = _checked(size, windows, limit_rejected)
     source, files = locate(images), DatasetFiles(locate(out))
     _check_folders(source, files)
-    table = read_labels(labels, columns)
+    table, examined = read_tables(labels, examinations, columns or {}, level)
     listing = list_files(source, skip=locate(labels))
     if not listing.files:
         got = f"only {len(listing)} entries that are refused" if len(listing) else "an empty one"
         raise ConfigError(f"{source}: a folder with DICOM files must be given, got {got}; check the path")
     plan = {**_plan(listing, locate(labels), size, specs, seed), "split": split}
     plan["without_preamble"] = without_preamble
-    if columns:
-        plan["columns"] = sha256(json.dumps({**columns}, sort_keys=True).encode())
+    plan |= _tables_planned(columns, table, examinations, level)
     if split == "slice":
+        check_by_slice(table, examined)
         progress.say(LEAK)
     if files.manifest.exists():
-        _check_plan(files, plan, {*plan, "columns"} - {"key"})
+        _check_plan(files, plan, {*plan, *_UNLESS_GIVEN} - {"key"})
         dataset = _finished(files)
         older = not {*GEOMETRY} <= {*dataset.slices.column_names}
         progress.say(f"{files.root}: already prepared{_NOT_JUDGED if older else ''}")
         return _within_limit(dataset, limit_rejected)
     check_identities()
     table = settle_rule(table, source, listing.files, without_preamble)
-    if table.rule != "uid":
-        progress.say(f"labels: ids of the table are taken for the {RULES[table.rule]} of a file")
+    if examined is not None:
+        examined = settle_rule(examined, source, listing.files, without_preamble)
+    progress.say(f"labels: {table.said()}")
     with file_lock(files.lock, "a dataset"):
         if files.plan.exists():
             _check_plan(files, plan, plan.keys() - _BESIDE_BLOCKS)
@@ -125,7 +134,7 @@ def prepare(
             write_json(files.plan, plan)
         _say_missing_decoders()
         identities = sha256(json.dumps(plan, sort_keys=True).encode())[:32]
-        work = Work(files, _job(source, files, specs, size, plan), listing, table, identities, seed, split)
+        work = Work(files, _job(source, files, specs, size, plan), listing, table, identities, seed, split, examined)
         dataset = finish(work, _rows_of_all_files(work, address))
     return _within_limit(dataset, limit_rejected)
 
@@ -169,6 +178,18 @@ def _plan(listing: Listing, labels: UPath, size: int, windows: tuple[WindowSpec,
         "seed": seed,
         "key": Pseudonyms.load().check,
     }
+
+
+def _tables_planned(
+    columns: Mapping[str, Any] | None, table: LabelTable, examinations: Location | None, level: Level | None
+) -> dict[str, Any]:
+    """What else a plan holds of the label tables, each where it was asked for, so that other plans are as before."""
+    asked = {
+        "columns": columns and sha256(json.dumps({**columns}, sort_keys=True).encode()),
+        "level": table.level if table.level != "slice" else None,
+        "examinations": examinations and [level, sha256(locate(examinations))],
+    }
+    return {name: value for name, value in asked.items() if value}
 
 
 def _finished(files: DatasetFiles) -> PreparedDataset:

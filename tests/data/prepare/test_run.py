@@ -289,7 +289,8 @@ def test_a_table_that_names_files_makes_the_same_dataset(
     assert (by_uid.manifest.matched_by, found.manifest.matched_by) == ("uid", rule)
     assert "24 of 24 labels found their file by SOPInstanceUID" in by_uid.manifest.notes
     assert any(note.startswith("24 of 25 labels found their file by ") for note in found.manifest.notes)
-    assert "are taken for the " in capsys.readouterr().err
+    words = {"path": "path below the folder", "stem": "file name without its suffix"}
+    assert f"labels: a row a slice, by its {words[rule]}" in capsys.readouterr().err
     assert refusals(found)[f"{prefix}{CANARY}-away.dcm"] == ("file_missing", "a label without a file")
     assert not [name for name, data in snapshot(tmp_path / "out").items() if CANARY.encode() in data]
     for path in (found.files.slices, found.files.rejected):
