@@ -75,9 +75,9 @@ class LabelTable:
         return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
 
     def said(self) -> str:
-        """What its rows are about, in words."""
+        """What its rows are about, if not slices by their UIDs."""
         if self.level == "slice":
-            return f"a row a slice, by its {MATCH_RULES[self.rule]}"
+            return "" if self.rule == "uid" else f"a row a slice, by its {MATCH_RULES[self.rule]}"
         return f"a row a {self.level}{', by its folder' if self.rule == 'path' else ''}"
 
     def mismatch_error(self, slice_id: str, file: str) -> ConfigError:

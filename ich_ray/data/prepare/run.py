@@ -126,7 +126,8 @@ def prepare(
     table = settle_rule(table, source, listing.files, without_preamble)
     if examined is not None:
         examined = settle_rule(examined, source, listing.files, without_preamble)
-    progress.say(f"labels: {table.said()}")
+    if table.said():
+        progress.say(f"labels: {table.said()}")
     with file_lock(files.lock, "a dataset"):
         if files.plan.exists():
             _check_plan(files, plan, plan.keys() - _BESIDE_BLOCKS)

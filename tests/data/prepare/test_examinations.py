@@ -170,7 +170,12 @@ def test_no_slice_has_the_label_of_its_study(
     for path in (tmp_path / "out").rglob("*"):
         assert path.is_dir() or CANARY.encode() not in path.read_bytes(), path
     assert CANARY not in str(found.to_pylist())
+    dataset.files.examinations.write_bytes(b"")
+    assert audit_dataset(dataset.files.root).breaches == (
+        "examinations.parquet: SHA-256 must equal the manifest's, got another one",
+    )
     dataset.files.examinations.unlink()
+    assert audit_dataset(dataset.files.root).breaches[0].startswith("examinations.parquet: must be readable, got ")
     with pytest.raises(IntegrityError, match="a row per examination must be there, got no file"):
         _ = PreparedDataset.open(tmp_path / "out").examinations
 
