@@ -51,7 +51,7 @@ def print_dataset(manifest: DatasetManifest, root: str) -> None:
         print_table(("reason", "files"), reasons, left=_TEXT)
     roles = []
     for role, count in manifest.roles.items():
-        share = f"{count.positives / count.slices:.3f}" if count.slices else "-"
+        share = f"{count.positives / count.slices:.3f}" if count.slices and manifest.level == "slice" else "-"
         roles.append((role, count.slices, count.patients, count.positives, share))
     print_table(("role", "slices", "patients", "positives", "prevalence"), roles, left=_TEXT)
     for note in manifest.notes:

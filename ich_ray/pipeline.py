@@ -19,7 +19,7 @@ from ich_ray.search.request import TrialResources
 from ich_ray.storage import DatasetFiles, Location, SearchFiles, locate, read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from upath import UPath
 
@@ -87,6 +87,7 @@ def run(
     tta: Sequence[str] = (),
     seed: int = 0,
     limit_rejected: float = 0.05,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
     address: str | None = None,
     **resources: Unpack[TrialKeywords],
 ) -> RunResult:
@@ -105,6 +106,7 @@ def run(
         tta: see `retrain`; refused where a bundle of the chosen trial is there that was made with other views.
         seed: of roles, draws, weights and batches.
         limit_rejected: largest share of files that may be rejected.
+        columns: what columns of the label table mean, see `prepare`.
         address: a Ray cluster; a private one on this machine if not given.
         resources: of each trial, by the names of `ich_ray.search.request.TrialResources`.
 
@@ -136,7 +138,15 @@ def run(
             plan_slots(ClusterResources().machines(), held)
         progress.say("prepare")
         dataset = prepare(
-            images, labels, root / "dataset", size=size, windows=windows, seed=seed, limit_rejected=limit_rejected
+            images,
+            labels,
+            root / "dataset",
+            size=size,
+            windows=windows,
+            seed=seed,
+            limit_rejected=limit_rejected,
+            columns=columns,
+            level="slice",
         )
         progress.say("search")
         run_search(

@@ -10,8 +10,11 @@ from typing import Literal
 __all__ = [
     "LABELS",
     "LEAK",
+    "MATCH_RULES",
     "ROLES",
     "SUBTYPES",
+    "Level",
+    "MatchRule",
     "Patients",
     "Placement",
     "Precision",
@@ -36,6 +39,18 @@ LEAK = (
     "LEAKS ON PURPOSE: roles were drawn by slice, so one patient stands in several of them. Every figure is inflated, "
     "none is available as a patient-level figure, and all this can do is to reproduce systems that were split this way."
 )
+
+# How a row of a label table names its slice: data/prepare/label_match.py has the rules.
+MatchRule = Literal["uid", "path", "path_stem", "name", "stem"]
+MATCH_RULES: dict[MatchRule, str] = {
+    "uid": "SOPInstanceUID",
+    "path": "path below the folder",
+    "path_stem": "path without its suffix",
+    "name": "file name",
+    "stem": "file name without its suffix",
+}
+# What a row of a label table is about. What holds for a study holds for none of its slices alone.
+Level = Literal["slice", "series", "study", "patient"]
 
 # How accelerators compute: training/precision.py has the rule.
 Precision = Literal["float32", "bfloat16 channels_last"]

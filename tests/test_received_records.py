@@ -21,6 +21,8 @@ STATED = {
     "data.dataset.BlockRecord file": "file",
     "data.dataset.DatasetManifest text": "labels notes reasons versions",
     "data.dataset.DatasetManifest seed": "seed",
+    "data.dataset.ExaminationRecord text": "contradictions",
+    "data.dataset.ReaderAgreement text": "label",
     "assess.calibration.Calibration text": "notes operating_points",
     "bundle.card.CalibrationNote text": "notes",
     "bundle.card.Card text": "checklist intended_use label limitations name operating_points site_tests test versions",

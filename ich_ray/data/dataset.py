@@ -39,6 +39,7 @@ from ich_ray.storage import (
     RelativeFile,
     Seed,
     Sha256,
+    Share,
     Time,
     exists,
     is_local,
@@ -48,7 +49,7 @@ from ich_ray.storage import (
     sha256,
     unreadable,
 )
-from ich_ray.vocabulary import LABELS, LEAK, ROLES, Role, Split
+from ich_ray.vocabulary import LABELS, LEAK, ROLES, Level, MatchRule, Role, Split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +65,9 @@ __all__ = [
     "THICKEST_SLAB_MM",
     "BlockRecord",
     "DatasetManifest",
+    "ExaminationRecord",
     "PreparedDataset",
+    "ReaderAgreement",
     "RoleCounts",
     "SliceSet",
     "map_block",
@@ -95,6 +98,52 @@ class RoleCounts(Record):
     positives: Count
 
 
+class ReaderAgreement(Record):
+    """How far several readers of a label agree, over the rows of the label table.
+
+    Attributes:
+        rows: that two readers or more answered.
+        pairs_agree: of all pairs of answers to a row the share that is equal.
+        kappa: Fleiss' kappa of the rows that all answered; None where it is undefined.
+        ties: rows without a majority, taken for unknown.
+        disputed: rows that show haemorrhage by majority, but no kind by majority: this one is taken for unknown.
+    """
+
+    label: Line
+    readers: Count
+    rows: Count
+    pairs_agree: Share | None
+    kappa: float | None = Field(ge=-1, le=1)
+    ties: Count
+    disputed: Count = 0
+
+    def __str__(self) -> str:
+        pairs, kappa = ("-" if one is None else f"{one:.3f}" for one in (self.pairs_agree, self.kappa))
+        disputed = f"; {self.disputed} disputed by kind are unknown" if self.disputed else ""
+        return (
+            f"{self.label}: {self.readers} readers of {self.rows} rows: pairs agree {pairs}, Fleiss' kappa {kappa}; "
+            f"{self.ties} ties are unknown{disputed}"
+        )
+
+
+class ExaminationRecord(Record):
+    """examinations.parquet: labels of series, studies or patients, which are no labels of slices.
+
+    Attributes:
+        level: what a row is about.
+        positives: rows with `any`.
+        contradictions: how many contradict labels of their slices, by kind.
+        agreement: of the readers of their own table, where slices have another.
+    """
+
+    level: Level
+    rows: Count
+    positives: Count
+    sha256: Sha256
+    contradictions: dict[Line, Count]
+    agreement: tuple[ReaderAgreement, ...] = Field((), max_length=len(LABELS))
+
+
 class DatasetManifest(Record):
     """dataset.json, in which every listed file is counted once, and each frame of a file of several.
 
@@ -105,6 +154,10 @@ class DatasetManifest(Record):
         reasons: rows of rejected.parquet by reason code.
         labels: positive accepted slices by label.
         split: what roles and folds were drawn by; `slice` leaks.
+        matched_by: how the ids of the label table named slices.
+        agreement: of the readers of the label table, where a label has several.
+        level: what the label table is about; where it is no slice, no slice has a label.
+        examinations: labels of series, studies or patients; None where there are none.
         slices_sha256: of slices.parquet; empty in datasets of older versions.
         identities: the name of the table that leads back from its pseudonyms, see identities.py; empty in datasets of
             older versions, where slice ids and file names stand in the clear.
@@ -126,6 +179,10 @@ class DatasetManifest(Record):
     labels: dict[Line, Count]
     notes: tuple[Line, ...] = ()
     split: Split = "patient"
+    matched_by: MatchRule = "uid"
+    agreement: tuple[ReaderAgreement, ...] = Field((), max_length=len(LABELS))
+    level: Level = "slice"
+    examinations: ExaminationRecord | None = None
     slices_sha256: Sha256 | Literal[""] = ""
     identities: Fingerprint | Literal[""] = ""
     slab_mm: float = Field(default=0, ge=0, le=THICKEST_SLAB_MM, allow_inf_nan=False)
@@ -174,6 +231,7 @@ class SliceSet:
     patients: NDArray[np.object_] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.dataset.check_level()
         object.__setattr__(self, "labels", self.dataset.label("any")[self.rows])
         object.__setattr__(self, "patients", self.dataset.column("patient")[self.rows])
 
@@ -281,7 +339,7 @@ class PreparedDataset:
         path = self.files.slices
         try:
             table = read_table(path, self.manifest.accepted)
-            check_columns(table, LABELS, ROLES)
+            check_columns(table, LABELS, ROLES, labeled=self.manifest.level == "slice")
         except FileNotFoundError:
             raise _no_table(path) from None
         except OSError as error:
@@ -289,6 +347,34 @@ class PreparedDataset:
         except ValueError as error:
             raise IntegrityError(f"{path}: {error}; {_REMEDY}") from None
         return table
+
+    @cached_property
+    def examinations(self) -> pa.Table:
+        """examinations.parquet: a row for each series, study or patient with a label.
+
+        Raises:
+            ConfigError: there are no such labels.
+            IntegrityError: it is missing, or not the one that was prepared.
+        """
+        record, path = self.manifest.examinations, self.files.examinations
+        if record is None:
+            raise ConfigError(f"{self.files.root}: labels of examinations must be there, got none; prepare with them")
+        if not path.is_file():
+            raise IntegrityError(f"{path}: a row per examination must be there, got no file; {_REMEDY}")
+        _check_hash(path, record.sha256, path)
+        return read_table(path, record.rows)
+
+    def check_level(self) -> None:
+        """Refuse what needs labels of slices, where only studies and the like have some.
+
+        Raises:
+            ConfigError: what they are of.
+        """
+        if self.manifest.level != "slice":
+            raise ConfigError(
+                f"{self.files.root}: slices must have labels of their own, got labels of a {self.manifest.level} each: "
+                "no network of slices can be trained on these or measured by them; prepare with labels of slices"
+            )
 
     def column(self, name: str) -> NDArray[np.object_]:
         return np.asarray(self.slices[name].to_numpy(zero_copy_only=False))

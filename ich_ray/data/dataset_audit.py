@@ -90,7 +90,8 @@ def audit_dataset(where: Location, fingerprint: str | None = None) -> Check:
         found = f"no dataset can be read at {where}: {type(error).__name__}"
         return Check(invariant="I8", rule=I8, state="unchecked", found=found)
     (slices, refused), unread = _tables(files, manifest)
-    breaches = [*_identity(manifest, fingerprint), *_counts(manifest), *unread, *_compared(slices, refused, manifest),
+    breaches = [*_identity(manifest, fingerprint), *_counts(manifest), *unread, *_examinations(files, manifest),
+                *_compared(slices, refused, manifest),
                 *_blocks(files, manifest)]  # fmt: skip
     return checked("I8", I8, _said(manifest, _surveyed(slices)), breaches)
 
@@ -133,6 +134,17 @@ def _tables(files: DatasetFiles, manifest: DatasetManifest) -> tuple[list[pa.Tab
             if path == files.slices and manifest.slices_sha256 not in {"", sha256(path)}:
                 breaches.append(f"{path.name}: SHA-256 must equal the manifest's, got another one")
     return tables, breaches
+
+
+def _examinations(files: DatasetFiles, manifest: DatasetManifest) -> Iterator[str]:
+    if manifest.examinations is None:
+        return
+    path = files.examinations
+    try:
+        if sha256(path) != manifest.examinations.sha256:
+            yield f"{path.name}: SHA-256 must equal the manifest's, got another one"
+    except OSError as error:
+        yield f"{path.name}: must be readable, got {system_reason(error)}"
 
 
 def _surveyed(slices: pa.Table | None) -> tuple[str, ...]:

@@ -32,10 +32,10 @@ class FileIdentity:
     """What became of a file, and which file it is.
 
     Attributes:
-        file: its pseudonym, as in slices.parquet or rejected.parquet; of a label without a file, that of its slice id.
+        file: its pseudonym, as in slices.parquet or rejected.parquet; of a label without a file, that of its id.
         path: below the folder of the images, `path#frame` for a frame; empty for a label without a file.
         slice_id: pseudonym of `uid`.
-        uid: SOPInstanceUID, that of a frame (see `ct.slice_file`), or the slice id of the label; empty where the file
+        uid: SOPInstanceUID, that of a frame (see `ct.slice_file`), or the label's id in its table; empty where the file
             did not tell.
         reason: why it was not accepted; empty if it was.
         detail: more of the reason.

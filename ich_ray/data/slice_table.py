@@ -29,8 +29,10 @@ _NUMBERS = {"position_mm", "slab_mm", "spacing_mm", "thickness_mm", "tilt_deg", 
 _INTEGERS = {"block", "row", "fold"}
 
 
-def check_columns(table: pa.Table, labels: Sequence[str], roles: Sequence[str]) -> None:
+def check_columns(table: pa.Table, labels: Sequence[str], roles: Sequence[str], labeled: bool = True) -> None:
     """Refuse a table that cannot be one of slices. Columns beyond the known ones may be there.
+
+    Slices that are not `labeled` may lack `any`.
 
     Raises:
         ValueError: a column that everything needs is missing or has a null, or one has another type or other values.
@@ -45,7 +47,7 @@ def check_columns(table: pa.Table, labels: Sequence[str], roles: Sequence[str]) 
         wanted = _wanted(name, labels)
         if wanted and not _holds(kind, wanted):
             raise ValueError(f"the column {name} must hold {wanted}, got {str(kind)[:80]}")
-        if nulls and (name in _NEEDED or name in _INTEGERS):
+        if nulls and (name in _NEEDED or name in _INTEGERS) and (labeled or name != "any"):
             raise ValueError(f"the column {name} must have a value in each row, got {nulls} nulls")
     for name in {*labels} & {*names}:
         if not _within(table[name], (0, 1)):

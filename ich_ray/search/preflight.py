@@ -173,6 +173,7 @@ def check_roles(dataset: PreparedDataset) -> None:
     Raises:
         ConfigError: one of them has none.
     """
+    dataset.check_level()
     for role in ("train", "validation"):
         counts = dataset.manifest.roles.get(role)
         slices, positives = (counts.slices, counts.positives) if counts else (0, 0)

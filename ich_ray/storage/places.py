@@ -190,6 +190,11 @@ class DatasetFiles:
         return self.root / "rejected.parquet"
 
     @property
+    def examinations(self) -> UPath:
+        """Labels of series, studies or patients, where there are any."""
+        return self.root / "examinations.parquet"
+
+    @property
     def blocks(self) -> UPath:
         return self.root / "blocks"
 

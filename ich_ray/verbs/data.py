@@ -13,12 +13,16 @@ from ich_ray.terminal import print_json, print_line
 from ich_ray.verbs.options import (
     REJECTED_SOME,
     Address,
+    Column,
+    Columns,
+    Examinations,
     Json,
     Labels,
     LimitRejected,
     Out,
     Seed,
     Size,
+    TableLevel,
     Windows,
     WithoutPreamble,
     share,
@@ -68,10 +72,15 @@ def prepare(
     ] = 0,
     without_preamble: WithoutPreamble = False,
     limit_rejected: LimitRejected = "5%",
+    column: Column = None,
+    columns: Columns = None,
+    level: TableLevel = None,
+    examinations: Examinations = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Decode and window DICOM files, once for all trials."""
+    from ich_ray.data.prepare.label_columns import read_columns
     from ich_ray.data.prepare.run import prepare as prepare_dataset
 
     dataset = prepare_dataset(
@@ -85,6 +94,9 @@ def prepare(
         slab_mm=slab_mm,
         without_preamble=without_preamble,
         limit_rejected=share(limit_rejected),
+        columns=read_columns(column or (), columns),
+        level=level,
+        examinations=examinations,
         address=address,
     )
     if as_json:

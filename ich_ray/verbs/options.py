@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from ich_ray.errors import ConfigError
-from ich_ray.vocabulary import Placement
+from ich_ray.vocabulary import Level, Placement
 
 __all__ = [
     "BROKEN",
@@ -16,8 +16,11 @@ __all__ = [
     "Beta",
     "BundleFolder",
     "CalibrationMethod",
+    "Column",
+    "Columns",
     "Conservative",
     "CpusPerTrial",
+    "Examinations",
     "GpusPerTrial",
     "Images",
     "Json",
@@ -32,6 +35,7 @@ __all__ = [
     "SiteDataset",
     "Size",
     "Space",
+    "TableLevel",
     "Trials",
     "Tta",
     "Windows",
@@ -46,6 +50,17 @@ BROKEN = 5
 Out = Annotated[str, typer.Option("--out", help="Folder to write; created if missing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 Labels = Annotated[str, typer.Option("--labels", help="Label table: RSNA long format or one row a slice.")]
+Column = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="What a column means: any=hemorrhage, any=not healthy, any=R1,R2,R3, id=file."),
+]
+Columns = Annotated[str | None, typer.Option("--columns", help="The same as a YAML file: any: hemorrhage.")]
+TableLevel = Annotated[
+    Level | None, typer.Option("--level", help="What a row of labels is about, if its columns do not tell.")
+]
+Examinations = Annotated[
+    str | None, typer.Option("--examinations", help="Labels of series, studies or patients beside those of slices.")
+]
 Space = Annotated[str, typer.Option("--space", help="Search space, a YAML file.")]
 Size = Annotated[int, typer.Option("--size", min=16, max=1024, help="Rows and columns of the prepared images.")]
 Windows = Annotated[str, typer.Option("--windows", help="Windows by name, or name=center/width in HU.")]

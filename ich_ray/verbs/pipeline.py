@@ -11,6 +11,8 @@ from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.verbs.options import (
     REJECTED_SOME,
     Address,
+    Column,
+    Columns,
     CpusPerTrial,
     GpusPerTrial,
     Json,
@@ -55,10 +57,13 @@ def run(
     tta: Tta = None,
     seed: Seed = 0,
     limit_rejected: LimitRejected = "5%",
+    column: Column = None,
+    columns: Columns = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
     """From DICOM to a report; finished stages are skipped."""
+    from ich_ray.data.prepare.label_columns import read_columns
     from ich_ray.pipeline import run as run_all
 
     result = run_all(
@@ -76,6 +81,7 @@ def run(
         tta=tta or (),
         seed=seed,
         limit_rejected=share(limit_rejected),
+        columns=read_columns(column or (), columns),
         address=address,
     )
     display.print_run(result, as_json)

@@ -19,6 +19,9 @@ import pyarrow.compute as pc
 from ich_ray.ct.dicom import EXCLUSIONS
 from ich_ray.ct.plane import KEPT, judge_table
 from ich_ray.data.dataset import RoleCounts
+from ich_ray.data.prepare.examinations import Examinations, find_examinations, gather_examinations, settle_examinations
+from ich_ray.data.prepare.label_match import file_keys, settle_labels
+from ich_ray.data.prepare.readers import MISSING
 from ich_ray.data.roles import assign_folds, assign_roles, check_roles
 from ich_ray.data.series_survey import number_series
 from ich_ray.errors import RoleError
@@ -50,6 +53,7 @@ class Assembly:
         folds: int8 `[accepted]`.
         refused: file, frame, slice_id, reason and detail of all that is not accepted, then of labels without a file.
         unmatched: how many labels have no file; the last rows of `refused`, reason `file_missing`, file empty.
+        examinations: labels of studies and the like; None where there are none.
     """
 
     accepted: pa.Table
@@ -58,6 +62,7 @@ class Assembly:
     folds: NDArray[np.int8]
     refused: pa.Table
     unmatched: int
+    examinations: Examinations | None = None
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -94,19 +99,21 @@ def assemble(
     seed: int,
     digest: Callable[[str, int], str],
     split: Split = "patient",
+    examined: LabelTable | None = None,
 ) -> Assembly:
     """Settle duplicates, conflicts, series, labels, roles and folds.
 
     Args:
         rows: one per slice or refused file, of schema `chunks.ROWS`.
-        labels: the label table.
+        labels: the label table, of slices or of examinations.
         pseudonyms: with the key that the rows were made with.
         seed: of the roles.
         digest: of the pixel words of a file and frame; called only where one slice_id stands in several.
         split: what roles and folds are drawn by; `slice` puts one patient, and equal pixels, into several roles.
+        examined: a label table of examinations beside one of slices.
 
     Raises:
-        ConfigError: no slice is in the label table.
+        ConfigError: no slice is in the label table, or an id names two.
         RoleError: roles are impossible, or equal pixels stand in two of them.
     """
     rows = rows.sort_by([("file", "ascending"), ("frame", "ascending")])
@@ -115,19 +122,23 @@ def assemble(
     _settle_repeats(rows, reasons, digest)
     _settle_patients(rows, reasons, details)
     rows = _settle_series(rows, reasons, details)
-    places = _settle_labels(rows, reasons, labels)
+    if labels.level == "slice":
+        places = settle_labels(rows, reasons, labels)
+    else:
+        places, examined = settle_examinations(rows, reasons, labels, pseudonyms), labels
     kept = np.flatnonzero(reasons == "")
     refused = np.flatnonzero(reasons != "")
     # A file that could not be read has no id; by the name of its file, at least, its label is not without a file.
-    names = pc.replace_substring_regex(rows["file"].combine_chunks().take(pa.array(refused)), r"^.*/", "")
-    stems = pc.replace_substring_regex(names, r"\.[^.]*$", "")
-    unmatched = np.setdiff1d(np.arange(len(labels)), [*places, *labels.find(names), *labels.find(stems)])
-    accepted, values = rows.take(kept), labels.values[places[kept]]
+    of_refused = rows["file"].combine_chunks().take(pa.array(refused))
+    by_name = [labels.find(file_keys(of_refused, rule)) for rule in ("name", "stem")]
+    unmatched = np.setdiff1d(np.arange(len(labels)), np.concatenate([places, *by_name]))
+    accepted, told = rows.take(kept), labels.values[places[kept]]
+    values = told if labels.level == "slice" else np.full_like(told, MISSING)
     try:
         if split == "slice":
-            roles, folds = _divide_slices(accepted, values, labels, seed)
+            roles, folds = _divide_slices(accepted, told, labels, seed)
         else:
-            roles, folds = _divide(accepted, values, labels, places[kept], (pseudonyms, seed))
+            roles, folds = _divide(accepted, told, labels, places[kept], (pseudonyms, seed))
     except RoleError as error:
         if not len(refused):
             raise
@@ -146,7 +157,12 @@ def assemble(
             "detail": pa.array([*details[refused], *["a label without a file"] * len(unmatched)], pa.string()),
         }
     )
-    return Assembly(_flag_shared_pixels(accepted, roles, split), values, roles, folds, table, len(unmatched))
+    examinations = None
+    if examined is not None:
+        of_kept = places[kept] if examined is labels else find_examinations(examined, accepted, pseudonyms)
+        examinations = gather_examinations(examined, accepted, of_kept, roles, values[:, _ANY])
+    flagged = _flag_shared_pixels(accepted, roles, split)
+    return Assembly(flagged, values, roles, folds, table, len(unmatched), examinations)
 
 
 def _column(rows: pa.Table, name: str) -> NDArray[np.object_]:
@@ -215,18 +231,6 @@ def _with_flags(text: str, *flags: str) -> str:
     return ",".join(sorted({*filter(None, text.split(",")), *flags}))
 
 
-def _settle_labels(rows: pa.Table, reasons: NDArray[np.object_], labels: LabelTable) -> NDArray[np.int64]:
-    """Join by slice_id; the label row of each file, -1 without one."""
-    places = labels.find(rows["slice_id"].combine_chunks())
-    good = reasons == ""
-    if good.any() and (places < 0).all():
-        raise labels.mismatch_error(rows["slice_id"][int(np.argmax(good))].as_py())
-    reasons[good & (places < 0)] = "label_missing"
-    known = np.flatnonzero(good & (places >= 0))
-    reasons[known] = labels.reasons[places[known]]
-    return places
-
-
 def _divide(
     accepted: pa.Table,
     values: NDArray[np.int8],
@@ -293,4 +297,6 @@ def fingerprint(assembly: Assembly, windows: Sequence[WindowSpec], size: int, sl
     for row in order:
         line = (names[row], pixels[row], assembly.values[row].tolist(), assembly.roles[row], int(assembly.folds[row]))
         digest.update(repr(line).encode())
+    if assembly.examinations is not None:
+        digest.update(assembly.examinations.of_slices[order].tobytes())  # pseudonyms depend on the key
     return digest.hexdigest()[:32]

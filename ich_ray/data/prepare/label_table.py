@@ -1,43 +1,44 @@
 """Label tables: a CSV file -> one row of six labels per slice, with every contradiction named.
 
 Two layouts are read. Long (the RSNA competition): columns `ID,Label`, one row per slice and label, the ID being
-`<slice>_<label>`. Wide: a column `id` or `slice_id`, any of the five subtypes, `any`, and if wanted `role`; other
-columns are ignored. `,` `;` and tab separate; a byte order mark, CRLF, spaces around values and .gz are fine.
-A value is 0 or 1. What cannot be read without guessing is an error; slices whose rows contradict each other keep their
-place with a reason. Knows nothing of image files.
+`<slice>_<label>`. Wide: a column `id` or `slice_id`, any of the five subtypes, `any`, and if wanted `role`, by these
+names or as they are mapped; other columns are ignored.
+A value is 0 or 1, no or yes, false or true. What cannot be read without guessing is an error; slices whose rows
+contradict each other keep their place with a reason. Knows nothing of image files.
 """
 
 from __future__ import annotations
 
-import csv
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 
+from ich_ray.data.prepare.label_columns import MappedColumns, map_columns
+from ich_ray.data.prepare.label_csv import read_cells, read_layout, row_number
+from ich_ray.data.prepare.readers import MISSING, majority, reader_agreement, withhold_disputed
 from ich_ray.errors import ConfigError, LabelError
-from ich_ray.storage import Location, is_local, locate
-from ich_ray.vocabulary import LABELS, ROLES, SUBTYPES
+from ich_ray.storage import Location, locate
+from ich_ray.vocabulary import LABELS, MATCH_RULES, ROLES, SUBTYPES, Level, MatchRule
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from numpy.typing import NDArray
     from upath import UPath
 
+    from ich_ray.data.dataset import ReaderAgreement
+
 __all__ = ["LabelTable", "read_labels"]
 
-MISSING = -1
 _ANY = LABELS.index("any")
-_HEADER_BYTES = 1 << 16
-_NUMBER = "#"
 _WANTED = {"id", "slice_id", "label", "role", *LABELS}
 _ALIKE = 0.85  # `roles` and `subdual` are, `rule` and `subdural_left` are not
-_VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}  # whole numbers with a fraction are what pandas writes beside a gap
+# Whole numbers with a fraction are what pandas writes beside a gap.
+_VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "no": 0, "yes": 1, "false": 0, "true": 1}
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,15 @@ class LabelTable:
     """Labels by slice.
 
     Attributes:
-        slice_ids: strings `[n]`, each once, in the order of the file.
+        slice_ids: strings `[n]`, each once, in the order of the file: of slices, or of what `level` says.
         values: int8 `[n, 6]` in the order of `LABELS`; -1 where a subtype is not known, never for `any` of a good row.
         reasons: why a slice cannot be used, `[n]`: empty, `label_conflict` (two rows disagree), `label_inconsistent`
             (`any` is not the OR of the subtypes) or `label_incomplete` (`any` is not known).
         roles: the `role` column `[n]`, None without one.
         collapsed: rows that repeated another one.
+        rule: how the ids name slices, see label_match.py; of studies `path` where they are folders.
+        level: what a row is about.
+        agreement: of the readers, where a label has several.
     """
 
     slice_ids: pa.StringArray
@@ -58,6 +62,9 @@ class LabelTable:
     reasons: NDArray[np.object_]
     roles: NDArray[np.object_] | None
     collapsed: int
+    rule: MatchRule = "uid"
+    level: Level = "slice"
+    agreement: tuple[ReaderAgreement, ...] = ()
 
     def __len__(self) -> int:
         return len(self.slice_ids)
@@ -67,30 +74,51 @@ class LabelTable:
         found = pc.fill_null(pc.index_in(slice_ids, value_set=self.slice_ids), -1)
         return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
 
-    def mismatch_error(self, slice_id: str) -> ConfigError:
-        """What to raise when no file is in the table; `slice_id` is one of theirs."""
+    def said(self) -> str:
+        """What its rows are about, if not slices by their UIDs."""
+        if self.level == "slice":
+            return "" if self.rule == "uid" else f"a row a slice, by its {MATCH_RULES[self.rule]}"
+        return f"a row a {self.level}{', by its folder' if self.rule == 'path' else ''}"
+
+    def mismatch_error(self, slice_id: str, file: str) -> ConfigError:
+        """What to raise when no file is in the table; `file` is one of them, `slice_id` that of one."""
         return ConfigError(
-            "labels: slice ids of the table must be SOPInstanceUIDs of the files, got none in common: the table has "
-            f"{self.slice_ids[0].as_py()!r}, the files {slice_id!r}; give the table of these files"
+            "labels: ids of the table must be SOPInstanceUIDs, paths or names of the files, got none in common: the "
+            f"table has {self.slice_ids[0].as_py()!r}, the files {slice_id!r} and names such as {file!r}; give the "
+            "table of these files"
         )
 
 
-def read_labels(where: Location) -> LabelTable:
+def read_labels(
+    where: Location, columns: Mapping[str, str | Sequence[str]] | None = None, level: Level | None = None
+) -> LabelTable:
     """Read a label table, 4.5 million rows in a few seconds.
 
+    Args:
+        where: the CSV file.
+        columns: by `id`, `role` and label its column, or the columns of several readers, see label_columns.py.
+        level: what a row is about, told from the columns if not given.
+
     Raises:
+        ConfigError: `columns` cannot be understood.
         LabelError: the file is missing, has no layout that is known, or holds a value that is not 0 or 1.
     """
     path = locate(where)
     if not path.is_file():
         raise LabelError(f"{path}: a label table must be there, got no file; check --labels")
-    layout = _layout(path)
-    table = _read(path, layout)
+    layout = read_layout(path)
+    mapped = map_columns(path, layout.columns, columns or {}, level)
+    _check_columns(path, mapped)
+    answers = {one.column for readings in mapped.readings.values() for one in readings}
+    table = read_cells(path, replace(layout, columns=mapped.names), {"id", "label", "role"} | answers)
     if len(table) == 0:
         raise LabelError(f"{path}: a label table must have rows, got only a header")
-    if {"id", "label"} == set(layout.columns):
-        return _collapse(_long(path, table), None)
-    return _collapse(_wide(path, table), _roles(path, table))
+    rule: MatchRule = "path" if mapped.by_folder else "uid"
+    if {"id", "label"} == set(mapped.names):
+        return replace(_collapse(_long(path, table), None), level=mapped.level, rule=rule)
+    cells, agreement = _wide(path, table, mapped)
+    found = _collapse(cells, _roles(path, table))
+    return replace(found, agreement=agreement, level=mapped.level, rule=rule)
 
 
 @dataclass(frozen=True)
@@ -103,95 +131,21 @@ class _Cells:
     value: NDArray[np.int64]
 
 
-def _open(path: UPath) -> pa.NativeFile:
-    # Arrow opens what it can itself: with Python's file 5 of 20 processes aborted, see `storage.read_table`.
-    source = pa.OSFile(str(path)) if is_local(path) else pa.PythonFile(path.open("rb"), mode="r")
-    return pa.CompressedInputStream(source, "gzip") if path.suffix == ".gz" else source
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Column names in lower case, what separates them, and how many lines end with the header."""
-
-    columns: list[str]
-    delimiter: str
-    lines: int
-
-
-def _layout(path: UPath) -> _Layout:
-    lines = _head(path).decode("utf-8-sig", "replace").splitlines()
-    number, line = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (1, ""))
-    if any(character < " " for character in line.replace("\t", "")):
-        raise LabelError(f"{path}: must be a CSV file in UTF-8, or one as .gz, got other bytes; export it so")
-    delimiter = max(",;\t", key=line.count)
-    columns = [name.strip().lower() for name in next(csv.reader([line], delimiter=delimiter), [])]
-    known = {"id", "label"} == set(columns) or ({"id", "slice_id"} & set(columns) and {*LABELS} & set(columns))
-    if not known or len(set(columns)) < len(columns):
+def _check_columns(path: UPath, mapped: MappedColumns) -> None:
+    """A header that is known; other columns are ignored, but not one that was meant to be a role or a subtype."""
+    names = mapped.names
+    known = {"id", "label"} == set(names) or ("id" in names and mapped.readings)
+    if not known or len(set(names)) < len(names):
+        got = ", ".join(name.removeprefix("\0") for name in names)[:200]
         raise LabelError(
-            f"{path}: the columns must be `ID,Label`, or `id` (or `slice_id`) with {', '.join(LABELS)}, each once; got "
-            f"{', '.join(columns)[:200] or 'none'}"
+            f"{path}: the columns must be `ID,Label`, or `id` (or `slice_id`, or StudyInstanceUID) with "
+            f"{', '.join(LABELS)}, each once; got {got or 'none'}; name yours with --column, such as any=hemorrhage"
         )
-    _check_spelling(path, columns)
-    return _Layout(columns, delimiter, number)
-
-
-def _head(path: UPath) -> bytes:
-    try:
-        with _open(path) as source:
-            return bytes(source.read(_HEADER_BYTES))
-    except OSError as error:
-        said = os.strerror(error.errno).lower() if error.errno else str(error).splitlines()[0][:80]
-        raise LabelError(f"{path}: must be a CSV file that can be read, got {said}; correct --labels") from None
-
-
-def _check_spelling(path: UPath, columns: list[str]) -> None:
-    """Other columns are ignored, but not one that was meant to be a role or a subtype."""
-    missing = {*SUBTYPES, "role"} - set(columns)
-    for name in columns:
-        if name not in _WANTED and (meant := get_close_matches(name, missing, n=1, cutoff=_ALIKE)):
+    asked = {one.column for readings in mapped.readings.values() for one in readings}
+    missing = {*SUBTYPES, "role"} - set(names) - mapped.mapped
+    for name in names:
+        if name not in _WANTED | asked and (meant := get_close_matches(name, missing, n=1, cutoff=_ALIKE)):
             raise LabelError(f"{path}: a column must not be almost {meant[0]}, got {name!r}; rename it")
-
-
-def _read(path: UPath, layout: _Layout) -> pa.Table:
-    """All wanted columns as strings, and the number of each row, without rows that say nothing.
-
-    One thread, because only so does Arrow know the number of a bad row.
-    """
-    bad: list[pacsv.InvalidRow] = []
-
-    def refuse(row: pacsv.InvalidRow) -> str:
-        bad.append(row)
-        return "error"
-
-    wanted = [name for name in layout.columns if name in _WANTED]
-    try:
-        with _open(path) as source:
-            table = pacsv.read_csv(
-                source,
-                pacsv.ReadOptions(
-                    column_names=layout.columns, skip_rows=layout.lines, use_threads=False, block_size=1 << 24
-                ),
-                pacsv.ParseOptions(delimiter=layout.delimiter, invalid_row_handler=refuse, ignore_empty_lines=False),
-                pacsv.ConvertOptions(
-                    column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted, strings_can_be_null=False
-                ),
-            )
-    except (pa.ArrowInvalid, OSError) as error:
-        if bad:
-            raise LabelError(
-                f"{path}: row {bad[0].number}: {bad[0].expected_columns} columns must be there, got "
-                f"{bad[0].actual_columns}"
-            ) from None
-        raise LabelError(f"{path}: must be a CSV file in UTF-8, got {str(error).splitlines()[0][:80]}") from None
-
-    says = [pc.not_equal(column, "") for column in table.columns]
-    numbers = pa.array(np.arange(len(table)) + layout.lines + 1)
-    return table.append_column(_NUMBER, numbers).filter(reduce(pc.or_, says))
-
-
-def _row(table: pa.Table, where: NDArray[Any]) -> int:
-    """The first row of the file at which `where` holds, as a spreadsheet counts."""
-    return int(table[_NUMBER][int(np.argmax(where))].as_py())
 
 
 def _numbers(path: UPath, name: str, table: pa.Table, may_be_empty: bool) -> NDArray[np.int64]:
@@ -200,19 +154,19 @@ def _numbers(path: UPath, name: str, table: pa.Table, may_be_empty: bool) -> NDA
     texts = [text.strip() for text in encoded.dictionary.to_pylist()]
     known = _VALUES | {"": MISSING} if may_be_empty else _VALUES
     codes = np.asarray(encoded.indices)
-    bad = np.array([text not in known for text in texts])
+    bad = np.array([text.lower() not in known for text in texts])
     if bad.any():
         text = texts[codes[np.argmax(bad[codes])]]
-        row = _row(table, bad[codes])
+        row = row_number(table, bad[codes])
         raise LabelError(f"{path}: row {row}: {name} must be 0 or 1, got {text[:20]!r}; correct the table")
-    return np.asarray(np.array([known[text] for text in texts])[codes], np.int64)
+    return np.asarray(np.array([known[text.lower()] for text in texts])[codes], np.int64)
 
 
 def _ids(path: UPath, table: pa.Table) -> pa.Array:
-    ids = pc.utf8_trim_whitespace(table["id" if "id" in table.column_names else "slice_id"]).combine_chunks()
+    ids = pc.utf8_trim_whitespace(table["id"]).combine_chunks()
     empty = np.asarray(pc.equal(ids, ""))
     if empty.any():
-        raise LabelError(f"{path}: row {_row(table, empty)}: a slice must be named, got an empty id")
+        raise LabelError(f"{path}: row {row_number(table, empty)}: a slice must be named, got an empty id")
     return ids
 
 
@@ -229,7 +183,7 @@ def _long(path: UPath, table: pa.Table) -> _Cells:
         values.append(numbers[here])
     if unknown.any():
         raise LabelError(
-            f"{path}: row {_row(table, unknown)}: an ID must end in one of _{', _'.join(LABELS)}, "
+            f"{path}: row {row_number(table, unknown)}: an ID must end in one of _{', _'.join(LABELS)}, "
             f"got {names[int(np.argmax(unknown))].as_py()[-40:]!r}"
         )
     encoded = pa.concat_arrays(ids).dictionary_encode()
@@ -237,18 +191,38 @@ def _long(path: UPath, table: pa.Table) -> _Cells:
                   np.concatenate(values))  # fmt: skip
 
 
-def _wide(path: UPath, table: pa.Table) -> _Cells:
+def _wide(path: UPath, table: pa.Table, mapped: MappedColumns) -> tuple[_Cells, tuple[ReaderAgreement, ...]]:
     encoded = _ids(path, table).dictionary_encode()
-    code, labels, values, codes = np.asarray(encoded.indices, np.int64), [], [], []
-    for label, name in enumerate(LABELS):
-        if name not in table.column_names:
-            continue
-        numbers = _numbers(path, name, table, may_be_empty=name != "any")
-        known = numbers != MISSING
-        codes.append(code[known])
-        labels.append(np.full(int(known.sum()), label))
-        values.append(numbers[known])
-    return _Cells(encoded.dictionary, np.concatenate(codes), np.concatenate(labels), np.concatenate(values))
+    code = np.asarray(encoded.indices, np.int64)
+    votes, answers = {}, {}
+    for name, readings in mapped.readings.items():
+        optional = name != "any" or name in mapped.mapped
+        said = [_numbers(path, one.column, table, may_be_empty=optional) for one in readings]
+        said = [np.where(each == MISSING, each, each ^ one.negated) for each, one in zip(said, readings, strict=True)]
+        answers[name] = said[0].astype(np.int8)
+        if len(said) > 1:
+            votes[name] = np.stack(said, axis=1).astype(np.int8)
+            answers[name] = _majority(path, name, votes[name])
+    disputed = withhold_disputed(answers, votes)
+    agreement = tuple(reader_agreement(name, votes[name], disputed.get(name, 0)) for name in LABELS if name in votes)
+    known = {LABELS.index(name): each != MISSING for name, each in answers.items()}
+    cells = _Cells(
+        encoded.dictionary,
+        np.concatenate([code[here] for here in known.values()]),
+        np.concatenate([np.full(int(here.sum()), label) for label, here in known.items()]),
+        np.concatenate([answers[LABELS[label]][here].astype(np.int64) for label, here in known.items()]),
+    )
+    return cells, agreement
+
+
+def _majority(path: UPath, name: str, votes: NDArray[np.int8]) -> NDArray[np.int8]:
+    found, several = majority(votes), (votes != MISSING).sum(axis=1) > 1
+    if several.any() and (found == MISSING).all():
+        raise LabelError(
+            f"{path}: {name}: readers must agree on some row, got a tie in each of {int(several.sum())}; name other "
+            "columns, or one reader"
+        )
+    return found
 
 
 def _roles(path: UPath, table: pa.Table) -> NDArray[np.object_] | None:
@@ -258,7 +232,7 @@ def _roles(path: UPath, table: pa.Table) -> NDArray[np.object_] | None:
     roles = np.array([text.strip().lower() for text in table["role"].to_pylist()], object)
     unknown = ~np.isin(roles.astype(str), ROLES)
     if unknown.any():
-        row, got = _row(table, unknown), roles[np.argmax(unknown)][:20]
+        row, got = row_number(table, unknown), roles[np.argmax(unknown)][:20]
         raise LabelError(f"{path}: row {row}: role must be one of {', '.join(ROLES)}, got {got!r}")
     encoded = _ids(path, table).dictionary_encode()
     code = np.asarray(encoded.indices, np.int64)
@@ -266,7 +240,7 @@ def _roles(path: UPath, table: pa.Table) -> NDArray[np.object_] | None:
     found[code[::-1]] = roles[::-1]  # the first of several
     differs = found[code] != roles
     if differs.any():
-        raise LabelError(f"{path}: row {_row(table, differs)}: a slice has one role, got two")
+        raise LabelError(f"{path}: row {row_number(table, differs)}: a slice has one role, got two")
     return found
 
 

@@ -12,7 +12,6 @@ import math
 import os
 from contextlib import nullcontext
 from functools import partial
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -20,19 +19,19 @@ import pyarrow as pa
 from ich_ray import progress
 from ich_ray.ct.decoder import missing_decoders
 from ich_ray.ct.pixels import COMPRESSED
-from ich_ray.ct.slice_file import read_headers
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, WindowSpec, parse_windows
 from ich_ray.data.dataset import LARGEST_SIZE, THICKEST_SLAB_MM, PreparedDataset
 from ich_ray.data.identities import check_identities
 from ich_ray.data.prepare.chunk_slices import packed, unpacked
 from ich_ray.data.prepare.decode_chunk import NO_IMAGE, ROWS, ChunkJob, finished_chunk, run_chunk
-from ich_ray.data.prepare.label_table import read_labels
+from ich_ray.data.prepare.examinations import check_by_slice, read_tables
+from ich_ray.data.prepare.label_match import settle_rule
 from ich_ray.data.prepare.list_files import Listing, list_files
 from ich_ray.data.prepare.pseudonyms import Pseudonyms
 from ich_ray.data.prepare.thin_series import ThinSeries, find_thin_series
 from ich_ray.data.prepare.write import Work, explain_write_errors, finish, remove_leftovers
 from ich_ray.data.slice_table import GEOMETRY
-from ich_ray.errors import ConfigError, IchRayError, IntegrityError, Rejection, RejectionLimitError
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError, RejectionLimitError
 from ich_ray.machines import ask_machines
 from ich_ray.ray_data import map_in_order
 from ich_ray.runtime import connected
@@ -40,12 +39,12 @@ from ich_ray.storage import DatasetFiles, Location, file_lock, is_local, locate,
 from ich_ray.vocabulary import LEAK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from upath import UPath
 
     from ich_ray.data.prepare.label_table import LabelTable
-    from ich_ray.vocabulary import Split
+    from ich_ray.vocabulary import Level, Split
 
 __all__ = ["DEFAULT_LIMIT_REJECTED", "prepare"]
 
@@ -57,9 +56,10 @@ DEFAULT_LIMIT_REJECTED = 0.05
 _LEAST_FILES = 16
 _CHUNKS = 24
 _FAILED = "chunk_failed"
-_BESIDE_BLOCKS = {"labels", "seed", "split"}  # what a plan may change without touching the blocks
-_LOOKED_AT = 64
 _NONE_THIN = ThinSeries(())
+_OF_TABLES = {"columns", "level", "examinations"}
+_UNLESS_GIVEN = {*_OF_TABLES, "slab_mm"}  # what a plan holds only then
+_BESIDE_BLOCKS = {"labels", "seed", "split", *_OF_TABLES}  # what a plan may change without touching the blocks
 _NOT_JUDGED = (
     ", by a version that took reformats and projections for slices: prepare into another folder to exclude them"
 )
@@ -77,6 +77,9 @@ def prepare(
     slab_mm: float = 0,
     without_preamble: bool = False,
     limit_rejected: float = DEFAULT_LIMIT_REJECTED,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
+    level: Level | None = None,
+    examinations: Location | None = None,
     address: str | None = None,
 ) -> PreparedDataset:
     """Decode and window every file below `images`, and write a dataset to `out`.
@@ -95,6 +98,11 @@ def prepare(
             0 for none. Headers are read before, a second time.
         without_preamble: accept files that begin with their meta information, and flag them `no_preamble`.
         limit_rejected: the share of the files that may be rejected.
+        columns: what columns of the label table mean, see data/prepare/label_columns.py; those of the table of
+            examinations with `examinations.` in front.
+        level: what a row of the label table is about, or, with `examinations`, of that table; told from their columns
+            if not given.
+        examinations: labels of series, studies or patients, beside labels of slices.
         address: a Ray cluster; without one, this machine.
 
     Raises:
@@ -106,31 +114,37 @@ def prepare(
     specs = _checked(size, windows, limit_rejected, slab_mm)
     source, files = locate(images), DatasetFiles(locate(out))
     _check_folders(source, files)
-    table = read_labels(labels)
+    table, examined = read_tables(labels, examinations, columns or {}, level)
     listing = list_files(source, skip=locate(labels))
     if not listing.files:
         got = f"only {len(listing)} entries that are refused" if len(listing) else "an empty one"
         raise ConfigError(f"{source}: a folder with DICOM files must be given, got {got}; check the path")
     plan = {**_plan(listing, locate(labels), size, specs, seed), "split": split}
-    plan |= {"without_preamble": without_preamble, "slab_mm": float(slab_mm)}
+    plan |= {"without_preamble": without_preamble, **({"slab_mm": float(slab_mm)} if slab_mm else {})}
+    plan |= _tables_planned(columns, table, examinations, level)
     if split == "slice":
+        check_by_slice(table, examined)
         progress.say(LEAK)
     if files.manifest.exists():
-        _check_plan(files, plan, plan.keys() - {"key"})
+        _check_plan(files, plan, {*plan, *_UNLESS_GIVEN} - {"key"})
         dataset = _finished(files)
         older = not {*GEOMETRY} <= {*dataset.slices.column_names}
         progress.say(f"{files.root}: already prepared{_NOT_JUDGED if older else ''}")
         return _within_limit(dataset, limit_rejected)
     check_identities()
-    _check_acquaintance(source, listing, table, without_preamble)
+    table = settle_rule(table, source, listing.files, without_preamble)
+    if examined is not None:
+        examined = settle_rule(examined, source, listing.files, without_preamble)
+    if table.said():
+        progress.say(f"labels: {table.said()}")
     with file_lock(files.lock, "a dataset"):
         if files.plan.exists():
-            _check_plan(files, plan, plan.keys() - _BESIDE_BLOCKS)
+            _check_plan(files, plan, {*plan, *_UNLESS_GIVEN} - _BESIDE_BLOCKS)
         with explain_write_errors(files):
             write_json(files.plan, plan)
         _say_missing_decoders()
         identities = sha256(json.dumps(plan, sort_keys=True).encode())[:32]
-        work = Work(files, _job(source, files, specs, size, plan), listing, table, identities, seed, split)
+        work = Work(files, _job(source, files, specs, size, plan), listing, table, identities, seed, split, examined)
         with connected(address) if slab_mm else nullcontext():  # one Ray for headers and chunks
             dataset = finish(work, _rows_of_all_files(work, address))
     return _within_limit(dataset, limit_rejected)
@@ -162,26 +176,6 @@ def _check_folders(source: UPath, files: DatasetFiles) -> None:
         )
 
 
-def _check_acquaintance(source: UPath, listing: Listing, table: LabelTable, without_preamble: bool) -> None:
-    """Refuse the labels of other files now, and not after hours of decoding.
-
-    File names that are slice ids settle it; else some files are read. A table with less than a tenth of the files may
-    miss all of these and be right, so it is not judged here.
-    """
-    stems = pa.array([PurePosixPath(file).stem for file in listing.files])
-    if (table.find(stems) >= 0).any() or len(table) < len(listing.files) / 10:
-        return
-    ids: list[str] = []
-    for file in listing.files[:: max(1, len(listing.files) // _LOOKED_AT)]:
-        try:
-            headers = [header for _, header in read_headers(source / file, without_preamble)]
-        except Rejection:
-            continue
-        ids += [header.slice_id for header in headers if not isinstance(header, Rejection)]
-    if ids and (table.find(pa.array(ids)) < 0).all():
-        raise table.mismatch_error(ids[0])
-
-
 def _kind(path: UPath) -> str:
     return "a file" if path.exists() else "nothing"
 
@@ -199,6 +193,18 @@ def _plan(listing: Listing, labels: UPath, size: int, windows: tuple[WindowSpec,
     }
 
 
+def _tables_planned(
+    columns: Mapping[str, Any] | None, table: LabelTable, examinations: Location | None, level: Level | None
+) -> dict[str, Any]:
+    """What else a plan holds of the label tables, each where it was asked for, so that other plans are as before."""
+    asked = {
+        "columns": columns and sha256(json.dumps({**columns}, sort_keys=True).encode()),
+        "level": table.level if table.level != "slice" else None,
+        "examinations": examinations and [level, sha256(locate(examinations))],
+    }
+    return {name: value for name, value in asked.items() if value}
+
+
 def _finished(files: DatasetFiles) -> PreparedDataset:
     """The dataset that is there; names that a run left behind, killed after it wrote the manifest, are not."""
     try:
@@ -212,13 +218,8 @@ def _finished(files: DatasetFiles) -> PreparedDataset:
 
 def _check_plan(files: DatasetFiles, plan: dict[str, Any], keys: set[str]) -> None:
     found = read_json(files.plan) if files.plan.exists() else {}
-    before = {
-        "split": "patient",
-        "without_preamble": False,
-        "slab_mm": 0.0,
-        **(found if isinstance(found, dict) else {}),
-    }
-    differing = sorted(key for key in keys if before.get(key) != plan[key])
+    before = {"split": "patient", "without_preamble": False, **(found if isinstance(found, dict) else {})}
+    differing = sorted(key for key in keys if before.get(key) != plan.get(key))
     if differing:
         raise ConfigError(
             f"{files.root}: --out holds a dataset of other inputs or settings, got a difference in "
@@ -232,7 +233,8 @@ def _job(
     blocks_of = "".join(str(plan[key]) for key in sorted(plan.keys() - _BESIDE_BLOCKS))
     names = Pseudonyms.load()
     digest = sha256(blocks_of.encode())
-    return ChunkJob(source, files.blocks, windows, size, names, digest, plan["without_preamble"], plan["slab_mm"])
+    slab_mm = plan.get("slab_mm", 0.0)
+    return ChunkJob(source, files.blocks, windows, size, names, digest, plan["without_preamble"], slab_mm)
 
 
 def _say_missing_decoders() -> None:

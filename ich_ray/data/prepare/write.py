@@ -27,18 +27,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ich_ray.ct.slice_file import frame_name
-from ich_ray.data.dataset import BlockRecord, DatasetManifest, PreparedDataset, map_block
+from ich_ray.data.dataset import BlockRecord, DatasetManifest, ExaminationRecord, PreparedDataset, map_block
 from ich_ray.data.identities import write_identities
 from ich_ray.data.prepare.contact_sheets import write_sheets
 from ich_ray.data.prepare.decode_chunk import ChunkJob, block_bytes, block_facts, words_digest
 from ich_ray.data.prepare.join import Assembly, assemble, fingerprint
-from ich_ray.data.prepare.label_table import MISSING, LabelTable
+from ich_ray.data.prepare.readers import MISSING
 from ich_ray.data.series_survey import survey_series
 from ich_ray.data.slice_table import GEOMETRY, VIEW
 from ich_ray.errors import IchRayError
 from ich_ray.statistics.aggregation import members
 from ich_ray.storage import DatasetFiles, is_local, sha256, write_bytes, write_json, write_table
-from ich_ray.vocabulary import LABELS, LEAK
+from ich_ray.vocabulary import LABELS, LEAK, MATCH_RULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
+    from ich_ray.data.prepare.label_table import LabelTable
     from ich_ray.data.prepare.list_files import Listing
     from ich_ray.data.prepare.pseudonyms import Pseudonyms
     from ich_ray.vocabulary import Split
@@ -67,6 +68,7 @@ class Work:
 
     Attributes:
         identities: the name of the table that leads back from the pseudonyms.
+        examined: labels of examinations, beside those of slices.
     """
 
     files: DatasetFiles
@@ -76,6 +78,7 @@ class Work:
     identities: str
     seed: int
     split: Split = "patient"
+    examined: LabelTable | None = None
 
 
 def finish(work: Work, rows: pa.Table) -> PreparedDataset:
@@ -115,6 +118,7 @@ def _write(work: Work, rows: pa.Table) -> None:
         seed=work.seed,
         digest=lambda file, frame: words_digest(work.job, file, frame, opened),
         split=work.split,
+        examined=work.examined,
     )
     blocks, block, row = _blocks(work, assembly)
     accepted, refused = (_named(table, work.job.pseudonyms) for table in (assembly.accepted, assembly.refused))
@@ -122,8 +126,11 @@ def _write(work: Work, rows: pa.Table) -> None:
     columns = (*GEOMETRY, "slab_mm", *VIEW) if work.job.slab_mm else (*GEOMETRY, *VIEW)
     digest = write_table(work.files.slices, _slices(assembly, accepted, block, row, columns))
     write_table(work.files.rejected, refused.select(["file", "reason", "detail"]))
+    if assembly.examinations is not None:
+        write_table(work.files.examinations, assembly.examinations.table)
     manifest = _manifest(work, assembly, blocks, digest, _further_frames(rows))
-    write_sheets(PreparedDataset(work.files, manifest))
+    if manifest.level == "slice":
+        write_sheets(PreparedDataset(work.files, manifest))
     write_json(work.files.manifest, manifest.model_dump(mode="json"))
     remove_leftovers(work.files, manifest)
 
@@ -244,6 +251,10 @@ def _manifest(
         labels={name: int((assembly.values[:, label] == 1).sum()) for label, name in enumerate(LABELS)},
         notes=_notes(work, assembly, further_frames),
         split=work.split,
+        matched_by=work.labels.rule,
+        agreement=work.labels.agreement,
+        level=work.labels.level,
+        examinations=_examined(work, assembly),
         slices_sha256=slices_sha256,
         identities=work.identities,
         slab_mm=work.job.slab_mm,
@@ -251,6 +262,16 @@ def _manifest(
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         created=time.time(),
     )
+
+
+def _examined(work: Work, assembly: Assembly) -> ExaminationRecord | None:
+    found = assembly.examinations
+    if found is None:
+        return None
+    digest = sha256(work.files.examinations)
+    own = work.examined.agreement if work.examined else ()
+    return ExaminationRecord(level=found.level, rows=len(found.table), positives=found.positives, sha256=digest,
+                             contradictions=found.contradictions, agreement=own)  # fmt: skip
 
 
 def _notes(work: Work, assembly: Assembly, further_frames: int) -> tuple[str, ...]:
@@ -262,8 +283,14 @@ def _notes(work: Work, assembly: Assembly, further_frames: int) -> tuple[str, ..
         notes.append(
             f"{len(work.listing)} files hold {len(work.listing) + further_frames} slices: frames count as files"
         )
+    if work.labels.level == "slice":
+        found = len(work.labels) - assembly.unmatched
+        notes.append(f"{found} of {len(work.labels)} labels found their file by {MATCH_RULES[work.labels.rule]}")
+    if assembly.examinations is not None:
+        notes += assembly.examinations.notes(work.labels.level == "slice")
     if assembly.unmatched:
         notes.append(f"{assembly.unmatched} labels have no file")
+    notes += map(str, (*work.labels.agreement, *(work.examined.agreement if work.examined else ())))
     if work.labels.collapsed:
         notes.append(f"{work.labels.collapsed} label rows repeat others")
     return tuple(notes)

@@ -49,6 +49,8 @@ WIDE_HEADER = ",".join(["id", *LABELS])
         long(TWO).replace(",", "\t"),
         long(TWO).replace("ID,Label", " ID, Label").replace(",", ", "),
         long(TWO).replace(",1", ",1.0"),
+        long(TWO).replace(",1", ",YES").replace(",0", ",No"),
+        long(TWO).replace(",1", ",True").replace(",0", ",false"),
         "\n" + long(TWO) + "\n\n",
         f"{WIDE_HEADER}\nID_a_b,1,0,0,0,0,1\nID_c,0,0,0,0,0,0\n",
         f"{WIDE_HEADER},patient,source\nID_a_b,1,0,0,0,0,1,x,\nID_c,0,0,0,0,0,0,,y\n",
@@ -63,6 +65,8 @@ WIDE_HEADER = ",".join(["id", *LABELS])
         "tab",
         "spaces",
         "1.0",
+        "yes",
+        "true",
         "blank lines",
         "wide",
         "extra",
@@ -128,7 +132,7 @@ def test_unknown_subtypes_beside_a_known_any(tmp_path: Path) -> None:
     assert read(tmp_path, "slice_id,any\nx,1\n").values.tolist() == [[-1, -1, -1, -1, -1, 1]]
 
 
-@pytest.mark.parametrize("value", ["2", "-1", "", "NaN", "0.5", "yes"])
+@pytest.mark.parametrize("value", ["2", "-1", "", "NaN", "0.5", "maybe"])
 def test_a_value_that_is_no_label_is_an_error_with_its_row(tmp_path: Path, value: str) -> None:
     with pytest.raises(LabelError, match=rf"labels.csv: row 9: Label must be 0 or 1, got '{value}'"):
         read(tmp_path, long({"x": "000000"}) + f"y_epidural,1\ny_any,{value}\n")

@@ -272,17 +272,73 @@ def test_from_inside_the_folder_of_the_images(cohort: tuple[Path, Path], monkeyp
     assert len(prepare(".", "../labels.csv", "../out", size=16)) == PATIENTS * SLICES
 
 
-def test_labels_that_match_nothing_name_an_example_and_can_be_corrected(
+def test_labels_that_match_nothing_after_all_name_an_example_and_can_be_corrected(
     tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = cohort[1].read_text()
     cohort[1].write_text("\n".join(["ID,Label", *label_rows("other", True)]))
+    monkeypatch.setattr("ich_ray.data.prepare.label_match._FEWEST", 2)
+    monkeypatch.setattr("ich_ray.data.prepare.label_match._MOST", 2)
     with pytest.raises(ConfigError, match="got none in common: the table has 'other', the files 'ID_000'"):
         prepare(*cohort, tmp_path / "out", size=16)
     assert not (tmp_path / "out" / "dataset.json").exists()
     cohort[1].write_text(good)
     monkeypatch.setattr("ich_ray.data.prepare.run._mapped", lambda *_: pytest.fail("the blocks were there"))
     check_complete(prepare(*cohort, tmp_path / "out", size=16))
+
+
+@pytest.mark.parametrize(("rule", "prefix"), [("path", "P/"), ("stem", "")])
+def test_a_table_that_names_files_makes_the_same_dataset(
+    tmp_path: Path, cohort: tuple[Path, Path], rule: str, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by_uid = prepare(*cohort, tmp_path / "by-uid", size=16)
+    (tmp_path / "named" / "P").mkdir(parents=True)
+    rows = ["id,any,subdural"]
+    for number, path in enumerate(sorted(cohort[0].iterdir())):
+        shutil.copy(path, tmp_path / "named" / "P" / f"{CANARY}{number:02d}.dcm")
+        value = int(path.stem in {f"ID_{patient:02d}1" for patient in range(0, PATIENTS, 2)})
+        rows.append(f"{prefix}{CANARY}{number:02d}{'.dcm' if prefix else ''},{value},{value}")
+    rows.append(f"{prefix}{CANARY}-away.dcm,0,0")
+    (tmp_path / "names.csv").write_text("\n".join(rows))
+    progress.show()
+    found = prepare(tmp_path / "named", tmp_path / "names.csv", tmp_path / "out", size=16)
+    progress.show(False)
+    check_complete(found)
+    values = [dataset.slices.select(["any", "subdural", "role", "fold"]).to_pydict() for dataset in (by_uid, found)]
+    assert values[0] == values[1]
+    assert (by_uid.manifest.matched_by, found.manifest.matched_by) == ("uid", rule)
+    assert "24 of 24 labels found their file by SOPInstanceUID" in by_uid.manifest.notes
+    assert any(note.startswith("24 of 25 labels found their file by ") for note in found.manifest.notes)
+    words = {"path": "path below the folder", "stem": "file name without its suffix"}
+    assert f"labels: a row a slice, by its {words[rule]}" in capsys.readouterr().err
+    assert refusals(found)[f"{prefix}{CANARY}-away.dcm"] == ("file_missing", "a label without a file")
+    assert not [name for name, data in snapshot(tmp_path / "out").items() if CANARY.encode() in data]
+    for path in (found.files.slices, found.files.rejected):
+        assert CANARY not in str(pq.read_table(str(path)).to_pylist())
+
+
+def test_columns_of_a_hospital_are_mapped_and_its_readers_counted(
+    tmp_path: Path, cohort: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["dicom,Dr X,Dr Y,Dr Z,healthy"]
+    for path in sorted(cohort[0].iterdir()):
+        bleeds = path.stem in {f"ID_{patient:02d}1" for patient in range(0, PATIENTS, 2)}
+        rows.append(f"{path.name},{int(bleeds)},{int(bleeds)},{int(path.stem < 'ID_02')},{'No' if bleeds else 'Yes'}")
+    (tmp_path / "reads.csv").write_text("\n".join(rows))
+    (tmp_path / "columns.yaml").write_text("id: dicom\nsubdural: not healthy\n")
+    arguments = ["prepare", str(cohort[0]), "--labels", str(tmp_path / "reads.csv"), "--out", str(tmp_path / "out"),
+                 "--size", "16", "--columns", str(tmp_path / "columns.yaml")]  # fmt: skip
+    assert cli.call([*arguments, "--column", "any=Dr X, Dr Y, Dr Z"]) == 0
+    said = "any: 3 readers of 24 rows: pairs agree 0.778, Fleiss' kappa 0.357; 0 ties are unknown"
+    assert said in capsys.readouterr().out
+    manifest = PreparedDataset.open(tmp_path / "out").manifest
+    assert said in manifest.notes
+    assert (manifest.labels["any"], manifest.labels["subdural"]) == (PATIENTS // 2, PATIENTS // 2)
+    assert (manifest.agreement[0].readers, manifest.agreement[0].rows) == (3, 24)
+    assert not [name for name, data in snapshot(tmp_path / "out").items() if b"Dr " in data]
+    assert cli.call([*arguments, "--column", "any=Dr X, Dr Y, Dr Z"]) == 0
+    assert cli.call([*arguments, "--column", "any=Dr X"]) == 2
+    assert "got a difference in columns; choose another folder" in capsys.readouterr().err
 
 
 def test_bad_labels_and_too_few_patients(tmp_path: Path) -> None:
