@@ -22,6 +22,7 @@ from pydantic import Field, field_validator
 from ich_ray.cache import local_copy
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.data.neighbors import series_neighbors
+from ich_ray.data.read_ahead import read_ahead
 from ich_ray.data.slice_table import check_columns, places_of
 from ich_ray.data.tensor_files import check_size, malformed, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
@@ -263,6 +264,11 @@ class PreparedDataset:
         """`(channels, rows, columns)`."""
         return (len(self.manifest.windows), self.manifest.size, self.manifest.size)
 
+    @property
+    def images_bytes(self) -> int:
+        """Of all its images, which its blocks hold and little else."""
+        return sum(block.rows for block in self.manifest.blocks) * math.prod(self.image_shape)
+
     @cached_property
     def slices(self) -> pa.Table:
         """slices.parquet: one row per accepted slice.
@@ -384,21 +390,30 @@ class PreparedDataset:
             channels: how many, the first ones, to take of each of the k images; all if not given.
         """
         shape = self.gathered_shape(rows, channels)
+        addresses, sizes = self._mapped(rows, channels)
+        out = np.empty(shape, np.uint8) if out is None else out
+        if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError(f"out must be a contiguous uint8 array of shape {shape}, got {out.dtype} {out.shape}")
+        target = out.ctypes.data
+        for address, size in zip(addresses, cycle(sizes), strict=False):
+            memmove(target, address, size)
+            target += size
+        return out
+
+    def read_ahead(self, rows: NDArray[np.int64], channels: Sequence[int] | None = None) -> None:
+        """Have images read that `gather` will soon be asked for with the same arguments, and return at once."""
+        addresses, sizes = self._mapped(rows, channels)
+        read_ahead(addresses, cycle(sizes))
+
+    def _mapped(self, rows: NDArray[np.int64], channels: Sequence[int] | None) -> tuple[list[int], list[int]]:
+        """Where the images of rows lie in memory, in turn, and the bytes to take of each of those beside each other."""
         blocks, places = (place[rows] for place in self._places)
         for block in np.unique(blocks[self._starts[blocks] == 0]).tolist():
             self._blocks[block] = self._map(block)
             self._starts[block] = self._blocks[block].ctypes.data
-        out = np.empty(shape, np.uint8) if out is None else out
-        if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
-            raise ValueError(f"out must be a contiguous uint8 array of shape {shape}, got {out.dtype} {out.shape}")
         of_image, *sides = self.image_shape
-        sizes = [count * math.prod(sides) for count in channels or [of_image]]
         addresses = self._starts[blocks] + places * of_image * math.prod(sides)
-        target = out.ctypes.data
-        for address, size in zip(addresses.reshape(-1).tolist(), cycle(sizes), strict=False):
-            memmove(target, address, size)
-            target += size
-        return out
+        return addresses.reshape(-1).tolist(), [count * math.prod(sides) for count in channels or [of_image]]
 
     def _local(self, block: BlockRecord) -> UPath:
         """The block on this machine, fetched if it lies elsewhere."""

@@ -81,6 +81,10 @@ class NetworkInputs:
         """The inputs of the slices at `positions`, on the device; the images of each one beside each other."""
         return self._store.take(self._rows.take(positions, axis=0))
 
+    def will_take(self, positions: NDArray[np.int64]) -> None:
+        """Have read what `take` will soon be asked for, and return at once."""
+        self._store.will_take(self._rows.take(positions, axis=0))
+
 
 def place_inputs(
     parameters: NetworkFields,
