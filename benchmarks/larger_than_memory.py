@@ -8,9 +8,9 @@ only where its parent has no process). Files leave the cache before; of each con
 Printed: gathering as images per second, its ratio to the same where all fits (measured first and last), what comes from
 the disk, and the same beside an accelerator that is busy with each batch for a while (a clock stands in for it: three
 batches may be under way, as in `data.image_store`); then the training loop itself on one thread of a CPU. Memory is
-that of the process without file pages, before and after, and all that the cgroup holds. `0` images ahead is a gathering
-that asks for nothing in advance. The disk's own rates are printed as a floor, and what codecs make of phantom slices,
-which is what compression could save.
+that of the process without file pages, before and after, and all that the cgroup holds. `none` maps files as it is done
+by default and asks for nothing; `0` asks for a batch when it is gathered. The disk's own rates are printed as a floor,
+and what codecs make of phantom slices, which is what compression could save.
 
     python benchmarks/larger_than_memory.py [--gb 1.5] [--size 256] [--times 3] [--busy 1500] [--folder .]
 """
@@ -35,7 +35,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.contest import machine, table
-from ich_ray.data import image_store
+from ich_ray.data import read_ahead
 from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.training.loop import TrainingBudget, train
@@ -44,7 +44,9 @@ from ich_ray.training.stream import Lookahead, Stream
 from tests.prepared import SLICES_A_PATIENT, make_dataset
 
 BATCH, STAGES = 64, 3
-AHEAD = (0, 64, 256, 1024)
+# Images asked for before they are gathered; `none`: mapped as files are by default, nothing is ever asked for.
+NONE = "none"
+AHEAD = (NONE, 0, 64, 256, 1024)
 MOUNT = Path("/sys/fs/cgroup")
 
 
@@ -70,16 +72,24 @@ class Cgroup:
 class Measured:
     """The process that is measured: gathers and trains, with and without the limit."""
 
+    advice = staticmethod(read_ahead._madvise)
+
     def __init__(self, folder: Path, cgroup: Cgroup, options: argparse.Namespace) -> None:
         torch.set_num_threads(1)
-        self.dataset, self.cgroup = PreparedDataset.open(folder), cgroup
-        self.slices = SliceSet(self.dataset, np.arange(len(self.dataset)))
+        self.folder, self.cgroup = folder, cgroup
+        self.open(256)
         self.count, self.busy_s = len(self.slices) // BATCH * BATCH, BATCH / options.busy
         (cgroup.folder / "cgroup.procs").write_text(str(os.getpid()))
-        self.train(256, 2 * BATCH)
+        self.train(2 * BATCH)
         self.size = len(self.slices) * math.prod(self.dataset.image_shape)
         self.own = status("RssAnon")
         self.third = (self.own << 20) + int(self.size / options.times)
+
+    def open(self, ahead: int | str) -> None:
+        """Map anew, as one contestant does."""
+        read_ahead._madvise = (lambda: None) if ahead == NONE else self.advice
+        self.dataset = PreparedDataset.open(self.folder)
+        self.slices = SliceSet(self.dataset, np.arange(len(self.dataset)))
 
     def epoch(self, ahead: int, busy_s: float, number: int) -> None:
         """Shuffled images as the training loop gathers them, beside a device that is busy for a while with each."""
@@ -95,29 +105,27 @@ class Measured:
             until.append(max(until[-1], time.perf_counter()) + busy_s)
         time.sleep(max(0.0, until[-1] - time.perf_counter()))
 
-    def train(self, ahead: int, images: int) -> float:
+    def train(self, images: int) -> float:
         """Images per second of the loop, of its second report."""
-        usual = image_store._HostImages.will_take
-        if not ahead:
-            image_store._HostImages.will_take = lambda *_: None  # type: ignore[method-assign]
         parameters = Hyperparameters(filters=4, blocks=4, dense=8, batch_size=BATCH)
         steps = train(parameters, self.slices, None, budget=TrainingBudget(2 * images, images), seed=0)
-        rate = [step.images_per_s for step in steps][-1]
-        image_store._HostImages.will_take = usual  # type: ignore[method-assign]
-        return rate
+        return [step.images_per_s for step in steps][-1]
 
-    def rate(self, ahead: int, fits: bool, busy_s: float = 0.0) -> dict[str, Any]:
+    def rate(self, ahead: int | str, fits: bool, busy_s: float = 0.0) -> dict[str, Any]:
         self.cgroup.limit(None if fits else self.third)
+        self.open(ahead)
+        ahead = ahead if isinstance(ahead, int) else 0
         self.epoch(ahead, busy_s, 0)
         before, read, started = status("RssAnon"), from_disk(), time.perf_counter()
         self.epoch(ahead, busy_s, 1)
         passed = time.perf_counter() - started
         return {"rate": self.count / passed, "disk": (from_disk() - read) / passed / 1e6, **self._memory(before)}
 
-    def training(self, ahead: int, fits: bool) -> dict[str, Any]:
+    def training(self, ahead: int | str, fits: bool) -> dict[str, Any]:
+        self.open(ahead)
         self.cgroup.limit(None if fits else self.third)
         before = status("RssAnon")
-        return {"rate": self.train(ahead, self.count), **self._memory(before)}
+        return {"rate": self.train(self.count // 2), **self._memory(before)}
 
     def _memory(self, before: int) -> dict[str, Any]:
         return {"own": f"{before} to {status('RssAnon')}", "held": self.cgroup.held >> 20}
@@ -138,7 +146,7 @@ class Measured:
             print(f"{name}: {first['rate']:,.0f} and {last['rate']:,.0f} images/s where all fits", flush=True)
         fitting = self.training(256, True)
         rows += [_row("training", "fits", fitting, fitting)]
-        rows += [_row("training", ahead, self.training(ahead, False), fitting) for ahead in (0, 256)]
+        rows += [_row("training", ahead, self.training(ahead, False), fitting) for ahead in (NONE, 256)]
         head = ["what", "images ahead", "images/s", "of what fits", "MB/s from disk", "own memory, MiB", "cgroup, MiB"]
         print(table(head, rows))
 

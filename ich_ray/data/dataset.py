@@ -10,10 +10,8 @@ Array shapes: images are uint8 `[n, channels, rows, columns]`, labels float32 `[
 from __future__ import annotations
 
 import math
-from ctypes import memmove
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import cycle
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -22,7 +20,7 @@ from pydantic import Field, field_validator
 from ich_ray.cache import local_copy
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.data.neighbors import series_neighbors
-from ich_ray.data.read_ahead import read_ahead
+from ich_ray.data.read_ahead import MappedImages, map_at_random
 from ich_ray.data.slice_table import check_columns, places_of
 from ich_ray.data.tensor_files import check_size, malformed, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
@@ -365,6 +363,10 @@ class PreparedDataset:
         """The address of each block, 0 until it is mapped."""
         return np.zeros(len(self.manifest.blocks), np.int64)
 
+    @cached_property
+    def _images(self) -> MappedImages:
+        return MappedImages()
+
     def gathered_shape(self, rows: NDArray[np.int64], channels: Sequence[int] | None = None) -> tuple[int, ...]:
         """Of what `gather` gives."""
         of_image, *sides = self.image_shape
@@ -382,7 +384,8 @@ class PreparedDataset:
     ) -> NDArray[np.uint8]:
         """Images of rows of slices.parquet, uint8 `[len(rows), channels, rows, columns]`.
 
-        One memmove per image: 3 times as fast as indexing block by block, and as fast as copying memory in a row.
+        One memmove per image: 3 times as fast as indexing block by block, and as fast as copying memory in a row. What
+        is missing in memory is read from the disk side by side.
 
         Args:
             rows: int64 `[n]`, or `[n, k]` of k images beside each other.
@@ -394,26 +397,24 @@ class PreparedDataset:
         out = np.empty(shape, np.uint8) if out is None else out
         if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
             raise ValueError(f"out must be a contiguous uint8 array of shape {shape}, got {out.dtype} {out.shape}")
-        target = out.ctypes.data
-        for address, size in zip(addresses, cycle(sizes), strict=False):
-            memmove(target, address, size)
-            target += size
+        self._images.copy(addresses, sizes, out.ctypes.data)
         return out
 
     def read_ahead(self, rows: NDArray[np.int64], channels: Sequence[int] | None = None) -> None:
         """Have images read that `gather` will soon be asked for with the same arguments, and return at once."""
-        addresses, sizes = self._mapped(rows, channels)
-        read_ahead(addresses, cycle(sizes))
+        self._images.ask_for(*self._mapped(rows, channels))
 
     def _mapped(self, rows: NDArray[np.int64], channels: Sequence[int] | None) -> tuple[list[int], list[int]]:
-        """Where the images of rows lie in memory, in turn, and the bytes to take of each of those beside each other."""
+        """Where the images of rows lie in memory, in turn, and how many bytes of each are wanted."""
         blocks, places = (place[rows] for place in self._places)
         for block in np.unique(blocks[self._starts[blocks] == 0]).tolist():
             self._blocks[block] = self._map(block)
             self._starts[block] = self._blocks[block].ctypes.data
+            map_at_random(int(self._starts[block]), self._blocks[block].nbytes)
         of_image, *sides = self.image_shape
         addresses = self._starts[blocks] + places * of_image * math.prod(sides)
-        return addresses.reshape(-1).tolist(), [count * math.prod(sides) for count in channels or [of_image]]
+        wanted = [count * math.prod(sides) for count in channels or [of_image]]
+        return addresses.reshape(-1).tolist(), wanted * (addresses.size // len(wanted))
 
     def _local(self, block: BlockRecord) -> UPath:
         """The block on this machine, fetched if it lies elsewhere."""

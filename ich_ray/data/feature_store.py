@@ -13,7 +13,6 @@ import math
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from ich_ray.data.folds import development_rows
-from ich_ray.data.read_ahead import read_ahead
+from ich_ray.data.read_ahead import ask_for
 from ich_ray.data.tensor_files import malformed, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.storage import (
@@ -213,7 +212,7 @@ class Features:
         of_each = 4 * math.prod(self.shape)
         starts = {number: self._block(number).ctypes.data for number in np.unique(files).tolist()}
         places = zip(files.tolist(), within.tolist(), strict=True)
-        read_ahead((starts[number] + place * of_each for number, place in places), repeat(of_each))
+        ask_for([starts[number] + place * of_each for number, place in places], [of_each] * len(rows))
 
     def _block(self, number: int) -> NDArray[np.float32]:
         if number not in self._mapped:

@@ -1,27 +1,34 @@
-"""Ask the kernel for mapped bytes that will be read soon.
+"""Copy images out of mapped files, and have them read before they are needed while any is missing in memory.
 
 A page that is not in memory stops whoever touches it until the disk has answered, and shuffled images are touched one
-after the other. Asked for in advance, they are read side by side, and none of what lies between them. Pages that are in
-memory already cost a look; what was asked for and is never touched is dropped as any other page of the file cache.
+after the other. The system would also read what lies around such a page, up to 15 MB on file systems of a network, and
+drop other images for it. So mapped images are read as they are asked for, and asked for in advance: then they come side
+by side, and nothing else does. Asking costs as much as copying an image that is in memory; once some thousand images
+were, nobody asks until one is not.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import resource
+from ctypes import memmove
 from functools import cache
-from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["IMAGES_AHEAD", "read_ahead"]
+__all__ = ["IMAGES_AHEAD", "MappedImages", "ask_for", "map_at_random"]
 
 # Of one training. Disks and shared file systems have answered by then; of 512 x 512 pixels they are 200 MB.
 IMAGES_AHEAD = 256
-
+# Of one copying: as many are asked for together, and looked at together for faults.
+_TOGETHER, _LOOKED_AT = 64, 8
+# Images to ask for before it is seen whether any is missing.
+_ASKED = 1 << 14
 _PAGE = mmap.PAGESIZE
+_WILL_NEED, _RANDOM = getattr(mmap, "MADV_WILLNEED", None), getattr(mmap, "MADV_RANDOM", None)
 
 
 @cache
@@ -35,16 +42,65 @@ def _madvise() -> Callable[[int, int, int], int] | None:
     return found  # type: ignore[no-any-return]
 
 
-def read_ahead(addresses: Iterable[int], sizes: Iterable[int]) -> None:
-    """Have these mapped bytes read, and return at once; on a system that cannot, do nothing.
+def ask_for(addresses: Sequence[int], sizes: Sequence[int]) -> None:
+    """Have these mapped bytes read, and return at once; on a system that cannot, do nothing."""
+    _advise(addresses, sizes, _WILL_NEED)
 
-    Args:
-        addresses: of memory that stays mapped meanwhile.
-        sizes: in bytes, of each.
-    """
+
+def map_at_random(address: int, size: int) -> None:
+    """Have nothing read of these mapped bytes but what is touched or asked for."""
+    _advise([address], [size], _RANDOM)
+
+
+def _advise(addresses: Sequence[int], sizes: Sequence[int], advice: int | None) -> None:
     advise = _madvise()
-    if advise is None or not hasattr(mmap, "MADV_WILLNEED"):
+    if advise is None or advice is None:
         return
-    for address, size, advice in zip(addresses, sizes, repeat(mmap.MADV_WILLNEED)):
+    for address, size in zip(addresses, sizes, strict=True):
         before = address % _PAGE
         advise(address - before, size + before, advice)  # a hint: whether it was taken does not matter
+
+
+def _faults() -> int:
+    """Pages that this process had to wait for."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
+class MappedImages:
+    """Copies images that are mapped at random, and knows whether it is worth asking for them."""
+
+    def __init__(self) -> None:
+        self._left, self._faults = _ASKED, 0
+
+    def ask_for(self, addresses: Sequence[int], sizes: Sequence[int]) -> None:
+        """Have images read that will soon be copied, if any was missing lately; return at once."""
+        if self._left > 0:
+            ask_for(addresses, sizes)
+
+    def copy(self, addresses: Sequence[int], sizes: Sequence[int], target: int) -> None:
+        """Copy them to `target`, one behind the other: as fast as copying memory in a row.
+
+        Args:
+            addresses: of images in memory that stays mapped.
+            sizes: in bytes, of each.
+            target: address of as much memory as they have together.
+        """
+        asked = 0
+        for start in range(0, len(addresses), _LOOKED_AT):
+            if self._left > 0 and start >= asked - _TOGETHER:
+                first, asked = max(start, asked), start + 2 * _TOGETHER
+                ask_for(addresses[first:asked], sizes[first:asked])
+            end = start + _LOOKED_AT
+            for address, size in zip(addresses[start:end], sizes[start:end], strict=True):
+                memmove(target, address, size)
+                target += size
+            self._look(min(end, len(addresses)) - start)
+
+    def _look(self, images: int) -> None:
+        """Count down while images are asked for, and then begin anew where one was missing."""
+        if self._left > 0:
+            self._left -= images
+            if self._left <= 0:
+                self._faults = _faults()
+        elif (faults := _faults()) > self._faults:
+            self._left, self._faults = _ASKED, faults
