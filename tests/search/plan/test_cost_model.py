@@ -65,7 +65,7 @@ def test_memory_is_counted_by_hand(optimizer: Any, momentum: float, states: int)
     # the four features that the last layer takes and their dropout mask.
     each = pixels + 2 * maps + pooled + 2 * pooled + 2 * 4 + 4 * 4 + 4
     assert found.activations == pytest.approx(64 * each, rel=1e-3)
-    # A batch of 128 validation slices: bytes, pixels before and after their normalization, maps before and after theirs.
+    # A batch of 128 validation slices: bytes, pixels before and after normalization, maps before and after theirs.
     assert found.validated == pytest.approx(128 * (pixels / 4 + 2 * pixels + 2 * maps), rel=1e-3)
     assert found.total == found.weights + found.training + max(found.activations, found.validated)
     averaged = trial_memory(parameters.model_copy(update={"ema": 0.99}), (3, 32, 32))
