@@ -79,7 +79,7 @@ def local_copy(path: UPath, digest: str, dataset: str, most_bytes: int) -> Path:
 
 
 def lacking_room(path: UPath, dataset: str, most_bytes: int) -> str:
-    """Why this machine has no room for copies of all blocks of a dataset, and what to set; empty if it has.
+    """Why this machine has no room for copies of a dataset, and what to set; empty if it has.
 
     Args:
         path: of the dataset, to be named.

@@ -1,4 +1,4 @@
-"""Copy images out of mapped files, and have them read before they are needed while any is missing in memory.
+"""Copy images out of mapped files, and have those read in advance that are not in memory.
 
 A page that is not in memory stops whoever touches it until the disk has answered, and shuffled images are touched one
 after the other. The system would also read what lies around such a page, up to 15 MB on file systems of a network, and

@@ -1,4 +1,4 @@
-"""The order of training images: an endless stream of shuffled epochs, known in advance; and seeds of the rest."""
+"""The order of training images: shuffled epochs without end, known in advance; seeds of the rest."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ __all__ = ["peak_bytes"]
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:
-    """Bytes of all tensors that `compute` makes, at the moment at which they are most; no gradients are kept.
+    """Bytes of all tensors that `compute` makes, when they are most.
 
-    On PyTorch's meta device nothing of it is allocated.
+    No gradients are kept. On PyTorch's meta device nothing of it is allocated.
     """
     with torch.no_grad(), _LiveTensors() as live:
         compute()
@@ -26,7 +26,7 @@ def peak_bytes(compute: Callable[[], object]) -> int:
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Counts memory from the operation that makes it until the last tensor of it is gone; views share theirs."""
+    """Counts memory from the operation that makes it until its last tensor is gone; views share it."""
 
     def __init__(self) -> None:
         super().__init__()
