@@ -20,18 +20,19 @@ def peak_bytes(compute: Callable[[], object]) -> int:
 
     No gradients are kept. On PyTorch's meta device nothing of it is allocated.
     """
-    with torch.no_grad(), _LiveTensors() as live:
+    live = _LiveTensors()
+    with torch.no_grad(), live:
         compute()
     return live.peak
 
 
-class _LiveTensors(TorchDispatchMode):
+class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts memory from the operation that makes it until its last tensor is gone; views share it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._held: dict[int, int] = {}
-        self._now = self.peak = 0
+        self._now, self.peak = 0, 0
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
@@ -53,4 +54,4 @@ class _LiveTensors(TorchDispatchMode):
 
 def _storage(tensor: torch.Tensor) -> int:
     """Of its storage, for as long as that lives."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
