@@ -5,14 +5,14 @@ cgroup, where the file cache counts as well. The limit is what the process holds
 dataset; it is lifted where all images shall fit. Needs root and a memory controller that may be divided (cgroup v1; v2
 only where its parent has no process). Files leave the cache before; of each contestant a first epoch is not counted.
 
-Printed: gathering as images per second, its ratio to the same where all fits (measured first and last), what comes from
-the disk, and the same beside an accelerator that is busy with each batch for a while (a clock stands in for it: three
-batches may be under way, as in `data.image_store`); then the training loop itself on one thread of a CPU. Memory is
-that of the process without file pages, before and after, and all that the cgroup holds. `none` maps files as it is done
-by default and asks for nothing; `0` asks for a batch when it is gathered. The disk's own rates are printed as a floor,
-and what codecs make of phantom slices, which is what compression could save.
+Printed: gathering as images per second, its ratio to the same where all fits, round by round, what comes from the disk,
+and the same beside an accelerator that is busy with each batch for a while (a clock stands in for it: three batches may
+be under way, as in `data.image_store`); then the training loop itself on one thread of a CPU. Memory is that of the
+process without file pages, before and after, and all that the cgroup holds. `none` maps files as it is done by default
+and asks for nothing; `0` asks for a batch when it is gathered. The disk's own rates are printed as a floor, and what
+codecs make of phantom slices, which is what compression could save.
 
-    python benchmarks/larger_than_memory.py [--gb 1.5] [--size 256] [--times 3] [--busy 1500] [--folder .]
+    python benchmarks/larger_than_memory.py [--gb 1.5] [--size 256] [--times 3] [--busy 1500] [--rounds 3] [--folder .]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.contest import machine, table
+from benchmarks.contest import machine, ratios, spread, table
 from ich_ray.data import read_ahead
 from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.model.hyperparameters import Hyperparameters
@@ -46,7 +46,7 @@ from tests.prepared import SLICES_A_PATIENT, make_dataset
 BATCH, STAGES = 64, 3
 # Images asked for before they are gathered; `none`: mapped as files are by default, nothing is ever asked for.
 NONE = "none"
-AHEAD = (NONE, 0, 64, 256, 1024)
+AHEAD = (NONE, 0, read_ahead.IMAGES_AHEAD)
 MOUNT = Path("/sys/fs/cgroup")
 
 
@@ -64,6 +64,10 @@ class Cgroup:
         name, none = ("memory.limit_in_bytes", "-1") if self._first else ("memory.max", "max")
         (self.folder / name).write_text(none if size is None else str(size))
 
+    def enter(self) -> None:
+        """Move this process there; what it holds already stays counted where it was."""
+        (self.folder / "cgroup.procs").write_text(str(os.getpid()))
+
     @property
     def held(self) -> int:
         return int((self.folder / ("memory.usage_in_bytes" if self._first else "memory.current")).read_text())
@@ -79,7 +83,6 @@ class Measured:
         self.folder, self.cgroup = folder, cgroup
         self.open(256)
         self.count, self.busy_s = len(self.slices) // BATCH * BATCH, BATCH / options.busy
-        (cgroup.folder / "cgroup.procs").write_text(str(os.getpid()))
         self.train(2 * BATCH)
         self.size = len(self.slices) * math.prod(self.dataset.image_shape)
         self.own = status("RssAnon")
@@ -125,36 +128,38 @@ class Measured:
         self.open(ahead)
         self.cgroup.limit(None if fits else self.third)
         before = status("RssAnon")
-        return {"rate": self.train(self.count // 2), **self._memory(before)}
+        return {"rate": self.train(self.count // 4), **self._memory(before)}
 
     def _memory(self, before: int) -> dict[str, Any]:
         return {"own": f"{before} to {status('RssAnon')}", "held": self.cgroup.held >> 20}
 
-    def all(self) -> None:
-        """Everything, told as it comes."""
+    def all(self, rounds: int) -> None:
+        """Everything, in turns, told as it comes."""
         of = f"{len(self.slices):,} images of {self.dataset.image_shape[1]} pixels a side, {self.size / 1e9:.2f} GB"
         print(f"{of}; the limit is {self.third >> 20} MiB, {self.own} of them for the process itself", flush=True)
         rows = []
-        for name, busy_s in (("gathering", 0.0), ("beside an accelerator", self.busy_s)):
-            first = self.rate(256, True, busy_s)
-            found = [self.rate(ahead, False, busy_s) for ahead in AHEAD]
-            last = self.rate(256, True, busy_s)
-            fitting = {**first, "rate": (first["rate"] + last["rate"]) / 2}
-            rows += [
-                _row(name, ahead, at, fitting) for ahead, at in zip(("fits", *AHEAD), (fitting, *found), strict=True)
-            ]
-            print(f"{name}: {first['rate']:,.0f} and {last['rate']:,.0f} images/s where all fits", flush=True)
-        fitting = self.training(256, True)
-        rows += [_row("training", "fits", fitting, fitting)]
-        rows += [_row("training", ahead, self.training(ahead, False), fitting) for ahead in (NONE, 256)]
+        for name, busy_s in (("gathering", 0.0), ("beside an accelerator", self.busy_s), ("training", None)):
+            found: dict[str, list[dict[str, Any]]] = {}
+            for _ in range(rounds):
+                for ahead, fits in ((AHEAD[-1], True), *((ahead, False) for ahead in AHEAD)):
+                    if busy_s is not None:
+                        one = self.rate(ahead, fits, busy_s)
+                    elif fits or ahead in {NONE, AHEAD[-1]}:
+                        one = self.training(ahead, fits)
+                    else:
+                        continue
+                    found.setdefault("fits" if fits else str(ahead), []).append(one)
+                    print(name, ahead, fits, one, file=sys.stderr, flush=True)
+            rows += [_row(name, ahead, at, found["fits"]) for ahead, at in found.items()]
         head = ["what", "images ahead", "images/s", "of what fits", "MB/s from disk", "own memory, MiB", "cgroup, MiB"]
         print(table(head, rows))
 
 
-def _row(name: str, ahead: int | str, found: dict[str, Any], fitting: dict[str, Any]) -> list[str]:
-    disk = f"{found['disk']:,.0f}" if "disk" in found else ""
-    share = f"{found['rate'] / fitting['rate']:.2f}"
-    return [name, str(ahead), f"{found['rate']:,.0f}", share, disk, found["own"], f"{found['held']:,}"]
+def _row(name: str, ahead: str, found: list[dict[str, Any]], fitting: list[dict[str, Any]]) -> list[str]:
+    rates, free = ([one["rate"] for one in several] for several in (found, fitting))
+    disk = spread([one["disk"] for one in found], 0) if "disk" in found[0] else ""
+    shares = "" if found is fitting else spread(ratios(rates, free), 2)
+    return [name, ahead, spread(rates, 0), shares, disk, found[-1]["own"], f"{found[-1]['held']:,}"]
 
 
 def status(key: str) -> int:
@@ -224,13 +229,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--times", type=float, default=3.0, help="as large as the memory that is left for it")
     parser.add_argument("--busy", type=float, default=1500, help="images a second that the accelerator takes")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", help="on the disk that is meant")
     parser.add_argument("--measured", nargs=2, help=argparse.SUPPRESS)  # by the process that this one starts
     options = parser.parse_args()
     if options.measured:
         cgroup = Cgroup()
         cgroup.folder = Path(options.measured[1])
-        Measured(Path(options.measured[0]), cgroup, options).all()
+        Measured(Path(options.measured[0]), cgroup, options).all(options.rounds)
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder, cgroup = Path(temporary), Cgroup()
@@ -243,7 +249,7 @@ def main() -> None:
         cgroup.folder.mkdir()
         try:
             again = [sys.executable, *sys.argv, "--measured", str(folder / "data"), str(cgroup.folder)]
-            subprocess.run(again, check=True)
+            subprocess.run(again, check=True, preexec_fn=cgroup.enter)
         finally:
             cgroup.folder.rmdir()
     print(machine())

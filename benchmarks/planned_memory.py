@@ -1,8 +1,9 @@
 """What `search --plan` counts for a trial against what its training then takes, on a CPU.
 
 Each network trains two steps and validates once in a process of its own. Taken is the peak of its resident memory over
-what it had after a training of a few tiny images, which loads every library. Planned is `trial_memory`; PyTorch's own
-is in what is taken: buffers of its convolutions, and freed memory that malloc keeps.
+what it had after a training of a few tiny images, which loads every library. Planned is `trial_memory`; buffers of
+PyTorch's convolutions are in what is taken alone. malloc gives back what is freed, which it does by itself only of
+blocks of more than 32 MB.
 
     python benchmarks/planned_memory.py [--size 128] [--batch 64] [--threads 1]
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -84,7 +86,7 @@ def main() -> None:
         parameters = trial(json.loads(options.taken[1]), options.size, options.batch)
         print(taken(*(PreparedDataset.open(folder / name) for name in ("small", "data")), parameters))
         return
-    rows = []
+    rows, environment = [], {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
     with tempfile.TemporaryDirectory() as folder:
         make_dataset(Path(folder) / "small", 60, 32)
         dataset = make_dataset(Path(folder) / "data", 240, options.size)
@@ -92,7 +94,7 @@ def main() -> None:
             if options.only and not any(part in name for part in options.only):
                 continue
             again = [sys.executable, *sys.argv, "--taken", folder, json.dumps(changes)]
-            said = subprocess.run(again, check=True, capture_output=True, text=True).stdout
+            said = subprocess.run(again, check=True, capture_output=True, text=True, env=environment).stdout
             planned, found = trial_memory(trial(changes, options.size, options.batch), dataset.image_shape), int(said)
             mib = [f"{size / 2**20:,.0f}" for size in (planned.total, found)]
             rows.append([name, *mib, f"{planned.total / found:.2f}"])
