@@ -2,6 +2,8 @@
 
 Arithmetic on rates, each of them a flag; docs/sizing.md says where the defaults come from. Runs and measures nothing.
 
+The sizes are that of a first search and twice as many pixels a side, one row below the other.
+
     python benchmarks/sizing.py [--gpus 1 8 64] [--trials 100] [--images-per-s 1500] [--gpu-hour 0.48] ...
 """
 
@@ -20,6 +22,7 @@ from ich_ray.search.plan.expected import expected_course
 from ich_ray.search.space.yaml_file import load_space
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "default.yaml"
+SIZES = (128, 256, 384, 512)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Rates:
         state_mb: what a trial saves at each report.
         report_ms: the driver's processor time for a report and the new trial that follows some of them.
         storage_gbit: network of the shared storage, for all nodes together; GPUs of one node share its file cache.
+        cache_gb: of a node's memory that can hold images; what it does not hold is read again in each epoch.
         gpu_hour, head_hour, core_hour: prices in dollars.
     """
 
@@ -49,10 +53,19 @@ class Rates:
     state_mb: float = 200
     report_ms: float = 20
     storage_gbit: float = 10
+    cache_gb: float = 24
     gpus_per_node: float = 1
     gpu_hour: float = 0.48
     head_hour: float = 0.38
     core_hour: float = 0.034
+
+    @property
+    def image_bytes(self) -> float:
+        return 3 * self.size**2
+
+    @property
+    def prepared_gb(self) -> float:
+        return self.slices * self.image_bytes / 1e9
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,9 @@ class Sized:
     """A search on so many GPUs.
 
     Attributes:
-        fetch_s: until every node has the images of train and validation in its file cache, all nodes at once.
+        fetch_s: until every node has the images of train and validation in its file cache, or as many as it holds, all
+            nodes at once.
+        again_gbit: of the shared network, for images that no file cache holds; trials wait where it is all of it.
         states_gbit: of the shared network, for the states that trials save.
         reports_per_s: that the driver hears; `driver_share` of one core is busy with them.
     """
@@ -69,6 +84,7 @@ class Sized:
     hours: float
     dollars: float
     fetch_s: float
+    again_gbit: float
     states_gbit: float
     reports_per_s: float
     driver_share: float
@@ -82,20 +98,24 @@ def sized(rates: Rates, trials: int, gpus: int) -> Sized:
     """
     budget = load_space(SPACE).budget
     images = expected_course(budget, trials).images
-    report_s = budget.report_every / rates.images_per_s
-    report_s += rates.slices * DEFAULT_FRACTIONS["validation"] / (rates.images_per_s * rates.evaluate)
+    validated = rates.slices * DEFAULT_FRACTIONS["validation"]
+    report_s = (budget.report_every + validated / rates.evaluate) / rates.images_per_s
+    used = min(gpus, trials)
+    seen_gb = rates.prepared_gb * (DEFAULT_FRACTIONS["train"] + DEFAULT_FRACTIONS["validation"])
+    missing = max(0.0, 1 - rates.cache_gb / seen_gb)
+    again_gbit = used * missing * (budget.report_every + validated) / report_s * rates.image_bytes * 8e-9
+    report_s *= max(1.0, again_gbit / rates.storage_gbit)
     work_s = trials * rates.start_s + images / budget.report_every * report_s
     longest_s = rates.start_s + budget.images / budget.report_every * report_s
-    used = min(gpus, trials)
-    seen = rates.slices * (DEFAULT_FRACTIONS["train"] + DEFAULT_FRACTIONS["validation"])
     nodes = math.ceil(used / rates.gpus_per_node)
-    fetch_s = nodes * seen * rates.size**2 * 3 * 8 / (rates.storage_gbit * 1e9)
+    fetch_s = nodes * min(seen_gb, rates.cache_gb) * 8 / rates.storage_gbit
     hours = (fetch_s + work_s / used + longest_s * (1 - 1 / used)) / 3600
     return Sized(
         gpus=gpus,
         hours=hours,
         dollars=hours * (used * rates.gpu_hour + rates.head_hour),
         fetch_s=fetch_s,
+        again_gbit=min(again_gbit, rates.storage_gbit),
         states_gbit=used / report_s * rates.state_mb * 8 / 1000,
         reports_per_s=used / report_s,
         driver_share=used / report_s * rates.report_ms / 1000,
@@ -115,15 +135,26 @@ def preparing(rates: Rates) -> str:
     )
 
 
-def table(rates: Rates, trials: int, gpus: list[int]) -> list[str]:
-    """Rows of Markdown."""
-    head = "| GPUs | hours | dollars | images to all nodes, min | states, Gbit/s | reports/s | driver, % of a core |"
-    rows = (
-        f"| {found.gpus} | {found.hours:.1f} | {found.dollars:.0f} | {found.fetch_s / 60:.1f} "
-        f"| {found.states_gbit:.2f} | {found.reports_per_s:.2f} | {found.driver_share * 100:.1f} |"
-        for found in (sized(rates, trials, count) for count in gpus)
+def prepared(rates: Rates) -> str:
+    """What the images take on the disk, at some sizes."""
+    told = (f"{replace(rates, size=size).prepared_gb:,.0f} GB at {size}" for size in SIZES)
+    return f"prepared: three windows of {rates.slices:,.0f} slices are {', '.join(told)} pixels a side"
+
+
+def table(several: list[Rates], trials: int, gpus: list[int]) -> list[str]:
+    """Rows of Markdown, for each number of GPUs one of each size."""
+    head = (
+        "| GPUs | pixels | hours | dollars | images to all nodes, min | read again, Gbit/s | states, Gbit/s "
+        "| reports/s | driver, % of a core |"
     )
-    return [head, "|---|---|---|---|---|---|---|", *rows]
+    rows = (
+        f"| {found.gpus} | {rates.size:g} | {found.hours:.1f} | {found.dollars:.0f} | {found.fetch_s / 60:.1f} "
+        f"| {found.again_gbit:.1f} | {found.states_gbit:.2f} | {found.reports_per_s:.2f} "
+        f"| {found.driver_share * 100:.1f} |"
+        for count in gpus
+        for rates, found in ((rates, sized(rates, trials, count)) for rates in several)
+    )
+    return [head, "|---|---|---|---|---|---|---|---|---|", *rows]
 
 
 def twice_as_fine(rates: Rates) -> Rates:
@@ -139,11 +170,11 @@ def main() -> None:
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=float, default=field.default)
     given = vars(parser.parse_args())
     gpus, trials = given.pop("gpus"), given.pop("trials")
-    rates = Rates(**given)
-    for at in (rates, twice_as_fine(rates)):
-        print(f"{at.size:g} pixels a side, {at.images_per_s:,.0f} images a second and GPU")
-        print(preparing(at))
-        print("\n".join(table(at, trials, gpus)))
+    several = [Rates(**given), twice_as_fine(Rates(**given))]
+    print(prepared(several[0]))
+    print(preparing(several[0]))
+    print(*(f"{at.size:g} pixels a side: {at.images_per_s:,.0f} images a second and GPU" for at in several), sep="\n")
+    print("\n".join(table(several, trials, gpus)))
 
 
 if __name__ == "__main__":

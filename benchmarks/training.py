@@ -46,6 +46,9 @@ class InMemory:
     def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
         return self._images.index_select(0, torch.from_numpy(positions))
 
+    def will_take(self, positions: NDArray[np.int64]) -> None:
+        """They are in memory."""
+
 
 class Timed:
     """Inputs, and the processor time spent on taking them."""
@@ -60,6 +63,11 @@ class Timed:
         taken = self._inputs.take(positions)
         self.spent_s += time.process_time() - started
         return taken
+
+    def will_take(self, positions: NDArray[np.int64]) -> None:
+        started = time.process_time()
+        self._inputs.will_take(positions)
+        self.spent_s += time.process_time() - started
 
 
 class Loop:

@@ -8,8 +8,10 @@ nothing runs.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +27,7 @@ from ich_ray.storage import folder_of_home, sha256, write_bytes, writing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["local_copy"]
+__all__ = ["lacking_room", "local_copy"]
 
 _DEFAULT_GB = 200.0
 _USED = ".used"
@@ -74,6 +76,34 @@ def local_copy(path: UPath, digest: str, dataset: str, most_bytes: int) -> Path:
             "name another folder in ICH_RAY_CACHE"
         ) from None
     return copy
+
+
+def lacking_room(path: UPath, dataset: str, most_bytes: int) -> str:
+    """Why this machine has no room for copies of a dataset, and what to set; empty if it has.
+
+    Args:
+        path: of the dataset, to be named.
+        dataset: its fingerprint.
+        most_bytes: that the blocks can hold.
+    """
+    try:
+        home, limit_gb = _home(), _limit_gb()
+        there = _size_bytes(home / dataset) if (home / dataset).is_dir() else 0
+        free = shutil.disk_usage(next(part for part in (home, *home.absolute().parents) if part.exists())).free
+    except (ConfigError, OSError) as error:
+        return str(error)
+    needed_gb = math.ceil(most_bytes / 1e9)
+    if most_bytes > limit_gb * 1e9:
+        return (
+            f"ICH_RAY_CACHE_GB: must be at least {needed_gb} for copies of {path}, got {limit_gb:g}; set it where Ray "
+            "is started"
+        )
+    if most_bytes - there > free:
+        return (
+            f"{home}: {math.ceil((most_bytes - there) / 1e9)} GB must be free for copies of {path}, got "
+            f"{free / 1e9:.1f}; name a folder on a larger disk in ICH_RAY_CACHE, where Ray is started"
+        )
+    return ""
 
 
 def _check_no_link(own: Path) -> None:

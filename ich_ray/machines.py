@@ -31,7 +31,8 @@ def ask_machines(look: Callable[..., str] | None = None, *arguments: Any) -> Non
     Versions that differ without an effect on results are said.
 
     Args:
-        look: runs on a machine and returns what is wrong there, empty if nothing.
+        look: runs on a machine and returns what is wrong there, with what to do unless it is a path that others see;
+            empty if nothing is.
         arguments: of `look`.
 
     Raises:
@@ -54,7 +55,8 @@ def ask_machines(look: Callable[..., str] | None = None, *arguments: Any) -> Non
             ) from None
         _compare(asked[reference], differences(here, there))
         if problem:
-            raise ConfigError(f"machine {asked[reference]}: {problem}; use a folder that all machines share, or a URI")
+            remedy = "" if "; " in problem else "; use a folder that all machines share, or a URI"
+            raise ConfigError(f"machine {asked[reference]}: {problem}{remedy}")
     if late:
         where = asked[late[0]]
         raise ConfigError(

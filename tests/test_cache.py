@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from upath import UPath
 
-from ich_ray.cache import local_copy
+from ich_ray.cache import lacking_room, local_copy
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.storage import sha256
 
@@ -177,3 +178,34 @@ def test_only_what_the_cache_has_made_is_removed(home: Path, tmp_path: Path, mon
     assert [each.name for each in (home / ONE).iterdir()] == ["thesis.txt"]
     assert len([*others.iterdir()]) == 2
     assert len([*(home / THREE).iterdir()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "limit", "told"),
+    [
+        (148_000_000_000, 149_000_000_000, "200", ""),
+        (
+            333_000_000_001, 10**15, "",
+            "ICH_RAY_CACHE_GB: must be at least 334 for copies of memory://data, got 200; set it where Ray is started",
+        ),
+        (
+            148_000_000_000, 147_000_000_000, "200",
+            "{home}: 148 GB must be free for copies of memory://data, got 147.0; name a folder on a larger disk in "
+            "ICH_RAY_CACHE, where Ray is started",
+        ),
+        (148_000_000_000, 147_000_000_000, "many", "ICH_RAY_CACHE_GB: a size in GB must be given, got 'many'"),
+    ],
+)  # fmt: skip
+def test_a_dataset_larger_than_the_cache_or_its_disk_is_told_with_the_number_to_set(
+    home: Path, monkeypatch: pytest.MonkeyPatch, needed: int, free: int, limit: str, told: str
+) -> None:
+    monkeypatch.setenv("ICH_RAY_CACHE_GB", limit)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    assert lacking_room(UPath("memory://data"), ONE, needed) == told.format(home=home)
+
+
+def test_copies_that_are_there_need_no_room(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local_copy(remote(home), sha256(DATA), ONE, len(DATA))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=500_000))
+    assert lacking_room(UPath("memory://data"), ONE, len(DATA) + 400_000) == ""
+    assert lacking_room(UPath("memory://data"), TWO, len(DATA) + 400_000).startswith(f"{home}: 1 GB must be free")

@@ -10,10 +10,8 @@ Array shapes: images are uint8 `[n, channels, rows, columns]`, labels float32 `[
 from __future__ import annotations
 
 import math
-from ctypes import memmove
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import cycle
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -23,6 +21,7 @@ from ich_ray.cache import local_copy
 from ich_ray.ct.head_box import HEAD_BOX
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.data.neighbors import series_neighbors
+from ich_ray.data.read_ahead import MappedImages, map_at_random
 from ich_ray.data.series_survey import number_series, numbers
 from ich_ray.data.shown_rectangles import series_boxes
 from ich_ray.data.slice_table import check_columns, places_of
@@ -328,6 +327,11 @@ class PreparedDataset:
         """`(channels, rows, columns)`."""
         return (len(self.manifest.windows), self.manifest.size, self.manifest.size)
 
+    @property
+    def images_bytes(self) -> int:
+        """Of all its images, which its blocks hold and little else."""
+        return sum(block.rows for block in self.manifest.blocks) * math.prod(self.image_shape)
+
     @cached_property
     def slices(self) -> pa.Table:
         """slices.parquet: one row per accepted slice.
@@ -464,6 +468,10 @@ class PreparedDataset:
         """The address of each block, 0 until it is mapped."""
         return np.zeros(len(self.manifest.blocks), np.int64)
 
+    @cached_property
+    def _images(self) -> MappedImages:
+        return MappedImages()
+
     def gathered_shape(self, rows: NDArray[np.int64], channels: Sequence[int] | None = None) -> tuple[int, ...]:
         """Of what `gather` gives."""
         of_image, *sides = self.image_shape
@@ -481,7 +489,8 @@ class PreparedDataset:
     ) -> NDArray[np.uint8]:
         """Images of rows of slices.parquet, uint8 `[len(rows), channels, rows, columns]`.
 
-        One memmove per image: 3 times as fast as indexing block by block, and as fast as copying memory in a row.
+        One memmove per image: 3 times as fast as indexing block by block, and as fast as copying memory in a row. What
+        is missing in memory is read from the disk side by side.
 
         Args:
             rows: int64 `[n]`, or `[n, k]` of k images beside each other.
@@ -489,21 +498,28 @@ class PreparedDataset:
             channels: how many, the first ones, to take of each of the k images; all if not given.
         """
         shape = self.gathered_shape(rows, channels)
+        addresses, sizes = self._mapped(rows, channels)
+        out = np.empty(shape, np.uint8) if out is None else out
+        if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError(f"out must be a contiguous uint8 array of shape {shape}, got {out.dtype} {out.shape}")
+        self._images.copy(addresses, sizes, out.ctypes.data)
+        return out
+
+    def read_ahead(self, rows: NDArray[np.int64], channels: Sequence[int] | None = None) -> None:
+        """Have images read that `gather` will soon be asked for with the same arguments, and return at once."""
+        self._images.ask_for(*self._mapped(rows, channels))
+
+    def _mapped(self, rows: NDArray[np.int64], channels: Sequence[int] | None) -> tuple[list[int], list[int]]:
+        """Where the images of rows lie in memory, in turn, and how many bytes of each are wanted."""
         blocks, places = (place[rows] for place in self._places)
         for block in np.unique(blocks[self._starts[blocks] == 0]).tolist():
             self._blocks[block] = self._map(block)
             self._starts[block] = self._blocks[block].ctypes.data
-        out = np.empty(shape, np.uint8) if out is None else out
-        if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
-            raise ValueError(f"out must be a contiguous uint8 array of shape {shape}, got {out.dtype} {out.shape}")
+            map_at_random(int(self._starts[block]), self._blocks[block].nbytes)
         of_image, *sides = self.image_shape
-        sizes = [count * math.prod(sides) for count in channels or [of_image]]
         addresses = self._starts[blocks] + places * of_image * math.prod(sides)
-        target = out.ctypes.data
-        for address, size in zip(addresses.reshape(-1).tolist(), cycle(sizes), strict=False):
-            memmove(target, address, size)
-            target += size
-        return out
+        wanted = [count * math.prod(sides) for count in channels or [of_image]]
+        return addresses.reshape(-1).tolist(), wanted * (addresses.size // len(wanted))
 
     def _local(self, block: BlockRecord) -> UPath:
         """The block on this machine, fetched if it lies elsewhere."""

@@ -20,6 +20,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from ich_ray.data.folds import development_rows
+from ich_ray.data.read_ahead import ask_for
 from ich_ray.data.tensor_files import malformed, map_tensors
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.storage import (
@@ -205,6 +206,14 @@ class Features:
             out[held] = block[within[held]]
         return out
 
+    def read_ahead(self, rows: NDArray[np.int64]) -> None:
+        """Have features read that `gather` will soon be asked for, and return at once."""
+        files, within = np.divmod(self._place[rows], self.record.rows_a_file)
+        of_each = 4 * math.prod(self.shape)
+        starts = {number: self._block(number).ctypes.data for number in np.unique(files).tolist()}
+        places = zip(files.tolist(), within.tolist(), strict=True)
+        ask_for([starts[number] + place * of_each for number, place in places], [of_each] * len(rows))
+
     def _block(self, number: int) -> NDArray[np.float32]:
         if number not in self._mapped:
             path = self.files.block(number)
@@ -229,6 +238,9 @@ class FeaturesInMemory:
         """Features of rows of slices.parquet, float32 `[len(rows), *shape]`."""
         return np.asarray(self._features[np.searchsorted(self._rows, rows)])
 
+    def read_ahead(self, rows: NDArray[np.int64]) -> None:
+        """They are in memory."""
+
 
 class FeatureBatches:
     """Batches of features in the place of batches of images, see `data.image_store.ImageStore`."""
@@ -244,3 +256,7 @@ class FeatureBatches:
         import torch
 
         return torch.from_numpy(self._features.gather(rows)).to(self._device)
+
+    def will_take(self, rows: NDArray[np.int64]) -> None:
+        """See `ImageStore.will_take`."""
+        self._features.read_ahead(rows)

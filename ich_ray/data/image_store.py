@@ -1,7 +1,7 @@
 """Where the images of a training lie, and how batches of rows come to its device.
 
-In accelerator memory, all of them, where they fit; else gathered batch after batch from the mapped blocks, copied
-beside the computation. Which rows make up an input of a network is in training/network_inputs.py.
+In accelerator memory, all of them, where they fit; else gathered batch after batch from the mapped blocks, read ahead
+and copied beside the computation. Which rows make up an input of a network is in training/network_inputs.py.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ class ImageStore(Protocol):
             rows: int64 `[n]`, or `[n, k]` of k images beside each other.
         """
 
+    def will_take(self, rows: NDArray[np.int64]) -> None:
+        """Have what `take` will soon be asked for read from the disk, if it lies there, and return at once."""
+
 
 class _HostImages:
     """Batches gathered from the mapped blocks."""
@@ -61,6 +64,9 @@ class _HostImages:
         import torch
 
         return torch.from_numpy(self._dataset.gather(rows, channels=self._channels)).to(self._device)
+
+    def will_take(self, rows: NDArray[np.int64]) -> None:
+        self._dataset.read_ahead(rows, self._channels)
 
 
 class _StagedImages:
@@ -101,6 +107,9 @@ class _StagedImages:
         images.record_stream(computation)  # its memory is of the other stream, which must not take it back early
         return images
 
+    def will_take(self, rows: NDArray[np.int64]) -> None:
+        self._dataset.read_ahead(rows, self._channels)
+
 
 class _DeviceImages:
     """The images of some rows in the memory of the device, each of them once, gathered there."""
@@ -134,6 +143,9 @@ class _DeviceImages:
             places = np.concatenate([place[:, None] * of_image + np.arange(count) for place, count in of_each], 1)
         taken = images.index_select(0, as_index(places.reshape(-1), images.device))
         return taken.view(self._dataset.gathered_shape(rows, self._channels))
+
+    def will_take(self, rows: NDArray[np.int64]) -> None:
+        """They lie where they are taken."""
 
 
 def as_index(positions: NDArray[np.int64], device: torch.device) -> torch.Tensor:

@@ -13,6 +13,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ich_ray.cache import lacking_room
 from ich_ray.errors import ConfigError
 from ich_ray.machines import ask_machines
 from ich_ray.model.architectures import architecture_of
@@ -143,17 +144,24 @@ def _workers(gpus: float, cpus: float | None, asked: int | None) -> int:
     return workers
 
 
-def check_machines(dataset: PreparedDataset, search: UPath, witness: str = ".lock") -> None:
+def check_machines(dataset: PreparedDataset, search: UPath | None, witness: str = ".lock") -> None:
     """Every machine that is up must read the dataset and see the search folder, known by a file in it.
+
+    Where the dataset is fetched, there must be room for its copies.
+
+    Args:
+        dataset: of the search.
+        search: its folder; None where there is none yet.
+        witness: the file.
 
     Raises:
         ConfigError: one does not, named.
     """
-    seen = str(search / witness) if is_local(search) else None
-    ask_machines(_look, str(dataset.files.root), dataset.manifest.fingerprint, seen)
+    seen = str(search / witness) if search is not None and is_local(search) else None
+    ask_machines(_look, str(dataset.files.root), dataset.manifest.fingerprint, seen, dataset.images_bytes)
 
 
-def _look(dataset: str, fingerprint: str, witness: str | None) -> str:
+def _look(dataset: str, fingerprint: str, witness: str | None, images_bytes: int) -> str:
     """What is wrong with this machine's view, empty if nothing."""
     try:
         manifest = DatasetFiles(locate(dataset)).manifest
@@ -164,7 +172,7 @@ def _look(dataset: str, fingerprint: str, witness: str | None) -> str:
         return f"{dataset}: every machine must read this dataset ({fingerprint}), got {found}"
     if witness and not os.path.exists(witness):  # noqa: PTH110  (a plain string from another machine)
         return f"{os.path.dirname(witness)}: every machine must see the search folder, got none"  # noqa: PTH120
-    return ""
+    return "" if is_local(locate(dataset)) else lacking_room(locate(dataset), fingerprint, images_bytes)
 
 
 def check_roles(dataset: PreparedDataset) -> None:
@@ -203,8 +211,13 @@ def check_objective(validation: SliceSet, objective: Objective) -> None:
         )
 
 
-def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) -> None:
+def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters], *, fetch: bool = True) -> None:
     """Check what trials need beyond a space: weights, enough slices, neighbors, heads, large images.
+
+    Args:
+        dataset: of the search.
+        trials: of its space, see `sampled`.
+        fetch: weights of the architectures' own sources, if they are not there.
 
     Raises:
         ConfigError: one of them is missing, or a network or its resolution does not fit the images; named.
@@ -228,7 +241,8 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) ->
         known_targets(of_subtypes[0], dataset.role("train"))
     for parameters in sorted(found, key=lambda trial: -trial.resolution)[:1]:  # before any weights are fetched
         input_shape(parameters, dataset.image_shape)
-    for architecture, weights in sorted({(parameters.architecture, parameters.weights) for parameters in found}):
+    named = [parameters for parameters in found if fetch or _reads_file(parameters)]
+    for architecture, weights in sorted({(parameters.architecture, parameters.weights) for parameters in named}):
         check_weights(architecture, weights)
     for parameters in _distinct(found, weights="none"):
         architecture_of(parameters).check(parameters, input_shape(parameters, dataset.image_shape))

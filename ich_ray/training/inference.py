@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ich_ray.data.read_ahead import IMAGES_AHEAD
 from ich_ray.training.network_inputs import place_inputs
 
 if TYPE_CHECKING:
@@ -79,5 +80,8 @@ def _cut(batch: torch.Tensor) -> Sequence[torch.Tensor]:
 
 def in_batches(inputs: NetworkInputs, positions: NDArray[np.int64], batch_size: int) -> Iterator[torch.Tensor]:
     """Inputs at `positions`, in order, uint8 `[at most batch_size, channels, rows, columns]` each."""
+    ahead = max(IMAGES_AHEAD, batch_size)
+    inputs.will_take(positions[:ahead])
     for start in range(0, len(positions), batch_size):
+        inputs.will_take(positions[start + ahead : start + ahead + batch_size])
         yield inputs.take(positions[start : start + batch_size])

@@ -31,6 +31,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ich_ray.data.feature_store import FeatureBatches, FeaturesInMemory
 from ich_ray.data.image_store import as_index
+from ich_ray.data.read_ahead import IMAGES_AHEAD
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.model.networks import Network, build_network
@@ -47,7 +48,7 @@ from ich_ray.training.optimizer import build_optimizer, optimizer_tensors, resto
 from ich_ray.training.parts import Parts, Progress, TrainingBudget
 from ich_ray.training.precision import autocast, precision_on
 from ich_ray.training.state import TrainingState
-from ich_ray.training.stream import Stream, mixed_seed
+from ich_ray.training.stream import Lookahead, Stream, mixed_seed
 from ich_ray.training.targets import known_targets
 from ich_ray.training.validation import label_metrics, validation_metrics
 
@@ -144,7 +145,7 @@ class _Run:
     ) -> None:
         self.parameters, self.slices, self.validation, self.parts = parameters, slices, validation, parts
         self.budget, self.seed, self.device, self.shard = budget, seed, device, shard
-        self.stream = Stream(len(slices), seed)
+        self.stream, self.lookahead = Stream(len(slices), seed), Lookahead(len(slices), seed, budget.images)
         fingerprint = slices.dataset.manifest.fingerprint
         self.plan = {"parameters": parameters.identity(), "seed": seed, "slices": len(slices), "data": fingerprint}
         # Absent where rates do not depend on it, so that states of version 0.1.0 go on.
@@ -241,6 +242,8 @@ class _Run:
         if end - self.images_seen - take < min(_SMALLEST_TAIL, self.parameters.batch_size):
             take = end - self.images_seen
         first = self.images_seen
+        coming = self.lookahead.coming(first, first + take + IMAGES_AHEAD)
+        self.inputs.will_take(self.shard.part(coming))  # the workers of a machine share its file cache
         slices = self.shard.part(self.stream.slices(first, take))
         rate = rate_of(self.parameters, ScheduleStep(first, self.budget.images, len(self.slices)))
         for group in self.optimizer.param_groups:

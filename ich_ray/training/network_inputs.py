@@ -133,6 +133,10 @@ class NetworkInputs:
             return images, None
         return images, self._rectangles.index_select(0, as_index(positions, self._rectangles.device))
 
+    def will_take(self, positions: NDArray[np.int64]) -> None:
+        """Have read what `take` will soon be asked for, and return at once."""
+        self._store.will_take(self._rows.take(positions, axis=0))
+
 
 def place_inputs(
     parameters: NetworkFields,

@@ -1,4 +1,4 @@
-"""The order of training images: an endless stream of shuffled epochs, and seeds of the rest."""
+"""The order of training images: shuffled epochs without end, known in advance; seeds of the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Stream", "mixed_seed"]
+__all__ = ["Lookahead", "Stream", "mixed_seed"]
 
 
 class Stream:
@@ -30,6 +30,24 @@ class Stream:
             parts.append(part)
             start, count = start + len(part), count - len(part)
         return np.concatenate(parts)
+
+
+class Lookahead:
+    """The same stream up to `end`, before its slices are taken: each place is given once.
+
+    It has an order of its own, as one that looks forward and back would draw its epochs again and again.
+    """
+
+    def __init__(self, slices: int, seed: int, end: int) -> None:
+        self._stream, self._end, self._given = Stream(slices, seed), end, 0
+
+    def coming(self, start: int, place: int) -> NDArray[np.int64]:
+        """The training slices from `start` up to `place`, but for those given before."""
+        start, place = max(start, self._given), min(place, self._end)
+        if start >= place:
+            return np.empty(0, np.int64)
+        self._given = place
+        return self._stream.slices(start, place - start)
 
 
 def mixed_seed(*numbers: int) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from ich_ray.cli import call
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.search.checked_request import validate_request
@@ -50,3 +51,33 @@ def test_numbers_are_refused_before_any_file_is_read_by_a_plan_too(keys: dict[st
     with pytest.raises(ConfigError) as caught:
         plan_search("nowhere", "nowhere", "nowhere", **keys)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ("{resolution: {choice: [32, 48]}}", "resolution: must be at most the 32 px that the "),
+        ("{blocks: {int: [1, 6]}}", "blocks: each block halves the image, 6 are too many for 32 px"),
+        ("{training_slices: {choice: [100000]}}", "training_slices: at most the 132 training slices of "),
+        ("{weights: {fixed: nowhere.safetensors}}", "nowhere.safetensors"),
+    ],
+)
+def test_a_plan_refuses_in_one_line_what_its_search_would_refuse(
+    dataset: PreparedDataset,
+    space: Path,
+    tmp_path: Path,
+    parameters: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    budget = "{images: 900, report_every: 100, first_rung: 100}"
+    space.write_text(f"name: tiny\nbudget: {budget}\nparameters: {parameters}\n")
+    typed = ["search", str(dataset.files.root), "--space", str(space), "--out", str(tmp_path / "s")]
+    said = []
+    for plan in ([], ["--plan"]):
+        assert call([*typed, *plan]) == 2
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1]
+    assert message in said[0]
+    assert said[0].count("\n") == 1
+    assert not (tmp_path / "s").exists()

@@ -14,6 +14,7 @@ from ich_ray import progress
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut
 from ich_ray.errors import ConfigError
+from ich_ray.model import pretrained_weights
 from ich_ray.model.architectures import ARCHITECTURES, Architecture
 from ich_ray.model.fields import NetworkFields
 from ich_ray.model.hyperparameters import Hyperparameters
@@ -35,6 +36,7 @@ from ich_ray.search.request import TrialResources
 from ich_ray.search.space.space import sampled
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.stopping import STOPPING_RULES, StoppingRule
+from ich_ray.storage import locate, write_bytes
 from ich_ray.vocabulary import SUBTYPES
 from tests.prepared import make_dataset
 
@@ -356,6 +358,35 @@ def test_a_file_of_weights_is_compared_with_each_network(tmp_path: Path) -> None
         ConfigError, match=r"w.safetensors: blocks.block1.0.weight of plain_cnn must have shape \(4, 3, "
     ):
         check_trials(dataset, [fitting, fitting.model_copy(update={"filters": 4})])
+
+
+def test_a_machine_without_room_for_copies_of_a_dataset_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ICH_RAY_CACHE_GB", "100")
+    dataset = make_dataset(tmp_path / "data", patients=12)
+    assert dataset.images_bytes == 48 * 3 * 32 * 32
+    local, fingerprint = str(dataset.files.root), dataset.manifest.fingerprint
+    away = locate(f"memory://{tmp_path.name}")
+    write_bytes(away / "dataset.json", dataset.files.manifest.read_bytes())
+    assert preflight._look(str(away), fingerprint, None, 100_000) == ""
+    assert preflight._look(local, fingerprint, None, 10**15) == ""  # it is mapped where it lies
+    assert preflight._look(str(away), fingerprint, None, 148_000_000_000) == (
+        f"ICH_RAY_CACHE_GB: must be at least 148 for copies of {away}, got 100; set it where Ray is started"
+    )
+
+
+def test_weights_that_would_be_fetched_are_looked_for_only_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(pretrained_weights, "check_weights", lambda *named: asked.append(" ".join(named)))
+    dataset = of_side(tmp_path, 64)
+    trials = [Hyperparameters(), Hyperparameters(architecture="resnet18", weights="imagenet")]
+    check_trials(dataset, trials, fetch=False)
+    assert asked == []
+    check_trials(dataset, trials)
+    assert asked == ["plain_cnn none", "resnet18 imagenet"]
 
 
 def test_a_network_that_several_workers_cannot_train_is_refused_before_its_first_trial(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ class TrialMemory:
         training: a gradient for each trained weight, and what the optimizer keeps of it.
         activations: what the forward pass of a batch keeps for the backward pass.
         resampled: what a batch takes at most while it is augmented and reduced; 0 where it is shown as prepared.
+        validated: what a batch of validation slices takes at most, its reduction included; never beside the two above.
     """
 
     parameters: Hyperparameters
@@ -66,10 +67,11 @@ class TrialMemory:
     training: int
     activations: int
     resampled: int = 0
+    validated: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.training + self.activations + self.resampled
+        return self.weights + self.training + max(self.activations + self.resampled, self.validated)
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,14 @@ class Memory:
         usual, most = found
         named = format_parameters(most.parameters.model_dump(), ("architecture", "batch_size", "optimizer"))
         parts = f"weights {_mib(most.weights)}, gradients and optimizer {_mib(most.training)}"
-        if most.resampled:
-            parts = f"{parts}, augmented images {_mib(most.resampled)}"
+        if most.validated > most.activations + most.resampled:
+            parts = f"{parts}, a batch of validation {_mib(most.validated)}"
+        else:
+            parts += f", augmented images {_mib(most.resampled)}" * (most.resampled > 0)
+            parts = f"{parts}, activations {_mib(most.activations)}"
         said = (
-            f"{_mib(usual.total)} MiB a trial usually, {_mib(most.total)} at most ({named}: {parts}, activations "
-            f"{_mib(most.activations)}); counted in float32 for {len(self.trials)} draws, without PyTorch's own"
+            f"{_mib(usual.total)} MiB a trial usually, {_mib(most.total)} at most ({named}: {parts}); counted in "
+            f"float32 for {len(self.trials)} draws, without PyTorch's own"
         )
         return f"{said}; {refused}" if self.misfits else said
 
@@ -154,12 +159,12 @@ def trial_memory(parameters: Hyperparameters, image_shape: tuple[int, int, int])
     Raises:
         ConfigError: the parameters do not fit the images.
     """
-    weights, trained, activations = _count(parameters.network_alone, image_shape)
+    weights, trained, activations, validated = _count(parameters.network_alone, image_shape)
     states = 2 if parameters.optimizer != "sgd" else int(parameters.momentum > 0)
     kept = activations * parameters.batch_size // _IMAGES_COUNTED
     copies = 2 if parameters.ema else 1
     resampled = _resampled(parameters, image_shape) * parameters.batch_size
-    return TrialMemory(parameters, copies * weights, trained * (1 + states), kept, resampled)
+    return TrialMemory(parameters, copies * weights, trained * (1 + states), kept, resampled, validated)
 
 
 def _resampled(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> int:
@@ -178,13 +183,19 @@ def _resampled(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -
 
 
 @lru_cache
-def _count(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Bytes of all weights and buffers, of the trained weights, and of the activations of `_IMAGES_COUNTED` images."""
+def _count(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """Bytes of all weights and buffers, of the trained weights, and of two batches.
+
+    Of `_IMAGES_COUNTED` training images those that are kept for the backward pass, of a batch of validation slices, as
+    they were prepared, those at the peak.
+    """
     import torch
 
     from ich_ray.model.architectures import architecture_of
     from ich_ray.model.input_shape import input_shape
     from ich_ray.model.networks import build_network
+    from ich_ray.search.plan.live_tensors import peak_bytes
+    from ich_ray.training.inference import EVALUATION_BATCH
 
     shape = input_shape(parameters, image_shape)
     architecture_of(parameters).check(parameters, shape)
@@ -205,7 +216,10 @@ def _count(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tu
         kept.pop(tensor.untyped_storage()._cdata, None)
     del logits  # it held what was kept, so that no two storages had one address
     trained = sum(_bytes(weight) for weight in network.parameters() if weight.requires_grad)
-    return sum(map(_bytes, own)), trained, sum(kept.values())
+    with torch.device("meta"):
+        prepared = torch.empty((EVALUATION_BATCH, shape[0], *image_shape[1:]), dtype=torch.uint8)
+    validated = _bytes(prepared) + peak_bytes(lambda: network.eval()(prepared))
+    return sum(map(_bytes, own)), trained, sum(kept.values()), validated
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -1,6 +1,6 @@
 """`ich-ray search --plan`: what a search would do and cost.
 
-Writes nothing and trains no trial.
+Refuses what a search would refuse. Writes and fetches nothing, and trains no trial.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ich_ray.results import open_search
-from ich_ray.runtime import connected
+from ich_ray.runtime import cluster_address, connected
 from ich_ray.search.checked_request import validate_request
 from ich_ray.search.plan.expected import plan_trials
 from ich_ray.search.request import SearchRequest
+from ich_ray.search.space.space import sampled
 
 if TYPE_CHECKING:
     from ich_ray.search.plan.cost_model import Memory, Speed
@@ -64,7 +65,7 @@ def plan_search(dataset: Location, space: Location, out: Location, **keywords: U
     trained before.
 
     Raises:
-        ConfigError: it cannot be done as asked.
+        ConfigError: it cannot be done as asked; weights that would be fetched are not looked for.
     """
     return plan_request(SearchRequest(dataset, space, out, **keywords))
 
@@ -75,10 +76,16 @@ def plan_request(request: SearchRequest) -> SearchPlan:
 
     from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.plan.cost_model import earlier_speed, estimate_memory, measured_speed
-    from ich_ray.search.preflight import plan_slots
+    from ich_ray.search.preflight import check_machines, check_trials, check_workers, plan_slots
 
+    trials = sampled(checked.space)
+    check_trials(checked.dataset, trials, fetch=False)
     with connected(request.address):
         slots = plan_slots(ClusterResources().machines(), request)
+        checked.limits.check(slots.gpus)
+        check_workers(checked.dataset, trials, slots.workers)
+        if cluster_address(request.address):  # one machine alone has just read the dataset
+            check_machines(checked.dataset, None)
     plan = plan_trials(checked.space, checked.dataset, checked.wanted, slots)
     begun = open_search(checked.files.root) if checked.begun else None
     teacher = open_search(checked.teacher) if checked.teacher and checked.warm else None

@@ -65,7 +65,9 @@ def test_memory_is_counted_by_hand(optimizer: Any, momentum: float, states: int)
     # the four features that the last layer takes and their dropout mask.
     each = pixels + 2 * maps + pooled + 2 * pooled + 2 * 4 + 4 * 4 + 4
     assert found.activations == pytest.approx(64 * each, rel=1e-3)
-    assert found.total == found.weights + found.training + found.activations
+    # A batch of 128 validation slices: bytes, pixels before and after normalization, maps before and after theirs.
+    assert found.validated == pytest.approx(128 * (pixels / 4 + 2 * pixels + 2 * maps), rel=1e-3)
+    assert found.total == found.weights + found.training + max(found.activations, found.validated)
     averaged = trial_memory(parameters.model_copy(update={"ema": 0.99}), (3, 32, 32))
     assert averaged.total == found.total + found.weights
 
@@ -107,11 +109,14 @@ def test_memory_of_images_that_are_changed(changes: dict[str, float], floats: in
     small = Hyperparameters(filters=2, blocks=1, dense=0, batch_size=8)
     plain, found = (trial_memory(each, (3, 32, 32)) for each in (small, small.model_copy(update=changes)))
     assert found.resampled == 8 * 4 * floats
-    assert found.total == found.weights + found.training + found.activations + found.resampled
+    assert found.total == found.weights + found.training + max(found.activations + found.resampled, found.validated)
     assert found.activations == trial_memory(small, (3, 16, 16)).activations or changes.get("resolution") != 16
     assert (found.weights, found.training) == (plain.weights, plain.training)
-    said = str(Memory((found,)))
-    assert ("augmented images" in said) == (floats > 0)
+    # Small batches take less than those of validation, which are as prepared until the network reduces them.
+    assert "a batch of validation" in str(Memory((found,)))
+    larger = trial_memory(small.model_copy(update={**changes, "batch_size": 512}), (3, 32, 32))
+    assert ("augmented images" in str(Memory((larger,)))) == (floats > 0)
+    assert found.validated == larger.validated
 
 
 @pytest.mark.parametrize(("windows", "channels"), [("same", 9), ("first", 5)])
