@@ -73,7 +73,7 @@ Parameter = Line | Integer | float | bool
 
 
 class LogitsReference(Record):
-    """What a network said of the slices of its fold: `file`, relative to the search folder, and its SHA-256."""
+    """Logits of the slices of a fold: `file`, relative to the search folder, and its SHA-256."""
 
     file: RelativeFile
     sha256: Sha256

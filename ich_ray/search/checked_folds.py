@@ -1,4 +1,4 @@
-"""Check the folds of a search before it starts: decide `auto`, and whether patients can be so divided.
+"""Check the folds of a search before it starts: decide `auto`, and see that patients suffice.
 
 The rule of `auto`: below 40 positive validation patients, among whom good trials cannot be told apart (the standard
 error of average precision is up to 0.5 / sqrt(40) = 0.08), five folds; else none.

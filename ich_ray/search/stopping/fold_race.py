@@ -1,4 +1,4 @@
-"""Race of trials over folds: those go on that may still be the best, by a paired test on the same patients.
+"""Race of trials over folds: a paired test on the same patients says who may still be the best.
 
 A stopping rule (base.py) decides within the first fold, whose reports compare all trials on the same few patients. From
 then on a trial is asked at the end of each fold, once another one has come as far: patients are drawn again with
