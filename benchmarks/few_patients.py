@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset, SliceSet
 
 FOLDS, SEEDS = 5, 3
-TRUTH_PATIENTS = 160
+TRUTH_PATIENTS = 120
 MEASURED = 3  # times that a network is measured on the patients whom no search sees
 SEARCHES = 100
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)

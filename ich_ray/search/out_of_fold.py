@@ -73,12 +73,13 @@ class OutOfFold:
         if not exists(path):
             raise IntegrityError(f"{path}: the logits of a fold must be there, got no file; {_REMEDY}")
         check_regular(path, _REMEDY)
+        size = path.stat().st_size
+        labels = next((count for count in (1, len(LABELS)) if size == 4 * count * len(slices)), None)
+        if labels is None:
+            raise IntegrityError(f"{path}: logits of {len(slices)} slices must be in it, got {size} bytes; {_REMEDY}")
         data = path.read_bytes()
         if sha256(data) != reference.sha256:
             raise IntegrityError(f"{path}: SHA-256 must be the one in the ledger, got another one; {_REMEDY}")
-        labels = next((count for count in (1, len(LABELS)) if len(data) == 4 * count * len(slices)), None)
-        if labels is None:
-            raise IntegrityError(f"{path}: {len(slices)} slices must be in it, got {len(data)} bytes; {_REMEDY}")
         return self.part(number, np.frombuffer(data, "<f4").reshape(len(slices), labels).astype(np.float32))
 
     def chance(self, one: Sequence[LogitsReference], other: Sequence[LogitsReference]) -> float | None:

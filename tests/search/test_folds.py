@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from ich_ray import progress
+from ich_ray.cli import call
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.results import SearchResult, open_search
@@ -79,6 +80,27 @@ def test_logits_stay_of_trials_that_others_are_compared_with(found: SearchResult
     kept = sorted(path.name for path in found.files.logits.iterdir())
     assert kept == [f"{trial.number:05d}" for trial in found.trials if trial.folds_done]
     assert "00002" not in kept
+
+
+def test_results_tell_what_each_fold_gave(found: SearchResult, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["results", str(found.files.root)]) == 0
+    _, head, best, *_ = capsys.readouterr().out.splitlines()
+    columns = ["trial", "state", "average_precision", "images", "seconds", "each", "fold", "parameters"]
+    assert head.split() == columns
+    values = [f"{value:.4f}" for value in found.best().fold_values]
+    assert best.split()[:5] == [str(found.best().number), "completed", f"{found.best().value:.4f}", "1200", "1"]
+    assert best.split()[5:8] == values
+    reports = found.to_frame(reports=True)
+    assert reports[reports["number"] == 0]["fold"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert call(["report", str(found.files.root)]) == 0
+
+
+def test_a_search_that_was_judged_otherwise_teaches_nothing(found: SearchResult, data: Path, tmp_path: Path) -> None:
+    drawn = {"parameters": {"learning_rate": {"loguniform": [1e-4, 1e-2]}}, "objective": {}}
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in SPACE.items() if key != "candidates"} | drawn))
+    with pytest.raises(ConfigError, match=r"--warm-start .*: must be judged as this search is, by 0 folds, got 3"):
+        run_search(data, path, tmp_path / "s", warm_start=found.files.root)
 
 
 @pytest.mark.parametrize(
