@@ -3,13 +3,17 @@
 Networks train once on phantoms of few patients: each draw on every fold of the train and validation patients, and with
 several seeds on the train patients alone. All are measured on hundreds of other patients, whom no search sees: that is
 what a draw is worth. Then searches are replayed from these curves with the rules of the package (AshaRungs, FoldRace),
-one trial after the other in random order, until as many images have been shown as the search by the validation patients
-takes for all draws. Prints
+one trial after the other in random order, until as many images have been shown as the search by folds takes for a third
+of the draws. Prints
 
 - how the scores of whole trials rank the draws (Kendall's tau) and what their best one loses to the best draw, for each
   way of pooling folds, for one training and for the mean of several;
-- the regret of what such searches choose, how many draws they tried, and its ratio to that of one validation role, with
-  95 % intervals that draw phantoms again (of one phantom none, as its searches share their networks).
+- the regret of what such searches choose, how many draws they tried, and its ratio to that of one validation role; then
+  the same of searches that try all draws, whatever images that takes. `confirmed` searches with half of the images and
+  trains the best, at most three, on all folds, as `ich-ray confirm` does; `race alone` has no rungs within the first
+  fold; `abreast` is not what the package does: all folds of a trial come to a rung before any goes on, and rungs
+  compare all of them. With 95 % intervals that draw phantoms again (of one phantom none, as its searches share their
+  networks).
 
     python benchmarks/few_patients.py [--patients 60] [--phantoms 2] [--draws 24] [--table curves.npz]
 
@@ -57,6 +61,7 @@ TRUTH_PATIENTS = 120
 MEASURED = 3  # times that a network is measured on the patients whom no search sees
 SEARCHES = 100
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+Found: TypeAlias = "tuple[int | None, int, int]"  # the draw chosen, draws tried, images
 Key: TypeAlias = "tuple[tuple[int, int, int], ...]"
 
 
@@ -163,7 +168,9 @@ def _everybody(data: PreparedDataset) -> SliceSet:
     return SliceSet(data, np.arange(len(data)))
 
 
-def train_all(patients: int, phantoms: int, draws: int, budget: Budget, processes: int) -> dict[str, NDArray[Any]]:
+def train_all(
+    patients: int, phantoms: Sequence[int], draws: int, budget: Budget, processes: int
+) -> dict[str, NDArray[Any]]:
     """The whole table: `PHANTOM.DRAW.NAME`, and whose slices the folds of a phantom are."""
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.data.folds import SearchFolds
@@ -173,7 +180,7 @@ def train_all(patients: int, phantoms: int, draws: int, budget: Budget, processe
     table: dict[str, NDArray[Any]] = {}
     with tempfile.TemporaryDirectory() as temporary, _pool(processes) as pool:
         truth = prepared(Path(temporary) / "truth", TRUTH_PATIENTS, 10_000)
-        for phantom in range(phantoms):
+        for phantom in phantoms:
             data = prepared(Path(temporary) / str(phantom), patients, phantom)
             folds = SearchFolds(PreparedDataset.open(data), FOLDS, 1, 0)
             for fold in range(FOLDS):
@@ -220,7 +227,7 @@ class Replay:
         worth = np.mean([draw.worth for draw in self.draws]) if chosen is None else self.draws[chosen].worth
         return float(self.best - worth)
 
-    def by_role(self, order: Sequence[int], images: float, seeds: int = 1) -> tuple[int | None, int, int]:
+    def by_role(self, order: Sequence[int], images: float, seeds: int = 1) -> Found:
         """The draw chosen by the mean of the best reports of seeds, the draws that were tried, images.
 
         The first seed is stopped early as ever; the others train to their end.
@@ -236,8 +243,31 @@ class Replay:
 
         return self._searched(order, images, seeds, values, score, lambda *_: None)
 
-    def by_folds(self, order: Sequence[int], images: float, how: Pooling) -> tuple[int | None, int, int]:
-        """The same by folds."""
+    def confirmed(self, order: Sequence[int], images: float, top: int = 3) -> Found:
+        """By one validation role, then the best of some on all folds; they cost what they cost."""
+        whole = self.budget.images * FOLDS
+        chosen, tried, spent = self.by_role(order, images / 2)
+        best = sorted(self.completed, key=lambda number: -float(self.draws[number].seeds[0].max()))
+        best = best[: int(min(top, (images - spent) // whole))]
+        if len(best) < 2:
+            return chosen, tried, spent
+        return max(best, key=lambda number: self.draws[number].score("mean")), tried, spent + len(best) * whole
+
+    def abreast(self, order: Sequence[int], images: float) -> Found:
+        """By folds that are trained side by side."""
+
+        def values(number: int) -> Iterator[tuple[int, float]]:
+            for report in range(len(self.draws[number].folds[0])):
+                yield (report + 1) * self.budget.report_every, self._pooled(number, FOLDS, report, "pooled")
+
+        def score(number: int) -> float:
+            return max(value for _, value in values(number))
+
+        chosen, tried, spent = self._searched(order, images / FOLDS, 1, values, score, lambda *_: None)
+        return chosen, tried, spent * FOLDS
+
+    def by_folds(self, order: Sequence[int], images: float, how: Pooling, rungs: bool = True) -> Found:
+        """The same by folds; without `rungs` nobody is stopped within the first one."""
 
         def chance(one: Sequence[LogitsReference], other: Sequence[LogitsReference]) -> float | None:
             return self._chance(_key(one), _key(other), how)
@@ -262,7 +292,7 @@ class Replay:
             reports = range(len(self.draws[number].folds[0]))
             return max(self._pooled(number, FOLDS, report, how) for report in reports)
 
-        return self._searched(order, images, FOLDS, values, score, raced)
+        return self._searched(order, images, FOLDS, values, score, raced, rungs)
 
     def _searched(
         self,
@@ -272,20 +302,23 @@ class Replay:
         values: Callable[[int], Iterator[tuple[int, float]]],
         score: Callable[[int], float],
         raced: Callable[[int, int, float], str | None],
-    ) -> tuple[int | None, int, int]:
+        stops: bool = True,
+    ) -> Found:
         rungs, spent, chosen, tried = AshaRungs(self.budget, Objective()), 0, None, 0
+        self.completed: list[int] = []
         for number in order:
             tried, stopped = tried + 1, False
             for seen, value in values(number):
                 spent += self.budget.report_every
                 first = seen <= self.budget.images
-                reason = rungs.offer(number, seen, value) if first else None
+                reason = rungs.offer(number, seen, value) if first and stops else None
                 reason = raced(number, seen, value) or (reason if seen < self.budget.images * networks else None)
                 if spent >= images or reason:
                     stopped = seen < self.budget.images * networks
                     break
-            if not stopped and (chosen is None or score(number) > score(chosen)):
-                chosen = number
+            if not stopped:
+                self.completed.append(number)
+                chosen = number if chosen is None or score(number) > score(chosen) else chosen
             if spent >= images:
                 break
         return chosen, tried, spent
@@ -318,15 +351,24 @@ def ranked(draws: Sequence[Draw]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def searched(replay: Replay, seed: int) -> dict[str, tuple[float, float, float]]:
-    """Means over searches of one phantom: regret, draws tried, images, by the way of choosing."""
+def searched(replay: Replay, seed: int, equal: bool) -> dict[str, tuple[float, float, float]]:
+    """Means over searches of one phantom: regret, draws tried, images, by the way of choosing.
+
+    With equal images, as many as the dearest way takes for a third of the draws; or of all draws.
+    """
     random = np.random.default_rng(seed)
     rows: dict[str, list[tuple[float, float, float]]] = {}
     for _ in range(SEARCHES):
         order = random.permutation(len(replay.draws)).tolist()
-        *_, images = found = replay.by_role(order, np.inf)
-        ways = {"one validation role": found, f"mean of {SEEDS} seeds": replay.by_role(order, images, SEEDS)}
+        images = float(replay.by_folds(order[: len(order) // 3], np.inf, "pooled")[2]) if equal else np.inf
+        ways = {
+            "one validation role": replay.by_role(order, images),
+            f"mean of {SEEDS} seeds": replay.by_role(order, images, SEEDS),
+            "one role, 3 confirmed": replay.confirmed(order, images),
+        }
         ways |= {f"{FOLDS} folds, {how}": replay.by_folds(order, images, how) for how in POOLINGS}
+        ways |= {f"{FOLDS} folds, race alone": replay.by_folds(order, images, "pooled", rungs=False)}
+        ways[f"{FOLDS} folds abreast"] = replay.abreast(order, images)
         for name, (chosen, tried, spent) in ways.items():
             rows.setdefault(name, []).append((replay.regret(chosen), tried, spent))
     return {name: tuple(np.mean(values, 0).tolist()) for name, values in rows.items()}  # type: ignore[misc]
@@ -351,8 +393,14 @@ def print_all(table: dict[str, NDArray[Any]], budget: Budget) -> None:
     for name in ranks[0]:
         taus, regrets = (np.array([found[name][column] for found in ranks]) for column in (0, 1))
         print(f"{name:24} {interval(taus, np.mean):24} {interval(regrets, np.mean)}")
-    print(f"\n{'searches':24} {'regret':24} {'ratio to one role':24} draws tried, images")
-    found = [searched(Replay(one, budget), phantom) for phantom, one in zip(phantoms, draws, strict=True)]
+    replays = [Replay(one, budget) for one in draws]
+    for equal, title in ((True, "at equal images"), (False, "of all draws")):
+        print_searches(title, [searched(replay, number, equal) for number, replay in enumerate(replays)])
+
+
+def print_searches(title: str, found: Sequence[dict[str, tuple[float, float, float]]]) -> None:
+    """A line for each way of choosing; `found` has an entry for each phantom."""
+    print(f"\n{title:24} {'regret':24} {'ratio to one role':24} draws tried, images")
     role = np.array([one["one validation role"][0] for one in found])
     for name in found[0]:
         regrets, tried, images = (np.array([one[name][column] for one in found]) for column in range(3))
@@ -365,6 +413,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patients", type=int, default=60)
     parser.add_argument("--phantoms", type=int, default=2)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first phantom; others follow")
     parser.add_argument("--draws", type=int, default=24)
     parser.add_argument("--images", type=int, default=5400)
     parser.add_argument("--processes", type=int, default=2)
@@ -377,7 +426,8 @@ def main() -> None:
         with np.load(asked.table, allow_pickle=False) as stored:
             table = dict(stored)
     else:
-        table = train_all(asked.patients, asked.phantoms, asked.draws, budget, asked.processes)
+        phantoms = range(asked.first, asked.first + asked.phantoms)
+        table = train_all(asked.patients, phantoms, asked.draws, budget, asked.processes)
         if asked.table:
             np.savez_compressed(asked.table, **table)
     print(

@@ -1,7 +1,8 @@
 """Race of trials over folds: a paired test on the same patients says who may still be the best.
 
 A stopping rule (base.py) decides within the first fold, whose reports compare all trials on the same few patients. From
-then on a trial is asked at the end of each fold, once another one has come as far: patients are drawn again with
+then on a trial is compared at the end of each fold with the best of the others that has done as many, and again when a
+better one has come as far, because the first trials meet nobody there: patients are drawn again with
 replacement, and if in fewer than `LEVEL` of the draws it is at least as good as the best of the others, it ends. Both
 are compared on the same patients, so that what is hard for both does not count, at the images at which each is best.
 A race of candidates by paired tests, on blocks that all of them see in the same order, is that of Birattari et al., A
@@ -44,6 +45,9 @@ class FoldRace:
         self._best: dict[tuple[int, int], tuple[float, int]] = {}  # by trial and fold: value, images of that network
         self._logits: dict[int, dict[tuple[int, int], LogitsReference]] = {}  # by trial: fold and images
         self._failed: set[int] = set()
+        self._passed: dict[
+            int, tuple[int, int]
+        ] = {}  # by trial: the leader that it was compared with last, and the fold
 
     def offer(self, number: int, images_seen: int, value: float | None, note: FoldNote) -> str | None:
         """Take note of a report; `folds_N` after N folds that stop the trial, or None.
@@ -56,10 +60,10 @@ class FoldRace:
             best = self._best.get(key)
             if best is None or self._objective.better(value, best[0]):
                 self._best[key] = (value, note.images_seen)
-        if not note.whole or images_seen not in self.reached or key not in self._best:
-            return None
-        self.reached[images_seen][number] = self._best[key][0]
-        return self._judged(number, note.number)
+        if note.whole and images_seen in self.reached and key in self._best:
+            self.reached[images_seen][number] = self._best[key][0]
+        whole = note.number if note.whole else note.number - 1
+        return None if note.whole and images_seen not in self.reached else self._judged(number, whole)
 
     def failed(self, number: int) -> None:
         """A trial that failed is no match for others, whatever it had reached."""
@@ -67,13 +71,15 @@ class FoldRace:
 
     def _judged(self, number: int, last: int) -> str | None:
         """The newest fold that another trial has done as well decides."""
-        if self._budget.first_rung >= self._budget.images:  # no early stopping is asked for
-            return None
         for fold in range(last, -1, -1):
             there = self.reached[self._budget.images * (fold + 1)]
             others = {other: value for other, value in there.items() if other not in {number} | self._failed}
             if others and number in there:
                 leader = min(others, key=lambda other: (-self._sign * others[other], other))
+                leads = self._objective.better(there[number], others[leader])
+                if leads or self._passed.get(number) == (leader, fold):
+                    return None
+                self._passed[number] = leader, fold
                 chance = self._chance(self._said(number, fold), self._said(leader, fold))
                 return f"folds_{last + 1}" if chance is not None and chance < LEVEL else None
         return None
@@ -99,4 +105,5 @@ class FoldRace:
             if trial.state == "failed":
                 race.failed(trial.number)
         race._chance = chance
+        race._passed.clear()  # by nobody
         return race

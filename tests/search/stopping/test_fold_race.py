@@ -49,18 +49,36 @@ def test_a_trial_ends_that_has_less_than_a_chance_in_twenty(chance: float | None
 
 
 def test_folds_are_compared_that_both_have_done() -> None:
-    asked = Asked(0.0)
+    asked = Asked(0.5)
     race = FoldRace(BUDGET, OBJECTIVE, asked)
     tell(race, 0, 0, 0.1, 0.5)
     race.offer(0, 300, 0.9, note(0, 1, 100))  # its second fold has begun
     tell(race, 1, 0, 0.1, 0.4)
-    assert tell(race, 1, 1, 0.4, 0.3) == "folds_2"
-    assert asked.pairs[-1] == (["1/0-200"], ["0/0-200"])
+    assert asked.pairs == [(["1/0-200"], ["0/0-200"])]
+    assert tell(race, 1, 1, 0.4, 0.3) is None  # the same pair on the same folds
+    assert len(asked.pairs) == 1
     race.offer(0, 400, 0.8, note(0, 1, 200))
     tell(race, 2, 0, 0.1, 0.3)
-    tell(race, 2, 1, 0.1, 0.2)
+    asked.chance = 0.0
+    race.offer(2, 300, 0.1, note(2, 1, 100))
+    assert race.offer(2, 400, 0.2, note(2, 1, 200)) == "folds_2"
     assert asked.pairs[-1] == (["2/0-200", "2/1-200"], ["0/0-100", "0/1-100"])
     assert race.reached == {200: {0: 0.5, 1: 0.4, 2: 0.3}, 400: {0: 0.9, 1: 0.4, 2: 0.2}}
+
+
+def test_a_trial_is_compared_again_when_a_better_one_has_come_as_far() -> None:
+    asked = Asked(0.5)
+    race = FoldRace(BUDGET, OBJECTIVE, asked)
+    tell(race, 0, 0, 0.1, 0.5)
+    tell(race, 1, 0, 0.1, 0.4)
+    assert race.offer(0, 300, 0.3, note(0, 1, 100)) is None
+    assert asked.pairs == [(["1/0-200"], ["0/0-200"])]  # who leads is compared with nobody
+    assert race.offer(1, 300, 0.3, note(1, 1, 100)) is None  # nothing has changed
+    assert len(asked.pairs) == 1
+    tell(race, 2, 0, 0.1, 0.9)
+    asked.chance = 0.01
+    assert race.offer(1, 300, 0.3, note(1, 1, 100)) == "folds_1"
+    assert asked.pairs[-1] == (["1/0-200"], ["2/0-200"])
 
 
 def test_the_last_fold_ends_by_itself() -> None:
@@ -78,10 +96,10 @@ def test_a_failed_trial_beats_nobody() -> None:
     assert tell(race, 1, 0, 0.1, 0.1) is None
 
 
-def test_without_early_stopping_nobody_is_stopped() -> None:
+def test_without_rungs_the_race_is_run_all_the_same() -> None:
     race = FoldRace(BUDGET.model_copy(update={"first_rung": 200}), OBJECTIVE, Asked(0.0))
     tell(race, 0, 0, 0.9, 0.9)
-    assert tell(race, 1, 0, 0.1, 0.1) is None
+    assert tell(race, 1, 0, 0.1, 0.1) == "folds_1"
 
 
 @pytest.mark.parametrize(("mode", "leader"), [("max", "1"), ("min", "0")])
