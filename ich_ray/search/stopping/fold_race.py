@@ -72,7 +72,7 @@ class FoldRace:
     def _judged(self, number: int, last: int) -> str | None:
         """The newest fold that another trial has done as well decides."""
         for fold in range(last, -1, -1):
-            there = self.reached[self._budget.images * (fold + 1)]
+            there = self.reached.get(self._budget.images * (fold + 1), {})  # a record may name any fold
             others = {other: value for other, value in there.items() if other not in {number} | self._failed}
             if others and number in there:
                 leader = min(others, key=lambda other: (-self._sign * others[other], other))
