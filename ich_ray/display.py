@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ich_ray.data.identities import FileIdentity
     from ich_ray.pipeline import RunResult
     from ich_ray.refit.confirm import Confirmation
-    from ich_ray.results import Parameter, SearchResult
+    from ich_ray.results import Parameter, SearchResult, TrialResult
     from ich_ray.search.audit.search_audit import Audit
     from ich_ray.search.plan.plan_report import SearchPlan
 
@@ -92,7 +92,7 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
     ranked = found.ranked()
     if as_json:
         trials = [
-            {**trial.model_dump(mode="json"), "value": trial.value, **registered_columns(trial)}
+            {**trial.model_dump(mode="json"), "value": trial.value, **_of_folds(trial), **registered_columns(trial)}
             for trial in ranked[:top]
         ]
         print_json({"search": found.record.model_dump(mode="json"), "trials": trials})
@@ -107,12 +107,19 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         state = f"{trial.state} ({trial.reason})" if trial.reason else trial.state
         value, drawn = _plain(trial.value), format_parameters(trial.parameters)
         added = map(_cell, registered_columns(trial).values())
-        rows.append((trial.number, state, value, trial.images_seen, seconds, *added, drawn))
-    columns = ("trial", "state", found.objective.metric, "images", "seconds", *RESULT_COLUMNS.names(), "parameters")
+        folds = (" ".join(map(_plain, trial.fold_values)),) if found.objective.networks > 1 else ()
+        rows.append((trial.number, state, value, trial.images_seen, seconds, *folds, *added, drawn))
+    by_fold = ("each fold",) if found.objective.networks > 1 else ()
+    names = ("trial", "state", found.objective.metric, "images", "seconds", *by_fold)
+    columns = (*names, *RESULT_COLUMNS.names(), "parameters")
     print_table(columns, rows, left=_TEXT)
     _print_failures(found)
     for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
         print_line(f"{count} trials on {setup}")
+
+
+def _of_folds(trial: TrialResult) -> dict[str, Any]:
+    return {"fold_values": trial.fold_values} if trial.fold_values else {}
 
 
 def _print_failures(found: SearchResult) -> None:

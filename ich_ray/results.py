@@ -50,6 +50,8 @@ __all__ = [
     "CheckpointReference",
     "EndCheck",
     "ExecutionInfo",
+    "FoldNote",
+    "LogitsReference",
     "Objective",
     "Report",
     "SearchRecord",
@@ -65,24 +67,52 @@ __all__ = [
 TrialState = Literal["running", "completed", "pruned", "failed"]
 # A hundred thousand trials are more than anybody has searched with; what counts to here ends soon.
 MOST_TRIALS = 10_000_000
+MOST_FOLDS = 100
 _Trials = Annotated[int, Field(ge=0, le=MOST_TRIALS)]
 Parameter = Line | Integer | float | bool
+
+
+class LogitsReference(Record):
+    """Logits of the slices of a fold: `file`, relative to the search folder, and its SHA-256."""
+
+    file: RelativeFile
+    sha256: Sha256
+
+
+class FoldNote(Record):
+    """One fold at one report.
+
+    Attributes:
+        number: which network of the trial this is, from 0; repeats count on.
+        images_seen: by this network alone; `whole` if that was its budget.
+        value: the objective on the patients of this fold alone, None where it is undefined there.
+        logits: of these patients' slices.
+    """
+
+    number: Count
+    images_seen: Count
+    whole: bool
+    value: float | None
+    logits: LogitsReference
 
 
 class Report(Record):
     """One measurement of a trial on the validation patients.
 
     Attributes:
-        images_seen: training images shown so far: the budget unit.
+        images_seen: training images shown so far: the budget unit; with folds, by all its networks.
         metrics: by name; a non-finite value becomes None, which JSON can hold.
         elapsed_s: training time of the trial so far, over all attempts.
         time: when it reached the ledger, seconds since 1970.
+        fold: where trials are judged by folds, what the network of this fold gave; metrics are then of all folds so far
+            at equally many images, pooled.
     """
 
     images_seen: Count
     metrics: dict[Line, float | None]
     elapsed_s: Seconds
     time: Time
+    fold: FoldNote | None = None
 
     @field_validator("metrics", mode="before")
     @classmethod
@@ -113,10 +143,31 @@ class WeightsNote(Record):
 
 
 class Objective(Record):
-    """What a search optimizes."""
+    """What a search optimizes.
+
+    Attributes:
+        folds: parts into which train and validation patients are divided; a trial trains a network without each, and
+            is judged by what they say of the patients they have not seen. 0 for the validation patients alone; `auto`
+            until the dataset has decided.
+        repeats: how often they are divided, each time otherwise.
+    """
 
     metric: Line = "average_precision"
     mode: Literal["max", "min"] = "max"
+    folds: Annotated[int, Field(ge=0, le=MOST_FOLDS)] | Literal["auto"] = 0
+    repeats: int = Field(default=1, ge=1, le=MOST_FOLDS)
+
+    @field_validator("folds", mode="before")
+    @classmethod
+    def _counted(cls, folds: Any) -> Any:
+        if folds == "auto" or (isinstance(folds, int) and not isinstance(folds, bool)):
+            return folds
+        raise ValueError("must be a whole number or auto")
+
+    @property
+    def networks(self) -> int:
+        """That a trial trains, one after the other."""
+        return self.folds * self.repeats if isinstance(self.folds, int) and self.folds else 1
 
     def better(self, one: float, other: float) -> bool:
         return one > other if self.mode == "max" else one < other
@@ -186,10 +237,39 @@ class TrialResult(Record):
         return self.reports[-1].images_seen if self.reports else 0
 
     @property
+    def folds_done(self) -> int:
+        """Networks that have spent their budget, where trials are judged by folds."""
+        return max((report.fold.number + 1 for report in self.reports if report.fold and report.fold.whole), default=0)
+
+    @property
+    def judged_reports(self) -> tuple[Report, ...]:
+        """The reports that a trial is judged by: all, or with folds those of the last fold that is whole.
+
+        Fewer folds are no match for more, and a fold that has just begun none for one at its end. Before the first one
+        is whole it stands for itself.
+        """
+        last = max(0, self.folds_done - 1)
+        return tuple(report for report in self.reports if report.fold is None or report.fold.number == last)
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether what its networks said of their folds may be needed: to go on, or to compare others."""
+        return self.state == "running" or (self.state != "failed" and self.folds_done > 0)
+
+    @property
+    def fold_values(self) -> tuple[float | None, ...]:
+        """The objective on each fold alone, at the images of the best report; empty without folds."""
+        best = self.best_report.fold if self.best_report else None
+        if best is None:
+            return ()
+        notes = [report.fold for report in self.reports if report.fold and report.fold.number <= best.number]
+        return tuple(note.value for note in notes if note.images_seen == best.images_seen)
+
+    @property
     def best_report(self) -> Report | None:
-        """The report with the best finite objective, the earliest of equals; None without any."""
+        """The judged report with the best finite objective, the earliest of equals; None without any."""
         best: Report | None = None
-        for report in self.reports:
+        for report in self.judged_reports:
             value = report.metrics.get(self.objective.metric)
             if value is None:
                 continue
@@ -246,6 +326,7 @@ class SearchRecord(Record):
         split: of the dataset; see `LEAK`.
         precision: of all its trials on accelerators; None in searches of version 0.1.0, and where no machine told: each
             accelerator then computes by its own capability.
+        folds: what the dataset decided where the space says `folds: auto`, else None.
         amendments: later changes, such as more trials: `{"time": ..., "trials": 200}`.
     """
 
@@ -259,6 +340,7 @@ class SearchRecord(Record):
     seed: Seed
     trials: _Trials
     precision: Precision | None = None
+    folds: Annotated[int, Field(ge=0, le=MOST_FOLDS)] | None = None
     versions: dict[Line, Line]
     created: Time
     amendments: tuple[dict[Line, JsonValue], ...] = ()
@@ -286,7 +368,8 @@ class SearchRecord(Record):
 
     @property
     def objective(self) -> Objective:
-        return Objective.model_validate(self.space.get("objective", {}))
+        written = Objective.model_validate(self.space.get("objective", {}))
+        return written if self.folds is None else written.model_copy(update={"folds": self.folds})
 
     @property
     def wanted(self) -> int:
@@ -423,6 +506,7 @@ def _trial_row(trial: TrialResult) -> dict[str, Any]:
         "images_seen": trial.images_seen,
         "reports": len(trial.reports),
         "seconds": trial.reports[-1].elapsed_s if trial.reports else 0.0,
+        **({"fold_values": trial.fold_values} if trial.fold_values else {}),
         "checkpoint": trial.checkpoint.file if trial.checkpoint else None,
         "checkpoint_sha256": trial.checkpoint.sha256 if trial.checkpoint else None,
         "checkpoint_images_seen": trial.checkpoint.images_seen if trial.checkpoint else None,
@@ -432,7 +516,8 @@ def _trial_row(trial: TrialResult) -> dict[str, Any]:
 
 
 def _report_row(trial: TrialResult, report: Report) -> dict[str, Any]:
-    return {"number": trial.number, **report.model_dump(exclude={"metrics"}), **report.metrics}
+    of_fold = {"fold": report.fold.number, "fold_value": report.fold.value} if report.fold else {"fold": None}
+    return {"number": trial.number, **report.model_dump(exclude={"metrics", "fold"}), **of_fold, **report.metrics}
 
 
 def open_search(where: Location) -> SearchResult:

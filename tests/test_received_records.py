@@ -60,6 +60,7 @@ STATED = {
     "published.reproduction.Reproduction signed": "candidates folds trials_a",
     "published.reproduction.Reproduction address": "weights",
     "results.CheckpointReference file": "file",
+    "results.LogitsReference file": "file",
     "results.Objective text": "metric",
     "results.Report text": "metrics",
     "results.SearchRecord address": "amendments dataset",

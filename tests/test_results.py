@@ -13,10 +13,13 @@ from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.results import (
     RESULT_COLUMNS,
     CheckpointReference,
+    FoldNote,
+    LogitsReference,
     Objective,
     Report,
     SearchResult,
     TrialResult,
+    TrialState,
     open_search,
 )
 from ich_ray.search.ledger import Ledger, Verdict
@@ -189,3 +192,31 @@ def test_the_package_opens_searches(tmp_path: Path) -> None:
     search(tmp_path)
     found = ich_ray.open_search(str(tmp_path / "s"))
     assert repr(found) == f"SearchResult({str(tmp_path / 's')!r}, 5 trials)"
+
+
+def test_a_trial_with_folds_is_judged_by_its_last_whole_fold() -> None:
+    def report(fold: int, images: int, value: float | None, own: float) -> Report:
+        logits = LogitsReference(file=f"logits/00000/{fold}", sha256="0" * 64)
+        note = FoldNote(number=fold, images_seen=images, whole=images == 200, value=own, logits=logits)
+        metrics = {"average_precision": value}
+        return Report(images_seen=200 * fold + images, metrics=metrics, elapsed_s=1.0, time=1.0, fold=note)
+
+    reports = (
+        report(0, 100, 0.9, 0.9),
+        report(0, 200, 0.7, 0.7),
+        report(1, 100, 0.6, 0.3),
+        report(1, 200, 0.5, 0.2),
+        report(2, 100, 0.95, 0.99),
+    )
+
+    def judged(count: int, state: TrialState = "running") -> tuple[float | None, int, tuple[float | None, ...], bool]:
+        trial = TrialResult(number=0, parameters={}, reports=reports[:count], state=state)
+        return trial.value, trial.folds_done, trial.fold_values, trial.keeps_logits
+
+    assert judged(0) == (None, 0, (), True)
+    assert judged(1) == (0.9, 0, (0.9,), True)
+    assert judged(1, "pruned") == (0.9, 0, (0.9,), False)
+    assert judged(2, "pruned") == (0.9, 1, (0.9,), True)
+    assert judged(3) == (0.9, 1, (0.9,), True)  # the second one has just begun
+    assert judged(5, "pruned") == (0.6, 2, (0.9, 0.3), True)
+    assert judged(5, "failed") == (0.6, 2, (0.9, 0.3), False)

@@ -1,8 +1,9 @@
-"""Views of a dataset with one fold held out, or none, for confirming and retraining.
+"""Views of a dataset with one fold held out, or none, for searching, confirming and retraining.
 
 The pool is the train and validation patients. Those of one fold are validated on and the others trained on, so that
 each patient of the pool is held out once over all folds; a last training may take them all. Calibration and test
-patients cannot be reached from here.
+patients cannot be reached from here. A confirmation goes by the folds of the dataset, a search by folds of its own: it
+has as many as it asks for, and a confirmation then divides otherwise.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ich_ray.data.dataset import PreparedDataset, SliceSet
+from ich_ray.data.roles import assign_folds
 from ich_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +21,16 @@ if TYPE_CHECKING:
 
     from ich_ray.vocabulary import Patients, Role
 
-__all__ = ["HeldOut", "check_folds", "development_rows", "folds_of", "roles_of", "trained_and_validated"]
+__all__ = [
+    "HeldOut",
+    "SearchFolds",
+    "check_folds",
+    "development_rows",
+    "folds_of",
+    "pool_of",
+    "roles_of",
+    "trained_and_validated",
+]
 
 POOL: tuple[Role, ...] = ("train", "validation")
 
@@ -42,6 +53,72 @@ class HeldOut(PreparedDataset):
         held_out = self._whole.column("fold") == self.fold
         pool = _pool(self._whole)
         return SliceSet(self._whole, np.flatnonzero(pool & (held_out if role == "validation" else ~held_out)))
+
+
+class SearchFolds:
+    """The pool of a dataset, divided by patient into folds, once or more.
+
+    Positive and negative patients are divided apart. Nothing but patients, labels and the seed decides: folds are
+    the same for all trials.
+
+    Args:
+        dataset: whole.
+        folds: parts of each division.
+        repeats: divisions.
+        seed: of the search.
+    """
+
+    def __init__(self, dataset: PreparedDataset, folds: int, repeats: int, seed: int) -> None:
+        self._whole, self._folds = dataset, folds
+        self._pool = pool_of(dataset)
+        every = np.full(len(self._pool), POOL[0], object)
+        self._fold = [
+            assign_folds(self._pool.patients, self._pool.labels == 1, every, _seed(seed, repeat), folds)
+            for repeat in range(repeats)
+        ]
+
+    def __len__(self) -> int:
+        """Networks of a trial."""
+        return self._folds * len(self._fold)
+
+    def held_out(self, number: int) -> SliceSet:
+        """The slices that network `number` is validated on, in the order of the dataset."""
+        return SliceSet(self._whole, self._pool.rows[self._is_held_out(number)])
+
+    def view(self, number: int) -> SearchFold:
+        """The dataset as network `number` sees it."""
+        return SearchFold(self._whole, self.held_out(number), self._pool.rows[~self._is_held_out(number)])
+
+    def _is_held_out(self, number: int) -> NDArray[np.bool_]:
+        repeat, fold = divmod(number, self._folds)
+        return np.asarray(self._fold[repeat] == fold)
+
+
+class SearchFold(PreparedDataset):
+    """A view of a dataset: slices that are held out are `validation`, the rest of its pool `train`."""
+
+    def __init__(self, whole: PreparedDataset, held_out: SliceSet, others: NDArray[np.int64]) -> None:
+        super().__init__(whole.files, whole.manifest)
+        self._parts = {"validation": held_out, "train": SliceSet(whole, others)}
+
+    def role(self, role: Role) -> SliceSet:
+        """The slices of `train` or `validation` in this view, read through the dataset's mapping.
+
+        Raises:
+            ValueError: another role was asked for, which no search may see.
+        """
+        if role not in self._parts:
+            raise ValueError(f"role must be train or validation where a fold is held out, got {role}")
+        return self._parts[role]
+
+
+def _seed(seed: int, repeat: int) -> int:
+    return int(np.random.SeedSequence([seed, repeat]).generate_state(1)[0])
+
+
+def pool_of(dataset: PreparedDataset) -> SliceSet:
+    """All slices that may train or validate."""
+    return SliceSet(dataset, development_rows(dataset))
 
 
 def _pool(dataset: PreparedDataset) -> NDArray[np.bool_]:

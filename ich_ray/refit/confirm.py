@@ -4,7 +4,8 @@ A search's best score is partly luck: of many trials it is the highest on one se
 train again without early stopping, each on every fold (of the train and validation patients) or with several new seeds.
 The trainings are a search folder of their own, `SEARCH/final/confirm-folds/` or `confirm-seeds/`, with the same ledger,
 so they can be killed and gone on with, read by `ich-ray results`, and extended to more trials or folds. What is chosen
-stands in confirm.json. Calibration and test patients are never opened.
+stands in confirm.json. A search with folds has trained on these patients, too; the folds here are those of the dataset,
+which divide them otherwise, and the networks are new. Calibration and test patients are never opened.
 """
 
 from __future__ import annotations
@@ -215,10 +216,13 @@ def _train(
 
 
 def _space(found: SearchResult) -> SearchSpace:
-    """The search's space without early stopping: every training is to be compared at its end."""
+    """The search's space without early stopping and folds: every training is one network, compared at its end."""
     source, images = found.record.space, searched_budget(found).images
     budget = {**source["budget"], "first_rung": images}
     budget.pop("rule", None)  # the usual one, which without rungs stops nobody
+    if "objective" in source:
+        one = {key: value for key, value in source["objective"].items() if key in {"metric", "mode"}}
+        source = {**source, "objective": one}
     name = f"{str(source.get('name', found.record.name))[:72]}-confirm"  # a name has at most 80 characters
     return parse_space({**source, "name": name, "budget": budget}, str(found.files.search))
 
@@ -226,7 +230,7 @@ def _space(found: SearchResult) -> SearchSpace:
 def _record(found: SearchResult, space: SearchSpace, trials: int) -> SearchRecord:
     seed = trial_seed(found.record.seed, _SEED_OF_CONFIRMATION)
     changes: dict[str, Any] = {"name": space.name, "space": space.source, "seed": seed, "trials": trials}
-    changes["dataset"] = found.record.dataset_folder
+    changes |= {"dataset": found.record.dataset_folder, "folds": None}
     return found.record.model_copy(update={**changes, "created": time.time(), "amendments": ()})
 
 

@@ -177,7 +177,7 @@ def _plan(found: SearchResult, course: RetrainCourse, patients: Patients) -> Ret
         dataset=found.record.dataset_folder,
         fingerprint=found.record.fingerprint,
         parameters=course.parameters.identity(),
-        objective=found.objective.model_dump(),
+        objective=found.objective.model_dump(include={"metric", "mode"}),
         images=course.images,
         report_every=course.report_every,
         seed=0,

@@ -156,10 +156,14 @@ def planned(
         seen = statistics.median_low(run.best_images_seen for run in rehearsal)
         source = f"the best report of the retraining without the validation patients (median of {len(rehearsal)})"
     else:
-        seen = trial.best_report.images_seen if trial.best_report else trial.images_seen
+        best = trial.best_report
+        seen = (best.fold or best).images_seen if best else trial.images_seen
         source = f"the best report of trial {trial.number}"
     held = sum(roles[role].slices for role in roles_of(patients))
-    share = 1.0 if parameters.training_slices else held / roles["train"].slices
+    trained = float(roles["train"].slices)
+    if not rehearsal and schedule.patience is not None and (folds := found.objective.folds) and folds != "auto":
+        trained = held * (folds - 1) / folds  # of each network of the trial, on average
+    share = 1.0 if parameters.training_slices else held / trained
     budget = f"as many passes over the data as {source}, which had seen {seen:,} images"
     return RetrainCourse(parameters, round(seen * share), every, budget)
 

@@ -12,9 +12,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.folds import pool_of
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say
-from ich_ray.results import MOST_TRIALS, SearchRecord, TrialResult, open_search
+from ich_ray.results import MOST_TRIALS, Objective, SearchRecord, TrialResult, open_search
+from ich_ray.search.checked_folds import check_folds_of_search, decided
 from ich_ray.search.ledger import Ledger, differences
 from ich_ray.search.space.yaml_file import SearchSpace, load_space
 from ich_ray.search.time_budget import Limits
@@ -22,6 +24,7 @@ from ich_ray.storage import Location, SearchFiles, exists, is_foreign, locate
 
 if TYPE_CHECKING:
     from ich_ray.search.request import SearchRequest
+    from ich_ray.vocabulary import Role
 
 __all__ = ["CheckedRequest", "validate_request"]
 
@@ -76,6 +79,7 @@ def validate_request(request: SearchRequest) -> CheckedRequest:
     there = open_search(files.root).record if exists(files.search) else None
     if seed is None:
         seed = there.seed if there else 0
+    checked = decided(checked, data, there)
     record = _record(checked, data, trials or len(checked.listed or ()) or DEFAULT_TRIALS, seed)
     begun = _begun(files, there, record, trials, request.resume)
     teacher = str(locate(warm_start)) if warm_start is not None else begun.warm_start if begun else None
@@ -85,7 +89,8 @@ def validate_request(request: SearchRequest) -> CheckedRequest:
     from ich_ray.search.preflight import check_objective, check_roles  # with Ray, which no mistake above need wait for
 
     check_roles(data)
-    check_objective(data.role("validation"), checked.objective)
+    check_objective(pool_of(data) if checked.objective.networks > 1 else data.role("validation"), checked.objective)
+    check_folds_of_search(checked, data, seed)
     wanted = trials or (begun or record).wanted
     return CheckedRequest(limits, checked, data, files, record, begun, wanted, teacher, warm)
 
@@ -106,16 +111,20 @@ def _check_listed(space: SearchSpace, trials: int | None, warm_start: Location |
 
 
 def _record(space: SearchSpace, dataset: PreparedDataset, trials: int, seed: int) -> SearchRecord:
-    validation = dataset.manifest.roles.get("validation")
+    judged: list[Role] = ["train", "validation"] if space.objective.networks > 1 else ["validation"]
+    counts = [dataset.manifest.roles[role] for role in judged]
+    slices = sum(one.slices for one in counts)
+    auto = Objective.model_validate(space.source.get("objective", {})).folds == "auto"
     return SearchRecord(
         name=space.name,
         space=space.source,
         dataset=str(dataset.files.root),
         fingerprint=dataset.manifest.fingerprint,
-        prevalence=validation.positives / validation.slices if validation and validation.slices else 0.0,
+        prevalence=sum(one.positives for one in counts) / slices if slices else 0.0,
         split=dataset.manifest.split,
         seed=seed,
         trials=trials,
+        folds=space.objective.folds if auto and isinstance(space.objective.folds, int) else None,
         versions={name: version(name) for name in _PACKAGES},
         created=time.time(),
     )
@@ -153,6 +162,12 @@ def _warm(space: SearchSpace, where: str | None, asked: SearchRecord, own: Searc
     if other.files.root.resolve() == own.root.resolve():
         raise ConfigError(
             f"--warm-start {where}: must be another search, got that of --out, which it knows; leave it out"
+        )
+    judged = [(one.metric, one.mode, one.folds, one.repeats) for one in (other.objective, space.objective)]
+    if judged[0][:2] == judged[1][:2] and judged[0] != judged[1]:
+        raise ConfigError(
+            f"--warm-start {where}: must be judged as this search is, by {space.objective.folds} folds, got "
+            f"{other.objective.folds}; leave it out"
         )
     if other.objective != space.objective:
         raise ConfigError(

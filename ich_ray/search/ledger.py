@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ich_ray.errors import ConfigError
-from ich_ray.results import CheckpointReference, Parameter, Report, SearchRecord, TrialResult, TrialState, open_search
+from ich_ray.results import (
+    CheckpointReference,
+    FoldNote,
+    Parameter,
+    Report,
+    SearchRecord,
+    TrialResult,
+    TrialState,
+    open_search,
+)
 from ich_ray.statistics.metrics import at_chance
 from ich_ray.storage import Location, SearchFiles, exists, locate, remove, write_bytes, write_json
 
@@ -59,7 +68,11 @@ class Ledger:
         if exists(files.search):
             raise ConfigError(cls.occupied(files, record))
         files.check_no_links()
-        if left := [part.name for part in (files.trials, files.checkpoints) if part.exists() and any(part.iterdir())]:
+        if left := [
+            part.name
+            for part in (files.trials, files.checkpoints, files.logits)
+            if part.exists() and any(part.iterdir())
+        ]:
             raise ConfigError(
                 f"{files.root}: a new search needs a folder without trials, got {' and '.join(left)} of one whose "
                 "search.json is gone; put it back, or choose another --out"
@@ -79,12 +92,16 @@ class Ledger:
 
     @classmethod
     def open(cls, out: Location) -> Ledger:
-        """Go on with the search in a folder; checkpoints that no unfinished trial can use are removed."""
+        """Go on with the search in a folder; checkpoints and logits that no trial can use are removed."""
         found = open_search(out)
         ledger = cls(found.files, found.record, {trial.number: trial for trial in found.trials})
         used = {found.files.checkpoint(trial.number).name for trial in ledger.unfinished}
         for folder in found.files.checkpoints.iterdir() if found.files.checkpoints.exists() else ():
             if folder.name not in used:
+                remove(folder)
+        kept = {found.files.logits_of(one.number).name for one in found.trials if one.keeps_logits}
+        for folder in found.files.logits.iterdir() if found.files.logits.exists() else ():
+            if folder.name not in kept:
                 remove(folder)
         return ledger
 
@@ -133,6 +150,7 @@ class Ledger:
         elapsed_s: float,
         *,
         checkpoint: CheckpointReference | None = None,
+        fold: FoldNote | None = None,
         end: Verdict | None = None,
         **changes: Any,
     ) -> TrialResult:
@@ -145,7 +163,7 @@ class Ledger:
         if images_seen > trial.images_seen:
             # Interned, because each result comes with names of its own: a third of what a report weighs in memory.
             named = {sys.intern(name): value for name, value in metrics.items()}
-            report = Report(images_seen=images_seen, metrics=named, elapsed_s=elapsed_s, time=time.time())
+            report = Report(images_seen=images_seen, metrics=named, elapsed_s=elapsed_s, time=time.time(), fold=fold)
             changes["reports"] = (*trial.reports, report)
         if checkpoint:
             changes["checkpoint"] = checkpoint
@@ -174,6 +192,8 @@ class Ledger:
             )
         )
         self._drop_checkpoint(trial.number)
+        if not written.keeps_logits:
+            remove(self.files.logits_of(trial.number))
         return written
 
     def _change(self, number: int, **changes: Any) -> TrialResult:

@@ -102,11 +102,17 @@ def _reported(record: TrialResult) -> dict[int, float]:
 
 
 def reached(record: TrialResult, rungs: Iterable[int]) -> dict[int, float]:
-    """The best value that a trial, ended or not, had reported by the time it reached each rung."""
+    """The best value that a trial, ended or not, had reported by the time it reached each rung.
+
+    With folds, the best with as many folds as then.
+    """
     reported = _reported(record)
+    fold = {report.images_seen: report.fold.number if report.fold else 0 for report in record.reports}
     arrivals = {level: min((images for images in reported if images >= level), default=None) for level in rungs}
     return {
-        level: record.objective.best(value for images, value in reported.items() if images <= arrival)
+        level: record.objective.best(
+            value for images, value in reported.items() if images <= arrival and fold[images] == fold[arrival]
+        )
         for level, arrival in arrivals.items()
         if arrival is not None
     }
@@ -119,7 +125,7 @@ def as_optuna(space: SearchSpace, record: TrialResult) -> optuna.trial.FrozenTri
         IntegrityError: the space could not have drawn it.
     """
     parameters, recorder = drawn_again(space, record)
-    state, value, intermediate = outcome(record, space.budget.rungs())
+    state, value, intermediate = outcome(record, space.rungs())
     return optuna.trial.create_trial(
         state=state,
         value=value,

@@ -45,7 +45,7 @@ class SearchStatus:
 
     Attributes:
         wanted: trials in all.
-        budget: images of a trial that is never stopped.
+        budget: images of a trial that is never stopped; with folds, of each of its `networks`.
         ended: trials by final state.
         waiting: trials of a former run that have no slot yet.
         running: those that have one, by number.
@@ -69,6 +69,7 @@ class SearchStatus:
     elapsed_s: float
     left_s: float | None
     searched: Sequence[str]
+    networks: int = 1
 
     def line(self) -> str:
         """All of it that fits a line of a log."""
@@ -127,10 +128,16 @@ class SearchStatus:
         value = trial.reports[-1].metrics.get(self.metric) if trial.reports else None
         return (
             str(trial.number),
-            f"{trial.images_seen:,} / {self.budget:,}",
+            f"{trial.images_seen:,} / {self.budget * self.networks:,}{self._fold(trial)}",
             "-" if value is None else f"{value:.4f}",
             format_parameters(trial.parameters, self.searched),
         )
+
+    def _fold(self, trial: TrialResult) -> str:
+        """Which fold it trains, empty without any."""
+        if self.networks == 1:
+            return ""
+        return f", fold {min(trial.images_seen // self.budget + 1, self.networks)}/{self.networks}"
 
 
 def format_best(best: TrialResult | None) -> str:

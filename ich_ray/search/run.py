@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.runtime import connected
+from ich_ray.search.checked_folds import check_single_worker
 from ich_ray.search.checked_request import validate_request
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.request import SearchRequest
@@ -75,6 +76,7 @@ def run_request(request: SearchRequest, trainer: Trainer | None = None) -> Searc
         fleet = ClusterResources()
         slots = plan_slots(fleet.machines(), request)
         checked.limits.check(slots.gpus)
+        check_single_worker(checked.space, slots)
         if trainer is None:
             check_workers(data, sampled(checked.space), slots.workers)
         check_machines(data, files.root)

@@ -258,10 +258,15 @@ class SearchFiles:
         if not is_local(self.root):
             return
         try:
-            within = [path for folder in (self.checkpoints, self.final) if folder.is_dir() for path in folder.iterdir()]
+            within = [
+                path
+                for folder in (self.checkpoints, self.logits, self.final)
+                if folder.is_dir()
+                for path in folder.iterdir()
+            ]
         except OSError as error:
             raise unreadable(self.root, error) from None
-        for path in (self.trials, self.checkpoints, self.final, *within):
+        for path in (self.trials, self.checkpoints, self.logits, self.final, *within):
             if path.is_symlink() and not path.is_file():
                 raise IntegrityError(
                     f"{path}: folders of a search must lie in it, got a link; put there what it leads to, or link the "
@@ -270,6 +275,14 @@ class SearchFiles:
 
     def checkpoint(self, number: int) -> UPath:
         return self.checkpoints / f"{number:05d}"
+
+    @property
+    def logits(self) -> UPath:
+        """What the networks of trials said of the patients of their folds, where trials are judged by folds."""
+        return self.root / "logits"
+
+    def logits_of(self, number: int) -> UPath:
+        return self.logits / f"{number:05d}"
 
     @property
     def lock(self) -> UPath:

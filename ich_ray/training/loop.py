@@ -275,25 +275,28 @@ class _Run:
     def report(self) -> Progress:
         started = time.perf_counter()
         metrics: dict[str, float] = {}
+        logits: NDArray[np.float32] | None = None
         if self.validation is not None and self.validation_inputs is not None:
-            metrics = self._validated(self.validation, self.validation_inputs)
+            metrics, logits = self._validated(self.validation, self.validation_inputs)
         metrics["train_loss"] = self.train_loss
         self.elapsed_s += self._interval_s + time.perf_counter() - started
-        return Progress(self.images_seen, metrics, self.elapsed_s, self.images_per_s, self.setup, self._capture)
+        return Progress(self.images_seen, metrics, self.elapsed_s, self.images_per_s, self.setup, logits, self._capture)
 
-    def _validated(self, validation: SliceSet, inputs: NetworkInputs) -> dict[str, float]:
+    def _validated(self, validation: SliceSet, inputs: NetworkInputs) -> tuple[dict[str, float], NDArray[np.float32]]:
+        """Metrics, and the logits behind them as those of probabilities."""
         positions = self.shard.part(np.arange(len(validation)))
         batches = in_batches(inputs, positions, EVALUATION_BATCH)
         own = batch_logits(self.validated, batches, autocast(self.precision, self.device))
         logits = self.shard.gathered(own, len(validation), self.device)
         if not np.isfinite(logits).all():
             raise TrialFailure("diverged", f"a validation logit is not finite after {self.images_seen} images")
-        *subtypes, of_any = logits.reshape(len(logits), -1).T
+        by_label = logits.reshape(len(logits), -1)
+        *subtypes, of_any = by_label.T
         metrics = validation_metrics(validation.labels, of_any, self.loss.shifts[-1])
         if subtypes:
             targets = validation.targets(self.parameters.predicted_labels)
             metrics |= label_metrics(targets, logits, self.loss.shifts, self.parameters.predicted_labels)
-        return metrics
+        return metrics, (by_label + np.array(self.loss.shifts)).astype(np.float32)
 
     def _capture(self) -> TrainingState:
         tensors = {f"weights.{name}": value for name, value in self.network.state_dict().items()}

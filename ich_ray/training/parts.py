@@ -11,6 +11,9 @@ from ich_ray.training.loss import CrossEntropy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ich_ray.results import ExecutionInfo
     from ich_ray.training.augmentation import Augmentation
     from ich_ray.training.loss import LossOf
@@ -62,6 +65,7 @@ class Progress:
         elapsed_s: time in training and validation so far, over all attempts.
         images_per_s: training images per second since the report before, without validation.
         setup: how it is computed; of the first worker if there are several.
+        logits: of the validation slices, float32 `[n, labels]`, corrected for the class weights; None without any.
     """
 
     images_seen: int
@@ -69,6 +73,7 @@ class Progress:
     elapsed_s: float
     images_per_s: float
     setup: ExecutionInfo
+    logits: NDArray[np.float32] | None = field(repr=False, compare=False)
     _capture: Callable[[], TrainingState] = field(repr=False, compare=False)
 
     def state(self) -> TrainingState:

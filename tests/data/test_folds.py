@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.folds import HeldOut, check_folds, folds_of
+from ich_ray.data.folds import HeldOut, SearchFolds, check_folds, folds_of
 from ich_ray.errors import ConfigError
 from tests.prepared import make_dataset
 
@@ -65,3 +65,26 @@ def test_folds_that_cannot_be_used_are_refused(dataset: PreparedDataset) -> None
     negative = np.where(dataset.column("fold") == 1, 0, dataset.label("any")).astype(np.int8)
     with pytest.raises(ConfigError, match="must be in fold 1, got 0 positive of 24; confirm with --seeds"):
         check_folds(with_column(dataset, "any", pa.array(negative)), 2)
+
+
+def test_each_division_of_a_search_holds_every_patient_out_once(dataset: PreparedDataset) -> None:
+    folds = SearchFolds(dataset, folds=4, repeats=2, seed=3)
+    assert len(folds) == 8
+    pool = sorted([*dataset.role("train").rows, *dataset.role("validation").rows])
+    for repeat in (range(4), range(4, 8)):
+        assert sorted(row for number in repeat for row in folds.held_out(number).rows) == pool
+    assert folds.held_out(0).rows.tolist() != folds.held_out(4).rows.tolist()
+    positive = [len(np.unique(held.patients[held.labels == 1].astype(str))) for held in map(folds.held_out, range(4))]
+    assert max(positive) - min(positive) <= 1
+    for number in range(8):
+        view = folds.view(number)
+        assert not set(view.role("train").patients) & set(view.role("validation").patients)
+        assert sorted([*view.role("train").rows, *view.role("validation").rows]) == pool
+    with pytest.raises(ValueError, match="role must be train or validation"):
+        folds.view(0).role("test")
+
+
+def test_the_seed_of_a_search_decides_how_its_patients_are_divided(dataset: PreparedDataset) -> None:
+    first, same, other = (SearchFolds(dataset, 3, 1, seed).held_out(0).rows.tolist() for seed in (1, 1, 2))
+    assert first == same
+    assert first != other

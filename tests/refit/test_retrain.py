@@ -37,7 +37,7 @@ from ich_ray.refit.retrain_record import (
     planned,
     spread,
 )
-from ich_ray.results import ExecutionInfo, Objective, Report, open_search
+from ich_ray.results import ExecutionInfo, FoldNote, LogitsReference, Objective, Report, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.cluster_resources import Machine
 from ich_ray.storage import locate, read_json, write_json
@@ -156,6 +156,11 @@ def test_the_best_seed_on_validation_is_kept_and_all_are_told() -> None:
     assert spread([SEEDS[1]]) is None
 
 
+def fold(number: int, images: int) -> FoldNote:
+    logits = LogitsReference(file="logits/x", sha256="0" * 64)
+    return FoldNote(number=number, images_seen=images, whole=images == 400, value=0.5, logits=logits)
+
+
 def test_what_a_retraining_may_see(dataset: PreparedDataset, tmp_path: Path) -> None:
     found = open_search(make_search(tmp_path / "search", dataset).root)
     roles = {"train": RoleCounts(slices=300, patients=1, positives=1),
@@ -179,6 +184,15 @@ def test_what_a_retraining_may_see(dataset: PreparedDataset, tmp_path: Path) -> 
     assert course("train+validation", measured, annealing).images == 800
     sized = PARAMETERS.model_copy(update={"training_slices": 40, "epochs": 20})
     assert course("train+validation", parameters=sized).images == 600, "a sample is as large for all"
+    # With folds, as many passes as a network of its own took: 200 images of 4/5 of the patients make 250 of all.
+    folded = [
+        report.model_copy(update={"fold": fold(number, images)})
+        for report, (number, images) in zip(trial.reports, ((0, 400), (1, 200), (1, 400)), strict=True)
+    ]
+    folded[1] = folded[1].model_copy(update={"metrics": {"average_precision": 0.9}})
+    trial = trial.model_copy(update={"reports": tuple(folded)})
+    found.record.space["objective"] = {"folds": 5}
+    assert course("train+validation").images == 250
 
 
 def test_the_precision_of_the_search_names_no_folder() -> None:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
-    from ich_ray.results import CheckpointReference, Objective
+    from ich_ray.results import CheckpointReference, LogitsReference, Objective
     from ich_ray.search.audit.ledger_reader import LedgerFiles
-    from ich_ray.search.space.space import Budget, SearchSpace
+    from ich_ray.search.space.space import SearchSpace
     from ich_ray.storage import SearchFiles
 
 __all__ = ["check_search"]
@@ -66,7 +66,7 @@ def _final_states(found: LedgerFiles) -> Check:
         for number, trial in found.trials.items():
             if trial.number != number:
                 yield f"trials/{found.files.trial(number).name}: it must hold trial {number}, got trial {trial.number}"
-            problem = _contradiction(trial, found.space.budget if found.space else None)
+            problem = _contradiction(trial, found.space)
             if problem:
                 yield f"trial {number}: {problem}"
 
@@ -74,7 +74,7 @@ def _final_states(found: LedgerFiles) -> Check:
     return checked("I2", "one final state per trial", f"{ended} trials have ended, each once", breaches())
 
 
-def _contradiction(trial: TrialResult, budget: Budget | None) -> str:
+def _contradiction(trial: TrialResult, space: SearchSpace | None) -> str:
     """What in a trial's record speaks against its state, empty if nothing."""
     if trial.state == "running":
         return "it is unfinished, got a time at which it ended" if trial.ended is not None else ""
@@ -84,20 +84,21 @@ def _contradiction(trial: TrialResult, budget: Budget | None) -> str:
         return "" if trial.reason else f"it is {trial.state}, got no reason"
     if trial.value is None:
         return f"it is completed, got no {trial.objective.metric}"
-    return _unspent(trial, budget) if budget else ""
+    return _unspent(trial, space) if space else ""
 
 
-def _unspent(trial: TrialResult, budget: Budget) -> str:
+def _unspent(trial: TrialResult, space: SearchSpace) -> str:
     """What a completed trial has left of its images, empty if nothing."""
     try:
-        images = Hyperparameters.model_validate(trial.parameters).images_within(budget.images)
+        images = space.images_of(Hyperparameters.model_validate(trial.parameters))
     except ValidationError as error:
         return f"its parameters must make a network, got {first_problem(error)}"
     return f"it is completed, got {trial.images_seen} of {images} images" if trial.images_seen < images else ""
 
 
 def _reports(found: LedgerFiles) -> Check:
-    def breaches(budget: Budget) -> Iterator[str]:
+    def breaches(space: SearchSpace) -> Iterator[str]:
+        budget = space.budget
         for number, trial in found.trials.items():
             seen = [report.images_seen for report in trial.reports]
             kept = _kept_reports(found.files, number) if trial.state == "running" else []
@@ -106,12 +107,28 @@ def _reports(found: LedgerFiles) -> Check:
             if seen != due:
                 first = next(index for index, pair in enumerate(zip(seen, due, strict=True)) if pair[0] != pair[1])
                 yield f"trial {number}: report {first + 1} must be at {due[first]} images, got {seen[first]}"
+            yield from (f"trial {number}: {problem}" for problem in _misplaced_folds(trial, space))
 
     rule = "images_seen strictly increasing, no gaps after merging the history kept in the checkpoint"
     if found.space is None:
         return _no_space("I3", rule)
     count = sum(len(trial.reports) for trial in found.trials.values())
-    return checked("I3", rule, f"{count} reports of {len(found.trials)} trials", breaches(found.space.budget))
+    return checked("I3", rule, f"{count} reports of {len(found.trials)} trials", breaches(found.space))
+
+
+def _misplaced_folds(trial: TrialResult, space: SearchSpace) -> Iterator[str]:
+    """What in a trial's reports is not of the fold that it must be of: each is whole before the next begins."""
+    each = space.budget.images
+    for report in trial.reports:
+        due = ((report.images_seen - 1) // each, (report.images_seen - 1) % each + 1) if space.objective.folds else None
+        note = report.fold
+        if (due is None) != (note is None):
+            yield f"the report at {report.images_seen} images must {'have no' if due is None else 'name its'} fold"
+        elif note and due and (note.number, note.images_seen, note.whole) != (*due, due[1] == each):
+            yield (
+                f"the report at {report.images_seen} images must be of fold {due[0]} at {due[1]}, got fold "
+                f"{note.number} at {note.images_seen}{', its end' if note.whole else ''}"
+            )
 
 
 def _kept_reports(files: SearchFiles, number: int) -> list[int]:
@@ -213,7 +230,12 @@ def _value(path: UPath, objective: Objective) -> float | None:
     Raises:
         TypeError: a value is no number.
     """
-    values = [report["metrics"].get(objective.metric) for report in read_json(path).get("reports", ())]
+    reports = read_json(path).get("reports", ())
+    whole = [report["fold"]["number"] for report in reports if (report.get("fold") or {}).get("whole")]
+    judged = [
+        report for report in reports if not report.get("fold") or report["fold"]["number"] == max(whole, default=0)
+    ]
+    values = [report["metrics"].get(objective.metric) for report in judged]
     for value in values:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise TypeError(f"{objective.metric}={value!r}, which is no number")
@@ -224,12 +246,23 @@ def _value(path: UPath, objective: Objective) -> float | None:
 def _checkpoints(found: LedgerFiles) -> Check:
     referenced = [number for number, trial in found.trials.items() if trial.checkpoint]
     breaches = [problem for number in referenced if (problem := _unlike(found.files, number, found.trials[number]))]
+    judged = [trial for trial in found.trials.values() if trial.folds_done and trial.state not in {"running", "failed"}]
+    breaches += [problem for trial in judged if (problem := _lost_logits(found.files.root, trial))]
     count, card = len(referenced), found.files.bundle / "card.json"
     if card.exists():
         count += 1
         breaches += _bundle(card)
     rule = "every referenced checkpoint exists and its hash matches"
-    return checked("I7", rule, f"{count} files of weights", breaches)
+    of_folds = f", logits of the folds of {len(judged)} trials" if judged else ""
+    return checked("I7", rule, f"{count} files of weights{of_folds}", breaches)
+
+
+def _lost_logits(root: UPath, trial: TrialResult) -> str:
+    """The first file of logits of a trial that is not there as it was written, empty if all are."""
+    for note in (report.fold for report in trial.reports if report.fold):
+        if problem := _mismatch(root, note.logits):
+            return f"trial {trial.number}: {problem}"
+    return ""
 
 
 def _unlike(files: SearchFiles, number: int, trial: TrialResult) -> str:
@@ -244,7 +277,7 @@ def _unlike(files: SearchFiles, number: int, trial: TrialResult) -> str:
     return ""
 
 
-def _mismatch(root: UPath, reference: CheckpointReference) -> str:
+def _mismatch(root: UPath, reference: CheckpointReference | LogitsReference) -> str:
     try:
         same = sha256(root / reference.file) == reference.sha256
     except (OSError, IntegrityError) as error:

@@ -110,6 +110,6 @@ def _gaps(files: SearchFiles, numbers: Sequence[int], end: int) -> Iterator[str]
 
 def _space(record: SearchRecord) -> SearchSpace | None:
     try:
-        return parse_space(record.space, "search.json")
+        return parse_space(record.space, "search.json").with_objective(record.objective)
     except ConfigError:
         return None

@@ -33,7 +33,7 @@ def write_study(found: SearchResult, file: UPath) -> None:
     """
     from sqlalchemy.pool import StaticPool
 
-    space = parse_space(found.record.space, str(found.files.search))
+    space = parse_space(found.record.space, str(found.files.search)).with_objective(found.objective)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # In memory, so that the file appears whole: one connection, because each would be a database of its own.
     storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"poolclass": StaticPool})

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.space import Budget, SearchSpace
 
-__all__ = ["WorkPlan", "expected_course", "images_at_most", "plan_trials"]
+__all__ = ["WorkPlan", "expected_course", "expected_images", "images_at_most", "plan_trials"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class WorkPlan:
         rungs: images_seen at which trials are compared; None where the stopping rule does not say whom it stops.
         reaching: trials expected to start, then to pass each rung.
         images: training images expected of all trials together; `images_at_most` if none is stopped.
+        networks: that a trial trains one after the other, a fold each; 1 without folds.
         mapped_bytes: images of train and validation: in the file cache once a machine, and once a trial in accelerator
             memory where they fit.
     """
@@ -40,6 +41,7 @@ class WorkPlan:
     images: int
     images_at_most: int
     mapped_bytes: int
+    networks: int = 1
 
     def __str__(self) -> str:
         rungs = ", ".join(
@@ -54,15 +56,25 @@ class WorkPlan:
                 f"each on {self.cpus:g} CPU and {self.gpus:g} GPU"
                 + (f", in {self.workers} workers" if self.workers > 1 else ""),
                 f"  rungs: {rungs or f'{without} stopped early'}",
+                *self._folds(),
                 f"  images: about {self.images:,}, {saved:.0%} less than the {self.images_at_most:,} without stopping",
                 f"  images in memory: {self.mapped_bytes / 2**20:,.0f} MiB, mapped once a machine{copied}",
             ]
         )
 
+    def _folds(self) -> list[str]:
+        if self.networks == 1:
+            return []
+        return [
+            f"  folds: each trial that passes these trains up to {self.networks} networks, one after the other, and "
+            f"costs up to {self.networks} times its budget; counted as if none ends between two folds"
+        ]
+
 
 def plan_trials(space: SearchSpace, dataset: PreparedDataset, trials: int, slots: Slots) -> WorkPlan:
     """What `trials` trials of a space would do on these slots."""
     course, at_most = expected_course(space.budget, trials), images_at_most(space, trials)
+    images = expected_images(space, trials)
     roles = dataset.manifest.roles
     mapped = (roles["train"].slices + roles["validation"].slices) * math.prod(dataset.image_shape)
     return WorkPlan(
@@ -74,9 +86,10 @@ def plan_trials(space: SearchSpace, dataset: PreparedDataset, trials: int, slots
         workers=slots.workers,
         rungs=course.rungs,
         reaching=course.reaching,
-        images=round(course.images * at_most / (trials * space.budget.images)),
+        images=images,
         images_at_most=at_most,
         mapped_bytes=mapped,
+        networks=space.objective.networks,
     )
 
 
@@ -86,11 +99,16 @@ def images_at_most(space: SearchSpace, trials: int) -> int:
     Each takes its budget, or less where a listed one says so.
     """
     if space.listed is None:
-        return trials * space.budget.images
-    return sum(
-        Hyperparameters.model_validate(parameters).images_within(space.budget.images)
-        for parameters in space.listed[:trials]
-    )
+        return trials * space.budget.images * space.objective.networks
+    return sum(space.images_of(Hyperparameters.model_validate(parameters)) for parameters in space.listed[:trials])
+
+
+def expected_images(space: SearchSpace, trials: int) -> int:
+    """Training images expected of `trials` trials; with folds, as if none ends after the first one."""
+    course, networks = expected_course(space.budget, trials), space.objective.networks
+    share = images_at_most(space, trials) / (trials * space.budget.images * networks)
+    later = course.reaching[-1] * (networks - 1) * space.budget.images
+    return round((course.images + later) * share)
 
 
 def expected_course(budget: Budget, trials: int) -> Course:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ich_ray.results import open_search
 from ich_ray.runtime import cluster_address, connected
+from ich_ray.search.checked_folds import check_single_worker
 from ich_ray.search.checked_request import validate_request
 from ich_ray.search.plan.expected import plan_trials
 from ich_ray.search.request import SearchRequest
@@ -86,6 +87,7 @@ def plan_request(request: SearchRequest) -> SearchPlan:
         check_workers(checked.dataset, trials, slots.workers)
         if cluster_address(request.address):  # one machine alone has just read the dataset
             check_machines(checked.dataset, None)
+    check_single_worker(checked.space, slots)
     plan = plan_trials(checked.space, checked.dataset, checked.wanted, slots)
     begun = open_search(checked.files.root) if checked.begun else None
     teacher = open_search(checked.teacher) if checked.teacher and checked.warm else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard
 
@@ -132,7 +132,7 @@ class Budget(BaseModel):
     """How long a trial trains and when it may be stopped, in training images.
 
     Attributes:
-        images: of a trial that is never stopped.
+        images: of a trial that is never stopped; with folds, of each of its networks.
         report_every: between two measurements on the validation patients.
         first_rung: the first comparison with the other trials; equal to `images` for no early stopping.
         reduction: a trial goes on past a rung if it is among the best 1/reduction; rungs are this factor apart.
@@ -149,8 +149,11 @@ class Budget(BaseModel):
     min_peers: int = Field(default=3, ge=1)
     rule: Line = "asha"
 
-    def rungs(self) -> list[int]:
-        """images_seen of every comparison: first_rung, then `reduction` times as many each, below the budget."""
+    def rungs(self, networks: int = 1) -> list[int]:
+        """images_seen of every comparison: first_rung, then `reduction` times as many each, below the budget.
+
+        Where a trial trains several networks, then at the end of each but the last.
+        """
 
         def levels() -> Iterator[int]:
             level = self.first_rung
@@ -158,7 +161,8 @@ class Budget(BaseModel):
                 yield level
                 level *= self.reduction
 
-        return list(takewhile(lambda level: level < self.images, levels()))
+        within = takewhile(lambda level: level < self.images, levels())
+        return [*within, *(self.images * ended for ended in range(1, networks))]
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,15 @@ class SearchSpace:
 
     def rungs(self) -> list[int]:
         """images_seen at which trials are compared."""
-        return self.budget.rungs()
+        return self.budget.rungs(self.objective.networks)
+
+    def images_of(self, parameters: Hyperparameters) -> int:
+        """At which a trial that is never stopped has ended, all its networks counted."""
+        return parameters.images_within(self.budget.images) * self.objective.networks
+
+    def with_objective(self, objective: Objective) -> SearchSpace:
+        """The same, with `folds: auto` decided."""
+        return replace(self, objective=objective)
 
 
 def sampled(space: SearchSpace, draws: int = TRY_DRAWS) -> list[Hyperparameters]:

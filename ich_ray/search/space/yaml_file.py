@@ -130,6 +130,7 @@ class _Checker(ListRules):
         except ValidationError as error:
             raise self._structure(error) from None
         self._objective(file.objective)
+        self._folds(file)
         self._budget(file.budget)
         if file.candidates is not None:
             return self._listing(file, file.candidates, source)
@@ -190,6 +191,28 @@ class _Checker(ListRules):
             raise self.error(
                 "objective.mode",
                 f"{objective.metric} is better at its {better}, got {objective.mode!r}; write {better}",
+            )
+
+    def _folds(self, file: _File) -> None:
+        objective = file.objective
+        if objective.folds == 1:
+            raise self.error(
+                "objective.folds",
+                "must be 0, for the validation patients alone, or at least 2, or auto, got 1; 5 is usual",
+            )
+        if not objective.folds:
+            if objective.repeats > 1:
+                raise self.error(
+                    "objective.repeats",
+                    f"needs folds, which it divides anew, got {objective.repeats} of none; add folds",
+                )
+            return
+        named = [file.parameters or {}, *(file.candidates or ())]
+        if any("epochs" in parameters for parameters in named):
+            raise self.error(
+                "objective.folds",
+                "every network of a trial must spend its whole budget, so that folds compare at equal images, got "
+                "epochs; leave out one of them",
             )
 
     def _answered(self, objective: Objective, space: SearchSpace) -> None:

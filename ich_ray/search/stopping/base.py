@@ -36,7 +36,8 @@ class StoppingRule(ABC):
 
     Its state follows from the reports alone, in whatever order the trials come: a search that goes on has nothing else.
     `budget.first_rung`, `reduction` and `min_peers` mean what the rule makes of them. Whatever the rule, the sampler
-    compares the trials that it stopped at `budget.rungs()`.
+    compares the trials that it stopped at `budget.rungs()`. Where trials are judged by folds it is asked within the
+    first one; who goes on with more of them is decided in fold_race.py.
 
     Attributes:
         budget: of the search space.
@@ -62,7 +63,7 @@ class StoppingRule(ABC):
         """The rule as the reports in a ledger left it."""
         rule = cls(budget, objective)
         for trial in trials:
-            for report in trial.reports:
+            for report in (one for one in trial.reports if one.images_seen <= budget.images):
                 rule.offer(trial.number, report.images_seen, report.metrics.get(objective.metric))
         return rule
 

@@ -21,7 +21,9 @@ from ich_ray.errors import IchRayError, IntegrityError, Interrupted
 from ich_ray.progress import board, say
 from ich_ray.results import EndCheck
 from ich_ray.runtime import signals_given_back
+from ich_ray.search.out_of_fold import OutOfFold
 from ich_ray.search.stopping import STOPPING_RULES
+from ich_ray.search.stopping.fold_race import FoldRace
 from ich_ray.search.tune.first_error import FirstError
 from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.multi_worker_trial import MultiWorkerTrainer
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.results import TrialResult
+    from ich_ray.results import LogitsReference, TrialResult
     from ich_ray.search.ledger import Ledger, Verdict
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.space import Listed, SearchSpace
@@ -74,7 +76,8 @@ class Driver:
     ) -> None:
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
         rule = STOPPING_RULES[space.budget.rule].rebuilt(space.budget, space.objective, ledger.trials.values())
-        self.scheduler = StoppingScheduler(space.budget, space.objective, rule, self.exhausted)
+        race = _race(space, dataset, ledger) if space.objective.networks > 1 else None
+        self.scheduler = StoppingScheduler(space.budget, space.objective, rule, self.exhausted, race)
         self.sampler = LedgerSampler(
             space,
             ledger,
@@ -95,6 +98,8 @@ class Driver:
             workers=slots.workers,
             placement=placement,
             precision=ledger.record.precision,
+            objective=space.objective,
+            seed=ledger.record.seed,
         )
         trainer = trainer or train_model
         self.function = trial_function(settings, MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer)
@@ -201,6 +206,20 @@ class Driver:
                 verbose=0,
             )
         return {trial.config["number"] for trial in analysis.trials}
+
+
+def _race(space: SearchSpace, dataset: PreparedDataset, ledger: Ledger) -> FoldRace:
+    """Which trials go on with more folds, as the ledger left it."""
+    said = OutOfFold(ledger.files, dataset, space.objective, ledger.record.seed)
+
+    def chance(one: Sequence[LogitsReference], other: Sequence[LogitsReference]) -> float | None:
+        try:
+            return said.chance(one, other)
+        except (OSError, IntegrityError) as error:
+            say(f"folds: two trials cannot be compared, so that none is stopped: {error}")
+            return None
+
+    return FoldRace.rebuilt(space.budget, space.objective, chance, ledger.trials.values())
 
 
 class _Resources(tune.PlacementGroupFactory):

@@ -16,12 +16,12 @@ from ray.tune import Callback
 
 from ich_ray.progress import say
 from ich_ray.ray_internals import forget
-from ich_ray.results import CheckpointReference, ExecutionInfo
-from ich_ray.search.plan.expected import expected_course, images_at_most
+from ich_ray.results import CheckpointReference, ExecutionInfo, FoldNote
+from ich_ray.search.plan.expected import expected_images
 from ich_ray.search.progress_table import RungCount, SearchStatus, format_best, format_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from ray.tune.experiment import Trial
 
@@ -65,8 +65,7 @@ class LedgerCallback(Callback):
         self._running: set[int] = set()
         self._started: float | None = None
         self._last_line = self._last_table = time.monotonic()
-        granted = images_at_most(space, wanted) / (wanted * space.budget.images)
-        self._expected = granted * expected_course(space.budget, wanted).images / wanted
+        self._expected = expected_images(space, wanted) / wanted
         self._images_before = self._images = sum(trial.images_seen for trial in ledger.trials.values())
         self._ended: Counter[str] = Counter()
         self._ended_images = 0
@@ -111,6 +110,7 @@ class LedgerCallback(Callback):
                 result["metrics"],
                 result["elapsed_s"],
                 checkpoint=CheckpointReference.model_validate(reference) if reference else None,
+                fold=FoldNote.model_validate(result["fold"]) if result.get("fold") else None,
                 end=verdict,
                 **changes,
             )
@@ -152,20 +152,25 @@ class LedgerCallback(Callback):
             metric=self._space.objective.metric,
             wanted=self._wanted,
             budget=self._space.budget.images,
+            networks=self._space.objective.networks,
             ended=dict(self._ended),
             waiting=len(self._ledger.trials) - self._ended.total() - len(self._running),
             running=[self._ledger.trials[number] for number in sorted(self._running)],
             best=self._best,
-            rungs=[
-                RungCount(level, len(values), self._stopped[f"rung_{level}"])
-                for level, values in self._scheduler.rule.reached.items()
-            ],
+            rungs=[*self._rungs()],
             images=images,
             images_per_s=rate,
             elapsed_s=elapsed_s,
             left_s=self._left_s(rate),
             searched=[spec.name for spec in self._space.parameters if spec.kind != "fixed"],
         )
+
+    def _rungs(self) -> Iterator[RungCount]:
+        for level, values in self._scheduler.rule.reached.items():
+            yield RungCount(level, len(values), self._stopped[f"rung_{level}"])
+        reached = self._scheduler.race.reached if self._scheduler.race else {}
+        for folds, (level, values) in enumerate(reached.items(), start=1):
+            yield RungCount(level, len(values), self._stopped[f"folds_{folds}"])
 
     def _left_s(self, rate: float) -> float | None:
         """From the images that trials took so far, which are few at first: then the plan's expectation counts more."""

@@ -64,7 +64,7 @@ class LedgerSampler(Searcher):
         listed: Iterable[Listed] | None = None,
     ) -> None:
         super().__init__()
-        self._space, self._ledger, self._rungs = space, ledger, space.budget.rungs()
+        self._space, self._ledger, self._rungs = space, ledger, space.rungs()
         self._wanted, self._concurrent, self._out_of_time = wanted, concurrent, out_of_time
         self._requeued = deque(ledger.unfinished)
         self._listed = None if listed is None else deque(listed)
@@ -135,8 +135,7 @@ class LedgerSampler(Searcher):
         record, images_seen = self._ledger.trials[live.number], result["images_seen"]  # the ledger hears of it later
         if passed := [level for level in self._rungs if record.images_seen < level <= images_seen]:
             now = result[f"metrics/{record.objective.metric}"]
-            best = now if record.value is None else record.objective.best((record.value, now))
-            live.tell(dict.fromkeys(passed, best))
+            live.tell(dict.fromkeys(passed, record.objective.best((*_so_far(record, result), now))))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Tell Optuna what the ledger says; a trial that ended without a word is failed there first."""
@@ -178,6 +177,13 @@ class LedgerSampler(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search is resumed from its ledger, never from Tune's state")
+
+
+def _so_far(record: TrialResult, result: Mapping[str, Any]) -> list[float]:
+    """The values of a trial's reports before this one, those with as many folds."""
+    number = result.get("fold/number", 0)
+    alike = (report for report in record.reports if (report.fold.number if report.fold else 0) == number)
+    return [value for report in alike if (value := report.metrics.get(record.objective.metric)) is not None]
 
 
 def _study(space: SearchSpace, shown: SubsampledStorage, seed: int) -> optuna.Study:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.schedulers import TrialScheduler
 
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.results import FoldNote, LogitsReference
 from ich_ray.search.ledger import Verdict
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ich_ray.results import Objective
     from ich_ray.search.space.space import Budget
     from ich_ray.search.stopping import StoppingRule
+    from ich_ray.search.stopping.fold_race import FoldRace
 
 __all__ = ["StoppingScheduler"]
 
@@ -30,18 +32,24 @@ class StoppingScheduler(TrialScheduler):
     """Tune's scheduler: ends trials by a stopping rule, by budget, by time, or because they failed.
 
     Attributes:
-        rule: what the trials reached, and whom that stops.
+        rule: what the trials reached, and whom that stops; with folds, within the first one.
+        race: the same from the end of the first fold on; None without folds.
         verdicts: by trial number, those that have ended.
     """
 
     def __init__(
-        self, budget: Budget, objective: Objective, rule: StoppingRule, limit: Callable[[], Verdict | None]
+        self,
+        budget: Budget,
+        objective: Objective,
+        rule: StoppingRule,
+        limit: Callable[[], Verdict | None],
+        race: FoldRace | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._budget = budget
+        self._budget, self._networks = budget, objective.networks
         self._key = f"metrics/{objective.metric}"
         self._name = objective.metric
-        self.rule = rule
+        self.rule, self.race = rule, race
         self._limit = limit
         self.verdicts: dict[int, Verdict] = {}
 
@@ -50,9 +58,11 @@ class StoppingScheduler(TrialScheduler):
             raise OSError(result["unwritable"])
         number = trial.config["number"]
         images = Hyperparameters.model_validate(trial.config.get("parameters", {})).images_within(self._budget.images)
-        verdict = self.verdicts.get(number) or self._judge(number, result, images)
+        verdict = self.verdicts.get(number) or self._judge(number, result, images * self._networks)
         if verdict is None:
             return TrialScheduler.CONTINUE
+        if self.race and verdict.state == "failed":
+            self.race.failed(number)
         self.verdicts[number] = verdict
         return TrialScheduler.STOP
 
@@ -62,12 +72,18 @@ class StoppingScheduler(TrialScheduler):
         value, images_seen = result.get(self._key), result["images_seen"]
         if value is None or not math.isfinite(value):
             return Verdict("failed", "diverged", f"{self._name} is not finite at {images_seen} images")
-        reason = self.rule.offer(number, images_seen, value)
+        reason = self._stopped(number, images_seen, value, _fold(result))
         if images_seen >= images:
             return Verdict("completed")
         if reason is not None:
             return Verdict("pruned", reason)
         return self._limit()
+
+    def _stopped(self, number: int, images_seen: int, value: float, fold: FoldNote | None) -> str | None:
+        """Why a trial ends early, if it does: by the rule in its first fold, by the race at the end of each."""
+        reason = self.rule.offer(number, images_seen, value) if images_seen <= self._budget.images else None
+        raced = self.race.offer(number, images_seen, value, fold) if self.race and fold else None
+        return reason or raced
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None: ...
 
@@ -82,3 +98,12 @@ class StoppingScheduler(TrialScheduler):
 
     def debug_string(self) -> str:
         return type(self.rule).__name__
+
+
+def _fold(result: Mapping[str, Any]) -> FoldNote | None:
+    """What a report says of its fold; Tune has flattened it."""
+    if "fold/number" not in result:
+        return None
+    logits = LogitsReference(file=result["fold/logits/file"], sha256=result["fold/logits/sha256"])
+    plain = {name: result[f"fold/{name}"] for name in ("number", "images_seen", "whole", "value")}
+    return FoldNote(**plain, logits=logits)

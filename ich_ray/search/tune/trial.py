@@ -12,7 +12,7 @@ import gc
 import os
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -23,7 +23,9 @@ from ich_ray.data.folds import HeldOut
 from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.registry import registered_here, repeat
-from ich_ray.results import CheckpointReference, Report, finite
+from ich_ray.results import CheckpointReference, Objective, Report, finite
+from ich_ray.search.out_of_fold import OutOfFold
+from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
 from ich_ray.search.tune.train_workers import WorkersLost
 from ich_ray.storage import SearchFiles, locate, without_credentials
 from ich_ray.training.checkpoint_store import CheckpointStore
@@ -60,6 +62,8 @@ class TrialSettings:
         workers: processes that train it together, each with its share of the CPUs, and one of the accelerators if any.
         placement: where the images lie, see `data.image_store.place`.
         precision: of the search, on accelerators; None where its record names none.
+        objective: of the search; with folds, `images` are those of each network.
+        seed: of the search, which divides its patients into folds.
     """
 
     dataset: str
@@ -72,9 +76,11 @@ class TrialSettings:
     workers: int = 1
     placement: Placement = "auto"
     precision: Precision | None = None
+    objective: Objective = field(default_factory=Objective)
+    seed: int = 0
 
     def images_of(self, parameters: Hyperparameters) -> int:
-        """Images at which a trial has ended."""
+        """Images at which a network has ended."""
         return parameters.images_within(self.images)
 
     @property
@@ -170,31 +176,40 @@ def as_failure(error: Exception) -> TrialFailure:
 def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> None:
     checkpoints = checkpoints_of(SearchFiles(locate(settings.search)), config["number"])
     kept = checkpoints.newest()
+    dataset, files = opened(settings, config["fold"]), SearchFiles(locate(settings.search))
+    folds, damage = None, ""
+    if settings.objective.networks > 1:
+        kept_logits = OutOfFold(files, dataset, settings.objective, settings.seed)
+        folds = FoldedTraining(trainer, kept_logits, settings.objective.metric, settings.images, config["number"])
+        if kept and (damage := folds.resume(kept.reports)):
+            kept = None
     history = list(kept.reports) if kept else []
     # A lost attempt may have kept reports to itself; the driver ignores those that it has.
     for report in history:
         if kept and report["images_seen"] > config["reported"]:
             tune.report({**report, "checkpoint": _reference(kept).model_dump()})
     if kept is None and config["reported"]:
-        checkpoints.note = f"no good checkpoint after {config['reported']} images: started again"
+        checkpoints.note = f"{damage or 'no good checkpoint'} after {config['reported']} images: started again"
     elif kept and kept.images_seen < config["reported"]:
         why = checkpoints.note or "the newest checkpoint was missing"
         checkpoints.note = f"{why}: went back from {config['reported']} to {kept.images_seen} images"
     parameters = Hyperparameters(**config["parameters"])
-    images = settings.images_of(parameters)
-    dataset = opened(settings, config["fold"])
+    images = settings.images_of(parameters) * settings.objective.networks
+    train = folds or trainer
     resume = kept.file if kept else None
-    with closing(trainer(parameters, dataset, settings, config["seed"], resume)) as steps:
+    with closing(train(parameters, dataset, settings, config["seed"], resume)) as steps:
         for progress in steps:
             report = {
                 "images_seen": progress.images_seen,
                 "metrics": finite(progress.metrics),
                 "elapsed_s": progress.elapsed_s,
             }
-            history.append(report)
             # The last report needs no state: the trial is over when it arrives.
             last = progress.images_seen >= images
             try:
+                if folds and isinstance(progress, FoldProgress):
+                    report["fold"] = folds.note(progress).model_dump()
+                history.append(report)
                 reference = None if last else _reference(checkpoints.save(progress, history))
             except OSError as error:  # the search's folder, which every trial needs: no failure of this one
                 tune.report({"unwritable": f"{checkpoints.folder}: {error.strerror or error}"})
