@@ -12,7 +12,7 @@ small.yaml without what is new in it: one label, no augmentation, inverse time d
 Both leave out ResNet18, one training of which takes as long as all others together. No Ray: sampler, rungs and ledger
 are driven by benchmarks/efficiency, two trials at a time.
 
-    python benchmarks/small_site.py FOLDER [--folds 3] [--searches 1] [--images 100000] [--processes 1]
+    python benchmarks/small_site.py FOLDER [--folds 3] [--searches 1] [--images 120000] [--processes 1]
                                            [--space search_spaces/small.yaml]
 
 FOLDER keeps the dataset and a line per search: run again after a kill, it goes on.
@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--searches", type=int, default=1, help="with each space on each fold")
-    parser.add_argument("--images", type=int, default=100_000, help="after which a search ends")
+    parser.add_argument("--images", type=int, default=120_000, help="after which a search ends")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--space", type=Path, default=SMALL)
     asked = parser.parse_args()
