@@ -1,4 +1,4 @@
-"""Pack what travels with a job: its command and its search space, checked before they leave.
+"""Pack what travels with a job: its command and its small YAML files, checked before they leave.
 
 Everything else in a command must mean the same on the cluster's machines. Knows nothing of Ray.
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ich_ray.cluster.secrets import refuse_secrets
+from ich_ray.data.prepare.label_columns import read_columns
 from ich_ray.errors import ConfigError, nearest
 from ich_ray.search.space.yaml_file import load_space
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["VERBS", "Parcel", "pack"]
 
@@ -33,10 +35,32 @@ VERBS = (
     "doctor",
 )
 # Whose value is a place; every argument of these verbs that belongs to no flag is one too.
-_PLACES = ("--out", "--labels", "--dataset", "--warm-start", "--storage", "--heatmaps", "--cluster-file", "an argument")
+_PLACES = (
+    "--out",
+    "--labels",
+    "--examinations",
+    "--dataset",
+    "--warm-start",
+    "--storage",
+    "--heatmaps",
+    "--cluster-file",
+    "an argument",
+)
 # Flags without a value.
-_SWITCHES = ("--", "--conservative", "--help", "--json", "--plan", "--resume", "--share-trunks", "--without-preamble")
-_LARGEST_SPACE_BYTES = 1 << 20
+_SWITCHES = (
+    "--",
+    "--conservative",
+    "--help",
+    "--json",
+    "--no-slabs",
+    "--plan",
+    "--resume",
+    "--share-trunks",
+    "--without-preamble",
+)
+# Whose value is a YAML file of this machine, and what reads it.
+_TAKEN: dict[str, Callable[[Path], object]] = {"--space": load_space, "--columns": partial(read_columns, ())}
+_LARGEST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -63,8 +87,8 @@ def pack(command: Sequence[str]) -> Parcel:
     for word in command[1:]:
         is_flag = word.startswith("--")
         name, equals, value = word.partition("=") if is_flag else (flag or "an argument", "", word)
-        if name == "--space" and value:
-            value = _take(value, files)
+        if name in _TAKEN and value:
+            value = _take(name, value, files)
         elif name in _PLACES and value:
             _check_place(value, name)
         packed.append(f"{name}={value}" if equals else word if is_flag else value)
@@ -72,17 +96,19 @@ def pack(command: Sequence[str]) -> Parcel:
     return Parcel(tuple(packed), files)
 
 
-def _take(where: str, files: dict[str, bytes]) -> str:
-    """Read a search space of this machine; returns its name in the job's working folder."""
+def _take(flag: str, where: str, files: dict[str, bytes]) -> str:
+    """Read a YAML file of this machine; returns its name in the job's working folder."""
     path = Path(where).expanduser()
     if not path.is_file():
-        _check_place(where, "--space", "a file of this machine, or ")
+        _check_place(where, flag, "a file of this machine, or ")
         return where
-    if path.stat().st_size > _LARGEST_SPACE_BYTES:
-        raise ConfigError(f"--space {where}: must be at most 1 MB, got {path.stat().st_size:,} bytes; check the path")
+    if path.stat().st_size > _LARGEST_BYTES:
+        raise ConfigError(f"{flag} {where}: must be at most 1 MB, got {path.stat().st_size:,} bytes; check the path")
     data = path.read_bytes()
-    load_space(path)
-    refuse_secrets(data.decode("utf-8", "replace"), f"--space {where}")
+    _TAKEN[flag](path)
+    refuse_secrets(data.decode("utf-8", "replace"), f"{flag} {where}")
+    if files.get(path.name, data) != data:
+        raise ConfigError(f"{flag} {where}: another file of this name travels with the job; give it another name")
     files[path.name] = data
     return path.name
 

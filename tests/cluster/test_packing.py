@@ -31,6 +31,22 @@ def test_the_space_travels_and_everything_else_stays_as_typed(given: list[str], 
     assert parcel.files == {"mine.yaml": SPACE.encode()}
 
 
+def test_names_of_columns_travel_too(space: Path, tmp_path: Path) -> None:
+    (columns := tmp_path / "columns.yaml").write_text("any: hemorrhage\n")
+    command = ["run", "/nfs/dicom", "--labels", "/nfs/a.csv", "--space", str(space), "--columns", str(columns)]
+    parcel = pack([*command, "--out", "/nfs/out"])
+    assert parcel.files == {space.name: space.read_bytes(), "columns.yaml": b"any: hemorrhage\n"}
+    assert parcel.command[-3:] == ("columns.yaml", "--out", "/nfs/out")
+
+
+def test_two_files_of_one_name_do_not_travel(space: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (columns := tmp_path / "other" / space.name).write_text("any: hemorrhage\n")
+    command = ["run", "/nfs/dicom", "--labels", "/nfs/a.csv", "--space", str(space), "--columns", str(columns)]
+    with pytest.raises(ConfigError, match=r"--columns .*: another file of this name travels with the job"):
+        pack(command)
+
+
 def test_a_space_of_the_cluster_stays_there(space: Path) -> None:
     parcel = pack(["search", "/shared/D", "--space", "/shared/other.yaml", "--out", "/shared/S"])
     assert parcel.command[3] == "/shared/other.yaml"
@@ -86,4 +102,5 @@ def test_every_flag_of_a_verb_that_travels_is_known_to_be_a_place_or_not() -> No
     assert switches <= set(packing._SWITCHES)
     words = {name for option in options if option.bare_type() == "str" for name in option.opts}
     no_places = {"--address", "--limit-rejected", "--point", "--windows"}
-    assert words - switches - {"--space"} == {place for place in packing._PLACES if place != "an argument"} | no_places
+    places = set(packing._PLACES) - {"an argument"}
+    assert words - switches - set(packing._TAKEN) == places | no_places

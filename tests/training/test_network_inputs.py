@@ -133,13 +133,6 @@ def card_of(dataset: PreparedDataset, parameters: Hyperparameters) -> Card:
     )  # fmt: skip
 
 
-def test_files_cannot_be_predicted_by_a_network_that_sees_neighbors(dataset: PreparedDataset) -> None:
-    drawn = seeing(1)
-    bundle = Bundle(build_network(drawn, dataset.image_shape), card_of(dataset, drawn))
-    with pytest.raises(ConfigError, match=r"predict: a network that sees single slices must be given, got .*: 1,"):
-        bundle.predict(["nowhere.dcm"])
-
-
 def test_neighbors_need_roles_by_patient(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, patients=16)
     dataset.manifest = dataset.manifest.model_copy(update={"split": "slice"})
