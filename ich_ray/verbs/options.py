@@ -49,7 +49,10 @@ BROKEN = 5
 
 Out = Annotated[str, typer.Option("--out", help="Folder to write; created if missing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
-Labels = Annotated[str, typer.Option("--labels", help="Label table: RSNA long format or one row a slice.")]
+Labels = Annotated[
+    str,
+    typer.Option("--labels", help="Label table: RSNA long format or a row a slice; `prepare` also takes examinations."),
+]
 Column = Annotated[
     list[str] | None,
     typer.Option("--column", help="What a column means: any=hemorrhage, any=not healthy, any=R1,R2,R3, id=file."),
