@@ -1,4 +1,4 @@
-"""Label tables: a CSV file -> six labels of each slice or examination, with every contradiction named.
+"""Label tables: a CSV file -> six labels a slice or examination, with every contradiction named.
 
 Two layouts are read. Long (the RSNA competition): columns `ID,Label`, no label being mapped, one row per slice and
 label, the ID being `<slice>_<label>`. Wide: a column `id` or `slice_id`, or one that names series, studies or patients,

@@ -163,6 +163,7 @@ def test_flags_and_files_ask_alike(
         (["any=a"], "any: b", "--column any: must be given once"),
         ([], "any", "columns.yaml: --columns must be a mapping"),
         ([], "any: [a", "columns.yaml: --columns must be a readable YAML file"),
+        ([], "any: a\nid: b\nany: c", "a readable YAML file, got the key 'any' twice in line 3"),
     ],
 )
 def test_what_cannot_be_asked(tmp_path: Path, flags: Sequence[str], text: str | None, message: str) -> None:
