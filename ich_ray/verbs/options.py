@@ -34,6 +34,7 @@ __all__ = [
     "Sensitivity",
     "SiteDataset",
     "Size",
+    "SlabMm",
     "Space",
     "TableLevel",
     "Trials",
@@ -63,6 +64,12 @@ TableLevel = Annotated[
 ]
 Examinations = Annotated[
     str | None, typer.Option("--examinations", help="Labels of series, studies or patients beside those of slices.")
+]
+SlabMm = Annotated[
+    float,
+    typer.Option(
+        "--slab-mm", help="Average series finer than half of it in HU, to slabs of it around each slice, such as 5."
+    ),
 ]
 Space = Annotated[str, typer.Option("--space", help="Search space, a YAML file.")]
 Size = Annotated[int, typer.Option("--size", min=16, max=1024, help="Rows and columns of the prepared images.")]
