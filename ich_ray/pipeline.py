@@ -86,8 +86,10 @@ def run(
     confirm: int = CONFIRM_TOP,
     tta: Sequence[str] = (),
     seed: int = 0,
+    slab_mm: float = 0,
     limit_rejected: float = 0.05,
     columns: Mapping[str, str | Sequence[str]] | None = None,
+    examinations: Location | None = None,
     address: str | None = None,
     **resources: Unpack[TrialKeywords],
 ) -> RunResult:
@@ -95,7 +97,7 @@ def run(
 
     Args:
         images: folder of DICOM files.
-        labels: RSNA long table or wide table.
+        labels: RSNA long table or wide table, of slices.
         space: search space file.
         out: receives `dataset/` and `search/`.
         size: rows and columns of the prepared images.
@@ -105,8 +107,10 @@ def run(
             and is refused where a confirmation has chosen: every later stage, and the report, go by that.
         tta: see `retrain`; refused where a bundle of the chosen trial is there that was made with other views.
         seed: of roles, draws, weights and batches.
+        slab_mm: to which thin series are averaged, see `prepare`.
         limit_rejected: largest share of files that may be rejected.
-        columns: what columns of the label table mean, see `prepare`.
+        columns: what columns of the label tables mean, see `prepare`.
+        examinations: labels of series, studies or patients, beside those of slices.
         address: a Ray cluster; a private one on this machine if not given.
         resources: of each trial, by the names of `ich_ray.search.request.TrialResources`.
 
@@ -144,9 +148,11 @@ def run(
             size=size,
             windows=windows,
             seed=seed,
+            slab_mm=slab_mm,
             limit_rejected=limit_rejected,
             columns=columns,
-            level="slice",
+            level="slice" if examinations is None else None,  # with them it is theirs, and told by their columns
+            examinations=examinations,
         )
         progress.say("search")
         run_search(

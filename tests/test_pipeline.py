@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ich_ray import pipeline
+from ich_ray import cli, pipeline
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.display import print_run
 from ich_ray.errors import ConfigError, IntegrityError, SpaceError
@@ -224,6 +224,33 @@ def test_a_wider_confirmation_by_hand_counts(ran: list[str], tmp_path: Path) -> 
     ran.clear()
     run(tmp_path)
     assert ran == ["prepare", "run_search --resume", "report"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ([], {"slab_mm": 0, "examinations": None, "level": "slice", "columns": {}}),
+        (
+            ["--slab-mm", "5", "--examinations", "studies.csv", "--column", "examinations.any=ICH"],
+            {"slab_mm": 5, "examinations": "studies.csv", "level": None, "columns": {"examinations.any": "ICH"}},
+        ),
+    ],
+)
+def test_what_is_asked_of_prepare_reaches_it(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], asked: dict[str, Any]
+) -> None:
+    told: dict[str, Any] = {}
+
+    def prepare(*_: Any, **options: Any) -> None:
+        told.update(options)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr("ich_ray.data.prepare.run.prepare", prepare)
+    space = str(pipeline.builtin_space("demo"))
+    arguments = ["images", "--labels", "labels", "--space", space, "--out", str(tmp_path)]
+    assert cli.call(["run", *arguments, *flags]) == 2
+    assert {name: told[name] for name in asked} == asked
+    assert ran == []
 
 
 def test_trials_that_fit_on_no_machine_cost_no_decoding(ran: list[str], tmp_path: Path) -> None:

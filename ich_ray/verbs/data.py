@@ -22,6 +22,7 @@ from ich_ray.verbs.options import (
     Out,
     Seed,
     Size,
+    SlabMm,
     TableLevel,
     Windows,
     WithoutPreamble,
@@ -63,13 +64,7 @@ def prepare(
         Split,
         typer.Option("--split", help="What roles are drawn by; slice leaks, and only reproduces systems split so."),
     ] = "patient",
-    slab_mm: Annotated[
-        float,
-        typer.Option(
-            "--slab-mm",
-            help="Average series finer than half of it in HU, to slabs of it around each slice, such as 5.",
-        ),
-    ] = 0,
+    slab_mm: SlabMm = 0,
     without_preamble: WithoutPreamble = False,
     limit_rejected: LimitRejected = "5%",
     column: Column = None,

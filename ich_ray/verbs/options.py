@@ -34,6 +34,7 @@ __all__ = [
     "Sensitivity",
     "SiteDataset",
     "Size",
+    "SlabMm",
     "Space",
     "TableLevel",
     "Trials",
@@ -49,7 +50,10 @@ BROKEN = 5
 
 Out = Annotated[str, typer.Option("--out", help="Folder to write; created if missing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
-Labels = Annotated[str, typer.Option("--labels", help="Label table: RSNA long format or one row a slice.")]
+Labels = Annotated[
+    str,
+    typer.Option("--labels", help="Label table: RSNA long format or a row a slice; `prepare` also takes examinations."),
+]
 Column = Annotated[
     list[str] | None,
     typer.Option("--column", help="What a column means: any=hemorrhage, any=not healthy, any=R1,R2,R3, id=file."),
@@ -60,6 +64,12 @@ TableLevel = Annotated[
 ]
 Examinations = Annotated[
     str | None, typer.Option("--examinations", help="Labels of series, studies or patients beside those of slices.")
+]
+SlabMm = Annotated[
+    float,
+    typer.Option(
+        "--slab-mm", help="Average series finer than half of it in HU, to slabs of it around each slice, such as 5."
+    ),
 ]
 Space = Annotated[str, typer.Option("--space", help="Search space, a YAML file.")]
 Size = Annotated[int, typer.Option("--size", min=16, max=1024, help="Rows and columns of the prepared images.")]

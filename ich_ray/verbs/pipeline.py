@@ -14,6 +14,7 @@ from ich_ray.verbs.options import (
     Column,
     Columns,
     CpusPerTrial,
+    Examinations,
     GpusPerTrial,
     Json,
     Labels,
@@ -21,6 +22,7 @@ from ich_ray.verbs.options import (
     Out,
     Seed,
     Size,
+    SlabMm,
     Space,
     Trials,
     Tta,
@@ -56,9 +58,11 @@ def run(
     ] = 3,
     tta: Tta = None,
     seed: Seed = 0,
+    slab_mm: SlabMm = 0,
     limit_rejected: LimitRejected = "5%",
     column: Column = None,
     columns: Columns = None,
+    examinations: Examinations = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -80,8 +84,10 @@ def run(
         confirm=confirm,
         tta=tta or (),
         seed=seed,
+        slab_mm=slab_mm,
         limit_rejected=share(limit_rejected),
         columns=read_columns(column or (), columns),
+        examinations=examinations,
         address=address,
     )
     display.print_run(result, as_json)

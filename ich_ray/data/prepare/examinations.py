@@ -68,7 +68,7 @@ def read_tables(
     if examined.level == "slice":
         raise ConfigError(
             "--examinations: must be a table of series, studies or patients, got one of slices; name the column of "
-            "their ids, such as --column examinations.study=Study, or say --level study"
+            "their ids, such as --column examinations.study=Study, or say `prepare --level study`"
         )
     if examined.roles is not None:
         raise ConfigError("--examinations: roles must be those of slices, got a column role; remove it")
@@ -106,10 +106,7 @@ def settle_examinations(
     reasons[good & (places < 0)] = "label_missing"
     reasons[known] = labels.reasons[places[known]]
     patients = np.unique(rows["patient"].take(pa.array(known)).to_pylist(), return_inverse=True)[1]
-    low, high = np.full(len(labels), len(known)), np.full(len(labels), -1)
-    np.minimum.at(low, places[known], patients)
-    np.maximum.at(high, places[known], patients)
-    reasons[known[low[places[known]] != high[places[known]]]] = "patient_conflict"
+    reasons[known[_several(places[known], patients)]] = "patient_conflict"
     return places
 
 
@@ -179,12 +176,14 @@ class Examinations:
             it is positive and all of its slices are negative.
         of_slices: int8 `[slices, 6]`: the labels of the examination of each slice, -1 where one is not known.
         unmatched: how many of the table have no accepted slice.
+        torn: how many have slices of several patients, and are of none.
     """
 
     level: Level
     table: pa.Table
     of_slices: NDArray[np.int8]
     unmatched: int
+    torn: int = 0
 
     @property
     def positives(self) -> int:
@@ -202,6 +201,8 @@ class Examinations:
         said = [f"{count} labels are of a {self.level}, {self.positives} with haemorrhage"]
         if self.unmatched and of_slices:
             said.append(f"{self.unmatched} labels of a {self.level} have no accepted slice, or contradict themselves")
+        if self.torn:
+            said.append(f"{self.torn} labels of a {self.level} are left out: its slices are of several patients")
         for kind, number in self.contradictions.items():
             named = self.table.filter(pc.equal(self.table["contradiction"], kind))["examination"].to_pylist()
             more = ", ..." if len(named) > _NAMED else ""
@@ -226,6 +227,8 @@ def gather_examinations(
         any_of_slices: `any` of each slice, -1 where it is not known.
     """
     usable = np.flatnonzero((places >= 0) & (labels.reasons[places] == ""))
+    patients = np.unique(accepted["patient"].take(pa.array(usable)).to_pylist(), return_inverse=True)[1]
+    usable, torn = _of_one_patient(usable, places, patients)
     found, first, which, counts = np.unique(places[usable], return_index=True, return_inverse=True, return_counts=True)
     positive = np.bincount(which, any_of_slices[usable] == 1, len(found)) > 0
     negative = np.bincount(which, any_of_slices[usable] != 0, len(found)) == 0
@@ -249,4 +252,20 @@ def gather_examinations(
     )
     of_slices = np.full((len(accepted), len(LABELS)), MISSING, np.int8)
     of_slices[usable] = labels.values[places[usable]]
-    return Examinations(labels.level, table, of_slices, len(labels) - len(found))
+    return Examinations(labels.level, table, of_slices, len(labels) - len(found) - torn, torn)
+
+
+def _of_one_patient(
+    rows: NDArray[np.int64], places: NDArray[np.int64], patients: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], int]:
+    """Those rows whose examination is of one patient alone, and how many examinations are of several."""
+    torn = _several(places[rows], patients)
+    return rows[~torn], len(np.unique(places[rows[torn]]))
+
+
+def _several(places: NDArray[np.int64], patients: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Where an examination stands under several patients, for each of its slices."""
+    low, high = np.full(places.max(initial=-1) + 1, patients.max(initial=0)), np.full(places.max(initial=-1) + 1, -1)
+    np.minimum.at(low, places, patients)
+    np.maximum.at(high, places, patients)
+    return np.asarray(low[places] != high[places])

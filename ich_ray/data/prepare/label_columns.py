@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import yaml
-
 from ich_ray.errors import ConfigError, LabelError, first_line, nearest
-from ich_ray.storage import Location, locate
+from ich_ray.storage import Location, locate, parse_yaml
 from ich_ray.vocabulary import LABELS, Level
 
 if TYPE_CHECKING:
@@ -77,8 +75,8 @@ def read_columns(flags: Sequence[str], file: Location | None) -> ColumnMap:
 
 def _read_yaml(path: UPath) -> dict[str, Any]:
     try:
-        source = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        source = parse_yaml(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: --columns must be a readable YAML file, got {first_line(error)}") from None
     if not isinstance(source, dict):
         raise ConfigError(f"{path}: --columns must be a mapping such as `any: hemorrhage`, got something else")

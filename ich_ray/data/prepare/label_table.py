@@ -1,8 +1,8 @@
-"""Label tables: a CSV file -> one row of six labels per slice, with every contradiction named.
+"""Label tables: a CSV file -> six labels a slice or examination, with every contradiction named.
 
-Two layouts are read. Long (the RSNA competition): columns `ID,Label`, one row per slice and label, the ID being
-`<slice>_<label>`. Wide: a column `id` or `slice_id`, any of the five subtypes, `any`, and if wanted `role`, by these
-names or as they are mapped; other columns are ignored.
+Two layouts are read. Long (the RSNA competition): columns `ID,Label`, no label being mapped, one row per slice and
+label, the ID being `<slice>_<label>`. Wide: a column `id` or `slice_id`, or one that names series, studies or patients,
+any of the five subtypes, `any`, and if wanted `role`, by these names or as they are mapped; other columns are ignored.
 A value is 0 or 1, no or yes, false or true. What cannot be read without guessing is an error; slices whose rows
 contradict each other keep their place with a reason. Knows nothing of image files.
 """
@@ -43,7 +43,7 @@ _VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "no": 0, "yes": 1, "false": 0, "t
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Labels by slice.
+    """Labels by slice, or by what `level` says.
 
     Attributes:
         slice_ids: strings `[n]`, each once, in the order of the file: of slices, or of what `level` says.
@@ -109,12 +109,14 @@ def read_labels(
     layout = read_layout(path)
     mapped = map_columns(path, layout.columns, columns or {}, level)
     _check_columns(path, mapped)
-    answers = {one.column for readings in mapped.readings.values() for one in readings}
-    table = read_cells(path, replace(layout, columns=mapped.names), {"id", "label", "role"} | answers)
+    used = _used(mapped)
+    # Columns that nobody reads may have one name, or none, but not for the reader of the file.
+    names = [name if name in used else f"\0{number}" for number, name in enumerate(mapped.names)]
+    table = read_cells(path, replace(layout, columns=names), used)
     if len(table) == 0:
         raise LabelError(f"{path}: a label table must have rows, got only a header")
     rule: MatchRule = "path" if mapped.by_folder else "uid"
-    if {"id", "label"} == set(mapped.names):
+    if _is_long(mapped):
         return replace(_collapse(_long(path, table), None), level=mapped.level, rule=rule)
     cells, agreement = _wide(path, table, mapped)
     found = _collapse(cells, _roles(path, table))
@@ -131,20 +133,31 @@ class _Cells:
     value: NDArray[np.int64]
 
 
+def _is_long(mapped: MappedColumns) -> bool:
+    """Whether it is the layout of the competition; a column `label` that was mapped is one of answers."""
+    return {"id", "label"} == {*mapped.names} - {""} and not mapped.mapped
+
+
+def _used(mapped: MappedColumns) -> set[str]:
+    """Columns that are read."""
+    if _is_long(mapped):
+        return {"id", "label"}
+    return {"id", "role", *(one.column for readings in mapped.readings.values() for one in readings)}
+
+
 def _check_columns(path: UPath, mapped: MappedColumns) -> None:
     """A header that is known; other columns are ignored, but not one that was meant to be a role or a subtype."""
-    names = mapped.names
-    known = {"id", "label"} == set(names) or ("id" in names and mapped.readings)
-    if not known or len(set(names)) < len(names):
+    names, used = mapped.names, _used(mapped)
+    known = _is_long(mapped) or ("id" in names and mapped.readings)
+    if not known or any(names.count(name) > 1 for name in used):
         got = ", ".join(name.removeprefix("\0") for name in names)[:200]
         raise LabelError(
             f"{path}: the columns must be `ID,Label`, or `id` (or `slice_id`, or StudyInstanceUID) with "
             f"{', '.join(LABELS)}, each once; got {got or 'none'}; name yours with --column, such as any=hemorrhage"
         )
-    asked = {one.column for readings in mapped.readings.values() for one in readings}
     missing = {*SUBTYPES, "role"} - set(names) - mapped.mapped
     for name in names:
-        if name not in _WANTED | asked and (meant := get_close_matches(name, missing, n=1, cutoff=_ALIKE)):
+        if name not in _WANTED | used and (meant := get_close_matches(name, missing, n=1, cutoff=_ALIKE)):
             raise LabelError(f"{path}: a column must not be almost {meant[0]}, got {name!r}; rename it")
 
 

@@ -19,7 +19,7 @@ from ich_ray.ct.elements import FILE_LIMIT_BYTES
 from ich_ray.storage import is_local, unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Listing", "list_files"]
 
@@ -49,15 +49,15 @@ class Listing:
         return len(self.files) + len(self.refused)
 
 
-def list_files(root: UPath, skip: UPath | None = None) -> Listing:
+def list_files(root: UPath, skip: Sequence[UPath] = ()) -> Listing:
     """List a local folder or one on object storage; `skip`, such as the label table, is left out.
 
     Raises:
         ConfigError: a folder cannot be read, so that nobody knows what lies in it.
     """
     found = sorted(_walk_local(Path(str(root))) if is_local(root) else _walk_remote(root))
-    left_out = os.path.relpath(skip.path, root.path) if skip is not None and skip.protocol == root.protocol else ""
-    found = [entry for entry in found if entry[0] != left_out]
+    left_out = {os.path.relpath(one.path, root.path) for one in skip if one.protocol == root.protocol}
+    found = [entry for entry in found if entry[0] not in left_out]
     digest = hashlib.sha256()
     for name, reason, stamp in found:
         if not reason:

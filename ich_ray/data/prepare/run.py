@@ -115,7 +115,7 @@ def prepare(
     source, files = locate(images), DatasetFiles(locate(out))
     _check_folders(source, files)
     table, examined = read_tables(labels, examinations, columns or {}, level)
-    listing = list_files(source, skip=locate(labels))
+    listing = list_files(source, skip=[locate(one) for one in (labels, examinations) if one is not None])
     if not listing.files:
         got = f"only {len(listing)} entries that are refused" if len(listing) else "an empty one"
         raise ConfigError(f"{source}: a folder with DICOM files must be given, got {got}; check the path")

@@ -7,10 +7,8 @@ space.py.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ich_ray.errors import SpaceError, first_line, nearest
@@ -21,7 +19,7 @@ from ich_ray.search.space.explicit_trials import ListRules, candidate_specs
 from ich_ray.search.space.space import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace, same
 from ich_ray.search.stopping import STOPPING_RULES
 from ich_ray.statistics.metrics import METRICS
-from ich_ray.storage import Location, locate
+from ich_ray.storage import Location, locate, parse_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -45,11 +43,9 @@ def load_space(path: Location) -> SearchSpace:
     except (OSError, UnicodeDecodeError) as error:
         raise SpaceError(f"{where}: a search space must be a readable YAML file, got {first_line(error)}") from None
     try:
-        source = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise SpaceError(f"{where.name}: must be YAML, got {_yaml_problem(error)}") from None
-    except RecursionError:
-        raise SpaceError(f"{where.name}: must be YAML, got hundreds of lists within each other; write fewer") from None
+        source = parse_yaml(text)
+    except ValueError as error:
+        raise SpaceError(f"{where.name}: must be YAML, got {error}") from None
     return parse_space(source, where.name)
 
 
@@ -60,49 +56,6 @@ def parse_space(source: Any, file: str) -> SearchSpace:
         SpaceError: `file.yaml: key: rule, got ..., what next`.
     """
     return _Checker(file).space(source)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML without its traps: a repeated key and a date or number that is none are errors, and `1e-3` is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise _refused(key, "a mapping or list as a key, such as a {{ template }} that was not filled in,")
-            if key.value in seen:
-                raise _refused(key, f"the key {key.value!r} twice")
-            seen.add(key.value)
-            if isinstance(value, yaml.ScalarNode):
-                self.construct_object(value, key=key.value)
-        return super().construct_mapping(node, deep)
-
-    def construct_object(self, node: yaml.Node, deep: bool = False, key: str = "") -> Any:
-        """Of a text that looks like a date or a number and is none, PyYAML lets Python say what it likes."""
-        if not isinstance(node, yaml.ScalarNode):
-            return super().construct_object(node, deep)
-        try:
-            value = super().construct_object(node, deep)
-            if isinstance(value, int):
-                float(value)
-        except (AttributeError, LookupError, OverflowError, ValueError):
-            kind, said = node.tag.rsplit(":")[-1], f"{key}: " if key else ""
-            raise _refused(node, f"{said}{node.value[:40]!r}, which no {kind} can be,") from None
-        return value
-
-
-def _refused(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
-    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-
-_StrictLoader.yaml_implicit_resolvers = {
-    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
 
 
 class _File(BaseModel):
@@ -344,9 +297,3 @@ def _multiple(images: int, report_every: int) -> int:
 
 def _kind_of(source: object) -> str:
     return "an empty file" if source is None else f"a {type(source).__name__}"
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or first_line(error)
-    return f"{problem} in line {mark.line + 1}" if mark else str(problem)

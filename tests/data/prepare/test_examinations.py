@@ -140,6 +140,20 @@ def test_contradictions_are_told_by_kind() -> None:
     ]
 
 
+def test_a_series_of_two_patients_is_of_neither() -> None:
+    accepted = pa.table({"series": list("aabbb"), "patient": list("PQRRR")})
+    roles = np.array(["train", "test", "train", "train", "train"], object)
+    of_series = labels("a", "b", "gone", any_=(1, 1, 0), level="series")
+    found = gather_examinations(of_series, accepted, np.array([0, 0, 1, 1, -1]), roles, np.ones(5, np.int8))
+    assert [found.table[name].to_pylist() for name in ("examination", "patient", "slices")] == [["b"], ["R"], [2]]
+    assert found.of_slices[:, -1].tolist() == [-1, -1, 1, 1, -1]
+    assert found.notes(of_slices=True) == [
+        "1 labels are of a series, 1 with haemorrhage",
+        "1 labels of a series have no accepted slice, or contradict themselves",
+        "1 labels of a series are left out: its slices are of several patients",
+    ]
+
+
 @pytest.mark.parametrize(
     ("column", "name", "level", "key"),
     [
@@ -202,12 +216,15 @@ def test_labels_of_studies_alone_train_no_network_of_slices(
 def test_both_kinds_of_labels_stand_beside_each_other(tmp_path: Path, images: Path) -> None:
     rows = [f"ID_{study:02d}{n},{int(study % 2 == 0 and n == 1 and study != 2)}" for study in range(STUDIES)
             for n in range(2)]  # fmt: skip
-    (tmp_path / "slices.csv").write_text("\n".join(["id,any", *rows]))
-    studies = table(tmp_path, "Case", "st{}").read_text().replace("st4,1,1", "st4,0,0")
-    (tmp_path / "studies.csv").write_text(studies)
+    (images / "slices.csv").write_text("\n".join(["id,any", *rows]))  # tables beside images are none of them
+    studies = table(images, "Case", "st{}").read_text().replace("st4,1,1", "st4,0,0")
+    (images / "studies.csv").write_text(studies)
     columns = {"examinations.study": "Case"}
-    both: dict[str, Any] = {"examinations": tmp_path / "studies.csv", "columns": columns, "size": 16}
-    dataset = prepare(images, tmp_path / "slices.csv", tmp_path / "both", **both)
+    both: dict[str, Any] = {"examinations": images / "studies.csv", "columns": columns, "size": 16}
+    dataset = prepare(images, images / "slices.csv", tmp_path / "both", **both)
+    assert (dataset.manifest.listed, dataset.manifest.accepted) == (2 * STUDIES, 2 * STUDIES)
+    both["examinations"] = (images / "studies.csv").rename(tmp_path / "studies.csv")
+    (images / "slices.csv").rename(tmp_path / "slices.csv")
     assert (dataset.manifest.level, dataset.manifest.labels["any"]) == ("slice", STUDIES // 2 - 1)
     assert dataset.manifest.examinations is not None
     assert dataset.manifest.examinations.contradictions == {"slice_positive": 1, "slices_negative": 1}

@@ -55,6 +55,57 @@ def test_labels_that_are_not_mapped_are_recognized_beside_those_that_are(tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("header", "columns", "any_values", "level"),
+    [
+        ("id,label", {"any": "label"}, [1, 0], "slice"),
+        ("file,label", {"id": "file", "any": "label"}, [1, 0], "slice"),
+        ("file,label", {"id": "file", "any": "not label"}, [0, 1], "slice"),
+        ("StudyInstanceUID,label", {"any": "label"}, [1, 0], "study"),
+        ("patient_id,label", {"patient": "patient_id", "any": "label"}, [1, 0], "patient"),
+    ],
+)
+def test_a_column_label_that_is_mapped_makes_no_table_of_the_competition(
+    tmp_path: Path, header: str, columns: dict[str, Any], any_values: list[int], level: str
+) -> None:
+    (tmp_path / "labels.csv").write_text(f"{header}\na,1\nb,0\n")
+    table = read_labels(tmp_path / "labels.csv", columns)
+    assert table.slice_ids.to_pylist() == ["a", "b"]
+    assert (table.values[:, -1].tolist(), table.level) == (any_values, level)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("id,any,,\na,1,,\nb,0,,\n", {}),
+        ("id,any,note,Note\na,1,x,y\nb,0,,\n", {}),
+        ("id,label,any,label\na,x,1,y\nb,,0,\n", {}),
+        ("file,any,bleed,any\na,x,1,\nb,,0,y\n", {"id": "file", "any": "bleed"}),
+        ("ID,Label,,\na_any,1,,\nb_any,0,,\n,,,\n", {}),
+    ],
+)
+def test_columns_that_nobody_reads_may_have_one_name(tmp_path: Path, text: str, columns: dict[str, str]) -> None:
+    (tmp_path / "labels.csv").write_text(text)
+    table = read_labels(tmp_path / "labels.csv", columns)
+    assert (table.slice_ids.to_pylist(), table.values[:, -1].tolist()) == (["a", "b"], [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("header", "columns"),
+    [
+        ("id,any,any", {}),
+        ("id,id,any", {}),
+        ("id,any,role,role", {}),
+        ("ID,Label,Label", {}),
+        ("id,note,note", {"any": "note"}),
+    ],
+)
+def test_columns_that_are_read_stand_there_once(tmp_path: Path, header: str, columns: dict[str, str]) -> None:
+    (tmp_path / "labels.csv").write_text(f"{header}\n{','.join('1' for _ in header.split(','))}\n")
+    with pytest.raises(LabelError, match="each once; got"):
+        read_labels(tmp_path / "labels.csv", columns)
+
+
+@pytest.mark.parametrize(
     ("columns", "error", "message"),
     [
         (
@@ -112,6 +163,7 @@ def test_flags_and_files_ask_alike(
         (["any=a"], "any: b", "--column any: must be given once"),
         ([], "any", "columns.yaml: --columns must be a mapping"),
         ([], "any: [a", "columns.yaml: --columns must be a readable YAML file"),
+        ([], "any: a\nid: b\nany: c", "a readable YAML file, got the key 'any' twice in line 3"),
     ],
 )
 def test_what_cannot_be_asked(tmp_path: Path, flags: Sequence[str], text: str | None, message: str) -> None:

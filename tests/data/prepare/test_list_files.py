@@ -20,13 +20,13 @@ def test_every_regular_file_at_any_depth_in_order(tmp_path: Path) -> None:
     for name in ("b/2.dcm", "a/1", "c.txt", "b/c/3.DCM", "labels.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    listing = list_files(locate(tmp_path), skip=locate(tmp_path / "labels.csv"))
+    listing = list_files(locate(tmp_path), skip=[locate(tmp_path / "labels.csv")])
     assert listing.files == ("a/1", "b/2.dcm", "b/c/3.DCM", "c.txt")
     assert listing.refused == ()
-    assert list_files(locate(tmp_path), skip=locate(tmp_path / "labels.csv")).digest == listing.digest
+    assert list_files(locate(tmp_path), skip=[locate(tmp_path / "labels.csv")]).digest == listing.digest
     assert len(list_files(locate(tmp_path))) == 5
     os.utime(tmp_path / "c.txt", ns=(0, 0))
-    assert list_files(locate(tmp_path), skip=locate(tmp_path / "labels.csv")).digest != listing.digest
+    assert list_files(locate(tmp_path), skip=[locate(tmp_path / "labels.csv")]).digest != listing.digest
 
 
 def test_links_stay_inside(tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_object_storage(monkeypatch: pytest.MonkeyPatch) -> None:
         (root / name).write_bytes(b"x")
     assert list_files(root).files == ("a/1.dcm", "b.dcm")
     (root / "labels.csv").write_bytes(b"x")
-    assert list_files(root, skip=root / "labels.csv").files == ("a/1.dcm", "b.dcm")
-    assert len(list_files(root, skip=UPath("/listing/images/labels.csv"))) == 3
+    assert list_files(root, skip=[root / "labels.csv"]).files == ("a/1.dcm", "b.dcm")
+    assert len(list_files(root, skip=[UPath("/listing/images/labels.csv")])) == 3
     (root / "archive.zip").write_bytes(b"x" * 11)
     monkeypatch.setattr("ich_ray.data.prepare.list_files._REMOTE_LIMIT_BYTES", 10)
     assert list_files(root).refused == (("archive.zip", "size_limit"),)

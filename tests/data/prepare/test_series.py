@@ -36,7 +36,7 @@ def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
 def prepared(cohort: tuple[Path, Path], out: Path) -> PreparedDataset:
     """What `prepare` makes, in this process."""
     images, labels = map(locate, cohort)
-    files, listing = DatasetFiles(locate(out)), list_files(images, skip=labels)
+    files, listing = DatasetFiles(locate(out)), list_files(images, skip=[labels])
     job = ChunkJob(images, files.blocks, parse_windows(DEFAULT_WINDOWS), 16, Pseudonyms.load(), "plan")
     rows = run_chunk(job, 0, listing.files).replace_schema_metadata()
     return finish(Work(files, job, listing, read_labels(labels), "0" * 32, 0), rows)

@@ -61,7 +61,7 @@ def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
 def prepared(cohort: tuple[Path, Path], out: Path, slab_mm: float = 5, chunk: int = 1000) -> PreparedDataset:
     """What `prepare` makes, in this process."""
     images, labels = map(locate, cohort)
-    files, listing = DatasetFiles(locate(out)), list_files(images, skip=labels)
+    files, listing = DatasetFiles(locate(out)), list_files(images, skip=[labels])
     job = ChunkJob(images, files.blocks, WINDOWS, SIZE, Pseudonyms.load(), "plan", slab_mm=slab_mm)
     thin = thin_series(read_places(job, listing.files), listing.files, slab_mm)
     assert sorted(thin.files) == sorted(listing.files)
