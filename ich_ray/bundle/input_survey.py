@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from ich_ray.bundle.threads import mapped_ahead
 from ich_ray.bundle.training_data import SeriesLook, differences, median_step
 from ich_ray.ct.plane import Judgment, judge_table
-from ich_ray.ct.slabs import SeriesGeometry, slabs_around
+from ich_ray.ct.slabs import SeriesGeometry, known_median, slabs_around
 from ich_ray.errors import Rejection
 from ich_ray.statistics.aggregation import members
 
@@ -206,9 +206,9 @@ class SeriesTable:
         rows, columns = self.sizes[slices[0]]
         averaged = None if slabs is None or not slabs.finer[slices].any() else slabs.rule
         return SeriesLook(
-            thickness_mm=_median(self.thickness_mm[slices]) if averaged is None else averaged.thickness_mm,
+            thickness_mm=known_median(self.thickness_mm[slices]) if averaged is None else averaged.thickness_mm,
             slice_spacing_mm=median_step(self.position_mm[slices]) if averaged is None else averaged.spacing_mm,
-            pixel_spacing_mm=_median(self.pixel_mm[slices]),
+            pixel_spacing_mm=known_median(self.pixel_mm[slices]),
             kernel=next((self.kernels[place] for place in self.kernel[slices] if place >= 0), ""),
             matrix=f"{rows}x{columns}",
         )
@@ -232,11 +232,6 @@ def _numbers(names: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
     places = np.concatenate([chunk.indices.to_numpy() for chunk in names.chunks])
     places[places == (held.index("") if "" in held else -1)] = -1
     return places, held
-
-
-def _median(values: NDArray[np.float32]) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else math.nan
 
 
 @dataclass(frozen=True)

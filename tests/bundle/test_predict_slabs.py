@@ -20,6 +20,11 @@ from ich_ray.bundle.series_reading import SliceReader
 from ich_ray.bundle.training_data import Distribution, TrainingData
 from ich_ray.bundle.work_parts import Part, as_item, part_of
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows
+from ich_ray.data.prepare.chunk_slices import packed, unpacked
+from ich_ray.data.prepare.decode_chunk import ChunkJob
+from ich_ray.data.prepare.pseudonyms import Pseudonyms
+from ich_ray.data.prepare.thin_series import read_places, thin_series
+from ich_ray.storage import locate
 from tests.bundle.test_predict_series import SIZE, make_bundle, probabilities
 from tests.ct.enhanced import enhanced
 from tests.ct.files import head, make
@@ -43,8 +48,8 @@ def image(series: str, number: int) -> NDArray[np.int16]:
 
 def content(series: str, number: int, step_mm: float, **tags: Any) -> bytes:
     ids = {"SOPInstanceUID": f"1.2.{ord(series)}.{number + 1}", "SeriesInstanceUID": series, "StudyInstanceUID": "st"}
-    place = [-125.0, -125.0, 30 + step_mm * number]
-    return make(image(series, number), ImagePositionPatient=place, SliceThickness=step_mm, **{**ids, **tags})
+    taken = {"ImagePositionPatient": [-125.0, -125.0, 30 + step_mm * number], "SliceThickness": step_mm}
+    return make(image(series, number), **{**ids, **taken, **tags})
 
 
 @pytest.fixture
@@ -123,6 +128,30 @@ def test_slices_of_a_thin_series_are_averaged_and_neighbors_lie_at_the_distance_
         row, images = found[str(scans / f"{number:02d}b.dcm")]
         assert not {"slab", "no_slab"} & {*row.flags.split(",")}
         assert_is(images[neighbors], windowed(image("b", number)))
+
+
+def test_prepare_and_predict_make_the_same_slabs_of_places_that_float32_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ICH_RAY_KEY_FILE", str(tmp_path / "key"))
+    (tmp_path / "scans").mkdir()
+    for number in range(THIN):
+        place = [-124.7, -133.3, round(-211.73 + 0.7 * number, 4)]
+        data = content("a", number, 0.7, ImagePositionPatient=place, PatientID="p")
+        (tmp_path / "scans" / f"{number:02d}.dcm").write_bytes(data)
+    predictor = Predictor(load_bundle(bundle(tmp_path / "bundle", trained())), "f2")
+    survey = surveyed([tmp_path / "scans"], trained())
+    (part,) = predictor.parts(survey.inputs, survey.table, survey.slabs)
+    (series,) = travelled(part).series()
+    assert series.slabs is not None
+    names = [Path(one.file).name for one in series.inputs]
+    predicted = {
+        names[row]: [(names[member], weight) for member, weight in series.slabs.around(row)] for row in range(THIN)
+    }
+    job = ChunkJob(locate(tmp_path / "scans"), locate(tmp_path), WINDOWS, SIZE, Pseudonyms.load(), "", slab_mm=5)
+    prepared = unpacked(packed(thin_series(read_places(job, sorted(names)), sorted(names), 5).slabs))
+    found = {center: [(file, weight) for (file, _), weight in slab] for (center, _), slab in prepared.items()}
+    assert found == predicted
 
 
 def test_frames_of_one_file_are_averaged_as_their_classic_files(scans: Path, tmp_path: Path) -> None:

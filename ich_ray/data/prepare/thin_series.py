@@ -35,7 +35,6 @@ __all__ = ["ThinSeries", "find_thin_series", "read_places", "thin_series"]
 
 # Headers that a task reads: some 0.1 s of work.
 _FILES_A_TASK = 1024
-_WEIGHT_DIGITS = 6
 
 _PLACES = pa.schema(
     [
@@ -43,11 +42,12 @@ _PLACES = pa.schema(
         ("frame", pa.int32()),
         ("series", pa.string()),  # digest of patient, study and series; empty where one is not known
         ("slice_id", pa.string()),
-        ("position_mm", pa.float64()),
-        ("thickness_mm", pa.float64()),
-        ("pixel_mm", pa.float64()),
-        ("corner_mm", pa.list_(pa.float64(), 3)),
-        ("normal", pa.list_(pa.float64(), 3)),
+        # float32 as in `predict`, which makes the same slabs
+        ("position_mm", pa.float32()),
+        ("thickness_mm", pa.float32()),
+        ("pixel_mm", pa.float32()),
+        ("corner_mm", pa.list_(pa.float32(), 3)),
+        ("normal", pa.list_(pa.float32(), 3)),
         ("rows", pa.int32()),
         ("columns", pa.int32()),
     ]
@@ -129,24 +129,25 @@ def thin_series(places: pa.Table, files: Sequence[str], slab_mm: float) -> ThinS
     order = np.lexsort((geometry.ranks, geometry.places_mm, geometry.series))
     members = {}
     for row in order[slabs.finer[order]].tolist():
-        members[keys[row]] = [(keys[member], round(weight, _WEIGHT_DIGITS)) for member, weight in slabs.around(row)]
+        members[keys[row]] = [(keys[member], weight) for member, weight in slabs.around(row)]
     thin = dict.fromkeys(file for file, _ in members)
     frames = {file: [frame for _, frame in held] for file, held in groupby(sorted(members), key=lambda key: key[0])}
     return ThinSeries((*thin, *(file for file in files if file not in thin)), members, frames)
 
 
 def _geometry(places: pa.Table) -> SeriesGeometry:
-    numbers = {name: places[name].to_numpy() for name in ("position_mm", "thickness_mm", "pixel_mm")}
+    lengths = {name: places[name].to_numpy().astype(np.float64) for name in ("position_mm", "thickness_mm", "pixel_mm")}
     corners, normals = (
-        places[name].combine_chunks().flatten().to_numpy().reshape(-1, 3) for name in ("corner_mm", "normal")
+        places[name].combine_chunks().flatten().to_numpy().reshape(-1, 3).astype(np.float64)
+        for name in ("corner_mm", "normal")
     )
     return SeriesGeometry(
         series=number_series(places),
-        places_mm=numbers["position_mm"],
-        thickness_mm=numbers["thickness_mm"],
+        places_mm=lengths["position_mm"],
+        thickness_mm=lengths["thickness_mm"],
         corners=corners,
         normals=normals,
         sizes=np.stack([places[name].to_numpy() for name in ("rows", "columns")], 1).astype(np.int64),
-        pixel_mm=numbers["pixel_mm"],
+        pixel_mm=lengths["pixel_mm"],
         ranks=np.unique(places["slice_id"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1],
     )
