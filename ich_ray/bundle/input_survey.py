@@ -188,7 +188,7 @@ class SeriesTable:
         return [known[each] for each in members(self.series[known])]
 
     def slabs(self, kept: NDArray[np.bool_], rule: SlabRule) -> Slabs:
-        """The slabs around the slices that are kept, of series that are finer than half of a rule."""
+        """The slabs around the slices that are kept, of series that are finer than a rule."""
         geometry = SeriesGeometry(
             series=np.where(kept, self.series, -1).astype(np.int64),
             places_mm=self.position_mm.astype(np.float64),
@@ -242,7 +242,7 @@ class Survey:
         inputs: those given, a frame at a time, with the reasons and flags of their series.
         notes: lines for people.
         table: of the inputs.
-        slabs: around the slices of series finer than half of the training data; None if there are none.
+        slabs: around the slices of series finer than the training data, by its `slab_rule`; None if there are none.
     """
 
     inputs: list[Input]
@@ -260,7 +260,7 @@ def survey_inputs(
         inputs: files.
         facts: of `read_facts`, in the order of the inputs.
         training: of the bundle's card.
-        average: make slabs of series that are finer than half of the training data.
+        average: make slabs of series that are finer than the training data.
     """
     table = SeriesTable.of_facts(facts)
     judged = table.judged()
@@ -287,8 +287,8 @@ def _averaged(table: SeriesTable, slabs: Slabs | None) -> str:
         return ""
     series, rule = table.series[table.series >= 0], slabs.rule
     return (
-        f"{len(np.unique(table.series[slabs.finer]))} of {len(np.unique(series))} series are finer than half of the "
-        f"training data: their slices are averaged to slabs of {rule.thickness_mm:g} mm, with neighbors at "
+        f"{len(np.unique(table.series[slabs.finer]))} of {len(np.unique(series))} series are finer than the training "
+        f"data: their slices are averaged to slabs of {rule.thickness_mm:g} mm, with neighbors at "
         f"{rule.spacing_mm:g} mm; with --no-slabs they are not"
     )
 

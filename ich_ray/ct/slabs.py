@@ -7,7 +7,8 @@ ends and gaps over what is there. Knows places and words of slices; no files, wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -42,16 +43,24 @@ class SlabRule:
     Attributes:
         thickness_mm: of the slabs.
         spacing_mm: between neighbors.
+        known_thickness_mm, known_spacing_mm: slices of these and more stay as they are, as a network knows them.
     """
 
     thickness_mm: float
     spacing_mm: float
+    known_thickness_mm: float = math.inf
+    known_spacing_mm: float = math.inf
 
     def is_finer(self, step_mm: float, thickness_mm: float) -> bool:
-        """Whether a series is finer than half of this, by its median step and its thickness, if known."""
-        # Half of a slab is no finer, whichever way its numbers were rounded.
-        within = self.thickness_mm * _THINNEST <= step_mm < self.spacing_mm * _FINER - SAME_MM
-        return within and not thickness_mm >= self.thickness_mm * _FINER - SAME_MM
+        """Whether a series is finer than half of this and than what is known, by its median step and its thickness.
+
+        A thickness that is NaN is not asked.
+        """
+        closest = min(self.spacing_mm * _FINER, self.known_spacing_mm)
+        thinnest = min(self.thickness_mm * _FINER, self.known_thickness_mm)
+        # A series at a limit is no finer, whichever way its numbers were rounded.
+        within = self.thickness_mm * _THINNEST <= step_mm < closest - SAME_MM
+        return within and not thickness_mm >= thinnest - SAME_MM
 
 
 @dataclass(frozen=True)
@@ -116,14 +125,14 @@ class Slabs:
 
     def to_bytes(self) -> bytes:
         """As they travel to another process: some 70 bytes a slab of nine slices."""
-        rule = np.array([self.rule.thickness_mm, self.rule.spacing_mm])
+        rule = np.array(astuple(self.rule), np.float64)
         arrays = (self.finer.astype(np.uint8), self.counts.astype(np.int32), self.members.astype(np.int32))
         return b"".join(part.tobytes() for part in (rule, *arrays, self.weights.astype(np.float32)))
 
     @classmethod
     def from_bytes(cls, data: bytes, count: int) -> Slabs:
         """The slabs around so many slices that `to_bytes` was called on."""
-        rule, at = SlabRule(*np.frombuffer(data, np.float64, 2).tolist()), 16
+        rule, at = SlabRule(*np.frombuffer(data, np.float64, 4).tolist()), 32
         finer, at = np.frombuffer(data, np.uint8, count, at).astype(bool), at + count
         counts, at = np.frombuffer(data, np.int32, count, at).astype(np.int64), at + 4 * count
         total = int(counts.sum())
@@ -133,7 +142,7 @@ class Slabs:
 
 
 def slabs_around(slices: SeriesGeometry, rule: SlabRule) -> Slabs:
-    """The slab around each slice of a series finer than half of a rule.
+    """The slab around each slice of a series finer than a rule says.
 
     A slab takes the slice itself and, of each other place within it, the first slice by its rank, if that is of the
     same matrix, pixel spacing (1 %), direction (1 degree) and did not slide within its plane by more than it lies away.

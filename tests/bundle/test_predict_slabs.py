@@ -19,6 +19,7 @@ from ich_ray.bundle.prediction import Prediction, Predictor, list_inputs
 from ich_ray.bundle.series_reading import SliceReader
 from ich_ray.bundle.training_data import Distribution, TrainingData
 from ich_ray.bundle.work_parts import Part, as_item, part_of
+from ich_ray.ct.slabs import SlabRule
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows
 from ich_ray.data.prepare.chunk_slices import packed, unpacked
 from ich_ray.data.prepare.decode_chunk import ChunkJob
@@ -210,7 +211,7 @@ def test_what_is_averaged_is_said_and_counted_and_can_be_left(
     assert f"slab {THIN}" in shown.out
     assert "far_" not in shown.out
     assert surveyed([scans], trained()).notes[1:] == (
-        "1 of 2 series are finer than half of the training data: their slices are averaged to slabs of 5 mm, with "
+        "1 of 2 series are finer than the training data: their slices are averaged to slabs of 5 mm, with "
         "neighbors at 5 mm; with --no-slabs they are not",
     )
     assert surveyed([scans], trained(), average=False).slabs is None
@@ -256,6 +257,26 @@ def test_where_one_of_thickness_and_spacing_is_known_it_stands_for_both() -> Non
     assert (rule.thickness_mm, rule.spacing_mm) == (3, 5)
     assert trained(0, 5).slab_rule is None
     assert trained(5, 100).slab_rule is None
+
+
+@pytest.mark.parametrize(
+    ("p5_mm", "slab_mm", "averaged"), [(5, 0, True), (1.25, 0, True), (1.0, 0, False), (1.0, 5, True)]
+)
+def test_what_training_saw_as_it_is_stays_so_unless_its_dataset_was_averaged(
+    scans: Path, p5_mm: float, slab_mm: float, averaged: bool
+) -> None:
+    """The series of 1 mm beside training data of 5 mm that may have a tail of thin ones."""
+    tail = Distribution(slices=100, p1=min(p5_mm, 1), p5=p5_mm, median=5, p95=5, p99=5)
+    training = TrainingData(slices=100, thickness_mm=tail, slice_spacing_mm=tail, slab_mm=slab_mm)
+    assert (surveyed([scans], training).slabs is not None) == averaged
+
+
+def test_slabs_of_the_dataset_are_those_of_predict_whatever_the_medians_are(scans: Path) -> None:
+    training = TrainingData(slices=100, thickness_mm=distribution(3), slice_spacing_mm=distribution(3), slab_mm=5)
+    assert training.slab_rule == SlabRule(5, 5)
+    slabs = surveyed([scans], training).slabs
+    assert slabs is not None
+    assert int(slabs.counts.max()) == 5
 
 
 def test_a_lone_slice_of_a_thin_series_stays_as_it_is(scans: Path, tmp_path: Path) -> None:
