@@ -150,7 +150,7 @@ def test_prepare_and_predict_make_the_same_slabs_of_places_that_float32_rounds(
         names[row]: [(names[member], weight) for member, weight in series.slabs.around(row)] for row in range(THIN)
     }
     job = ChunkJob(locate(tmp_path / "scans"), locate(tmp_path), WINDOWS, SIZE, Pseudonyms.load(), "", slab_mm=5)
-    prepared = unpacked(packed(thin_series(read_places(job, sorted(names)), sorted(names), 5).slabs))
+    prepared = unpacked(packed(thin_series(read_places(job, sorted(names)), sorted(names), 5).of(names)))
     found = {center: [(file, weight) for (file, _), weight in slab] for (center, _), slab in prepared.items()}
     assert found == predicted
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ich_ray.ct.dicom import SliceHeader
+    from ich_ray.ct.slabs import Slabs
     from ich_ray.data.prepare.chunk_slices import SlabMembers
     from ich_ray.data.prepare.decode_chunk import ChunkJob
 
@@ -56,16 +56,27 @@ _PLACES = pa.schema(
 
 @dataclass(frozen=True)
 class ThinSeries:
-    """The files in the order in which they are best read, and the slabs around slices of thin series."""
+    """The files in the order in which they are best read, and the slabs around slices of thin series.
+
+    Attributes:
+        slabs: around all slices, as arrays: as `SlabMembers` they take more than twice the memory.
+        keys: the file and frame of each slice.
+        rows: of the slices of thin series in each file, in the order of their frames.
+    """
 
     files: tuple[str, ...]
-    slabs: SlabMembers = field(default_factory=dict)
-    frames: dict[str, list[int]] = field(default_factory=dict)
+    slabs: Slabs | None = None
+    keys: Sequence[tuple[str, int]] = ()
+    rows: dict[str, list[int]] = field(default_factory=dict)
 
     def of(self, files: Sequence[str]) -> SlabMembers:
         """The slabs around slices of some files."""
-        keys = [(file, frame) for file in files for frame in self.frames.get(file, ())]
-        return {key: self.slabs[key] for key in keys}
+        if self.slabs is None:
+            return {}
+        rows = [row for file in files for row in self.rows.get(file, ())]
+        return {
+            self.keys[row]: [(self.keys[member], weight) for member, weight in self.slabs.around(row)] for row in rows
+        }
 
 
 def read_places(job: ChunkJob, files: Sequence[str]) -> pa.Table:
@@ -127,12 +138,12 @@ def thin_series(places: pa.Table, files: Sequence[str], slab_mm: float) -> ThinS
     slabs = slabs_around(geometry, SlabRule(slab_mm, slab_mm))
     keys = list(zip(places["file"].to_pylist(), places["frame"].to_pylist(), strict=True))
     order = np.lexsort((geometry.ranks, geometry.places_mm, geometry.series))
-    members = {}
+    thin: dict[str, list[int]] = {}
     for row in order[slabs.finer[order]].tolist():
-        members[keys[row]] = [(keys[member], weight) for member, weight in slabs.around(row)]
-    thin = dict.fromkeys(file for file, _ in members)
-    frames = {file: [frame for _, frame in held] for file, held in groupby(sorted(members), key=lambda key: key[0])}
-    return ThinSeries((*thin, *(file for file in files if file not in thin)), members, frames)
+        thin.setdefault(keys[row][0], []).append(row)
+    for rows in thin.values():
+        rows.sort(key=lambda row: keys[row][1])
+    return ThinSeries((*thin, *(file for file in files if file not in thin)), slabs, keys, thin)
 
 
 def _geometry(places: pa.Table) -> SeriesGeometry:
