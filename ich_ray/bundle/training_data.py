@@ -129,7 +129,10 @@ class TrainingData(Record):
         if thickness is None or spacing is None:
             return None
         known = all(0 < each.median <= THICKEST_SLAB_MM for each in (thickness, spacing))
-        return SlabRule(thickness.median, spacing.median, thickness.p5, spacing.p5) if known else None
+        if not known:
+            return None
+        seen = (each.p5 if each.p5 > 0 else math.inf for each in (thickness, spacing))  # 0 is of no slice
+        return SlabRule(thickness.median, spacing.median, *seen)
 
     @property
     def unknown(self) -> list[str]:

@@ -52,9 +52,11 @@ class SlabRule:
     known_spacing_mm: float = math.inf
 
     def is_finer(self, step_mm: float, thickness_mm: float) -> bool:
-        """Whether a series is finer than half of this and than what is known, by its median step and its thickness.
+        """Whether a series is finer than half of this, and than what a network knows.
 
-        A thickness that is NaN is not asked.
+        Args:
+            step_mm: the median one.
+            thickness_mm: NaN where it is not known.
         """
         closest = min(self.spacing_mm * _FINER, self.known_spacing_mm)
         thinnest = min(self.thickness_mm * _FINER, self.known_thickness_mm)

@@ -271,6 +271,12 @@ def test_what_training_saw_as_it_is_stays_so_unless_its_dataset_was_averaged(
     assert (surveyed([scans], training).slabs is not None) == averaged
 
 
+def test_headers_that_say_a_thickness_of_0_are_no_slices_that_training_saw(scans: Path) -> None:
+    said = Distribution(slices=100, p1=0, p5=0, median=5, p95=5, p99=5)
+    training = TrainingData(slices=100, thickness_mm=said, slice_spacing_mm=distribution(5))
+    assert surveyed([scans], training).slabs is not None
+
+
 def test_slabs_of_the_dataset_are_those_of_predict_whatever_the_medians_are(scans: Path) -> None:
     training = TrainingData(slices=100, thickness_mm=distribution(3), slice_spacing_mm=distribution(3), slab_mm=5)
     assert training.slab_rule == SlabRule(5, 5)
