@@ -2,7 +2,8 @@
 
 Headers first: a slice is judged by its series, and a series by the training data, before any is decoded. The bundle and
 its rows are made elsewhere; this chooses who works and writes the file. Each Ray worker loads the bundle once and holds
-one batch at a time; a network that sees neighbors is given whole series. Rows are written in the order of the inputs.
+one batch at a time. Whole series go to one worker where a slice is seen by others of its series: with neighbors, with
+`crop: head` and in slabs. Rows are written in the order of the inputs.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def predict(
         point: the operating point that decides.
         by: a row for each slice, or for each study with its most probable slice (rejected files keep their own).
         heatmaps: a folder for a Grad-CAM picture of each accepted slice.
-        slabs: average the slices of series that are finer than half of the training data, see ct/slabs.py.
+        slabs: average the slices of series that are finer than the training data, see `TrainingData.slab_rule`.
         without_preamble: read files that begin with their meta information, too.
         address: a Ray cluster that sees the same files; many files use Ray on this machine anyway.
 

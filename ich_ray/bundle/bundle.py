@@ -245,9 +245,16 @@ class Bundle:
     ) -> list[Prediction]:
         """One row per file, or frame of one, in order; folders are searched for files, hidden ones left out.
 
-        A network that sees neighbors finds them among the files that are given: those of one series belong into one
-        call. A slice without any, such as a lone file, stands in for them itself and is flagged `neighbors_unknown`.
-        For more rows than should lie in memory see `batch_predict.predict`.
+        Whole series belong into one call: neighbors, the box of `crop: head` and slabs are made of the files that are
+        given. A lone file stands in for its neighbors and is flagged `neighbors_unknown`, its own box is taken
+        (`head_of_slice`), and it is not averaged; of other parts of a series nothing is said, and probabilities may
+        be others. For more rows than should lie in memory see `batch_predict.predict`.
+
+        Args:
+            paths: files and folders.
+            point: the operating point whose threshold decides.
+            slabs: average series finer than the slices that trained the bundle, see `TrainingData.slab_rule`.
+            without_preamble: read files that begin with their meta information, too.
 
         Raises:
             ConfigError: a path does not exist, there is no file, or the bundle has no such operating point.

@@ -59,13 +59,14 @@ LIMITATIONS = (
 
 def limitations_of(parameters: Hyperparameters) -> tuple[str, ...]:
     """What a network of these parameters cannot do."""
-    if not parameters.neighbors:
+    cut = ", cut to where its series shows the head" if parameters.crop == "head" else ""
+    if parameters.neighbors:
+        seen = f"It sees a slice with {parameters.neighbors} on either side{cut}: no others of the series"
+    elif cut:
+        seen = f"It sees one slice at a time{cut}: no neighbouring slices"
+    else:
         return LIMITATIONS
-    first = (
-        f"It sees a slice with {parameters.neighbors} on either side: no others of the series, no history, no earlier "
-        "examination."
-    )
-    return (first, *LIMITATIONS[1:])
+    return (f"{seen}, no history, no earlier examination.", *LIMITATIONS[1:])
 
 
 class OperatingPoint(Record):

@@ -61,7 +61,9 @@ def _data(card: Card) -> dict[str, str]:
         "Outcome that is predicted": f"the label `{card.label}` of a single slice{_subtypes(card)}",
         "Data": f"the prepared dataset with fingerprint {card.dataset.fingerprint}",
         "Data partitions, and their size": f"{drawn}; {roles}",
-        "Preprocessing": f"windows {windows}, area-averaged to {card.size} x {card.size} pixels{_part(card)}{reduced}",
+        "Preprocessing": (
+            f"{_slabs(card)}windows {windows}, area-averaged to {card.size} x {card.size} pixels{_part(card)}{reduced}"
+        ),
         "Missing data": "nothing is imputed: a file without a readable slice or a label is left out, with a reason",
         "De-identification": "identifiers are replaced by keyed pseudonyms when the dataset is prepared",
     }
@@ -87,6 +89,12 @@ def _model(card: Card) -> dict[str, str]:
         "Explanations": "Grad-CAM heat maps on request; they show where, not why, and have not been validated",
         "Limitations": " ".join(card.limitations),
     }
+
+
+def _slabs(card: Card) -> str:
+    """What is averaged before it is windowed, as in the dataset that trained it."""
+    slab_mm = card.training_data.slab_mm if card.training_data is not None else 0
+    return f"series finer than half of {slab_mm:g} mm averaged in HU to slabs of {slab_mm:g} mm; " if slab_mm else ""
 
 
 def _part(card: Card) -> str:

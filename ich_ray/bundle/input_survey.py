@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from ich_ray.bundle.threads import mapped_ahead
 from ich_ray.bundle.training_data import SeriesLook, differences, median_step
 from ich_ray.ct.plane import Judgment, judge_table
-from ich_ray.ct.slabs import SeriesGeometry, slabs_around
+from ich_ray.ct.slabs import SeriesGeometry, known_median, slabs_around
 from ich_ray.errors import Rejection
 from ich_ray.statistics.aggregation import members
 
@@ -188,7 +188,7 @@ class SeriesTable:
         return [known[each] for each in members(self.series[known])]
 
     def slabs(self, kept: NDArray[np.bool_], rule: SlabRule) -> Slabs:
-        """The slabs around the slices that are kept, of series that are finer than half of a rule."""
+        """The slabs around the slices that are kept, of series that are finer than a rule."""
         geometry = SeriesGeometry(
             series=np.where(kept, self.series, -1).astype(np.int64),
             places_mm=self.position_mm.astype(np.float64),
@@ -206,9 +206,9 @@ class SeriesTable:
         rows, columns = self.sizes[slices[0]]
         averaged = None if slabs is None or not slabs.finer[slices].any() else slabs.rule
         return SeriesLook(
-            thickness_mm=_median(self.thickness_mm[slices]) if averaged is None else averaged.thickness_mm,
+            thickness_mm=known_median(self.thickness_mm[slices]) if averaged is None else averaged.thickness_mm,
             slice_spacing_mm=median_step(self.position_mm[slices]) if averaged is None else averaged.spacing_mm,
-            pixel_spacing_mm=_median(self.pixel_mm[slices]),
+            pixel_spacing_mm=known_median(self.pixel_mm[slices]),
             kernel=next((self.kernels[place] for place in self.kernel[slices] if place >= 0), ""),
             matrix=f"{rows}x{columns}",
         )
@@ -234,11 +234,6 @@ def _numbers(names: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
     return places, held
 
 
-def _median(values: NDArray[np.float32]) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else math.nan
-
-
 @dataclass(frozen=True)
 class Survey:
     """What is to be read, and what is said before.
@@ -247,7 +242,7 @@ class Survey:
         inputs: those given, a frame at a time, with the reasons and flags of their series.
         notes: lines for people.
         table: of the inputs.
-        slabs: around the slices of series finer than half of the training data; None if there are none.
+        slabs: around the slices of series finer than the training data, by its `slab_rule`; None if there are none.
     """
 
     inputs: list[Input]
@@ -265,7 +260,7 @@ def survey_inputs(
         inputs: files.
         facts: of `read_facts`, in the order of the inputs.
         training: of the bundle's card.
-        average: make slabs of series that are finer than half of the training data.
+        average: make slabs of series that are finer than the training data.
     """
     table = SeriesTable.of_facts(facts)
     judged = table.judged()
@@ -292,8 +287,8 @@ def _averaged(table: SeriesTable, slabs: Slabs | None) -> str:
         return ""
     series, rule = table.series[table.series >= 0], slabs.rule
     return (
-        f"{len(np.unique(table.series[slabs.finer]))} of {len(np.unique(series))} series are finer than half of the "
-        f"training data: their slices are averaged to slabs of {rule.thickness_mm:g} mm, with neighbors at "
+        f"{len(np.unique(table.series[slabs.finer]))} of {len(np.unique(series))} series are finer than the training "
+        f"data: their slices are averaged to slabs of {rule.thickness_mm:g} mm, with neighbors at "
         f"{rule.spacing_mm:g} mm; with --no-slabs they are not"
     )
 

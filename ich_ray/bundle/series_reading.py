@@ -43,6 +43,7 @@ NEIGHBOR_FLAGS = {
 
 # By a network with `crop: head` or `scale: mm`.
 VIEW_FLAGS = {
+    "head_of_slice": "no other slice of its series is there: the head is looked for in it alone, not in the series",
     "head_unknown": "no slice of its series shows a head: it is shown as with crop: none",
     "scale_unknown": "no PixelSpacing, or one that no CT image has: it is shown as with scale: pixels",
 }
@@ -114,6 +115,7 @@ class SeriesImages:
         # Until the slabs above a slice have been seen from below, one goes along the series for each neighbor.
         self._slabs = SlabReader(self._stored, 1 + card.parameters.neighbors)
         self._kept: dict[int, tuple[SliceHeader, NDArray[np.uint8]] | Rejection] = {}
+        self._looked_at = 0  # slices that say where the head lies, or that they do not show it
 
     def words(self, index: int) -> CTSlice:
         """A slice, averaged over its slab in a thin series.
@@ -159,7 +161,11 @@ class SeriesImages:
     def lacks(self, header: SliceHeader) -> set[str]:
         """What is not known of one of its slices, by `VIEW_FLAGS`."""
         parameters = self._card.parameters
-        found = {"head_unknown"} if parameters.crop == "head" and np.isnan(self._box).any() else set()
+        found = set()
+        if parameters.crop == "head" and np.isnan(self._box).any():
+            found = {"head_unknown"}
+        elif parameters.crop == "head" and self._looked_at == 1:
+            found = {"head_of_slice"}
         sized = parameters.scale == "pixels" or plausible_sides(np.array([side_mm(header)])).all()
         return found if sized else found | {"scale_unknown"}
 
@@ -179,6 +185,7 @@ class SeriesImages:
             found = self._shown(index)
             if len(self._kept) * math.prod(self._card.image_shape) < _KEPT_BYTES:
                 self._kept[index] = self._windowed(found)
+            self._looked_at += 1
             return head_box(found)
         except Rejection as rejection:
             self._kept[index] = rejection

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field
 
-from ich_ray.ct.slabs import SlabRule
+from ich_ray.ct.slabs import SlabRule, known_median
 from ich_ray.data.dataset import THICKEST_SLAB_MM
+from ich_ray.data.series_survey import number_series, numbers
 from ich_ray.statistics.aggregation import members
 from ich_ray.storage import Count, Line, Record
 
@@ -101,6 +103,8 @@ class TrainingData(Record):
         tilt_deg: between the slice and the axial plane; said, not compared.
         kernels: ConvolutionKernel.
         matrices: rows and columns, such as `512x512`.
+        slab_mm: to which series finer than half of it were averaged when the dataset was prepared; 0 for none, and in
+            cards from before slabs.
     """
 
     slices: Count
@@ -110,15 +114,25 @@ class TrainingData(Record):
     tilt_deg: Distribution | None = None
     kernels: Names | None = None
     matrices: Names | None = None
+    slab_mm: float = Field(default=0, ge=0, le=THICKEST_SLAB_MM, allow_inf_nan=False)
 
     @property
     def slab_rule(self) -> SlabRule | None:
-        """To what thinner series are averaged: the medians, one for the other where that is not known."""
+        """To what thinner series are averaged: to the slabs of the dataset, by the rule that made them.
+
+        Without slabs to the medians, one for the other where that is not known; a series as fine as the 5th percentile
+        was seen as it is, and stays so.
+        """
+        if self.slab_mm:
+            return SlabRule(self.slab_mm, self.slab_mm)
         thickness, spacing = self.thickness_mm or self.slice_spacing_mm, self.slice_spacing_mm or self.thickness_mm
         if thickness is None or spacing is None:
             return None
         known = all(0 < each.median <= THICKEST_SLAB_MM for each in (thickness, spacing))
-        return SlabRule(thickness.median, spacing.median) if known else None
+        if not known:
+            return None
+        seen = (each.p5 if each.p5 > 0 else math.inf for each in (thickness, spacing))  # 0 is of no slice
+        return SlabRule(thickness.median, spacing.median, *seen)
 
     @property
     def unknown(self) -> list[str]:
@@ -166,13 +180,37 @@ def differences(training: TrainingData, look: SeriesLook) -> dict[str, str]:
 
 
 def site_note(training: TrainingData | None, site: PreparedDataset, roles: Iterable[Role]) -> str:
-    """In what another dataset, by its medians, is far from the training data; empty if in nothing."""
+    """In what another dataset, by its medians, is far from the training data, and whether it lacks slabs.
+
+    Empty if in nothing. Lacking slabs is no reason to refuse it: `predict --no-slabs` sees what it shows.
+    """
     if training is None:
         return ""
     here = describe_training(site, roles)
     medians = {field: held.median if (held := getattr(here, field)) else math.nan for field in _FAR}
     look = SeriesLook(**medians, kernel=_most_frequent(here.kernels), matrix=_most_frequent(here.matrices))
-    return "; ".join(differences(training, look).values())
+    return "; ".join(filter(None, [*differences(training, look).values(), _without_slabs(training, site, roles)]))
+
+
+def _without_slabs(training: TrainingData, site: PreparedDataset, roles: Iterable[Role]) -> str:
+    """How many series of a dataset are as they are, and would be averaged in `predict`; empty if none."""
+    rule, names = training.slab_rule, site.slices.column_names
+    if rule is None or not {"series", "position_mm"} <= {*names}:
+        return ""
+    slices = site.slices.filter(np.isin(site.column("role"), [*roles]))
+    number, places_mm = number_series(slices), numbers(slices, "position_mm")
+    thickness_mm, slab_mm = numbers(slices, "thickness_mm"), np.nan_to_num(numbers(slices, "slab_mm"))
+    series = [rows for rows in members(number) if len(rows) and number[rows[0]] >= 0]
+    finer = sum(
+        not slab_mm[rows].any() and rule.is_finer(median_step(places_mm[rows]), known_median(thickness_mm[rows]))
+        for rows in series
+    )
+    if not finer:
+        return ""
+    return (
+        f"{finer} of {len(series)} series are finer, and `predict` would average them: prepare the site with --slab-mm "
+        f"{rule.thickness_mm:g}, or predict with --no-slabs"
+    )
 
 
 def _most_frequent(names: Names | None) -> str:
@@ -206,6 +244,7 @@ def describe_training(dataset: PreparedDataset, roles: Iterable[Role]) -> Traini
         tilt_deg=_distribution(there.get("tilt_deg")),
         kernels=_names(there.get("kernel")),
         matrices=_matrices(there),
+        slab_mm=dataset.manifest.slab_mm,
     )
 
 

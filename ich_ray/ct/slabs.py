@@ -7,10 +7,11 @@ ends and gaps over what is there. Knows places and words of slices; no files, wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from ich_ray.ct.dicom import CTSlice
 
-__all__ = ["SAME_MM", "SeriesGeometry", "SlabReader", "SlabRule", "Slabs", "mean_slice", "slabs_around"]
+__all__ = ["SAME_MM", "SeriesGeometry", "SlabReader", "SlabRule", "Slabs", "known_median", "mean_slice", "slabs_around"]
 
 SAME_MM = 0.01  # slices nearer to each other lie at one place
 _FINER = 0.5  # than this share of the slab
@@ -42,15 +43,26 @@ class SlabRule:
     Attributes:
         thickness_mm: of the slabs.
         spacing_mm: between neighbors.
+        known_thickness_mm, known_spacing_mm: slices of these and more stay as they are, as a network knows them.
     """
 
     thickness_mm: float
     spacing_mm: float
+    known_thickness_mm: float = math.inf
+    known_spacing_mm: float = math.inf
 
     def is_finer(self, step_mm: float, thickness_mm: float) -> bool:
-        """Whether a series is finer than half of this, by its median step and its thickness, if known."""
-        within = self.thickness_mm * _THINNEST <= step_mm < self.spacing_mm * _FINER
-        return within and not thickness_mm >= self.thickness_mm * _FINER
+        """Whether a series is finer than half of this, and than what a network knows.
+
+        Args:
+            step_mm: the median one.
+            thickness_mm: NaN where it is not known.
+        """
+        closest = min(self.spacing_mm * _FINER, self.known_spacing_mm)
+        thinnest = min(self.thickness_mm * _FINER, self.known_thickness_mm)
+        # A series at a limit is no finer, whichever way its numbers were rounded.
+        within = self.thickness_mm * _THINNEST <= step_mm < closest - SAME_MM
+        return within and not thickness_mm >= thinnest - SAME_MM
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,8 @@ class Slabs:
         finer: whether it is of a series that is averaged, bool `[n]`; such a slice may still be alone, where its slab
             holds no other.
         counts: how many members each slab has, `[n]`; one of a series that is not averaged has none.
-        members, weights: from the lowest place to the highest; the weights of a slab have the sum 1.
+        members, weights: from the lowest place to the highest; the weights of a slab have the sum 1, and are numbers
+            that float32 holds: they are the same before and after they travel.
     """
 
     rule: SlabRule
@@ -114,14 +127,14 @@ class Slabs:
 
     def to_bytes(self) -> bytes:
         """As they travel to another process: some 70 bytes a slab of nine slices."""
-        rule = np.array([self.rule.thickness_mm, self.rule.spacing_mm])
+        rule = np.array(astuple(self.rule), np.float64)
         arrays = (self.finer.astype(np.uint8), self.counts.astype(np.int32), self.members.astype(np.int32))
         return b"".join(part.tobytes() for part in (rule, *arrays, self.weights.astype(np.float32)))
 
     @classmethod
     def from_bytes(cls, data: bytes, count: int) -> Slabs:
         """The slabs around so many slices that `to_bytes` was called on."""
-        rule, at = SlabRule(*np.frombuffer(data, np.float64, 2).tolist()), 16
+        rule, at = SlabRule(*np.frombuffer(data, np.float64, 4).tolist()), 32
         finer, at = np.frombuffer(data, np.uint8, count, at).astype(bool), at + count
         counts, at = np.frombuffer(data, np.int32, count, at).astype(np.int64), at + 4 * count
         total = int(counts.sum())
@@ -131,7 +144,7 @@ class Slabs:
 
 
 def slabs_around(slices: SeriesGeometry, rule: SlabRule) -> Slabs:
-    """The slab around each slice of a series finer than half of a rule.
+    """The slab around each slice of a series finer than a rule says.
 
     A slab takes the slice itself and, of each other place within it, the first slice by its rank, if that is of the
     same matrix, pixel spacing (1 %), direction (1 degree) and did not slide within its plane by more than it lies away.
@@ -148,6 +161,7 @@ def slabs_around(slices: SeriesGeometry, rule: SlabRule) -> Slabs:
     centers, members = np.concatenate(pairs)[by_slab].T
     weights = np.concatenate(shares)[by_slab]
     weights /= np.bincount(centers, weights, len(order))[centers]
+    weights = weights.astype(np.float32).astype(np.float64)
     return Slabs(rule, finer, np.bincount(centers, minlength=len(order)), members, weights)
 
 
@@ -164,7 +178,7 @@ def _of_series(
         placed = placed[np.lexsort((slices.ranks[placed], np.cumsum(begins)))]
     places_mm = slices.places_mm[placed[begins]]
     step_mm = float(np.median(np.diff(places_mm)))
-    if not rule.is_finer(step_mm, _median(slices.thickness_mm[rows])):
+    if not rule.is_finer(step_mm, known_median(slices.thickness_mm[rows])):
         return none
     pairs = _pairs(placed, begins, places_mm, (rule.thickness_mm + step_mm) / 2)
     pairs = pairs[_alike(slices, *pairs.T)]
@@ -175,7 +189,8 @@ def _of_series(
     return True, np.concatenate([pairs[kept], alone]), np.concatenate([shares[kept], np.ones(len(alone))])
 
 
-def _median(values: NDArray[np.float64]) -> float:
+def known_median(values: NDArray[np.floating[Any]]) -> float:
+    """The median of what is finite; NaN of nothing."""
     known = values[np.isfinite(values)]
     return float(np.median(known)) if len(known) else np.nan
 
@@ -265,7 +280,7 @@ class SlabReader(Generic[Key]):
     def _one(self, key: Key) -> CTSlice | None:
         try:
             found = self._held.pop(key) if key in self._held else self._read(key)
-        except Rejection:
+        except (Rejection, MemoryError):
             found = None
         self._held[key] = found
         return found

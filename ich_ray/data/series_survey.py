@@ -147,7 +147,7 @@ def _spaced(series: NDArray[np.int64], places: NDArray[np.float64]) -> tuple[int
 def is_gap(of_step: NDArray[np.int64], steps: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether a step between two places is more than twice the median one of its series.
 
-    A series of fewer than three steps has no gap.
+    A series of fewer than three steps has no gap; nor is one missing slice of even steps, however they were rounded.
 
     Args:
         of_step: the series of each step, `[n]`.
@@ -155,7 +155,7 @@ def is_gap(of_step: NDArray[np.int64], steps: NDArray[np.float64]) -> NDArray[np
     """
     order = np.lexsort((steps, of_step))
     series, first, count = np.unique(of_step[order], return_index=True, return_counts=True)
-    widest = np.where(count > 2, _GAP * steps[order][first + (count - 1) // 2], np.inf)
+    widest = np.where(count > 2, _GAP * steps[order][first + (count - 1) // 2] + SAME_MM, np.inf)
     return np.asarray(steps > widest[np.searchsorted(series, of_step)], bool)
 
 

@@ -133,7 +133,7 @@ def predict(
     ] = None,
     no_slabs: Annotated[
         bool,
-        typer.Option("--no-slabs", help="Do not average series finer than half of those that trained the bundle."),
+        typer.Option("--no-slabs", help="Do not average series finer than those that trained the bundle."),
     ] = False,
     without_preamble: WithoutPreamble = False,
     address: Address = None,

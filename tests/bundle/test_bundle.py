@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ich_ray.assess.calibration import calibrate
 from ich_ray.assess.evaluate import evaluate
 from ich_ray.bundle.batch_predict import Totals, predict
 from ich_ray.bundle.bundle import Bundle, load_bundle
+from ich_ray.bundle.card import LIMITATIONS, limitations_of
 from ich_ray.bundle.checklist import checklist
 from ich_ray.ct import windowing
 from ich_ray.ct.acquisition import Acquisition
@@ -270,6 +272,27 @@ def test_a_bundle_made_again_keeps_every_opening_and_knows_its_confirmation(
     )
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "It sees one slice at a time: no neighbouring slices, no history, no earlier examination."),
+        (
+            {"crop": "head"},
+            "It sees one slice at a time, cut to where its series shows the head: no neighbouring slices, no history, "
+            "no earlier examination.",
+        ),
+        (
+            {"crop": "head", "neighbors": 1},
+            "It sees a slice with 1 on either side, cut to where its series shows the head: no others of the series, "
+            "no history, no earlier examination.",
+        ),
+    ],
+)
+def test_the_first_limitation_says_what_the_network_sees(fields: dict[str, Any], said: str) -> None:
+    first, *others = limitations_of(PARAMETERS.model_copy(update=fields))
+    assert (first, tuple(others)) == (said, LIMITATIONS[1:])
+
+
 def test_a_bundle_reduces_slices_to_its_resolution(dataset: PreparedDataset, tmp_path: Path) -> None:
     parameters = PARAMETERS.model_copy(update={"resolution": 24, "augment": 1.0})
     files = make_search(tmp_path / "search", dataset, parameters)
@@ -281,6 +304,11 @@ def test_a_bundle_reduces_slices_to_its_resolution(dataset: PreparedDataset, tmp
     calibrate(files.root)
     card = load_bundle(files.bundle).card
     assert "reduced to 24 x 24 pixels by the network" in checklist(card)["Preprocessing"]
+    assert card.training_data is not None
+    averaged = card.model_copy(update={"training_data": card.training_data.model_copy(update={"slab_mm": 5.0})})
+    assert checklist(averaged)["Preprocessing"].startswith(
+        "series finer than half of 5 mm averaged in HU to slabs of 5 mm; windows brain"
+    )
     beside = card.parameters.model_copy(update={"neighbors": 1, "neighbor_windows": "first"})
     told = checklist(card.model_copy(update={"parameters": beside}))["Model, its input and output"]
     assert told.startswith(

@@ -140,6 +140,22 @@ def test_what_is_not_known_of_a_slice_is_flagged(bundle: Path, files: list[Path]
     assert not flags & {flag for row in others for flag in row.flags.split(",")}
 
 
+def test_a_slice_whose_box_is_its_own_is_flagged_and_one_of_a_series_is_not(
+    bundle: Path, files: list[Path], tmp_path: Path
+) -> None:
+    loaded = load_bundle(bundle)
+    for paths, alone in ((files[:1], files[:1]), (files, files[-1:])):
+        flagged = [Path(row.file) for row in loaded.predict(paths) if "head_of_slice" in row.flags.split(",")]
+        assert flagged == (alone if loaded.card.parameters.crop == "head" else [])
+    write(tmp_path, "seen", 0, "cut", (10, 6), 40)
+    write(tmp_path, "short", 1, "cut", (10, 6), 40)
+    short = tmp_path / "short.dcm"
+    short.write_bytes(short.read_bytes()[:-100])
+    seen, rejected = loaded.predict([tmp_path / "seen.dcm", short])
+    assert ("head_of_slice" in seen.flags.split(",")) == (loaded.card.parameters.crop == "head")
+    assert rejected.reason
+
+
 def test_heat_maps_are_given_what_is_shown(bundle: Path, files: list[Path], tmp_path: Path) -> None:
     pytest.importorskip("captum")
     predict(bundle, files[:3], tmp_path / "rows.json", heatmaps=tmp_path / "maps")

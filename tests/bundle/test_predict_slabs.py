@@ -19,7 +19,13 @@ from ich_ray.bundle.prediction import Prediction, Predictor, list_inputs
 from ich_ray.bundle.series_reading import SliceReader
 from ich_ray.bundle.training_data import Distribution, TrainingData
 from ich_ray.bundle.work_parts import Part, as_item, part_of
+from ich_ray.ct.slabs import SlabRule
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows
+from ich_ray.data.prepare.chunk_slices import packed, unpacked
+from ich_ray.data.prepare.decode_chunk import ChunkJob
+from ich_ray.data.prepare.pseudonyms import Pseudonyms
+from ich_ray.data.prepare.thin_series import read_places, thin_series
+from ich_ray.storage import locate
 from tests.bundle.test_predict_series import SIZE, make_bundle, probabilities
 from tests.ct.enhanced import enhanced
 from tests.ct.files import head, make
@@ -43,8 +49,8 @@ def image(series: str, number: int) -> NDArray[np.int16]:
 
 def content(series: str, number: int, step_mm: float, **tags: Any) -> bytes:
     ids = {"SOPInstanceUID": f"1.2.{ord(series)}.{number + 1}", "SeriesInstanceUID": series, "StudyInstanceUID": "st"}
-    place = [-125.0, -125.0, 30 + step_mm * number]
-    return make(image(series, number), ImagePositionPatient=place, SliceThickness=step_mm, **{**ids, **tags})
+    taken = {"ImagePositionPatient": [-125.0, -125.0, 30 + step_mm * number], "SliceThickness": step_mm}
+    return make(image(series, number), **{**ids, **taken, **tags})
 
 
 @pytest.fixture
@@ -125,6 +131,30 @@ def test_slices_of_a_thin_series_are_averaged_and_neighbors_lie_at_the_distance_
         assert_is(images[neighbors], windowed(image("b", number)))
 
 
+def test_prepare_and_predict_make_the_same_slabs_of_places_that_float32_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ICH_RAY_KEY_FILE", str(tmp_path / "key"))
+    (tmp_path / "scans").mkdir()
+    for number in range(THIN):
+        place = [-124.7, -133.3, round(-211.73 + 0.7 * number, 4)]
+        data = content("a", number, 0.7, ImagePositionPatient=place, PatientID="p")
+        (tmp_path / "scans" / f"{number:02d}.dcm").write_bytes(data)
+    predictor = Predictor(load_bundle(bundle(tmp_path / "bundle", trained())), "f2")
+    survey = surveyed([tmp_path / "scans"], trained())
+    (part,) = predictor.parts(survey.inputs, survey.table, survey.slabs)
+    (series,) = travelled(part).series()
+    assert series.slabs is not None
+    names = [Path(one.file).name for one in series.inputs]
+    predicted = {
+        names[row]: [(names[member], weight) for member, weight in series.slabs.around(row)] for row in range(THIN)
+    }
+    job = ChunkJob(locate(tmp_path / "scans"), locate(tmp_path), WINDOWS, SIZE, Pseudonyms.load(), "", slab_mm=5)
+    prepared = unpacked(packed(thin_series(read_places(job, sorted(names)), sorted(names), 5).of(names)))
+    found = {center: [(file, weight) for (file, _), weight in slab] for (center, _), slab in prepared.items()}
+    assert found == predicted
+
+
 def test_frames_of_one_file_are_averaged_as_their_classic_files(scans: Path, tmp_path: Path) -> None:
     found = bundle(tmp_path / "bundle", trained())
     (tmp_path / "enhanced.dcm").write_bytes(enhanced([content("a", number, 1.0) for number in range(THIN)]))
@@ -181,7 +211,7 @@ def test_what_is_averaged_is_said_and_counted_and_can_be_left(
     assert f"slab {THIN}" in shown.out
     assert "far_" not in shown.out
     assert surveyed([scans], trained()).notes[1:] == (
-        "1 of 2 series are finer than half of the training data: their slices are averaged to slabs of 5 mm, with "
+        "1 of 2 series are finer than the training data: their slices are averaged to slabs of 5 mm, with "
         "neighbors at 5 mm; with --no-slabs they are not",
     )
     assert surveyed([scans], trained(), average=False).slabs is None
@@ -227,6 +257,32 @@ def test_where_one_of_thickness_and_spacing_is_known_it_stands_for_both() -> Non
     assert (rule.thickness_mm, rule.spacing_mm) == (3, 5)
     assert trained(0, 5).slab_rule is None
     assert trained(5, 100).slab_rule is None
+
+
+@pytest.mark.parametrize(
+    ("p5_mm", "slab_mm", "averaged"), [(5, 0, True), (1.25, 0, True), (1.0, 0, False), (1.0, 5, True)]
+)
+def test_what_training_saw_as_it_is_stays_so_unless_its_dataset_was_averaged(
+    scans: Path, p5_mm: float, slab_mm: float, averaged: bool
+) -> None:
+    """The series of 1 mm beside training data of 5 mm that may have a tail of thin ones."""
+    tail = Distribution(slices=100, p1=min(p5_mm, 1), p5=p5_mm, median=5, p95=5, p99=5)
+    training = TrainingData(slices=100, thickness_mm=tail, slice_spacing_mm=tail, slab_mm=slab_mm)
+    assert (surveyed([scans], training).slabs is not None) == averaged
+
+
+def test_headers_that_say_a_thickness_of_0_are_no_slices_that_training_saw(scans: Path) -> None:
+    said = Distribution(slices=100, p1=0, p5=0, median=5, p95=5, p99=5)
+    training = TrainingData(slices=100, thickness_mm=said, slice_spacing_mm=distribution(5))
+    assert surveyed([scans], training).slabs is not None
+
+
+def test_slabs_of_the_dataset_are_those_of_predict_whatever_the_medians_are(scans: Path) -> None:
+    training = TrainingData(slices=100, thickness_mm=distribution(3), slice_spacing_mm=distribution(3), slab_mm=5)
+    assert training.slab_rule == SlabRule(5, 5)
+    slabs = surveyed([scans], training).slabs
+    assert slabs is not None
+    assert int(slabs.counts.max()) == 5
 
 
 def test_a_lone_slice_of_a_thin_series_stays_as_it_is(scans: Path, tmp_path: Path) -> None:

@@ -160,6 +160,32 @@ def test_another_dataset_is_compared_by_its_medians(tmp_path: Path) -> None:
     assert site_note(None, thin, ROLES) == ""
 
 
+def test_a_site_whose_thin_series_predict_would_average_is_told_how_to_prepare_it(tmp_path: Path) -> None:
+    """Slices of 1 mm as they are, of which the first series says that it is of slabs."""
+    dataset = make_dataset(tmp_path / "dataset", patients=20)
+    count = len({*dataset.column("series")})
+    tail = Distribution(slices=1000, p1=1, p5=4, median=5, p95=5, p99=6)
+    training = TrainingData(slices=1000, thickness_mm=tail, slice_spacing_mm=tail)
+    thin = with_columns(
+        dataset, position_mm=dataset.column("position_mm").astype(np.float32) / 5, thickness_mm=np.full(80, 1.0)
+    )
+    told = "series are finer, and `predict` would average them: prepare the site with --slab-mm 5, or predict with "
+    assert site_note(training, thin, ROLES) == f"{count} of {count} {told}--no-slabs"
+    first = thin.column("series") == thin.column("series")[0]
+    some = with_columns(thin, slab_mm=np.where(first, 5.0, 0.0))
+    assert f"{count - 1} of {count} {told}" in site_note(training, some, ROLES)
+    assert site_note(training, with_columns(some, slab_mm=np.full(80, 5.0)), ROLES) == ""
+    seen = training.model_copy(update={"thickness_mm": tail.model_copy(update={"p5": 1.0})})
+    assert site_note(seen, with_columns(some, slab_mm=np.zeros(80)), ROLES) == ""
+
+
+def test_the_slabs_of_a_dataset_are_in_its_training_data(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "dataset", patients=10)
+    assert describe_training(dataset, ["train"]).slab_mm == 0
+    dataset.manifest = dataset.manifest.model_copy(update={"slab_mm": 5.0})
+    assert describe_training(dataset, ["train"]).slab_mm == 5
+
+
 def test_only_the_most_frequent_kernels_are_named(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "dataset", patients=20)
     kernel = [f"K{number // 2 if number < 60 else 30}" for number in range(80)]

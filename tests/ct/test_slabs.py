@@ -120,6 +120,21 @@ def test_overlapping_slices_that_are_thick_already_stay_as_they_are(thickness_mm
     assert found.finer.tolist() == [averaged] * 11
 
 
+@pytest.mark.parametrize("half_mm", [0.6, 0.7, 1.2, 2.4, 2.5])
+def test_half_of_a_slab_is_never_finer_however_places_were_rounded(half_mm: float) -> None:
+    """Of float32, 0.6 lies above 0.6 and 0.7 below 0.7."""
+    for start_mm in (-312.3, -40.0, 0.1, 77.7):
+        places = np.array([round(start_mm + half_mm * row, 4) for row in range(40)])
+        for kind in (np.float32, np.float64):
+            rounded = places.astype(kind).astype(float).tolist()
+            for thickness_mm in (NAN, float(kind(half_mm)), 0.1):
+                found = slabs(rounded, SlabRule(2 * half_mm, 2 * half_mm), thickness_mm=np.full(40, thickness_mm))
+                assert not found.finer.any()
+    rule = SlabRule(2 * half_mm, 2 * half_mm)
+    assert rule.is_finer(half_mm - 0.02, half_mm - 0.02)
+    assert not rule.is_finer(half_mm - 0.02, float(np.float32(half_mm)))
+
+
 def test_steps_of_no_scanner_are_not_averaged() -> None:
     assert slabs(steps(90, 0.08)).finer.all()
     assert not slabs(steps(90, 0.07)).finer.any()
@@ -267,18 +282,19 @@ def test_runs_beside_each_other_hold_the_slices_of_as_many_slabs() -> None:
     assert len(read) == 3 * 12  # what a run needs, once
 
 
-def test_a_slice_that_cannot_be_read_is_refused_itself_and_left_out_of_other_slabs() -> None:
+@pytest.mark.parametrize("error", [Rejection("no_pixel", "PixelData is absent or empty"), MemoryError("no room")])
+def test_a_slice_that_cannot_be_read_is_refused_itself_and_left_out_of_other_slabs(error: Exception) -> None:
     images = [head(seed=row) for row in range(5)]
     slices, found = series(*images), slabs(steps(5, 1.0))
 
     def reading(row: int) -> CTSlice:
         if row == 2:
-            raise Rejection("no_pixel", "PixelData is absent or empty")
+            raise error
         return slices[row]
 
     reader = SlabReader(reading)
     np.testing.assert_allclose(reader.slab(1, found.around(1)).stored, np.mean([*images[:2], images[3]], 0), atol=1e-9)
-    with pytest.raises(Rejection, match="no_pixel"):
+    with pytest.raises(type(error), match="no"):
         reader.slab(2, found.around(2))
 
 

@@ -45,6 +45,14 @@ def test_what_is_odd_about_a_series_is_counted(places: list[float], expected: di
     assert survey_series(table(("t1", "s1", places))) == SeriesSurvey(series=1, **expected)
 
 
+@pytest.mark.parametrize("step_mm", [0.6, 0.625, 1.25, 3.0, 4.5, 4.8])
+def test_one_missing_slice_is_no_gap_however_places_were_rounded_and_two_are(step_mm: float) -> None:
+    for start_mm in (-211.7, 0.0, 83.33):
+        places = [round(start_mm + step_mm * level, 4) for level in range(32)]
+        assert survey_series(table(("t1", "s1", [*places[:15], *places[16:]]))) == SeriesSurvey(series=1)
+        assert survey_series(table(("t1", "s1", [*places[:15], *places[17:]]))) == SeriesSurvey(series=1, gaping=1)
+
+
 def test_studies_with_several_series_are_counted_and_a_slice_without_a_series_is_in_none() -> None:
     slices = table(("t1", "s1", LEVELS), ("t1", "s2", LEVELS), ("t1", "s3", LEVELS), ("t2", "s4", LEVELS),
                    ("t3", "", LEVELS), ("", "s5", LEVELS), ("", "s6", LEVELS))  # fmt: skip

@@ -257,7 +257,7 @@ def _rows_of_all_files(work: Work, address: str | None) -> pa.Table:
                for file, reason in work.listing.refused]  # fmt: skip
     tables = [pa.Table.from_pylist(refused, ROWS)]
     thin = _thin_series(work.job, work.listing.files)
-    mapped = partial(_mapped, thin=thin) if thin.slabs else _mapped
+    mapped = partial(_mapped, thin=thin) if thin.rows else _mapped
     chunks = dict(enumerate(_chunks(thin.files, work.job.images_a_block)))
     done = {number: table for number, files in chunks.items()
             if (table := finished_chunk(work.job, number, files)) is not None}  # fmt: skip

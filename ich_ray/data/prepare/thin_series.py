@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ich_ray.ct.dicom import SliceHeader
+    from ich_ray.ct.slabs import Slabs
     from ich_ray.data.prepare.chunk_slices import SlabMembers
     from ich_ray.data.prepare.decode_chunk import ChunkJob
 
@@ -35,7 +35,6 @@ __all__ = ["ThinSeries", "find_thin_series", "read_places", "thin_series"]
 
 # Headers that a task reads: some 0.1 s of work.
 _FILES_A_TASK = 1024
-_WEIGHT_DIGITS = 6
 
 _PLACES = pa.schema(
     [
@@ -43,11 +42,12 @@ _PLACES = pa.schema(
         ("frame", pa.int32()),
         ("series", pa.string()),  # digest of patient, study and series; empty where one is not known
         ("slice_id", pa.string()),
-        ("position_mm", pa.float64()),
-        ("thickness_mm", pa.float64()),
-        ("pixel_mm", pa.float64()),
-        ("corner_mm", pa.list_(pa.float64(), 3)),
-        ("normal", pa.list_(pa.float64(), 3)),
+        # float32 as in `predict`, which makes the same slabs
+        ("position_mm", pa.float32()),
+        ("thickness_mm", pa.float32()),
+        ("pixel_mm", pa.float32()),
+        ("corner_mm", pa.list_(pa.float32(), 3)),
+        ("normal", pa.list_(pa.float32(), 3)),
         ("rows", pa.int32()),
         ("columns", pa.int32()),
     ]
@@ -56,16 +56,27 @@ _PLACES = pa.schema(
 
 @dataclass(frozen=True)
 class ThinSeries:
-    """The files in the order in which they are best read, and the slabs around slices of thin series."""
+    """The files in the order in which they are best read, and the slabs around slices of thin series.
+
+    Attributes:
+        slabs: around all slices, as arrays: as `SlabMembers` they take more than twice the memory.
+        keys: the file and frame of each slice.
+        rows: of the slices of thin series in each file, in the order of their frames.
+    """
 
     files: tuple[str, ...]
-    slabs: SlabMembers = field(default_factory=dict)
-    frames: dict[str, list[int]] = field(default_factory=dict)
+    slabs: Slabs | None = None
+    keys: Sequence[tuple[str, int]] = ()
+    rows: dict[str, list[int]] = field(default_factory=dict)
 
     def of(self, files: Sequence[str]) -> SlabMembers:
         """The slabs around slices of some files."""
-        keys = [(file, frame) for file in files for frame in self.frames.get(file, ())]
-        return {key: self.slabs[key] for key in keys}
+        if self.slabs is None:
+            return {}
+        rows = [row for file in files for row in self.rows.get(file, ())]
+        return {
+            self.keys[row]: [(self.keys[member], weight) for member, weight in self.slabs.around(row)] for row in rows
+        }
 
 
 def read_places(job: ChunkJob, files: Sequence[str]) -> pa.Table:
@@ -127,26 +138,27 @@ def thin_series(places: pa.Table, files: Sequence[str], slab_mm: float) -> ThinS
     slabs = slabs_around(geometry, SlabRule(slab_mm, slab_mm))
     keys = list(zip(places["file"].to_pylist(), places["frame"].to_pylist(), strict=True))
     order = np.lexsort((geometry.ranks, geometry.places_mm, geometry.series))
-    members = {}
+    thin: dict[str, list[int]] = {}
     for row in order[slabs.finer[order]].tolist():
-        members[keys[row]] = [(keys[member], round(weight, _WEIGHT_DIGITS)) for member, weight in slabs.around(row)]
-    thin = dict.fromkeys(file for file, _ in members)
-    frames = {file: [frame for _, frame in held] for file, held in groupby(sorted(members), key=lambda key: key[0])}
-    return ThinSeries((*thin, *(file for file in files if file not in thin)), members, frames)
+        thin.setdefault(keys[row][0], []).append(row)
+    for rows in thin.values():
+        rows.sort(key=lambda row: keys[row][1])
+    return ThinSeries((*thin, *(file for file in files if file not in thin)), slabs, keys, thin)
 
 
 def _geometry(places: pa.Table) -> SeriesGeometry:
-    numbers = {name: places[name].to_numpy() for name in ("position_mm", "thickness_mm", "pixel_mm")}
+    lengths = {name: places[name].to_numpy().astype(np.float64) for name in ("position_mm", "thickness_mm", "pixel_mm")}
     corners, normals = (
-        places[name].combine_chunks().flatten().to_numpy().reshape(-1, 3) for name in ("corner_mm", "normal")
+        places[name].combine_chunks().flatten().to_numpy().reshape(-1, 3).astype(np.float64)
+        for name in ("corner_mm", "normal")
     )
     return SeriesGeometry(
         series=number_series(places),
-        places_mm=numbers["position_mm"],
-        thickness_mm=numbers["thickness_mm"],
+        places_mm=lengths["position_mm"],
+        thickness_mm=lengths["thickness_mm"],
         corners=corners,
         normals=normals,
         sizes=np.stack([places[name].to_numpy() for name in ("rows", "columns")], 1).astype(np.int64),
-        pixel_mm=numbers["pixel_mm"],
+        pixel_mm=lengths["pixel_mm"],
         ranks=np.unique(places["slice_id"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1],
     )
