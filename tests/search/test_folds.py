@@ -93,6 +93,8 @@ def test_results_tell_what_each_fold_gave(found: SearchResult, capsys: pytest.Ca
     reports = found.to_frame(reports=True)
     assert reports[reports["number"] == 0]["fold"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert call(["report", str(found.files.root)]) == 0
+    assert call(["results", str(found.files.root), "--at-half"]) == 2
+    assert "--at-half tells what one network decides, got a search by 3 folds" in capsys.readouterr().err
 
 
 def test_a_search_that_was_judged_otherwise_teaches_nothing(found: SearchResult, data: Path, tmp_path: Path) -> None:

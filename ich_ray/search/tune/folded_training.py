@@ -154,11 +154,11 @@ class FoldedTraining:
 
 
 def _measured(targets: NDArray[np.float32], logits: NDArray[np.float32]) -> dict[str, float]:
-    """The metrics of a report, of logits that mean probabilities."""
-    from ich_ray.training.validation import label_metrics, validation_metrics
+    """The metrics of a report, of logits that mean probabilities: none that others add, which are of a network's own."""
+    from ich_ray.training.validation import label_metrics, own_metrics
     from ich_ray.vocabulary import LABELS
 
-    metrics = validation_metrics(targets[:, -1], logits[:, -1], 0.0)
+    metrics = own_metrics(targets[:, -1], logits[:, -1], 0.0)
     if logits.shape[1] == len(LABELS):
         metrics |= label_metrics(targets, logits, [0.0] * len(LABELS), LABELS)
     return metrics
