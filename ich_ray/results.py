@@ -89,7 +89,7 @@ class FoldNote(Record):
         logits: of these patients' slices.
     """
 
-    number: Count
+    number: Annotated[int, Field(ge=0, lt=MOST_FOLDS**2)]
     images_seen: Count
     whole: bool
     value: float | None

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VALIDATION_METRICS", "ValidationMetric", "label_metrics", "own_metrics", "validation_metrics"]
 
-# (labels, logits) as below, the logits being the network's own, not corrected for class weights; NaN where undefined. Not
-# asked where trials are judged by folds, whose pooled logits are corrected: each network has weights of its own.
+# (labels, logits) as below, the logits being the network's own, not corrected for class weights; NaN where undefined.
+# Not asked where trials are judged by folds, whose pooled logits are corrected: each network has weights of its own.
 ValidationMetric: TypeAlias = Callable[[NDArray[Any], NDArray[Any]], float]
 
 VALIDATION_METRICS: Registry[ValidationMetric] = Registry("validation_metrics", {}, __name__)

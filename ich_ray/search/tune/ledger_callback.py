@@ -187,6 +187,7 @@ class LedgerCallback(Callback):
         for trial in trials:
             number = trial.config["number"]
             if trial.status == "ERROR" and self._ledger.trials[number].state == "running":
+                self._scheduler.lost(number)
                 self._sampler.on_trial_complete(trial.trial_id, error=True)
                 self._say_ended(number)
 

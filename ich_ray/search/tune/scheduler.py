@@ -87,7 +87,13 @@ class StoppingScheduler(TrialScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None: ...
 
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None: ...
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ARG002
+        self.lost(trial.config["number"])
+
+    def lost(self, number: int) -> None:
+        """A trial whose process died for good: its logits go, and nobody is compared with it."""
+        if self.race:
+            self.race.failed(number)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None: ...
 
