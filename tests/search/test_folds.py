@@ -158,7 +158,9 @@ def test_a_search_that_ends_between_its_folds_goes_on_there(
     ("objective", "message"),
     [
         ({"folds": 1}, "objective.folds: must be 0, .* or at least 2, or auto, got 1"),
-        ({"folds": True}, "objective.folds: .*must be a whole number or auto"),
+        ({"folds": True}, r"objective\.folds: must be a whole number up to 100, 0 for none, or auto, got True"),
+        ({"folds": -1}, r"objective\.folds: must be a whole number up to 100, 0 for none, or auto, got -1"),
+        ({"folds": 101}, r"objective\.folds: must be a whole number up to 100, 0 for none, or auto, got 101"),
         ({"repeats": 2}, "objective.repeats: needs folds, which it divides anew, got 2 of none"),
         ({"folds": 25}, r"each fold needs a patient with and one without .* got 25 folds where .* has \d+ such"),
     ],

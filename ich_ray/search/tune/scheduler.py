@@ -87,11 +87,11 @@ class StoppingScheduler(TrialScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None: ...
 
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ARG002
-        self.lost(trial.config["number"])
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Tune says so of trials that it starts again as well; `failed` is told of the others."""
 
-    def lost(self, number: int) -> None:
-        """A trial whose process died for good: its logits go, and nobody is compared with it."""
+    def failed(self, number: int) -> None:
+        """A trial that failed without a report: its logits are gone, and nobody is compared with it any more."""
         if self.race:
             self.race.failed(number)
 

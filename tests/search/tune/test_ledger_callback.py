@@ -157,3 +157,25 @@ def test_a_tune_that_names_its_reference_otherwise_gets_no_attribute(tmp_path: P
     )
     keeper.on_trial_complete(0, [], kept)
     assert not hasattr(kept, "_default_result_or_future")
+
+
+def test_the_race_is_told_of_trials_that_failed_without_a_report(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[int] = []
+    driver.asha.race = SimpleNamespace(failed=failed.append)  # type: ignore[assignment]
+    monkeypatch.setattr(ledger_callback, "forget", lambda _: None)
+    died, pruned, dropped = driver.start(), driver.start(), driver.start()
+    driver.ledger.finish(0, Verdict("failed", "worker_died", "its process was lost 4 times"))
+    driver.ledger.finish(1, Verdict("pruned", "folds_1"))
+    for trial in (died, pruned):
+        driver.ledger_callback.on_trial_error(0, [], trial)
+    assert failed == [0]  # the other had ended before its process did, and keeps its logits
+    dropped.status, dropped.trial_id = "ERROR", "unknown"
+
+    def complete(*_: Any, **__: Any) -> None:
+        driver.ledger.finish(2, Verdict("failed", "worker_died", ""))
+
+    driver.ledger_callback._sampler = SimpleNamespace(on_trial_complete=complete)  # type: ignore[assignment]
+    driver.ledger_callback._fail_lost([dropped])
+    assert failed == [0, 2]

@@ -26,7 +26,7 @@ def test_a_trial_of_few_epochs_ends_before_the_budget() -> None:
     assert decision(1, 900) == "STOP"
 
 
-def test_nobody_is_compared_with_a_trial_whose_process_died_for_good() -> None:
+def test_nobody_is_compared_with_a_trial_that_failed_without_a_report() -> None:
     objective = Objective(folds=3)
     race = FoldRace(BUDGET, objective, lambda *_: 0.0)
     without_rungs = AshaRungs(BUDGET.model_copy(update={"first_rung": 900}), objective)
@@ -47,7 +47,7 @@ def test_nobody_is_compared_with_a_trial_whose_process_died_for_good() -> None:
         return scheduler.on_trial_result(None, trial, report)  # type: ignore[arg-type]
 
     assert decision(0, 0.9) == "CONTINUE"
-    scheduler.on_trial_error(None, SimpleNamespace(config={"number": 0}))  # type: ignore[arg-type]
+    scheduler.failed(0)
     assert decision(1, 0.5) == "CONTINUE"
     assert decision(2, 0.1) == "STOP"
     assert scheduler.verdicts[2].reason == "folds_1"
