@@ -67,8 +67,8 @@ class WorkPlan:
         if self.networks == 1:
             return []
         return [
-            f"  folds: each trial that passes the first one trains up to {self.networks} networks, one after the other, "
-            f"and costs up to {self.networks} times its budget; counted as if none ends between two folds"
+            f"  folds: each trial that passes the first one trains up to {self.networks} networks, one after the "
+            f"other, and costs up to {self.networks} times its budget; counted as if none ends between two folds"
         ]
 
 
