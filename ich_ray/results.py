@@ -89,7 +89,7 @@ class FoldNote(Record):
         logits: of these patients' slices.
     """
 
-    number: Count
+    number: Annotated[int, Field(ge=0, lt=MOST_FOLDS**2)]
     images_seen: Count
     whole: bool
     value: float | None
@@ -160,9 +160,9 @@ class Objective(Record):
     @field_validator("folds", mode="before")
     @classmethod
     def _counted(cls, folds: Any) -> Any:
-        if folds == "auto" or (isinstance(folds, int) and not isinstance(folds, bool)):
+        if folds == "auto" or (type(folds) is int and 0 <= folds <= MOST_FOLDS):
             return folds
-        raise ValueError("must be a whole number or auto")
+        raise ValueError(f"must be a whole number up to {MOST_FOLDS}, 0 for none, or auto")
 
     @property
     def networks(self) -> int:

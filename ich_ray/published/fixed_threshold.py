@@ -89,8 +89,14 @@ def quick_evaluation(found: SearchResult, dataset: Location | None = None) -> li
         dataset: where its dataset lies; if not given where search.json says. Only folds need it.
 
     Raises:
-        ConfigError: there is no dataset, or at an address that nobody but search.json has named.
+        ConfigError: there is no dataset, or at an address that nobody but search.json has named; or trials were judged
+            by folds, whose reports pool networks and hold no decisions.
     """
+    if any(report.fold for trial in found.trials for report in trial.reports):
+        raise ConfigError(
+            f"{found.files.root}: --at-half tells what one network decides, got a search by {found.objective.folds} "
+            "folds, whose reports are of several; confirm its trials, and ask for those of the confirmation"
+        )
     prevalences: dict[int | None, float] = {None: found.record.prevalence}
     if folds := {trial.fold for trial in found.trials if trial.fold is not None}:
         if dataset is None and found.is_foreign(where := found.record.dataset_folder):

@@ -14,10 +14,12 @@ from ich_ray.data.folds import SearchFolds, pool_of
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
 from ich_ray.search.space.space import sampled
+from ich_ray.statistics.metrics import METRICS
+from ich_ray.vocabulary import SUBTYPES
 
 if TYPE_CHECKING:
-    from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.results import SearchRecord
+    from ich_ray.data.dataset import PreparedDataset, SliceSet
+    from ich_ray.results import Objective, SearchRecord
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.space import SearchSpace
 
@@ -72,11 +74,28 @@ def check_folds_of_search(space: SearchSpace, dataset: PreparedDataset, seed: in
                     f"objective.folds: slices with and without haemorrhage must be in and outside each fold, got "
                     f"{int(labels.sum())} positive of {len(labels)} for fold {number} of {where}; ask for fewer folds"
                 )
+    for view in views[:: objective.folds]:
+        _check_label(view.role("validation"), objective)
     smallest = min(len(view.role("train")) for view in views)
     if (asked := max((trial.training_slices for trial in sampled(space)), default=0)) > smallest:
         raise ConfigError(
             f"training_slices: at most the {smallest:,} slices outside a fold of {where} can be drawn, got {asked:,}; "
             "lower it, or ask for more folds"
+        )
+
+
+def _check_label(held_out: SliceSet, objective: Objective) -> None:
+    """The first fold must measure what trials are ranked by, or each of them would fail at its first report."""
+    label = METRICS[objective.metric].label
+    if not label:
+        return
+    targets = held_out.targets(SUBTYPES if label == "all" else (label,))
+    if not ((targets == 1).any(0) & (targets == 0).any(0)).any():
+        positive, known = int((targets == 1).any(1).sum()), int((targets >= 0).any(1).sum())
+        raise ConfigError(
+            f"objective.folds: {objective.metric} needs slices with and without "
+            f"{'a subtype' if label == 'all' else label} in the first fold, got {positive} positive of {known} in "
+            f"{held_out.dataset.files.root}; ask for fewer folds, or give another --seed"
         )
 
 

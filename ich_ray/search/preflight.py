@@ -211,13 +211,17 @@ def check_objective(validation: SliceSet, objective: Objective) -> None:
         )
 
 
-def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters], *, fetch: bool = True) -> None:
+def check_trials(
+    dataset: PreparedDataset, trials: Iterable[Hyperparameters], *, fetch: bool = True, folds: bool = False
+) -> None:
     """Check what trials need beyond a space: weights, enough slices, neighbors, heads, large images.
 
     Args:
         dataset: of the search.
         trials: of its space, see `sampled`.
         fetch: weights of the architectures' own sources, if they are not there.
+        folds: whether networks are trained outside folds, of which `check_folds_of_search` says how many slices they
+            have, instead of on the training patients.
 
     Raises:
         ConfigError: one of them is missing, or a network or its resolution does not fit the images; named.
@@ -229,7 +233,7 @@ def check_trials(dataset: PreparedDataset, trials: Iterable[Hyperparameters], *,
     found = list(trials)
     slices = dataset.manifest.roles["train"].slices
     most = max((parameters.training_slices for parameters in found), default=0)
-    if most > slices:
+    if most > slices and not folds:
         raise ConfigError(
             f"training_slices: at most the {slices:,} training slices of {dataset.files.root} can be drawn, got "
             f"{most:,}; lower it, or prepare more patients"

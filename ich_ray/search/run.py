@@ -69,7 +69,7 @@ def run_request(request: SearchRequest, trainer: Trainer | None = None) -> Searc
     from ich_ray.search.preflight import check_machines, check_trials, check_workers, plan_slots, room
 
     if trainer is None:
-        check_trials(data, sampled(checked.space))
+        check_trials(data, sampled(checked.space), folds=checked.space.objective.networks > 1)
     with locked(files), connected(request.address):
         from ich_ray.search.tune.driver import Driver  # Ray Tune needs a home, of which `connected` has seen to it
 

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["VALIDATION_METRICS", "ValidationMetric", "label_metrics", "validation_metrics"]
+__all__ = ["VALIDATION_METRICS", "ValidationMetric", "label_metrics", "own_metrics", "validation_metrics"]
 
-# (labels, logits) as below; NaN where undefined
+# (labels, logits) as below, the logits being the network's own, not corrected for class weights; NaN where undefined.
+# Not asked where trials are judged by folds, whose pooled logits are corrected: each network has weights of its own.
 ValidationMetric: TypeAlias = Callable[[NDArray[Any], NDArray[Any]], float]
 
 VALIDATION_METRICS: Registry[ValidationMetric] = Registry("validation_metrics", {}, __name__)
@@ -30,6 +31,16 @@ VALIDATION_METRICS: Registry[ValidationMetric] = Registry("validation_metrics", 
 
 def validation_metrics(labels: NDArray[np.float32], logits: NDArray[np.float32], shift: float) -> dict[str, float]:
     """The metrics of `Progress`, train_loss excepted, and then those that others add under other names.
+
+    Args: as `own_metrics`.
+    """
+    own = own_metrics(labels, logits, shift)
+    added = {name: VALIDATION_METRICS[name](labels, logits) for name in VALIDATION_METRICS.names()}
+    return own | added | own  # these first, and no other under their names
+
+
+def own_metrics(labels: NDArray[np.float32], logits: NDArray[np.float32], shift: float) -> dict[str, float]:
+    """The metrics of `Progress`, train_loss excepted, and none that others add.
 
     Args:
         labels: 0 or 1, `[n]`.
@@ -39,15 +50,13 @@ def validation_metrics(labels: NDArray[np.float32], logits: NDArray[np.float32],
     probabilities = torch.from_numpy(logits.astype("float64") + shift).sigmoid().numpy()
     ap, auc = Ranking(labels, logits).statistics()
     threshold, f2 = best_f_beta(labels, probabilities)
-    own = {
+    return {
         "average_precision": ap,
         "roc_auc": auc,
         "f2": f2,
         "f2_threshold": threshold,
         "log_loss": log_loss(labels, probabilities),
     }
-    added = {name: VALIDATION_METRICS[name](labels, logits) for name in VALIDATION_METRICS.names()}
-    return own | added | own  # these first, and no other under their names
 
 
 def label_metrics(

@@ -15,11 +15,14 @@ import yaml
 from ich_ray import progress
 from ich_ray.cli import call
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.folds import pool_of
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.audit.search_audit import audit
+from ich_ray.search.checked_request import validate_request
 from ich_ray.search.plan.plan_report import plan_search
+from ich_ray.search.request import SearchRequest
 from ich_ray.search.run import run_search
 from tests.prepared import make_dataset
 from tests.search.fakes import FoldTrainer
@@ -48,6 +51,10 @@ def space(folder: Path, **changes: Any) -> Path:
     path = folder / "space.yaml"
     path.write_text(yaml.safe_dump(SPACE | changes))
     return path
+
+
+def of_subtypes(folder: Path, objective: dict[str, Any]) -> Path:
+    return space(folder, objective=objective, candidates=[{"learning_rate": 1e-3, "labels": "all"}])
 
 
 def values(found: SearchResult) -> list[Any]:
@@ -93,6 +100,8 @@ def test_results_tell_what_each_fold_gave(found: SearchResult, capsys: pytest.Ca
     reports = found.to_frame(reports=True)
     assert reports[reports["number"] == 0]["fold"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert call(["report", str(found.files.root)]) == 0
+    assert call(["results", str(found.files.root), "--at-half"]) == 2
+    assert "--at-half tells what one network decides, got a search by 3 folds" in capsys.readouterr().err
 
 
 def test_a_search_that_was_judged_otherwise_teaches_nothing(found: SearchResult, data: Path, tmp_path: Path) -> None:
@@ -156,7 +165,9 @@ def test_a_search_that_ends_between_its_folds_goes_on_there(
     ("objective", "message"),
     [
         ({"folds": 1}, "objective.folds: must be 0, .* or at least 2, or auto, got 1"),
-        ({"folds": True}, "objective.folds: .*must be a whole number or auto"),
+        ({"folds": True}, r"objective\.folds: must be a whole number up to 100, 0 for none, or auto, got True"),
+        ({"folds": -1}, r"objective\.folds: must be a whole number up to 100, 0 for none, or auto, got -1"),
+        ({"folds": 101}, r"objective\.folds: must be a whole number up to 100, 0 for none, or auto, got 101"),
         ({"repeats": 2}, "objective.repeats: needs folds, which it divides anew, got 2 of none"),
         ({"folds": 25}, r"each fold needs a patient with and one without .* got 25 folds where .* has \d+ such"),
     ],
@@ -165,6 +176,30 @@ def test_folds_that_cannot_be_are_refused(objective: Any, message: str, data: Pa
     with pytest.raises(ConfigError, match=message):
         run_search(data, space(tmp_path, objective=objective), tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+def test_a_first_fold_that_lacks_the_subtype_of_the_objective_is_refused(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", patients=120)
+    row = {"folds": 15, "metric": "roc_auc_epidural"}
+    with pytest.raises(
+        ConfigError,
+        match=r"objective\.folds: roc_auc_epidural needs slices with and without epidural in the first fold, "
+        r"got 0 positive of 24 in .*; ask for fewer folds, or give another --seed",
+    ):
+        validate_request(SearchRequest(data.files.root, of_subtypes(tmp_path, row), tmp_path / "s", seed=0))
+    for fine in (row | {"folds": 3}, row | {"metric": "roc_auc_subtypes"}):
+        validate_request(SearchRequest(data.files.root, of_subtypes(tmp_path, fine), tmp_path / "s", seed=0))
+
+
+def test_a_trial_may_draw_all_slices_outside_a_fold(data: Path, ray_on_two_slots: None, tmp_path: Path) -> None:
+    whole = PreparedDataset.open(data)
+    assert (len(whole.role("train")), len(pool_of(whole))) == (88, 112)
+    trials = [{"learning_rate": 1e-3, "training_slices": 96}]  # outside the largest of seven folds
+    path = space(tmp_path, objective={"folds": 7}, candidates=trials)
+    assert plan_search(data, path, tmp_path / "s").plan.networks == 7
+    trials[0]["training_slices"] = 97
+    with pytest.raises(ConfigError, match=r"at most the 96 slices outside a fold of .* can be drawn, got 97"):
+        plan_search(data, space(tmp_path, objective={"folds": 7}, candidates=trials), tmp_path / "s")
 
 
 def test_folds_of_slices_are_refused(data: Path, tmp_path: Path) -> None:
@@ -191,6 +226,9 @@ def test_the_plan_counts_every_network(data: Path, ray_on_two_slots: None, tmp_p
     assert plan.images_at_most == 5 * 3 * 400
     # 5 start, 2 pass each rung, as many as have no peers: 5 x 100 + 2 x 300, then 2 networks of 400 more for each of 2
     assert plan.images == 5 * 100 + 2 * 200 + 2 * 100 + 2 * 2 * 400
+    path = space(tmp_path, budget=SPACE["budget"] | {"first_rung": 400})  # type: ignore[operator]
+    without = str(plan_search(data, path, tmp_path / "s").plan)
+    assert "rungs: none, no trial is stopped early within the first fold" in without
     assert "trains up to 3 networks, one after the other, and costs up to 3 times its budget" in str(plan)
 
 

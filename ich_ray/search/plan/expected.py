@@ -48,6 +48,7 @@ class WorkPlan:
             f"{count} trials past {level:,}" for level, count in zip(self.rungs or (), self.reaching[1:], strict=True)
         )
         without = "unknown, counted as if no trial is" if self.rungs is None else "none, no trial is"
+        within = " within the first fold" if self.networks > 1 else ""
         copied = ", and copied for each trial to its GPU where they fit into half of what is free" if self.gpus else ""
         saved = 1 - self.images / self.images_at_most
         return "\n".join(
@@ -55,7 +56,7 @@ class WorkPlan:
                 f"search {self.name}: {self.trials} trials, {self.concurrent} at a time, "
                 f"each on {self.cpus:g} CPU and {self.gpus:g} GPU"
                 + (f", in {self.workers} workers" if self.workers > 1 else ""),
-                f"  rungs: {rungs or f'{without} stopped early'}",
+                f"  rungs: {rungs or f'{without} stopped early{within}'}",
                 *self._folds(),
                 f"  images: about {self.images:,}, {saved:.0%} less than the {self.images_at_most:,} without stopping",
                 f"  images in memory: {self.mapped_bytes / 2**20:,.0f} MiB, mapped once a machine{copied}",
@@ -66,8 +67,8 @@ class WorkPlan:
         if self.networks == 1:
             return []
         return [
-            f"  folds: each trial that passes these trains up to {self.networks} networks, one after the other, and "
-            f"costs up to {self.networks} times its budget; counted as if none ends between two folds"
+            f"  folds: each trial that passes the first one trains up to {self.networks} networks, one after the "
+            f"other, and costs up to {self.networks} times its budget; counted as if none ends between two folds"
         ]
 
 

@@ -80,7 +80,7 @@ def plan_request(request: SearchRequest) -> SearchPlan:
     from ich_ray.search.preflight import check_machines, check_trials, check_workers, plan_slots
 
     trials = sampled(checked.space)
-    check_trials(checked.dataset, trials, fetch=False)
+    check_trials(checked.dataset, trials, fetch=False, folds=checked.space.objective.networks > 1)
     with connected(request.address):
         slots = plan_slots(ClusterResources().machines(), request)
         checked.limits.check(slots.gpus)

@@ -131,7 +131,8 @@ class _Checker(ListRules):
             )
         if problem["type"] == "missing":
             return self.error(where, "must be given, got nothing; add it")
-        rule = problem["msg"][0].lower() + problem["msg"][1:]
+        message = problem["msg"].removeprefix("Value error, ")
+        rule = message[0].lower() + message[1:]
         return self.error(where, f"{rule}, got {problem['input']!r}")
 
     def _objective(self, objective: Objective) -> None:

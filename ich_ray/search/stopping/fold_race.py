@@ -53,7 +53,11 @@ class FoldRace:
         """Take note of a report; `folds_N` after N folds that stop the trial, or None.
 
         `value` is of all folds so far. Reports may come again, of a trial that was put back to an older checkpoint.
+        One that a record names of another fold than its images are of tells nothing.
         """
+        place = note.number * self._budget.images + note.images_seen
+        if note.number >= self._objective.networks or images_seen != place:
+            return None
         self._logits.setdefault(number, {})[note.number, note.images_seen] = note.logits
         key = (number, note.number)
         if value is not None and math.isfinite(value):
@@ -72,7 +76,7 @@ class FoldRace:
     def _judged(self, number: int, last: int) -> str | None:
         """The newest fold that another trial has done as well decides."""
         for fold in range(last, -1, -1):
-            there = self.reached.get(self._budget.images * (fold + 1), {})  # a record may name any fold
+            there = self.reached.get(self._budget.images * (fold + 1), {})
             others = {other: value for other, value in there.items() if other not in {number} | self._failed}
             if others and number in there:
                 leader = min(others, key=lambda other: (-self._sign * others[other], other))
@@ -80,7 +84,8 @@ class FoldRace:
                 if leads or self._passed.get(number) == (leader, fold):
                     return None
                 self._passed[number] = leader, fold
-                chance = self._chance(self._said(number, fold), self._said(leader, fold))
+                ours, theirs = self._said(number, fold), self._said(leader, fold)
+                chance = self._chance(ours, theirs) if ours and theirs else None
                 return f"folds_{last + 1}" if chance is not None and chance < LEVEL else None
         return None
 
@@ -89,9 +94,14 @@ class FoldRace:
         return 1.0 if self._objective.mode == "max" else -1.0
 
     def _said(self, number: int, last: int) -> list[LogitsReference]:
-        """The logits of a trial's networks up to a fold, at the images at which they are best together."""
+        """The logits of a trial's networks up to a fold, at the images at which they are best together.
+
+        Empty where a record lacks the report of one.
+        """
         _, images = self._best[number, last]
-        return [self._logits[number][fold, images] for fold in range(last + 1)]
+        said = [self._logits[number].get((fold, images)) for fold in range(last + 1)]
+        found = [reference for reference in said if reference is not None]
+        return found if len(found) == len(said) else []
 
     @classmethod
     def rebuilt(cls, budget: Budget, objective: Objective, chance: Chance, trials: Iterable[TrialResult]) -> FoldRace:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import IntegrityError
@@ -94,6 +95,11 @@ class FoldedTraining:
         places = [note.number * self._images + note.images_seen for note in notes]
         if not found or places != [report.images_seen for report in found]:
             return "reports without their folds"
+        if notes[-1].number >= len(self._kept.folds):
+            return "reports of more folds than the search has"
+        first, *later = [[note.images_seen for note in group] for _, group in groupby(notes, lambda note: note.number)]
+        if len(later) != notes[-1].number or any(one != first[: len(one)] for one in later):
+            return "reports of some folds and not of others"
         try:
             for note in notes:
                 self._parts[note.number, note.images_seen] = self._kept.read(note.number, note.logits)
@@ -154,11 +160,14 @@ class FoldedTraining:
 
 
 def _measured(targets: NDArray[np.float32], logits: NDArray[np.float32]) -> dict[str, float]:
-    """The metrics of a report, of logits that mean probabilities."""
-    from ich_ray.training.validation import label_metrics, validation_metrics
+    """The metrics of a report, of logits that mean probabilities.
+
+    None that others add: those are of a network's own logits.
+    """
+    from ich_ray.training.validation import label_metrics, own_metrics
     from ich_ray.vocabulary import LABELS
 
-    metrics = validation_metrics(targets[:, -1], logits[:, -1], 0.0)
+    metrics = own_metrics(targets[:, -1], logits[:, -1], 0.0)
     if logits.shape[1] == len(LABELS):
         metrics |= label_metrics(targets, logits, [0.0] * len(LABELS), LABELS)
     return metrics

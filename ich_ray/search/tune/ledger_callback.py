@@ -125,7 +125,7 @@ class LedgerCallback(Callback):
         say(f"trial {number}: its process died, starting it again from its newest checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
-        self._say_ended(trial.config["number"])
+        self._ended_without_report(trial.config["number"])
         forget(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
@@ -179,8 +179,12 @@ class LedgerCallback(Callback):
             return until if math.isfinite(until) else None
         ended = self._ended.total()
         each = (self._ended_images + _PLAN_WEIGHS * self._expected) / (ended + _PLAN_WEIGHS)
-        under_way = self._images - self._ended_images
-        return max(0.0, min(until, ((self._wanted - ended) * each - under_way) / rate))
+        budget, networks = self._space.budget.images, self._space.objective.networks
+        running = (self._ledger.trials[number].images_seen for number in self._running)
+        later = [seen for seen in running if seen >= budget]  # past the first fold; the plan ends none of them
+        first = (self._wanted - ended - len(later)) * each - (self._images - self._ended_images - sum(later))
+        images = max(0.0, first) + sum(budget * networks - seen for seen in later)
+        return max(0.0, min(until, images / rate))
 
     def _fail_lost(self, trials: Iterable[Trial]) -> None:
         """Tune drops a trial without a word when a reused worker cannot be reset: it would hold its slot for ever."""
@@ -188,7 +192,7 @@ class LedgerCallback(Callback):
             number = trial.config["number"]
             if trial.status == "ERROR" and self._ledger.trials[number].state == "running":
                 self._sampler.on_trial_complete(trial.trial_id, error=True)
-                self._say_ended(number)
+                self._ended_without_report(number)
 
     def _cost(self, number: int) -> float:
         """Accelerator seconds so far, counting what attempts spent that were lost."""
@@ -215,6 +219,11 @@ class LedgerCallback(Callback):
             return
         if self._best is None or trial.objective.better(trial.value, self._best.value or 0.0):
             self._best = trial
+
+    def _ended_without_report(self, number: int) -> None:
+        if self._ledger.trials[number].state == "failed":  # others had ended before their process did
+            self._scheduler.failed(number)
+        self._say_ended(number)
 
     def _say_ended(self, number: int) -> None:
         trial = self._ledger.trials[number]

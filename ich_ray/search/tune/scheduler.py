@@ -87,7 +87,13 @@ class StoppingScheduler(TrialScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None: ...
 
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None: ...
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Tune says so of trials that it starts again as well; `failed` is told of the others."""
+
+    def failed(self, number: int) -> None:
+        """A trial that failed without a report: its logits are gone, and nobody is compared with it any more."""
+        if self.race:
+            self.race.failed(number)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None: ...
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from pydantic import ValidationError
 
 from ich_ray.results import FoldNote, LogitsReference, Objective, Report, TrialResult
 from ich_ray.search.space.space import Budget
@@ -100,6 +101,26 @@ def test_without_rungs_the_race_is_run_all_the_same() -> None:
     race = FoldRace(BUDGET.model_copy(update={"first_rung": 200}), OBJECTIVE, Asked(0.0))
     tell(race, 0, 0, 0.9, 0.9)
     assert tell(race, 1, 0, 0.1, 0.1) == "folds_1"
+
+
+def test_a_report_of_another_fold_than_its_images_tells_nothing() -> None:
+    asked = Asked(0.0)
+    race = FoldRace(BUDGET, OBJECTIVE, asked)
+    tell(race, 0, 0, 0.9, 0.9)
+    assert race.offer(1, 200, 0.1, note(1, 1, 200)) is None
+    assert race.offer(1, 800, 0.1, note(1, 3, 200)) is None  # of three folds
+    assert race.reached == {200: {0: 0.9}, 400: {}}
+    with pytest.raises(ValidationError, match="less than 10000"):
+        note(1, 10**12, 100)
+
+
+def test_without_the_report_of_an_earlier_fold_nothing_is_concluded() -> None:
+    asked = Asked(0.0)
+    race = FoldRace(BUDGET, OBJECTIVE, asked)
+    tell(race, 0, 0, 0.9, 0.9)
+    tell(race, 0, 1, 0.9, 0.9)
+    assert race.offer(1, 400, 0.1, note(1, 1, 200)) is None
+    assert asked.pairs == []
 
 
 @pytest.mark.parametrize(("mode", "leader"), [("max", "1"), ("min", "0")])

@@ -28,8 +28,8 @@ SPACE = {
 class Driver:
     """Tune's part: starts trials and hands on their reports."""
 
-    def __init__(self, folder: Path, hours: float = 1e9) -> None:
-        space = parse_space(SPACE, "x.yaml")
+    def __init__(self, folder: Path, hours: float = 1e9, folds: int = 0) -> None:
+        space = parse_space(SPACE | {"objective": {"folds": folds}}, "x.yaml")
         record = SearchRecord(
             name="tiny", space=SPACE, dataset="", fingerprint="f" * 32, prevalence=0.1, seed=0, trials=10, versions={},
             created=0.0,
@@ -79,6 +79,20 @@ def test_the_standing_counts_what_happened(driver: Driver) -> None:
     # The plan expects 100 images of 10 trials, 200 of 4 and 600 of 2: 300 each. With two ended after 1,000 in all each
     # is (1,000 + 3 x 300) / 5 = 380, so 8 more take 3,040, of which 100 are done, at 110 a second.
     assert seen.left_s == pytest.approx(2940 / 110)
+
+
+def test_the_time_left_counts_the_networks_of_trials_past_their_first_fold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_callback, "say", lambda _: None)
+    driver = Driver(tmp_path, folds=3)
+    trial = driver.start()
+    for images_seen in range(100, 1100, 100):
+        driver.report(trial, images_seen, 0.5)
+    assert driver.ledger_callback._started is not None
+    seen = driver.ledger_callback.standing(driver.ledger_callback._started + 10)
+    # The plan expects 300 each as above, and 1,800 more of 2 of 10: 660. 9 are to come, and this one has 2,700 in all.
+    assert seen.left_s == pytest.approx((9 * 660 + 1700) / 100)
 
 
 def test_a_trial_that_is_started_again_knows_what_it_has_reported(driver: Driver) -> None:
@@ -157,3 +171,25 @@ def test_a_tune_that_names_its_reference_otherwise_gets_no_attribute(tmp_path: P
     )
     keeper.on_trial_complete(0, [], kept)
     assert not hasattr(kept, "_default_result_or_future")
+
+
+def test_the_race_is_told_of_trials_that_failed_without_a_report(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[int] = []
+    driver.asha.race = SimpleNamespace(failed=failed.append)  # type: ignore[assignment]
+    monkeypatch.setattr(ledger_callback, "forget", lambda _: None)
+    died, pruned, dropped = driver.start(), driver.start(), driver.start()
+    driver.ledger.finish(0, Verdict("failed", "worker_died", "its process was lost 4 times"))
+    driver.ledger.finish(1, Verdict("pruned", "folds_1"))
+    for trial in (died, pruned):
+        driver.ledger_callback.on_trial_error(0, [], trial)
+    assert failed == [0]  # the other had ended before its process did, and keeps its logits
+    dropped.status, dropped.trial_id = "ERROR", "unknown"
+
+    def complete(*_: Any, **__: Any) -> None:
+        driver.ledger.finish(2, Verdict("failed", "worker_died", ""))
+
+    driver.ledger_callback._sampler = SimpleNamespace(on_trial_complete=complete)  # type: ignore[assignment]
+    driver.ledger_callback._fail_lost([dropped])
+    assert failed == [0, 2]
