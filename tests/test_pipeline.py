@@ -196,7 +196,7 @@ def test_the_end_names_the_chosen_trial_and_the_best_of_the_search(
     print_run(result, as_json=False)
     assert capsys.readouterr().out.splitlines()[:5] == [
         "chosen trial      0 of 3, by confirmation: learning_rate=0.001 optimizer=adam",
-        "selection score   average_precision 0.500 on validation patients (optimistic: it chose)",
+        "selection score   average_precision 0.500 on the validation patients (optimistic: it chose)",
         "best in search    trial 1: average_precision 0.700, not confirmed as the best",
         "confirmed         trial 1: mean 0.400, SD - of 1",
         "confirmed         trial 0: mean 0.400, SD - of 1, the chosen one",
@@ -214,7 +214,7 @@ def test_the_end_names_the_chosen_trial_and_the_best_of_the_search(
     print_run(replace(run(tmp_path, confirm=0), card=card), as_json=False)
     assert capsys.readouterr().out.splitlines()[:3] == [
         "chosen trial      1 of 3, the best of the search: learning_rate=0.001 optimizer=adam",
-        "selection score   average_precision 0.700 on validation patients (optimistic: it chose)",
+        "selection score   average_precision 0.700 on the validation patients (optimistic: it chose)",
         "                  average_precision undefined",
     ]
 
