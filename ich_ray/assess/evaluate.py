@@ -308,7 +308,7 @@ def _found(whole: GroupFigures, null_high: float) -> list[str]:
 
 
 def dataset_ranking_note(dataset: PreparedDataset, pooled: bool = False) -> str | None:
-    """`ranking_note` of a dataset's patients; `pooled` where folds of train and validation patients ranked."""
+    """`ranking_note` of a dataset; `pooled` where folds of train and validation patients ranked."""
     roles, counts = ranking_roles(pooled), dataset.manifest.roles
     ranking = pool_of(dataset) if pooled else dataset.role("validation")
     return ranking_note(
