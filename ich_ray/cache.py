@@ -89,6 +89,7 @@ def lacking_room(path: UPath, dataset: str, most_bytes: int) -> str:
     try:
         home, limit_gb = _home(), _limit_gb()
         there = _size_bytes(home / dataset) if (home / dataset).is_dir() else 0
+        others = sum(size for folder, size in _sizes(home).items() if folder.name != dataset)
         free = shutil.disk_usage(next(part for part in (home, *home.absolute().parents) if part.exists())).free
     except (ConfigError, OSError) as error:
         return str(error)
@@ -98,7 +99,8 @@ def lacking_room(path: UPath, dataset: str, most_bytes: int) -> str:
             f"ICH_RAY_CACHE_GB: must be at least {needed_gb} for copies of {path}, got {limit_gb:g}; set it where Ray "
             "is started"
         )
-    if most_bytes - there > free:
+    # Others are dropped where all together would pass the limit: on a disk that takes as much, before it is full.
+    if most_bytes - there > free and limit_gb * 1e9 > free + there + others:
         return (
             f"{home}: {math.ceil((most_bytes - there) / 1e9)} GB must be free for copies of {path}, got "
             f"{free / 1e9:.1f}; name a folder on a larger disk in ICH_RAY_CACHE, where Ray is started"
@@ -179,7 +181,7 @@ def _is_trusted(copy: Path) -> bool:
 def _make_room(folder: Path, needed_bytes: int) -> None:
     """Drop other datasets until `needed_bytes` more are within the limit, or there is no other."""
     limit_bytes = _limit_gb() * 1e9
-    sizes = {each: _size_bytes(each) for each in folder.parent.iterdir() if _is_own(each)}
+    sizes = _sizes(folder.parent)
     total_bytes = sum(sizes.values()) + needed_bytes
     for each in sorted(sizes.keys() - {folder}, key=lambda each: (each / _USED).stat().st_mtime_ns):
         if total_bytes <= limit_bytes:
@@ -187,6 +189,11 @@ def _make_room(folder: Path, needed_bytes: int) -> None:
         progress.say(f"{each}: dropped, as the copies of remote files exceed {limit_bytes / 1e9:g} GB")
         _drop(each)
         total_bytes -= sizes[each]
+
+
+def _sizes(home: Path) -> dict[Path, int]:
+    """Bytes of each dataset that the cache holds."""
+    return {each: _size_bytes(each) for each in home.iterdir() if _is_own(each)} if home.is_dir() else {}
 
 
 def _is_own(folder: Path) -> bool:

@@ -185,7 +185,7 @@ def print_run(result: RunResult, as_json: bool) -> None:
     of = f"{chosen.number} of {len(result.search.trials)}, {by}"
     print_line(f"chosen trial      {of}: {format_parameters(chosen.parameters)}")
     metric, score = chosen.objective.metric, _plain(chosen.value, digits=3)
-    print_line(f"selection score   {metric} {score} on validation patients (optimistic: it chose)")
+    print_line(f"selection score   {metric} {score} {result.search.objective.judged} (optimistic: it chose)")
     if best.number != chosen.number:
         print_line(
             f"best in search    trial {best.number}: {metric} {_plain(best.value, digits=3)}, not confirmed as the best"

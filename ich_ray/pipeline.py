@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ich_ray.refit.confirm import Confirmation
     from ich_ray.refit.retrain_record import RetrainCourse
     from ich_ray.search.request import TrialKeywords
+    from ich_ray.vocabulary import TtaView
 
 __all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "builtin_space", "demo", "finish", "run"]
 
@@ -105,7 +106,8 @@ def run(
         trials: how many to draw; the search's default if not given.
         confirm: so many of the best trials are trained again before one of them is chosen; 0 takes the search's best,
             and is refused where a confirmation has chosen: every later stage, and the report, go by that.
-        tta: see `retrain`; refused where a bundle of the chosen trial is there that was made with other views.
+        tta: see `retrain`; `depth_flip` is left out, and said, where the chosen trial sees no neighbors. Refused where
+            a bundle of the chosen trial is there that was made with other views.
         seed: of roles, draws, weights and batches.
         slab_mm: to which thin series are averaged, see `prepare`.
         limit_rejected: largest share of files that may be rejected.
@@ -216,7 +218,7 @@ def finish(files: SearchFiles, *, course: RetrainCourse | None = None, tta: Sequ
     Args:
         files: of the search.
         course: see `retrain`.
-        tta: see `retrain`.
+        tta: see `run`.
 
     Raises:
         ConfigError: the bundle that is there has other views than these.
@@ -229,8 +231,8 @@ def finish(files: SearchFiles, *, course: RetrainCourse | None = None, tta: Sequ
     from ich_ray.refit.retrain import retrain
     from ich_ray.refit.retrain_record import parse_views
 
-    views = parse_views(tta)
     chosen = chosen_trial(open_search(files.root))
+    views = _views_of(chosen, parse_views(tta))
     if _retrained(files) != chosen.number:
         progress.say(f"retrain: trial {chosen.number}")
         retrain(files.root, course=course, tta=views)
@@ -247,6 +249,14 @@ def finish(files: SearchFiles, *, course: RetrainCourse | None = None, tta: Sequ
         evaluate(files.root)
     progress.say("report")
     return report(files.root)
+
+
+def _views_of(trial: TrialResult, views: Sequence[TtaView]) -> tuple[TtaView, ...]:
+    """Those that a trial can be shown: which one is chosen nobody knew when they were asked for."""
+    if "depth_flip" not in views or trial.parameters.get("neighbors"):
+        return tuple(views)
+    progress.say(f"--tta depth_flip: left out, trial {trial.number} sees no neighbors")
+    return tuple(view for view in views if view != "depth_flip")
 
 
 def _retrained(files: SearchFiles) -> int | None:

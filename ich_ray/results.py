@@ -60,6 +60,7 @@ __all__ = [
     "TrialState",
     "WeightsNote",
     "finite",
+    "judged",
     "open_search",
     "registered_columns",
 ]
@@ -142,6 +143,14 @@ class WeightsNote(Record):
     sha256: Sha256
 
 
+def judged(folds: int, repeats: int = 1) -> str:
+    """See `Objective.judged`."""
+    if not folds:
+        return "on the validation patients"
+    divided = f", divided {repeats} times" if repeats > 1 else ""
+    return f"by {folds} folds of the train and validation patients{divided}"
+
+
 class Objective(Record):
     """What a search optimizes.
 
@@ -168,6 +177,11 @@ class Objective(Record):
     def networks(self) -> int:
         """That a trial trains, one after the other."""
         return self.folds * self.repeats if isinstance(self.folds, int) and self.folds else 1
+
+    @property
+    def judged(self) -> str:
+        """On which patients trials are judged, in words behind the metric."""
+        return judged(self.folds if isinstance(self.folds, int) else 0, self.repeats)
 
     def better(self, one: float, other: float) -> bool:
         return one > other if self.mode == "max" else one < other

@@ -209,3 +209,27 @@ def test_copies_that_are_there_need_no_room(home: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=500_000))
     assert lacking_room(UPath("memory://data"), ONE, len(DATA) + 400_000) == ""
     assert lacking_room(UPath("memory://data"), TWO, len(DATA) + 400_000).startswith(f"{home}: 1 GB must be free")
+
+
+@pytest.mark.parametrize(
+    ("limit_gb", "free", "told"),
+    [
+        ("0.0015", 500_000, ""),  # of 1 MB there and as much to come the first is dropped before the disk is full
+        ("0.0015", 499_999, "1 GB must be free"),  # the disk is full first
+        ("0.003", 999_999, "1 GB must be free"),  # nothing is dropped
+        ("0.003", 1_000_000, ""),
+    ],
+)
+def test_room_that_the_cache_makes_by_dropping_other_datasets_counts_as_free(
+    home: Path, monkeypatch: pytest.MonkeyPatch, limit_gb: str, free: int, told: str
+) -> None:
+    path = remote(home)
+    copy = local_copy(path, sha256(DATA), ONE, len(DATA))
+    stamp = copy.with_suffix(".verified").stat().st_size
+    monkeypatch.setenv("ICH_RAY_CACHE_GB", limit_gb)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free - stamp * (limit_gb == "0.0015")))
+    found = lacking_room(UPath("memory://data"), TWO, len(DATA))
+    assert told in found
+    assert bool(told) == bool(found)
+    local_copy(path, sha256(DATA), TWO, len(DATA))
+    assert copy.exists() == (limit_gb == "0.003")

@@ -119,6 +119,18 @@ def test_views_reach_the_retraining_and_a_bundle_with_others_is_kept(ran: list[s
         run(tmp_path, tta=["hflip"])
 
 
+def test_a_view_that_the_chosen_trial_cannot_be_shown_is_left_out_and_said(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ich_ray.progress.say", said.append)
+    for _ in range(2):
+        result = run(tmp_path, pipeline.builtin_space("small"), tta=["depth_flip", "hflip"])
+        assert result.card["tta"] == ["hflip"]
+    assert said.count("--tta depth_flip: left out, trial 0 sees no neighbors") == 2
+    assert ran.count("retrain --tta hflip") == 1
+
+
 def test_nothing_is_confirmed_if_not_asked_or_if_one_trial_alone_has_completed(ran: list[str], tmp_path: Path) -> None:
     result = run(tmp_path, confirm=0)
     assert ran == ["prepare", "run_search", "retrain", "calibrate", "evaluate", "report"]
@@ -184,7 +196,7 @@ def test_the_end_names_the_chosen_trial_and_the_best_of_the_search(
     print_run(result, as_json=False)
     assert capsys.readouterr().out.splitlines()[:5] == [
         "chosen trial      0 of 3, by confirmation: learning_rate=0.001 optimizer=adam",
-        "selection score   average_precision 0.500 on validation patients (optimistic: it chose)",
+        "selection score   average_precision 0.500 on the validation patients (optimistic: it chose)",
         "best in search    trial 1: average_precision 0.700, not confirmed as the best",
         "confirmed         trial 1: mean 0.400, SD - of 1",
         "confirmed         trial 0: mean 0.400, SD - of 1, the chosen one",
@@ -202,7 +214,7 @@ def test_the_end_names_the_chosen_trial_and_the_best_of_the_search(
     print_run(replace(run(tmp_path, confirm=0), card=card), as_json=False)
     assert capsys.readouterr().out.splitlines()[:3] == [
         "chosen trial      1 of 3, the best of the search: learning_rate=0.001 optimizer=adam",
-        "selection score   average_precision 0.700 on validation patients (optimistic: it chose)",
+        "selection score   average_precision 0.700 on the validation patients (optimistic: it chose)",
         "                  average_precision undefined",
     ]
 

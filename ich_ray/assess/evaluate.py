@@ -29,6 +29,7 @@ from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.training_data import site_note
 from ich_ray.bundle.training_patients import check_site
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.folds import pool_of, ranking_roles
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
 from ich_ray.results import open_search
@@ -306,18 +307,23 @@ def _found(whole: GroupFigures, null_high: float) -> list[str]:
     return notes
 
 
-def dataset_ranking_note(dataset: PreparedDataset) -> str | None:
-    """`ranking_note` of a dataset's patients."""
-    validation, roles = dataset.role("validation"), dataset.manifest.roles
-    independent = effective_positives(validation.labels, validation.patients)
-    return ranking_note(sum(counts.positives for counts in roles.values()), roles["validation"].positives, independent)
+def dataset_ranking_note(dataset: PreparedDataset, pooled: bool = False) -> str | None:
+    """`ranking_note` of a dataset; `pooled` where folds of train and validation patients ranked."""
+    roles, counts = ranking_roles(pooled), dataset.manifest.roles
+    ranking = pool_of(dataset) if pooled else dataset.role("validation")
+    return ranking_note(
+        sum(one.positives for one in counts.values()),
+        sum(counts[role].positives for role in roles),
+        effective_positives(ranking.labels, ranking.patients),
+        where=" and ".join(roles),
+    )
 
 
 def _notes(dataset: PreparedDataset, card: Card, opened: int) -> tuple[str, ...]:
     manifest, roles = dataset.manifest, dataset.manifest.roles
     notes = [manifest.leak] if manifest.leak else []
     if manifest.fingerprint == card.dataset.fingerprint:  # it ranked the trials
-        ranked = dataset_ranking_note(dataset)
+        ranked = dataset_ranking_note(dataset, pooled=card.search.folds > 0)
         notes += [ranked] if ranked else []
     if roles["test"].positives < _FEW_POSITIVES:
         notes.append(f"{roles['test'].positives} test positives: read the intervals, not the figures.")

@@ -16,7 +16,7 @@ from ich_ray.data.dataset import LARGEST_SIZE, RoleCounts
 from ich_ray.data.folds import roles_of
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.input_shape import input_channels, input_shape
-from ich_ray.results import WeightsNote
+from ich_ray.results import WeightsNote, judged
 from ich_ray.storage import (
     Count,
     Fingerprint,
@@ -103,9 +103,11 @@ class SearchNote(Record):
     """Which search chose it.
 
     Attributes:
-        selection_value: on the validation patients, the best of `trials` or, where it was `confirmed`, among the best:
-            it is optimistic.
+        selection_value: as it was `judged`, the best of `trials` or, where it was `confirmed`, among the best: it is
+            optimistic.
         confirmed: how a confirmation chose it, in words; empty if none did.
+        folds: of the train and validation patients, by which trials were judged; 0 for the validation patients alone.
+        repeats: how often these were divided.
     """
 
     name: Line
@@ -114,6 +116,13 @@ class SearchNote(Record):
     objective: Line
     selection_value: float | None
     confirmed: Line = ""
+    folds: Count = 0
+    repeats: Count = 1
+
+    @property
+    def judged(self) -> str:
+        """On which patients trials were judged, in words behind the objective."""
+        return judged(self.folds, self.repeats)
 
 
 class SeedSpread(Record):

@@ -71,7 +71,7 @@ def _data(card: Card) -> dict[str, str]:
 
 def _model(card: Card) -> dict[str, str]:
     settings = ", ".join(f"{name} {value}" for name, value in card.parameters.model_dump().items())
-    chosen, how = card.search, f"{card.search.objective} on the validation patients"
+    chosen, how = card.search, f"{card.search.objective} {card.search.judged}"
     return {
         "Model, its input and output": (
             f"{card.architecture}: uint8 images {list(card.input_shape)}{_neighbors(card)} to {_outputs(card)}"

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
 
-__all__ = ["FeatureBatches", "FeatureFiles", "Features", "FeaturesInMemory", "check_room"]
+__all__ = ["FeatureBatches", "FeatureFiles", "Features", "FeaturesInMemory", "check_room", "kept_shapes"]
 
 # A file of 65,536 features (layer3 of a ResNet50 at 128 pixels) is then 67 MB: few files, and a task each.
 ROWS_A_FILE = 256
@@ -131,6 +131,16 @@ class FeatureFiles:
             shape=shape,
         )
         write_json(self.manifest, record.model_dump(mode="json"))
+
+
+def kept_shapes(dataset: PreparedDataset) -> set[tuple[int, ...]]:
+    """Shapes of the features beside a dataset that are whole.
+
+    Raises:
+        IntegrityError: a features.json is damaged.
+    """
+    found = (dataset.files.root / "features").glob("*/features.json")
+    return {read_record(path, FeaturesRecord, "remove the folder; they are computed again").shape for path in found}
 
 
 def check_room(dataset: PreparedDataset, slices: int, shape: tuple[int, ...]) -> int:

@@ -28,11 +28,17 @@ __all__ = [
     "development_rows",
     "folds_of",
     "pool_of",
+    "ranking_roles",
     "roles_of",
     "trained_and_validated",
 ]
 
 POOL: tuple[Role, ...] = ("train", "validation")
+
+
+def ranking_roles(pooled: bool) -> tuple[Role, ...]:
+    """Whose patients rank the trials of a search: those of the pool where it is judged by folds."""
+    return POOL if pooled else ("validation",)
 
 
 class HeldOut(PreparedDataset):

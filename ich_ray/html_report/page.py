@@ -170,6 +170,7 @@ def _search_content(inputs: Inputs) -> dict[str, Any]:
         "best": best,
         "metric": metric_name(metric),
         "metric_title": metric_title(metric),
+        "judged": search.objective.judged,
         "selection": number(best.value if best else None, 4),
         "states": {state: search.count(state) for state in STATE_COLORS},
         "trial_count": len(ranked),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ich_ray.assess.evaluate import dataset_ranking_note
+from ich_ray.data.folds import ranking_roles
 from ich_ray.html_report.style import count, metric_name, number, percent
 from ich_ray.statistics import metrics
 
@@ -83,17 +84,23 @@ def _chance(inputs: Inputs) -> str | None:
     if inputs.evaluation is not None:
         return at_chance(inputs.evaluation)
     if inputs.best is not None and inputs.best.at_chance:
-        return f"Trial {inputs.best.number}, the best one, is at chance on the validation patients."
+        return f"Trial {inputs.best.number}, the best one, is at chance {inputs.search.objective.judged}."
     return None
 
 
 def _few_positives(inputs: Inputs) -> str | None:
     """By the dataset, else by what the bundle's card remembers of it."""
+    pooled = inputs.search.objective.networks > 1
     if inputs.dataset is not None:
-        return dataset_ranking_note(inputs.dataset)
+        return dataset_ranking_note(inputs.dataset, pooled)
     roles = (inputs.card or {}).get("dataset", {}).get("roles", {})
     positives = {role: counts["positives"] for role, counts in roles.items() if isinstance(counts, dict)}
-    return metrics.ranking_note(sum(positives.values()), positives["validation"]) if "validation" in positives else None
+    ranking = ranking_roles(pooled)
+    if not positives.keys() >= set(ranking):
+        return None
+    return metrics.ranking_note(
+        sum(positives.values()), sum(positives[role] for role in ranking), where=" and ".join(ranking)
+    )
 
 
 def _openings(inputs: Inputs) -> str | None:
@@ -154,7 +161,7 @@ def _won(inputs: Inputs) -> list[str]:
         f"{what} had the best mean {metric} of the {len(again.candidates)} best trials when they were trained again "
         f"{confirmed_on(again)}"
         if again
-        else f"{what} had the best {metric} on the validation patients"
+        else f"{what} had the best {metric} {inputs.search.objective.judged}"
     )
     if inputs.retraining is None:
         return [f"{first}; it has not been retrained, so there is no model yet."]

@@ -120,7 +120,8 @@ def learning_curves(
         best: number of the winning trial, drawn thicker.
         chance: value of a guess, drawn as a dashed line.
     """
-    figure = blank("training images seen", f"validation {metric_name(objective.metric)}")
+    by = "out-of-fold" if objective.networks > 1 else "validation"
+    figure = blank("training images seen", f"{by} {metric_name(objective.metric)}")
     for state, group in by_state(trials):
         # The winner last: on top of its peers, and the legend shows an ordinary line.
         for position, trial in enumerate(sorted(group, key=lambda trial: trial.number == best)):

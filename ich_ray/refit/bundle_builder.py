@@ -74,6 +74,8 @@ def make_bundle(
             objective=found.objective.metric,
             selection_value=trial.value,
             confirmed=_how_confirmed(found, trial),
+            folds=found.objective.folds if isinstance(found.objective.folds, int) else 0,
+            repeats=found.objective.repeats,
         ),
         retraining=_note(retraining) if retraining else None,
         training_data=describe_training(dataset, roles_of(retraining.patients if retraining else "train")),

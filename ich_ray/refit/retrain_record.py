@@ -189,8 +189,7 @@ def check_views(views: Sequence[TtaView], trials: Iterable[NetworkFields]) -> No
     """
     if "depth_flip" in views and not any(trial.neighbors for trial in trials):
         raise ConfigError(
-            "--tta depth_flip: exchanges the neighbors below and above a slice, got neighbors: 0; leave it out, or "
-            "choose a trial that sees neighbors"
+            "--tta depth_flip: exchanges the neighbors below and above a slice, got neighbors: 0; leave it out"
         )
 
 

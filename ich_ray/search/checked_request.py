@@ -137,6 +137,7 @@ def _begun(
     if there is None:
         if resume:
             say(f"{files.root}: no search to resume, starting it")
+        Ledger.check_unused(files)
         return None
     if not resume:
         raise ConfigError(Ledger.occupied(files, asked))

@@ -67,6 +67,19 @@ class Ledger:
         files = SearchFiles(locate(out))
         if exists(files.search):
             raise ConfigError(cls.occupied(files, record))
+        cls.check_unused(files)
+        ledger = cls(files, record, {})
+        ledger._write_record()
+        return ledger
+
+    @staticmethod
+    def check_unused(files: SearchFiles) -> None:
+        """Check that a folder without a search holds nothing of one, either.
+
+        Raises:
+            ConfigError: it does.
+            IntegrityError: a folder in it is a link.
+        """
         files.check_no_links()
         if left := [
             part.name
@@ -77,9 +90,6 @@ class Ledger:
                 f"{files.root}: a new search needs a folder without trials, got {' and '.join(left)} of one whose "
                 "search.json is gone; put it back, or choose another --out"
             )
-        ledger = cls(files, record, {})
-        ledger._write_record()
-        return ledger
 
     @staticmethod
     def occupied(files: SearchFiles, asked: SearchRecord) -> str:

@@ -370,7 +370,9 @@ def at_chance(average_precision: float, prevalence: float) -> bool:
     return not average_precision > chance_bound(prevalence)
 
 
-def ranking_note(positives: int, validation_positives: int, independent: float | None = None) -> str | None:
+def ranking_note(
+    positives: int, ranking_positives: int, independent: float | None = None, where: str = "validation"
+) -> str | None:
     """A warning when too few positives stand behind a ranking of models, else None.
 
     The standard error of average precision is at most 0.5 / sqrt(independent positives): the binomial bound of Boyd,
@@ -379,14 +381,15 @@ def ranking_note(positives: int, validation_positives: int, independent: float |
 
     Args:
         positives: slices with `any` in the whole dataset.
-        validation_positives: those among the validation slices, which rank the trials.
+        ranking_positives: those among the slices that rank the trials.
         independent: how many independent ones these are worth (`effective_positives`), where it is known.
+        where: the roles of these slices, in words.
     """
-    worth = validation_positives if independent is None else independent
+    worth = ranking_positives if independent is None else independent
     if worth >= POSITIVES_TO_RANK:
         return None
     verb = "positive is" if positives == 1 else "positives are"
-    note = f"{positives:,} {verb} too few to rank models: {validation_positives:,} of them lie in validation"
+    note = f"{positives:,} {verb} too few to rank models: {ranking_positives:,} of them lie in {where}"
     if not worth:
         return f"{note}, so that no average precision can be measured"
     error = 0.5 / math.sqrt(worth)
@@ -399,5 +402,5 @@ def ranking_note(positives: int, validation_positives: int, independent: float |
     return (
         f"{note}, worth {independent:,.0f} independent ones as slices of a patient are alike, where the standard error "
         f"of average precision is up to {error:.2f}; trials closer than {2 * error:.2f} cannot be told apart, and "
-        f"{POSITIVES_TO_RANK:,} independent validation positives would part them at 0.03"
+        f"{POSITIVES_TO_RANK:,} independent {where} positives would part them at 0.03"
     )

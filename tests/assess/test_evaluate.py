@@ -17,7 +17,7 @@ from ich_ray import cli, progress
 from ich_ray.assess import calibration
 from ich_ray.assess import evaluate as module
 from ich_ray.assess.calibration import calibrate
-from ich_ray.assess.evaluate import Evaluation, evaluate
+from ich_ray.assess.evaluate import Evaluation, dataset_ranking_note, evaluate
 from ich_ray.assess.point_rules import effective_positives
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset
@@ -88,6 +88,8 @@ def test_figures_stand_in_the_files(search: SearchFiles, dataset: PreparedDatase
     assert not found.at_chance
     assert found.notes[0].endswith("validation positives would part them at 0.03")
     assert "too few to rank models" in found.notes[0]
+    pool = [*dataset.role("train").labels, *dataset.role("validation").labels]
+    assert f": {sum(pool):,.0f} of them lie in train and validation" in (dataset_ranking_note(dataset, True) or "")
     validation = dataset.role("validation")
     independent = effective_positives(validation.labels, validation.patients)
     assert 1 < independent <= len(set(validation.patients[validation.labels == 1])) < validation.labels.sum()

@@ -147,6 +147,11 @@ def test_the_card_answers_the_guidelines_or_says_not_available(search: SearchFil
     assert told["Selection of the model"] == (
         f"trial 0 of 3 in search by-hand, among the best by average_precision on the validation patients; {again_on}"
     )
+    by_folds = bundle.card.search.model_copy(update={"folds": 5, "repeats": 2})
+    assert checklist(bundle.card.model_copy(update={"search": by_folds}))["Selection of the model"] == (
+        "trial 0 of 3 in search by-hand, by average_precision by 5 folds of the train and validation patients, divided "
+        "2 times"
+    )
     assert told["Testing on data of other sites"] == (
         f"dataset {'f00d' * 8}, opened 1 times; no figures of the present calibration"
     )
@@ -160,7 +165,7 @@ def test_the_card_says_what_it_must(search: SearchFiles, dataset: PreparedDatase
     assert "Not for diagnosis" in card["intended_use"]
     assert card["search"] == {
         "name": "by-hand", "trial": 0, "trials": 3, "objective": "average_precision", "selection_value": 0.8,
-        "confirmed": "",
+        "confirmed": "", "folds": 0, "repeats": 1,
     }  # fmt: skip
     assert (card["test"], card["openings"]) == (None, 0)
 
@@ -267,6 +272,11 @@ def test_a_bundle_made_again_keeps_every_opening_and_knows_its_confirmation(
     assert evaluate(files.root).opened == 3
     shutil.rmtree(str(files.bundle))
     assert make_bundle(files, dataset).card.openings == 3
+    assert (made.search.folds, made.search.repeats) == (0, 1)
+    record = read_json(files.search)
+    record["space"]["objective"]["folds"] = 5
+    write_json(files.search, record)
+    assert make_bundle(files, dataset).card.search.judged == "by 5 folds of the train and validation patients"
     assert made.search.confirmed == (
         "trained again on 2 folds, the best mean of 1 candidates: average_precision 0.6500 (SD 0.0707)"
     )

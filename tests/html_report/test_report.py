@@ -166,10 +166,24 @@ class TestWholePage:
         assert "Not a medical device" in page.text
         assert "146 positives are too few to rank models" in page.text
 
+    def test_a_search_by_folds_is_said_to_be_judged_by_them_throughout(self, changed: UPath) -> None:
+        copied = SearchFiles(changed)
+        record = read_json(copied.search)
+        record["space"]["objective"]["folds"] = 5
+        write_json(copied.search, record)
+        for missing in (copied.retraining, copied.calibration, copied.evaluation):
+            missing.unlink()
+        text, by = Page(render(gather(changed))).text, "by 5 folds of the train and validation patients"
+        assert f"had the best average precision (AP) {by}; it has not been retrained" in text
+        assert f"All figures of this section were measured {by}. These patients also decided" in text
+        assert f"Selection score {by}, optimistic: " in text
+        assert "of them lie in train and validation, worth " in text
+        assert "on the validation patients" not in text
+
     def test_the_selection_score_is_apart_and_called_optimistic(self, page: Page, evaluated: Inputs) -> None:
         assert evaluated.best is not None
         value = f"{evaluated.best.value:.4f}"
-        assert f"Selection score on validation, optimistic: {value}" in page.text
+        assert f"Selection score on the validation patients, optimistic: {value}" in page.text
         before_search = page.text[: page.text.index("Selection score")]
         assert value not in before_search
 

@@ -1,17 +1,38 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from upath import UPath
 
 from ich_ray.cli import call
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.checked_request import validate_request
+from ich_ray.search.cluster_resources import Machine
+from ich_ray.search.plan import plan_report
 from ich_ray.search.plan.plan_report import plan_search
 from ich_ray.search.request import SearchRequest
+from ich_ray.search.tune.precompute_features import check_trunks
+from ich_ray.storage import write_bytes
 from tests.search.fakes import SPACE
+
+
+class OneMachine:
+    """A cluster of this machine alone, without Ray."""
+
+    def machines(self) -> list[Machine]:
+        return [Machine("here", 2.0, 0.0, 1)]
+
+
+def asked_here(question: Callable[..., str], *told: Any) -> None:
+    if wrong := question(*told):
+        raise ConfigError(wrong)
 
 
 @pytest.fixture
@@ -81,3 +102,47 @@ def test_a_plan_refuses_in_one_line_what_its_search_would_refuse(
     assert message in said[0]
     assert said[0].count("\n") == 1
     assert not (tmp_path / "s").exists()
+
+
+def test_a_plan_refuses_the_folder_of_a_search_whose_record_is_gone(
+    dataset: PreparedDataset, space: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "s" / "trials").mkdir(parents=True)
+    (tmp_path / "s" / "trials" / "00000.json").write_text("{}")
+    with pytest.raises(ConfigError, match="a new search needs a folder without trials, got trials of one whose search"):
+        plan_search(dataset.files.root, space, tmp_path / "s")
+
+
+def test_a_plan_refuses_a_remote_dataset_without_room_for_its_copies(
+    dataset: PreparedDataset, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = UPath("memory://planned")
+    for path in dataset.files.root.rglob("*"):
+        if path.is_file():
+            write_bytes(remote / str(path.relative_to(dataset.files.root)), path.read_bytes())
+    monkeypatch.setenv("ICH_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ICH_RAY_CACHE_GB", "0.000001")
+    monkeypatch.setattr(plan_report, "connected", lambda _: nullcontext())
+    monkeypatch.setattr("ich_ray.search.cluster_resources.ClusterResources", OneMachine)
+    monkeypatch.setattr("ich_ray.search.preflight.ask_machines", asked_here)
+    with pytest.raises(ConfigError, match="ICH_RAY_CACHE_GB: must be at least 1 for copies of memory://planned"):
+        plan_search(remote, space, tmp_path / "s")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_plan_asks_for_room_for_shared_features_without_their_weights(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = {"architecture": "mobilenet_v3_small", "weights": "imagenet", "unfreeze_from": "features10"}
+    parameters = "".join(f"  {name}: {{fixed: {value}}}\n" for name, value in frozen.items())
+    budget = "budget: {images: 96, report_every: 48, first_rung: 48}"
+    (tmp_path / "frozen.yaml").write_text(f"name: frozen\n{budget}\nparameters:\n{parameters}")
+    monkeypatch.setattr(plan_report, "connected", lambda _: nullcontext())
+    monkeypatch.setattr("ich_ray.search.cluster_resources.ClusterResources", OneMachine)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**9))
+    check_trunks(dataset, [Hyperparameters.model_validate(frozen)])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(
+        ConfigError, match=r"0\.0 GB must be free for features 96x1x1 of 168 slices, got 0\.0; freeze more"
+    ):
+        plan_search(dataset.files.root, tmp_path / "frozen.yaml", tmp_path / "s", share_trunks=True)

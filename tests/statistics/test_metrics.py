@@ -225,6 +225,9 @@ def test_a_ranking_rests_on_patients_and_says_so_where_it_does_not_know_them() -
     unknown = ranking_note(4000, 400)
     assert unknown is not None
     assert "would be up to 0.03 were slices independent, and is more as those of a patient are not" in unknown
+    assert "63 positives are too few to rank models: 42 of them lie in train and validation, worth 20 independent" in (
+        ranking_note(63, 42, 20, where="train and validation") or ""
+    )
     assert ranking_note(7000, 1000) is None
     assert ranking_note(7000, 1000, 1000) is None
     assert "up to 0.05" in (ranking_note(7000, 1000, 100) or "")

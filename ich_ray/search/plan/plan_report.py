@@ -1,6 +1,7 @@
 """`ich-ray search --plan`: what a search would do and cost.
 
-Refuses what a search would refuse. Writes and fetches nothing, and trains no trial.
+Refuses what a search would refuse. Trains no trial, writes no file of a search, and fetches no weights; of a remote
+dataset it fetches what it trains a few batches on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ich_ray.search.checked_request import validate_request
 from ich_ray.search.plan.expected import plan_trials
 from ich_ray.search.request import SearchRequest
 from ich_ray.search.space.space import sampled
+from ich_ray.storage import is_local
 
 if TYPE_CHECKING:
     from ich_ray.search.plan.cost_model import Memory, Speed
@@ -85,8 +87,13 @@ def plan_request(request: SearchRequest) -> SearchPlan:
         slots = plan_slots(ClusterResources().machines(), request)
         checked.limits.check(slots.gpus)
         check_workers(checked.dataset, trials, slots.workers)
-        if cluster_address(request.address):  # one machine alone has just read the dataset
+        # One machine alone has just read a dataset on its disk.
+        if cluster_address(request.address) or not is_local(checked.dataset.files.root):
             check_machines(checked.dataset, None)
+    if request.share_trunks:
+        from ich_ray.search.tune.precompute_features import check_trunks
+
+        check_trunks(checked.dataset, trials)
     check_single_worker(checked.space, slots)
     plan = plan_trials(checked.space, checked.dataset, checked.wanted, slots)
     begun = open_search(checked.files.root) if checked.begun else None

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ich_ray.data.dataset import PreparedDataset, SliceSet
-from ich_ray.data.feature_store import FeatureFiles, check_room
+from ich_ray.data.feature_store import FeatureFiles, check_room, kept_shapes
+from ich_ray.data.folds import development_rows
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import bar, say
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from ich_ray.model.networks import Network
 
-__all__ = ["compute", "share_trunks", "shareable"]
+__all__ = ["check_trunks", "compute", "share_trunks", "shareable"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,25 @@ def _has_trunk(trial: Hyperparameters) -> bool:
     from ich_ray.training.frozen_features import is_divisible
 
     return trial.weights != "none" and is_divisible(trial)
+
+
+def check_trunks(dataset: PreparedDataset, trials: Iterable[Hyperparameters]) -> None:
+    """Check that features of these trials can be kept, without the weights that tell whose they are.
+
+    Those of the same shape that are there are taken for theirs.
+
+    Raises:
+        ConfigError: they do not fit on the disk of the dataset, or it lies on object storage.
+    """
+    from ich_ray.model.networks import build_network
+    from ich_ray.training.frozen_features import feature_shape
+
+    kept, slices = kept_shapes(dataset), len(development_rows(dataset))
+    for parameters in shareable(trials):
+        bare = parameters.model_copy(update={"weights": "none", "unfreeze_from": "all"})
+        shape = feature_shape(build_network(bare, dataset.image_shape), parameters, dataset.image_shape)
+        if shape not in kept:
+            check_room(dataset, slices, shape)
 
 
 def share_trunks(dataset: PreparedDataset, trials: Iterable[Hyperparameters], gpus: bool = False) -> list[str]:
