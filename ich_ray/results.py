@@ -113,7 +113,7 @@ class Report(Record):
     metrics: dict[Line, float | None]
     elapsed_s: Seconds
     time: Time
-    fold: FoldNote | None = None
+    fold: FoldNote | None = Field(default=None, exclude_if=lambda note: note is None)
 
     @field_validator("metrics", mode="before")
     @classmethod
