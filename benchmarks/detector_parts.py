@@ -188,7 +188,7 @@ def trained(task: Task) -> dict[str, Any]:
     budget = TrainingBudget(task.images, task.images)
     (end,) = train(variant.parameters, ours, None, budget=budget, seed=seed)
     network = build_network(variant.parameters, data.image_shape)
-    network.load_state_dict(end.state().part("average" if variant.parameters.ema else "weights"))
+    network.load_state_dict(end.state().validated_weights)
     logits = predict_logits(network, held_out, variant.parameters)
     return {**task.key, "seconds": round(time.monotonic() - started, 1), "logits": logits.astype(float).tolist()}
 

@@ -125,7 +125,7 @@ class Trained:
             return math.nan
         self.images, value = progress.images_seen, progress.metrics[METRIC]
         if value > max(self.values, default=-math.inf):
-            self._best = progress.state().part("average" if self._drawn.ema else "weights")
+            self._best = progress.state().validated_weights
         self.values.append(value)
         return value
 

@@ -398,8 +398,7 @@ class PreparedDataset:
     def head_boxes(self) -> NDArray[np.float64]:
         """Where the head lies in the series of each row, `[n, 4]`, see `data.shown_rectangles`."""
         boxes = np.stack([numbers(self.slices, name) for name in HEAD_BOX], 1)
-        unknown = np.full(len(self), -1)
-        return series_boxes(number_series(self.slices) if "series" in self.slices.column_names else unknown, boxes)
+        return series_boxes(number_series(self.slices), boxes)
 
     @cached_property
     def sides_mm(self) -> NDArray[np.float64]:

@@ -41,26 +41,6 @@ def ranking_roles(pooled: bool) -> tuple[Role, ...]:
     return POOL if pooled else ("validation",)
 
 
-class HeldOut(PreparedDataset):
-    """A view of a dataset: fold `fold` of its pool is `validation`, the rest of the pool `train`."""
-
-    def __init__(self, whole: PreparedDataset, fold: int) -> None:
-        super().__init__(whole.files, whole.manifest)
-        self._whole, self.fold = whole, fold
-
-    def role(self, role: Role) -> SliceSet:
-        """The slices of `train` or `validation` in this view, read through the dataset's mapping.
-
-        Raises:
-            ValueError: another role was asked for, which no confirmation may see.
-        """
-        if role not in POOL:
-            raise ValueError(f"role must be train or validation where a fold is held out, got {role}")
-        held_out = self._whole.column("fold") == self.fold
-        pool = _pool(self._whole)
-        return SliceSet(self._whole, np.flatnonzero(pool & (held_out if role == "validation" else ~held_out)))
-
-
 class SearchFolds:
     """The pool of a dataset, divided by patient into folds, once or more.
 
@@ -111,11 +91,20 @@ class SearchFold(PreparedDataset):
         """The slices of `train` or `validation` in this view, read through the dataset's mapping.
 
         Raises:
-            ValueError: another role was asked for, which no search may see.
+            ValueError: another role was asked for, which neither search nor confirmation may see.
         """
         if role not in self._parts:
             raise ValueError(f"role must be train or validation where a fold is held out, got {role}")
         return self._parts[role]
+
+
+class HeldOut(SearchFold):
+    """A view of a dataset: fold `fold` of its own division is held out."""
+
+    def __init__(self, whole: PreparedDataset, fold: int) -> None:
+        self.fold = fold
+        pool, held_out = _pool(whole), whole.column("fold") == fold
+        super().__init__(whole, SliceSet(whole, np.flatnonzero(pool & held_out)), np.flatnonzero(pool & ~held_out))
 
 
 def _seed(seed: int, repeat: int) -> int:
@@ -145,7 +134,7 @@ def trained_and_validated(dataset: PreparedDataset, patients: Patients) -> tuple
     """The slices to learn from, and those to validate on if there are any left."""
     if patients == "train":
         return dataset.role("train"), dataset.role("validation")
-    return SliceSet(dataset, development_rows(dataset)), None
+    return pool_of(dataset), None
 
 
 def folds_of(dataset: PreparedDataset) -> list[int]:

@@ -45,8 +45,6 @@ def without_neighbors(neighbors: NDArray[np.int64], rows: NDArray[np.int64]) -> 
 
 def placed_rows(slices: pa.Table) -> NDArray[np.int64]:
     """Rows of slices.parquet of which both the series and the place in it are known."""
-    if not {"series", "position_mm"} <= {*slices.column_names}:
-        return np.empty(0, np.int64)
     return np.flatnonzero((number_series(slices) >= 0) & np.isfinite(numbers(slices, "position_mm")))
 
 

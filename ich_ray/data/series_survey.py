@@ -74,8 +74,6 @@ def _of(count: int, one: str, many: str) -> str:
 
 def survey_series(slices: pa.Table) -> SeriesSurvey:
     """Survey the series of slices.parquet; slices without a series are in none."""
-    if "series" not in slices.column_names:
-        return SeriesSurvey()
     series = number_series(slices)
     rows = np.flatnonzero(series >= 0)
     if not len(rows):
@@ -96,10 +94,12 @@ def survey_series(slices: pa.Table) -> SeriesSurvey:
 
 
 def number_series(slices: pa.Table) -> NDArray[np.int64]:
-    """The number of the series of each slice, -1 without one.
+    """The number of the series of each slice, -1 without one, as all are without such a column.
 
     Of one patient and study: some de-identifiers give one SeriesInstanceUID to all.
     """
+    if "series" not in slices.column_names:
+        return np.full(len(slices), -1)
     series = np.zeros(len(slices), np.int64)
     for name in ("patient", "study", "series"):
         if name in slices.column_names:  # codes of texts: 40 times as fast as the texts themselves

@@ -9,13 +9,21 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["members", "most_probable"]
+__all__ = ["members", "most_probable", "partners"]
 
 
 def members(groups: NDArray[np.integer[Any]]) -> list[NDArray[np.int64]]:
     """The positions of the slices of each group, in their order; those of the lowest number first."""
     order = np.argsort(groups, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1) if len(order) else []
+
+
+def partners(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.int64]:
+    """For each element of `one`, with how many distinct elements of `other` its value stands."""
+    _, of_one = np.unique(one, return_inverse=True)
+    names, of_other = np.unique(other, return_inverse=True)
+    pairs = np.unique(of_one.astype(np.int64) * max(len(names), 1) + of_other)
+    return np.bincount(pairs // max(len(names), 1), minlength=1)[of_one]
 
 
 def most_probable(groups: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.int64]:

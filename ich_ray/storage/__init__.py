@@ -48,7 +48,6 @@ from ich_ray.storage.places import (
 )
 from ich_ray.storage.private import folder_of_home, name_a_home, own_temporary_folder, private_folder
 from ich_ray.storage.records import Record, first_problem, read_record
-from ich_ray.storage.strict_yaml import parse_yaml
 
 __all__ = [
     "Address",
@@ -85,7 +84,6 @@ __all__ = [
     "name_a_home",
     "own_temporary_folder",
     "parse_json",
-    "parse_yaml",
     "private_folder",
     "read_json",
     "read_record",

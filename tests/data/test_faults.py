@@ -14,7 +14,6 @@ from ich_ray import cli
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.prepare.run import prepare
 from ich_ray.errors import ConfigError, IchRayError
-from ich_ray.runtime import connected
 from tests.data.folders import spoil, write_cohort
 from tests.data.prepare.test_run import check_complete
 from tests.disks import free_bytes, small_disk
@@ -27,7 +26,7 @@ from ich_ray.data.prepare import run as rim
 from ich_ray.data.prepare.decode_chunk import run_chunk
 
 images, labels, out, name, moment = sys.argv[1:]
-rim._mapped = lambda job, chunks, address: (run_chunk(job, number, files) for number, files in chunks.items())
+rim._mapped = lambda job, chunks, *_: (run_chunk(job, number, files) for number, files in chunks.items())
 replace = Path.replace
 
 def dying(path, target):
@@ -42,13 +41,7 @@ rim.prepare(images, labels, out, size=16, limit_rejected=1)
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("ICH_RAY_KEY_FILE", str(tmp_path_factory.mktemp("config") / "key"))
-    with connected(cpus=2):
-        yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("own_ray")
 
 
 @pytest.fixture(scope="module")

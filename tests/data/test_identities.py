@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch.setenv("ICH_RAY_KEY_FILE", str(folder / "config" / "key"))
     patch.setattr(
         "ich_ray.data.prepare.run._mapped",
-        lambda job, chunks, _: (run_chunk(job, number, files) for number, files in chunks.items()),
+        lambda job, chunks, *_: (run_chunk(job, number, files) for number, files in chunks.items()),
     )
     labels = write_cohort(folder / "images")
     spoil(folder / "images", labels)

@@ -66,7 +66,7 @@ def check(root: UPath, tmp_path: Path) -> None:
 def test_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "ich_ray.data.prepare.run._mapped",
-        lambda job, chunks, _: (run_chunk(job, number, files) for number, files in chunks.items()),
+        lambda job, chunks, *_: (run_chunk(job, number, files) for number, files in chunks.items()),
     )
     check(UPath(f"memory://{tmp_path.name}"), tmp_path)
 

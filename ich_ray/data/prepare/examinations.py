@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from ich_ray.data.prepare.label_table import LabelTable, read_labels
 from ich_ray.data.prepare.readers import MISSING
 from ich_ray.errors import ConfigError
+from ich_ray.statistics.aggregation import partners
 from ich_ray.vocabulary import LABELS
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ def settle_examinations(
         )
     reasons[good & (places < 0)] = "label_missing"
     reasons[known] = labels.reasons[places[known]]
-    patients = np.unique(rows["patient"].take(pa.array(known)).to_pylist(), return_inverse=True)[1]
-    reasons[known[_several(places[known], patients)]] = "patient_conflict"
+    torn = partners(places[known], _patients(rows, known)) > 1
+    reasons[known[torn]] = "patient_conflict"
     return places
 
 
@@ -227,8 +228,7 @@ def gather_examinations(
         any_of_slices: `any` of each slice, -1 where it is not known.
     """
     usable = np.flatnonzero((places >= 0) & (labels.reasons[places] == ""))
-    patients = np.unique(accepted["patient"].take(pa.array(usable)).to_pylist(), return_inverse=True)[1]
-    usable, torn = _of_one_patient(usable, places, patients)
+    usable, torn = _of_one_patient(usable, places, _patients(accepted, usable))
     found, first, which, counts = np.unique(places[usable], return_index=True, return_inverse=True, return_counts=True)
     positive = np.bincount(which, any_of_slices[usable] == 1, len(found)) > 0
     negative = np.bincount(which, any_of_slices[usable] != 0, len(found)) == 0
@@ -255,17 +255,13 @@ def gather_examinations(
     return Examinations(labels.level, table, of_slices, len(labels) - len(found) - torn, torn)
 
 
+def _patients(rows: pa.Table, some: NDArray[np.int64]) -> NDArray[np.str_]:
+    return np.asarray(rows["patient"].take(pa.array(some)).to_numpy(zero_copy_only=False), np.str_)
+
+
 def _of_one_patient(
-    rows: NDArray[np.int64], places: NDArray[np.int64], patients: NDArray[np.int64]
+    rows: NDArray[np.int64], places: NDArray[np.int64], patients: NDArray[np.str_]
 ) -> tuple[NDArray[np.int64], int]:
     """Those rows whose examination is of one patient alone, and how many examinations are of several."""
-    torn = _several(places[rows], patients)
+    torn = partners(places[rows], patients) > 1
     return rows[~torn], len(np.unique(places[rows[torn]]))
-
-
-def _several(places: NDArray[np.int64], patients: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Where an examination stands under several patients, for each of its slices."""
-    low, high = np.full(places.max(initial=-1) + 1, patients.max(initial=0)), np.full(places.max(initial=-1) + 1, -1)
-    np.minimum.at(low, places, patients)
-    np.maximum.at(high, places, patients)
-    return np.asarray(low[places] != high[places])

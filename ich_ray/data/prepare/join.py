@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from ich_ray.data.prepare.readers import MISSING
 from ich_ray.data.roles import assign_folds, assign_roles, check_roles
 from ich_ray.data.series_survey import number_series
 from ich_ray.errors import RoleError
+from ich_ray.statistics.aggregation import partners
 from ich_ray.vocabulary import LABELS, ROLES, Role
 
 if TYPE_CHECKING:
@@ -169,14 +170,6 @@ def _column(rows: pa.Table, name: str) -> NDArray[np.object_]:
     return np.asarray(rows[name].to_numpy(zero_copy_only=False), object)
 
 
-def _partners(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.int64]:
-    """For each element of `one`, with how many distinct elements of `other` its value stands."""
-    _, of_one = np.unique(one, return_inverse=True)
-    names, of_other = np.unique(other, return_inverse=True)
-    pairs = np.unique(of_one.astype(np.int64) * max(len(names), 1) + of_other)
-    return np.bincount(pairs // max(len(names), 1), minlength=1)[of_one]
-
-
 def _settle_repeats(rows: pa.Table, reasons: NDArray[np.object_], digest: Callable[[str, int], str]) -> None:
     """One slice_id in several files: one is kept if all hold the same pixels of the same patient, else none."""
     good = np.flatnonzero(reasons == "")
@@ -199,7 +192,7 @@ def _settle_patients(rows: pa.Table, reasons: NDArray[np.object_], details: NDAr
     """A study under two patients cannot be given to either."""
     good = np.flatnonzero(reasons == "")
     studies, patients = _column(rows, "study")[good].astype(str), _column(rows, "patient")[good].astype(str)
-    torn = good[(_partners(studies, patients) > 1) & (studies != "")]
+    torn = good[(partners(studies, patients) > 1) & (studies != "")]
     reasons[torn] = "patient_conflict"
     details[torn] = "the study stands under two patients"
 
@@ -275,7 +268,7 @@ def _flag_shared_pixels(accepted: pa.Table, roles: NDArray[np.object_], split: S
     flags, patients = _column(accepted, "flags"), _column(accepted, "patient").astype(str)
     full = np.flatnonzero(~np.array(["near_empty" in flag or "blank" in flag for flag in flags], bool))
     images = _column(accepted, "pixels")[full].astype(str)
-    for image in np.unique(images[_partners(images, patients[full]) > 1]):
+    for image in np.unique(images[partners(images, patients[full]) > 1]):
         rows = full[images == image]
         if split == "patient" and len(set(roles[rows])) > 1:
             who, where = (" and ".join(sorted(set(names[rows]))) for names in (patients, roles))

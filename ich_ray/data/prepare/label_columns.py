@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from ich_ray.errors import ConfigError, LabelError, first_line, nearest
-from ich_ray.storage import Location, locate, parse_yaml
+from ich_ray.storage import Location, locate
+from ich_ray.storage.strict_yaml import parse_yaml
 from ich_ray.vocabulary import LABELS, Level
 
 if TYPE_CHECKING:

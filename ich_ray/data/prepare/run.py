@@ -11,7 +11,6 @@ import json
 import math
 import os
 from contextlib import nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -56,7 +55,6 @@ DEFAULT_LIMIT_REJECTED = 0.05
 _LEAST_FILES = 16
 _CHUNKS = 24
 _FAILED = "chunk_failed"
-_NONE_THIN = ThinSeries(())
 _OF_TABLES = {"columns", "level", "examinations"}
 _UNLESS_GIVEN = {*_OF_TABLES, "slab_mm"}  # what a plan holds only then
 _BESIDE_BLOCKS = {"labels", "seed", "split", *_OF_TABLES}  # what a plan may change without touching the blocks
@@ -257,7 +255,6 @@ def _rows_of_all_files(work: Work, address: str | None) -> pa.Table:
                for file, reason in work.listing.refused]  # fmt: skip
     tables = [pa.Table.from_pylist(refused, ROWS)]
     thin = _thin_series(work.job, work.listing.files)
-    mapped = partial(_mapped, thin=thin) if thin.rows else _mapped
     chunks = dict(enumerate(_chunks(thin.files, work.job.images_a_block)))
     done = {number: table for number, files in chunks.items()
             if (table := finished_chunk(work.job, number, files)) is not None}  # fmt: skip
@@ -265,7 +262,7 @@ def _rows_of_all_files(work: Work, address: str | None) -> pa.Table:
     missing = {number: files for number, files in chunks.items() if number not in done}
     count, rejected = sum(map(_files, tables)), sum(map(_rejected, tables))
     with progress.bar("Preparing", len(work.listing), "files") as advance:
-        for table in mapped(work.job, missing, address) if missing else ():
+        for table in _mapped(work.job, missing, address, thin) if missing else ():
             tables.append(table)
             count, rejected = count + _files(table), rejected + _rejected(table)
             advance(count, f"{rejected} rejected")
@@ -288,7 +285,7 @@ def _rejected(table: pa.Table) -> int:
 
 
 def _mapped(
-    job: ChunkJob, chunks: dict[int, tuple[str, ...]], address: str | None, thin: ThinSeries = _NONE_THIN
+    job: ChunkJob, chunks: dict[int, tuple[str, ...]], address: str | None, thin: ThinSeries
 ) -> Iterator[pa.Table]:
     """Rows of the chunks, in their order."""
     with connected(address):

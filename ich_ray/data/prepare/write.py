@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
+    from ich_ray.data.prepare.examinations import Examinations
     from ich_ray.data.prepare.label_table import LabelTable
     from ich_ray.data.prepare.list_files import Listing
     from ich_ray.data.prepare.pseudonyms import Pseudonyms
@@ -126,9 +127,8 @@ def _write(work: Work, rows: pa.Table) -> None:
     columns = (*GEOMETRY, "slab_mm", *VIEW) if work.job.slab_mm else (*GEOMETRY, *VIEW)
     digest = write_table(work.files.slices, _slices(assembly, accepted, block, row, columns))
     write_table(work.files.rejected, refused.select(["file", "reason", "detail"]))
-    if assembly.examinations is not None:
-        write_table(work.files.examinations, assembly.examinations.table)
-    manifest = _manifest(work, assembly, blocks, digest, _further_frames(rows))
+    examined = _write_examinations(work, assembly.examinations)
+    manifest = _manifest(work, assembly, blocks, digest, examined, _further_frames(rows))
     if manifest.level == "slice":
         write_sheets(PreparedDataset(work.files, manifest))
     write_json(work.files.manifest, manifest.model_dump(mode="json"))
@@ -234,7 +234,12 @@ def _slices(assembly: Assembly, named: pa.Table, block: pa.Array, row: pa.Array,
 
 
 def _manifest(
-    work: Work, assembly: Assembly, blocks: tuple[BlockRecord, ...], slices_sha256: str, further_frames: int
+    work: Work,
+    assembly: Assembly,
+    blocks: tuple[BlockRecord, ...],
+    slices_sha256: str,
+    examined: ExaminationRecord | None,
+    further_frames: int,
 ) -> DatasetManifest:
     return DatasetManifest(
         fingerprint=fingerprint(assembly, work.job.windows, work.job.size, work.job.slab_mm),
@@ -254,7 +259,7 @@ def _manifest(
         matched_by=work.labels.rule,
         agreement=work.labels.agreement,
         level=work.labels.level,
-        examinations=_examined(work, assembly),
+        examinations=examined,
         slices_sha256=slices_sha256,
         identities=work.identities,
         slab_mm=work.job.slab_mm,
@@ -264,11 +269,10 @@ def _manifest(
     )
 
 
-def _examined(work: Work, assembly: Assembly) -> ExaminationRecord | None:
-    found = assembly.examinations
+def _write_examinations(work: Work, found: Examinations | None) -> ExaminationRecord | None:
     if found is None:
         return None
-    digest = sha256(work.files.examinations)
+    digest = write_table(work.files.examinations, found.table)
     own = work.examined.agreement if work.examined else ()
     return ExaminationRecord(level=found.level, rows=len(found.table), positives=found.positives, sha256=digest,
                              contradictions=found.contradictions, agreement=own)  # fmt: skip

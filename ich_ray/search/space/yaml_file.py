@@ -19,7 +19,8 @@ from ich_ray.search.space.explicit_trials import ListRules, candidate_specs
 from ich_ray.search.space.space import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace, same
 from ich_ray.search.stopping import STOPPING_RULES
 from ich_ray.statistics.metrics import METRICS
-from ich_ray.storage import Location, locate, parse_yaml
+from ich_ray.storage import Location, locate
+from ich_ray.storage.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -30,7 +30,7 @@ def _in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ich_ray.data.prepare.run._mapped", _mapped)
 
 
-def _mapped(job: decode_chunk.ChunkJob, chunks: dict[int, tuple[str, ...]], _: object) -> Iterator[pa.Table]:
+def _mapped(job: decode_chunk.ChunkJob, chunks: dict[int, tuple[str, ...]], *_: object) -> Iterator[pa.Table]:
     return (decode_chunk.run_chunk(job, number, files).replace_schema_metadata() for number, files in chunks.items())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +19,6 @@ from ich_ray.data.prepare.label_table import LabelTable, read_labels
 from ich_ray.data.prepare.run import prepare
 from ich_ray.errors import ConfigError, IntegrityError, LabelError
 from ich_ray.pipeline import builtin_space
-from ich_ray.runtime import connected
 from ich_ray.search.run import run_search
 from ich_ray.storage import locate
 from ich_ray.vocabulary import LABELS, Level
@@ -31,13 +29,7 @@ STUDIES = 12
 CANARY = "CANARY"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("ICH_RAY_KEY_FILE", str(tmp_path_factory.mktemp("config") / "key"))
-    with connected(cpus=2):
-        yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("own_ray")
 
 
 @pytest.fixture

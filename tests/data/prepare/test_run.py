@@ -6,7 +6,6 @@ import io
 import logging
 import shutil
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,6 @@ from ich_ray.data.prepare import decode_chunk
 from ich_ray.data.prepare import write as write_module
 from ich_ray.data.prepare.run import prepare
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, LabelError, RejectionLimitError, RoleError
-from ich_ray.runtime import connected
 from ich_ray.vocabulary import LEAK, ROLES
 from tests.ct.files import compressed_image, head, make
 from tests.data.folders import (
@@ -45,13 +43,7 @@ from tests.data.real import real_data
 WINDOWS = parse_windows(DEFAULT_WINDOWS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("ICH_RAY_KEY_FILE", str(tmp_path_factory.mktemp("config") / "key"))
-    with connected(cpus=2):
-        yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("own_ray")
 
 
 @pytest.fixture
@@ -541,11 +533,12 @@ def _job(images: Path, folder: Path) -> decode_chunk.ChunkJob:
 
 def test_errors_of_a_task_reach_the_caller_without_a_traceback(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
     from ich_ray.data.prepare.run import _mapped
+    from ich_ray.data.prepare.thin_series import ThinSeries
 
     (tmp_path / "blocks").write_text("in the way")
     (tmp_path / "prepare.json").touch()  # which every machine is asked for
     with pytest.raises(IchRayError, match="a block must be written, got") as caught:
-        list(_mapped(_job(cohort[0], tmp_path), {0: ("ID_000.dcm",)}, None))
+        list(_mapped(_job(cohort[0], tmp_path), {0: ("ID_000.dcm",)}, None, ThinSeries(())))
     assert "Traceback" not in str(caught.value)
 
 
