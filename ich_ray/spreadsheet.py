@@ -10,7 +10,8 @@ import re
 
 __all__ = ["inert"]
 
-_FORMULA = re.compile(r"""['"\s]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r]""")
+# What matches does so behind a quote, too, so that a quoted text is never what another one looks like.
+_FORMULA = re.compile(r"""['"\s]*[=+\-@\uff1d\uff0b\uff0d\uff20\t\r]""")
 
 
 def inert(cell: object) -> object:

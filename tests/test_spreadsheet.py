@@ -29,6 +29,7 @@ from ich_ray.storage import locate, read_json
         ("  =1", "'  =1"),
         ('"=1', "'\"=1"),
         ("'=1", "''=1"),
+        ("'\t", "''\t"),
         ("\uff1d1", "'\uff1d1"),
         ("\xa0=1", "'\xa0=1"),
         ("ID_0123", "ID_0123"),
