@@ -67,10 +67,10 @@ class NoNetwork:
     def __init__(self, bundle: Bundle) -> None:
         self.card, self.operating_point = bundle.card, bundle.operating_point
 
-    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def probabilities(self, images: NDArray[np.uint8], _: object = None) -> NDArray[np.float64]:
         return np.full(len(images), 0.5)
 
-    def label_probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def label_probabilities(self, images: NDArray[np.uint8], _: object = None) -> NDArray[np.float64]:
         return self.probabilities(images)[:, None]
 
 

@@ -115,6 +115,11 @@ class Report(Record):
     time: Time
     fold: FoldNote | None = Field(default=None, exclude_if=lambda note: note is None)
 
+    @property
+    def network(self) -> int:
+        """Which of its trial's networks it is of, from 0."""
+        return self.fold.number if self.fold else 0
+
     @field_validator("metrics", mode="before")
     @classmethod
     def _finite(cls, metrics: Any) -> Any:
@@ -174,14 +179,19 @@ class Objective(Record):
         raise ValueError(f"must be a whole number up to {MOST_FOLDS}, 0 for none, or auto")
 
     @property
+    def parts(self) -> int:
+        """The folds as a number, 0 for none and until they are decided."""
+        return self.folds if isinstance(self.folds, int) else 0
+
+    @property
     def networks(self) -> int:
         """That a trial trains, one after the other."""
-        return self.folds * self.repeats if isinstance(self.folds, int) and self.folds else 1
+        return self.parts * self.repeats or 1
 
     @property
     def judged(self) -> str:
         """On which patients trials are judged, in words behind the metric."""
-        return judged(self.folds if isinstance(self.folds, int) else 0, self.repeats)
+        return judged(self.parts, self.repeats)
 
     def better(self, one: float, other: float) -> bool:
         return one > other if self.mode == "max" else one < other
@@ -273,7 +283,8 @@ class TrialResult(Record):
     @property
     def fold_values(self) -> tuple[float | None, ...]:
         """The objective on each fold alone, at the images of the best report; empty without folds."""
-        best = self.best_report.fold if self.best_report else None
+        report = self.best_report
+        best = report.fold if report else None
         if best is None:
             return ()
         notes = [report.fold for report in self.reports if report.fold and report.fold.number <= best.number]
@@ -294,12 +305,14 @@ class TrialResult(Record):
     @property
     def value(self) -> float | None:
         """The objective of the best report, None without one."""
-        return self.best_report.metrics[self.objective.metric] if self.best_report else None
+        best = self.best_report
+        return best.metrics[self.objective.metric] if best else None
 
     @property
     def metrics(self) -> dict[str, float | None]:
         """All metrics of the best report; empty without one."""
-        return dict(self.best_report.metrics) if self.best_report else {}
+        best = self.best_report
+        return dict(best.metrics) if best else {}
 
 
 class EndCheck(Record):

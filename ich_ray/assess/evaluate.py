@@ -29,7 +29,7 @@ from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.training_data import site_note
 from ich_ray.bundle.training_patients import check_site
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.folds import pool_of, ranking_roles
+from ich_ray.data.folds import ranking_roles, ranking_slices
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
 from ich_ray.results import open_search
@@ -310,7 +310,7 @@ def _found(whole: GroupFigures, null_high: float) -> list[str]:
 def dataset_ranking_note(dataset: PreparedDataset, pooled: bool = False) -> str | None:
     """`ranking_note` of a dataset; `pooled` where folds of train and validation patients ranked."""
     roles, counts = ranking_roles(pooled), dataset.manifest.roles
-    ranking = pool_of(dataset) if pooled else dataset.role("validation")
+    ranking = ranking_slices(dataset, pooled)
     return ranking_note(
         sum(one.positives for one in counts.values()),
         sum(counts[role].positives for role in roles),

@@ -114,10 +114,12 @@ class Bundle:
     def _shown(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None, start: int) -> torch.Tensor:
         """A batch of images on the device, cut where they are not shown whole."""
         batch = torch.from_numpy(images[start : start + EVALUATION_BATCH]).to(self.device)
-        return batch if rectangles is None else self.cut(batch, rectangles[start : start + EVALUATION_BATCH])
+        return self.cut(batch, None if rectangles is None else rectangles[start : start + EVALUATION_BATCH])
 
-    def cut(self, images: torch.Tensor, rectangles: NDArray[np.float32]) -> torch.Tensor:
+    def cut(self, images: torch.Tensor, rectangles: NDArray[np.float32] | None) -> torch.Tensor:
         """What is shown of images `[n, channels, rows, columns]`, float32, at the side that the network sees."""
+        if rectangles is None:
+            return images
         return reduced(images, self.network.side, torch.from_numpy(rectangles).to(images.device))
 
     def _by_label(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:

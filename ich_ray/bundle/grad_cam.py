@@ -98,13 +98,11 @@ def grad_cam(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bytes have no gradient: it is that of the layer that counts
-            batch = torch.from_numpy(images).to(bundle.device)
-            batch = batch if rectangles is None else bundle.cut(batch, rectangles)
+            batch = bundle.cut(torch.from_numpy(images).to(bundle.device), rectangles)
             several = len(card.parameters.predicted_labels) > 1
             target = len(card.parameters.predicted_labels) - 1 if several else None
             raw = attr.LayerGradCam(network, layer).attribute(batch, target, relu_attributions=True)
-        sides = card.input_shape[1:] if rectangles is None else batch.shape[2:]
-        heat = attr.LayerAttribution.interpolate(raw, sides, "bilinear").detach()
+        heat = attr.LayerAttribution.interpolate(raw, batch.shape[2:], "bilinear").detach()
         heat = (heat if rectangles is None else _laid_back(heat, card.size, rectangles))[:, 0]
     finally:
         network.requires_grad_(False)

@@ -187,8 +187,8 @@ class SeriesTable:
         known = np.flatnonzero(self.series >= 0)
         return [known[each] for each in members(self.series[known])]
 
-    def slabs(self, kept: NDArray[np.bool_], rule: SlabRule) -> Slabs:
-        """The slabs around the slices that are kept, of series that are finer than a rule."""
+    def slabs(self, kept: NDArray[np.bool_], rule: SlabRule) -> Slabs | None:
+        """The slabs around the slices that are kept, of series that are finer than a rule; None if none is."""
         geometry = SeriesGeometry(
             series=np.where(kept, self.series, -1).astype(np.int64),
             places_mm=self.position_mm.astype(np.float64),
@@ -199,7 +199,8 @@ class SeriesTable:
             pixel_mm=self.pixel_mm.astype(np.float64),
             ranks=self.by_id,
         )
-        return slabs_around(geometry, rule)
+        found = slabs_around(geometry, rule)
+        return found if found.finer.any() else None
 
     def look(self, slices: NDArray[np.int64], slabs: Slabs | None = None) -> SeriesLook:
         """How the slices of a series were taken, or made."""
@@ -278,12 +279,12 @@ def survey_inputs(
         for given, judgment, series in zip(table.inputs(inputs), judged, table.series.tolist(), strict=True)
     ]
     notes = filter(None, [_untold(training, average), _averaged(table, slabs), unlike.note])
-    return Survey(found, tuple(notes), table, slabs if slabs is not None and slabs.finer.any() else None)
+    return Survey(found, tuple(notes), table, slabs)
 
 
 def _averaged(table: SeriesTable, slabs: Slabs | None) -> str:
     """How many series are averaged; empty if none is."""
-    if slabs is None or not slabs.finer.any():
+    if slabs is None:
         return ""
     series, rule = table.series[table.series >= 0], slabs.rule
     return (

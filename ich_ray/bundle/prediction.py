@@ -255,7 +255,7 @@ class Predictor:
         while batch := [*islice(seen, EVALUATION_BATCH)]:
             rows = [self._undecided(part.inputs[place], one) for place, one, _ in batch]
             images = [one.images for _, one, _ in batch if not one.reason]
-            shown = [rectangle for _, one, rectangle in batch if rectangle is not None and not one.reason]
+            shown = [rectangle for *_, rectangle in batch if rectangle is not None]
             yield Batch([place for place, *_ in batch], rows, images, np.stack(shown) if shown else None)
 
     def _walked(self, part: Part) -> Iterator[tuple[int, Seen, NDArray[np.float32] | None]]:
@@ -304,8 +304,7 @@ class Predictor:
         if not images:
             return list(rows)
         pixels = self._beside_each_other(images)
-        shown = () if rectangles is None else (rectangles,)
-        by_label = self._by_label(pixels, *shown)
+        by_label = self._by_label(pixels, rectangles)
         probabilities = by_label[:, -1]
         finite = np.asarray(np.isfinite(by_label).all(1))
         told = iter(finite.tolist())
@@ -313,8 +312,8 @@ class Predictor:
         accepted = [row.file for row in rows if not row.reason]
         maps = [""] * len(accepted)
         if self.heatmaps is not None and accepted:
-            parts = [part[finite] for part in shown]
-            maps = self.heatmaps.write(accepted, pixels[finite], probabilities[finite], self.threshold, *parts)
+            shown = None if rectangles is None else rectangles[finite]
+            maps = self.heatmaps.write(accepted, pixels[finite], probabilities[finite], self.threshold, shown)
         found = zip(by_label[finite].tolist(), maps, strict=True)
         return [row if row.reason else self._decided(row, *next(found)) for row in rows]
 
@@ -327,11 +326,11 @@ class Predictor:
             np.concatenate([image[:count] for image, count in zip(beside, counts, strict=True)], out=pixels[place])
         return pixels
 
-    def _by_label(self, images: NDArray[np.uint8], *shown: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _by_label(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None) -> NDArray[np.float64]:
         """Probabilities `[n, labels]`, `any` last."""
         if self.kind is LabelledPrediction:
-            return self.bundle.label_probabilities(images, *shown)
-        return self.bundle.probabilities(images, *shown)[:, None]
+            return self.bundle.label_probabilities(images, rectangles)
+        return self.bundle.probabilities(images, rectangles)[:, None]
 
     def _decided(self, row: Prediction, by_label: Sequence[float], heatmap: str) -> Prediction:
         *subtypes, probability = by_label

@@ -118,7 +118,7 @@ class SeriesImages:
         self._looked_at = 0  # slices that say where the head lies, or that they do not show it
 
     def words(self, index: int) -> CTSlice:
-        """A slice, averaged over its slab in a thin series.
+        """A slice, averaged over its slab in a thin series; its image and its head are of these words.
 
         Raises:
             Rejection: it is not accepted.
@@ -136,14 +136,10 @@ class SeriesImages:
             Rejection: it is not accepted.
         """
         _ = self._box  # first, as it reads them all
-        found = self._kept.pop(index, None) or self._windowed(self._shown(index))
+        found = self._kept.pop(index, None) or self._windowed(self.words(index))
         if isinstance(found, Rejection):
             raise found
         return found
-
-    def _shown(self, index: int) -> CTSlice:
-        """What the image of a slice is made of, and where its head is looked for."""
-        return self.words(index)
 
     def _windowed(self, found: CTSlice) -> tuple[SliceHeader, NDArray[np.uint8]]:
         from ich_ray.ct.windowing import window_slice
@@ -182,7 +178,7 @@ class SeriesImages:
     def _look(self, index: int) -> tuple[float, ...]:
         """The box of one slice, whose image is kept until it is asked for if there is room."""
         try:
-            found = self._shown(index)
+            found = self.words(index)
             if len(self._kept) * math.prod(self._card.image_shape) < _KEPT_BYTES:
                 self._kept[index] = self._windowed(found)
             self._looked_at += 1

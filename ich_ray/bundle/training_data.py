@@ -200,7 +200,7 @@ def _without_slabs(training: TrainingData, site: PreparedDataset, roles: Iterabl
     slices = site.slices.filter(np.isin(site.column("role"), [*roles]))
     number, places_mm = number_series(slices), numbers(slices, "position_mm")
     thickness_mm, slab_mm = numbers(slices, "thickness_mm"), np.nan_to_num(numbers(slices, "slab_mm"))
-    series = [rows for rows in members(number) if len(rows) and number[rows[0]] >= 0]
+    series = [rows for rows in members(number) if number[rows[0]] >= 0]
     finer = sum(
         not slab_mm[rows].any() and rule.is_finer(median_step(places_mm[rows]), known_median(thickness_mm[rows]))
         for rows in series

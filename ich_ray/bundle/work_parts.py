@@ -52,9 +52,8 @@ class Part:
         ends = np.cumsum([0, *self.lengths]).tolist()
         slabs = Slabs.from_bytes(self.slabs, len(self.inputs)) if self.slabs else None
         for start, end in pairwise(ends):
-            averaged = slabs is not None and slabs.finer[start:end].any()
-            around = slabs.of(np.arange(start, end)) if slabs is not None and averaged else None
-            yield Series(self.inputs[start:end], np.array(self.places_mm[start:end], np.float64), around)
+            places_mm = np.array(self.places_mm[start:end], np.float64)
+            yield Series(self.inputs[start:end], places_mm, _averaged(slabs, np.arange(start, end)))
 
 
 def single_slices(inputs: Sequence[Input], length: int) -> list[Part]:
@@ -90,10 +89,14 @@ def _series(table: SeriesTable) -> list[NDArray[np.int64]]:
 def _part(inputs: Sequence[Input], table: SeriesTable, series: list[NDArray[np.int64]], slabs: Slabs | None) -> Part:
     numbers = np.concatenate(series)
     places_mm = table.position_mm[numbers].astype(np.float64)
-    averaged = slabs is not None and slabs.finer[numbers].any()
-    around = slabs.of(numbers).to_bytes() if slabs is not None and averaged else b""
+    around = _averaged(slabs, numbers)
     given = [inputs[number] for number in numbers.tolist()]
-    return Part(numbers.tolist(), given, [*map(len, series)], places_mm.tolist(), around)
+    return Part(numbers.tolist(), given, [*map(len, series)], places_mm.tolist(), around.to_bytes() if around else b"")
+
+
+def _averaged(slabs: Slabs | None, rows: NDArray[np.int64]) -> Slabs | None:
+    """The slabs around some slices; None where none of them is averaged."""
+    return slabs.of(rows) if slabs is not None and slabs.finer[rows].any() else None
 
 
 def in_order(parts: Iterable[Part], rows: Iterable[Sequence[Row]]) -> Iterator[list[Row]]:

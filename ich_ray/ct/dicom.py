@@ -153,6 +153,12 @@ class CTSlice:
         """Hounsfield units, float32 `[rows, columns]`."""
         return (self.stored * np.float64(self.slope) + self.intercept).astype(np.float32)
 
+    def flagged(self, *flags: str) -> CTSlice:
+        """The same slice with these flags, too."""
+        if not flags:
+            return self
+        return replace(self, header=replace(self.header, flags=tuple(sorted({*self.header.flags, *flags}))))
+
 
 def read_slice(source: bytes | bytearray | memoryview | Location, without_preamble: bool = False) -> CTSlice:
     """Read one CT slice from a path, a URI or the bytes of a file.
@@ -340,12 +346,6 @@ def _rescale(elements: Elements) -> tuple[float, float]:
     return slope[0], intercept[0]
 
 
-def _flagged(ct: CTSlice, *flags: str) -> CTSlice:
-    if not flags:
-        return ct
-    return replace(ct, header=replace(ct.header, flags=tuple(sorted({*ct.header.flags, *flags}))))
-
-
 def _repaired(ct: CTSlice) -> CTSlice:
     """The repair that the RSNA set needs, for its exact signature only.
 
@@ -358,7 +358,7 @@ def _repaired(ct: CTSlice) -> CTSlice:
     words = ct.stored.astype(np.int16)
     words[words >= 3096] -= 4096
     words.flags.writeable = False
-    return _flagged(replace(ct, stored=words, intercept=0.0), "rsna_repair")
+    return replace(ct, stored=words, intercept=0.0).flagged("rsna_repair")
 
 
 def _padded(ct: CTSlice, elements: Elements) -> CTSlice:
@@ -374,7 +374,7 @@ def _padded(ct: CTSlice, elements: Elements) -> CTSlice:
     air = round((_AIR_HU - ct.intercept) / ct.slope)
     words = np.where(padding, np.int32(air), ct.stored.astype(np.int32))
     words.flags.writeable = False
-    return _flagged(replace(ct, stored=words), "padding")
+    return replace(ct, stored=words).flagged("padding")
 
 
 def _plausible(ct: CTSlice) -> CTSlice:
@@ -406,4 +406,4 @@ def _plausible(ct: CTSlice) -> CTSlice:
         "padding": ct.header.signed and (smallest == _PADDING_WORD or least_hu == _PADDING_HU),
         "study_missing": not ct.header.study or not ct.header.series,
     }
-    return _flagged(ct, *(flag for flag, holds in found.items() if holds))
+    return ct.flagged(*(flag for flag, holds in found.items() if holds))

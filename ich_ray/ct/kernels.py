@@ -224,13 +224,12 @@ def average_exact(
         pixels[column] = min(column * p // q, side - 1)
         parts[column] = column * p - pixels[column] * q
     for row in range(size):
-        top, bottom = row * p, (row + 1) * p
         for channel in range(channels):
             low, high = edges[0][channel], edges[1][channel]
             scale, offset = rounding[0][channel], rounding[1][channel]
             sums[:] = 0
-            for line in range(top // q, (bottom + q - 1) // q):
-                covered = kind(min(bottom, (line + 1) * q) - max(top, line * q))
+            for line in range(row * p // q, ((row + 1) * p + q - 1) // q):
+                covered = kind(_covered(row, line, p, q))
                 for column in range(side):
                     sums[column] += kind(covered * kind(min(max(words[line, column], low), high) - low))
             total = np.uint32(0)

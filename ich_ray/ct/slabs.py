@@ -242,11 +242,7 @@ def mean_slice(center: CTSlice, members: Iterable[tuple[CTSlice, float]]) -> CTS
     total += offset_hu
     total /= weights
     total.flags.writeable = False
-    return replace(_flagged(center, "slab"), stored=total, slope=1.0, intercept=0.0)
-
-
-def _flagged(ct: CTSlice, flag: str) -> CTSlice:
-    return replace(ct, header=replace(ct.header, flags=tuple(sorted({*ct.header.flags, flag}))))
+    return replace(center.flagged("slab"), stored=total, slope=1.0, intercept=0.0)
 
 
 class SlabReader(Generic[Key]):
@@ -275,7 +271,7 @@ class SlabReader(Generic[Key]):
         parts = [(ct, weight) for ct, weight in parts if ct.stored.shape == own.stored.shape]
         for key in [*self._held][: -self._runs * max(len(members), 1)]:
             del self._held[key]
-        return mean_slice(own, parts) if len(parts) > 1 else _flagged(own, "no_slab")
+        return mean_slice(own, parts) if len(parts) > 1 else own.flagged("no_slab")
 
     def _one(self, key: Key) -> CTSlice | None:
         try:

@@ -29,6 +29,7 @@ __all__ = [
     "folds_of",
     "pool_of",
     "ranking_roles",
+    "ranking_slices",
     "roles_of",
     "trained_and_validated",
 ]
@@ -123,6 +124,11 @@ def _pool(dataset: PreparedDataset) -> NDArray[np.bool_]:
 def development_rows(dataset: PreparedDataset) -> NDArray[np.int64]:
     """Rows of slices.parquet that may train or validate, in any fold."""
     return np.flatnonzero(_pool(dataset))
+
+
+def ranking_slices(dataset: PreparedDataset, pooled: bool) -> SliceSet:
+    """The slices of these patients."""
+    return pool_of(dataset) if pooled else dataset.role("validation")
 
 
 def roles_of(patients: Patients) -> tuple[Role, ...]:

@@ -74,7 +74,7 @@ def make_bundle(
             objective=found.objective.metric,
             selection_value=trial.value,
             confirmed=_how_confirmed(found, trial),
-            folds=found.objective.folds if isinstance(found.objective.folds, int) else 0,
+            folds=found.objective.parts,
             repeats=found.objective.repeats,
         ),
         retraining=_note(retraining) if retraining else None,

@@ -161,7 +161,7 @@ def planned(
         source = f"the best report of trial {trial.number}"
     held = sum(roles[role].slices for role in roles_of(patients))
     trained = float(roles["train"].slices)
-    if not rehearsal and schedule.patience is not None and (folds := found.objective.folds) and folds != "auto":
+    if not rehearsal and schedule.patience is not None and (folds := found.objective.parts):
         trained = held * (folds - 1) / folds  # of each network of the trial, on average
     share = 1.0 if parameters.training_slices else held / trained
     budget = f"as many passes over the data as {source}, which had seen {seen:,} images"

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ich_ray.data.folds import SearchFolds, pool_of
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
@@ -52,19 +50,19 @@ def check_folds_of_search(space: SearchSpace, dataset: PreparedDataset, seed: in
         ConfigError: they cannot; why.
     """
     objective = space.objective
-    if not isinstance(objective.folds, int) or not objective.folds:
+    if not objective.parts:
         return
     where = dataset.files.root
     if dataset.manifest.leak:
         raise ConfigError(
             f"objective.folds: folds part patients, got a dataset divided by slice in {where}; prepare it by patient"
         )
-    if objective.folds > (most := _most_folds(dataset)):
+    if objective.parts > (most := _most_folds(dataset)):
         raise ConfigError(
-            f"objective.folds: each fold needs a patient with and one without a haemorrhage, got {objective.folds} "
+            f"objective.folds: each fold needs a patient with and one without a haemorrhage, got {objective.parts} "
             f"folds where {where} has {most} such train and validation patients; ask for at most {most}"
         )
-    folds = SearchFolds(dataset, objective.folds, objective.repeats, seed)
+    folds = SearchFolds(dataset, objective.parts, objective.repeats, seed)
     views = [folds.view(number) for number in range(len(folds))]
     for number, view in enumerate(views):
         for role in ("train", "validation"):
@@ -74,7 +72,7 @@ def check_folds_of_search(space: SearchSpace, dataset: PreparedDataset, seed: in
                     f"objective.folds: slices with and without haemorrhage must be in and outside each fold, got "
                     f"{int(labels.sum())} positive of {len(labels)} for fold {number} of {where}; ask for fewer folds"
                 )
-    for view in views[:: objective.folds]:
+    for view in views[:: objective.parts]:
         _check_label(view.role("validation"), objective)
     smallest = min(len(view.role("train")) for view in views)
     if (asked := max((trial.training_slices for trial in sampled(space)), default=0)) > smallest:
@@ -115,5 +113,5 @@ def check_single_worker(space: SearchSpace, slots: Slots) -> None:
 def _most_folds(dataset: PreparedDataset) -> int:
     """Patients of the rarer kind, of those who may train or validate."""
     pool = pool_of(dataset)
-    positive = set(pool.patients[pool.labels == 1])
-    return min(len(positive), len(np.unique(pool.patients.astype(str))) - len(positive))
+    positive = pool.positive_patients("any")
+    return min(positive, len(set(pool.patients)) - positive)

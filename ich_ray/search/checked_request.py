@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.folds import pool_of
+from ich_ray.data.folds import ranking_roles, ranking_slices
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say
 from ich_ray.results import MOST_TRIALS, Objective, SearchRecord, TrialResult, open_search
@@ -24,7 +24,6 @@ from ich_ray.storage import Location, SearchFiles, exists, is_foreign, locate
 
 if TYPE_CHECKING:
     from ich_ray.search.request import SearchRequest
-    from ich_ray.vocabulary import Role
 
 __all__ = ["CheckedRequest", "validate_request"]
 
@@ -89,7 +88,7 @@ def validate_request(request: SearchRequest) -> CheckedRequest:
     from ich_ray.search.preflight import check_objective, check_roles  # with Ray, which no mistake above need wait for
 
     check_roles(data)
-    check_objective(pool_of(data) if checked.objective.networks > 1 else data.role("validation"), checked.objective)
+    check_objective(ranking_slices(data, checked.objective.networks > 1), checked.objective)
     check_folds_of_search(checked, data, seed)
     wanted = trials or (begun or record).wanted
     return CheckedRequest(limits, checked, data, files, record, begun, wanted, teacher, warm)
@@ -111,8 +110,7 @@ def _check_listed(space: SearchSpace, trials: int | None, warm_start: Location |
 
 
 def _record(space: SearchSpace, dataset: PreparedDataset, trials: int, seed: int) -> SearchRecord:
-    judged: list[Role] = ["train", "validation"] if space.objective.networks > 1 else ["validation"]
-    counts = [dataset.manifest.roles[role] for role in judged]
+    counts = [dataset.manifest.roles[role] for role in ranking_roles(space.objective.networks > 1)]
     slices = sum(one.slices for one in counts)
     auto = Objective.model_validate(space.source.get("objective", {})).folds == "auto"
     return SearchRecord(

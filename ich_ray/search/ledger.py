@@ -105,14 +105,13 @@ class Ledger:
         """Go on with the search in a folder; checkpoints and logits that no trial can use are removed."""
         found = open_search(out)
         ledger = cls(found.files, found.record, {trial.number: trial for trial in found.trials})
-        used = {found.files.checkpoint(trial.number).name for trial in ledger.unfinished}
-        for folder in found.files.checkpoints.iterdir() if found.files.checkpoints.exists() else ():
-            if folder.name not in used:
-                remove(folder)
-        kept = {found.files.logits_of(one.number).name for one in found.trials if one.keeps_logits}
-        for folder in found.files.logits.iterdir() if found.files.logits.exists() else ():
-            if folder.name not in kept:
-                remove(folder)
+        files = found.files
+        going = {files.checkpoint(trial.number).name for trial in ledger.unfinished}
+        compared = {files.logits_of(trial.number).name for trial in found.trials if trial.keeps_logits}
+        for home, used in ((files.checkpoints, going), (files.logits, compared)):
+            for folder in home.iterdir() if home.exists() else ():
+                if folder.name not in used:
+                    remove(folder)
         return ledger
 
     @property

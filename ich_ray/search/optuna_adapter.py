@@ -107,7 +107,7 @@ def reached(record: TrialResult, rungs: Iterable[int]) -> dict[int, float]:
     With folds, the best with as many folds as then.
     """
     reported = _reported(record)
-    fold = {report.images_seen: report.fold.number if report.fold else 0 for report in record.reports}
+    fold = {report.images_seen: report.network for report in record.reports}
     arrivals = {level: min((images for images in reported if images >= level), default=None) for level in rungs}
     return {
         level: record.objective.best(

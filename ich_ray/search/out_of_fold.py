@@ -44,9 +44,8 @@ class OutOfFold:
     """
 
     def __init__(self, files: SearchFiles, dataset: PreparedDataset, objective: Objective, seed: int) -> None:
-        assert isinstance(objective.folds, int)  # noqa: S101  (decided before anything trains)
         self._files, self._metric = files, objective.metric
-        self.folds = SearchFolds(dataset, objective.folds, objective.repeats, seed)
+        self.folds = SearchFolds(dataset, objective.parts, objective.repeats, seed)
         self._held_out = lru_cache(maxsize=None)(self.folds.held_out)
 
     def save(self, trial: int, images_seen: int, logits: NDArray[np.float32]) -> LogitsReference:

@@ -284,11 +284,11 @@ def _check_views(trials: Iterable[Hyperparameters], dataset: PreparedDataset) ->
     """The dataset must know what trials show of images; says how many slices have no head."""
     import numpy as np
 
-    from ich_ray.training.network_inputs import check_inputs
+    from ich_ray.training.network_inputs import check_view
 
     shown = {(trial.crop, trial.scale): trial for trial in trials if trial.shows_part}
     for trial in shown.values():
-        check_inputs(trial, dataset)
+        check_view(trial, dataset)
     if "head" not in {crop for crop, _ in shown}:
         return
     rows = dataset.role("train").rows

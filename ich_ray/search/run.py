@@ -68,8 +68,9 @@ def run_request(request: SearchRequest, trainer: Trainer | None = None) -> Searc
     from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.preflight import check_machines, check_trials, check_workers, plan_slots, room
 
+    trials = sampled(checked.space)
     if trainer is None:
-        check_trials(data, sampled(checked.space), folds=checked.space.objective.networks > 1)
+        check_trials(data, trials, folds=checked.space.objective.networks > 1)
     with locked(files), connected(request.address):
         from ich_ray.search.tune.driver import Driver  # Ray Tune needs a home, of which `connected` has seen to it
 
@@ -78,12 +79,12 @@ def run_request(request: SearchRequest, trainer: Trainer | None = None) -> Searc
         checked.limits.check(slots.gpus)
         check_single_worker(checked.space, slots)
         if trainer is None:
-            check_workers(data, sampled(checked.space), slots.workers)
+            check_workers(data, trials, slots.workers)
         check_machines(data, files.root)
         if request.share_trunks:
             from ich_ray.search.tune.precompute_features import share_trunks
 
-            share_trunks(data, sampled(checked.space), gpus=slots.gpus > 0)
+            share_trunks(data, trials, gpus=slots.gpus > 0)
         ledger = _ledger(checked, slots, trainer)
         # Another driver may have raised it before the lock was ours.
         wanted = max(request.trials or 0, ledger.record.wanted)

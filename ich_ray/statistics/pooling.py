@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["PAIRED_METRICS", "POOLING", "FoldPart", "Pooling", "chance_of_better", "pooled_metrics", "standardized"]
+__all__ = ["FoldPart", "Pooling", "chance_of_better", "pooled_metrics", "standardized"]
 
 # pooled: the slices of all folds as one set; scaled: the same after `standardized`; mean: of the figures of the folds.
 Pooling = Literal["pooled", "scaled", "mean"]

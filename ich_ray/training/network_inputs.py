@@ -14,16 +14,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ich_ray.data.image_store import as_index, place
 from ich_ray.data.neighbors import MOST_NEIGHBORS, placed_rows
 from ich_ray.data.shown_rectangles import plausible_sides, shown_rectangles
 from ich_ray.errors import ConfigError
 from ich_ray.model.input_shape import input_channels, input_shape
-from ich_ray.model.resampling import reduced
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import PreparedDataset, SliceSet
@@ -31,7 +30,15 @@ if TYPE_CHECKING:
     from ich_ray.model.fields import NetworkFields
     from ich_ray.vocabulary import Placement
 
-__all__ = ["NetworkInputs", "check_inputs", "check_neighbors", "input_rectangles", "input_rows", "place_inputs"]
+__all__ = [
+    "NetworkInputs",
+    "check_inputs",
+    "check_neighbors",
+    "check_view",
+    "input_rectangles",
+    "input_rows",
+    "place_inputs",
+]
 
 
 def input_rows(parameters: NetworkFields, slices: SliceSet) -> NDArray[np.int64]:
@@ -55,7 +62,7 @@ def input_rectangles(parameters: NetworkFields, slices: SliceSet) -> NDArray[np.
     """
     if not parameters.shows_part:
         return None
-    _check_view(parameters, slices.dataset)
+    check_view(parameters, slices.dataset)
     return shown_rectangles(parameters, slices.dataset.head_boxes[slices.rows], slices.dataset.sides_mm[slices.rows])
 
 
@@ -66,10 +73,15 @@ def check_inputs(parameters: NetworkFields, dataset: PreparedDataset) -> None:
         ConfigError: it cannot.
     """
     check_neighbors(parameters, dataset)
-    _check_view(parameters, dataset)
+    check_view(parameters, dataset)
 
 
-def _check_view(parameters: NetworkFields, dataset: PreparedDataset) -> None:
+def check_view(parameters: NetworkFields, dataset: PreparedDataset) -> None:
+    """Refuse `crop` and `scale` where the dataset does not know heads or sizes.
+
+    Raises:
+        ConfigError: it does not.
+    """
     where = dataset.files.root
     if parameters.crop == "head" and not np.isfinite(dataset.head_boxes).any():
         raise ConfigError(
@@ -123,6 +135,8 @@ class NetworkInputs:
 
     def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
         """The inputs of the slices at `positions`, on the device; the images of each one beside each other."""
+        from ich_ray.model.resampling import reduced
+
         images, rectangles = self.take_uncut(positions)
         return images if rectangles is None else reduced(images, self._side, rectangles)
 
@@ -148,6 +162,8 @@ def place_inputs(
     trials: int = 1,
 ) -> NetworkInputs:
     """Inputs of `slices` for a network of these parameters, from images where `place` puts them."""
+    import torch
+
     rows, of_image = input_rows(parameters, slices), slices.dataset.image_shape[0]
     channels = input_channels(parameters, of_image)
     some = None if min(channels) == of_image else channels

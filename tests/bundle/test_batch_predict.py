@@ -185,7 +185,7 @@ def test_batches_on_several_threads_come_back_in_order(
     at_once: list[int] = []
     networks = Barrier(3)
 
-    def meet(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def meet(images: NDArray[np.uint8], _: object = None) -> NDArray[np.float64]:
         at_once.append(torch.get_num_threads())
         networks.wait(60)  # passed only if three batches are in the network at a time
         return Bundle.probabilities(loaded, images)
@@ -353,7 +353,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_read(
 def test_a_run_that_fails_leaves_no_table(
     bundle: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Bundle, images: np.ndarray) -> np.ndarray:
+    def broken(self: Bundle, images: np.ndarray, _: object = None) -> np.ndarray:
         raise RuntimeError
 
     monkeypatch.setattr(Bundle, "probabilities", broken)
@@ -371,7 +371,7 @@ def test_batches_are_one_batch_long_whatever_the_folder(
     seen: list[int] = []
     plain = Bundle.probabilities
 
-    def spy(self: Bundle, images: np.ndarray) -> np.ndarray:
+    def spy(self: Bundle, images: np.ndarray, _: object = None) -> np.ndarray:
         seen.append(len(images))
         return plain(self, images)
 

@@ -167,7 +167,8 @@ def test_no_heat_map_is_drawn_of_such_a_slice(
 ) -> None:
     drawn: list[str] = []
 
-    def write(files: list[str], images: Any, probabilities: Any, threshold: float) -> list[str]:
+    def write(files: list[str], images: Any, probabilities: Any, threshold: float, rectangles: None) -> list[str]:
+        assert rectangles is None
         assert len(images) == len(probabilities) == len(files)
         drawn.extend(files)
         return [f"{file}.png" for file in files]

@@ -86,7 +86,7 @@ def test_rows_come_back_from_a_worker_as_they_were(bundle: Path, scans: Path) ->
 def test_a_slice_with_a_subtype_that_is_no_number_is_not_decided(
     bundle: Path, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Bundle, images: np.ndarray) -> np.ndarray:
+    def broken(self: Bundle, images: np.ndarray, _: object = None) -> np.ndarray:
         found = np.full((len(images), 6), 0.5)
         found[0, 2] = np.nan
         return found

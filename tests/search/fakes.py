@@ -10,8 +10,9 @@ import signal
 import time
 from collections.abc import Generator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,29 +211,18 @@ class FoldTrainer:
     reports: int = 0
 
     def __call__(
-        self,
-        parameters: Hyperparameters,
-        dataset: PreparedDataset,
-        settings: TrialSettings,
-        seed: int,
-        resume: UPath | None,
+        self, parameters: Hyperparameters, dataset: PreparedDataset, *others: Any
     ) -> Generator[FakeProgress, None, None]:
-        held_out = dataset.role("validation")
-        seen = json.loads(resume.read_text())["images_seen"] if resume else 0
-        while seen < settings.images:
-            seen += settings.report_every
-            noise = np.random.default_rng([seed, seen]).normal(size=len(held_out))
-            logits = (6 * curve(parameters, seen) * held_out.labels + noise).astype(np.float32)[:, None]
-            value = average_precision(held_out.labels, logits[:, 0])
+        held_out, (_, seed, _) = dataset.role("validation"), others
+        for step in FakeTrainer(log=self.log)(parameters, dataset, *others):
+            noise = np.random.default_rng([seed, step.images_seen]).normal(size=len(held_out))
+            logits = (6 * curve(parameters, step.images_seen) * held_out.labels + noise).astype(np.float32)[:, None]
             full = False
-            if self.log:
-                with Path(self.log).open("a") as log:
-                    log.write(f"{seed} {seen}\n")
-                if len(Path(self.log).read_text().splitlines()) > self.reports:
-                    if self.kill_once and Path(self.kill_once).exists():
-                        Path(self.kill_once).unlink()
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    if full := bool(self.full_once) and Path(self.full_once).exists():
-                        Path(self.full_once).unlink()
-            metrics = {"average_precision": value, "train_loss": 1.0}
-            yield FakeProgress(seen, metrics, seen / 1000, disk_is_full=full, logits=logits)
+            if self.log and len(Path(self.log).read_text().splitlines()) > self.reports:
+                if self.kill_once and Path(self.kill_once).exists():
+                    Path(self.kill_once).unlink()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if full := bool(self.full_once) and Path(self.full_once).exists():
+                    Path(self.full_once).unlink()
+            metrics = {"average_precision": average_precision(held_out.labels, logits[:, 0]), "train_loss": 1.0}
+            yield replace(step, metrics=metrics, disk_is_full=full, logits=logits)

@@ -246,7 +246,7 @@ def _value(path: UPath, objective: Objective) -> float | None:
 def _checkpoints(found: LedgerFiles) -> Check:
     referenced = [number for number, trial in found.trials.items() if trial.checkpoint]
     breaches = [problem for number in referenced if (problem := _unlike(found.files, number, found.trials[number]))]
-    judged = [trial for trial in found.trials.values() if trial.folds_done and trial.state not in {"running", "failed"}]
+    judged = [trial for trial in found.trials.values() if trial.keeps_logits and trial.state != "running"]
     breaches += [problem for trial in judged if (problem := _lost_logits(found.files.root, trial))]
     count, card = len(referenced), found.files.bundle / "card.json"
     if card.exists():

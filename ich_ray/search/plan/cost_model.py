@@ -191,7 +191,6 @@ def _count(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tu
     """
     import torch
 
-    from ich_ray.model.architectures import architecture_of
     from ich_ray.model.input_shape import input_shape
     from ich_ray.model.networks import build_network
     from ich_ray.search.plan.live_tensors import peak_bytes

@@ -86,6 +86,7 @@ def plan_request(request: SearchRequest) -> SearchPlan:
     with connected(request.address):
         slots = plan_slots(ClusterResources().machines(), request)
         checked.limits.check(slots.gpus)
+        check_single_worker(checked.space, slots)
         check_workers(checked.dataset, trials, slots.workers)
         # One machine alone has just read a dataset on its disk.
         if cluster_address(request.address) or not is_local(checked.dataset.files.root):
@@ -94,7 +95,6 @@ def plan_request(request: SearchRequest) -> SearchPlan:
         from ich_ray.search.tune.precompute_features import check_trunks
 
         check_trunks(checked.dataset, trials)
-    check_single_worker(checked.space, slots)
     plan = plan_trials(checked.space, checked.dataset, checked.wanted, slots)
     begun = open_search(checked.files.root) if checked.begun else None
     teacher = open_search(checked.teacher) if checked.teacher and checked.warm else None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ich_ray.results import FoldNote, LogitsReference, Objective, TrialResult
     from ich_ray.search.space.space import Budget
 
-__all__ = ["LEVEL", "FoldRace"]
+__all__ = ["FoldRace"]
 
 LEVEL = 0.05
 
@@ -45,9 +45,7 @@ class FoldRace:
         self._best: dict[tuple[int, int], tuple[float, int]] = {}  # by trial and fold: value, images of that network
         self._logits: dict[int, dict[tuple[int, int], LogitsReference]] = {}  # by trial: fold and images
         self._failed: set[int] = set()
-        self._passed: dict[
-            int, tuple[int, int]
-        ] = {}  # by trial: the leader that it was compared with last, and the fold
+        self._compared: dict[int, tuple[int, int]] = {}  # by trial: with which leader last, and the fold
 
     def offer(self, number: int, images_seen: int, value: float | None, note: FoldNote) -> str | None:
         """Take note of a report; `folds_N` after N folds that stop the trial, or None.
@@ -55,9 +53,14 @@ class FoldRace:
         `value` is of all folds so far. Reports may come again, of a trial that was put back to an older checkpoint.
         One that a record names of another fold than its images are of tells nothing.
         """
+        if not self._noted(number, images_seen, value, note) or (note.whole and images_seen not in self.reached):
+            return None
+        return self._judged(number, note.number if note.whole else note.number - 1)
+
+    def _noted(self, number: int, images_seen: int, value: float | None, note: FoldNote) -> bool:
         place = note.number * self._budget.images + note.images_seen
         if note.number >= self._objective.networks or images_seen != place:
-            return None
+            return False
         self._logits.setdefault(number, {})[note.number, note.images_seen] = note.logits
         key = (number, note.number)
         if value is not None and math.isfinite(value):
@@ -66,8 +69,7 @@ class FoldRace:
                 self._best[key] = (value, note.images_seen)
         if note.whole and images_seen in self.reached and key in self._best:
             self.reached[images_seen][number] = self._best[key][0]
-        whole = note.number if note.whole else note.number - 1
-        return None if note.whole and images_seen not in self.reached else self._judged(number, whole)
+        return True
 
     def failed(self, number: int) -> None:
         """A trial that failed is no match for others, whatever it had reached."""
@@ -79,19 +81,16 @@ class FoldRace:
             there = self.reached.get(self._budget.images * (fold + 1), {})
             others = {other: value for other, value in there.items() if other not in {number} | self._failed}
             if others and number in there:
-                leader = min(others, key=lambda other: (-self._sign * others[other], other))
-                leads = self._objective.better(there[number], others[leader])
-                if leads or self._passed.get(number) == (leader, fold):
+                best = self._objective.best(others.values())
+                leader = min(other for other, value in others.items() if value == best)
+                leads = self._objective.better(there[number], best)
+                if leads or self._compared.get(number) == (leader, fold):
                     return None
-                self._passed[number] = leader, fold
+                self._compared[number] = leader, fold
                 ours, theirs = self._said(number, fold), self._said(leader, fold)
                 chance = self._chance(ours, theirs) if ours and theirs else None
                 return f"folds_{last + 1}" if chance is not None and chance < LEVEL else None
         return None
-
-    @property
-    def _sign(self) -> float:
-        return 1.0 if self._objective.mode == "max" else -1.0
 
     def _said(self, number: int, last: int) -> list[LogitsReference]:
         """The logits of a trial's networks up to a fold, at the images at which they are best together.
@@ -106,14 +105,12 @@ class FoldRace:
     @classmethod
     def rebuilt(cls, budget: Budget, objective: Objective, chance: Chance, trials: Iterable[TrialResult]) -> FoldRace:
         """The race as the reports in a ledger left it; nobody is judged again."""
-        race = cls(budget, objective, lambda *_: None)
+        race = cls(budget, objective, chance)
         for trial in trials:
             for report in trial.reports:
                 if report.fold:
                     value = report.metrics.get(objective.metric)
-                    race.offer(trial.number, report.images_seen, value, report.fold)
+                    race._noted(trial.number, report.images_seen, value, report.fold)
             if trial.state == "failed":
                 race.failed(trial.number)
-        race._chance = chance
-        race._passed.clear()  # by nobody
         return race

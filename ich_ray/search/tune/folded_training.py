@@ -44,8 +44,6 @@ class FoldProgress:
         metrics: of all folds so far.
         elapsed_s: as `images_seen`.
         number: of the fold.
-        whole: its network has spent its budget.
-        part: what that says of its patients.
         of_network: its own report.
     """
 
@@ -54,8 +52,6 @@ class FoldProgress:
     elapsed_s: float
     setup: ExecutionInfo | None
     number: int
-    whole: bool
-    part: FoldPart
     of_network: Any
 
     def state(self) -> SavedState:
@@ -127,23 +123,20 @@ class FoldedTraining:
             view, before_s = self._kept.folds.view(fold), self._elapsed_s
             with closing(self._trainer(parameters, view, settings, own_seed, state)) as steps:
                 for progress in steps:
-                    yield self._progress(fold, progress, before_s)
-            self._elapsed_s = self._last_s
+                    self._elapsed_s = before_s + progress.elapsed_s
+                    yield self._progress(fold, progress)
 
-    def _progress(self, fold: int, progress: Any, before_s: float) -> FoldProgress:
+    def _progress(self, fold: int, progress: Any) -> FoldProgress:
         images = progress.images_seen
-        part = self._parts[fold, images] = self._kept.part(fold, progress.logits)
+        self._parts[fold, images] = self._kept.part(fold, progress.logits)
         metrics = pooled_metrics([self._parts[one, images] for one in range(fold + 1)], _measured)
         metrics["train_loss"] = progress.metrics["train_loss"]
-        self._last_s = before_s + progress.elapsed_s
         return FoldProgress(
             images_seen=fold * self._images + images,
             metrics=metrics,
-            elapsed_s=self._last_s,
+            elapsed_s=self._elapsed_s,
             setup=progress.setup,
             number=fold,
-            whole=images >= self._images,
-            part=part,
             of_network=progress,
         )
 
@@ -153,9 +146,9 @@ class FoldedTraining:
         return FoldNote(
             number=progress.number,
             images_seen=progress.of_network.images_seen,
-            whole=progress.whole,
+            whole=progress.of_network.images_seen >= self._images,
             value=value if math.isfinite(value) else None,
-            logits=self._kept.save(self._number, progress.images_seen, progress.part.logits),
+            logits=self._kept.save(self._number, progress.images_seen, progress.of_network.logits),
         )
 
 

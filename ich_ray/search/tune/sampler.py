@@ -182,7 +182,7 @@ class LedgerSampler(Searcher):
 def _so_far(record: TrialResult, result: Mapping[str, Any]) -> list[float]:
     """The values of a trial's reports before this one, those with as many folds."""
     number = result.get("fold/number", 0)
-    alike = (report for report in record.reports if (report.fold.number if report.fold else 0) == number)
+    alike = (report for report in record.reports if report.network == number)
     return [value for report in alike if (value := report.metrics.get(record.objective.metric)) is not None]
 
 

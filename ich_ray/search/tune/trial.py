@@ -174,13 +174,15 @@ def as_failure(error: Exception) -> TrialFailure:
 
 
 def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> None:
-    checkpoints = checkpoints_of(SearchFiles(locate(settings.search)), config["number"])
+    files = SearchFiles(locate(settings.search))
+    checkpoints = checkpoints_of(files, config["number"])
     kept = checkpoints.newest()
-    dataset, files = opened(settings, config["fold"]), SearchFiles(locate(settings.search))
+    dataset = opened(settings, config["fold"])
     folds, damage = None, ""
     if settings.objective.networks > 1:
-        kept_logits = OutOfFold(files, dataset, settings.objective, settings.seed)
-        folds = FoldedTraining(trainer, kept_logits, settings.objective.metric, settings.images, config["number"])
+        folds = FoldedTraining(
+            trainer, _out_of_fold(settings), settings.objective.metric, settings.images, config["number"]
+        )
         if kept and (damage := folds.resume(kept.reports)):
             kept = None
     history = list(kept.reports) if kept else []
@@ -236,6 +238,13 @@ def opened(settings: TrialSettings, fold: int | None) -> PreparedDataset:
 def _whole(where: str, fingerprint: str) -> PreparedDataset:
     """Opened once a process: its pages are shared, its slice table is not."""
     return PreparedDataset.open(where, fingerprint=fingerprint)
+
+
+@lru_cache(maxsize=1)
+def _out_of_fold(settings: TrialSettings) -> OutOfFold:
+    """Divided once a process."""
+    whole = _whole(settings.dataset, settings.fingerprint)
+    return OutOfFold(SearchFiles(locate(settings.search)), whole, settings.objective, settings.seed)
 
 
 def checkpoints_of(files: SearchFiles, number: int) -> CheckpointStore:

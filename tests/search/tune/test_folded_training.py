@@ -22,7 +22,6 @@ from tests.prepared import make_dataset
 from tests.search.fakes import FoldTrainer
 
 OBJECTIVE = Objective(folds=3)
-SETTINGS = SimpleNamespace(images=200, report_every=100)
 
 
 class Folded:
@@ -31,6 +30,8 @@ class Folded:
     def __init__(self, folder: Path) -> None:
         self.dataset = make_dataset(folder / "data", patients=30)
         self.kept = OutOfFold(SearchFiles(locate(folder / "search")), self.dataset, OBJECTIVE, seed=1)
+        fingerprint = self.dataset.manifest.fingerprint
+        self.settings = SimpleNamespace(images=200, report_every=100, fingerprint=fingerprint)
         self.calls: list[tuple[int, UPath | None]] = []
 
     def trainer(
@@ -45,7 +46,7 @@ class Folded:
     def run(self, training: FoldedTraining, resume: UPath | None = None) -> list[dict[str, Any]]:
         """The reports as a checkpoint would keep them."""
         reports = []
-        for progress in training(Hyperparameters(), self.dataset, SETTINGS, 7, resume):
+        for progress in training(Hyperparameters(), self.dataset, self.settings, 7, resume):
             assert isinstance(progress, FoldProgress)
             note = training.note(progress)
             reports.append(
@@ -148,7 +149,7 @@ def test_a_real_network_says_what_its_report_measures(tmp_path: Path) -> None:
     at_half = {"sensitivity_at_half", "specificity_at_half"}  # of the network's own logits, which are not pooled
     assert own.keys() - first.metrics.keys() == at_half
     assert not first.metrics.keys() - own.keys()
-    assert first.part.logits.shape == (len(kept.folds.held_out(0)), 6)
+    assert first.of_network.logits.shape == (len(kept.folds.held_out(0)), 6)
     assert second.metrics["average_precision"] != second.of_network.metrics["average_precision"]
     read = kept.read(1, training.note(second).logits)
-    assert np.array_equal(read.logits, second.part.logits)
+    assert np.array_equal(read.logits, second.of_network.logits)
