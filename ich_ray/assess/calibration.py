@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
+from ich_ray.assess.ensemble_gain import format_ensemble_gain, measure_ensemble
 from ich_ray.assess.operating_points import OperatingPointSpec, operating_points
 from ich_ray.assess.subtype_calibration import fit_subtypes, subtype_shifts
 from ich_ray.assess.tta_gain import format_gain, measure_tta
-from ich_ray.bundle.card import CalibrationNote, OperatingPoint, SubtypeCalibration, TtaGain
+from ich_ray.bundle.card import CalibrationNote, EnsembleGain, OperatingPoint, SubtypeCalibration, TtaGain
 from ich_ray.bundle.card_file import write_card
 from ich_ray.bundle.logit_scaling import METHODS, LogitScaling, Method, bound_note, fit_scaling
 from ich_ray.data.dataset import PreparedDataset
@@ -44,8 +45,8 @@ __all__ = [
     "fit_calibration",
     "warn_if_outdated",
     "with_calibration",
+    "with_gains",
     "with_subtypes",
-    "with_tta_gain",
 ]
 
 
@@ -63,6 +64,7 @@ class Calibration(Record):
         notes: which usual operating points could not be reached and why, and where a fit has reached its limits.
         subtypes: the same of each subtype, where the network answers them.
         tta_gain: of these slices, what test-time augmentation changed; None without.
+        ensemble_gain: what an ensemble changed against its first network; None without, or with too few patients.
     """
 
     format: Literal[1] = 1
@@ -81,6 +83,7 @@ class Calibration(Record):
     notes: tuple[Line, ...] = ()
     subtypes: dict[Subtype, SubtypeCalibration] = Field(default_factory=dict)
     tta_gain: TtaGain | None = None
+    ensemble_gain: EnsembleGain | None = None
 
 
 def calibrate(
@@ -130,7 +133,7 @@ def calibrate(
     if bundle.card.parameters.labels == "all":
         shifts = subtype_shifts(dataset, bundle.card)
         calibration = with_subtypes(calibration, slices, logits, shifts, conservative=conservative)
-    calibration = with_tta_gain(calibration, bundle, slices, logits[:, -1])
+    calibration = with_gains(calibration, bundle, slices, logits[:, -1])
     write_json(found.files.calibration, calibration.model_dump(mode="json"))
     write_card(found.files.bundle, with_calibration(bundle.card.model_copy(update={"calibrations": ()}), calibration))
     return calibration
@@ -226,13 +229,31 @@ def with_subtypes(
     return calibration.model_copy(update={"subtypes": found})
 
 
-def with_tta_gain(
-    calibration: Calibration, bundle: Bundle, slices: SliceSet, logits: NDArray[np.float32]
-) -> Calibration:
-    """The calibration, with what test-time augmentation changes on its slices if the bundle has any.
+def with_gains(calibration: Calibration, bundle: Bundle, slices: SliceSet, logits: NDArray[np.float32]) -> Calibration:
+    """The calibration, with what test-time augmentation and an ensemble change on its slices.
 
     `logits` are those of `any` that the bundle gave, `[n]`.
     """
+    return _with_ensemble_gain(_with_tta_gain(calibration, bundle, slices, logits), bundle, slices, logits)
+
+
+def _with_ensemble_gain(
+    calibration: Calibration, bundle: Bundle, slices: SliceSet, logits: NDArray[np.float32]
+) -> Calibration:
+    if not bundle.card.members:
+        return calibration
+    gain = measure_ensemble(bundle, slices, logits, calibration.method, calibration.prior_shift)
+    networks = f"ensemble of {len(bundle.networks)} networks against its first"
+    if gain is None:
+        say(f"  {networks}: too few calibration patients to tell")
+        return calibration
+    say(f"  {networks}, cross-fitted by patient in {gain.folds} folds: {format_ensemble_gain(gain)}")
+    return calibration.model_copy(update={"ensemble_gain": gain})
+
+
+def _with_tta_gain(
+    calibration: Calibration, bundle: Bundle, slices: SliceSet, logits: NDArray[np.float32]
+) -> Calibration:
     if not bundle.card.tta:
         return calibration
     plain = bundle.without_tta().slice_logits(slices)

@@ -16,8 +16,8 @@ from ich_ray.assess.calibration import (
     check_method,
     fit_calibration,
     with_calibration,
+    with_gains,
     with_subtypes,
-    with_tta_gain,
 )
 from ich_ray.assess.operating_points import OperatingPointSpec
 from ich_ray.bundle.card_file import has_card
@@ -98,7 +98,7 @@ def recalibrate(
         before = dict(zip(SUBTYPES, card.scalings, strict=False))
         shifts = {name: scaling.prior_shift for name, scaling in before.items()}
         found = with_subtypes(found, slices, logits, shifts, before, conservative=conservative)
-    found = with_tta_gain(found, loaded, slices, logits[:, -1])
+    found = with_gains(found, loaded, slices, logits[:, -1])
     loaded.card = with_calibration(card, found)
     copy_known(locate(bundle), target)
     loaded.save(target)

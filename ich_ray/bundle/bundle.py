@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save
 
 from ich_ray.bundle.card_file import read_card, write_card
+from ich_ray.bundle.ensemble import Ensemble
 from ich_ray.bundle.tta import with_tta
 from ich_ray.data.shown_rectangles import WHOLE
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
@@ -24,14 +25,16 @@ from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, predict_l
 from ich_ray.training.network_inputs import input_rectangles, place_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
+    from torch import nn
     from upath import UPath
 
     from ich_ray.bundle.card import Card, OperatingPoint
     from ich_ray.bundle.prediction import Prediction
     from ich_ray.data.dataset import SliceSet
+    from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.model.networks import Network
 
 __all__ = ["OPERATING_POINT", "Bundle", "load_bundle"]
@@ -46,15 +49,24 @@ class Bundle:
     """A network ready to predict. Made by `load_bundle` or by `retrain`.
 
     Attributes:
-        network: the one that was trained.
-        model: what gives all logits and probabilities: the network, or its mean over the views of `card.tta`.
+        network: the one that was trained, of an ensemble the first.
+        networks: that one and those of `card.members`.
+        model: what gives all logits and probabilities: the network, or the mean over those of an ensemble, and its mean
+            over the views of `card.tta`.
     """
 
-    def __init__(self, network: Network, card: Card) -> None:
+    def __init__(self, network: Network, card: Card, others: Sequence[Network] = ()) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = network.to(self.device).eval()
-        self.model = with_tta(self.network, card.tta, card.parameters, card.image_shape[0])
+        self.networks = tuple(one.to(self.device).eval() for one in (network, *others))
+        self.network = self.networks[0]
+        self.model = with_tta(self._together(card), card.tta, card.parameters, card.image_shape[0])
         self.card = card
+
+    def _together(self, card: Card) -> nn.Module:
+        if not card.members:
+            return self.network
+        first = (0.0,) * len(card.parameters.predicted_labels)
+        return Ensemble(self.networks, [first, *(member.shifts for member in card.members)]).to(self.device).eval()
 
     def __repr__(self) -> str:
         return f"Bundle({self.card.architecture}, {'calibrated' if self.card.operating_points else 'not calibrated'})"
@@ -66,12 +78,19 @@ class Bundle:
             IchRayError: a weight is not finite.
         """
         folder = locate(path)
-        tensors = {name: value.cpu().contiguous() for name, value in self.network.state_dict().items()}
-        if name := not_finite(tensors):
+        tensors = [
+            {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+            for network in self.networks
+        ]
+        if name := next(filter(None, map(not_finite, tensors)), ""):
             raise IchRayError(f"{folder}: weights must be finite, got others in {name}; retrain")
-        data = save(tensors)
-        self.card = self.card.model_copy(update={"weights": WeightsNote(file=WEIGHTS_FILE, sha256=sha256(data))})
-        write_bytes(folder / WEIGHTS_FILE, data)
+        first, *others = [
+            _write(folder / (f"model-{number}.safetensors" if number else WEIGHTS_FILE), save(weights))
+            for number, weights in enumerate(tensors)
+        ]
+        pairs = zip(self.card.members, others, strict=True)
+        members = tuple(member.model_copy(update={"weights": weights}) for member, weights in pairs)
+        self.card = self.card.model_copy(update={"weights": first, "members": members})
         write_card(folder, self.card)
 
     def logits(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -221,7 +240,11 @@ class Bundle:
 
     def without_tta(self) -> Bundle:
         """The same weights and calibration, asked for the image as it is alone."""
-        return Bundle(self.network, self.card.model_copy(update={"tta": ()}))
+        return Bundle(self.network, self.card.model_copy(update={"tta": ()}), self.networks[1:])
+
+    def without_members(self) -> Bundle:
+        """The first network of an ensemble alone, as a retraining without one would have given it."""
+        return Bundle(self.network, self.card.model_copy(update={"members": ()}))
 
     def operating_point(self, name: str = OPERATING_POINT) -> OperatingPoint:
         """The threshold of that name.
@@ -280,17 +303,28 @@ def load_bundle(path: Location) -> Bundle:
     """
     folder = locate(path)
     card = read_card(folder)
-    network = _described(folder, card)
-    file = folder / card.weights.file
+    network = _loaded(folder, card, card.parameters, card.weights)
+    others = [_loaded(folder, card, member.parameters, member.weights) for member in card.members]
+    return Bundle(network, card, others)
+
+
+def _write(file: UPath, data: bytes) -> WeightsNote:
+    write_bytes(file, data)
+    return WeightsNote(file=file.name, sha256=sha256(data))
+
+
+def _loaded(folder: UPath, card: Card, parameters: Hyperparameters, weights: WeightsNote) -> Network:
+    """One network of a bundle."""
+    network, file = _described(folder, card, parameters), folder / weights.file
     try:
         data = read_tensors(file, layout_of(network))
-        if (found := sha256(data)) != card.weights.sha256:
+        if (found := sha256(data)) != weights.sha256:
             raise IntegrityError(
-                f"{file}: SHA-256 must be {card.weights.sha256[:12]}… as in card.json, got {found[:12]}…; {_REMEDY}"
+                f"{file}: SHA-256 must be {weights.sha256[:12]}… as in card.json, got {found[:12]}…; {_REMEDY}"
             )
         tensors, _ = unpack(data)
         name = not_finite(tensors)
-        network = filled(network, tensors, card.parameters, card.image_shape)
+        network = filled(network, tensors, parameters, card.image_shape)
     except FileNotFoundError:
         raise IntegrityError(f"{file}: the weights of the card must be there, got none; {_REMEDY}") from None
     except OSError as error:
@@ -300,14 +334,14 @@ def load_bundle(path: Location) -> Bundle:
         raise IntegrityError(f"{file}: must be the weights of its card, got {line}; {_REMEDY}") from None
     if name:
         raise IntegrityError(f"{file}: weights must be finite, got others in {name}; {_REMEDY}")
-    return Bundle(network, card)
+    return network
 
 
-def _described(folder: UPath, card: Card) -> Network:
-    """The network of a card, without memory."""
+def _described(folder: UPath, card: Card, parameters: Hyperparameters) -> Network:
+    """A network of a card, without memory."""
     try:
         _ = card.scaling
-        return outline(card.parameters, card.image_shape)
+        return outline(parameters, card.image_shape)
     except (IchRayError, RuntimeError, OverflowError) as error:
         line = str(error).strip().splitlines()[-1]
         raise IntegrityError(

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ich_ray.bundle.logit_scaling import LogitScaling, Method
+from ich_ray.bundle.members import MOST_MEMBERS, Member, differing_inputs
 from ich_ray.bundle.training_data import TrainingData
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.data.dataset import LARGEST_SIZE, RoleCounts
@@ -34,6 +35,8 @@ __all__ = [
     "LIMITATIONS",
     "CalibrationNote",
     "Card",
+    "EnsembleFigure",
+    "EnsembleGain",
     "OperatingPoint",
     "RetrainingNote",
     "SeedSpread",
@@ -190,6 +193,36 @@ class TtaGain(Record):
     roc_auc: TtaFigure
 
 
+class EnsembleFigure(Record):
+    """A figure of the first network alone and of the ensemble; the rest as in `TtaFigure`."""
+
+    single: float
+    ensemble: float
+    difference: float
+    low: float | None
+    high: float | None
+
+
+class EnsembleGain(Record):
+    """What an ensemble changes for `any` on the calibration patients, against its first network alone.
+
+    Each is calibrated on other patients than those whom it is measured on (cross-fitted).
+
+    Attributes:
+        networks: of the ensemble.
+        folds: of the calibration patients.
+        single_ms, ensemble_ms: milliseconds a slice, on the device that calibrated, in batches, without reading.
+    """
+
+    networks: Count
+    folds: Count
+    log_loss: EnsembleFigure
+    average_precision: EnsembleFigure
+    roc_auc: EnsembleFigure
+    single_ms: float = Field(ge=0)
+    ensemble_ms: float = Field(ge=0)
+
+
 class CalibrationNote(Record):
     """Which patients calibrated it, and how well that went.
 
@@ -198,6 +231,7 @@ class CalibrationNote(Record):
         log_loss_before: of these slices with the calibration before, or the plain sigmoid if it is the first;
             `log_loss_after`: with what was fitted.
         tta_gain: None without test-time augmentation.
+        ensemble_gain: None without an ensemble, and where too few patients can tell.
     """
 
     dataset: Fingerprint | Literal[""]
@@ -211,6 +245,7 @@ class CalibrationNote(Record):
     log_loss_after: float
     notes: tuple[Line, ...] = ()
     tta_gain: TtaGain | None = None
+    ensemble_gain: EnsembleGain | None = None
 
 
 class SubtypeCalibration(Record):
@@ -250,6 +285,7 @@ class Card(Record):
         label: what it decides by.
         retraining: None in cards of older versions.
         training_data: how the slices that trained the weights were taken; None in cards of older versions.
+        members: networks beside the first, whose logits are averaged with its own; none where it is no ensemble.
         tta: views of an image whose logits are averaged with its own; calibration and thresholds are of that mean.
         temperature: with `prior_shift` and `bias`: the probability is
             sigmoid((logit + prior_shift) / temperature + bias).
@@ -276,6 +312,7 @@ class Card(Record):
     search: SearchNote
     retraining: RetrainingNote | None = None
     training_data: TrainingData | None = None
+    members: tuple[Member, ...] = Field(default=(), max_length=MOST_MEMBERS)
     tta: tuple[TtaView, ...] = ()
     temperature: float = Field(default=1.0, gt=0)
     prior_shift: float = 0.0
@@ -301,6 +338,11 @@ class Card(Record):
             raise ValueError(f"image_shape must be {shape}, as windows and size say, got {self.image_shape}")
         if self.architecture != self.parameters.architecture:
             raise ValueError(f"architecture must be {self.parameters.architecture}, as in parameters")
+        for member in self.members:
+            if field := differing_inputs(self.parameters, member.parameters):
+                raise ValueError(f"members must have the {field} of the first network")
+            if len(member.shifts) != len(self.parameters.predicted_labels):
+                raise ValueError(f"members must have a shift for each label, got {len(member.shifts)}")
         if len({*self.tta}) < len(self.tta):
             raise ValueError(f"tta must name each view once, got {', '.join(self.tta)}")
         if "depth_flip" in self.tta and not self.parameters.neighbors:
@@ -325,6 +367,11 @@ class Card(Record):
             for place, count in enumerate(counts, -self.parameters.neighbors)
             for name in names[:count]
         ]
+
+    @property
+    def each_parameters(self) -> tuple[Hyperparameters, ...]:
+        """Those of each network, the first alone where it is no ensemble."""
+        return (self.parameters, *(member.parameters for member in self.members))
 
     @property
     def trained_by(self) -> tuple[Role, ...]:

@@ -75,7 +75,7 @@ def _model(card: Card) -> dict[str, str]:
     return {
         "Model, its input and output": (
             f"{card.architecture}: uint8 images {list(card.input_shape)}{_neighbors(card)} to {_outputs(card)}"
-            f"{_views(card)}; probability of `any` = "
+            f"{_views(card)}{_members(card)}; probability of `any` = "
             f"sigmoid((logit + {card.prior_shift:.4g}) / {card.temperature:.4g} + {card.bias:.4g})"
         ),
         "Initial weights": "random" if card.parameters.weights == "none" else card.parameters.weights,
@@ -108,6 +108,16 @@ def _part(card: Card) -> str:
 
 def _views(card: Card) -> str:
     return f", the mean over the image as it is and {', '.join(card.tta)}" if card.tta else ""
+
+
+def _members(card: Card) -> str:
+    """Whose logits are averaged, where there are several networks."""
+    if not card.members:
+        return ""
+    others = ", ".join(
+        f"{one.parameters.architecture} of trial {one.trial} with seed {one.seed}" for one in card.members
+    )
+    return f"; an ensemble: the mean logits of it and of {others}"
 
 
 def _subtypes(card: Card) -> str:

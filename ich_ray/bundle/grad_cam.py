@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.bundle.bundle import Bundle
+    from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.model.networks import Network
 
 __all__ = ["HeatMaps", "check_captum", "grad_cam"]
 
@@ -42,7 +44,8 @@ class HeatMaps:
 
     def __init__(self, bundle: Bundle, folder: UPath) -> None:
         check_captum()  # before hours of decoding
-        architecture_of(bundle.card.parameters).heat_layer(bundle.card.parameters)
+        for parameters in bundle.card.each_parameters:
+            architecture_of(parameters).heat_layer(parameters)
         self._bundle, self._folder = bundle, folder
         windows, parameters = bundle.card.windows, bundle.card.parameters
         self._channel = first_own_channel(parameters, len(windows)) + brain_channel(windows)  # of the slice itself
@@ -86,13 +89,27 @@ def grad_cam(
 
     Selvaraju et al., "Grad-CAM" (2017), of the logit of `any` at the last convolutional stage, scaled to a
     maximum of 1 in each slice; all 0 where nothing raises the logit. Of the image as it is: views of test-time
-    augmentation are not averaged into it. Where rectangles of the images are shown, it lies where they do.
+    augmentation are not averaged into it; maps of the networks of an ensemble are. Where rectangles of the images are
+    shown, it lies where they do.
 
     Raises:
         ConfigError: captum is not installed, or the network ends in no map of places.
     """
-    attr, card, network = check_captum(), bundle.card, bundle.network
-    layer = network.body.get_submodule(architecture_of(card.parameters).heat_layer(card.parameters))
+    networks = zip(bundle.networks, bundle.card.each_parameters, strict=True)
+    heats = [_heat(bundle, network, parameters, images, rectangles) for network, parameters in networks]
+    return np.asarray(_scaled(torch.stack(heats).mean(0)).cpu().numpy(), np.float32)
+
+
+def _heat(
+    bundle: Bundle,
+    network: Network,
+    parameters: Hyperparameters,
+    images: NDArray[np.uint8],
+    rectangles: NDArray[np.float32] | None,
+) -> torch.Tensor:
+    """Heat of one of the networks of a bundle."""
+    attr, card = check_captum(), bundle.card
+    layer = network.body.get_submodule(architecture_of(parameters).heat_layer(parameters))
     trainable = [weight for weight in network.parameters() if weight.requires_grad]
     network.requires_grad_(True)  # frozen stages would give no gradient
     try:
@@ -108,8 +125,13 @@ def grad_cam(
         network.requires_grad_(False)
         for weight in trainable:
             weight.requires_grad_(True)
+    return _scaled(heat)
+
+
+def _scaled(heat: torch.Tensor) -> torch.Tensor:
+    """To a maximum of 1 in each slice; all 0 where nothing is above."""
     peak = heat.amax((1, 2), keepdim=True)
-    return np.asarray((heat / peak.clamp(min=1e-12)).cpu().numpy(), np.float32)
+    return heat / peak.clamp(min=1e-12)
 
 
 def _laid_back(heat: torch.Tensor, side: int, rectangles: NDArray[np.float32]) -> torch.Tensor:

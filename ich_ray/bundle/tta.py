@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
     from ich_ray.model.fields import NetworkFields
-    from ich_ray.model.networks import Network
     from ich_ray.vocabulary import TtaView
 
 __all__ = ["VIEWS", "TtaNetwork", "View", "with_tta"]
@@ -44,12 +43,12 @@ VIEWS: dict[TtaView, Callable[[NetworkFields, int], View]] = {"hflip": _hflip, "
 
 
 class TtaNetwork(nn.Module):
-    """A network that answers with the mean logits of images as they are and of each view.
+    """A network, or several, that answers with the mean logits over images and their views.
 
     One view after another, so that it takes longer and no more memory.
     """
 
-    def __init__(self, network: Network, views: Sequence[View]) -> None:
+    def __init__(self, network: nn.Module, views: Sequence[View]) -> None:
         super().__init__()
         self.network = network
         self._views = views
@@ -62,7 +61,7 @@ class TtaNetwork(nn.Module):
         return logits / (1 + len(self._views))
 
 
-def with_tta(network: Network, names: Sequence[TtaView], parameters: NetworkFields, image_channels: int) -> nn.Module:
+def with_tta(network: nn.Module, names: Sequence[TtaView], parameters: NetworkFields, image_channels: int) -> nn.Module:
     """The network, or where views are named the one that averages over them; both share the weights."""
     if not names:
         return network

@@ -50,6 +50,7 @@ _PLACES = (
 _SWITCHES = (
     "--",
     "--conservative",
+    "--from-confirmation",
     "--help",
     "--json",
     "--no-slabs",

@@ -97,10 +97,11 @@ def _heat(inputs: Inputs) -> tuple[Heat, str]:
     from ich_ray.model.architectures import architecture_of
 
     bundle = load_bundle(inputs.search.files.bundle)
-    try:
-        architecture_of(bundle.card.parameters).heat_layer(bundle.card.parameters)
-    except ConfigError:
-        return no_heat, f"There are no heat maps: {bundle.card.parameters.architecture} ends in no map of places."
+    for parameters in bundle.card.each_parameters:
+        try:
+            architecture_of(parameters).heat_layer(parameters)
+        except ConfigError:
+            return no_heat, f"There are no heat maps: {parameters.architecture} ends in no map of places."
     return lambda slices: grad_cam(bundle, bundle.inputs(slices), bundle.rectangles(slices)), ""
 
 

@@ -6,8 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ich_ray.assess.ensemble_gain import ensemble_changes
 from ich_ray.assess.interval_estimates import RATIOS
-from ich_ray.assess.tta_gain import format_change
+from ich_ray.assess.paired_changes import format_change
+from ich_ray.assess.tta_gain import tta_changes
 from ich_ray.html_report.style import count, duration, metric_title, metric_words, moment, number, percent, setting
 from ich_ray.html_report.trials import varied
 from ich_ray.statistics.metrics import METRICS
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from ich_ray.assess.calibration import Calibration
     from ich_ray.assess.evaluate import Counts, Estimate, Evaluation, PointFigures
-    from ich_ray.bundle.card import TtaGain
+    from ich_ray.bundle.card import EnsembleGain, TtaGain
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.html_report.inputs import Inputs
     from ich_ray.refit.confirm import Confirmation
@@ -301,11 +303,24 @@ def seed_rows(retraining: Retraining) -> list[dict[str, Any]]:
     ]
 
 
+_CHANGED = {"log_loss": "log loss", "average_precision": "average precision", "roc_auc": "ROC AUC"}
+
+
 def _tta_facts(gain: TtaGain | None) -> Facts:
     if gain is None:
         return []
-    figures = {"log loss": gain.log_loss, "average precision": gain.average_precision, "ROC AUC": gain.roc_auc}
-    return [(f"Test-time augmentation, {name}", format_change(figure)) for name, figure in figures.items()]
+    return [
+        (f"Test-time augmentation, {_CHANGED[name]}", format_change(one)) for name, one in tta_changes(gain).items()
+    ]
+
+
+def _ensemble_facts(gain: EnsembleGain | None) -> Facts:
+    if gain is None:
+        return []
+    return [
+        *((f"Ensemble, {_CHANGED[name]}", format_change(one)) for name, one in ensemble_changes(gain).items()),
+        ("Ensemble, ms a slice", f"{number(gain.single_ms)} -> {number(gain.ensemble_ms)}"),
+    ]
 
 
 def calibration_facts(calibration: Calibration) -> Facts:
@@ -322,6 +337,7 @@ def calibration_facts(calibration: Calibration) -> Facts:
         ("Log loss before, plain sigmoid", number(calibration.log_loss_before, 4)),
         ("Log loss after", number(calibration.log_loss_after, 4)),
         *_tta_facts(calibration.tta_gain),
+        *_ensemble_facts(calibration.ensemble_gain),
         *(("Note", note) for note in calibration.notes),
         *(
             (

@@ -11,10 +11,13 @@ from pydantic import ConfigDict
 import ich_ray
 from ich_ray.bundle.card import Card, DatasetNote, RetrainingNote, SearchNote, limitations_of
 from ich_ray.bundle.card_file import has_card, read_card
+from ich_ray.bundle.members import Member
 from ich_ray.bundle.training_data import describe_training
 from ich_ray.bundle.training_patients import write_known
 from ich_ray.data.folds import roles_of
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit.confirm import confirmed
+from ich_ray.refit.ensemble_members import class_weight_shifts
 from ich_ray.refit.retrain_record import SEED_RULE
 from ich_ray.results import WeightsNote
 from ich_ray.storage import Count, Record, read_record
@@ -27,12 +30,14 @@ if TYPE_CHECKING:
 
     from ich_ray.bundle.bundle import Bundle
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.model.networks import Network
     from ich_ray.refit.retrain_record import Retraining
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.vocabulary import TtaView
 
 __all__ = ["make_bundle"]
+
+_UNSAVED = WeightsNote(file="model.safetensors", sha256="0" * 64)  # until `Bundle.save` says where and which
 
 
 def make_bundle(
@@ -43,19 +48,21 @@ def make_bundle(
     state: UPath,
     retraining: Retraining | None = None,
     tta: Sequence[TtaView] = (),
+    *,
+    member_states: Sequence[UPath] = (),
 ) -> Bundle:
     """Write the bundle of a search; openings that are known of the one it replaces stay on record.
 
-    `state` is a file of `retraining`, or of the trial itself without one.
+    `state` is a file of `retraining`, or of the trial itself without one; `member_states` are those of its members.
     """
-    from ich_ray.bundle.bundle import WEIGHTS_FILE, Bundle  # loads PyTorch
-    from ich_ray.model.outline import filled, outline
-    from ich_ray.model.tensors import layout_of
+    from ich_ray.bundle.bundle import Bundle  # loads PyTorch
 
     manifest, image_shape = dataset.manifest, dataset.image_shape
-    network = outline(parameters, image_shape)
-    weights = TrainingState.load(state, layout_of(network)).validated_weights
-    network = filled(network, weights, parameters, image_shape)
+    network = _network(parameters, state, image_shape)
+    members = _members(parameters, dataset, retraining) if retraining else ()
+    others = [
+        _network(member.parameters, file, image_shape) for member, file in zip(members, member_states, strict=True)
+    ]
     before = read_card(found.files.bundle) if has_card(found.files.bundle) else None
     card = Card(
         name=f"{found.record.name}-{trial.number:05d}",
@@ -79,16 +86,48 @@ def make_bundle(
         ),
         retraining=_note(retraining) if retraining else None,
         training_data=describe_training(dataset, roles_of(retraining.patients if retraining else "train")),
+        members=members,
         tta=tuple(tta),
         openings=_openings(found, before),
         site_openings=before.site_openings if before else {},
-        weights=WeightsNote(file=WEIGHTS_FILE, sha256="0" * 64),  # until it is saved
+        weights=_UNSAVED,
         versions=_versions(),
     )
-    bundle = Bundle(network, card)
+    bundle = Bundle(network, card, others)
     write_known(found.files.bundle, dataset)
     bundle.save(found.files.bundle)
     return bundle
+
+
+def _network(parameters: Hyperparameters, state: UPath, image_shape: tuple[int, int, int]) -> Network:
+    """A network with the weights of a state."""
+    from ich_ray.model.outline import filled, outline
+    from ich_ray.model.tensors import layout_of
+
+    network = outline(parameters, image_shape)
+    weights = TrainingState.load(state, layout_of(network)).validated_weights
+    return filled(network, weights, parameters, image_shape)
+
+
+def _members(parameters: Hyperparameters, dataset: PreparedDataset, retraining: Retraining) -> tuple[Member, ...]:
+    """Networks beside the first, with what its class weights and theirs differ by; their weights are saved later."""
+    if not retraining.members:
+        return ()
+    first = class_weight_shifts(parameters, dataset, retraining.patients, retraining.seed or 0)
+    members = []
+    for one in retraining.members:
+        own = Hyperparameters.model_validate(one.parameters)
+        shifts = class_weight_shifts(own, dataset, retraining.patients, one.run.seed)
+        members.append(
+            Member(
+                trial=one.trial,
+                seed=one.run.seed,
+                parameters=own,
+                shifts=tuple(shift - of_first for shift, of_first in zip(shifts, first, strict=True)),
+                weights=_UNSAVED,
+            )
+        )
+    return tuple(members)
 
 
 class _Openings(Record):

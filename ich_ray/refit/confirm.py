@@ -212,7 +212,8 @@ def _train(
     listed = _missing(ledger, candidates, parts)
     if (wanted := len(ledger.trials) + len(listed)) > ledger.record.wanted:
         ledger.amend(trials=wanted)
-    run_listed(space, dataset, ledger, slots, listed, resume_hint="confirm again to go on", trainer=trainer)
+    hint = "confirm again to go on"
+    run_listed(space, dataset, ledger, slots, listed, resume_hint=hint, trainer=trainer, keep_weights=True)
 
 
 def _space(found: SearchResult) -> SearchSpace:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from ich_ray.data.dataset import PreparedDataset
@@ -35,12 +35,14 @@ from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
 from ich_ray.refit.bundle_builder import make_bundle
 from ich_ray.refit.confirm import chosen_trial
+from ich_ray.refit.ensemble_members import check_ensemble, other_trials
 from ich_ray.refit.ray_train import RetrainPlan, best_report, checkpoints_in, fit, read_reports
 from ich_ray.refit.retrain_record import (
+    MemberRun,
     RetrainCourse,
     Retraining,
     SeedRun,
-    best_run,
+    best_runs,
     check_views,
     folder_names,
     parse_views,
@@ -72,6 +74,7 @@ def retrain(
     gpus_per_worker: float | None = None,
     patients: Patients = "train",
     seeds: int = 1,
+    ensemble: int = 1,
     course: RetrainCourse | None = None,
     tta: Sequence[str] = (),
     placement: Placement = "auto",
@@ -93,6 +96,9 @@ def retrain(
         patients: who trains.
         seeds: train it so many times, one after another, the first time with the trial's own seed. The bundle is the
             one with the best validation report; how far they lie apart is written down.
+        ensemble: the bundle answers with the mean logits of so many networks: of the chosen trial and the next best
+            ones that are given the same input, each trained again; or, with `seeds`, of the best of these. A trial that
+            fails is left out.
         course: what each seed is shown, if not by the rules above.
         tta: views of test-time augmentation; they change no weight, and what the bundle answers is the mean over them.
         placement: where the images lie while training, see `data.image_store.place`.
@@ -104,6 +110,7 @@ def retrain(
         IchRayError: no completed trial, or the training failed: of several seeds, every one.
     """
     _check_seeds(seeds, patients)
+    check_ensemble(ensemble, seeds)
     views = parse_views(tta)
     found = open_search(search)
     trial = chosen_trial(found)
@@ -113,41 +120,88 @@ def retrain(
     before = _rehearsal(found, trial, drawn) if patients != "train" else ()
     if course is None:
         course = planned(found, trial, drawn, dataset.manifest.roles, patients, before)
+    tasks = [_Task.of(found, trial, course, patients, placement, seeds)]
+    for one in other_trials(found, trial, ensemble - 1) if seeds == 1 else ():
+        own = planned(found, one, Hyperparameters.model_validate(one.parameters), dataset.manifest.roles, patients, ())
+        tasks.append(_Task.of(found, one, own, patients, placement))
     from ich_ray.search.preflight import check_workers  # with PyTorch
 
-    check_workers(dataset, [course.parameters], workers)
-    plan = replace(_plan(found, course, patients), placement=placement, precision=found.record.precision)
-    numbers = [trial_seed(trial.seed, number) if number else trial.seed for number in range(seeds)]
-    plans = [_seeded(found, replace(plan, seed=seed), course.parameters) for seed in numbers]
-    say(f"  retraining trial {trial.number} on {patients} for at most {course.images:,} images, {workers} worker(s)")
+    check_workers(dataset, [task.course.parameters for task in tasks], workers)
+    beside = f", then {len(tasks) - 1} more for an ensemble" if len(tasks) > 1 else ""
+    say(
+        f"  retraining trial {trial.number} on {patients} for at most {course.images:,} images, {workers} worker(s)"
+        f"{beside}"
+    )
     with connected(address):
         ask_machines()
-        runs = [_run(one, workers, gpus_per_worker, alone=seeds == 1) for one in plans]
-    run = _kept(found, runs, patients)
-    used = next(one for one in plans if one.seed == run.seed)
+        first, *others = [
+            [_run(plan, workers, gpus_per_worker, alone=number == 0 and seeds == 1) for plan in task.plans]
+            for number, task in enumerate(tasks)
+        ]
+    run = _kept(found, first, patients)
+    ranked = best_runs(first, found.objective)[:ensemble] if seeds > 1 else [run]
+    members = [(tasks[0], one) for one in ranked if one is not run]
+    members += [(task, one) for task, (one,) in zip(tasks[1:], others, strict=True) if not one.reason]
     retraining = Retraining(
         trial=trial.number,
         parameters=course.parameters.model_dump(),
         workers=workers,
-        reports=tuple(read_reports(locate(used.folder))),
+        reports=tuple(read_reports(locate(tasks[0].plan(run).folder))),
         best_images_seen=run.best_images_seen,
         stopped_early=run.images_seen < course.images,
-        seconds=sum(one.seconds for one in runs),
+        seconds=sum(one.seconds for each in (first, *others) for one in each),
         device=run.device,
         setup=run.setup,
         patients=patients,
         images=course.images,
         budget=course.budget,
         seed=run.seed,
-        runs=tuple(runs),
+        runs=tuple(first),
         rehearsal=before,
+        members=tuple(task.member(one) for task, one in members),
     )
-    state = checkpoints_in(locate(used.folder)).file(run.best_images_seen)
-    bundle = make_bundle(found, trial, course.parameters, dataset, state, retraining, views)
+    states = [task.state(one) for task, one in members]
+    bundle = make_bundle(
+        found, trial, course.parameters, dataset, tasks[0].state(run), retraining, views, member_states=states
+    )
     write_json(found.files.retraining, retraining.model_dump(mode="json"))
-    for one in plans:
-        remove(locate(one.folder))
+    for folder in (plan.folder for task in tasks for plan in task.plans):
+        remove(locate(folder))
     return bundle
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A trial that is trained again: a plan for each seed."""
+
+    trial: TrialResult
+    course: RetrainCourse
+    plans: list[RetrainPlan]
+
+    @classmethod
+    def of(
+        cls,
+        found: SearchResult,
+        trial: TrialResult,
+        course: RetrainCourse,
+        patients: Patients,
+        placement: Placement,
+        seeds: int = 1,
+    ) -> _Task:
+        plan = replace(_plan(found, course, patients), placement=placement, precision=found.record.precision)
+        numbers = [trial_seed(trial.seed, number) if number else trial.seed for number in range(seeds)]
+        plans = [_seeded(found, replace(plan, seed=seed), course.parameters) for seed in numbers]
+        return cls(trial, course, plans)
+
+    def plan(self, run: SeedRun) -> RetrainPlan:
+        return next(one for one in self.plans if one.seed == run.seed)
+
+    def state(self, run: SeedRun) -> UPath:
+        """The weights that a run has kept."""
+        return checkpoints_in(locate(self.plan(run).folder)).file(run.best_images_seen)
+
+    def member(self, run: SeedRun) -> MemberRun:
+        return MemberRun(trial=self.trial.number, parameters=self.course.parameters.model_dump(), run=run)
 
 
 def _check_seeds(seeds: int, patients: Patients) -> None:
@@ -224,9 +278,8 @@ def _kept(found: SearchResult, runs: Sequence[SeedRun], patients: Patients) -> S
     """The seed that becomes the bundle."""
     if patients != "train":
         return runs[0]
-    best = best_run(runs, found.objective)
-    if best is not None:
-        return best
+    if best := best_runs(runs, found.objective):
+        return best[0]
     failed = [run.reason for run in runs if run.reason]
     if failed:
         raise IchRayError(

@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SEED_RULE",
+    "MemberRun",
     "RetrainCourse",
     "Retraining",
     "SeedRun",
-    "best_run",
+    "best_runs",
     "check_views",
     "folder_names",
     "parse_views",
@@ -76,6 +77,18 @@ class SeedRun(Record):
     reason: Text = ""
 
 
+class MemberRun(Record):
+    """A network of an ensemble beside the first.
+
+    Attributes:
+        trial: that was trained again, with its `parameters`.
+    """
+
+    trial: Count
+    parameters: dict[Line, JsonValue]
+    run: SeedRun
+
+
 class Retraining(Record):
     """retraining.json. What is not of all seeds is of the one that became the bundle.
 
@@ -85,6 +98,7 @@ class Retraining(Record):
         images: the budget of a seed, and `budget`, where it comes from.
         runs: each seed, in the order in which they trained; empty in files of older versions.
         rehearsal: where the validation patients trained, the seeds of the retraining before, which could be measured.
+        members: networks whose logits are averaged with those of this one, if it is an ensemble.
     """
 
     format: Literal[1] = 1
@@ -103,6 +117,7 @@ class Retraining(Record):
     seed: Seed | None = None
     runs: tuple[SeedRun, ...] = ()
     rehearsal: tuple[SeedRun, ...] = ()
+    members: tuple[MemberRun, ...] = ()
 
     @property
     def spread(self) -> SeedSpread | None:
@@ -240,8 +255,8 @@ def spread(runs: Sequence[SeedRun]) -> SeedSpread | None:
     )
 
 
-def best_run(runs: Iterable[SeedRun], objective: Objective) -> SeedRun | None:
-    """By SEED_RULE, the earliest of equals; None if none was measured."""
+def best_runs(runs: Iterable[SeedRun], objective: Objective) -> list[SeedRun]:
+    """Those that were measured, by SEED_RULE best first, the earliest of equals."""
     measured = [(run.value, run) for run in runs if run.value is not None and math.isfinite(run.value)]
-    sign = 1 if objective.mode == "max" else -1
-    return max(measured, key=lambda found: sign * found[0])[1] if measured else None
+    sign = -1 if objective.mode == "max" else 1
+    return [run for _, run in sorted(measured, key=lambda found: sign * found[0])]

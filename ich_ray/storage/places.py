@@ -276,6 +276,10 @@ class SearchFiles:
     def checkpoint(self, number: int) -> UPath:
         return self.checkpoints / f"{number:05d}"
 
+    def weights(self, number: int) -> UPath:
+        """The weights of a trial's best report, where they are kept."""
+        return self.root / "weights" / f"{number:05d}.safetensors"
+
     @property
     def logits(self) -> UPath:
         """What the networks of trials said of the patients of their folds, where trials are judged by folds."""

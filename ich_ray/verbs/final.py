@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ich_ray import display
+from ich_ray.errors import ConfigError
 from ich_ray.results import open_search
 from ich_ray.storage import read_json
 from ich_ray.terminal import print_json, print_line
@@ -46,15 +47,30 @@ def retrain(
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Train so often; the best on validation is the bundle.")
     ] = 1,
+    ensemble: Annotated[
+        int, typer.Option("--ensemble", min=1, help="Average so many networks: the best trials, or best seeds.")
+    ] = 1,
+    from_confirmation: Annotated[
+        bool, typer.Option("--from-confirmation", help="Average the networks that confirm trained; trains nothing.")
+    ] = False,
     tta: Tta = None,
     placement: Images = "auto",
     address: Address = None,
 ) -> None:
     """Train the chosen trial again, longer: the bundle."""
+    if from_confirmation:
+        if (workers, patients, seeds, ensemble, placement) != (1, "train", 1, 1, "auto"):
+            raise ConfigError(
+                "--from-confirmation: trains nothing, so it must stand alone or with --tta; leave out the others"
+            )
+        from ich_ray.refit.confirmed_ensemble import bundle_confirmed
+
+        display.print_retrained(bundle_confirmed(folder, tta=tta or ()).card, 1, str(open_search(folder).files.bundle))
+        return
     from ich_ray.refit.retrain import retrain as retrain_best
 
-    keys: dict[str, Any] = {"workers": workers, "patients": patients, "seeds": seeds, "tta": tta or ()}
-    card = retrain_best(folder, **keys, placement=placement, address=address).card
+    keys: dict[str, Any] = {"workers": workers, "patients": patients, "seeds": seeds, "ensemble": ensemble}
+    card = retrain_best(folder, **keys, tta=tta or (), placement=placement, address=address).card
     display.print_retrained(card, seeds, str(open_search(folder).files.bundle))
 
 

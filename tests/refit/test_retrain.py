@@ -30,7 +30,7 @@ from ich_ray.refit.retrain_record import (
     RetrainCourse,
     Retraining,
     SeedRun,
-    best_run,
+    best_runs,
     check_views,
     folder_names,
     parse_views,
@@ -140,13 +140,9 @@ SEEDS = [
 
 
 def test_the_best_seed_on_validation_is_kept_and_all_are_told() -> None:
-    best = best_run(SEEDS, Objective())
-    assert best is not None
-    assert best.seed == 3
-    lowest = best_run(SEEDS, Objective(metric="log_loss", mode="min"))
-    assert lowest is not None
-    assert lowest.seed == 1
-    assert best_run([SEEDS[1]], Objective()) is None
+    assert [run.seed for run in best_runs(SEEDS, Objective())] == [3, 4, 1]
+    assert [run.seed for run in best_runs(SEEDS, Objective(metric="log_loss", mode="min"))] == [1, 3, 4]
+    assert best_runs([SEEDS[1]], Objective()) == []
     found = spread(SEEDS)
     assert found is not None
     assert (found.seeds, found.failed, found.low, found.high) == (3, 1, 0.7, 0.9)

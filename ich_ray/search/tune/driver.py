@@ -72,6 +72,7 @@ class Driver:
         trainer: Trainer | None,
         listed: Sequence[Listed] | None = None,
         placement: Placement = "auto",
+        keep_weights: bool = False,
         room: Callable[[], int] | None = None,
     ) -> None:
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
@@ -100,6 +101,7 @@ class Driver:
             precision=ledger.record.precision,
             objective=space.objective,
             seed=ledger.record.seed,
+            keep_weights=keep_weights,
         )
         trainer = trainer or train_model
         self.function = trial_function(settings, MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer)

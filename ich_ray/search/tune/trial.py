@@ -64,6 +64,7 @@ class TrialSettings:
         precision: of the search, on accelerators; None where its record names none.
         objective: of the search; with folds, `images` are those of each network.
         seed: of the search, which divides its patients into folds.
+        keep_weights: whether the state of each trial's best report stays when it has ended.
     """
 
     dataset: str
@@ -78,6 +79,7 @@ class TrialSettings:
     precision: Precision | None = None
     objective: Objective = field(default_factory=Objective)
     seed: int = 0
+    keep_weights: bool = False
 
     def images_of(self, parameters: Hyperparameters) -> int:
         """Images at which a network has ended."""
@@ -212,6 +214,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
                 if folds and isinstance(progress, FoldProgress):
                     report["fold"] = folds.note(progress).model_dump()
                 history.append(report)
+                _keep_best(progress, history, settings, files.weights(config["number"]))
                 reference = None if last else _reference(checkpoints.save(progress, history))
             except OSError as error:  # the search's folder, which every trial needs: no failure of this one
                 tune.report({"unwritable": f"{checkpoints.folder}: {error.strerror or error}"})
@@ -226,6 +229,15 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
             )
     seen = history[-1]["images_seen"] if history else 0
     raise TrialFailure("error", f"training ended at {seen} of {images} images")
+
+
+def _keep_best(progress: _Progress, history: list[dict[str, Any]], settings: TrialSettings, file: UPath) -> None:
+    """Keep the state of a report that is better than each before it, where weights are kept."""
+    objective = settings.objective
+    *before, last = (report["metrics"].get(objective.metric) for report in history)
+    better = last is not None and all(value is None or objective.better(last, value) for value in before)
+    if settings.keep_weights and better:
+        progress.state().save(file)
 
 
 def opened(settings: TrialSettings, fold: int | None) -> PreparedDataset:
