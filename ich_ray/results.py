@@ -7,6 +7,7 @@ search/ledger.py writes these same records.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -52,13 +53,16 @@ __all__ = [
     "ExecutionInfo",
     "FoldNote",
     "LogitsReference",
+    "LostAttempt",
     "Objective",
+    "QuarantineNote",
     "Report",
     "SearchRecord",
     "SearchResult",
     "TrialResult",
     "TrialState",
     "WeightsNote",
+    "fault_note",
     "finite",
     "judged",
     "open_search",
@@ -139,6 +143,47 @@ class CheckpointReference(Record):
     file: RelativeFile
     sha256: Sha256
     images_seen: Count
+
+
+# Ray's id of a machine; empty where there was no Ray.
+NodeId = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
+
+
+class LostAttempt(Record):
+    """An attempt at a trial that its machine or its process has ended, and not the trial.
+
+    Attributes:
+        node: Ray's id of the machine, and `host`, its name.
+        cause: a `Fault` of training/machine_faults.py.
+        images_seen: that the trial had reported by then, and from whose newest state it goes on.
+    """
+
+    node: NodeId
+    host: Line
+    cause: Line
+    detail: Text = ""
+    images_seen: Count
+    time: Time
+
+
+class QuarantineNote(Record):
+    """A machine that gets no trials until a time, and then one first."""
+
+    node: NodeId
+    host: Line
+    cause: Line
+    since: Time
+    until: Time
+
+
+def fault_note(record: SearchRecord, trials: Iterable[TrialResult]) -> str:
+    """What faults of machines have cost a search, and who is in quarantine; empty where there were none."""
+    lost = Counter(f"{attempt.cause} on {attempt.host}" for trial in trials for attempt in trial.lost)
+    if not lost:
+        return ""
+    told = ", ".join(f"{count} {what}" for what, count in lost.most_common())
+    hosts = ", ".join(dict.fromkeys(note.host for note in record.quarantined))
+    return f"{lost.total()} attempts lost to faults of machines ({told}){hosts and f', in quarantine: {hosts}'}"
 
 
 class WeightsNote(Record):
@@ -235,6 +280,7 @@ class TrialResult(Record):
         cost_gpu_s: accelerator seconds of all attempts.
         repeats: in a confirmation, the trial of the search that this one trains again.
         fold: in a confirmation on folds, the one it validates on.
+        lost: attempts that faults of a machine or a process have ended.
     """
 
     number: Count
@@ -255,6 +301,7 @@ class TrialResult(Record):
     setup: ExecutionInfo | None = None
     repeats: Count | None = None
     fold: Count | None = None
+    lost: tuple[LostAttempt, ...] = Field(default=(), exclude_if=lambda lost: not lost)
 
     @property
     def images_seen(self) -> int:
@@ -341,6 +388,8 @@ class _Amendment(Record):
     warm_start: Address | None = None
     dataset: Address = ""
     ended: EndCheck | None = None
+    quarantine: QuarantineNote | None = None
+    released: NodeId = ""
 
 
 class SearchRecord(Record):
@@ -420,6 +469,23 @@ class SearchRecord(Record):
         told = self._amended("ended", None)
         return None if told is None else EndCheck.model_validate(told)
 
+    @property
+    def quarantines(self) -> list[QuarantineNote]:
+        """Of machines, in their order; also those that are over."""
+        told = (change.get("quarantine") for change in self.amendments)
+        return [QuarantineNote.model_validate(note) for note in told if note]
+
+    @property
+    def quarantined(self) -> list[QuarantineNote]:
+        """Machines that have not been released; a search that goes on begins with them."""
+        out: dict[str, QuarantineNote] = {}
+        for change in self.amendments:
+            if note := change.get("quarantine"):
+                found = QuarantineNote.model_validate(note)
+                out[found.node] = found
+            out.pop(str(change.get("released", "")), None)
+        return list(out.values())
+
     def _amended(self, key: str, first: Any) -> Any:
         return next((change[key] for change in reversed(self.amendments) if key in change), first)
 
@@ -446,6 +512,11 @@ class SearchResult:
     @property
     def objective(self) -> Objective:
         return self.record.objective
+
+    @property
+    def faults(self) -> str:
+        """See `fault_note`."""
+        return fault_note(self.record, self.trials)
 
     def count(self, state: TrialState) -> int:
         return sum(trial.state == state for trial in self.trials)
@@ -489,8 +560,8 @@ class SearchResult:
 
         Returns:
             One row per trial: its record's fields, `value` and `images_seen`, the metrics of its best report, `reports`
-            as a count, `seconds` of training, the parameters as `param_*`, and the columns that others registered
-            (`RESULT_COLUMNS`). What a trial has not is missing.
+            and `lost` attempts as counts, `seconds` of training, the parameters as `param_*`, and the columns that
+            others registered (`RESULT_COLUMNS`). What a trial has not is missing.
         """
         import pandas as pd
 
@@ -523,9 +594,10 @@ def registered_columns(trial: TrialResult) -> dict[str, Parameter | None]:
 
 
 def _trial_row(trial: TrialResult) -> dict[str, Any]:
-    plain = trial.model_dump(exclude={"objective", "parameters", "reports", "checkpoint", "setup"})
+    plain = trial.model_dump(exclude={"objective", "parameters", "reports", "checkpoint", "setup", "lost"})
     return {
         **plain,
+        "lost": len(trial.lost),
         "objective": trial.objective.metric,
         "mode": trial.objective.mode,
         "setup": str(trial.setup) if trial.setup else None,

@@ -76,7 +76,7 @@ def at_chance(evaluation: Evaluation) -> str | None:
 
 def warnings(inputs: Inputs) -> list[str]:
     """What a reader must know before any figure, the gravest first."""
-    found = (judge(inputs) for judge in (_chance, _few_positives, _openings, _stale, _unconfirmed, _running))
+    found = (judge(inputs) for judge in (_chance, _few_positives, _openings, _stale, _unconfirmed, _running, _faults))
     return [warning for warning in found if warning]
 
 
@@ -129,6 +129,10 @@ def _unconfirmed(inputs: Inputs) -> str | None:
     if again is None or best is None or best.number in {candidate.trial for candidate in again.candidates}:
         return None
     return f"Trial {best.number} has become the best of the search since the confirmation: confirm again to compare it."
+
+
+def _faults(inputs: Inputs) -> str | None:
+    return f"{inputs.search.faults}." if inputs.search.faults else None
 
 
 def _running(inputs: Inputs) -> str | None:

@@ -22,7 +22,7 @@ from ich_ray.ray_internals import DEBUG_AUTOSCALING_STATUS, get_cluster_status, 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ClusterResources", "Machine", "autoscaled"]
+__all__ = ["ClusterResources", "Machine", "autoscaled", "is_up", "nodes_that_hold"]
 
 _ANSWER_WITHIN_S = 30
 # An autoscaler that does not tell its limits (KubeRay's) is asked for this many machines more than are up. Each is one
@@ -79,6 +79,20 @@ class ClusterResources:
             kinds[kind] = kinds.get(kind, 0) + 1
         live = [Machine("machine", cpus, gpus, count) for (cpus, gpus), count in kinds.items()]
         return live + ([] if self._limits is None else autoscaled(self._limits, len(alive) - 1))
+
+
+def nodes_that_hold(cpus: float, gpus: float) -> set[str]:
+    """Ray's ids of the machines that are up and large enough for a trial."""
+    return {
+        node["NodeID"]
+        for node in _alive()
+        if node["Resources"].get("CPU", 0.0) >= cpus and node["Resources"].get("GPU", 0.0) >= gpus
+    }
+
+
+def is_up(node: str) -> bool:
+    """Whether a machine is still there, by Ray's id."""
+    return any(one["NodeID"] == node for one in _alive())
 
 
 def _alive() -> list[dict[str, Any]]:

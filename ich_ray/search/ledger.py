@@ -18,6 +18,7 @@ from ich_ray.errors import ConfigError
 from ich_ray.results import (
     CheckpointReference,
     FoldNote,
+    LostAttempt,
     Parameter,
     Report,
     SearchRecord,
@@ -150,6 +151,15 @@ class Ledger:
     def start(self, number: int, **changes: Any) -> TrialResult:
         """One more attempt at a trial begins; the first one is counted when it is added."""
         return self._change(number, attempts=self.trials[number].attempts + 1, **changes)
+
+    def lose(self, number: int, cause: str, detail: str, node: str, host: str) -> LostAttempt:
+        """Note an attempt that a fault of its machine or process has ended."""
+        trial = self.trials[number]
+        attempt = LostAttempt(
+            node=node, host=host, cause=cause, detail=detail, images_seen=trial.images_seen, time=time.time()
+        )
+        self._change(number, lost=(*trial.lost, attempt))
+        return attempt
 
     def report(
         self,

@@ -7,7 +7,7 @@ __all__ = ["out_of_memory"]
 # Of torch, and of Ray; MemoryError is Python's own.
 _KINDS = ("OutOfMemoryError", "MemoryError")
 # Allocators of CPUs, and libraries of accelerators that find no room, raise nothing of a kind of its own.
-_WORDS = ("DefaultCPUAllocator: can't allocate memory", "STATUS_ALLOC_FAILED")
+_WORDS = ("DefaultCPUAllocator: can't allocate memory", "STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 def out_of_memory(error: Exception) -> str | None:

@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -21,19 +22,21 @@ from ich_ray.errors import IchRayError, IntegrityError, Interrupted
 from ich_ray.progress import board, say
 from ich_ray.results import EndCheck
 from ich_ray.runtime import signals_given_back
+from ich_ray.search.cluster_resources import nodes_that_hold
 from ich_ray.search.out_of_fold import OutOfFold
 from ich_ray.search.stopping import STOPPING_RULES
 from ich_ray.search.stopping.fold_race import FoldRace
 from ich_ray.search.tune.first_error import FirstError
 from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.multi_worker_trial import MultiWorkerTrainer
-from ich_ray.search.tune.sampler import LedgerSampler
+from ich_ray.search.tune.quarantine import DEVICE_ERROR, Quarantine
+from ich_ray.search.tune.sampler import WORKER_DIED, LedgerSampler
 from ich_ray.search.tune.scheduler import StoppingScheduler
 from ich_ray.search.tune.train_workers import nothing_left_behind
 from ich_ray.search.tune.trial import TrialSettings, train_model, trial_function
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.results import LogitsReference, TrialResult
@@ -44,10 +47,14 @@ if TYPE_CHECKING:
     from ich_ray.search.tune.trial import Trainer
     from ich_ray.vocabulary import Placement
 
-__all__ = ["Driver"]
+__all__ = ["Driver", "check_own_ends"]
 
 # A trial whose process died is started again this often, from its newest checkpoint.
 RETRIES = 3
+# A machine in quarantine is tried again with one trial after this, then after twice as long.
+RELEASED_AFTER_S = 600.0
+# How long a trial that such a machine is given waits there before it goes back to the queue.
+DECLINED_S = 5.0
 
 
 class Driver:
@@ -78,7 +85,9 @@ class Driver:
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
         rule = STOPPING_RULES[space.budget.rule].rebuilt(space.budget, space.objective, ledger.trials.values())
         race = _race(space, dataset, ledger) if space.objective.networks > 1 else None
-        self.scheduler = StoppingScheduler(space.budget, space.objective, rule, self.exhausted, race)
+        large_enough = partial(nodes_that_hold, slots.cpus, slots.gpus)
+        quarantine = Quarantine(ledger, large_enough, RELEASED_AFTER_S)
+        self.scheduler = StoppingScheduler(space.budget, space.objective, rule, self.exhausted, race, quarantine)
         self.sampler = LedgerSampler(
             space,
             ledger,
@@ -102,6 +111,7 @@ class Driver:
             objective=space.objective,
             seed=ledger.record.seed,
             keep_weights=keep_weights,
+            declined_s=DECLINED_S,
         )
         trainer = trainer or train_model
         self.function = trial_function(settings, MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer)
@@ -154,6 +164,7 @@ class Driver:
             )
         self._end(ran, exhausted)
         say(self.ledger_callback.summary())
+        check_own_ends(str(self.ledger.files.root), self.ledger.trials.values())
 
     def _end(self, ran: set[int], exhausted: Verdict | None) -> None:
         """Compare what the ledger, the sampler and Tune know (I4 of `ich-ray audit`) and note it.
@@ -208,6 +219,21 @@ class Driver:
                 verbose=0,
             )
         return {trial.config["number"] for trial in analysis.trials}
+
+
+def check_own_ends(search: str, trials: Iterable[TrialResult]) -> None:
+    """Refuse to call a search good whose trials mostly ended by no fault of their own.
+
+    Raises:
+        IchRayError: most of them failed because of machines.
+    """
+    reasons = [trial.reason for trial in trials]
+    lost = sum(reason in {DEVICE_ERROR, WORKER_DIED} for reason in reasons)
+    if 2 * lost > len(reasons):
+        raise IchRayError(
+            f"{search}: most trials must end by themselves, got {lost} of {len(reasons)} that failed for reasons of "
+            "machines; `ich-ray results` has their causes, mend those and search again"
+        )
 
 
 def _race(space: SearchSpace, dataset: PreparedDataset, ledger: Ledger) -> FoldRace:

@@ -16,9 +16,11 @@ from ray.tune import Callback
 
 from ich_ray.progress import say
 from ich_ray.ray_internals import forget
-from ich_ray.results import CheckpointReference, ExecutionInfo, FoldNote
+from ich_ray.results import CheckpointReference, ExecutionInfo, FoldNote, fault_note
+from ich_ray.search.cluster_resources import is_up
 from ich_ray.search.plan.expected import expected_images
 from ich_ray.search.progress_table import RungCount, SearchStatus, format_best, format_failure
+from ich_ray.search.tune.quarantine import DECLINED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -63,6 +65,9 @@ class LedgerCallback(Callback):
         self.draw: Callable[[SearchStatus], None] | None = None
         self._marks: dict[int, float] = {}
         self._running: set[int] = set()
+        self._told_lost: set[int] = set()
+        self._nodes: dict[int, str] = {}
+        self._declined: set[int] = set()
         self._started: float | None = None
         self._last_line = self._last_table = time.monotonic()
         self._expected = expected_images(space, wanted) / wanted
@@ -76,7 +81,9 @@ class LedgerCallback(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         number = trial.config["number"]
-        if trial.config["again"] or number in self._marks:
+        if number in self._declined:
+            self._declined.discard(number)
+        elif trial.config["again"] or number in self._marks:
             self._ledger.start(number, cost_gpu_s=self._cost(number))
         self._marks[number] = time.time()
         self._started = self._started or time.monotonic()
@@ -91,6 +98,10 @@ class LedgerCallback(Callback):
         **info: Any,  # noqa: ARG002
     ) -> None:
         number = trial.config["number"]
+        if "lost" in result:
+            self._lost(number, trial, result)
+            return
+        self._nodes[number] = result.get("node", "")
         changes: dict[str, Any] = {
             "cost_gpu_s": self._cost(number),
             "where": f"{result.get('hostname', '')}:{result.get('pid', '')}",
@@ -118,11 +129,27 @@ class LedgerCallback(Callback):
         if verdict:
             self._say_ended(number)
 
+    def _lost(self, number: int, trial: Trial, result: dict[str, Any]) -> None:
+        """An attempt that is no fault of the trial's is none of its retries."""
+        trial.max_failures += 1
+        self._told_lost.add(number)
+        if result["lost"] == DECLINED:
+            self._declined.add(number)
+        if verdict := self._scheduler.verdicts.get(number):
+            self._ledger.finish(number, verdict, cost_gpu_s=self._cost(number))
+            self._say_ended(number)
+
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         number = trial.config["number"]
         self._running.discard(number)
         trial.config["reported"] = self._ledger.trials[number].images_seen  # what the next attempt may rely on
-        say(f"trial {number}: its process died, starting it again from its newest checkpoint")
+        if number in self._told_lost:
+            self._told_lost.discard(number)
+        elif (node := self._nodes.get(number)) and not is_up(node):
+            trial.max_failures += 1  # a machine that is gone is no fault of the trial, and none of its retries
+            say(f"trial {number}: its machine is gone, it goes back to the queue with its newest checkpoint")
+        else:
+            say(f"trial {number}: its process died, starting it again from its newest checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         self._ended_without_report(trial.config["number"])
@@ -241,5 +268,10 @@ class LedgerCallback(Callback):
         states = ", ".join(f"{self._ended[state]} {state}" for state in ("completed", "pruned", "failed"))
         return (
             f"search {self._ledger.record.name}: {self._ended.total()} trials ended ({states}), "
-            f"{self._images:,} images; {format_best(self._best)}"
+            f"{self._images:,} images; {format_best(self._best)}{self._faults()}"
         )
+
+    def _faults(self) -> str:
+        """What machines have cost, where they have cost anything."""
+        note = fault_note(self._ledger.record, self._ledger.trials.values())
+        return f"; {note}" if note else ""

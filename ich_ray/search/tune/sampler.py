@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from ich_ray.search.ledger import Ledger
     from ich_ray.search.space.space import Listed, SearchSpace
 
-__all__ = ["LedgerSampler"]
+__all__ = ["WORKER_DIED", "LedgerSampler"]
+
+WORKER_DIED = "worker_died"
 
 
 @dataclass
@@ -130,7 +132,7 @@ class LedgerSampler(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tell Optuna what a trial that goes on has reached, at each rung that it passes."""
         live = self._live.get(trial_id)
-        if live is None or live.trial is None:
+        if live is None or live.trial is None or "lost" in result:
             return
         record, images_seen = self._ledger.trials[live.number], result["images_seen"]  # the ledger hears of it later
         if passed := [level for level in self._rungs if record.images_seen < level <= images_seen]:
@@ -145,7 +147,7 @@ class LedgerSampler(Searcher):
         number, trial = live.number, live.trial
         record = self._ledger.trials[number]
         if record.state == "running":
-            reason = "worker_died" if error else "error"
+            reason = WORKER_DIED if error else "error"
             detail = f"its process was lost {record.attempts} times" if error else "it ended without a result"
             record = self._ledger.finish(number, Verdict("failed", reason, detail))
         if trial is None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ich_ray.search.space.space import Budget
     from ich_ray.search.stopping import StoppingRule
     from ich_ray.search.stopping.fold_race import FoldRace
+    from ich_ray.search.tune.quarantine import Quarantine
 
 __all__ = ["StoppingScheduler"]
 
@@ -44,25 +45,39 @@ class StoppingScheduler(TrialScheduler):
         rule: StoppingRule,
         limit: Callable[[], Verdict | None],
         race: FoldRace | None = None,
+        quarantine: Quarantine | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._budget, self._networks = budget, objective.networks
         self._key = f"metrics/{objective.metric}"
         self._name = objective.metric
         self.rule, self.race = rule, race
-        self._limit = limit
+        self._limit, self._quarantine = limit, quarantine
         self.verdicts: dict[int, Verdict] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
         if "unwritable" in result:  # Tune ends the search with it, and the trial stays unfinished
             raise OSError(result["unwritable"])
         number = trial.config["number"]
+        if "lost" in result:
+            return self._lost(number, result)
+        if self._quarantine and "failure" not in result:
+            self._quarantine.reported(result.get("node", ""))
         images = Hyperparameters.model_validate(trial.config.get("parameters", {})).images_within(self._budget.images)
         verdict = self.verdicts.get(number) or self._judge(number, result, images * self._networks)
         if verdict is None:
             return TrialScheduler.CONTINUE
         if self.race and verdict.state == "failed":
             self.race.failed(number)
+        self.verdicts[number] = verdict
+        return TrialScheduler.STOP
+
+    def _lost(self, number: int, result: Mapping[str, Any]) -> str:
+        """An attempt that a fault of its machine has ended: the trial goes back to the queue, or fails."""
+        verdict = self._quarantine.lost(number, result) if self._quarantine else None
+        if verdict is None:
+            return TrialScheduler.CONTINUE
+        self.failed(number)
         self.verdicts[number] = verdict
         return TrialScheduler.STOP
 

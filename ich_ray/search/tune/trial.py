@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
+import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import ray
 from ray import tune
 
 from ich_ray.data.dataset import PreparedDataset
@@ -23,12 +27,14 @@ from ich_ray.data.folds import HeldOut
 from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.registry import registered_here, repeat
-from ich_ray.results import CheckpointReference, Objective, Report, finite
+from ich_ray.results import CheckpointReference, Objective, Report, SearchRecord, finite
 from ich_ray.search.out_of_fold import OutOfFold
 from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
+from ich_ray.search.tune.quarantine import DECLINED, is_admitted
 from ich_ray.search.tune.train_workers import WorkersLost
-from ich_ray.storage import SearchFiles, locate, without_credentials
+from ich_ray.storage import SearchFiles, locate, read_record, without_credentials
 from ich_ray.training.checkpoint_store import CheckpointStore
+from ich_ray.training.machine_faults import machine_fault
 from ich_ray.training.memory import out_of_memory
 
 if TYPE_CHECKING:
@@ -65,6 +71,7 @@ class TrialSettings:
         objective: of the search; with folds, `images` are those of each network.
         seed: of the search, which divides its patients into folds.
         keep_weights: whether the state of each trial's best report stays when it has ended.
+        declined_s: how long a trial waits on a machine that is in quarantine before it goes back to the queue.
     """
 
     dataset: str
@@ -80,6 +87,7 @@ class TrialSettings:
     objective: Objective = field(default_factory=Objective)
     seed: int = 0
     keep_weights: bool = False
+    declined_s: float = 5.0
 
     def images_of(self, parameters: Hyperparameters) -> int:
         """Images at which a network has ended."""
@@ -129,6 +137,8 @@ def train_model(
     device = torch.device(f"cuda:{shard.rank}" if settings.gpus and torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if settings.gpus and device.type == "cpu":
+        raise RuntimeError("the trial was promised an accelerator and sees none")
     try:
         yield from train(
             parameters,
@@ -155,16 +165,51 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
 
     def trial(config: dict[str, Any]) -> None:
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _THREAD_TIMEOUT_S
+        _admitted(settings)
         try:
             repeat(registered)
             _run(settings, trainer, config)
         except WorkersLost:
             raise  # to Tune a lost worker, which this is
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is this trial's end and not the search's)
+        except Exception as error:
             failure = as_failure(error)
+            if fault := machine_fault(error):
+                _lose(fault, failure.detail)
+                raise  # to Tune a lost worker, and another process takes the trial
             tune.report({"failure": failure.reason, "detail": failure.detail})
 
     return trial
+
+
+# Set by a fault that later trials of this process would meet as well.
+_faulty = threading.Event()
+
+
+def _admitted(settings: TrialSettings) -> None:
+    """Leave a process, or a machine, that was found to be sick: the trial goes back, and nothing is counted.
+
+    Raises:
+        WorkersLost: it was.
+    """
+    if not _faulty.is_set():
+        file = SearchFiles(locate(settings.search)).search
+        out = read_record(file, SearchRecord, "restore the file").quarantined
+        if not out or is_admitted(out, _node(), settings.search, time.time()):
+            return
+        time.sleep(settings.declined_s)  # it comes back at once as long as no other machine is free
+    _lose(DECLINED, "")
+    raise WorkersLost("this machine or process gets no trials")
+
+
+def _lose(cause: str, detail: str) -> None:
+    """Tell the driver that this attempt ends by no fault of its own, before it ends."""
+    _faulty.set()
+    tune.report({"lost": cause, "detail": detail, "node": _node(), "host": platform.node()})
+
+
+def _node() -> str:
+    """Ray's id of this machine; empty without Ray."""
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
 
 
 def as_failure(error: Exception) -> TrialFailure:
@@ -222,6 +267,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
             tune.report(
                 {
                     **report,
+                    "node": _node(),
                     "checkpoint": reference.model_dump() if reference else None,
                     "note": checkpoints.note,
                     "setup": progress.setup.model_dump() if progress.setup else None,

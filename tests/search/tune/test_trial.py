@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
-from ich_ray.search.tune.trial import as_failure, checkpoints_of
+from ich_ray.search.tune import trial as trials
+from ich_ray.search.tune.train_workers import WorkersLost
+from ich_ray.search.tune.trial import TrialSettings, as_failure, checkpoints_of, train_model, trial_function
 from ich_ray.storage import SearchFiles, locate
+from ich_ray.training.machine_faults import machine_fault
 from tests.search.fakes import FakeProgress
+from tests.searched import PARAMETERS, make_search
 
 
 def test_checkpoints_of_a_trial_lie_below_its_number(tmp_path: Path) -> None:
@@ -47,3 +54,39 @@ def test_reports_that_no_ledger_would_take_are_damage(report: Any, tmp_path: Pat
 def test_every_error_becomes_a_reason(error: Exception, reason: str, detail: str) -> None:
     failure = as_failure(error)
     assert (failure.reason, failure.detail) == (reason, detail)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without an accelerator")
+def test_a_trial_that_sees_no_promised_accelerator_does_not_train_on_the_cpu(dataset: PreparedDataset) -> None:
+    settings = TrialSettings(
+        dataset="", fingerprint="", search="", images=100, report_every=100, cpus=1, gpus=1
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="promised an accelerator and sees none") as raised:
+        next(train_model(PARAMETERS, dataset, settings, 0, None))
+    assert machine_fault(raised.value) == "driver"
+
+
+def test_a_process_that_has_met_a_fault_takes_no_further_trial(
+    tmp_path: Path, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(trials, "tune", SimpleNamespace(report=told.append))
+    monkeypatch.setattr(trials, "_faulty", threading.Event())
+    files = make_search(tmp_path / "s", dataset)
+    settings = TrialSettings(
+        dataset=str(dataset.files.root), fingerprint=dataset.manifest.fingerprint, search=str(files.root), images=100,
+        report_every=100, cpus=1, gpus=0,
+    )  # fmt: skip
+
+    def sick(*_: object) -> Any:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    config = {"number": 7, "seed": 1, "parameters": {}, "fold": None, "reported": 0}
+    with pytest.raises(torch.AcceleratorError):
+        trial_function(settings, sick)(config)
+    with pytest.raises(WorkersLost, match="this machine or process gets no trials"):
+        trial_function(settings)(config)
+    assert [(one["lost"], one["detail"]) for one in told] == [
+        ("device", "AcceleratorError: CUDA error: unspecified launch failure"),
+        ("declined", ""),
+    ]

@@ -1,0 +1,105 @@
+"""Processes and machines that fail whatever they are given, with errors as torch raises them; planted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from ich_ray.results import SearchResult, open_search
+from ich_ray.search.audit.search_audit import audit
+from ich_ray.search.run import run_search
+from ich_ray.search.tune import driver
+from tests.prepared import make_dataset
+from tests.search.fakes import SPACE, FakeProgress, FakeTrainer
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+@dataclass(frozen=True)
+class Sick:
+    """A trainer that fails at once in what a file names; the first process or machine to ask is written into it.
+
+    Attributes:
+        mark: the file; without it nothing is sick.
+        whole_machine: whether every process of that machine is sick, or one process.
+        quarantines: that must stand in the ledger before anything else goes on.
+    """
+
+    mark: str
+    whole_machine: bool
+    quarantines: int = 0
+
+    def __call__(self, *arguments: Any) -> Generator[FakeProgress, None, None]:
+        me = ray.get_runtime_context().get_node_id() if self.whole_machine else str(os.getpid())
+        try:
+            with Path(self.mark).open("x") as file:
+                file.write(me)
+        except FileExistsError:
+            time.sleep(0.05)  # until its writer has written
+        if Path(self.mark).read_text() == me:
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+        record = Path(arguments[2].search) / "search.json"
+        while record.read_text().count('"quarantine"') < self.quarantines:
+            time.sleep(0.1)
+        yield from FakeTrainer(wait_s=0.1)(*arguments)
+
+
+@pytest.fixture
+def call(tmp_path: Path) -> tuple[Path, Path, Path]:
+    make_dataset(tmp_path / "data", patients=12, size=16)
+    (tmp_path / "space.yaml").write_text(SPACE)
+    return tmp_path / "data", tmp_path / "space.yaml", tmp_path / "s"
+
+
+def attempts_lost(found: SearchResult) -> int:
+    return sum(len(trial.lost) for trial in found.trials)
+
+
+def test_a_sick_process_costs_an_attempt_and_no_trial(call: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    found = run_search(
+        *call, trials=12, concurrent=2, cpus_per_trial=1, _trainer=Sick(str(tmp_path / "mark"), whole_machine=False)
+    )
+    assert found.count("failed") == 0
+    assert attempts_lost(found) == 1
+    assert audit(call[2]).breached == ()
+
+
+def test_a_sick_machine_gets_no_trials_and_is_tried_again_with_one(
+    call: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "RELEASED_AFTER_S", 8.0)
+    monkeypatch.setattr(driver, "DECLINED_S", 0.5)
+    said: list[str] = []
+    for name in ("driver", "quarantine", "ledger_callback"):
+        monkeypatch.setattr(f"ich_ray.search.tune.{name}.say", said.append)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        made.add_node(num_cpus=1)
+        sick = Sick(str(tmp_path / "mark"), whole_machine=True, quarantines=2)
+        found = run_search(*call, trials=8, address=made.address, _trainer=sick)
+    finally:
+        ray.shutdown()
+        made.shutdown()
+    assert found.count("failed") == 0
+    assert len(found.trials) == 8
+    shut = found.record.quarantines
+    assert len(shut) >= 2
+    assert {note.node for note in shut} == {(tmp_path / "mark").read_text()}
+    first = [one for trial in found.trials for one in trial.lost if one.time <= shut[0].since + 1]
+    assert len(first) <= 3
+    assert attempts_lost(found) == len(first) + len(shut) - 1, "one trial at the end of each quarantine"
+    assert shut[1].until - shut[1].since == pytest.approx(2 * (shut[0].until - shut[0].since))
+    assert f"in quarantine: {shut[0].host}" in said[-1]
+    assert found.record.quarantined
+    again = open_search(call[2])
+    assert again.record.quarantined == found.record.quarantined
+    assert audit(call[2]).breached == ()

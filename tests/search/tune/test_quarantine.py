@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ich_ray.errors import IchRayError
+from ich_ray.results import QuarantineNote, SearchRecord, open_search
+from ich_ray.search.ledger import Ledger
+from ich_ray.search.tune import quarantine as module
+from ich_ray.search.tune.quarantine import DECLINED, Quarantine, is_admitted
+
+
+class Told:
+    """A ledger of ten trials, a quarantine over it, and the clock of both."""
+
+    def __init__(self, folder: Path, *machines: str) -> None:
+        record = SearchRecord(
+            name="x", space={}, dataset="/d", fingerprint="f" * 32, prevalence=0.2, seed=0, trials=10, versions={},
+            created=0.0,
+        )  # fmt: skip
+        self.ledger = Ledger.create(folder, record)
+        for _ in range(10):
+            self.ledger.add({})
+        self.now = 1000.0
+        self.quarantine = Quarantine(self.ledger, lambda: machines, 600, lambda: self.now)
+
+    def lost(self, number: int, node: str, cause: str = "device") -> str | None:
+        """How the trial ends, None if it goes back to the queue."""
+        told = {"lost": cause, "detail": "CUDA error: planted", "node": node, "host": f"host-{node}"}
+        verdict = self.quarantine.lost(number, told)
+        assert verdict is None or (verdict.state, verdict.reason) == ("failed", "device_error")
+        return verdict.detail if verdict else None
+
+    def out(self) -> list[tuple[str, float]]:
+        """Machines that are out by the files, and until when."""
+        return [(note.host, note.until) for note in open_search(self.ledger.files.root).record.quarantined]
+
+
+def test_one_fault_is_an_accident_and_stands_in_the_ledger(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a", "b")
+    assert told.lost(3, "a") is None
+    assert told.out() == []
+    (attempt,) = open_search(tmp_path).trials[3].lost
+    assert (attempt.host, attempt.cause, attempt.detail) == ("host-a", "device", "CUDA error: planted")
+
+
+@pytest.mark.parametrize("second", [3, 4])
+def test_two_in_a_row_on_a_machine_put_it_out_and_its_report_brings_it_back(tmp_path: Path, second: int) -> None:
+    told = Told(tmp_path, "a", "b")
+    assert told.lost(3, "a") is None
+    told.quarantine.reported("b")
+    assert told.lost(second, "a") is None
+    assert told.out() == [("host-a", 1600.0)]
+    told.quarantine.reported("a")
+    assert told.out() == []
+    told.now = 2000.0
+    for number in (5, 6):
+        assert told.lost(number, "a") is None
+    assert told.out() == [("host-a", 2000.0 + 1200.0)], "twice as long"
+    assert len(open_search(tmp_path).record.quarantines) == 2
+
+
+def test_a_report_between_two_faults_says_that_the_machine_works(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a", "b")
+    for number in (3, 4, 5):
+        assert told.lost(number, "a") is None
+        told.quarantine.reported("a")
+    assert told.out() == []
+
+
+def test_parameters_that_fail_on_two_machines_are_the_fault(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a", "b")
+    assert told.lost(3, "a") is None
+    assert told.lost(3, "a") is None
+    assert [host for host, _ in told.out()] == ["host-a"]
+    assert told.lost(3, "b") == "device on two machines: CUDA error: planted"
+    assert told.out() == [], "nothing else had failed there"
+
+
+def test_parameters_that_fail_twice_where_others_run_are_the_fault(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a")
+    assert told.lost(3, "a") is None
+    told.quarantine.reported("a")
+    assert told.lost(3, "a") == "device twice, where others run: CUDA error: planted"
+
+
+def test_the_only_machine_ends_the_search_after_three_trials(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a")
+    for number in (3, 4):
+        assert told.lost(number, "a") is None
+        assert told.lost(number, "a") == "device twice in a row: CUDA error: planted"
+    assert told.lost(5, "a") is None
+    with pytest.raises(IchRayError, match=r"host-a, where the last 3 trials failed twice each \(dev.*--resume"):
+        told.lost(5, "a")
+    assert told.out() == []
+
+
+def test_what_a_sick_machine_declines_is_not_lost(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a", "b")
+    for _ in range(5):
+        assert told.lost(3, "a", DECLINED) is None
+    assert told.out() == []
+    assert open_search(tmp_path).trials[3].lost == ()
+
+
+def test_a_search_that_goes_on_remembers_who_is_out(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a", "b")
+    for number in (3, 4):
+        told.lost(number, "a")
+    again = Quarantine(Ledger.open(tmp_path), lambda: ["a", "b"], 600)
+    again.reported("a")
+    assert told.out() == []
+
+
+def test_after_a_quarantine_one_trial_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    note = QuarantineNote(node="a", host="host-a", cause="device", since=1000.0, until=1600.0)
+    assert is_admitted([note], "b", "s", 1100.0)
+    assert not is_admitted([note], "a", "s", 1100.0)
+    ask = (
+        "import sys; from ich_ray.results import QuarantineNote;"
+        "from ich_ray.search.tune.quarantine import is_admitted;"
+        "note = QuarantineNote(node='a', host='host-a', cause='device', since=1000.0, until=1600.0);"
+        "sys.exit(0 if is_admitted([note], 'a', 's', 1700.0) else 7)"
+    )
+    assert subprocess.run([sys.executable, "-c", ask], check=False).returncode == 0, "and leaves with its process"
+    assert is_admitted([note], "a", "s", 1700.0)
+    assert is_admitted([note], "a", "s", 1700.0), "the same process again"
+    assert subprocess.run([sys.executable, "-c", ask], check=False).returncode == 7
