@@ -17,7 +17,7 @@ from ich_ray.assess.point_rules import (
     effective_positives,
     sensitivity_bound,
 )
-from ich_ray.bundle.card import OperatingPoint
+from ich_ray.bundle.operating_point import OperatingPoint
 from ich_ray.errors import ConfigError, SensitivityError, nearest
 from ich_ray.statistics.metrics import confusion
 

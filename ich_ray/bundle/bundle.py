@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
-    from ich_ray.bundle.card import Card, OperatingPoint
+    from ich_ray.bundle.card import Card
+    from ich_ray.bundle.operating_point import OperatingPoint
     from ich_ray.bundle.prediction import Prediction
     from ich_ray.data.dataset import SliceSet
     from ich_ray.model.networks import Network

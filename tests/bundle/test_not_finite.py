@@ -23,10 +23,10 @@ from ich_ray.assess.evaluate import evaluate
 from ich_ray.assess.operating_points import OperatingPointSpec
 from ich_ray.bundle import batch_predict, onnx_export
 from ich_ray.bundle.bundle import Bundle, load_bundle
-from ich_ray.bundle.card import OperatingPoint
 from ich_ray.bundle.input_survey import Input
 from ich_ray.bundle.logit_scaling import LogitScaling
 from ich_ray.bundle.onnx_export import export_onnx
+from ich_ray.bundle.operating_point import OperatingPoint
 from ich_ray.bundle.prediction import Predictor
 from ich_ray.bundle.study_prediction import Studies
 from ich_ray.bundle.work_parts import as_item, single_slices

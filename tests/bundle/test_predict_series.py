@@ -20,7 +20,8 @@ from ich_ray import cli, progress
 from ich_ray.bundle import batch_predict, prediction
 from ich_ray.bundle.batch_predict import predict
 from ich_ray.bundle.bundle import WEIGHTS_FILE, Bundle, load_bundle
-from ich_ray.bundle.card import Card, OperatingPoint
+from ich_ray.bundle.card import Card
+from ich_ray.bundle.operating_point import OperatingPoint
 from ich_ray.bundle.prediction import Prediction
 from ich_ray.ct import windowing
 from ich_ray.ct.dicom import read_slice
