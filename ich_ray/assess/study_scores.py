@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ich_ray.bundle.answering_series import answering_series
 from ich_ray.data.study_labels import studies_of
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from ich_ray.bundle.bundle import Bundle
     from ich_ray.data.dataset import SliceSet
+    from ich_ray.data.study_labels import LabelledStudies
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,13 @@ class StudyLogits:
     logits: NDArray[np.float32]
     score: Literal["maximum", "study head"] = "maximum"
 
+    def of(self, studies: LabelledStudies) -> NDArray[np.float32]:
+        return np.asarray(self.logits[self.of_slice[studies.first]])
+
 
 def study_label_logits(bundle: Bundle, slices: SliceSet, logits: NDArray[np.float32]) -> StudyLogits:
     studies = studies_of(slices)
     found = np.full((len(studies), logits.shape[1]), -np.inf, np.float32)
-    named = studies.of_slice >= 0
+    named = (studies.of_slice >= 0) & answering_series(slices, bundle.card.training_data)
     np.maximum.at(found, studies.of_slice[named], logits[named])
     return StudyLogits(studies.of_slice, found)
