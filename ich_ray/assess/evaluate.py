@@ -51,7 +51,7 @@ from ich_ray.storage import (
     write_json,
     write_table,
 )
-from ich_ray.vocabulary import SUBTYPES
+from ich_ray.vocabulary import SUBTYPES, Level
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +74,8 @@ __all__ = [
 ]
 
 RESAMPLES = 2000
+_OF_SLICES = {*Figures.model_fields, "ece_null", "patient_level", "subtypes", "representations", "labels",
+              "label_metrics"} - {"patients"}  # fmt: skip
 
 
 class Evaluation(Figures):
@@ -93,6 +95,7 @@ class Evaluation(Figures):
             with the subtype or without it. `label_metrics` are over all labels: the competition's log loss, and means
             over the subtypes where they are defined, `subtypes_measured`.
         studies: figures of studies, by their own probability; None where there are none, and not written then.
+        level: what the labels are of. Where it is no slice, there are no figures of slices, and they are not written.
     """
 
     format: Literal[1] = 1
@@ -110,12 +113,20 @@ class Evaluation(Figures):
     labels: dict[Line, GroupFigures] = {}  # noqa: RUF012
     label_metrics: dict[Line, Estimate] = {}  # noqa: RUF012
     studies: StudyFigures | None = None
+    level: Level = "slice"
+    positives: Count = 0
+    prevalence: Share = 0.0
+    metrics: dict[Line, Estimate] = {}  # noqa: RUF012
+    operating_points: dict[Line, PointFigures] = {}  # noqa: RUF012
+    floors: dict[Line, float] = {}  # noqa: RUF012
+    at_chance: bool = False
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what says nothing: files are then as older versions wrote them."""
-        found: dict[str, Any] = write(self)
-        return {name: value for name, value in found.items() if name != "studies" or value is not None}
+        nothing = {"studies"} if self.studies is None else set()
+        nothing |= {"level"} if self.level == "slice" else _OF_SLICES
+        return {name: value for name, value in write(self).items() if name not in nothing}
 
     @property
     def point(self) -> tuple[str, PointFigures] | None:
@@ -219,6 +230,7 @@ def _opened(folder: UPath, dataset: PreparedDataset, out: _Files, stated: _State
             f"{folder}: a calibrated bundle must be there before its test, got one without operating points; run "
             "`ich-ray calibrate` first"
         )
+    _check_labels(folder, bundle.card, dataset, stated)
     if not dataset.manifest.roles["test"].slices:
         raise ConfigError("test role: slices must be there, got none; prepare a dataset with more patients")
     for file in out:
@@ -232,7 +244,10 @@ def _opened(folder: UPath, dataset: PreparedDataset, out: _Files, stated: _State
     probabilities = bundle.slice_label_probabilities(slices, logits)
     studies = score_studies(bundle, slices, logits)
     draws = PatientDraws(slices.patients, resamples=RESAMPLES)
-    evaluation = _measure(slices, probabilities, card, stated.slices, opened, draws)
+    if dataset.manifest.level == "slice":
+        evaluation = _measure(slices, probabilities, card, stated.slices, opened, draws)
+    else:
+        evaluation = _unlabeled(slices, card, opened)
     evaluation = _with_studies(evaluation, studies, bundle, draws, stated.studies)
     _write(out, slices, probabilities, evaluation)
     if isinstance(studies, ScoredStudies):
@@ -240,6 +255,37 @@ def _opened(folder: UPath, dataset: PreparedDataset, out: _Files, stated: _State
     write_card(folder, _with_figures(card, evaluation))
     _log_summary(evaluation, dataset.manifest.leak)
     return evaluation
+
+
+def _check_labels(folder: UPath, card: Card, dataset: PreparedDataset, stated: _Stated) -> None:
+    """Refuse labels that this bundle cannot be measured by, before an opening is counted."""
+    level = dataset.manifest.level
+    if level == "slice":
+        return
+    if stated.slices is not None:
+        raise ConfigError(
+            f"--prevalence: slices with labels must be there, got labels of a {level} each; give --study-prevalence"
+        )
+    if card.studies is None:
+        raise ConfigError(
+            f"{folder}: probabilities of studies must be there to be measured by labels of a {level} each, got a "
+            "bundle calibrated without; run `ich-ray calibrate` on its search, or `ich-ray recalibrate`"
+        )
+
+
+def _unlabeled(slices: SliceSet, card: Card, opened: int) -> Evaluation:
+    """What there is to say of slices without labels."""
+    manifest = slices.dataset.manifest
+    return Evaluation(
+        slices=len(slices),
+        patients=len(set(slices.patients)),
+        dataset=manifest.fingerprint,
+        opened=opened,
+        time=time.time(),
+        resamples=RESAMPLES,
+        level=manifest.level,
+        notes=notes_of_data(slices.dataset, card, opened),
+    )
 
 
 def _counted(card: Card, fingerprint: str) -> tuple[Card, int]:
@@ -348,7 +394,7 @@ def _write(out: _Files, slices: SliceSet, probabilities: NDArray[np.float64], ev
         {
             "slice_id": slices.dataset.column("slice_id")[slices.rows],
             "patient": slices.patients,
-            "label": slices.labels.astype(np.int8),
+            "label": slices.labels.astype(np.int8) if evaluation.level == "slice" else pa.nulls(len(slices), pa.int8()),
             "probability": probabilities[:, -1],
             **{f"probability_{name}": column for name, column in zip(SUBTYPES, probabilities.T[:-1], strict=False)},
         }
@@ -360,6 +406,15 @@ def _write(out: _Files, slices: SliceSet, probabilities: NDArray[np.float64], ev
 def _log_summary(evaluation: Evaluation, leak: str) -> None:
     if leak:
         say(leak)
+    if evaluation.level == "slice":
+        _say_slices(evaluation)
+    else:
+        say(f"  test: {evaluation.slices:,} slices of {evaluation.patients:,} patients, without labels of their own")
+    if evaluation.studies is not None:
+        _say_studies(evaluation.studies)
+
+
+def _say_slices(evaluation: Evaluation) -> None:
     floor, ap = evaluation.floors["average_precision"], _read(evaluation.metrics["average_precision"])
     decided = ""
     if evaluation.point is not None:
@@ -370,8 +425,6 @@ def _log_summary(evaluation: Evaluation, leak: str) -> None:
         f"  test: {evaluation.slices:,} slices of {evaluation.patients:,} patients, average precision {ap} (floor "
         f"{floor:.3f}){decided}"
     )
-    if evaluation.studies is not None:
-        _say_studies(evaluation.studies)
 
 
 def _say_studies(studies: StudyFigures) -> None:

@@ -39,7 +39,9 @@ def notes_of_data(dataset: PreparedDataset, card: Card, opened: int) -> tuple[st
     if manifest.fingerprint == card.dataset.fingerprint:  # it ranked the trials
         ranked = dataset_ranking_note(dataset, pooled=card.search.folds > 0)
         notes += [ranked] if ranked else []
-    if roles["test"].positives < _FEW_POSITIVES:
+    if manifest.level != "slice":
+        notes.append("Slices have no labels here: figures are of studies alone.")
+    elif roles["test"].positives < _FEW_POSITIVES:
         notes.append(f"{roles['test'].positives} test positives: read the intervals, not the figures.")
     if opened > 1:
         notes.append(

@@ -42,8 +42,7 @@ def calibrate_studies(
     logits: NDArray[np.float32],
     of_slices: Mapping[StudyLabel, LogitScaling],
     before: StudyCalibration | None = None,
-    *,
-    conservative: bool = False,
+    wanted: OperatingPointSpec | None = None,
 ) -> StudyCalibration | None:
     """Fit the studies of slices and say what came out; None where slices name no study.
 
@@ -55,9 +54,7 @@ def calibrate_studies(
         return None
     scores = study_label_logits(bundle, slices, logits)
     fingerprint = slices.dataset.manifest.fingerprint
-    found = fit_studies(
-        studies, scores.of(studies), of_slices, scores.score, fingerprint, before, conservative=conservative
-    )
+    found = fit_studies(studies, scores.of(studies), of_slices, scores.score, fingerprint, before, wanted)
     _say(found)
     return found
 
@@ -78,8 +75,7 @@ def fit_studies(
     score: StudyScore,
     dataset: str,
     before: StudyCalibration | None = None,
-    *,
-    conservative: bool = False,
+    wanted: OperatingPointSpec | None = None,
 ) -> StudyCalibration:
     """Fit the logits of studies, label by label.
 
@@ -90,8 +86,9 @@ def fit_studies(
         score: where the logits come from.
         dataset: the fingerprint of the dataset that they are of.
         before: the calibration to compare with; that of slices where there is none.
-        conservative: see `OperatingPointSpec`.
+        wanted: operating points of `any` beside the usual ones; subtypes have those.
     """
+    asked = wanted or OperatingPointSpec()
     held = before.labels if before else {}
     labels = {
         name: _fitted(
@@ -99,7 +96,7 @@ def fit_studies(
             (studies.label(name), logits[:, column], studies.patients),
             scaling,
             held[name].scaling if name in held else scaling,
-            OperatingPointSpec(conservative=conservative),
+            asked if name == "any" else OperatingPointSpec(conservative=asked.conservative),
         )
         for column, (name, scaling) in enumerate(of_slices.items())
     }
