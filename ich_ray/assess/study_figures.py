@@ -20,8 +20,7 @@ from ich_ray.assess.interval_estimates import (
     enough_patients,
     measure,
 )
-from ich_ray.assess.study_fitting import why_not_by_study
-from ich_ray.assess.study_scores import study_label_logits
+from ich_ray.assess.study_fitting import study_scores, why_not_by_study
 from ich_ray.bundle.logit_scaling import LogitScaling
 from ich_ray.bundle.study_calibration import StudyScore
 from ich_ray.data.study_labels import LabelledStudies, studies_of
@@ -117,15 +116,16 @@ def score_studies(bundle: Bundle, slices: SliceSet, logits: NDArray[np.float32])
         return reason
     if studies.unknown == len(studies):
         return "by study: no figures, as no study has a label"
-    scores, held = study_label_logits(bundle, slices, logits), bundle.card.studies.labels
+    scores, score = study_scores(bundle, slices, logits, studies)
+    held = bundle.card.studies.labels
     names: list[StudyLabel] = [*bundle.card.parameters.predicted_labels]  # type: ignore[list-item]
     scalings = [held[name].scaling if name in held else LogitScaling() for name in names]
-    found = np.stack([scale(column) for scale, column in zip(scalings, scores.of(studies).T, strict=True)], 1)
+    found = np.stack([scale(column) for scale, column in zip(scalings, scores.T, strict=True)], 1)
     if not np.isfinite(found).all():
         raise IchRayError(
             f"{bundle.card.name}: probabilities of studies must be finite, got others; calibrate again, or retrain"
         )
-    return ScoredStudies(studies, found, scores.score)
+    return ScoredStudies(studies, found, score)
 
 
 def measure_studies(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ich_ray.assess.operating_points import OperatingPointSpec, operating_points
-from ich_ray.assess.study_scores import study_label_logits
 from ich_ray.bundle.logit_scaling import LogitScaling, bound_note, fit_scaling
 from ich_ray.bundle.study_calibration import StudyCalibration, StudyLabel, StudyScaling
 from ich_ray.data.study_labels import studies_of
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import SliceSet
     from ich_ray.data.study_labels import LabelledStudies
 
-__all__ = ["calibrate_studies", "fit_studies", "why_not_by_study"]
+__all__ = ["calibrate_studies", "fit_studies", "study_scores", "why_not_by_study"]
 
 _METHOD = "platt"
 _PREFIX = "study_"
@@ -52,11 +51,19 @@ def calibrate_studies(
     if reason := why_not_by_study(slices, studies):
         say(f"  {reason}")
         return None
-    scores = study_label_logits(bundle, slices, logits)
+    scores, score = study_scores(bundle, slices, logits, studies)
     fingerprint = slices.dataset.manifest.fingerprint
-    found = fit_studies(studies, scores.of(studies), of_slices, scores.score, fingerprint, before, wanted)
+    found = fit_studies(studies, scores, of_slices, score, fingerprint, before, wanted)
     _say(found)
     return found
+
+
+def study_scores(
+    bundle: Bundle, slices: SliceSet, logits: NDArray[np.float32], studies: LabelledStudies
+) -> tuple[NDArray[np.float32], StudyScore]:
+    """Logits of studies, `[studies, labels]`, and where they come from; `logits` are those of the slices."""
+    found = bundle.study_label_logits(slices, logits)
+    return found.logits[found.study[studies.first]], "maximum" if bundle.sequence is None else "study head"
 
 
 def why_not_by_study(slices: SliceSet, studies: LabelledStudies) -> str:
