@@ -27,6 +27,7 @@ from ich_ray.assess.interval_estimates import (
     measure,
 )
 from ich_ray.assess.label_figures import measure_labels
+from ich_ray.assess.sequence_change import ChangedFigure, format_changed, measure_change
 from ich_ray.assess.study_figures import ScoredStudies, StudyFigures, measure_studies, score_studies
 from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.training_data import site_note
@@ -95,6 +96,7 @@ class Evaluation(Figures):
             with the subtype or without it. `label_metrics` are over all labels: the competition's log loss, and means
             over the subtypes where they are defined, `subtypes_measured`.
         studies: figures of studies, by their own probability; None where there are none, and not written then.
+        sequence_change: what the sequence model changed, see `measure_change`; not written where there is none.
         level: what the labels are of. Where it is no slice, there are no figures of slices, and they are not written.
     """
 
@@ -113,6 +115,7 @@ class Evaluation(Figures):
     labels: dict[Line, GroupFigures] = {}  # noqa: RUF012
     label_metrics: dict[Line, Estimate] = {}  # noqa: RUF012
     studies: StudyFigures | None = None
+    sequence_change: dict[Line, ChangedFigure] = {}  # noqa: RUF012
     level: Level = "slice"
     positives: Count = 0
     prevalence: Share = 0.0
@@ -124,7 +127,7 @@ class Evaluation(Figures):
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what says nothing: files are then as older versions wrote them."""
-        nothing = {"studies"} if self.studies is None else set()
+        nothing = {name for name in ("studies", "sequence_change") if not getattr(self, name)}
         nothing |= {"level"} if self.level == "slice" else _OF_SLICES
         return {name: value for name, value in write(self).items() if name not in nothing}
 
@@ -240,7 +243,7 @@ def _opened(folder: UPath, dataset: PreparedDataset, out: _Files, stated: _State
     card, opened = _counted(bundle.card, dataset.manifest.fingerprint)
     write_card(folder, card)
     slices = dataset.role("test")
-    logits = bundle.slice_label_logits(slices)
+    logits, own = bundle.slice_label_logits(slices), None
     probabilities = bundle.slice_label_probabilities(slices, logits)
     studies = score_studies(bundle, slices, logits)
     draws = PatientDraws(slices.patients, resamples=RESAMPLES)
@@ -249,7 +252,11 @@ def _opened(folder: UPath, dataset: PreparedDataset, out: _Files, stated: _State
     else:
         evaluation = _unlabeled(slices, card, opened)
     evaluation = _with_studies(evaluation, studies, bundle, draws, stated.studies)
-    _write(out, slices, probabilities, evaluation)
+    if bundle.sequence is not None:
+        own = bundle.network_label_logits(slices)
+        changed = measure_change(bundle, slices, logits, own, studies, draws)
+        evaluation = evaluation.model_copy(update={"sequence_change": changed})
+    _write(out, slices, probabilities, evaluation, None if own is None else bundle.calibrated(own[:, -1]))
     if isinstance(studies, ScoredStudies):
         write_table(out.studies, studies.table(), private=dataset.manifest.clear)
     write_card(folder, _with_figures(card, evaluation))
@@ -389,7 +396,13 @@ def _representations(slices: SliceSet) -> Iterator[tuple[str, NDArray[np.int64]]
                 yield name, rows
 
 
-def _write(out: _Files, slices: SliceSet, probabilities: NDArray[np.float64], evaluation: Evaluation) -> None:
+def _write(
+    out: _Files,
+    slices: SliceSet,
+    probabilities: NDArray[np.float64],
+    evaluation: Evaluation,
+    without_sequence: NDArray[np.float64] | None,
+) -> None:
     table = pa.table(
         {
             "slice_id": slices.dataset.column("slice_id")[slices.rows],
@@ -397,6 +410,7 @@ def _write(out: _Files, slices: SliceSet, probabilities: NDArray[np.float64], ev
             "label": slices.labels.astype(np.int8) if evaluation.level == "slice" else pa.nulls(len(slices), pa.int8()),
             "probability": probabilities[:, -1],
             **{f"probability_{name}": column for name, column in zip(SUBTYPES, probabilities.T[:-1], strict=False)},
+            **({} if without_sequence is None else {"probability_without_sequence": without_sequence}),
         }
     )
     write_table(out.predictions, table, private=slices.dataset.manifest.clear)
@@ -412,6 +426,8 @@ def _log_summary(evaluation: Evaluation, leak: str) -> None:
         say(f"  test: {evaluation.slices:,} slices of {evaluation.patients:,} patients, without labels of their own")
     if evaluation.studies is not None:
         _say_studies(evaluation.studies)
+    for name, figure in evaluation.sequence_change.items():
+        say(f"  sequence model: {name} {format_changed(figure)}")
 
 
 def _say_slices(evaluation: Evaluation) -> None:
