@@ -51,7 +51,8 @@ class StudyFigures(GroupFigures):
 
     Attributes:
         score: where their logits come from.
-        unknown: studies without a label, and slices that name no study: neither is measured.
+        unknown: studies without a label, which are not measured.
+        unnamed: slices that name no study, which are not measured either.
         ece_null: see `Evaluation`; None where studies have no probability of their own.
         patient_level: a patient is positive with any positive study, negative where all are known to be, and as
             probable as the most probable study.
@@ -61,6 +62,7 @@ class StudyFigures(GroupFigures):
 
     score: StudyScore
     unknown: Count = 0
+    unnamed: Count = 0
     ece_null: Estimate | None = None
     patient_level: GroupFigures | None = None
     subtypes: dict[Line, GroupFigures] = {}  # noqa: RUF012  (a pydantic default, copied for each record)
@@ -152,7 +154,8 @@ def measure_studies(
         **whole.figures(),
         cases=whole.cases,
         score=scored.score,
-        unknown=studies.unknown + studies.unnamed,
+        unknown=studies.unknown,
+        unnamed=studies.unnamed,
         ece_null=as_estimate(null) if null else None,
         patient_level=measure(_patients(studies, probabilities), points, draws),
         subtypes=_subtypes(studies, probabilities, calibration.operating_points, draws),
