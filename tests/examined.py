@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from ich_ray.data.dataset import ExaminationRecord, PreparedDataset
 from ich_ray.storage import read_json, sha256, write_json
 from ich_ray.vocabulary import LABELS, Level
+from tests.prepared import SLICES_A_PATIENT
 
 
 def with_columns(dataset: PreparedDataset, **columns: Sequence[Any]) -> PreparedDataset:
@@ -27,6 +28,16 @@ def with_columns(dataset: PreparedDataset, **columns: Sequence[Any]) -> Prepared
         )
     pq.write_table(table, str(dataset.files.slices))
     return PreparedDataset.open(dataset.files.root)
+
+
+def half_bleeding(dataset: PreparedDataset) -> PreparedDataset:
+    """Every second patient shows nothing, every other one a subdural bleeding in the second and third slice."""
+    positive = np.repeat(np.arange(len(dataset) // SLICES_A_PATIENT) % 2 == 0, SLICES_A_PATIENT)
+    positive &= np.tile([False, True, True, False], len(dataset) // SLICES_A_PATIENT)
+    none = np.zeros(len(dataset), np.int8)
+    held = positive.astype(np.int8)
+    others = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid")
+    return with_columns(dataset, any=held, subdural=held, **dict.fromkeys(others, none))
 
 
 def with_examinations(

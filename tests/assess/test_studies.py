@@ -21,7 +21,7 @@ from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.data.study_labels import studies_of
 from ich_ray.errors import ConfigError
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
-from tests.examined import with_columns, with_examinations
+from tests.examined import half_bleeding, with_examinations
 from tests.prepared import SLICES_A_PATIENT, make_dataset
 from tests.searched import make_bundle, make_search
 
@@ -31,16 +31,6 @@ PATIENTS = 160  # 24 of calibration, 24 of test
 @pytest.fixture(autouse=True)
 def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ich_ray.assess.evaluate.RESAMPLES", 100)
-
-
-def half_bleeding(dataset: PreparedDataset) -> PreparedDataset:
-    """Every second patient shows nothing, every other one a subdural bleeding in the second and third slice."""
-    positive = np.repeat(np.arange(len(dataset) // SLICES_A_PATIENT) % 2 == 0, SLICES_A_PATIENT)
-    positive &= np.tile([False, True, True, False], len(dataset) // SLICES_A_PATIENT)
-    none = np.zeros(len(dataset), np.int8)
-    held = positive.astype(np.int8)
-    others = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid")
-    return with_columns(dataset, any=held, subdural=held, **dict.fromkeys(others, none))
 
 
 @pytest.fixture(scope="module")
