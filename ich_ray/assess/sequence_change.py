@@ -52,7 +52,7 @@ def measure_change(
     studies: ScoredStudies | str,
     draws: PatientDraws,
 ) -> dict[str, ChangedFigure]:
-    """Figures of slices where these have labels, and those of studies where there are any, as `study_roc_auc`.
+    """Ranking figures of slices with labels, and those of studies, named as `study_roc_auc` is.
 
     Without the model a study has the highest logit of its answering series.
 

@@ -1,4 +1,4 @@
-"""Strips of studies: the probability of each slice along the head, the truth, and the slices that decided.
+"""Strips of studies: the probability of slices along the head, the truth, the slices that decided.
 
 Missed and false studies come first. Studies are named by their row in studies.parquet, never by an identifier.
 """
@@ -83,7 +83,7 @@ class StudyStrip:
 def pick_studies(
     labels: NDArray[np.float64], probabilities: NDArray[np.float64], threshold: float
 ) -> dict[StudyKind, list[int]]:
-    """Positions of the studies of each kind on which the model was most sure, missed and false ones first.
+    """Positions of studies of each kind, those on which the model was most sure first.
 
     Studies whose label is unknown (NaN) are of no kind.
     """
@@ -103,7 +103,7 @@ def pick_studies(
 
 
 def strips(inputs: Inputs) -> list[tuple[str, int, list[StudyStrip]]]:
-    """Title of each kind, how many studies are of it, and the strips of some; nothing where data are missing."""
+    """Title of each kind, how many studies are of it, and strips of some; nothing without the data."""
     evaluation, studies, predictions, dataset = inputs.evaluation, inputs.studies, inputs.predictions, inputs.dataset
     point = evaluation.studies.point if evaluation and evaluation.studies else None
     if evaluation is None or studies is None or predictions is None or dataset is None or point is None:
