@@ -82,9 +82,7 @@ def _numbered(slices: SliceSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.full(len(slices), -1), np.empty(0, np.int64)
     taken = pa.array(slices.rows)
     texts = [pc.fill_null(table[name].take(taken).cast(pa.large_string()), "") for name in ("study", "patient")]
-    study, patient = (
-        text.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64) for text in texts
-    )
+    study, patient = (text.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64) for text in texts)
     named = np.flatnonzero(~pc.equal(texts[0], "").to_numpy())
     _, first, which = np.unique((study * (patient.max() + 1) + patient)[named], return_index=True, return_inverse=True)
     order = np.argsort(first)
