@@ -15,9 +15,10 @@ from pydantic import Field
 from ich_ray.assess.operating_points import OperatingPointSpec, operating_points
 from ich_ray.assess.subtype_calibration import fit_subtypes, subtype_shifts
 from ich_ray.assess.tta_gain import format_gain, measure_tta
-from ich_ray.bundle.card import CalibrationNote, OperatingPoint, SubtypeCalibration, TtaGain
+from ich_ray.bundle.card import CalibrationNote, SubtypeCalibration, TtaGain
 from ich_ray.bundle.card_file import write_card
 from ich_ray.bundle.logit_scaling import METHODS, LogitScaling, Method, bound_note, fit_scaling
+from ich_ray.bundle.operating_point import OperatingPoint
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ich_ray.bundle.card import Card, OperatingPoint
+    from ich_ray.bundle.card import Card
     from ich_ray.bundle.input_survey import SeriesTable
+    from ich_ray.bundle.operating_point import OperatingPoint
     from ich_ray.bundle.work_parts import Part
     from ich_ray.ct.slabs import Slabs
 
