@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.model.networks import Network
 
-__all__ = ["with_features"]
+__all__ = ["count_features", "with_features"]
 
 
 class WithInput(nn.Module):
@@ -44,10 +44,25 @@ def with_features(
         ConfigError: it ends in no layer of weights, or has other features.
     """
     path = _last_layer(network, parameters, image_shape)
-    if (found := network.get_submodule(path).weight.shape[1]) != features:  # type: ignore[union-attr, index]
+    if (found := _inputs(network, path)) != features:
         raise ConfigError(f"sequence: features must be as many as {found} of the network, got {features}")
     made: Network = _with(network, path.split(".")).eval()
     return made
+
+
+def count_features(network: Network, parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> int:
+    """How many features a network has.
+
+    Raises:
+        ConfigError: it ends in no layer of weights.
+    """
+    return _inputs(network, _last_layer(network, parameters, image_shape))
+
+
+def _inputs(network: nn.Module, path: str) -> int:
+    weight = network.get_submodule(path).weight
+    assert isinstance(weight, torch.Tensor)  # noqa: S101  (it is a linear layer)
+    return weight.shape[1]
 
 
 def _last_layer(network: nn.Module, parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> str:
