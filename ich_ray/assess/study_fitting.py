@@ -64,7 +64,7 @@ def study_scores(
 ) -> tuple[NDArray[np.float32], StudyScore]:
     """Logits of studies, `[studies, labels]`, and where they come from; `logits` are those of the slices."""
     found = bundle.study_label_logits(slices, logits)
-    return found.logits[found.study[studies.first]], "maximum" if bundle.sequence is None else "study head"
+    return found.logits[found.of_slice[studies.first]], found.score
 
 
 def why_not_by_study(slices: SliceSet, studies: LabelledStudies) -> str:
