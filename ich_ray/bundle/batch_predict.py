@@ -24,7 +24,7 @@ from ich_ray.bundle.prediction import LabelledPrediction, Prediction, Predictor,
 from ich_ray.bundle.study_decision import StudyDecision
 from ich_ray.bundle.study_prediction import LabelledStudyPrediction, StudyPrediction, StudyRows
 from ich_ray.bundle.study_reports import check_reports, write_reports
-from ich_ray.bundle.table_writer import as_table, check_suffix, writing_rows
+from ich_ray.bundle.table_writer import as_table, check_suffix, from_table, writing_rows
 from ich_ray.bundle.work_parts import as_item, in_order, part_of, single_slices
 from ich_ray.data.neighbors import neighbor_rows, without_neighbors
 from ich_ray.errors import ConfigError
@@ -166,7 +166,7 @@ def predict(
         totals.inputs = len(survey.inputs)
         studies = None if decision is None else StudyRows(decision, predictor.bundle.card.training_data, survey.table)
         parts = predictor.parts(survey.inputs, survey.table, survey.slabs)
-        found = _through_ray(order, parts, predictor.kind) if many else predictor.rows(parts)
+        found = _through_ray(order, parts, predictor.row_kind) if many else predictor.rows(parts)
         with progress.bar("Predicting", totals.inputs, "slices") as advance:
             for rows in in_order(parts, _rejects_counted(found, totals, advance)):
                 if studies is None:
@@ -262,7 +262,7 @@ def _through_ray(order: _Order, parts: list[Part], kind: type[Prediction]) -> It
     """Rows of each part, in turn, from one worker on each CPU; accelerators are shared among them."""
     items = [as_item(part) for part in parts]
     for table in map_in_order(items, _Worker, order, rule="predict: every batch must end", hint=_AGAIN):
-        yield [kind(**row) for row in table.to_pylist()]
+        yield from_table(table, kind)
 
 
 _AGAIN = "nothing was written, try again"
@@ -275,4 +275,4 @@ class _Worker:
         self._predictor = order.predictor()
 
     def __call__(self, item: dict[str, Any]) -> pa.Table:
-        return as_table(self._predictor.predict(part_of(item)), self._predictor.kind)
+        return as_table(self._predictor.predict(part_of(item)), self._predictor.row_kind)

@@ -79,10 +79,11 @@ def scans(tmp_path: Path) -> Path:
     return folder
 
 
-def dataset_of(folder: Path, files: list[Path]) -> PreparedDataset:
-    """A dataset with the slices of these files in its rows, and in others of other series."""
+def dataset_of(folder: Path, files: list[Path], images_of: list[NDArray[np.uint8]] | None = None) -> PreparedDataset:
+    """A dataset with the slices of these files in its rows, or other images, and in others of other series."""
     slices = [read_slice(file.read_bytes()) for file in files]
-    images = np.stack([window_slice(found, parse_windows(DEFAULT_WINDOWS), SIZE) for found in slices])
+    windows = parse_windows(DEFAULT_WINDOWS)
+    images = np.stack(images_of or [window_slice(found, windows, SIZE) for found in slices])
     spare = -len(files) % 4 + 4
     made = make_dataset(folder, (len(files) + spare) // 4, SIZE, images=np.concatenate([images, images[:spare]]))
     columns = {
