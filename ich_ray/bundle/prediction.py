@@ -88,7 +88,7 @@ class Prediction:
 class SubtypeColumns:
     """What a bundle that answers the subtypes adds at the end of a row.
 
-    In a study it is the highest of any of its slices. None of these is forced below the probability of `any`, which
+    In a study it is that of the series that answers for it. None of these is forced below the probability of `any`, which
     decides.
     """
 

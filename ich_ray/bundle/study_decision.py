@@ -65,17 +65,22 @@ class StudyDecision:
                 "name one of these, or predict by slice"
             )
         first = next(iter(card.operating_points), of_slices)
-        studies = tuple(fitted.labels[name].scaling for name in card.parameters.predicted_labels)
+        labels = zip(card.parameters.predicted_labels, card.scalings, strict=True)
+        studies = tuple(fitted.labels[name].scaling if name in fitted.labels else other for name, other in labels)
         decides = of_slices if of_slices in card.operating_points else first
         return cls(named, own[named].threshold, decides, card.scalings, studies)
 
-    def logits(self, probabilities: Sequence[float]) -> list[float]:
-        """The logits of a slice, of each label."""
-        return [float(scaling.logits(p)) for scaling, p in zip(self.slices, probabilities, strict=True)]
+    def probabilities(self, of_slices: Sequence[float], of_series: Sequence[float] = ()) -> list[float]:
+        """Of a study, by label, from the series that answers.
 
-    def probabilities(self, of_slice: Sequence[float]) -> list[float]:
-        """Of a study, by label, whose most probable slices have these probabilities."""
-        if self.studies is None:
-            return list(of_slice)
-        logits = np.array(self.logits(of_slice))
-        return [float(scaling(logit)) for scaling, logit in zip(self.studies, logits, strict=True)]
+        Args:
+            of_slices: the highest probability of its slices.
+            of_series: the raw logit of a study head, which answers where there is one.
+        """
+        if self.studies is None and not of_series:
+            return list(of_slices)
+        logits = of_series or [
+            float(scaling.logits(probability)) for scaling, probability in zip(self.slices, of_slices, strict=True)
+        ]
+        scalings = self.studies or self.slices
+        return [float(scaling(logit)) for scaling, logit in zip(scalings, np.array(logits), strict=True)]
