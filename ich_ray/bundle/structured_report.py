@@ -58,7 +58,13 @@ def check_highdicom() -> Any:
 
 @dataclass(frozen=True)
 class ReferencedSlice:
-    """A slice that a report names: its file, the frame of it (0 if it has one alone), and its probability."""
+    """A slice that a report names.
+
+    Attributes:
+        source: its file.
+        frame: of the file, 0 if this is one slice.
+        probability: by slice.
+    """
 
     source: SourceInstance
     frame: int

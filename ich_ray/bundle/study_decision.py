@@ -79,8 +79,9 @@ class StudyDecision:
         """
         if self.studies is None and not of_series:
             return list(of_slices)
-        logits = of_series or [
-            float(scaling.logits(probability)) for scaling, probability in zip(self.slices, of_slices, strict=True)
-        ]
-        scalings = self.studies or self.slices
-        return [float(scaling(logit)) for scaling, logit in zip(scalings, np.array(logits), strict=True)]
+        logits = np.array(of_series)
+        if not of_series:
+            of_labels = zip(self.slices, np.array(of_slices), strict=True)
+            logits = np.array([scaling.logits(probability) for scaling, probability in of_labels])
+        scalings = zip(self.studies or self.slices, logits, strict=True)
+        return [float(scaling(logit)) for scaling, logit in scalings]

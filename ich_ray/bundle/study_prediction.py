@@ -34,9 +34,9 @@ _UNTOLD = SeriesLook(math.nan, math.nan, math.nan, "", "")
 
 @dataclass(frozen=True)
 class StudyPrediction:
-    """One study, as probable as the series that answers for it; `file` is the most probable slice of this series.
+    """One study, as probable as the series that answers for it.
 
-    A rejected file has a row of its own.
+    `file` is the most probable slice of this series. A rejected file has a row of its own.
 
     Attributes:
         slices, positive_slices: of all its series: a bleeding stands in each reconstruction of the study.
@@ -200,6 +200,7 @@ class StudyRows:
         uid, decision = self._answering(study), self._decision
         answers, positive = study.series[uid], [series.positive for series in study.series.values()]
         *subtypes, probability = decision.probabilities(answers.highest, answers.logits)
+        columns: dict[str, Any] = dict(zip(SUBTYPE_COLUMNS, subtypes, strict=False))
         return replace(
             kind(
                 study=first.study,
@@ -219,7 +220,7 @@ class StudyRows:
                 other_series=self._others(study, uid),
             ),
             **_suspects(answers.suspects),
-            **dict(zip(SUBTYPE_COLUMNS, subtypes, strict=False)),
+            **columns,
         )
 
     def _answering(self, study: _Study) -> str:

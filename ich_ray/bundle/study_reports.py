@@ -1,6 +1,6 @@
-"""Reports of all studies of `predict` into one folder, each made of the files of the series that answers.
+"""Reports of all studies of `predict` into one folder.
 
-Their headers are read once more, for what a report repeats of them; nothing of that is kept, said or logged.
+The headers of the series that answer are read once more, for what a report repeats of them; nothing of that is kept, said or logged.
 """
 
 from __future__ import annotations

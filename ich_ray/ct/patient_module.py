@@ -1,4 +1,4 @@
-"""Whom and what a file is of, in clear: what a report about it must repeat so that an archive files it beside it.
+"""Whom a file is of, in clear: what a report must repeat to be filed beside it.
 
 Nothing else of the package reads a name or a date. Values that no report may hold are empty: of the wrong form, of
 several values, too long.

@@ -1,4 +1,4 @@
-"""Labels by accession number: the study that each number of a label table is of, found in the headers.
+"""Labels by accession number: the study that each number is of, found in the headers.
 
 An accession number leads a hospital to its patient at once: it is read where a table names some, matched, and neither
 kept nor written, not even as a pseudonym. From then on the table is one of studies.
@@ -30,9 +30,9 @@ _THREADS, _AT_ONCE = 16, 1024
 
 
 def by_study(labels: LabelTable, root: UPath, files: Sequence[str], without_preamble: bool) -> LabelTable:
-    """The table with StudyInstanceUIDs in place of accession numbers; numbers of no file stay as they are.
+    """The table with StudyInstanceUIDs in place of accession numbers.
 
-    Every header is read, a second time.
+    Numbers of no file stay as they are. Every header is read, a second time.
 
     Args:
         labels: whose ids are accession numbers.
