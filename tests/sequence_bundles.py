@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ich_ray.bundle.bundle import Bundle, load_bundle
-from ich_ray.bundle.feature_network import count_features
 from ich_ray.bundle.sequence_note import Blend, SequenceNote
+from ich_ray.model.pooled_features import FeatureNetwork
 from ich_ray.model.sequence_networks import build_sequence_network
 from ich_ray.model.sequence_parameters import SequenceParameters
 
@@ -28,7 +28,7 @@ def add_sequence(folder: Path, **fields: object) -> Path:
 def with_sequence(bundle: Bundle, **fields: object) -> Bundle:
     parameters = SequenceParameters.model_validate({"hidden": 8, "projection": 16, "deltas": True, **fields})
     labels = bundle.card.parameters.predicted_labels
-    count = count_features(bundle.network, bundle.card.parameters, bundle.card.image_shape)
+    count = FeatureNetwork(bundle.network, bundle.card.input_shape).width
     torch.manual_seed(1)
     network = build_sequence_network(parameters, count, len(labels))
     blend = {label: Blend(own=0.5, sequence=2.0, bias=0.1 * place) for place, label in enumerate(labels)}

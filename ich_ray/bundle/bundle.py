@@ -70,7 +70,7 @@ class Bundle:
         if (sequence is None) != (card.sequence is None):
             raise IchRayError(f"{card.name}: a sequence model must be given where the card has one, and only there")
         if sequence is not None and card.sequence is not None:
-            self.series = SeriesModel(self.network, sequence, card, card.sequence, self.device)
+            self.series = SeriesModel(self.model, sequence, card, card.sequence, self.device)
 
     def __repr__(self) -> str:
         return f"Bundle({self.card.architecture}, {'calibrated' if self.card.operating_points else 'not calibrated'})"

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ich_ray.bundle.input_survey import Input
-from ich_ray.bundle.series_prediction import SeenSlices, SeriesColumns, flagged
+from ich_ray.bundle.series_prediction import SeenSlices, SeriesColumns, sequence_flags
 from ich_ray.bundle.series_reading import Seen, SeriesImages, SliceReader, walk
 from ich_ray.bundle.threads import mapped_ahead
 from ich_ray.bundle.work_parts import in_order, single_slices, whole_series
@@ -279,7 +279,8 @@ class Predictor:
                 continue
             places = [place for place, row in zip(batch.places, batch.rows, strict=True) if not row.reason]
             pixels = self._beside_each_other(batch.images)
-            seen.add(places, pixels, batch.rectangles)
+            with self._one_at_a_time:
+                seen.add(places, pixels, batch.rectangles)
             if self.heatmaps is not None:
                 shown.update({place: (pixels[at], _at(batch.rectangles, at)) for at, place in enumerate(places)})
         places_seen, probabilities, of_series = seen.answers()
@@ -296,7 +297,9 @@ class Predictor:
             with self._one_at_a_time:
                 decided = self._told(told, probabilities[some], images, np.stack(cut) if cut else None)
             rows.update(zip(places, decided, strict=True))
-        return flagged([rows[place] for place in range(len(part.inputs))], part)
+        found = [rows[place] for place in range(len(part.inputs))]
+        flags = sequence_flags([row.reason for row in found], part)
+        return [_flagged(row, flag) if flag else row for row, flag in zip(found, flags, strict=True)]
 
     def read(self, part: Part) -> Iterator[Batch]:
         """A batch at a time. A series of more slices than a batch is never in memory as a whole."""
@@ -402,6 +405,10 @@ class Predictor:
             threshold=self.threshold,
             heatmap=heatmap,
         )
+
+
+def _flagged(row: Prediction, flag: str) -> Prediction:
+    return replace(row, flags=",".join(sorted({flag, *filter(None, row.flags.split(","))})))
 
 
 def _at(rectangles: NDArray[np.float32] | None, place: int) -> NDArray[np.float32] | None:

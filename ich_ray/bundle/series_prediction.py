@@ -1,11 +1,11 @@
-"""Rows of `predict` of a bundle with a sequence model: a series is read and seen whole before any slice is decided.
+"""Whole series for `predict`: seen slice by slice, then scored by the sequence model at once.
 
 Images live for one batch, as without; what waits for the rest of its series are logits and features, a few kB a slice.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,15 +15,14 @@ from ich_ray.ct.slabs import SAME_MM
 from ich_ray.data.series_survey import is_gap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from ich_ray.bundle.prediction import Prediction
     from ich_ray.bundle.sequence_scorer import SequenceAnswers
     from ich_ray.bundle.work_parts import Part
 
-__all__ = ["SEQUENCE_FLAGS", "SeenSlices", "SeriesColumns", "SeriesScorer", "flagged"]
+__all__ = ["SEQUENCE_FLAGS", "SeenSlices", "SeriesColumns", "SeriesScorer", "sequence_flags"]
 
 # By a bundle with a sequence model.
 SEQUENCE_FLAGS = {
@@ -102,23 +101,20 @@ class SeenSlices:
         return places, probabilities, of_series
 
 
-def flagged(rows: Sequence[Prediction], part: Part) -> list[Prediction]:
-    """The rows of a part with `SEQUENCE_FLAGS`."""
+def sequence_flags(reasons: Sequence[str], part: Part) -> list[str]:
+    """One of `SEQUENCE_FLAGS`, or none, for each slice of a part; some have a reason."""
     from ich_ray.ct.dicom import EXCLUSIONS  # pydicom is not needed to load a bundle
 
-    found, begin = list(rows), 0
+    found, begin = [""] * len(reasons), 0
     for length in part.lengths:
         places = range(begin, begin + length)
-        held = [place for place in places if not rows[place].reason]
-        lost = any(rows[place].reason and rows[place].reason not in EXCLUSIONS for place in places)
+        held = [place for place in places if not reasons[place]]
+        lost = any(reasons[place] and reasons[place] not in EXCLUSIONS for place in places)
         where = np.array([part.places_mm[place] for place in held], np.float64)
         known = np.isfinite(where) if len(_distinct(where)) > 1 else np.zeros(len(where), bool)
-        broken = lost or _has_gap(where[known])
+        of_known = "series_incomplete" if lost or _has_gap(where[known]) else ""
         for place, is_known in zip(held, known.tolist(), strict=True):
-            if not is_known:
-                found[place] = _with(rows[place], ["series_unknown"])
-            elif broken:
-                found[place] = _with(rows[place], ["series_incomplete"])
+            found[place] = of_known if is_known else "series_unknown"
         begin += length
     return found
 
@@ -132,7 +128,3 @@ def _distinct(places_mm: NDArray[np.float64]) -> NDArray[np.float64]:
 def _has_gap(places_mm: NDArray[np.float64]) -> bool:
     steps = np.diff(_distinct(places_mm))
     return bool(is_gap(np.zeros(len(steps), np.int64), steps).any())
-
-
-def _with(row: Prediction, flags: Iterable[str]) -> Prediction:
-    return replace(row, flags=",".join(sorted({*flags, *filter(None, row.flags.split(","))})))

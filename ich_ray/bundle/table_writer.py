@@ -43,7 +43,7 @@ def check_suffix(path: UPath) -> None:
 
 @contextmanager
 def writing_rows(path: UPath, kind: type[Any]) -> Iterator[Callable[[Sequence[Any]], None]]:
-    """A function that appends rows of the dataclass `kind`, or of one that adds to it, to a table of its columns.
+    """A function that appends rows to a table of the columns of the dataclass `kind`; they may have more.
 
     Rows name patients' files, so only the owner may read it.
 

@@ -238,6 +238,8 @@ def provenance_facts(inputs: Inputs) -> Facts:
         facts.append((f"Seed of trial {inputs.chosen.number}", str(inputs.chosen.seed)))
     if weights:
         facts.append((f"SHA-256 of {weights.get('file', 'the weights')}", str(weights.get("sha256", "–"))))
+    if of_sequence := (card.get("sequence") or {}).get("weights"):
+        facts.append((f"SHA-256 of {of_sequence['file']}", str(of_sequence["sha256"])))
     if inputs.evaluation is not None:
         facts.append(("Test patients opened", f"{inputs.evaluation.opened} ×, {moment(inputs.evaluation.time)}"))
         facts.append(
