@@ -75,7 +75,8 @@ class StudyDecision:
 
         Args:
             of_slices: the highest probability of its slices.
-            of_series: the raw logit of a study head, which answers where there is one.
+            of_series: raw logits, of a study head or the highest of its slices; without them they are told from
+                `of_slices`, as far as these are not 0 or 1.
         """
         if self.studies is None and not of_series:
             return list(of_slices)

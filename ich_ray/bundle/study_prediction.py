@@ -90,7 +90,7 @@ class _Series:
     """What is kept of the accepted rows of a series.
 
     Attributes:
-        highest: probabilities of slices by label, `any` last; `logits`, those of a study head, empty without one.
+        highest: probabilities of slices by label, `any` last; `logits`, those that studies are made of, if kept.
         suspects: its most probable slices, the first of equals first.
         rows: the numbers of its rows.
     """

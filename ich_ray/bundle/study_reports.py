@@ -1,6 +1,7 @@
 """Reports of all studies of `predict` into one folder.
 
-The headers of the series that answer are read once more, for what a report repeats of them; nothing of that is kept, said or logged.
+The headers of the series that answer are read once more, for what a report repeats of them; nothing of that is kept,
+said or logged.
 """
 
 from __future__ import annotations

@@ -98,3 +98,18 @@ def test_workers_of_ray_data_say_the_same(bundle: Path, scans: Path, monkeypatch
     for name, row in there.items():
         assert row == {column: pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
                        for column, value in here[name].items()}  # fmt: skip
+
+
+def test_slices_with_a_probability_of_1_still_make_different_studies(scans: Path, tmp_path: Path) -> None:
+    """By a scaling that saturates, as small temperatures do; that of studies does not."""
+    for number in range(5):
+        write(scans, f"{number}x", 5 * number, "x", StudyInstanceUID="other")
+    bundle = make_bundle(tmp_path / "bundle")
+    card = read_card(locate(bundle))
+    saturated = {"studies": fitted(study_f2=0.7), "temperature": 1e-3, "bias": 900.0}
+    write_card(locate(bundle), card.model_copy(update=saturated))
+    rows, logits = predicted(bundle, scans), in_a_dataset(bundle, scans)
+    assert {row["file_probability"] for row in rows.values()} == {1.0}
+    for name, row in rows.items():
+        assert row["probability"] == pytest.approx(1 / (1 + np.exp(-logits[name][-1] / 2 - 1)), abs=1e-6)
+    assert rows["study"]["probability"] != rows["other"]["probability"]
