@@ -249,13 +249,17 @@ class Bundle:
         """
         return self.slice_label_probabilities(slices)[:, -1]
 
-    def slice_label_probabilities(self, slices: SliceSet) -> NDArray[np.float64]:
+    def slice_label_probabilities(
+        self, slices: SliceSet, logits: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float64]:
         """Calibrated probabilities of all labels, float64 `[n, labels]`; `any` is the last.
+
+        `logits` are those of these slices, if they are at hand.
 
         Raises:
             IchRayError: one is not finite.
         """
-        logits = self.slice_label_logits(slices)
+        logits = self.slice_label_logits(slices) if logits is None else logits
         probabilities = self.label_calibrated(logits)
         self._check_finite(slices, logits, probabilities)
         return probabilities

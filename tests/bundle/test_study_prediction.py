@@ -173,7 +173,7 @@ def fitted(scaled_by: str = "own", **points: float) -> StudyCalibration:
         "log_loss_after": 0.4,
     }
     of_any = StudyScaling(**counts, scaled_by=scaled_by, temperature=2, bias=1, operating_points=held)
-    return StudyCalibration(created=0, labels={"any": of_any})
+    return StudyCalibration(labels={"any": of_any})
 
 
 @pytest.fixture(scope="module")
