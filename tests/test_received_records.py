@@ -37,7 +37,7 @@ STATED = {
     "bundle.sequence_note.SequenceNote text": "figures objective",
     "bundle.training_data.Names text": "counts",
     "bundle.card.SearchNote text": "confirmed name objective",
-    "assess.evaluate.Evaluation text": (
+    "assess.evaluation.Evaluation text": (
         "floors label_metrics labels metrics notes operating_points representations sequence_change subtypes"
     ),
     "assess.study_figures.StudyFigures text": "floors labels metrics notes operating_points subtypes",

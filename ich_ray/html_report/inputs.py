@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ich_ray.assess.study_figures import StudyFigures
 
-__all__ = ["Inputs", "Predictions", "StudyRows", "gather", "read_predictions"]
+__all__ = ["Inputs", "Predictions", "StudyTable", "gather", "read_predictions"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class StudyRows:
+class StudyTable:
     """studies.parquet, in its order.
 
     Attributes:
@@ -62,10 +62,10 @@ class StudyRows:
     labels: NDArray[np.float64]
     probabilities: NDArray[np.float64]
 
-    def labeled(self) -> StudyRows:
+    def labeled(self) -> StudyTable:
         """Those whose label is known."""
         known = ~np.isnan(self.labels)
-        return StudyRows(self.studies[known], self.patients[known], self.labels[known], self.probabilities[known])
+        return StudyTable(self.studies[known], self.patients[known], self.labels[known], self.probabilities[known])
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Inputs:
     calibration: Calibration | None
     evaluation: Evaluation | None
     predictions: Predictions | None
-    studies: StudyRows | None
+    studies: StudyTable | None
     card: dict[str, Any] | None
     dataset: PreparedDataset | None
     dataset_problem: str
@@ -166,7 +166,7 @@ def read_predictions(path: UPath, slices: int) -> Predictions | None:
     return Predictions(columns["slice_id"], columns["patient"], labels.astype(np.int64), probabilities, without)
 
 
-def _read_studies(path: UPath, figures: StudyFigures) -> StudyRows | None:
+def _read_studies(path: UPath, figures: StudyFigures) -> StudyTable | None:
     """What `evaluate` saw of studies; None if there is no file.
 
     Raises:
@@ -185,7 +185,7 @@ def _read_studies(path: UPath, figures: StudyFigures) -> StudyRows | None:
     known = labels[~np.isnan(labels)]
     if not (np.isin(known, (0, 1)).all() and ((probabilities >= 0) & (probabilities <= 1)).all()):
         raise IntegrityError(f"{path}: labels of 0 and 1 and probabilities must be there, got others; {remedy}")
-    return StudyRows(named[0], named[1], labels, probabilities)
+    return StudyTable(named[0], named[1], labels, probabilities)
 
 
 def _dataset(search: SearchResult) -> tuple[PreparedDataset | None, str]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.html_report.inputs import Inputs, Predictions, StudyRows
+    from ich_ray.html_report.inputs import Inputs, Predictions, StudyTable
 
 __all__ = ["StudyKind", "StudyStrip", "Thumbnail", "pick_studies", "strips"]
 
@@ -148,7 +148,7 @@ class _Drawing:
         pairs = zip(self._studies.names, self._studies.patients, strict=True)
         self._number: Mapping[tuple[str, str], int] = {pair: place for place, pair in enumerate(pairs)}
 
-    def strip(self, studies: StudyRows, row: int) -> StudyStrip | None:
+    def strip(self, studies: StudyTable, row: int) -> StudyStrip | None:
         """The strip of one study; None where the dataset does not hold its slices."""
         number_of = self._number.get((studies.studies[row], studies.patients[row]))
         if number_of is None:
