@@ -18,10 +18,13 @@ import pyarrow.compute as pc
 
 from ich_ray import progress
 from ich_ray.bundle.bundle import OPERATING_POINT, load_bundle
+from ich_ray.bundle.card_file import read_card
 from ich_ray.bundle.input_survey import read_facts, read_facts_ahead, survey_inputs
 from ich_ray.bundle.prediction import LabelledPrediction, Prediction, Predictor, list_inputs
-from ich_ray.bundle.study_prediction import LabelledStudyPrediction, Studies, StudyPrediction
-from ich_ray.bundle.table_writer import as_table, check_suffix, writing_rows
+from ich_ray.bundle.study_decision import StudyDecision
+from ich_ray.bundle.study_prediction import LabelledStudyPrediction, StudyPrediction, StudyRows
+from ich_ray.bundle.study_reports import check_reports, write_reports
+from ich_ray.bundle.table_writer import as_table, check_suffix, from_table, writing_rows
 from ich_ray.bundle.work_parts import as_item, in_order, part_of, single_slices
 from ich_ray.data.neighbors import neighbor_rows, without_neighbors
 from ich_ray.errors import ConfigError
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import pyarrow as pa
+    from upath import UPath
 
     from ich_ray.bundle.card import Card
     from ich_ray.bundle.input_survey import Input, Survey
@@ -57,6 +61,7 @@ class Totals:
         rejected: files with a fault; `excluded`, those that are no axial slice of a head.
         reasons: how many of both for which.
         flagged: rows of the table with a flag; `flags`, how many with which.
+        reports: of studies that were written; `unreported`, how many studies have none for which reason.
     """
 
     inputs: int
@@ -67,6 +72,8 @@ class Totals:
     flagged: int = 0
     flags: Counter[str] = field(default_factory=Counter)
     excluded: int = 0
+    reports: int = 0
+    unreported: Counter[str] = field(default_factory=Counter)
 
     def reject(self, rows: Iterable[Prediction]) -> None:
         """Count the files that have no probability."""
@@ -114,6 +121,7 @@ def predict(
     point: str = OPERATING_POINT,
     by: Literal["slice", "study"] = "slice",
     heatmaps: Location | None = None,
+    dicom_sr: Location | None = None,
     slabs: bool = True,
     without_preamble: bool = False,
     address: str | None = None,
@@ -126,8 +134,10 @@ def predict(
         out: a file that ends in `.csv`, `.json` or `.parquet`. In CSV, text that a spreadsheet would compute gets a
             single quote in front (see `spreadsheet.inert`), which only names of files can need; the others are exact.
         point: the operating point that decides.
-        by: a row for each slice, or for each study with its most probable slice (rejected files keep their own).
+        by: a row for each slice, or for each study, as probable as the series that answers for it (rejected files keep
+            their own).
         heatmaps: a folder for a Grad-CAM picture of each accepted slice.
+        dicom_sr: a folder for a DICOM Structured Report of each study, which repeats its patient.
         slabs: average the slices of series that are finer than the training data, see `TrainingData.slab_rule`.
         without_preamble: read files that begin with their meta information, too.
         address: a Ray cluster that sees the same files; many files use Ray on this machine anyway.
@@ -138,17 +148,15 @@ def predict(
         IntegrityError: the bundle is damaged.
     """
     target = locate(out)
-    check_suffix(target)
-    check_file(target, "--out")
-    if heatmaps is not None:
-        check_folder(locate(heatmaps), "--heatmaps")
+    _check_places(target, heatmaps, dicom_sr, by)
     pictures = None if heatmaps is None else str(locate(heatmaps))
-    order = _Order(str(locate(bundle)), point, pictures, without_preamble)
+    decision = StudyDecision.of_card(read_card(locate(bundle)), point) if by == "study" else None
+    order = _Order(str(locate(bundle)), decision.of_slices if decision else point, pictures, without_preamble)
     predictor, inputs = order.predictor(), list_inputs(paths)
     if target in map(locate, paths):
         raise ConfigError(f"--out {target}: a file that is no input must be given, got an input; name another")
     many = address is not None or len(inputs) >= _WORTH_RAY
-    totals, studies = Totals(len(inputs)), Studies()
+    totals = Totals(len(inputs))
     of_study = LabelledStudyPrediction if predictor.kind is LabelledPrediction else StudyPrediction
     kind: type[Prediction | StudyPrediction] = predictor.kind if by == "slice" else of_study
     with connected(address) if many else nullcontext(), writing_rows(target, kind) as append:
@@ -156,21 +164,42 @@ def predict(
             ask_machines()
         survey = _surveyed(inputs, predictor.bundle.card, slabs, order, many)
         totals.inputs = len(survey.inputs)
+        studies = None if decision is None else StudyRows(decision, predictor.bundle.card.training_data, survey.table)
         parts = predictor.parts(survey.inputs, survey.table, survey.slabs)
-        found = _through_ray(order, parts, predictor.kind) if many else predictor.rows(parts)
+        found = _through_ray(order, parts, predictor.row_kind) if many else predictor.rows(parts)
         with progress.bar("Predicting", totals.inputs, "slices") as advance:
             for rows in in_order(parts, _rejects_counted(found, totals, advance)):
-                if by == "slice":
+                if studies is None:
                     append(rows)
                     totals.count(rows)
                 else:
                     studies.add(rows)
-        if studies.repeated:
-            progress.say(f"  {studies.repeated} files repeat a slice of their study and are not counted again")
-        gathered = studies.rows()
-        append(gathered)
-        totals.count(gathered)
+        if studies is not None:
+            append(gathered := _gathered(studies))
+            totals.count(gathered)
+            if dicom_sr is not None:
+                reports = write_reports(predictor.bundle.card, dicom_sr, studies, survey.inputs, without_preamble)
+                totals.reports, totals.unreported = reports
     return totals
+
+
+def _check_places(
+    target: UPath, heatmaps: Location | None, dicom_sr: Location | None, by: Literal["slice", "study"]
+) -> None:
+    check_suffix(target)
+    check_file(target, "--out")
+    if heatmaps is not None:
+        check_folder(locate(heatmaps), "--heatmaps")
+    if dicom_sr is not None:
+        if by != "study":
+            raise ConfigError("--dicom-sr: a report is of a study, got rows by slice; add --by study")
+        check_reports(dicom_sr)
+
+
+def _gathered(studies: StudyRows) -> list[StudyPrediction]:
+    if studies.repeated:
+        progress.say(f"  {studies.repeated} files repeat a slice of their study and are not counted again")
+    return studies.rows()
 
 
 def _rejects_counted(
@@ -233,7 +262,7 @@ def _through_ray(order: _Order, parts: list[Part], kind: type[Prediction]) -> It
     """Rows of each part, in turn, from one worker on each CPU; accelerators are shared among them."""
     items = [as_item(part) for part in parts]
     for table in map_in_order(items, _Worker, order, rule="predict: every batch must end", hint=_AGAIN):
-        yield [kind(**row) for row in table.to_pylist()]
+        yield from_table(table, kind)
 
 
 _AGAIN = "nothing was written, try again"
@@ -246,4 +275,4 @@ class _Worker:
         self._predictor = order.predictor()
 
     def __call__(self, item: dict[str, Any]) -> pa.Table:
-        return as_table(self._predictor.predict(part_of(item)), self._predictor.kind)
+        return as_table(self._predictor.predict(part_of(item)), self._predictor.row_kind)

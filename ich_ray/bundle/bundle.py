@@ -9,39 +9,50 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 
+from ich_ray.bundle.answering_series import answering_series
+from ich_ray.bundle.card import with_sequence_note
 from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.ensemble import Ensemble
+from ich_ray.bundle.sequence_file import read_sequence
+from ich_ray.bundle.sequence_note import SEQUENCE_FILE
+from ich_ray.bundle.series_model import SeriesModel
+from ich_ray.bundle.study_logits import study_logits
 from ich_ray.bundle.tta import with_tta
+from ich_ray.bundle.weights_file import REMEDY, damaged_weights, read_weights_file, write_weights_file
 from ich_ray.data.shown_rectangles import WHOLE
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.model.outline import filled, outline
 from ich_ray.model.resampling import reduced
-from ich_ray.model.tensors import layout_of, not_finite, read_tensors, unpack
-from ich_ray.results import WeightsNote
-from ich_ray.storage import Location, locate, sha256, unreadable, write_bytes
+from ich_ray.model.tensors import layout_of
+from ich_ray.storage import Location, locate
 from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, predict_logits
 from ich_ray.training.network_inputs import input_rectangles, place_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import nn
     from upath import UPath
 
-    from ich_ray.bundle.card import Card, OperatingPoint
+    from ich_ray.bundle.card import Card
+    from ich_ray.bundle.operating_point import OperatingPoint
     from ich_ray.bundle.prediction import Prediction
+    from ich_ray.bundle.sequence_note import SequenceNote
+    from ich_ray.bundle.sequence_scorer import SequenceAnswers
+    from ich_ray.bundle.study_calibration import StudyScore
+    from ich_ray.bundle.study_logits import StudyLogits
     from ich_ray.data.dataset import SliceSet
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.model.networks import Network
+    from ich_ray.model.sequence_networks import SequenceNetwork
+    from ich_ray.results import WeightsNote
 
 __all__ = ["OPERATING_POINT", "Bundle", "load_bundle"]
 
 OPERATING_POINT = "f2"
 WEIGHTS_FILE = "model.safetensors"
-_REMEDY = "restore the file or retrain"
 _IF_NOT_FINITE = "repeat it without an accelerator if there is one, calibrate again, or retrain"
 
 
@@ -51,16 +62,29 @@ class Bundle:
     Attributes:
         network: the one that was trained, of an ensemble the first.
         networks: that one and those of `card.members`.
-        model: what gives all logits and probabilities: the network, or the mean over those of an ensemble, and its mean
-            over the views of `card.tta`.
+        model: what gives their logits: the network, or the mean over those of an ensemble, and its mean over the views
+            of `card.tta`.
+        sequence: the sequence model, if there is one; all logits and probabilities are then blended with its own.
+        series: both together; None without.
     """
 
-    def __init__(self, network: Network, card: Card, others: Sequence[Network] = ()) -> None:
+    def __init__(
+        self,
+        network: Network,
+        card: Card,
+        sequence: SequenceNetwork | None = None,
+        *,
+        others: Sequence[Network] = (),
+    ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.networks = tuple(one.to(self.device).eval() for one in (network, *others))
         self.network = self.networks[0]
         self.model = with_tta(self._together(card), card.tta, card.parameters, card.image_shape[0])
-        self.card = card
+        self.card, self.sequence, self.series = card, sequence, None
+        if (sequence is None) != (card.sequence is None):
+            raise IchRayError(f"{card.name}: a sequence model must be given where the card has one, and only there")
+        if sequence is not None and card.sequence is not None:
+            self.series = SeriesModel(self.model, sequence, card, card.sequence, self.device)
 
     def _together(self, card: Card) -> nn.Module:
         if not card.members:
@@ -78,20 +102,20 @@ class Bundle:
             IchRayError: a weight is not finite.
         """
         folder = locate(path)
-        tensors = [
-            {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-            for network in self.networks
-        ]
-        if name := next(filter(None, map(not_finite, tensors)), ""):
-            raise IchRayError(f"{folder}: weights must be finite, got others in {name}; retrain")
         first, *others = [
-            _write(folder / (f"model-{number}.safetensors" if number else WEIGHTS_FILE), save(weights))
-            for number, weights in enumerate(tensors)
+            write_weights_file(folder, f"model-{number}.safetensors" if number else WEIGHTS_FILE, network)
+            for number, network in enumerate(self.networks)
         ]
         pairs = zip(self.card.members, others, strict=True)
         members = tuple(member.model_copy(update={"weights": weights}) for member, weights in pairs)
-        self.card = self.card.model_copy(update={"weights": first, "members": members})
+        held: dict[str, Any] = {"weights": first, "members": members}
+        if self.sequence is not None and self.card.sequence is not None:
+            weights = write_weights_file(folder, SEQUENCE_FILE, self.sequence)
+            held["sequence"] = self.card.sequence.model_copy(update={"weights": weights})
+        self.card = self.card.model_copy(update=held)
         write_card(folder, self.card)
+        if self.sequence is None:  # of the bundle that this one replaces
+            (folder / SEQUENCE_FILE).unlink(missing_ok=True)
 
     def logits(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Raw logits of `any`, float32 `[n]`; see `label_logits`."""
@@ -101,6 +125,8 @@ class Bundle:
         self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """Raw logits of all labels that it answers, float32 `[n, labels]`; `any` is the last.
+
+        With a sequence model, each image is taken for a series of one slice.
 
         Args:
             images: uint8 `[n, channels, rows, columns]`, as prepared. For a network that sees neighbors the channels
@@ -112,9 +138,44 @@ class Bundle:
         Raises:
             ConfigError: they are not of this shape.
         """
+        batches = self._batches(images, rectangles)
+        if self.series is not None:
+            return self.series.alone(batches).logits
+        return self._by_label(batch_logits(self.model, batches))
+
+    def seen(
+        self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Own logits of the network `[n, labels]` and features `[n, d]`, of images as in `label_logits`.
+
+        Raises:
+            ConfigError: they are not of this shape, or there is no sequence model.
+        """
+        return self._with_series().seen(self._batches(images, rectangles))
+
+    def of_series(
+        self,
+        own: NDArray[np.float32],
+        features: NDArray[np.float32],
+        series: NDArray[np.int64],
+        places_mm: NDArray[np.float64],
+    ) -> SequenceAnswers:
+        """What the sequence model makes of slices of whole series, see `SequenceScorer`.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        return self._with_series()(own, features, series, places_mm)
+
+    def _with_series(self) -> SeriesModel:
+        if self.series is None:
+            raise ConfigError(f"{self.card.name}: a sequence model must be there, got none; run `ich-ray sequence`")
+        return self.series
+
+    def _batches(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None) -> Iterator[torch.Tensor]:
         self._check(images, rectangles)
         starts = range(0, len(images), EVALUATION_BATCH)
-        return self._by_label(batch_logits(self.model, (self._shown(images, rectangles, start) for start in starts)))
+        return (self._shown(images, rectangles, start) for start in starts)
 
     def _check(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None) -> None:
         if images.dtype != np.uint8 or images.shape[1:] != self.card.input_shape:
@@ -164,12 +225,47 @@ class Bundle:
     def slice_label_logits(self, slices: SliceSet) -> NDArray[np.float32]:
         """Raw logits of all labels, float32 `[n, labels]`; `any` is the last.
 
+        With a sequence model, of each slice in its whole series, and blended.
+
         Raises:
             IchRayError: one is not finite.
         """
-        logits = self._by_label(predict_logits(self.model, slices, self.card.parameters, self.device))
+        if self.series is None:
+            return self.network_label_logits(slices)
+        logits = self.series.slices(slices).logits
         self._check_finite(slices, logits, logits)
         return logits
+
+    def network_label_logits(self, slices: SliceSet) -> NDArray[np.float32]:
+        """The same of the network alone, as if there were no sequence model.
+
+        Raises:
+            IchRayError: one is not finite.
+        """
+        if self.series is None:
+            logits = self._by_label(predict_logits(self.model, slices, self.card.parameters, self.device))
+        else:
+            logits = self.series.slices(slices).own
+        self._check_finite(slices, logits, logits)
+        return logits
+
+    def study_label_logits(self, slices: SliceSet, logits: NDArray[np.float32] | None = None) -> StudyLogits:
+        """Raw logits of studies: of the study head, or without one the highest of their slices.
+
+        Args:
+            slices: of whole studies.
+            logits: of these slices, if they are there already; they count where there is no study head.
+
+        Raises:
+            IchRayError: one is not finite.
+        """
+        if self.series is not None:
+            logits = self.series.slices(slices).series
+        elif logits is None:
+            logits = self.slice_label_logits(slices)
+        self._check_finite(slices, logits, logits)
+        score: StudyScore = "maximum" if self.series is None else "study head"
+        return study_logits(slices, answering_series(slices, self.card.training_data), logits, score)
 
     def slice_probabilities(self, slices: SliceSet) -> NDArray[np.float64]:
         """Calibrated probabilities of `any` of slices of a prepared dataset, in their order, `[n]`.
@@ -179,13 +275,17 @@ class Bundle:
         """
         return self.slice_label_probabilities(slices)[:, -1]
 
-    def slice_label_probabilities(self, slices: SliceSet) -> NDArray[np.float64]:
+    def slice_label_probabilities(
+        self, slices: SliceSet, logits: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float64]:
         """Calibrated probabilities of all labels, float64 `[n, labels]`; `any` is the last.
+
+        `logits` are those of these slices, if they are at hand.
 
         Raises:
             IchRayError: one is not finite.
         """
-        logits = self.slice_label_logits(slices)
+        logits = self.slice_label_logits(slices) if logits is None else logits
         probabilities = self.label_calibrated(logits)
         self._check_finite(slices, logits, probabilities)
         return probabilities
@@ -240,11 +340,19 @@ class Bundle:
 
     def without_tta(self) -> Bundle:
         """The same weights and calibration, asked for the image as it is alone."""
-        return Bundle(self.network, self.card.model_copy(update={"tta": ()}), self.networks[1:])
+        card = self.card.model_copy(update={"tta": ()})
+        return Bundle(self.network, card, self.sequence, others=self.networks[1:])
 
     def without_members(self) -> Bundle:
         """The first network of an ensemble alone, as a retraining without one would have given it."""
         return Bundle(self.network, self.card.model_copy(update={"members": ()}))
+
+    def with_sequence(self, sequence: SequenceNetwork, note: SequenceNote) -> Bundle:
+        """The same network with a sequence model: not calibrated, as its logits are others.
+
+        How often test patients were looked at stays on record.
+        """
+        return Bundle(self.network, with_sequence_note(self.card, note), sequence)
 
     def operating_point(self, name: str = OPERATING_POINT) -> OperatingPoint:
         """The threshold of that name.
@@ -305,36 +413,21 @@ def load_bundle(path: Location) -> Bundle:
     card = read_card(folder)
     network = _loaded(folder, card, card.parameters, card.weights)
     others = [_loaded(folder, card, member.parameters, member.weights) for member in card.members]
-    return Bundle(network, card, others)
-
-
-def _write(file: UPath, data: bytes) -> WeightsNote:
-    write_bytes(file, data)
-    return WeightsNote(file=file.name, sha256=sha256(data))
+    sequence = read_sequence(folder, card)
+    try:
+        return Bundle(network, card, sequence, others=others)
+    except ConfigError as error:
+        raise IntegrityError(f"{folder / 'card.json'}: {error}; {REMEDY}") from None
 
 
 def _loaded(folder: UPath, card: Card, parameters: Hyperparameters, weights: WeightsNote) -> Network:
     """One network of a bundle."""
-    network, file = _described(folder, card, parameters), folder / weights.file
+    network = _described(folder, card, parameters)
+    tensors = read_weights_file(folder, weights, layout_of(network))
     try:
-        data = read_tensors(file, layout_of(network))
-        if (found := sha256(data)) != weights.sha256:
-            raise IntegrityError(
-                f"{file}: SHA-256 must be {weights.sha256[:12]}… as in card.json, got {found[:12]}…; {_REMEDY}"
-            )
-        tensors, _ = unpack(data)
-        name = not_finite(tensors)
-        network = filled(network, tensors, parameters, card.image_shape)
-    except FileNotFoundError:
-        raise IntegrityError(f"{file}: the weights of the card must be there, got none; {_REMEDY}") from None
-    except OSError as error:
-        raise unreadable(file, error) from None
+        return filled(network, tensors, parameters, card.image_shape)
     except (ValueError, RuntimeError, MemoryError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
-        raise IntegrityError(f"{file}: must be the weights of its card, got {line}; {_REMEDY}") from None
-    if name:
-        raise IntegrityError(f"{file}: weights must be finite, got others in {name}; {_REMEDY}")
-    return network
+        raise damaged_weights(folder / weights.file, error) from None
 
 
 def _described(folder: UPath, card: Card, parameters: Hyperparameters) -> Network:
@@ -345,5 +438,5 @@ def _described(folder: UPath, card: Card, parameters: Hyperparameters) -> Networ
     except (IchRayError, RuntimeError, OverflowError) as error:
         line = str(error).strip().splitlines()[-1]
         raise IntegrityError(
-            f"{folder / 'card.json'}: must describe a network and its scaling, got {line}; {_REMEDY}"
+            f"{folder / 'card.json'}: must describe a network and its scaling, got {line}; {REMEDY}"
         ) from None

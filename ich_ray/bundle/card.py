@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 
 from ich_ray.bundle.logit_scaling import LogitScaling, Method
 from ich_ray.bundle.members import MOST_MEMBERS, Member, differing_inputs
+from ich_ray.bundle.operating_point import OperatingPoint
+from ich_ray.bundle.sequence_note import SequenceNote
+from ich_ray.bundle.study_calibration import StudyCalibration
 from ich_ray.bundle.training_data import TrainingData
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.data.dataset import LARGEST_SIZE, RoleCounts
@@ -37,13 +40,13 @@ __all__ = [
     "Card",
     "EnsembleFigure",
     "EnsembleGain",
-    "OperatingPoint",
     "RetrainingNote",
     "SeedSpread",
     "SubtypeCalibration",
     "TtaFigure",
     "TtaGain",
     "limitations_of",
+    "with_sequence_note",
 ]
 
 INTENDED_USE = (
@@ -60,35 +63,22 @@ LIMITATIONS = (
 )
 
 
-def limitations_of(parameters: Hyperparameters) -> tuple[str, ...]:
-    """What a network of these parameters cannot do."""
+def limitations_of(parameters: Hyperparameters, sequence: bool = False) -> tuple[str, ...]:
+    """What a network of these parameters cannot do, alone or with a sequence model."""
     cut = ", cut to where its series shows the head" if parameters.crop == "head" else ""
-    if parameters.neighbors:
+    if sequence:
+        beside = f" with {parameters.neighbors} on either side" if parameters.neighbors else ""
+        seen = (
+            f"It sees each slice{beside}{cut}, and weighs features of all slices of one series: a lone file, or a part "
+            "of a series, is judged with less, and no other series is seen"
+        )
+    elif parameters.neighbors:
         seen = f"It sees a slice with {parameters.neighbors} on either side{cut}: no others of the series"
     elif cut:
         seen = f"It sees one slice at a time{cut}: no neighbouring slices"
     else:
         return LIMITATIONS
     return (f"{seen}, no history, no earlier examination.", *LIMITATIONS[1:])
-
-
-class OperatingPoint(Record):
-    """A threshold on the calibrated probability, with its figures on the calibration patients.
-
-    A figure is None where it is undefined.
-
-    Attributes:
-        rule: how the threshold was chosen.
-        sensitivity_bound: a one-sided lower 95 % bound that takes the slices of a patient as one.
-    """
-
-    threshold: Share
-    rule: Line = ""
-    sensitivity: float | None
-    sensitivity_bound: float | None = None
-    specificity: float | None
-    ppv: float | None
-    f2: float | None
 
 
 class DatasetNote(Record):
@@ -286,11 +276,13 @@ class Card(Record):
         retraining: None in cards of older versions.
         training_data: how the slices that trained the weights were taken; None in cards of older versions.
         members: networks beside the first, whose logits are averaged with its own; none where it is no ensemble.
+        sequence: the model over the slices of a series whose logits are blended with the network's own; None without.
         tta: views of an image whose logits are averaged with its own; calibration and thresholds are of that mean.
         temperature: with `prior_shift` and `bias`: the probability is
             sigmoid((logit + prior_shift) / temperature + bias).
         operating_points: by name; empty until calibrated.
         subtypes: how their logits are read; empty until calibrated, and where the network answers `any` alone.
+        studies: how logits of studies are read; None until calibrated, and in cards of older versions.
         calibrations: the one in force last; those before it are kept.
         test: a summary of the evaluation, None before it.
         openings: how often the test patients were looked at.
@@ -313,12 +305,14 @@ class Card(Record):
     retraining: RetrainingNote | None = None
     training_data: TrainingData | None = None
     members: tuple[Member, ...] = Field(default=(), max_length=MOST_MEMBERS)
+    sequence: SequenceNote | None = None
     tta: tuple[TtaView, ...] = ()
     temperature: float = Field(default=1.0, gt=0)
     prior_shift: float = 0.0
     bias: float = 0.0
     operating_points: dict[Line, OperatingPoint] = Field(default_factory=dict)
     subtypes: dict[Subtype, SubtypeCalibration] = Field(default_factory=dict)
+    studies: StudyCalibration | None = None
     calibrations: tuple[CalibrationNote, ...] = ()
     test: dict[Line, JsonValue] | None = None
     openings: Count = 0
@@ -338,6 +332,8 @@ class Card(Record):
             raise ValueError(f"image_shape must be {shape}, as windows and size say, got {self.image_shape}")
         if self.architecture != self.parameters.architecture:
             raise ValueError(f"architecture must be {self.parameters.architecture}, as in parameters")
+        if self.members and self.sequence:
+            raise ValueError("a sequence model stands on one network, got one beside the networks of an ensemble")
         for member in self.members:
             if field := differing_inputs(self.parameters, member.parameters):
                 raise ValueError(f"members must have the {field} of the first network")
@@ -347,6 +343,11 @@ class Card(Record):
             raise ValueError(f"tta must name each view once, got {', '.join(self.tta)}")
         if "depth_flip" in self.tta and not self.parameters.neighbors:
             raise ValueError("tta depth_flip is of networks that see neighbors, got neighbors: 0")
+        if self.sequence is not None and {*self.sequence.blend} != {*self.parameters.predicted_labels}:
+            raise ValueError(
+                f"sequence must blend {', '.join(self.parameters.predicted_labels)}, got "
+                f"{', '.join(self.sequence.blend) or 'none'}"
+            )
         return self
 
     @property
@@ -389,3 +390,25 @@ class Card(Record):
         of_subtypes = {name: calibration.scaling for name, calibration in self.subtypes.items()}
         *subtypes, _ = self.parameters.predicted_labels
         return (*(of_subtypes.get(name, LogitScaling()) for name in subtypes), self.scaling)  # type: ignore[call-overload]
+
+
+def with_sequence_note(card: Card, note: SequenceNote) -> Card:
+    """The card of the same network with a sequence model; what was fitted without it is taken out.
+
+    How often test patients were looked at stays on record.
+    """
+    alone, together = (limitations_of(card.parameters, sequence) for sequence in (False, True))
+    first = together if card.limitations[-len(alone) :] == alone else card.limitations
+    kept = card.limitations[: -len(alone)] if first is together else ()
+    fields = (
+        "temperature",
+        "prior_shift",
+        "bias",
+        "operating_points",
+        "subtypes",
+        "calibrations",
+        "test",
+        "site_tests",
+    )
+    unmeasured = {name: Card.model_fields[name].get_default(call_default_factory=True) for name in fields}
+    return card.model_copy(update={**unmeasured, "sequence": note, "limitations": (*kept, *first)})

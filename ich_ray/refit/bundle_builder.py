@@ -93,7 +93,7 @@ def make_bundle(
         weights=_UNSAVED,
         versions=_versions(),
     )
-    bundle = Bundle(network, card, others)
+    bundle = Bundle(network, card, others=others)
     write_known(found.files.bundle, dataset)
     bundle.save(found.files.bundle)
     return bundle

@@ -26,6 +26,7 @@ from ich_ray.verbs.options import (
     SearchFolder,
     Sensitivity,
     SiteDataset,
+    StudyPrevalence,
     Tta,
     WithoutPreamble,
 )
@@ -111,11 +112,12 @@ def recalibrate(
 def evaluate(
     folder: SearchFolder,
     prevalence: Prevalence = None,
+    study_prevalence: StudyPrevalence = None,
 ) -> None:
     """Open the test patients and write down the figures."""
     from ich_ray.assess.evaluate import evaluate as evaluate_bundle
 
-    evaluate_bundle(folder, prevalence=prevalence)
+    evaluate_bundle(folder, prevalence=prevalence, study_prevalence=study_prevalence)
     print_json(read_json(open_search(folder).files.evaluation))
 
 
@@ -124,11 +126,13 @@ def evaluate_site(
     dataset: SiteDataset,
     out: Out,
     prevalence: Prevalence = None,
+    study_prevalence: StudyPrevalence = None,
 ) -> None:
     """Open the test patients of another site for a bundle."""
     from ich_ray.assess.evaluate import evaluate_site as evaluate_elsewhere
 
-    print_json(evaluate_elsewhere(bundle, dataset, out, prevalence=prevalence))
+    stated = {"prevalence": prevalence, "study_prevalence": study_prevalence}
+    print_json(evaluate_elsewhere(bundle, dataset, out, **stated))
 
 
 def report(folder: SearchFolder, dataset: DatasetOfSearch = None) -> None:
@@ -147,6 +151,10 @@ def predict(
     heatmaps: Annotated[
         str | None, typer.Option("--heatmaps", help="Folder for a Grad-CAM picture of each slice.")
     ] = None,
+    dicom_sr: Annotated[
+        str | None,
+        typer.Option("--dicom-sr", help="Folder for a DICOM Structured Report of each study; names its patient."),
+    ] = None,
     no_slabs: Annotated[
         bool,
         typer.Option("--no-slabs", help="Do not average series finer than those that trained the bundle."),
@@ -164,6 +172,7 @@ def predict(
         point=point,
         by=by,
         heatmaps=heatmaps,
+        dicom_sr=dicom_sr,
         slabs=not no_slabs,
         without_preamble=without_preamble,
         address=address,
@@ -173,7 +182,10 @@ def predict(
     reasons = f" ({_most_common(found.reasons)})" if found.reasons else ""
     flagged = f", {found.flagged} flagged: {_most_common(found.flags)}" if found.flags else ""
     print_line(f"{found.inputs} inputs: {cases}, {left_out}{reasons}{flagged}  {out}")
-    if found.rejected or not found.cases:
+    if dicom_sr is not None:
+        without = f", {found.unreported.total()} studies without ({_most_common(found.unreported)})"
+        print_line(f"{found.reports} reports{without if found.unreported else ''}  {dicom_sr}")
+    if found.rejected or not found.cases or found.unreported:
         raise typer.Exit(REJECTED_SOME)
 
 

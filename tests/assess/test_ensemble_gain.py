@@ -34,7 +34,7 @@ def test_the_ensemble_is_set_beside_its_first_network(dataset: PreparedDataset) 
     card = CARD.model_copy(update={"parameters": PARAMETERS, "image_shape": dataset.image_shape})
     unsaved = WeightsNote(file="model.safetensors", sha256="0" * 64)
     member = Member(trial=1, seed=1, parameters=PARAMETERS, shifts=(0.0,), weights=unsaved)
-    bundle = Bundle(first, card.model_copy(update={"members": (member,)}), [second])
+    bundle = Bundle(first, card.model_copy(update={"members": (member,)}), others=[second])
     slices = SliceSet(dataset, np.flatnonzero(dataset.column("role") != "test"))
     gain = measure_ensemble(bundle, slices, bundle.slice_logits(slices), "temperature", 0.0)
     assert gain is not None

@@ -46,7 +46,7 @@ def ensemble(**fields: object) -> Bundle:
         weights=UNSAVED,
     )
     changes = {"parameters": PARAMETERS.model_copy(update=fields), "members": (member,), "temperature": 2.0}
-    return Bundle(first, CARD.model_copy(update=changes), [second])
+    return Bundle(first, CARD.model_copy(update=changes), others=[second])
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_logits_are_the_mean_without_the_class_weights_of_each(images: NDArray[n
 def test_views_are_averaged_over_all_networks(images: NDArray[np.uint8]) -> None:
     plain = ensemble()
     card = plain.card.model_copy(update={"tta": ("hflip",)})
-    mirrored = Bundle(plain.network, card, plain.networks[1:])
+    mirrored = Bundle(plain.network, card, others=plain.networks[1:])
     mirror = np.ascontiguousarray(images[..., ::-1])
     assert mirrored.logits(images) == pytest.approx((plain.logits(images) + plain.logits(mirror)) / 2, abs=1e-6)
     assert mirrored.without_tta().logits(images) == pytest.approx(plain.logits(images), abs=1e-6)
