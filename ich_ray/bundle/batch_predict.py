@@ -106,7 +106,7 @@ class _Order:
 
     def predictor(self) -> Predictor:
         bundle = load_bundle(self.bundle)
-        keys = {"without_preamble": self.without_preamble, "for_studies": self.for_studies}
+        keys: dict[str, Any] = {"without_preamble": self.without_preamble, "for_studies": self.for_studies}
         if self.heatmaps is None:
             return Predictor(bundle, self.point, **keys)
         from ich_ray.bundle.grad_cam import HeatMaps
