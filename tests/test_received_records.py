@@ -38,8 +38,9 @@ STATED = {
     "bundle.training_data.Names text": "counts",
     "bundle.card.SearchNote text": "confirmed name objective",
     "assess.evaluate.Evaluation text": (
-        "floors label_metrics labels metrics notes operating_points representations subtypes"
+        "floors label_metrics labels metrics notes operating_points representations sequence_change subtypes"
     ),
+    "assess.study_figures.StudyFigures text": "floors labels metrics notes operating_points subtypes",
     "assess.interval_estimates.Figures text": "floors metrics operating_points",
     "assess.interval_estimates.GroupFigures text": "floors metrics operating_points",
     "refit.retrain_record.Retraining text": "budget device parameters",

@@ -16,7 +16,7 @@ from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.sequence_file import read_sequence
 from ich_ray.bundle.sequence_note import SEQUENCE_FILE
 from ich_ray.bundle.series_model import SeriesModel
-from ich_ray.bundle.study_logits import study_logits
+from ich_ray.bundle.study_logits import number_studies, study_logits
 from ich_ray.bundle.tta import with_tta
 from ich_ray.bundle.weights_file import REMEDY, damaged_weights, read_weights_file, write_weights_file
 from ich_ray.data.shown_rectangles import WHOLE
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from ich_ray.bundle.prediction import Prediction
     from ich_ray.bundle.sequence_note import SequenceNote
     from ich_ray.bundle.sequence_scorer import SequenceAnswers
-    from ich_ray.bundle.study_calibration import StudyScore
     from ich_ray.bundle.study_logits import StudyLogits
     from ich_ray.data.dataset import SliceSet
     from ich_ray.model.networks import Network
@@ -238,8 +237,8 @@ class Bundle:
         elif logits is None:
             logits = self.slice_label_logits(slices)
         self._check_finite(slices, logits, logits)
-        score: StudyScore = "maximum" if self.series is None else "study head"
-        return study_logits(slices, answering_series(slices, self.card.training_data), logits, score)
+        studies = number_studies(slices.dataset.slices.take(slices.rows))
+        return study_logits(studies, answering_series(slices, self.card.training_data), logits)
 
     def slice_probabilities(self, slices: SliceSet) -> NDArray[np.float64]:
         """Calibrated probabilities of `any` of slices of a prepared dataset, in their order, `[n]`.
@@ -249,13 +248,17 @@ class Bundle:
         """
         return self.slice_label_probabilities(slices)[:, -1]
 
-    def slice_label_probabilities(self, slices: SliceSet) -> NDArray[np.float64]:
+    def slice_label_probabilities(
+        self, slices: SliceSet, logits: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float64]:
         """Calibrated probabilities of all labels, float64 `[n, labels]`; `any` is the last.
+
+        `logits` are those of these slices, if they are at hand.
 
         Raises:
             IchRayError: one is not finite.
         """
-        logits = self.slice_label_logits(slices)
+        logits = self.slice_label_logits(slices) if logits is None else logits
         probabilities = self.label_calibrated(logits)
         self._check_finite(slices, logits, probabilities)
         return probabilities

@@ -7,7 +7,7 @@ paper (title, abstract, discussion) are left out. What only the people behind th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.shown_rectangles import FIELD_MM
 
@@ -186,7 +186,7 @@ def _performance(card: Card) -> dict[str, str]:
     )
     return {
         "Calibration": fits or NOT_AVAILABLE,
-        "Operating points and how they were chosen": points or NOT_AVAILABLE,
+        "Operating points and how they were chosen": f"{points}{_of_studies(card)}" or NOT_AVAILABLE,
         "Performance and its uncertainty": _tested(card),
         "Performance in subgroups": (
             "by subtype and by scanner representation, under `test`" if card.test else NOT_AVAILABLE
@@ -194,6 +194,13 @@ def _performance(card: Card) -> dict[str, str]:
         "Testing on data of other sites": _elsewhere(card),
         "Uses of the test patients": f"opened {card.openings} times" if card.openings else "not opened",
     }
+
+
+def _of_studies(card: Card) -> str:
+    """The operating points of studies, behind those of slices."""
+    points = card.studies.operating_points if card.studies else {}
+    told = "; ".join(f"{name}: {point.threshold:.4f}, {point.rule}" for name, point in points.items())
+    return f"; by study {told}" if told else ""
 
 
 def _elsewhere(card: Card) -> str:
@@ -212,5 +219,12 @@ def _tested(card: Card) -> str:
     bounds = f"{figure['low']:.3f} to {figure['high']:.3f}" if known else "no interval"
     return (
         f"average precision {value} ({bounds}) on {test['patients']:,} test patients, where chance gives "
-        f"{test['prevalence']:.3f}; intervals draw patients; all other figures under `test`"
+        f"{test['prevalence']:.3f}{_by_study(test.get('studies'))}; intervals draw patients; all other figures under "
+        "`test`"
     )
+
+
+def _by_study(studies: Any) -> str:
+    """The same figure of studies, where they were measured."""
+    figure = (studies or {}).get("metrics", {}).get("average_precision", {}).get("value")
+    return f"; by study {figure:.3f} on {studies['cases']:,} studies" if figure is not None else ""

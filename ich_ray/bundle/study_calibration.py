@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ich_ray.bundle.logit_scaling import LogitScaling, Method
 from ich_ray.bundle.operating_point import OperatingPoint
-from ich_ray.storage import Count, Fingerprint, Line, Record, Time
+from ich_ray.storage import Count, Fingerprint, Line, Record
 from ich_ray.vocabulary import Subtype
 
 __all__ = ["StudyCalibration", "StudyLabel", "StudyScaling", "StudyScore"]
@@ -58,7 +58,6 @@ class StudyCalibration(Record):
     """
 
     dataset: Fingerprint | Literal[""] = ""
-    created: Time
     method: Method = "platt"
     score: StudyScore = "maximum"
     unknown: Count = 0

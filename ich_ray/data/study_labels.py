@@ -1,4 +1,4 @@
-"""The studies of some slices, and what is known of each: by its own label, else by those of its slices."""
+"""What is known of the studies of slices: by labels of their own, else by those of their slices."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import SliceSet
 
-__all__ = ["Studies", "studies_of"]
+__all__ = ["LabelledStudies", "studies_of"]
 
 _ANY = LABELS.index("any")
 
 
 @dataclass(frozen=True)
-class Studies:
+class LabelledStudies:
     """The studies of some slices, of one patient each.
 
     Attributes:
@@ -59,7 +59,7 @@ class Studies:
         return int((self.of_slice < 0).sum())
 
 
-def studies_of(slices: SliceSet) -> Studies:
+def studies_of(slices: SliceSet) -> LabelledStudies:
     """The studies of slices; there is none where the dataset does not name them."""
     of_slice, first = _numbered(slices)
     named = np.flatnonzero(of_slice >= 0)
@@ -72,7 +72,7 @@ def studies_of(slices: SliceSet) -> Studies:
         targets = np.where(np.isnan(told), targets, told)
     targets[np.isnan(targets) & (targets[:, [_ANY]] == 0)] = 0  # without any haemorrhage none of its kinds
     names = dataset.column("study")[rows] if len(first) else np.empty(0, object)
-    return Studies(of_slice, first, names, slices.patients[first], targets)
+    return LabelledStudies(of_slice, first, names, slices.patients[first], targets)
 
 
 def _numbered(slices: SliceSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
