@@ -22,7 +22,7 @@ from ich_ray.bundle.card_file import read_card
 from ich_ray.bundle.input_survey import read_facts, read_facts_ahead, survey_inputs
 from ich_ray.bundle.prediction import LabelledPrediction, Prediction, Predictor, list_inputs
 from ich_ray.bundle.study_decision import StudyDecision
-from ich_ray.bundle.study_prediction import LabelledStudyPrediction, StudyPrediction, StudyRows
+from ich_ray.bundle.study_prediction import GatheredStudies, LabelledStudyPrediction, StudyPrediction
 from ich_ray.bundle.study_reports import check_reports, write_reports
 from ich_ray.bundle.table_writer import as_table, check_suffix, from_table, writing_rows
 from ich_ray.bundle.work_parts import as_item, in_order, part_of, single_slices
@@ -102,15 +102,17 @@ class _Order:
     point: str
     heatmaps: str | None
     without_preamble: bool = False
+    for_studies: bool = False
 
     def predictor(self) -> Predictor:
         bundle = load_bundle(self.bundle)
+        keys: dict[str, Any] = {"without_preamble": self.without_preamble, "for_studies": self.for_studies}
         if self.heatmaps is None:
-            return Predictor(bundle, self.point, without_preamble=self.without_preamble)
+            return Predictor(bundle, self.point, **keys)
         from ich_ray.bundle.grad_cam import HeatMaps
 
         maps = HeatMaps(bundle, locate(self.heatmaps))
-        return Predictor(bundle, self.point, maps, without_preamble=self.without_preamble)
+        return Predictor(bundle, self.point, maps, **keys)
 
 
 def predict(
@@ -151,7 +153,8 @@ def predict(
     _check_places(target, heatmaps, dicom_sr, by)
     pictures = None if heatmaps is None else str(locate(heatmaps))
     decision = StudyDecision.of_card(read_card(locate(bundle)), point) if by == "study" else None
-    order = _Order(str(locate(bundle)), decision.of_slices if decision else point, pictures, without_preamble)
+    decides = point if decision is None else decision.of_slices
+    order = _Order(str(locate(bundle)), decides, pictures, without_preamble, for_studies=by == "study")
     predictor, inputs = order.predictor(), list_inputs(paths)
     if target in map(locate, paths):
         raise ConfigError(f"--out {target}: a file that is no input must be given, got an input; name another")
@@ -164,7 +167,9 @@ def predict(
             ask_machines()
         survey = _surveyed(inputs, predictor.bundle.card, slabs, order, many)
         totals.inputs = len(survey.inputs)
-        studies = None if decision is None else StudyRows(decision, predictor.bundle.card.training_data, survey.table)
+        studies = (
+            None if decision is None else GatheredStudies(decision, predictor.bundle.card.training_data, survey.table)
+        )
         parts = predictor.parts(survey.inputs, survey.table, survey.slabs)
         found = _through_ray(order, parts, predictor.row_kind) if many else predictor.rows(parts)
         with progress.bar("Predicting", totals.inputs, "slices") as advance:
@@ -196,7 +201,7 @@ def _check_places(
         check_reports(dicom_sr)
 
 
-def _gathered(studies: StudyRows) -> list[StudyPrediction]:
+def _gathered(studies: GatheredStudies) -> list[StudyPrediction]:
     if studies.repeated:
         progress.say(f"  {studies.repeated} files repeat a slice of their study and are not counted again")
     return studies.rows()

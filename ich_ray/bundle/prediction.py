@@ -211,19 +211,25 @@ class Predictor:
 
     Attributes:
         kind: the columns of its rows.
-        row_kind: of its rows, which keep logits where studies need them.
+        row_kind: of its rows, which keep logits `for_studies` that are scaled by themselves.
 
     Raises:
         ConfigError: the bundle has no such operating point.
     """
 
     def __init__(
-        self, bundle: Scorer, point: str, heatmaps: Pictures | None = None, *, without_preamble: bool = False
+        self,
+        bundle: Scorer,
+        point: str,
+        heatmaps: Pictures | None = None,
+        *,
+        without_preamble: bool = False,
+        for_studies: bool = False,
     ) -> None:
         self.bundle, self.point, self.heatmaps, self.without_preamble = bundle, point, heatmaps, without_preamble
         self.threshold = bundle.operating_point(point).threshold
         several = bundle.card.parameters.labels == "all"
-        keeps_logits = bundle.card.sequence is not None or bundle.card.studies is not None
+        keeps_logits = bundle.card.sequence is not None or (for_studies and bundle.card.studies is not None)
         self.kind = LabelledPrediction if several else Prediction
         of_series = LabelledSeriesPrediction if several else SeriesPrediction
         self.row_kind: type[Prediction] = of_series if keeps_logits else self.kind

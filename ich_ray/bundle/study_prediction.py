@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ich_ray.bundle.study_decision import StudyDecision
     from ich_ray.bundle.training_data import TrainingData
 
-__all__ = ["LabelledStudyPrediction", "StudyPrediction", "StudyRows"]
+__all__ = ["GatheredStudies", "LabelledStudyPrediction", "StudyPrediction"]
 
 _SUSPECTS = 3
 _UNTOLD = SeriesLook(math.nan, math.nan, math.nan, "", "")
@@ -135,7 +135,7 @@ class _Study:
     series: dict[str, _Series] = field(default_factory=dict)
 
 
-class StudyRows:
+class GatheredStudies:
     """Rows gathered by study: memory grows with series, and by three numbers for each slice.
 
     Attributes:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ich_ray.bundle.card import Card
     from ich_ray.bundle.input_survey import Input
-    from ich_ray.bundle.study_prediction import StudyPrediction, StudyRows
+    from ich_ray.bundle.study_prediction import GatheredStudies, StudyPrediction
     from ich_ray.storage import Location
 
 __all__ = ["check_reports", "write_reports"]
@@ -45,7 +45,7 @@ def check_reports(folder: Location) -> None:
 
 
 def write_reports(
-    card: Card, folder: Location, studies: StudyRows, inputs: Sequence[Input], without_preamble: bool = False
+    card: Card, folder: Location, studies: GatheredStudies, inputs: Sequence[Input], without_preamble: bool = False
 ) -> tuple[int, Counter[str]]:
     """Write a report of each study that has a probability.
 

@@ -85,7 +85,7 @@ def test_what_is_fitted_to_studies_decides(bundle: Path, scans: Path) -> None:
 def test_workers_of_ray_data_say_the_same(bundle: Path, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Ray: what travels is a table, as there."""
     here = predicted(bundle, scans)
-    order = batch_predict._Order(str(bundle), "f2", None)
+    order = batch_predict._Order(str(bundle), "f2", None, for_studies=True)
 
     def through_tables(self: Any, parts: Any) -> Any:
         worker = batch_predict._Worker(order)

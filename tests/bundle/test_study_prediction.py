@@ -21,7 +21,7 @@ from ich_ray.bundle.operating_point import OperatingPoint
 from ich_ray.bundle.prediction import Prediction
 from ich_ray.bundle.study_calibration import StudyCalibration, StudyScaling
 from ich_ray.bundle.study_decision import StudyDecision
-from ich_ray.bundle.study_prediction import StudyPrediction, StudyRows
+from ich_ray.bundle.study_prediction import GatheredStudies, StudyPrediction
 from ich_ray.errors import ConfigError
 from ich_ray.storage import locate
 from tests.bundle.test_input_survey import THIN, write_series
@@ -44,7 +44,7 @@ def test_studies_by_hand() -> None:
     again = Prediction("g", slice_id="1", study="u", probability=0.1, decision="negative")
     rows += [again, replace(again, file="h"), replace(again, file="i", probability=0.8, decision="positive"),
              replace(again, file="j", slice_id="2"), replace(again, file="k", study="v")]  # fmt: skip
-    studies = StudyRows(HALF)
+    studies = GatheredStudies(HALF)
     studies.add(rows[:3])
     studies.add(rows[3:])
     told = [(row.study, row.slices, row.positive_slices, row.probability, row.file) for row in studies.rows()]
@@ -68,7 +68,7 @@ def test_a_bleeding_that_stands_in_four_reconstructions_counts_once() -> None:
         for series, positive in enumerate((2, 3, 3, 0))
         for place in range(5)
     ]
-    studies = StudyRows(HALF)
+    studies = GatheredStudies(HALF)
     studies.add(rows[:7])
     studies.add([*rows[7:], replace(rows[-1], file="again")])
     (study,) = studies.rows()
@@ -93,7 +93,7 @@ def slices_of(series: str, probabilities: list[float], **fields: Any) -> list[Pr
 
 
 def gathered(rows: list[Prediction], decision: StudyDecision = HALF, **known: Any) -> list[StudyPrediction]:
-    studies = StudyRows(decision, **known)
+    studies = GatheredStudies(decision, **known)
     studies.add(rows)
     return studies.rows()
 
