@@ -243,8 +243,8 @@ def with_studies(
     conservative: bool = False,
 ) -> Calibration:
     """The calibration with that of studies, from logits of slices `[n, labels]`; see `fit_studies`."""
-    scalings = {name: subtype.scaling for name, subtype in calibration.subtypes.items()}
-    of_slices = {**scalings, "any": LogitScaling(calibration.prior_shift, calibration.temperature, calibration.bias)}
+    of_slices: dict[str, LogitScaling] = {name: one.scaling for name, one in calibration.subtypes.items()}
+    of_slices["any"] = LogitScaling(calibration.prior_shift, calibration.temperature, calibration.bias)
     found = calibrate_studies(bundle, slices, logits, of_slices, before, OperatingPointSpec(conservative=conservative))
     return calibration.model_copy(update={"studies": found})
 

@@ -143,6 +143,7 @@ def _by_studies(bundle: Bundle, slices: SliceSet, method: Method, wanted: Operat
     slices.dataset.verify("train", "validation", "calibration")
     of_slices = dict(zip(card.parameters.predicted_labels, card.scalings, strict=True))
     found = calibrate_studies(bundle, slices, bundle.slice_label_logits(slices), of_slices, card.studies, wanted)
+    assert found is not None  # noqa: S101  (there are studies)
     say("  slices have no labels here: their probabilities and operating points are as before")
     return found
 

@@ -71,8 +71,8 @@ def measure_change(
     if isinstance(studies, str):
         return found
     both, known = bundle.study_label_logits(slices, logits), studies.studies
-    rows = both.study[known.first]
-    alone = study_logits(both.study, both.answering, own).logits[rows, -1]
+    rows = both.of_slice[known.first]
+    alone = study_logits(slices, both.answering, own, "maximum").logits[rows, -1]
     truth = known.label("any")
     held = np.flatnonzero(~np.isnan(truth))
     with_model = both.logits[rows, -1]

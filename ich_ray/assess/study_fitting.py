@@ -7,7 +7,7 @@ highest: so it is scaled and moved, by Platt's method, whatever slices are calib
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.bundle.bundle import Bundle
+    from ich_ray.bundle.logit_scaling import Method
     from ich_ray.bundle.operating_point import OperatingPoint
     from ich_ray.bundle.study_calibration import StudyScore
     from ich_ray.data.dataset import SliceSet
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate_studies", "fit_studies", "study_scores", "why_not_by_study"]
 
-_METHOD = "platt"
+_METHOD: Method = "platt"
 _PREFIX = "study_"
 
 
@@ -39,7 +40,7 @@ def calibrate_studies(
     bundle: Bundle,
     slices: SliceSet,
     logits: NDArray[np.float32],
-    of_slices: Mapping[StudyLabel, LogitScaling],
+    of_slices: Mapping[str, LogitScaling],
     before: StudyCalibration | None = None,
     wanted: OperatingPointSpec | None = None,
 ) -> StudyCalibration | None:
@@ -63,7 +64,7 @@ def study_scores(
 ) -> tuple[NDArray[np.float32], StudyScore]:
     """Logits of studies, `[studies, labels]`, and where they come from; `logits` are those of the slices."""
     found = bundle.study_label_logits(slices, logits)
-    return found.logits[found.study[studies.first]], "maximum" if bundle.sequence is None else "study head"
+    return found.logits[found.of_slice[studies.first]], found.score
 
 
 def why_not_by_study(slices: SliceSet, studies: LabelledStudies) -> str:
@@ -78,7 +79,7 @@ def why_not_by_study(slices: SliceSet, studies: LabelledStudies) -> str:
 def fit_studies(
     studies: LabelledStudies,
     logits: NDArray[np.float32],
-    of_slices: Mapping[StudyLabel, LogitScaling],
+    of_slices: Mapping[str, LogitScaling],
     score: StudyScore,
     dataset: str,
     before: StudyCalibration | None = None,
@@ -97,7 +98,7 @@ def fit_studies(
     """
     asked = wanted or OperatingPointSpec()
     held = before.labels if before else {}
-    labels = {
+    labels: dict[StudyLabel, StudyScaling] = {
         name: _fitted(
             name,
             (studies.label(name), logits[:, column], studies.patients),
@@ -105,7 +106,7 @@ def fit_studies(
             held[name].scaling if name in held else scaling,
             asked if name == "any" else OperatingPointSpec(conservative=asked.conservative),
         )
-        for column, (name, scaling) in enumerate(of_slices.items())
+        for column, (name, scaling) in enumerate(cast("Mapping[StudyLabel, LogitScaling]", of_slices).items())
     }
     unknown = studies.unknown + studies.unnamed
     return StudyCalibration(dataset=dataset, method=_METHOD, score=score, unknown=unknown, labels=labels)
@@ -119,10 +120,11 @@ def _fitted(
     wanted: OperatingPointSpec,
 ) -> StudyScaling:
     known = ~np.isnan(data[0])
-    targets, logits, patients = (column[known] for column in data)
+    targets, logits, patients = data[0][known], data[1][known], data[2][known]
     held = {label: len(set(patients[targets == label])) for label in (0, 1)}
     enough = min(held.values()) >= POSITIVE_PATIENTS_OF_A_LABEL
-    scaling, points, notes = of_slices, {}, [_few(name, held)]
+    scaling, notes = of_slices, [_few(name, held)]
+    points: dict[str, OperatingPoint] = {}
     if enough:
         scaling = fit_scaling(_METHOD, targets, logits, of_slices.prior_shift)
         points, notes = _points(name, (targets, scaling(logits), patients), wanted)

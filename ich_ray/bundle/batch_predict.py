@@ -22,7 +22,8 @@ from ich_ray.bundle.card_file import read_card
 from ich_ray.bundle.input_survey import read_facts, read_facts_ahead, survey_inputs
 from ich_ray.bundle.prediction import LabelledPrediction, Prediction, Predictor, list_inputs
 from ich_ray.bundle.study_decision import StudyDecision
-from ich_ray.bundle.study_prediction import LabelledStudyPrediction, StudyPrediction, StudyRows
+from ich_ray.bundle.study_prediction import GatheredStudies, LabelledStudyPrediction, StudyPrediction
+from ich_ray.bundle.study_reports import check_reports, write_reports
 from ich_ray.bundle.table_writer import as_table, check_suffix, from_table, writing_rows
 from ich_ray.bundle.work_parts import as_item, in_order, part_of, single_slices
 from ich_ray.data.neighbors import neighbor_rows, without_neighbors
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import pyarrow as pa
+    from upath import UPath
 
     from ich_ray.bundle.card import Card
     from ich_ray.bundle.input_survey import Input, Survey
@@ -59,6 +61,7 @@ class Totals:
         rejected: files with a fault; `excluded`, those that are no axial slice of a head.
         reasons: how many of both for which.
         flagged: rows of the table with a flag; `flags`, how many with which.
+        reports: of studies that were written; `unreported`, how many studies have none for which reason.
     """
 
     inputs: int
@@ -69,6 +72,8 @@ class Totals:
     flagged: int = 0
     flags: Counter[str] = field(default_factory=Counter)
     excluded: int = 0
+    reports: int = 0
+    unreported: Counter[str] = field(default_factory=Counter)
 
     def reject(self, rows: Iterable[Prediction]) -> None:
         """Count the files that have no probability."""
@@ -97,15 +102,17 @@ class _Order:
     point: str
     heatmaps: str | None
     without_preamble: bool = False
+    for_studies: bool = False
 
     def predictor(self) -> Predictor:
         bundle = load_bundle(self.bundle)
+        keys: dict[str, Any] = {"without_preamble": self.without_preamble, "for_studies": self.for_studies}
         if self.heatmaps is None:
-            return Predictor(bundle, self.point, without_preamble=self.without_preamble)
+            return Predictor(bundle, self.point, **keys)
         from ich_ray.bundle.grad_cam import HeatMaps
 
         maps = HeatMaps(bundle, locate(self.heatmaps))
-        return Predictor(bundle, self.point, maps, without_preamble=self.without_preamble)
+        return Predictor(bundle, self.point, maps, **keys)
 
 
 def predict(
@@ -116,6 +123,7 @@ def predict(
     point: str = OPERATING_POINT,
     by: Literal["slice", "study"] = "slice",
     heatmaps: Location | None = None,
+    dicom_sr: Location | None = None,
     slabs: bool = True,
     without_preamble: bool = False,
     address: str | None = None,
@@ -131,6 +139,7 @@ def predict(
         by: a row for each slice, or for each study, as probable as the series that answers for it (rejected files keep
             their own).
         heatmaps: a folder for a Grad-CAM picture of each accepted slice.
+        dicom_sr: a folder for a DICOM Structured Report of each study, which repeats its patient.
         slabs: average the slices of series that are finer than the training data, see `TrainingData.slab_rule`.
         without_preamble: read files that begin with their meta information, too.
         address: a Ray cluster that sees the same files; many files use Ray on this machine anyway.
@@ -141,13 +150,11 @@ def predict(
         IntegrityError: the bundle is damaged.
     """
     target = locate(out)
-    check_suffix(target)
-    check_file(target, "--out")
-    if heatmaps is not None:
-        check_folder(locate(heatmaps), "--heatmaps")
+    _check_places(target, heatmaps, dicom_sr, by)
     pictures = None if heatmaps is None else str(locate(heatmaps))
     decision = StudyDecision.of_card(read_card(locate(bundle)), point) if by == "study" else None
-    order = _Order(str(locate(bundle)), decision.of_slices if decision else point, pictures, without_preamble)
+    decides = point if decision is None else decision.of_slices
+    order = _Order(str(locate(bundle)), decides, pictures, without_preamble, for_studies=by == "study")
     predictor, inputs = order.predictor(), list_inputs(paths)
     if target in map(locate, paths):
         raise ConfigError(f"--out {target}: a file that is no input must be given, got an input; name another")
@@ -160,7 +167,9 @@ def predict(
             ask_machines()
         survey = _surveyed(inputs, predictor.bundle.card, slabs, order, many)
         totals.inputs = len(survey.inputs)
-        studies = None if decision is None else StudyRows(decision, predictor.bundle.card.training_data, survey.table)
+        studies = (
+            None if decision is None else GatheredStudies(decision, predictor.bundle.card.training_data, survey.table)
+        )
         parts = predictor.parts(survey.inputs, survey.table, survey.slabs)
         found = _through_ray(order, parts, predictor.row_kind) if many else predictor.rows(parts)
         with progress.bar("Predicting", totals.inputs, "slices") as advance:
@@ -171,12 +180,31 @@ def predict(
                 else:
                     studies.add(rows)
         if studies is not None:
-            if studies.repeated:
-                progress.say(f"  {studies.repeated} files repeat a slice of their study and are not counted again")
-            gathered = studies.rows()
-            append(gathered)
+            append(gathered := _gathered(studies))
             totals.count(gathered)
+            if dicom_sr is not None:
+                reports = write_reports(predictor.bundle.card, dicom_sr, studies, survey.inputs, without_preamble)
+                totals.reports, totals.unreported = reports
     return totals
+
+
+def _check_places(
+    target: UPath, heatmaps: Location | None, dicom_sr: Location | None, by: Literal["slice", "study"]
+) -> None:
+    check_suffix(target)
+    check_file(target, "--out")
+    if heatmaps is not None:
+        check_folder(locate(heatmaps), "--heatmaps")
+    if dicom_sr is not None:
+        if by != "study":
+            raise ConfigError("--dicom-sr: a report is of a study, got rows by slice; add --by study")
+        check_reports(dicom_sr)
+
+
+def _gathered(studies: GatheredStudies) -> list[StudyPrediction]:
+    if studies.repeated:
+        progress.say(f"  {studies.repeated} files repeat a slice of their study and are not counted again")
+    return studies.rows()
 
 
 def _rejects_counted(

@@ -16,7 +16,7 @@ from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.sequence_file import read_sequence
 from ich_ray.bundle.sequence_note import SEQUENCE_FILE
 from ich_ray.bundle.series_model import SeriesModel
-from ich_ray.bundle.study_logits import number_studies, study_logits
+from ich_ray.bundle.study_logits import study_logits
 from ich_ray.bundle.tta import with_tta
 from ich_ray.bundle.weights_file import REMEDY, damaged_weights, read_weights_file, write_weights_file
 from ich_ray.data.shown_rectangles import WHOLE
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ich_ray.bundle.prediction import Prediction
     from ich_ray.bundle.sequence_note import SequenceNote
     from ich_ray.bundle.sequence_scorer import SequenceAnswers
+    from ich_ray.bundle.study_calibration import StudyScore
     from ich_ray.bundle.study_logits import StudyLogits
     from ich_ray.data.dataset import SliceSet
     from ich_ray.model.networks import Network
@@ -237,8 +238,8 @@ class Bundle:
         elif logits is None:
             logits = self.slice_label_logits(slices)
         self._check_finite(slices, logits, logits)
-        studies = number_studies(slices.dataset.slices.take(slices.rows))
-        return study_logits(studies, answering_series(slices, self.card.training_data), logits)
+        score: StudyScore = "maximum" if self.series is None else "study head"
+        return study_logits(slices, answering_series(slices, self.card.training_data), logits, score)
 
     def slice_probabilities(self, slices: SliceSet) -> NDArray[np.float64]:
         """Calibrated probabilities of `any` of slices of a prepared dataset, in their order, `[n]`.

@@ -88,7 +88,7 @@ class Prediction:
 class SubtypeColumns:
     """What a bundle that answers the subtypes adds at the end of a row.
 
-    In a study it is the highest of any of its slices. None of these is forced below the probability of `any`, which
+    In a study it is that of the series that answers for it. None is forced below the probability of `any`, which
     decides.
     """
 
@@ -107,12 +107,12 @@ class LabelledPrediction(SubtypeColumns, Prediction):
 
 @dataclass(frozen=True)
 class SeriesPrediction(SeriesColumns, Prediction):
-    """One input of a bundle with a sequence model."""
+    """One input of a bundle with a sequence model, or with studies calibrated by themselves."""
 
 
 @dataclass(frozen=True)
 class LabelledSeriesPrediction(SeriesColumns, LabelledPrediction):
-    """One input of a bundle with a sequence model that answers the subtypes."""
+    """One such input of a bundle that answers the subtypes."""
 
 
 SUBTYPE_COLUMNS = tuple(f"probability_{name}" for name in SUBTYPES)
@@ -167,6 +167,16 @@ class Scorer(Protocol):
     ) -> NDArray[np.float64]: ...
 
 
+class LogitScorer(Protocol):
+    """What gives logits, such as a bundle."""
+
+    def label_logits(
+        self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]: ...
+
+    def label_calibrated(self, logits: NDArray[np.float32]) -> NDArray[np.float64]: ...
+
+
 class Pictures(Protocol):
     """What draws a picture of each slice, such as heat maps."""
 
@@ -201,21 +211,28 @@ class Predictor:
 
     Attributes:
         kind: the columns of its rows.
-        row_kind: of its rows, which say more with a sequence model.
+        row_kind: of its rows, which keep logits `for_studies` that are scaled by themselves.
 
     Raises:
         ConfigError: the bundle has no such operating point.
     """
 
     def __init__(
-        self, bundle: Scorer, point: str, heatmaps: Pictures | None = None, *, without_preamble: bool = False
+        self,
+        bundle: Scorer,
+        point: str,
+        heatmaps: Pictures | None = None,
+        *,
+        without_preamble: bool = False,
+        for_studies: bool = False,
     ) -> None:
         self.bundle, self.point, self.heatmaps, self.without_preamble = bundle, point, heatmaps, without_preamble
         self.threshold = bundle.operating_point(point).threshold
-        several, in_series = bundle.card.parameters.labels == "all", bundle.card.sequence is not None
+        several = bundle.card.parameters.labels == "all"
+        keeps_logits = bundle.card.sequence is not None or (for_studies and bundle.card.studies is not None)
         self.kind = LabelledPrediction if several else Prediction
         of_series = LabelledSeriesPrediction if several else SeriesPrediction
-        self.row_kind: type[Prediction] = of_series if in_series else self.kind
+        self.row_kind: type[Prediction] = of_series if keeps_logits else self.kind
         # Heat maps hang hooks into the one network that there is.
         self._one_at_a_time = nullcontext() if heatmaps is None else Lock()
 
@@ -287,11 +304,10 @@ class Predictor:
         for start in range(0, len(places_seen), EVALUATION_BATCH):
             some = slice(start, start + EVALUATION_BATCH)
             places = places_seen[some].tolist()
-            of_rows: list[dict[str, Any]] = [
-                {"series_logits": tuple(logits)} if np.isfinite(logits).all() else {}
-                for logits in of_series[some].tolist()
+            told = [
+                _with_logits(rows[place], logits)
+                for place, logits in zip(places, of_series[some].tolist(), strict=True)
             ]
-            told = [replace(rows[place], **more) for place, more in zip(places, of_rows, strict=True)]
             pixels_of = [shown.pop(place) for place in places if place in shown]
             images = np.stack([image for image, _ in pixels_of]) if pixels_of else None
             cut = [rectangle for _, rectangle in pixels_of if rectangle is not None]
@@ -357,7 +373,14 @@ class Predictor:
         if not images:
             return list(rows)
         pixels = self._beside_each_other(images)
-        return self._told(rows, self._by_label(pixels, rectangles), pixels, rectangles)
+        if self.row_kind is self.kind:
+            return self._told(rows, self._by_label(pixels, rectangles), pixels, rectangles)
+        # Of a probability of 1 no logit can be told, and studies are scaled by themselves.
+        bundle = cast("LogitScorer", self.bundle)
+        logits = bundle.label_logits(pixels, rectangles)
+        told = iter(logits.tolist())
+        rows = [row if row.reason else _with_logits(row, next(told)) for row in rows]
+        return self._told(rows, bundle.label_calibrated(logits), pixels, rectangles)
 
     def _told(
         self,
@@ -410,6 +433,12 @@ class Predictor:
 
 def _flagged(row: Prediction, flag: str) -> Prediction:
     return replace(row, flags=",".join(sorted({flag, *filter(None, row.flags.split(","))})))
+
+
+def _with_logits(row: Prediction, logits: Sequence[float]) -> Prediction:
+    """The row with these logits, if they are finite; without, it is not decided."""
+    columns: dict[str, Any] = {"series_logits": tuple(logits)} if np.isfinite(logits).all() else {}
+    return replace(row, **columns)
 
 
 def _at(rectangles: NDArray[np.float32] | None, place: int) -> NDArray[np.float32] | None:

@@ -33,10 +33,11 @@ SEQUENCE_FLAGS = {
 
 @dataclass(frozen=True)
 class SeriesColumns:
-    """What a sequence model says of the series of a row; in no table by slice.
+    """What studies are made of; in no table by slice.
 
     Attributes:
-        series_logits: raw logits of its study head by label, `any` last; empty for a row that is not decided.
+        series_logits: raw logits by label, `any` last: of the study head for the series of the row, or without one of
+            the row itself; empty for a row that is not decided.
     """
 
     series_logits: tuple[float, ...] = ()

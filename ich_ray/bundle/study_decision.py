@@ -65,17 +65,24 @@ class StudyDecision:
                 "name one of these, or predict by slice"
             )
         first = next(iter(card.operating_points), of_slices)
-        studies = tuple(fitted.labels[name].scaling for name in card.parameters.predicted_labels)
+        labels = zip(card.parameters.predicted_labels, card.scalings, strict=True)
+        studies = tuple(fitted.labels[name].scaling if name in fitted.labels else other for name, other in labels)
         decides = of_slices if of_slices in card.operating_points else first
         return cls(named, own[named].threshold, decides, card.scalings, studies)
 
-    def logits(self, probabilities: Sequence[float]) -> list[float]:
-        """The logits of a slice, of each label."""
-        return [float(scaling.logits(p)) for scaling, p in zip(self.slices, probabilities, strict=True)]
+    def probabilities(self, of_slices: Sequence[float], of_series: Sequence[float] = ()) -> list[float]:
+        """Of a study, by label, from the series that answers.
 
-    def probabilities(self, of_slice: Sequence[float]) -> list[float]:
-        """Of a study, by label, whose most probable slices have these probabilities."""
-        if self.studies is None:
-            return list(of_slice)
-        logits = np.array(self.logits(of_slice))
-        return [float(scaling(logit)) for scaling, logit in zip(self.studies, logits, strict=True)]
+        Args:
+            of_slices: the highest probability of its slices.
+            of_series: raw logits, of a study head or the highest of its slices; without them they are told from
+                `of_slices`, as far as these are not 0 or 1.
+        """
+        if self.studies is None and not of_series:
+            return list(of_slices)
+        logits = np.array(of_series)
+        if not of_series:
+            of_labels = zip(self.slices, np.array(of_slices), strict=True)
+            logits = np.array([scaling.logits(probability) for scaling, probability in of_labels])
+        scalings = zip(self.studies or self.slices, logits, strict=True)
+        return [float(scaling(logit)) for scaling, logit in scalings]

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.compute as pc
 
-from ich_ray.data.series_survey import number_series
+from ich_ray.data.study_labels import studies_of
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["StudyLogits", "number_studies", "study_logits"]
+    from ich_ray.bundle.study_calibration import StudyScore
+    from ich_ray.data.dataset import SliceSet
+
+__all__ = ["StudyLogits", "study_logits"]
 
 
 @dataclass(frozen=True)
@@ -25,46 +26,31 @@ class StudyLogits:
     """Raw logits of the studies of some slices.
 
     Attributes:
-        study: of each slice, a row of `logits`, int64 `[n]`.
+        of_slice: which study each slice is of, as in `Studies`, `[n]`; -1 where it names none.
         answering: whether the series of a slice answers for its study, bool `[n]`.
         logits: float32 `[studies, labels]`, `any` last.
+        score: where they come from.
     """
 
-    study: NDArray[np.int64]
+    of_slice: NDArray[np.int64]
     answering: NDArray[np.bool_]
     logits: NDArray[np.float32]
+    score: StudyScore
 
 
-def study_logits(study: NDArray[np.int64], answering: NDArray[np.bool_], logits: NDArray[np.float32]) -> StudyLogits:
+def study_logits(
+    slices: SliceSet, answering: NDArray[np.bool_], logits: NDArray[np.float32], score: StudyScore
+) -> StudyLogits:
     """The highest of each study's answering slices.
 
     Args:
-        study: a number of each slice, 0 and on, `[n]`; each has a slice that answers.
-        answering: which slices answer, `[n]`.
-        logits: of slices or, the same for all slices of one, of their series, `[n, labels]`.
+        slices: of whole studies.
+        answering: which of them answer, `[n]`; some of every study.
+        logits: of the slices or, the same for all slices of one, of their series, `[n, labels]`.
+        score: where these come from.
     """
-    found = np.full((study.max(initial=-1) + 1, logits.shape[1]), -np.inf, np.float32)
-    np.maximum.at(found, study[answering], logits[answering])
-    return StudyLogits(study, answering, found)
-
-
-def number_studies(slices: pa.Table) -> NDArray[np.int64]:
-    """The number of the study of each slice, from 0: of one patient.
-
-    A slice without a study belongs to that of its series; without either it stands for itself.
-    """
-    series = number_series(slices)
-    alone = np.where(series < 0, series.max(initial=-1) + 1 + np.arange(len(slices)), series)
-    if "study" not in slices.column_names:
-        return np.asarray(np.unique(alone, return_inverse=True)[1], np.int64)
-    codes = {name: _codes(slices, name) for name in ("patient", "study") if name in slices.column_names}
-    study, patient = codes["study"], codes.get("patient", np.zeros(len(slices), np.int64))
-    of_patient = patient * (int(study.max(initial=0)) + 1) + study
-    named = pc.not_equal(pc.fill_null(slices["study"].cast("large_string"), ""), "").to_numpy()
-    numbered = np.where(named, of_patient, of_patient.max(initial=-1) + 1 + alone)
-    return np.asarray(np.unique(numbered, return_inverse=True)[1], np.int64)
-
-
-def _codes(slices: pa.Table, name: str) -> NDArray[np.int64]:
-    encoded = pc.dictionary_encode(pc.fill_null(slices[name].cast("large_string"), "")).combine_chunks()
-    return np.asarray(encoded.indices.to_numpy(), np.int64)
+    of_slice = studies_of(slices).of_slice
+    found = np.full((of_slice.max(initial=-1) + 1, logits.shape[1]), -np.inf, np.float32)
+    asked = (of_slice >= 0) & answering
+    np.maximum.at(found, of_slice[asked], logits[asked])
+    return StudyLogits(of_slice, answering, found, score)

@@ -15,17 +15,18 @@ import numpy as np
 
 from ich_ray.bundle.answering_series import StudySeries, answering, extent
 from ich_ray.bundle.prediction import SUBTYPE_COLUMNS, LabelledPrediction, SubtypeColumns
+from ich_ray.bundle.series_prediction import SeriesColumns
 from ich_ray.bundle.training_data import SeriesLook
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ich_ray.bundle.input_survey import SeriesTable
     from ich_ray.bundle.prediction import Decision, Prediction
     from ich_ray.bundle.study_decision import StudyDecision
     from ich_ray.bundle.training_data import TrainingData
 
-__all__ = ["LabelledStudyPrediction", "StudyPrediction", "StudyRows"]
+__all__ = ["GatheredStudies", "LabelledStudyPrediction", "StudyPrediction"]
 
 _SUSPECTS = 3
 _UNTOLD = SeriesLook(math.nan, math.nan, math.nan, "", "")
@@ -33,9 +34,9 @@ _UNTOLD = SeriesLook(math.nan, math.nan, math.nan, "", "")
 
 @dataclass(frozen=True)
 class StudyPrediction:
-    """One study, as probable as the series that answers for it; `file` is the most probable slice of this series.
+    """One study, as probable as the series that answers for it.
 
-    A rejected file has a row of its own.
+    `file` is the most probable slice of this series. A rejected file has a row of its own.
 
     Attributes:
         slices, positive_slices: of all its series: a bleeding stands in each reconstruction of the study.
@@ -89,7 +90,7 @@ class _Series:
     """What is kept of the accepted rows of a series.
 
     Attributes:
-        highest: probabilities of slices by label, `any` last.
+        highest: probabilities of slices by label, `any` last; `logits`, those that studies are made of, if kept.
         suspects: its most probable slices, the first of equals first.
         rows: the numbers of its rows.
     """
@@ -97,6 +98,7 @@ class _Series:
     slices: int = 0
     positive: int = 0
     highest: list[float] = field(default_factory=list)
+    logits: list[float] = field(default_factory=list)
     suspects: list[_Suspect] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
     rows: array[int] = field(default_factory=lambda: array("q"))
@@ -104,7 +106,9 @@ class _Series:
     def add(self, row: Prediction, number: int) -> None:
         """Take in one more row."""
         by_label = _by_label(row)
-        self.highest = [max(pair) for pair in zip(self.highest or by_label, by_label, strict=True)]
+        self.highest = _higher(self.highest, by_label)
+        if isinstance(row, SeriesColumns):
+            self.logits = _higher(self.logits, row.series_logits)
         self.flags |= {*filter(None, row.flags.split(","))}
         self.rows.append(number)
         new = _Suspect(row.file, by_label[-1], row.slice_id)
@@ -112,6 +116,10 @@ class _Series:
         if not (same and same[0].probability >= new.probability):
             held = [*(one for one in self.suspects if one not in same), new]
             self.suspects = sorted(held, key=lambda one: -one.probability)[:_SUSPECTS]  # stable
+
+
+def _higher(held: Sequence[float], more: Sequence[float]) -> list[float]:
+    return [max(pair) for pair in zip(held or more, more, strict=True)]
 
 
 def _by_label(row: Prediction) -> list[float]:
@@ -127,7 +135,7 @@ class _Study:
     series: dict[str, _Series] = field(default_factory=dict)
 
 
-class StudyRows:
+class GatheredStudies:
     """Rows gathered by study: memory grows with series, and by three numbers for each slice.
 
     Attributes:
@@ -191,7 +199,8 @@ class StudyRows:
             return kind(first.study, 0, 0, None, "", "", None, first.file, first.reason, flags=first.flags)
         uid, decision = self._answering(study), self._decision
         answers, positive = study.series[uid], [series.positive for series in study.series.values()]
-        *subtypes, probability = decision.probabilities(answers.highest)
+        *subtypes, probability = decision.probabilities(answers.highest, answers.logits)
+        columns: dict[str, Any] = dict(zip(SUBTYPE_COLUMNS, subtypes, strict=False))
         return replace(
             kind(
                 study=first.study,
@@ -211,7 +220,7 @@ class StudyRows:
                 other_series=self._others(study, uid),
             ),
             **_suspects(answers.suspects),
-            **dict(zip(SUBTYPE_COLUMNS, subtypes, strict=False)),
+            **columns,
         )
 
     def _answering(self, study: _Study) -> str:
@@ -229,8 +238,8 @@ class StudyRows:
 
     def _others(self, study: _Study, answers: str) -> str:
         others = {name: series for name, series in study.series.items() if name != answers}
-        told = {name or "unnamed": self._decision.probabilities(series.highest)[-1] for name, series in others.items()}
-        return ", ".join(f"{name} {probability:.6g}" for name, probability in told.items())
+        told = {name: self._decision.probabilities(one.highest, one.logits)[-1] for name, one in others.items()}
+        return ", ".join(f"{name or 'unnamed'} {probability:.6g}" for name, probability in told.items())
 
 
 def _flags(series: Iterable[_Series]) -> str:

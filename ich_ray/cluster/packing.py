@@ -43,6 +43,7 @@ _PLACES = (
     "--warm-start",
     "--storage",
     "--heatmaps",
+    "--dicom-sr",
     "--cluster-file",
     "an argument",
 )

@@ -82,7 +82,7 @@ FLAGS = {
 }
 
 MODALITY, SOP_CLASS, SOP_INSTANCE, META_INSTANCE = 0x00080060, 0x00080016, 0x00080018, 0x00020003
-PATIENT, STUDY, SERIES = 0x00100020, 0x0020000D, 0x0020000E
+PATIENT, STUDY, SERIES, ACCESSION = 0x00100020, 0x0020000D, 0x0020000E, 0x00080050
 SAMPLES, PHOTOMETRIC, ROWS, COLUMNS = 0x00280002, 0x00280004, 0x00280010, 0x00280011
 ALLOCATED, STORED, HIGH_BIT, REPRESENTATION = 0x00280100, 0x00280101, 0x00280102, 0x00280103
 PADDING, PADDING_LIMIT = 0x00280120, 0x00280121
@@ -118,6 +118,7 @@ class SliceHeader:
         acquisition: how the slice was taken.
         slope, intercept: as written in the file.
         flags: keys of `FLAGS`, sorted.
+        accession: AccessionNumber, as it is; empty where it is absent or blank.
     """
 
     slice_id: str
@@ -133,6 +134,7 @@ class SliceHeader:
     slope: float
     intercept: float
     flags: tuple[str, ...]
+    accession: str = ""
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,7 @@ def _header(
         slope=slope,
         intercept=intercept,
         flags=tuple(sorted((*elements.flags, *kind.flags, *_oddities(elements, uid, patient)))),
+        accession=elements.text(ACCESSION),
     )
     return header, layout
 

@@ -110,8 +110,9 @@ def _examined(slices: SliceSet) -> NDArray[np.float32]:
     place = np.asarray(pc.fill_null(pc.index_in(ids, value_set=table["examination"].combine_chunks()), -1), np.int64)
     known = {name: np.asarray(table[name].to_numpy(zero_copy_only=False), np.float32) for name in LABELS}
     values = np.stack([np.append(known[name], np.nan)[place] for name in LABELS], 1)
-    whose = np.append(np.asarray(table["patient"].to_numpy(zero_copy_only=False), object), None)[place]
-    values[whose != slices.patients] = np.nan
+    patients = np.asarray(table["patient"].to_numpy(zero_copy_only=False), object)
+    told = np.flatnonzero(place >= 0)
+    values[told[patients[place[told]] != slices.patients[told]]] = np.nan
     if record.level == "patient" and "study" in dataset.slices.column_names:
         # That a patient bleeds says of no study that it shows it, unless there is but one.
         several = partners(slices.patients.astype(str), dataset.column("study")[slices.rows].astype(str)) > 1

@@ -178,13 +178,14 @@ def _read_studies(path: UPath, figures: StudyFigures) -> StudyRows | None:
     table = read_table(path, figures.cases + figures.unknown)
     try:
         columns = {name: table[name].to_numpy(zero_copy_only=False) for name in names}
+        named = [np.asarray(table[name].cast("string").to_pylist(), object) for name in names[:2]]
         labels, probabilities = (np.asarray(columns[name], np.float64) for name in names[2:])
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, NotImplementedError) as error:  # of Arrow, for what no text can be made of
         raise IntegrityError(f"{path}: must hold {', '.join(names)}, got {error}; {remedy}") from None
     known = labels[~np.isnan(labels)]
     if not (np.isin(known, (0, 1)).all() and ((probabilities >= 0) & (probabilities <= 1)).all()):
         raise IntegrityError(f"{path}: labels of 0 and 1 and probabilities must be there, got others; {remedy}")
-    return StudyRows(columns["study"], columns["patient"], labels, probabilities)
+    return StudyRows(named[0], named[1], labels, probabilities)
 
 
 def _dataset(search: SearchResult) -> tuple[PreparedDataset | None, str]:

@@ -55,9 +55,10 @@ def study_content(inputs: Inputs) -> dict[str, Any]:
     """What the template shows of studies besides figures."""
     evaluation = inputs.evaluation
     found = evaluation.studies if evaluation else None
-    nothing: dict[str, Any] = {"studies": None, "study_problem": _problem(evaluation), "sequence_rows": []}
-    if evaluation is None or found is None:
-        return nothing
+    changed = evaluation.sequence_change.items() if evaluation else ()
+    rows = {"sequence_rows": [_changed(name, figure) for name, figure in changed]}
+    if found is None:
+        return {"studies": None, "study_problem": _problem(evaluation), **rows}
     points = found.operating_points.items()
     shown = strips(inputs)
     return {
@@ -73,7 +74,7 @@ def study_content(inputs: Inputs) -> dict[str, Any]:
         "strip_problem": "" if shown else _no_strips(inputs),
         "strip_box": f"0 0 {WIDTH} {HEIGHT + 8}",
         "strip_floor": HEIGHT,
-        "sequence_rows": [_changed(name, figure) for name, figure in evaluation.sequence_change.items()],
+        **rows,
     }
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ich_ray.assess.interval_estimates import Figures
     from ich_ray.assess.study_figures import StudyFigures
     from ich_ray.bundle.card import TtaGain
+    from ich_ray.bundle.study_calibration import StudyCalibration
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.html_report.inputs import Inputs
     from ich_ray.refit.confirm import Confirmation
@@ -324,6 +325,18 @@ def _tta_facts(gain: TtaGain | None) -> Facts:
     return [(f"Test-time augmentation, {name}", format_change(figure)) for name, figure in figures.items()]
 
 
+def _study_facts(studies: StudyCalibration | None) -> Facts:
+    if studies is None:
+        return []
+    fitted = studies.labels["any"]
+    scaled = f"temperature {number(fitted.temperature)}, bias {number(fitted.bias)}"
+    what = f"{count(fitted.studies)} studies, {count(fitted.positives)} positive; "
+    return [
+        ("By study", what + (scaled if fitted.scaled_by == "own" else "too few to fit probabilities of studies")),
+        *(("Note", note) for note in fitted.notes),
+    ]
+
+
 def calibration_facts(calibration: Calibration) -> Facts:
     return [
         (
@@ -347,4 +360,5 @@ def calibration_facts(calibration: Calibration) -> Facts:
             )
             for name, subtype in calibration.subtypes.items()
         ),
+        *_study_facts(calibration.studies),
     ]

@@ -135,6 +135,10 @@ def predict(
     heatmaps: Annotated[
         str | None, typer.Option("--heatmaps", help="Folder for a Grad-CAM picture of each slice.")
     ] = None,
+    dicom_sr: Annotated[
+        str | None,
+        typer.Option("--dicom-sr", help="Folder for a DICOM Structured Report of each study; names its patient."),
+    ] = None,
     no_slabs: Annotated[
         bool,
         typer.Option("--no-slabs", help="Do not average series finer than those that trained the bundle."),
@@ -152,6 +156,7 @@ def predict(
         point=point,
         by=by,
         heatmaps=heatmaps,
+        dicom_sr=dicom_sr,
         slabs=not no_slabs,
         without_preamble=without_preamble,
         address=address,
@@ -161,7 +166,10 @@ def predict(
     reasons = f" ({_most_common(found.reasons)})" if found.reasons else ""
     flagged = f", {found.flagged} flagged: {_most_common(found.flags)}" if found.flags else ""
     print_line(f"{found.inputs} inputs: {cases}, {left_out}{reasons}{flagged}  {out}")
-    if found.rejected or not found.cases:
+    if dicom_sr is not None:
+        without = f", {found.unreported.total()} studies without ({_most_common(found.unreported)})"
+        print_line(f"{found.reports} reports{without if found.unreported else ''}  {dicom_sr}")
+    if found.rejected or not found.cases or found.unreported:
         raise typer.Exit(REJECTED_SOME)
 
 

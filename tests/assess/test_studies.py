@@ -24,6 +24,7 @@ from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from tests.examined import half_bleeding, with_examinations
 from tests.prepared import SLICES_A_PATIENT, make_dataset
 from tests.searched import make_bundle, make_search
+from tests.sequence_bundles import add_sequence
 
 PATIENTS = 160  # 24 of calibration, 24 of test
 
@@ -251,3 +252,30 @@ class TestSite:
         with pytest.raises(ConfigError, match=message):
             recalibrate(bundle, few.files.root, tmp_path / "new")
         assert not (tmp_path / "new").exists()
+
+
+def test_a_sequence_model_answers_for_studies_and_is_held_against_the_network(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "search", tmp_path / "search")
+    search = SearchFiles(locate(tmp_path / "search"))
+    calibrate(search.root)
+    add_sequence(Path(str(search.bundle)))
+    calibrate(search.root)
+    found = evaluate(search.root)
+    assert found.studies is not None
+    assert found.studies.score == "study head"
+    bundle, slices = load_bundle(search.bundle), PreparedDataset.open(home / "dataset").role("test")
+    own = bundle.network_label_logits(slices)[:, -1]
+    truth = slices.labels.reshape(-1, SLICES_A_PATIENT).max(1)
+    study = bundle.study_label_logits(slices).logits[:, -1]
+    changed = found.sequence_change
+    assert [*changed] == ["average_precision", "roc_auc", "study_average_precision", "study_roc_auc"]
+    assert changed["roc_auc"].without == pytest.approx(sklearn_metrics.roc_auc_score(slices.labels, own))
+    assert changed["roc_auc"].with_sequence == found.metrics["roc_auc"].value
+    highest_own = own.reshape(-1, SLICES_A_PATIENT).max(1)
+    figure = changed["study_roc_auc"]
+    assert figure.without == pytest.approx(sklearn_metrics.roc_auc_score(truth, highest_own))
+    assert figure.with_sequence == pytest.approx(sklearn_metrics.roc_auc_score(truth, study))
+    assert figure.with_sequence == found.studies.metrics["roc_auc"].value
+    assert figure.difference == pytest.approx(figure.with_sequence - (figure.without or 0))
+    table = pq.read_table(str(search.predictions)).to_pydict()
+    assert table["probability_without_sequence"] == pytest.approx(bundle.calibrated(own).tolist())

@@ -218,7 +218,7 @@ def test_a_study_is_answered_by_the_head_for_its_series(bundle: Path, scans: Pat
     rows = loaded.predict(files)
     held = SliceSet(dataset_of(tmp_path / "dataset", files), np.arange(len(files)))
     found = loaded.study_label_logits(held)
-    assert found.study.tolist() == [0] * len(files)
+    assert (found.score, found.of_slice.tolist()) == ("study head", [0] * len(files))
     np.testing.assert_allclose(rows[0].series_logits, found.logits[0], atol=1e-5)  # type: ignore[attr-defined]
     own = loaded.network_label_logits(held)
     plain = Bundle(loaded.network, loaded.card.model_copy(update={"sequence": None}))

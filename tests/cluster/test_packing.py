@@ -64,6 +64,7 @@ def test_a_space_of_the_cluster_stays_there(space: Path) -> None:
         (["search", "--trials", "3", "D", "--space", "spaces/mine.yaml", "--out", "/S"], "an argument: .* got 'D'"),
         (["predict", "/B", "/scans", "more", "--out", "/p.csv"], "an argument: must be an absolute path .* got 'more'"),
         (["predict", "/B", "/scans", "--heatmaps", "heat", "--out", "/p.csv"], "--heatmaps: must be .* got 'heat'"),
+        (["predict", "/B", "/scans", "--dicom-sr", "sr", "--out", "/p.csv"], "--dicom-sr: must be .* got 'sr'"),
         (["doctor", "--cluster-file", "cluster.yaml"], "--cluster-file: must be an absolute path"),
         (["search", "/D", "--space", "spaces/mine.yaml", "--out", "S"], "--out: must be an absolute path .* got 'S'"),
         (["search", "/D", "--space", "spaces/mine.yaml", "--out=S"], "--out: must be an absolute path .* got 'S'"),

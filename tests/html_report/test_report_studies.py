@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ich_ray.assess.calibration import calibrate
 from ich_ray.assess.evaluate import evaluate
+from ich_ray.assess.sequence_change import ChangedFigure
 from ich_ray.data.dataset import SliceSet
+from ich_ray.errors import IntegrityError
 from ich_ray.html_report.inputs import Inputs, gather
 from ich_ray.html_report.page import render
 from ich_ray.html_report.study_strips import pick_studies, strips
@@ -97,10 +103,6 @@ def test_no_identifier_of_a_study_stands_on_the_page(inputs: Inputs) -> None:
 def test_the_sequence_model_is_a_thin_line_and_a_table(inputs: Inputs) -> None:
     assert inputs.predictions is not None
     assert inputs.evaluation is not None
-    from dataclasses import replace
-
-    from ich_ray.assess.sequence_change import ChangedFigure
-
     change = {"study_roc_auc": ChangedFigure(without=0.7, with_sequence=0.75, difference=0.05, low=0.01, high=0.09)}
     alone = replace(inputs.predictions, without_sequence=inputs.predictions.probabilities / 2)
     changed = replace(
@@ -115,8 +117,6 @@ def test_the_sequence_model_is_a_thin_line_and_a_table(inputs: Inputs) -> None:
 
 
 def test_without_studies_the_page_says_why(inputs: Inputs, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(str(inputs.search.files.root), tmp_path / "search")
     file = locate(tmp_path / "search" / "final" / "evaluation.json")
     found = read_json(file)
@@ -124,6 +124,24 @@ def test_without_studies_the_page_says_why(inputs: Inputs, tmp_path: Path) -> No
     note = "By study: no figures, as the bundle was calibrated without studies; run `ich-ray calibrate` again."
     write_json(file, {**found, "notes": [*found["notes"], note]})
     assert f"By study {note}" in Page(render(gather(tmp_path / "search"))).text
+
+
+@pytest.mark.parametrize(
+    ("column", "values"), [("probability", [2.0]), ("label", [7]), ("probability", [float("nan")])]
+)
+def test_a_damaged_table_of_studies_is_refused(
+    inputs: Inputs, tmp_path: Path, column: str, values: list[object]
+) -> None:
+    shutil.copytree(str(inputs.search.files.root), tmp_path / "search")
+    file = tmp_path / "search" / "final" / "studies.parquet"
+    table = pq.read_table(file)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array(values * len(table))), file)
+    with pytest.raises(IntegrityError, match=r"studies.parquet: .* remove the file and evaluate again"):
+        gather(tmp_path / "search")
+    pq.write_table(table.slice(1), file)
+    with pytest.raises(IntegrityError, match=r"studies.parquet"):
+        gather(tmp_path / "search")
 
 
 def test_studies_are_picked_by_how_sure_the_model_was() -> None:

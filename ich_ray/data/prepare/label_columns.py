@@ -23,8 +23,16 @@ __all__ = ["ColumnMap", "MappedColumns", "Reading", "map_columns", "read_columns
 
 # What is asked, as it is written: a column, or the columns of several readers.
 ColumnMap = dict[str, "str | list[str]"]
-# What a row may be about beside a slice, the finest first, and the columns that say so. A folder is one of a study.
-_EXAMINATIONS = {"series": "seriesinstanceuid", "study": "studyinstanceuid", "folder": "folder", "patient": "patientid"}
+# What a row may be about beside a slice, the finest first, and the columns that say so. Folders and accession numbers
+# are of studies.
+_EXAMINATIONS = {
+    "series": "seriesinstanceuid",
+    "study": "studyinstanceuid",
+    "folder": "folder",
+    "accession": "accessionnumber",
+    "patient": "patientid",
+}
+_OF_STUDIES = ("folder", "accession")
 _SLICES = ("id", "slice_id", "sopinstanceuid")
 _TEXTS = ("id", "role", *_EXAMINATIONS)
 _NOT = "not "
@@ -47,7 +55,7 @@ class MappedColumns:
         readings: the columns of each label, more than one where several readers answered.
         mapped: the labels that were asked for, and not recognized by the names of their columns.
         level: what a row is about.
-        by_folder: whether its `id` is a folder.
+        by_folder, by_accession: whether its `id` is a folder, or an accession number.
     """
 
     names: list[str]
@@ -55,6 +63,7 @@ class MappedColumns:
     mapped: frozenset[str]
     level: Level = "slice"
     by_folder: bool = False
+    by_accession: bool = False
 
 
 def read_columns(flags: Sequence[str], file: Location | None) -> ColumnMap:
@@ -131,13 +140,14 @@ def map_columns(
         {label: tuple(Reading(names.get(one.column, one.column), one.negated) for one in found)
          for label, found in readings.items()},
         frozenset(columns) & {*LABELS},
-        "study" if kind == "folder" else cast("Level", kind),
+        "study" if kind in _OF_STUDIES else cast("Level", kind),
         kind == "folder",
+        kind == "accession",
     )  # fmt: skip
 
 
 def _key(header: Sequence[str], asked: Mapping[str, str], level: Level | None) -> tuple[str, str]:
-    """What a row is about (`folder` may be it), and the column that names it: empty if none does.
+    """What a row is about (a folder or accession number may be it), and the column that names it: empty if none does.
 
     A column that names slices makes a row one of a slice, unless another was asked for; else the finest column does.
     """
@@ -146,8 +156,9 @@ def _key(header: Sequence[str], asked: Mapping[str, str], level: Level | None) -
     if level == "slice":
         return "slice", of_slices
     if level is not None:
-        by_folder = level == "study" and not there["study"] and there["folder"]
-        return ("folder", there["folder"]) if by_folder else (level, there[level] or of_slices)
+        named = ("study", *_OF_STUDIES) if level == "study" else (level,)
+        kind = next((kind for kind in named if there[kind]), level)
+        return kind, there[kind] or of_slices
     kinds = [kind for kind in _EXAMINATIONS if kind in asked] or [kind for kind, column in there.items() if column]
     if "id" in asked or not kinds or (of_slices and not {*_EXAMINATIONS} & {*asked}):
         return "slice", of_slices

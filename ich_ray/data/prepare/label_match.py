@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ich_ray.ct.slice_file import read_headers
+from ich_ray.data.prepare.accession_numbers import by_study
 from ich_ray.data.prepare.examinations import find_folders
 from ich_ray.errors import ConfigError, Rejection
 from ich_ray.vocabulary import MATCH_RULES, MatchRule
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["check_one_way", "file_keys", "find_labels", "settle_labels", "settle_rule", "share_labels"]
 
-_KEYWORDS = {"series": "SeriesInstanceUID", "study": "StudyInstanceUID", "patient": "PatientID"}
+_KEYWORDS = {
+    "series": "SeriesInstanceUID",
+    "study": "StudyInstanceUID",
+    "patient": "PatientID",
+    "accession": "AccessionNumber",
+}
 _BY_NAME = get_args(MatchRule)[1:]
 _SUFFIX = r"\.[^./]*[^0-9./][^./]*$"  # `.dcm`; the last number of a UID is none
 _FRAME = r"#[0-9]+$"
@@ -139,7 +145,7 @@ def settle_rule(labels: LabelTable, root: UPath, files: Sequence[str], without_p
     """
     if labels.level != "slice":
         _check_examinations(labels, root, files, without_preamble)
-        return labels
+        return by_study(labels, root, files, without_preamble) if labels.by_accession else labels
     names = pa.array(files, pa.string())
     named, hits = _named(labels, root, names)
     rng = np.random.default_rng(0)
@@ -195,13 +201,14 @@ def _check_examinations(labels: LabelTable, root: UPath, files: Sequence[str], w
     Raises:
         ConfigError: no file belongs to one.
     """
-    keyword = "folders" if labels.rule == "path" else _KEYWORDS[labels.level]
+    key = "accession" if labels.by_accession else labels.level
+    keyword = "folders" if labels.rule == "path" else _KEYWORDS[key]
     if labels.rule == "path":
         alien = bool((find_folders(labels, files) < 0).all())
     else:
         sample = _sample(len(files), len(labels), np.random.default_rng(0))
         places = {int(place): root / files[place] for place in sample}
-        headers = _unlike(labels, labels.level, places, without_preamble)
+        headers = _unlike(labels, key, places, without_preamble)
         alien = bool(headers) and _is_enough(len(sample), len(files), len(labels))
     if alien:
         raise ConfigError(
@@ -278,9 +285,10 @@ def _check_level(labels: LabelTable, headers: Sequence[tuple[int, SliceHeader]])
     Raises:
         ConfigError: whose ids they are.
     """
-    for level, keyword in _KEYWORDS.items():
-        if (labels.find(_column(headers, level)) >= 0).any():
+    for key, keyword in _KEYWORDS.items():
+        if (labels.find(_column(headers, key)) >= 0).any():
+            level, flag = ("study", "--column accession=id") if key == "accession" else (key, f"--level {key}")
             raise ConfigError(
                 f"labels: ids of the table must name slices, got the {keyword} of files: what holds for a {level} "
-                f"holds for none of its slices alone; give a row a slice, or --level {level}"
+                f"holds for none of its slices alone; give a row a slice, or {flag}"
             )

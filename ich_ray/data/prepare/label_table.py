@@ -55,6 +55,7 @@ class LabelTable:
         rule: how the ids name slices, see label_match.py; of studies `path` where they are folders.
         level: what a row is about.
         agreement: of the readers, where a label has several.
+        by_accession: whether studies go by accession numbers, until `accession_numbers.by_study` has found them.
     """
 
     slice_ids: pa.StringArray
@@ -65,6 +66,7 @@ class LabelTable:
     rule: MatchRule = "uid"
     level: Level = "slice"
     agreement: tuple[ReaderAgreement, ...] = ()
+    by_accession: bool = False
 
     def __len__(self) -> int:
         return len(self.slice_ids)
@@ -78,7 +80,8 @@ class LabelTable:
         """What its rows are about, if not slices by their UIDs."""
         if self.level == "slice":
             return "" if self.rule == "uid" else f"a row a slice, by its {MATCH_RULES[self.rule]}"
-        return f"a row a {self.level}{', by its folder' if self.rule == 'path' else ''}"
+        by_folder = ", by its folder" if self.rule == "path" else ""
+        return f"a row a {self.level}{', by its accession number' if self.by_accession else by_folder}"
 
     def mismatch_error(self, slice_id: str, file: str) -> ConfigError:
         """What to raise when no file is in the table; `file` is one of them, `slice_id` that of one."""
@@ -117,10 +120,11 @@ def read_labels(
         raise LabelError(f"{path}: a label table must have rows, got only a header")
     rule: MatchRule = "path" if mapped.by_folder else "uid"
     if _is_long(mapped):
-        return replace(_collapse(_long(path, table), None), level=mapped.level, rule=rule)
+        found = _collapse(_long(path, table), None)
+        return replace(found, level=mapped.level, rule=rule, by_accession=mapped.by_accession)
     cells, agreement = _wide(path, table, mapped)
     found = _collapse(cells, _roles(path, table))
-    return replace(found, agreement=agreement, level=mapped.level, rule=rule)
+    return replace(found, agreement=agreement, level=mapped.level, rule=rule, by_accession=mapped.by_accession)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ def images(tmp_path: Path) -> Path:
         folder.mkdir(parents=True)
         for number in range(2):
             write(folder / f"{number}.dcm", f"ID_{study:02d}{number}", study, hu=head(32, 32, seed=study * 2 + number),
-                  SeriesInstanceUID=f"se{study}", ImagePositionPatient=[-125, -100, 40 + 5 * number])  # fmt: skip
+                  SeriesInstanceUID=f"se{study}", AccessionNumber=f"{CANARY}-a{study}",
+                  ImagePositionPatient=[-125, -100, 40 + 5 * number])  # fmt: skip
     return tmp_path / "images"
 
 
@@ -61,6 +62,13 @@ def table(folder: Path, column: str, name: str, *more: str) -> Path:
         ("id,any", {}, "study", "study"),
         ("id,StudyInstanceUID,any", {}, None, "slice"),
         ("id,Case,any", {"study": "Case"}, None, "study"),
+        ("PatientID,AccessionNumber,any", {}, None, "study"),
+        ("AccessionNumber,StudyInstanceUID,any", {}, None, "study"),
+        ("folder,AccessionNumber,any", {}, None, "study"),
+        ("AccessionNumber,PatientID,any", {}, "patient", "patient"),
+        ("AccessionNumber,any", {}, "study", "study"),
+        ("id,AccessionNumber,any", {}, None, "slice"),
+        ("Order,any", {"accession": "Order"}, None, "study"),
         ("PatientID,StudyInstanceUID,any", {}, "patient", "patient"),
         ("ID,Label", {}, "series", "series"),
     ],
@@ -73,6 +81,8 @@ def test_what_a_row_is_about_is_told_by_its_columns(
     found = read_labels(tmp_path / "labels.csv", columns, asked)
     assert (found.level, len(found), found.values[0, -1]) == (level, 1, 1)
     assert (found.rule == "path") == header.startswith("folder")
+    by_accession = {"PatientID,AccessionNumber,any", "AccessionNumber,any", "Order,any"}
+    assert found.by_accession == (header in by_accession)
 
 
 def test_a_table_of_studies_is_none_of_slices(tmp_path: Path) -> None:
@@ -148,6 +158,7 @@ def test_a_series_of_two_patients_is_of_neither() -> None:
     [
         ("StudyInstanceUID", "st{}", "study", "study"),
         ("folder", f"{CANARY}-case{{}}", "study", "study"),
+        ("AccessionNumber", f"{CANARY}-a{{}}", "study", "study"),
         ("PatientID", f"{CANARY}-{{}}", "patient", "patient"),
     ],
 )
@@ -232,6 +243,8 @@ def test_both_kinds_of_labels_stand_beside_each_other(tmp_path: Path, images: Pa
         ("StudyInstanceUID", "other{}", {}, "ids of the table must be StudyInstanceUID of the files, got none"),
         ("folder", "other{}", {}, "ids of the table must be folders of the files, got none in common"),
         ("folder", "images", {}, "got none in common"),
+        ("AccessionNumber", "other{}", {}, "ids of the table must be AccessionNumber of the files, got none in common"),
+        ("id", f"{CANARY}-a{{}}", {}, "got the AccessionNumber of files: .* or --column accession=id"),
         ("id", "st{}", {}, "got the StudyInstanceUID of files: .* or --level study"),
         ("id", f"{CANARY}-{{}}", {"level": "study"}, "ids of the table must be StudyInstanceUID"),
         ("StudyInstanceUID", "st{}", {"split": "slice"}, "--split slice: an examination must have one role"),

@@ -18,6 +18,8 @@ from ich_ray.vocabulary import MatchRule
 from tests.ct.files import head, make
 from tests.data.folders import write
 
+OTHERS = ("series", "study", "patient", "accession")  # identifiers of a header
+
 
 def table(*ids: str, rule: MatchRule = "uid") -> LabelTable:
     values = np.tile(np.arange(len(ids), dtype=np.int8)[:, None] % 2, 6)
@@ -158,7 +160,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch, files: int, labels: int) -> tuple
 
     def header(file: Path, without_preamble: bool) -> list[object]:
         read.append(str(file))
-        return [type("Header", (), {"slice_id": f"1.{len(read)}", "series": "", "study": "", "patient": ""})]
+        return [type("Header", (), {"slice_id": f"1.{len(read)}", **dict.fromkeys(OTHERS, "")})]
 
     monkeypatch.setattr(label_match, "_headers", header)
     ids = table(*(f"9.{number}" for number in range(labels)))
@@ -194,7 +196,7 @@ def test_a_good_table_of_few_labels_is_found_wherever_they_lie(monkeypatch: pyte
     uids = {f"/there/{file}": f"1.{number}" for number, file in enumerate(files)}
 
     def header(file: Path, without_preamble: bool) -> list[object]:
-        return [type("Header", (), {"slice_id": uids[str(file)], "series": "", "study": "", "patient": ""})]
+        return [type("Header", (), {"slice_id": uids[str(file)], **dict.fromkeys(OTHERS, "")})]
 
     monkeypatch.setattr(label_match, "_headers", header)
     rng = np.random.default_rng(1)
