@@ -56,5 +56,5 @@ class SequenceNote(Record):
 
     def blends(self, labels: Sequence[str]) -> list[Blend]:
         """Of these labels, in their order."""
-        held: dict[str, Blend] = {**self.blend}
+        held = {str(label): blend for label, blend in self.blend.items()}
         return [held[label] for label in labels]

@@ -109,7 +109,7 @@ class SequenceScorer:
 def as_stored(features: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
     """Features as they are kept for training: float16, NaN where there is no number."""
     limit = np.finfo(np.float16).max
-    return np.clip(features, -limit, limit).astype(np.float16)
+    return np.asarray(np.clip(features, -limit, limit), np.float16)
 
 
 def _batches(order: SeriesOrder) -> Iterator[NDArray[np.int64]]:
