@@ -83,6 +83,8 @@ class Bundle:
         self.card, self.sequence, self.series = card, sequence, None
         if (sequence is None) != (card.sequence is None):
             raise IchRayError(f"{card.name}: a sequence model must be given where the card has one, and only there")
+        if sequence is not None and card.members:
+            raise ConfigError(f"{card.name}: a sequence model stands on one network, got one on an ensemble")
         if sequence is not None and card.sequence is not None:
             self.series = SeriesModel(self.model, sequence, card, card.sequence, self.device)
 

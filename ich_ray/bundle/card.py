@@ -332,8 +332,6 @@ class Card(Record):
             raise ValueError(f"image_shape must be {shape}, as windows and size say, got {self.image_shape}")
         if self.architecture != self.parameters.architecture:
             raise ValueError(f"architecture must be {self.parameters.architecture}, as in parameters")
-        if self.members and self.sequence:
-            raise ValueError("a sequence model stands on one network, got one beside the networks of an ensemble")
         for member in self.members:
             if field := differing_inputs(self.parameters, member.parameters):
                 raise ValueError(f"members must have the {field} of the first network")
