@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from ich_ray.data.dataset_audit import Check, checked
 from ich_ray.errors import IchRayError, IntegrityError
-from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import SearchResult, TrialResult, WeightsNote
 from ich_ray.search.audit.ledger_reader import REMEDY, ended_with
 from ich_ray.search.space.space import Given
@@ -90,7 +89,7 @@ def _contradiction(trial: TrialResult, space: SearchSpace | None) -> str:
 def _unspent(trial: TrialResult, space: SearchSpace) -> str:
     """What a completed trial has left of its images, empty if nothing."""
     try:
-        images = space.images_of(Hyperparameters.model_validate(trial.parameters))
+        images = space.images_of(trial.parameters)
     except ValidationError as error:
         return f"its parameters must make a network, got {first_problem(error)}"
     return f"it is completed, got {trial.images_seen} of {images} images" if trial.images_seen < images else ""
@@ -167,7 +166,7 @@ def _fits(space: SearchSpace, trial: TrialResult) -> bool:
     if space.listed is not None:
         return trial.parameters in space.listed
     try:
-        values = Hyperparameters.model_validate(trial.parameters).model_dump()
+        values = space.drawn.made(trial.parameters).model_dump()
         return space.draw(Given(values)).parameters == trial.parameters
     except (LookupError, ValueError):
         return False

@@ -77,7 +77,7 @@ class Driver:
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
         rule = STOPPING_RULES[space.budget.rule].rebuilt(space.budget, space.objective, ledger.trials.values())
         race = _race(space, dataset, ledger) if space.objective.networks > 1 else None
-        self.scheduler = StoppingScheduler(space.budget, space.objective, rule, self.exhausted, race)
+        self.scheduler = StoppingScheduler(space.budget, space.objective, rule, self.exhausted, race, space.drawn)
         self.sampler = LedgerSampler(
             space,
             ledger,
@@ -100,6 +100,7 @@ class Driver:
             precision=ledger.record.precision,
             objective=space.objective,
             seed=ledger.record.seed,
+            searches=space.drawn.name,
         )
         trainer = trainer or train_model
         self.function = trial_function(settings, MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer)

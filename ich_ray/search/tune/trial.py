@@ -21,10 +21,10 @@ from ray import tune
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut
 from ich_ray.errors import TrialFailure
-from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.registry import registered_here, repeat
 from ich_ray.results import CheckpointReference, Objective, Report, finite
 from ich_ray.search.out_of_fold import OutOfFold
+from ich_ray.search.space.parameter_sets import PARAMETER_SETS
 from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
 from ich_ray.search.tune.train_workers import WorkersLost
 from ich_ray.storage import SearchFiles, locate, without_credentials
@@ -34,7 +34,9 @@ from ich_ray.training.memory import out_of_memory
 if TYPE_CHECKING:
     from upath import UPath
 
+    from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import ExecutionInfo
+    from ich_ray.search.space.parameter_sets import Searched
     from ich_ray.training.checkpoint_store import Checkpoint, SavedState
     from ich_ray.training.data_parallel import Shard
     from ich_ray.training.loop import Progress
@@ -64,6 +66,7 @@ class TrialSettings:
         precision: of the search, on accelerators; None where its record names none.
         objective: of the search; with folds, `images` are those of each network.
         seed: of the search, which divides its patients into folds.
+        searches: what its parameters are of.
     """
 
     dataset: str
@@ -78,6 +81,7 @@ class TrialSettings:
     precision: Precision | None = None
     objective: Objective = field(default_factory=Objective)
     seed: int = 0
+    searches: Searched = "network"
 
     def images_of(self, parameters: Hyperparameters) -> int:
         """Images at which a network has ended."""
@@ -195,7 +199,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
     elif kept and kept.images_seen < config["reported"]:
         why = checkpoints.note or "the newest checkpoint was missing"
         checkpoints.note = f"{why}: went back from {config['reported']} to {kept.images_seen} images"
-    parameters = Hyperparameters(**config["parameters"])
+    parameters = PARAMETER_SETS[settings.searches].made(config["parameters"])
     images = settings.images_of(parameters) * settings.objective.networks
     train = folds or trainer
     resume = kept.file if kept else None
