@@ -266,7 +266,7 @@ class SearchFiles:
             ]
         except OSError as error:
             raise unreadable(self.root, error) from None
-        for path in (self.trials, self.checkpoints, self.logits, self.final, *within):
+        for path in (self.trials, self.checkpoints, self.logits, self.features, self.final, *within):
             if path.is_symlink() and not path.is_file():
                 raise IntegrityError(
                     f"{path}: folders of a search must lie in it, got a link; put there what it leads to, or link the "
@@ -307,6 +307,16 @@ class SearchFiles:
     def confirming(self, kind: str) -> SearchFiles:
         """The trainings behind a confirmation on `folds` or `seeds`: a search folder of their own."""
         return SearchFiles(self.final / f"confirm-{kind}")
+
+    @property
+    def sequence(self) -> SearchFiles:
+        """The search for a sequence model over the bundle's features: a search folder of its own."""
+        return SearchFiles(self.final / "sequence")
+
+    @property
+    def features(self) -> UPath:
+        """What a network makes of slices, where sequence models are searched."""
+        return self.root / "features"
 
     @property
     def calibration(self) -> UPath:

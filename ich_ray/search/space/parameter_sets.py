@@ -19,6 +19,7 @@ from ich_ray.model.hyperparameters import (
     known_fields,
     readers,
 )
+from ich_ray.model.sequence_parameters import SEQUENCE_MODELS, SequenceParameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
     from ich_ray.registry import Registry
     from ich_ray.results import Parameter
 
-__all__ = ["NETWORKS", "PARAMETER_SETS", "ParameterSet", "Searched"]
+__all__ = ["NETWORKS", "PARAMETER_SETS", "SEQUENCES", "ParameterSet", "Searched"]
 
-Searched = Literal["network"]
+# As `searches` of a space names them.
+Searched = Literal["network", "sequence"]
 
 
 class ParameterSet:
@@ -178,5 +180,13 @@ class _Networks(ParameterSet):
         return name in GROUPS["sampling"].model_fields or (decides_the_network(name) and name != "unfreeze_from")
 
 
+class _Sequences(ParameterSet):
+    name = "sequence"
+    record = SequenceParameters
+    registered: Mapping[str, Registry[Any]] = {"model": SEQUENCE_MODELS}
+    has_folds = False
+
+
 NETWORKS: ParameterSet = _Networks()
-PARAMETER_SETS: Mapping[Searched, ParameterSet] = {one.name: one for one in (NETWORKS,)}
+SEQUENCES: ParameterSet = _Sequences()
+PARAMETER_SETS: Mapping[Searched, ParameterSet] = {one.name: one for one in (NETWORKS, SEQUENCES)}

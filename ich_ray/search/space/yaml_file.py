@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ich_ray.errors import SpaceError, first_line, nearest
 from ich_ray.results import Objective
 from ich_ray.search.space.explicit_trials import ListRules, candidate_specs
-from ich_ray.search.space.parameter_sets import PARAMETER_SETS, Searched
+from ich_ray.search.space.parameter_sets import PARAMETER_SETS, SEQUENCES, Searched
 from ich_ray.search.space.space import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace, same
 from ich_ray.search.stopping import STOPPING_RULES
 from ich_ray.statistics.metrics import METRICS
@@ -31,8 +31,12 @@ __all__ = ["SearchSpace", "load_space", "parse_space"]
 OBJECTIVES = {name: metric.better for name, metric in METRICS.items() if metric.is_objective}
 
 
-def load_space(path: Location) -> SearchSpace:
+def load_space(path: Location, searches: Searched | None = None) -> SearchSpace:
     """Read and check a search space.
+
+    Args:
+        path: the file.
+        searches: what it must search; anything if not given.
 
     Raises:
         SpaceError: `file.yaml: key: rule, got ..., what next`.
@@ -46,7 +50,14 @@ def load_space(path: Location) -> SearchSpace:
         source = parse_yaml(text)
     except ValueError as error:
         raise SpaceError(f"{where.name}: must be YAML, got {error}") from None
-    return parse_space(source, where.name)
+    space = parse_space(source, where.name)
+    if searches not in {None, space.drawn.name}:
+        verb = "ich-ray sequence" if space.drawn is SEQUENCES else "ich-ray search"
+        raise SpaceError(
+            f"{where.name}: searches: must be {searches} here, got {space.drawn.name}; give it to `{verb}`, or give "
+            "another space"
+        )
+    return space
 
 
 def parse_space(source: Any, file: str) -> SearchSpace:
@@ -168,8 +179,8 @@ class _Checker(ListRules):
         if not self.drawn.has_folds:
             raise self.error(
                 "objective.folds",
-                f"trials of a search for a {file.searches} are judged by the validation patients, got folds; leave "
-                "them out",
+                f"trials with `searches: {file.searches}` are judged by the validation patients alone, got "
+                f"{file.objective.folds}; leave folds out",
             )
         named = [file.parameters or {}, *(file.candidates or ())]
         if any("epochs" in parameters for parameters in named):
