@@ -260,13 +260,13 @@ class SearchFiles:
         try:
             within = [
                 path
-                for folder in (self.checkpoints, self.logits, self.final)
+                for folder in (self.checkpoints, self.logits, self.weights, self.final)
                 if folder.is_dir()
                 for path in folder.iterdir()
             ]
         except OSError as error:
             raise unreadable(self.root, error) from None
-        for path in (self.trials, self.checkpoints, self.logits, self.features, self.final, *within):
+        for path in (self.trials, self.checkpoints, self.logits, self.features, self.weights, self.final, *within):
             if path.is_symlink() and not path.is_file():
                 raise IntegrityError(
                     f"{path}: folders of a search must lie in it, got a link; put there what it leads to, or link the "
@@ -317,6 +317,14 @@ class SearchFiles:
     def features(self) -> UPath:
         """What a network makes of slices, where sequence models are searched."""
         return self.root / "features"
+
+    def weights_of(self, seed: int) -> UPath:
+        """States of the best reports of the trial with a seed, where sequence models are searched."""
+        return self.weights / str(seed)
+
+    @property
+    def weights(self) -> UPath:
+        return self.root / "weights"
 
     @property
     def calibration(self) -> UPath:

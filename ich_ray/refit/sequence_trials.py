@@ -1,0 +1,137 @@
+"""One trial of a search for a sequence model: features in, and the weights of its best report kept.
+
+Handed to the driver of every search in place of `train_model`. A trial's checkpoints are gone when it has ended; what
+becomes part of a bundle is the state of its best report, kept beside them in `weights/`, by the seed of the trial.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ich_ray.errors import IchRayError
+from ich_ray.storage import SearchFiles, locate, remove
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+
+    from upath import UPath
+
+    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.model.sequence_parameters import SequenceParameters
+    from ich_ray.results import Objective, TrialResult
+    from ich_ray.search.tune.trial import TrialSettings
+    from ich_ray.training.data_parallel import Shard
+    from ich_ray.training.parts import Progress
+
+__all__ = ["BestStates", "SequenceTrainer", "best_state", "keep_only"]
+
+
+@dataclass(frozen=True)
+class SequenceTrainer:
+    """Trains a sequence model on the features that lie in the folder of its search.
+
+    Attributes:
+        key: of the features.
+        labels: that the network of the bundle answers, `any` last.
+    """
+
+    key: str
+    labels: tuple[str, ...]
+
+    def __call__(
+        self,
+        parameters: SequenceParameters,
+        dataset: PreparedDataset,
+        settings: TrialSettings,
+        seed: int,
+        resume: UPath | None,
+        shard: Shard | None = None,
+    ) -> Generator[Progress, None, None]:
+        import torch
+
+        from ich_ray.data.sequence_features import SequenceFeatures
+        from ich_ray.training.parts import TrainingBudget
+        from ich_ray.training.sequence_loop import train_sequence
+        from ich_ray.training.sequence_set import SequenceSet
+        from ich_ray.training.state import TrainingState
+
+        del shard  # such a network trains in one process
+        torch.set_num_threads(max(1, int(settings.cpus)))
+        device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
+        files = SearchFiles(locate(settings.search))
+        features = SequenceFeatures.open(files.features, dataset, self.key)
+        rows = [dataset.role(role).rows for role in ("train", "validation")]
+        train, validation = (SequenceSet.of(dataset, one, features.rows(one), self.labels, self.key) for one in rows)
+        state = TrainingState.load(resume) if resume else None
+        best = BestStates(files.weights_of(seed), settings.objective, state.images_seen if state else 0)
+        budget = TrainingBudget(settings.images, settings.report_every)
+        keys: dict[str, Any] = {"device": device, "trials": settings.neighbors, "precision": settings.precision}
+        steps = train_sequence(parameters, train, validation, budget=budget, seed=seed, resume=state, **keys)
+        for progress in steps:
+            best.offer(progress)
+            yield progress
+
+
+class BestStates:
+    """The state of a trial's best report so far, and of the best one before it.
+
+    The latter is kept until the trial's checkpoint can be of the newer report: a process that dies before comes back to the
+    one before.
+    """
+
+    def __init__(self, folder: UPath, objective: Objective, images_seen: int) -> None:
+        self.folder, self.objective = folder, objective
+        there = [_told(path) for path in _states(folder)]
+        for images, value in there:
+            if images > images_seen:
+                self._file(images, value).unlink(missing_ok=True)
+        self.kept = sorted(one for one in there if one[0] <= images_seen)
+
+    def offer(self, progress: Progress) -> None:
+        """Keep the state of a report if it is the best."""
+        value = progress.metrics.get(self.objective.metric, math.nan)
+        if not math.isfinite(value) or (self.kept and not self.objective.better(value, self.kept[-1][1])):
+            return
+        progress.state().save(self._file(progress.images_seen, value))
+        self.kept.append((progress.images_seen, value))
+        for images, before in self.kept[:-2]:
+            self._file(images, before).unlink(missing_ok=True)
+        self.kept = self.kept[-2:]
+
+    def _file(self, images: int, value: float) -> UPath:
+        return self.folder / f"{images:012d}={value!r}.safetensors"
+
+
+def best_state(folder: UPath, trial: TrialResult) -> UPath:
+    """The file of the state of a trial's best report.
+
+    Raises:
+        IchRayError: it is not there.
+    """
+    best = trial.best_report
+    found = [path for path in _states(folder) if best and _told(path)[0] == best.images_seen]
+    if not found:
+        raise IchRayError(
+            f"{folder}: the weights of trial {trial.number} must be there, got none; remove the search for a sequence "
+            "model and run it again"
+        )
+    return found[0]
+
+
+def keep_only(weights: UPath, seeds: Iterable[int]) -> None:
+    """Remove the states of all trials but some."""
+    kept = {str(seed) for seed in seeds}
+    for folder in weights.iterdir() if weights.exists() else ():
+        if folder.name not in kept:
+            remove(folder)
+
+
+def _states(folder: UPath) -> list[UPath]:
+    return [path for path in folder.iterdir() if path.suffix == ".safetensors"] if folder.exists() else []
+
+
+def _told(path: UPath) -> tuple[int, float]:
+    images, _, value = path.name.removesuffix(".safetensors").partition("=")
+    return int(images), float(value)
