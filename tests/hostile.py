@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 import ich_ray
 from ich_ray.errors import IntegrityError
 from ich_ray.model.hyperparameters import REGISTERED, Hyperparameters
+from ich_ray.model.sequence_parameters import SequenceParameters
 from ich_ray.storage import Record, read_record
 
 PACKAGE = Path(ich_ray.__file__).parent
@@ -90,8 +91,8 @@ def example(kind: type[BaseModel]) -> dict[str, Any]:
 def _fields(kind: type[BaseModel], but: str = "") -> dict[str, Any]:
     return {
         # Any text is one, but only a registered one is read.
-        name: Hyperparameters.model_fields[name].default
-        if name in REGISTERED
+        name: (Hyperparameters if name in REGISTERED else kind).model_fields[name].default
+        if name in REGISTERED or (kind is SequenceParameters and name == "model")
         else _value(Annotated[(field.annotation, *field.metadata, None)], field.default)
         for name, field in kind.model_fields.items()
         if name != but

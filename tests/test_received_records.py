@@ -32,6 +32,8 @@ STATED = {
     "bundle.card.RetrainingNote text": "budget rule",
     "bundle.card.RetrainingNote seed": "seed seeds",
     "bundle.card.SubtypeCalibration text": "notes operating_points",
+    "bundle.sequence_note.SequenceNote signed": "figures",
+    "bundle.sequence_note.SequenceNote text": "figures objective",
     "bundle.training_data.Names text": "counts",
     "bundle.card.SearchNote text": "confirmed name objective",
     "assess.evaluate.Evaluation text": (

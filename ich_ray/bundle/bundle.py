@@ -9,36 +9,43 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 
+from ich_ray.bundle.card import with_sequence_note
 from ich_ray.bundle.card_file import read_card, write_card
+from ich_ray.bundle.sequence_file import read_sequence
+from ich_ray.bundle.sequence_note import SEQUENCE_FILE
+from ich_ray.bundle.series_model import SeriesModel
+from ich_ray.bundle.study_logits import number_studies, study_logits
 from ich_ray.bundle.tta import with_tta
+from ich_ray.bundle.weights_file import REMEDY, damaged_weights, read_weights_file, write_weights_file
 from ich_ray.data.shown_rectangles import WHOLE
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.model.outline import filled, outline
 from ich_ray.model.resampling import reduced
-from ich_ray.model.tensors import layout_of, not_finite, read_tensors, unpack
-from ich_ray.results import WeightsNote
-from ich_ray.storage import Location, locate, sha256, unreadable, write_bytes
+from ich_ray.model.tensors import layout_of
+from ich_ray.storage import Location, locate
 from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, predict_logits
 from ich_ray.training.network_inputs import input_rectangles, place_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
     from upath import UPath
 
     from ich_ray.bundle.card import Card, OperatingPoint
     from ich_ray.bundle.prediction import Prediction
+    from ich_ray.bundle.sequence_note import SequenceNote
+    from ich_ray.bundle.sequence_scorer import SequenceAnswers
+    from ich_ray.bundle.study_logits import StudyLogits
     from ich_ray.data.dataset import SliceSet
     from ich_ray.model.networks import Network
+    from ich_ray.model.sequence_networks import SequenceNetwork
 
 __all__ = ["OPERATING_POINT", "Bundle", "load_bundle"]
 
 OPERATING_POINT = "f2"
 WEIGHTS_FILE = "model.safetensors"
-_REMEDY = "restore the file or retrain"
 _IF_NOT_FINITE = "repeat it without an accelerator if there is one, calibrate again, or retrain"
 
 
@@ -47,14 +54,20 @@ class Bundle:
 
     Attributes:
         network: the one that was trained.
-        model: what gives all logits and probabilities: the network, or its mean over the views of `card.tta`.
+        model: what gives its logits: the network, or its mean over the views of `card.tta`.
+        sequence: the sequence model, if there is one; all logits and probabilities are then blended with its own.
+        series: both together; None without.
     """
 
-    def __init__(self, network: Network, card: Card) -> None:
+    def __init__(self, network: Network, card: Card, sequence: SequenceNetwork | None = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = network.to(self.device).eval()
         self.model = with_tta(self.network, card.tta, card.parameters, card.image_shape[0])
-        self.card = card
+        self.card, self.sequence, self.series = card, sequence, None
+        if (sequence is None) != (card.sequence is None):
+            raise IchRayError(f"{card.name}: a sequence model must be given where the card has one, and only there")
+        if sequence is not None and card.sequence is not None:
+            self.series = SeriesModel(self.network, sequence, card, card.sequence, self.device)
 
     def __repr__(self) -> str:
         return f"Bundle({self.card.architecture}, {'calibrated' if self.card.operating_points else 'not calibrated'})"
@@ -66,13 +79,14 @@ class Bundle:
             IchRayError: a weight is not finite.
         """
         folder = locate(path)
-        tensors = {name: value.cpu().contiguous() for name, value in self.network.state_dict().items()}
-        if name := not_finite(tensors):
-            raise IchRayError(f"{folder}: weights must be finite, got others in {name}; retrain")
-        data = save(tensors)
-        self.card = self.card.model_copy(update={"weights": WeightsNote(file=WEIGHTS_FILE, sha256=sha256(data))})
-        write_bytes(folder / WEIGHTS_FILE, data)
+        held: dict[str, Any] = {"weights": write_weights_file(folder, WEIGHTS_FILE, self.network)}
+        if self.sequence is not None and self.card.sequence is not None:
+            weights = write_weights_file(folder, SEQUENCE_FILE, self.sequence)
+            held["sequence"] = self.card.sequence.model_copy(update={"weights": weights})
+        self.card = self.card.model_copy(update=held)
         write_card(folder, self.card)
+        if self.sequence is None:  # of the bundle that this one replaces
+            (folder / SEQUENCE_FILE).unlink(missing_ok=True)
 
     def logits(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Raw logits of `any`, float32 `[n]`; see `label_logits`."""
@@ -82,6 +96,8 @@ class Bundle:
         self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """Raw logits of all labels that it answers, float32 `[n, labels]`; `any` is the last.
+
+        With a sequence model, each image is taken for a series of one slice.
 
         Args:
             images: uint8 `[n, channels, rows, columns]`, as prepared. For a network that sees neighbors the channels
@@ -93,9 +109,44 @@ class Bundle:
         Raises:
             ConfigError: they are not of this shape.
         """
+        batches = self._batches(images, rectangles)
+        if self.series is not None:
+            return self.series.alone(batches).logits
+        return self._by_label(batch_logits(self.model, batches))
+
+    def seen(
+        self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Own logits of the network `[n, labels]` and features `[n, d]`, of images as in `label_logits`.
+
+        Raises:
+            ConfigError: they are not of this shape, or there is no sequence model.
+        """
+        return self._with_series().seen(self._batches(images, rectangles))
+
+    def of_series(
+        self,
+        own: NDArray[np.float32],
+        features: NDArray[np.float32],
+        series: NDArray[np.int64],
+        places_mm: NDArray[np.float64],
+    ) -> SequenceAnswers:
+        """What the sequence model makes of slices of whole series, see `SequenceScorer`.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        return self._with_series()(own, features, series, places_mm)
+
+    def _with_series(self) -> SeriesModel:
+        if self.series is None:
+            raise ConfigError(f"{self.card.name}: a sequence model must be there, got none; run `ich-ray sequence`")
+        return self.series
+
+    def _batches(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None) -> Iterator[torch.Tensor]:
         self._check(images, rectangles)
         starts = range(0, len(images), EVALUATION_BATCH)
-        return self._by_label(batch_logits(self.model, (self._shown(images, rectangles, start) for start in starts)))
+        return (self._shown(images, rectangles, start) for start in starts)
 
     def _check(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None) -> None:
         if images.dtype != np.uint8 or images.shape[1:] != self.card.input_shape:
@@ -145,12 +196,47 @@ class Bundle:
     def slice_label_logits(self, slices: SliceSet) -> NDArray[np.float32]:
         """Raw logits of all labels, float32 `[n, labels]`; `any` is the last.
 
+        With a sequence model, of each slice in its whole series, and blended.
+
         Raises:
             IchRayError: one is not finite.
         """
-        logits = self._by_label(predict_logits(self.model, slices, self.card.parameters, self.device))
+        if self.series is None:
+            return self.network_label_logits(slices)
+        logits = self.series.slices(slices).logits
         self._check_finite(slices, logits, logits)
         return logits
+
+    def network_label_logits(self, slices: SliceSet) -> NDArray[np.float32]:
+        """The same of the network alone, as if there were no sequence model.
+
+        Raises:
+            IchRayError: one is not finite.
+        """
+        if self.series is None:
+            logits = self._by_label(predict_logits(self.model, slices, self.card.parameters, self.device))
+        else:
+            logits = self.series.slices(slices).own
+        self._check_finite(slices, logits, logits)
+        return logits
+
+    def study_label_logits(self, slices: SliceSet, logits: NDArray[np.float32] | None = None) -> StudyLogits:
+        """Raw logits of studies: of the study head, or without one the highest of their slices.
+
+        Args:
+            slices: of whole studies.
+            logits: of these slices, if they are there already; they count where there is no study head.
+
+        Raises:
+            IchRayError: one is not finite.
+        """
+        if self.series is not None:
+            logits = self.series.slices(slices).series
+        elif logits is None:
+            logits = self.slice_label_logits(slices)
+        self._check_finite(slices, logits, logits)
+        studies = number_studies(slices.dataset.slices.take(slices.rows))
+        return study_logits(studies, np.ones(len(slices), bool), logits)
 
     def slice_probabilities(self, slices: SliceSet) -> NDArray[np.float64]:
         """Calibrated probabilities of `any` of slices of a prepared dataset, in their order, `[n]`.
@@ -221,7 +307,14 @@ class Bundle:
 
     def without_tta(self) -> Bundle:
         """The same weights and calibration, asked for the image as it is alone."""
-        return Bundle(self.network, self.card.model_copy(update={"tta": ()}))
+        return Bundle(self.network, self.card.model_copy(update={"tta": ()}), self.sequence)
+
+    def with_sequence(self, sequence: SequenceNetwork, note: SequenceNote) -> Bundle:
+        """The same network with a sequence model: not calibrated, as its logits are others.
+
+        How often test patients were looked at stays on record.
+        """
+        return Bundle(self.network, with_sequence_note(self.card, note), sequence)
 
     def operating_point(self, name: str = OPERATING_POINT) -> OperatingPoint:
         """The threshold of that name.
@@ -281,26 +374,16 @@ def load_bundle(path: Location) -> Bundle:
     folder = locate(path)
     card = read_card(folder)
     network = _described(folder, card)
-    file = folder / card.weights.file
+    tensors = read_weights_file(folder, card.weights, layout_of(network))
     try:
-        data = read_tensors(file, layout_of(network))
-        if (found := sha256(data)) != card.weights.sha256:
-            raise IntegrityError(
-                f"{file}: SHA-256 must be {card.weights.sha256[:12]}… as in card.json, got {found[:12]}…; {_REMEDY}"
-            )
-        tensors, _ = unpack(data)
-        name = not_finite(tensors)
         network = filled(network, tensors, card.parameters, card.image_shape)
-    except FileNotFoundError:
-        raise IntegrityError(f"{file}: the weights of the card must be there, got none; {_REMEDY}") from None
-    except OSError as error:
-        raise unreadable(file, error) from None
     except (ValueError, RuntimeError, MemoryError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
-        raise IntegrityError(f"{file}: must be the weights of its card, got {line}; {_REMEDY}") from None
-    if name:
-        raise IntegrityError(f"{file}: weights must be finite, got others in {name}; {_REMEDY}")
-    return Bundle(network, card)
+        raise damaged_weights(folder / card.weights.file, error) from None
+    sequence = read_sequence(folder, card)
+    try:
+        return Bundle(network, card, sequence)
+    except ConfigError as error:
+        raise IntegrityError(f"{folder / 'card.json'}: {error}; {REMEDY}") from None
 
 
 def _described(folder: UPath, card: Card) -> Network:
@@ -311,5 +394,5 @@ def _described(folder: UPath, card: Card) -> Network:
     except (IchRayError, RuntimeError, OverflowError) as error:
         line = str(error).strip().splitlines()[-1]
         raise IntegrityError(
-            f"{folder / 'card.json'}: must describe a network and its scaling, got {line}; {_REMEDY}"
+            f"{folder / 'card.json'}: must describe a network and its scaling, got {line}; {REMEDY}"
         ) from None

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ich_ray.bundle.logit_scaling import LogitScaling, Method
+from ich_ray.bundle.sequence_note import SequenceNote
 from ich_ray.bundle.training_data import TrainingData
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.data.dataset import LARGEST_SIZE, RoleCounts
@@ -41,6 +42,7 @@ __all__ = [
     "TtaFigure",
     "TtaGain",
     "limitations_of",
+    "with_sequence_note",
 ]
 
 INTENDED_USE = (
@@ -57,10 +59,16 @@ LIMITATIONS = (
 )
 
 
-def limitations_of(parameters: Hyperparameters) -> tuple[str, ...]:
-    """What a network of these parameters cannot do."""
+def limitations_of(parameters: Hyperparameters, sequence: bool = False) -> tuple[str, ...]:
+    """What a network of these parameters cannot do, alone or with a sequence model."""
     cut = ", cut to where its series shows the head" if parameters.crop == "head" else ""
-    if parameters.neighbors:
+    if sequence:
+        beside = f" with {parameters.neighbors} on either side" if parameters.neighbors else ""
+        seen = (
+            f"It sees each slice{beside}{cut}, and weighs features of all slices of one series: a lone file, or a part "
+            "of a series, is judged with less, and no other series is seen"
+        )
+    elif parameters.neighbors:
         seen = f"It sees a slice with {parameters.neighbors} on either side{cut}: no others of the series"
     elif cut:
         seen = f"It sees one slice at a time{cut}: no neighbouring slices"
@@ -250,6 +258,7 @@ class Card(Record):
         label: what it decides by.
         retraining: None in cards of older versions.
         training_data: how the slices that trained the weights were taken; None in cards of older versions.
+        sequence: the model over the slices of a series whose logits are blended with the network's own; None without.
         tta: views of an image whose logits are averaged with its own; calibration and thresholds are of that mean.
         temperature: with `prior_shift` and `bias`: the probability is
             sigmoid((logit + prior_shift) / temperature + bias).
@@ -276,6 +285,7 @@ class Card(Record):
     search: SearchNote
     retraining: RetrainingNote | None = None
     training_data: TrainingData | None = None
+    sequence: SequenceNote | None = None
     tta: tuple[TtaView, ...] = ()
     temperature: float = Field(default=1.0, gt=0)
     prior_shift: float = 0.0
@@ -305,6 +315,11 @@ class Card(Record):
             raise ValueError(f"tta must name each view once, got {', '.join(self.tta)}")
         if "depth_flip" in self.tta and not self.parameters.neighbors:
             raise ValueError("tta depth_flip is of networks that see neighbors, got neighbors: 0")
+        if self.sequence is not None and {*self.sequence.blend} != {*self.parameters.predicted_labels}:
+            raise ValueError(
+                f"sequence must blend {', '.join(self.parameters.predicted_labels)}, got "
+                f"{', '.join(self.sequence.blend) or 'none'}"
+            )
         return self
 
     @property
@@ -342,3 +357,25 @@ class Card(Record):
         of_subtypes = {name: calibration.scaling for name, calibration in self.subtypes.items()}
         *subtypes, _ = self.parameters.predicted_labels
         return (*(of_subtypes.get(name, LogitScaling()) for name in subtypes), self.scaling)  # type: ignore[call-overload]
+
+
+def with_sequence_note(card: Card, note: SequenceNote) -> Card:
+    """The card of the same network with a sequence model; what was fitted without it is taken out.
+
+    How often test patients were looked at stays on record.
+    """
+    alone, together = (limitations_of(card.parameters, sequence) for sequence in (False, True))
+    first = together if card.limitations[-len(alone) :] == alone else card.limitations
+    kept = card.limitations[: -len(alone)] if first is together else ()
+    fields = (
+        "temperature",
+        "prior_shift",
+        "bias",
+        "operating_points",
+        "subtypes",
+        "calibrations",
+        "test",
+        "site_tests",
+    )
+    unmeasured = {name: Card.model_fields[name].get_default(call_default_factory=True) for name in fields}
+    return card.model_copy(update={**unmeasured, "sequence": note, "limitations": (*kept, *first)})

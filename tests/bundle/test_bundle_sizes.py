@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ich_ray.bundle import bundle as bundles
+from ich_ray.bundle import weights_file
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.errors import IntegrityError
 from ich_ray.model.architectures import ARCHITECTURES
@@ -103,7 +104,7 @@ def test_a_network_that_is_not_in_the_file_is_never_allocated(
     change_card(copy, parameters={**card["parameters"], **values}, architecture=architecture, size=512,
                 image_shape=[3, 512, 512])  # fmt: skip
     monkeypatch.setattr(bundles, "filled", refused)
-    monkeypatch.setattr(bundles, "unpack", refused)
+    monkeypatch.setattr(weights_file, "unpack", refused)
     with pytest.raises(IntegrityError, match=r"safetensors: must be the weights of its card|card\.json: must describe"):
         load_bundle(copy)
 

@@ -1,0 +1,52 @@
+"""What the card of a bundle says of its sequence model: how it was built, chosen and blended.
+
+A sequence model is a small network over features of the slices of one series, in their order.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ich_ray.model.sequence_parameters import SequenceParameters
+from ich_ray.results import WeightsNote
+from ich_ray.storage import Count, JsonValue, Line, Record, Time
+from ich_ray.vocabulary import Subtype
+
+__all__ = ["MOST_FEATURES", "SEQUENCE_FILE", "Blend", "SequenceNote"]
+
+SEQUENCE_FILE = "sequence.safetensors"
+# Far beyond what any network pools for its last layer.
+MOST_FEATURES = 2**16
+
+
+class Blend(Record):
+    """Of one label: logit = own * (the network's) + sequence * (the sequence model's) + bias."""
+
+    own: float = 0.0
+    sequence: float = 1.0
+    bias: float = 0.0
+
+
+class SequenceNote(Record):
+    """A sequence model that stands beside the network of a bundle.
+
+    Attributes:
+        features: of each slice, what goes into the last layer of the network.
+        weights: the file and its hash.
+        blend: of each label that the network answers.
+        trial: of the search over `trials` that chose it by `objective`, in which it reached `value`: optimistic.
+        figures: what was measured beside it on validation patients, without it and with Gaussian smoothing.
+    """
+
+    parameters: SequenceParameters
+    features: int = Field(ge=1, le=MOST_FEATURES)
+    weights: WeightsNote = WeightsNote(file=SEQUENCE_FILE, sha256="0" * 64)  # until it is saved
+    blend: dict[Literal["any"] | Subtype, Blend]
+    objective: Line = ""
+    trial: Count = 0
+    trials: Count = 0
+    value: float | None = None
+    figures: dict[Line, JsonValue] = Field(default_factory=dict)
+    created: Time = 0.0

@@ -1,0 +1,69 @@
+"""Write and read weights beside the card of a bundle, checked by header and hash."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save
+
+from ich_ray.errors import IchRayError, IntegrityError
+from ich_ray.model.tensors import not_finite, read_tensors, unpack
+from ich_ray.results import WeightsNote
+from ich_ray.storage import sha256, unreadable, write_bytes
+
+if TYPE_CHECKING:
+    from torch import nn
+    from upath import UPath
+
+    from ich_ray.model.tensors import Layout, Tensors
+
+__all__ = ["REMEDY", "damaged_weights", "read_weights_file", "write_weights_file"]
+
+REMEDY = "restore the file or retrain"
+
+
+def write_weights_file(folder: UPath, name: str, network: nn.Module) -> WeightsNote:
+    """Write the weights of a network, and say what the card must say of them.
+
+    Raises:
+        IchRayError: a weight is not finite.
+    """
+    tensors = {tensor: value.cpu().contiguous() for tensor, value in network.state_dict().items()}
+    if bad := not_finite(tensors):
+        raise IchRayError(f"{folder}: weights must be finite, got others in {bad}; retrain")
+    data = save(tensors)
+    write_bytes(folder / name, data)
+    return WeightsNote(file=name, sha256=sha256(data))
+
+
+def read_weights_file(folder: UPath, note: WeightsNote, expected: Layout) -> Tensors:
+    """The tensors of a file of weights; nothing is allocated before its header is as expected.
+
+    Raises:
+        IntegrityError: it is not there, another one, or holds a number that is not finite.
+        ConfigError: nobody may read it.
+    """
+    file = folder / note.file
+    try:
+        data = read_tensors(file, expected)
+        if (found := sha256(data)) != note.sha256:
+            raise IntegrityError(
+                f"{file}: SHA-256 must be {note.sha256[:12]}… as in card.json, got {found[:12]}…; {REMEDY}"
+            )
+        tensors, _ = unpack(data)
+        name = not_finite(tensors)
+    except FileNotFoundError:
+        raise IntegrityError(f"{file}: the weights of the card must be there, got none; {REMEDY}") from None
+    except OSError as error:
+        raise unreadable(file, error) from None
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise damaged_weights(file, error) from None
+    if name:
+        raise IntegrityError(f"{file}: weights must be finite, got others in {name}; {REMEDY}")
+    return tensors
+
+
+def damaged_weights(file: UPath, error: Exception) -> IntegrityError:
+    """Of weights that are not those of the card."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+    return IntegrityError(f"{file}: must be the weights of its card, got {line}; {REMEDY}")
