@@ -139,7 +139,9 @@ def run(
     from ich_ray.search.space.yaml_file import load_space
 
     held = TrialResources(**resources)
-    checked = load_space(space, "network")  # a mistake here, or in what a trial holds, must not cost an hour of decoding first
+    checked = load_space(
+        space, "network"
+    )  # a mistake here, or in what a trial holds, must not cost an hour of decoding first
     check_views(parse_views(tta), sampled(checked))
     root = locate(out)
     files = SearchFiles(root / "search")

@@ -9,19 +9,27 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
+from ich_ray.bundle.tta import with_tta
 from ich_ray.errors import ConfigError
 from ich_ray.model.input_shape import input_shape
+from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, in_batches
+from ich_ray.training.network_inputs import place_inputs
 
 if TYPE_CHECKING:
     from typing import Any
 
+    from numpy.typing import NDArray
+
+    from ich_ray.bundle.card import Card
+    from ich_ray.data.dataset import SliceSet
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.model.networks import Network
 
-__all__ = ["with_features"]
+__all__ = ["FeatureReader", "with_features"]
 
 
 class WithInput(nn.Module):
@@ -48,6 +56,28 @@ def with_features(
         raise ConfigError(f"sequence: features must be as many as {found} of the network, got {features}")
     made: Network = _with(network, path.split(".")).eval()
     return made
+
+
+class FeatureReader:
+    """Features of slices of a dataset, as the sequence model of a bundle is given them but for their rounding.
+
+    Attributes:
+        width: how many a slice has.
+    """
+
+    def __init__(self, network: Network, card: Card, device: torch.device) -> None:
+        self._card, self._device = card, device
+        parameters, image_shape = card.parameters, card.image_shape
+        path = _last_layer(network, parameters, image_shape)
+        self.width = int(network.get_submodule(path).weight.shape[1])  # type: ignore[union-attr, arg-type, index]
+        seeing = with_features(network, parameters, image_shape, self.width)
+        self._seeing = with_tta(seeing, card.tta, parameters, image_shape[0])
+
+    def __call__(self, slices: SliceSet) -> NDArray[np.float32]:
+        """float32 `[n, width]`, in their order."""
+        inputs = place_inputs(self._card.parameters, slices, self._device, "host")
+        both = batch_logits(self._seeing, in_batches(inputs, np.arange(len(slices)), EVALUATION_BATCH))
+        return both.reshape(len(slices), -1)[:, -self.width :]
 
 
 def _last_layer(network: nn.Module, parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> str:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ich_ray.bundle.card_file import has_card, read_card
 from ich_ray.bundle.sequence_note import Blend, SequenceNote
 from ich_ray.data.dataset import PreparedDataset
@@ -21,7 +23,7 @@ from ich_ray.data.series_order import order_of_slices
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
 from ich_ray.refit.sequence_trials import SequenceTrainer, best_state, keep_only
-from ich_ray.results import open_search
+from ich_ray.results import open_network_search
 from ich_ray.runtime import connected
 from ich_ray.search.request import SearchRequest
 from ich_ray.storage import Location, remove
@@ -75,7 +77,7 @@ def sequence(
     """
     from ich_ray.search.checked_request import validate_request
 
-    found = open_search(search)
+    found = open_network_search(search)
     card = _checked_card(found)
     dataset = PreparedDataset.of_search(found)
     if why := nothing_to_learn(dataset):
@@ -109,21 +111,18 @@ def _checked_card(found: SearchResult) -> Card:
     """The card of a bundle that a sequence model can be put into.
 
     Raises:
-        ConfigError: there is none, or its network trained on the validation patients, or there are several networks.
+        ConfigError: there is none, its network trained on the validation patients, or there are several networks.
     """
     where = found.files.bundle
-    if found.record.space.get("searches", "network") != "network":
-        raise ConfigError(
-            f"{found.files.root}: must be a search for a detector, got one for a sequence model; give the search that "
-            "it lies in"
-        )
     if not has_card(where):
-        raise ConfigError(f"{where}: a sequence model reads features of a bundle, got none; run `ich-ray retrain` first")
+        raise ConfigError(
+            f"{where}: a sequence model reads features of a bundle, got none; run `ich-ray retrain` first"
+        )
     card = read_card(where)
     if card.retraining is not None and card.retraining.patients != "train":
         raise ConfigError(
-            f"{where}: validation patients select the sequence model and must be new to the network, got one trained on "
-            f"{card.retraining.patients}; retrain it with --patients train"
+            f"{where}: validation patients select the sequence model and must be new to the network, got one that "
+            f"trained on {card.retraining.patients}; retrain it with --patients train"
         )
     if getattr(card, "members", ()):
         raise ConfigError(
@@ -141,7 +140,8 @@ def nothing_to_learn(dataset: PreparedDataset) -> str:
     """
     if dataset.manifest.split == "slice":
         raise ConfigError(
-            f"{dataset.files.root}: slices of a series must be of one role, got roles drawn by slice; prepare it by patient"
+            f"{dataset.files.root}: slices of a series must be of one role, got roles drawn by slice; prepare it by "
+            "patient"
         )
     for role in ("train", "validation"):
         rows = dataset.role(role).rows
@@ -220,8 +220,8 @@ def _measured(
     )
     if not 0 < calibration.targets[:, -1].sum() < len(calibration.targets):
         raise ConfigError(
-            f"{dataset.files.root}: calibration must have positive and negative slices, got none of one kind; prepare a "
-            "dataset with more patients"
+            f"{dataset.files.root}: calibration must have positive and negative slices, got none of one kind; prepare "
+            "a dataset with more patients"
         )
     blends = fit_blends(calibration)
     figures = {"validation": compared(calibration, validation), "calibration": cross_fitted(calibration)}

@@ -190,4 +190,3 @@ def _measured(prefix: str, labels: NDArray[Any], logits: NDArray[np.float64]) ->
     ap, auc = Ranking(labels, logits).statistics()
     values = {"average_precision": ap, "roc_auc": auc, "log_loss": log_loss(labels, expit(logits))}
     return {prefix + name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-

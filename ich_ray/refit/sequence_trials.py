@@ -77,8 +77,8 @@ class SequenceTrainer:
 class BestStates:
     """The state of a trial's best report so far, and of the best one before it.
 
-    The latter is kept until the trial's checkpoint can be of the newer report: a process that dies before comes back to the
-    one before.
+    The latter is kept until the trial's checkpoint can be of the newer report: a process that dies before comes back to
+    the one before.
     """
 
     def __init__(self, folder: UPath, objective: Objective, images_seen: int) -> None:

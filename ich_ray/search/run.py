@@ -56,9 +56,7 @@ def run_search(
     return run_request(SearchRequest(dataset, space, out, **keywords), _trainer)
 
 
-def run_request(
-    request: SearchRequest, trainer: Trainer | None = None, searches: Searched = "network"
-) -> SearchResult:
+def run_request(request: SearchRequest, trainer: Trainer | None = None, searches: Searched = "network") -> SearchResult:
     """Do what `run_search` is asked for.
 
     Args:
