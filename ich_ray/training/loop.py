@@ -48,7 +48,7 @@ from ich_ray.training.optimizer import build_optimizer, optimizer_tensors, resto
 from ich_ray.training.parts import Parts, Progress, TrainingBudget
 from ich_ray.training.precision import autocast, precision_on
 from ich_ray.training.state import TrainingState
-from ich_ray.training.stream import Lookahead, Stream, mixed_seed
+from ich_ray.training.stream import Lookahead, Stream, mixed_seed, next_batch
 from ich_ray.training.targets import known_targets
 from ich_ray.training.validation import label_metrics, validation_metrics
 
@@ -65,7 +65,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Parts", "Progress", "TrainingBudget", "TrainingState", "train"]
 
-_SMALLEST_TAIL = 8
 _STEPS_BETWEEN_CHECKS = 50  # reading the loss waits for an accelerator
 
 
@@ -238,9 +237,7 @@ class _Run:
 
     def _step(self, end: int) -> torch.Tensor:
         """One optimizer step; the sum of this worker's losses."""
-        take = min(self.parameters.batch_size, end - self.images_seen)
-        if end - self.images_seen - take < min(_SMALLEST_TAIL, self.parameters.batch_size):
-            take = end - self.images_seen
+        take = next_batch(self.parameters.batch_size, end - self.images_seen)
         first = self.images_seen
         coming = self.lookahead.coming(first, first + take + IMAGES_AHEAD)
         self.inputs.will_take(self.shard.part(coming))  # the workers of a machine share its file cache

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from ich_ray.model.hyperparameters import Hyperparameters
+    from ich_ray.model.fields import OptimizationFields
 
 __all__ = ["build_optimizer", "optimizer_tensors", "restore_optimizer"]
 
 
 def build_optimizer(
-    parameters: Hyperparameters, weights: list[nn.Parameter], device: torch.device
+    parameters: OptimizationFields, weights: list[nn.Parameter], device: torch.device
 ) -> torch.optim.Optimizer:
     """The optimizer of these weights, fused on an accelerator."""
     groups: list[dict[str, Any]] = [{"params": weights}] if parameters.decay_norms else _norms_apart(weights)

@@ -9,7 +9,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Lookahead", "Stream", "mixed_seed"]
+__all__ = ["Lookahead", "Stream", "mixed_seed", "next_batch"]
+
+_SMALLEST_TAIL = 8
 
 
 class Stream:
@@ -48,6 +50,15 @@ class Lookahead:
             return np.empty(0, np.int64)
         self._given = place
         return self._stream.slices(start, place - start)
+
+
+def next_batch(batch_size: int, left: int) -> int:
+    """Images of the next step where so many are left until the report.
+
+    Fewer than eight would be no batch of their own, and join this one.
+    """
+    take = min(batch_size, left)
+    return left if left - take < min(_SMALLEST_TAIL, batch_size) else take
 
 
 def mixed_seed(*numbers: int) -> int:

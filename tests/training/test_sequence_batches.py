@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ich_ray.data.series_order import ordered_series
+from ich_ray.model.sequence_networks import SequenceNetwork, build_sequence_network
+from ich_ray.model.sequence_parameters import SequenceParameters
+from ich_ray.training.sequence_batches import PlaceFeatures, sequence_logits, short_parts
+
+MODELS = ["bigru", "bilstm", "transformer", "dilated_conv"]
+NAN = float("nan")
+CASES = {
+    "a series of one slice": ([0], [3.0]),
+    "two slices": ([0, 0], [5.0, 0.0]),
+    "duplicate positions": ([0, 0, 0, 0], [0.0, 5.0, 5.0, 10.0]),
+    "a gap": ([0, 0, 0, 0], [0.0, 5.0, 40.0, 45.0]),
+    "two series interleaved": ([0, 1, 0, 1, 0], [0.0, 0.0, 5.0, 7.0, 10.0]),
+    "a place that is not known": ([0, 0, 0], [0.0, NAN, 5.0]),
+    "no series": ([-1, -1], [0.0, 5.0]),
+}
+
+
+def network(model: str) -> SequenceNetwork:
+    torch.manual_seed(0)
+    drawn = SequenceParameters(model=model, projection=16, hidden=8, layers=2, deltas=True, position="mm")
+    return build_sequence_network(drawn, 5, 2).eval()
+
+
+def features(count: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(count, 5)).astype(np.float16)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("case", CASES)
+def test_a_slice_has_the_same_logit_whatever_the_order_of_rows(case: str, model: str) -> None:
+    series, places = (np.array(column) for column in CASES[case])
+    rows = features(len(series))
+    found = sequence_logits(network(model), rows, ordered_series(series, places))
+    backwards = sequence_logits(network(model), rows[::-1], ordered_series(series[::-1], places[::-1]))
+    assert np.isfinite(found.slices).all()
+    assert np.allclose(found.slices, backwards.slices[::-1], rtol=0, atol=1e-6)
+    assert np.allclose(np.sort(found.study, 0), np.sort(backwards.study, 0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_series_is_answered_as_if_it_were_alone(case: str) -> None:
+    series, places = (np.array(column) for column in CASES[case])
+    rows, order = features(len(series)), ordered_series(series, places)
+    found = sequence_logits(network("bigru"), rows, order)
+    for number in range(len(order)):
+        own = order.series == number
+        alone = sequence_logits(network("bigru"), rows[own], ordered_series(series[own], places[own]))
+        assert np.allclose(found.slices[own], alone.slices, rtol=0, atol=1e-6)
+        assert np.allclose(found.study[number], alone.study[0], rtol=0, atol=1e-6)
+
+
+def test_slices_at_one_place_share_the_logit_of_their_mean() -> None:
+    rows = features(4)
+    found = sequence_logits(network("transformer"), rows, ordered_series(np.zeros(4, int), np.array([0.0, 5, 5, 10])))
+    mean = np.stack([rows[0], rows[1:3].astype(np.float32).mean(0), rows[3]])
+    once = sequence_logits(network("transformer"), mean, ordered_series(np.zeros(3, int), np.array([0.0, 5, 10])))
+    assert np.array_equal(found.slices[1], found.slices[2])
+    assert np.allclose(found.slices[[0, 1, 3]], once.slices, rtol=0, atol=1e-6)
+
+
+def test_parts_hold_series_of_about_one_length() -> None:
+    lengths = np.array([30, 1, 4000, 20_000, 2, 30, 5000])
+    parts = [part.tolist() for part in short_parts(np.arange(7), lengths)]
+    assert parts == [[1, 4, 0, 5], [2], [6], [3]]
+    assert [part.tolist() for part in short_parts(np.array([5, 4, 5]), lengths)] == [[4, 5, 5]]
+    assert list(short_parts(np.arange(0), lengths)) == []
+
+
+def test_moments_are_of_places_and_not_of_slices() -> None:
+    rows = np.array([[0, 1], [2, 1], [4, 1]], np.float16)
+    places = PlaceFeatures(rows, ordered_series(np.zeros(3, int), np.array([0.0, 5, 5])), torch.device("cpu"))
+    mean, deviation = places.moments()
+    assert mean.tolist() == [1.5, 1]
+    assert deviation.tolist() == [1.5, 0]
+
+
+def test_no_slice_has_no_logit() -> None:
+    nothing = ordered_series(np.empty(0, np.int64), np.empty(0))
+    found = sequence_logits(network("bilstm"), np.empty((0, 5), np.float16), nothing)
+    assert (found.slices.shape, found.study.shape) == ((0, 2), (0, 2))

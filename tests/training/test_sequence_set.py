@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ich_ray.data.dataset import ExaminationRecord, PreparedDataset
+from ich_ray.storage import sha256, write_json
+from ich_ray.training.sequence_metrics import of_studies, sequence_metrics, study_metrics
+from ich_ray.training.sequence_set import SequenceSet
+from ich_ray.vocabulary import LABELS, Level
+from tests.prepared import make_dataset
+from tests.sequences import make_series
+
+ANY = ("any",)
+
+
+def examined(dataset: PreparedDataset, level: Level, any_of: dict[str, int | None], *, slices: bool) -> PreparedDataset:
+    """The dataset with labels of examinations, and of slices or without."""
+    table = pa.table(
+        {
+            "examination": list(any_of),
+            **{name: pa.array([None] * len(any_of), pa.int8()) for name in LABELS[:-1]},
+            "any": pa.array(list(any_of.values()), pa.int8()),
+        }
+    )
+    pq.write_table(table, str(dataset.files.examinations))
+    record = ExaminationRecord(
+        level=level, rows=len(any_of), positives=0, sha256=sha256(dataset.files.examinations), contradictions={}
+    )
+    level_of_labels: Level = "slice" if slices else level
+    manifest = dataset.manifest.model_copy(update={"examinations": record, "level": level_of_labels})
+    write_json(dataset.files.manifest, manifest.model_dump(mode="json"))
+    return PreparedDataset.open(dataset.files.root)
+
+
+def of(dataset: PreparedDataset, rows: list[int], labels: tuple[str, ...] = ANY) -> SequenceSet:
+    return SequenceSet.of(dataset, np.array(rows), np.zeros((len(rows), 2), np.float16), labels, "key")
+
+
+def test_a_set_of_a_dataset_knows_its_series_and_their_labels(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", patients=20)
+    role = dataset.role("train")
+    found = of(dataset, role.rows.tolist(), LABELS)
+    assert len(found) == len(role) // 4
+    assert found.order.lengths.tolist() == [4] * len(found)
+    assert np.array_equal(found.targets, role.targets(LABELS))
+    assert np.array_equal(found.study_targets, role.targets(LABELS).reshape(-1, 4, len(LABELS)).max(1))
+    assert np.array_equal(found.patients, role.patients)
+    assert len(set(found.studies)) == len(found)
+    again, other = of(dataset, role.rows.tolist(), LABELS), of(dataset, role.rows.tolist()[::-1], LABELS)
+    assert found.fingerprint == again.fingerprint != other.fingerprint
+
+
+def test_two_series_of_a_study_have_its_label(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", patients=20)
+    table = dataset.slices.set_column(
+        dataset.slices.column_names.index("series"), "series", [[f"s{row % 2}" for row in range(80)]]
+    ).set_column(dataset.slices.column_names.index("any"), "any", [pa.array([1, 0, 0, 0, *[0] * 76], pa.int8())])
+    pq.write_table(table, str(dataset.files.slices))
+    found = of(PreparedDataset.open(dataset.files.root), [0, 1, 2, 3, 4, 5])
+    assert found.order.lengths.tolist() == [2, 2, 1, 1]
+    assert found.order.series.tolist() == [0, 1, 0, 1, 2, 3]
+    assert found.study_targets.tolist() == [[1], [1], [0], [0]]
+    assert found.studies.tolist() == [0, 0, 1, 1]
+
+
+def test_a_study_is_negative_only_if_all_its_slices_are(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", patients=20)
+    labels = pa.array([None, 0, 0, 0, None, 1, 0, 0, *[0] * 72], pa.int8())
+    table = dataset.slices.set_column(dataset.slices.column_names.index("subdural"), "subdural", [labels])
+    pq.write_table(table.set_column(table.column_names.index("any"), "any", [pa.array([1] * 80, pa.int8())]),
+                   str(dataset.files.slices))  # fmt: skip
+    found = of(PreparedDataset.open(dataset.files.root), list(range(12)), ("subdural", "any"))
+    assert np.array_equal(found.study_targets, [[math.nan, 1], [1, 1], [0, 1]], equal_nan=True)
+
+
+@pytest.mark.parametrize("slices", [True, False])
+def test_the_label_of_a_study_goes_before_what_its_slices_say(tmp_path: Path, slices: bool) -> None:
+    plain = make_dataset(tmp_path / "data", patients=20)
+    dataset = examined(plain, "study", {"t0000": 1, "t0001": 0, "t0002": None}, slices=slices)
+    found = of(dataset, list(range(16)), ("subdural", "any"))
+    own = of(plain, list(range(16)), ("subdural", "any")).study_targets
+    assert found.study_targets[:2, 1].tolist() == [1, 0]
+    assert found.study_targets[1, 0] == 0  # no haemorrhage of any kind
+    if slices:
+        assert np.array_equal(found.study_targets[2:], own[2:])
+    else:
+        assert np.isnan(found.study_targets[2:]).all()
+        assert np.isnan(found.targets).all()
+
+
+def test_the_label_of_a_series_is_its_own_and_that_of_a_patient_of_one_study(tmp_path: Path) -> None:
+    plain = make_dataset(tmp_path / "data", patients=20)
+    by_series = examined(plain, "series", {"s0000": 1, "s0001": 0}, slices=False)
+    assert of(by_series, list(range(8))).study_targets.tolist() == [[1], [0]]
+    table = plain.slices.set_column(
+        plain.slices.column_names.index("study"), "study", [[f"t{row // 2}" for row in range(80)]]
+    )
+    pq.write_table(table, str(plain.files.slices))  # two studies a patient
+    by_patient = examined(PreparedDataset.open(plain.files.root), "patient", {"p00000": 1, "p00001": 0}, slices=False)
+    found = of(by_patient, list(range(8))).study_targets[:, 0]
+    assert np.isnan(found[:2]).all()
+    assert found[2:].tolist() == [0, 0]
+
+
+def test_of_several_series_of_a_study_the_mean_counts() -> None:
+    given = make_series(4)
+    two = SequenceSet(**{**vars(given), "studies": np.array([0, 0, 1, 2])})
+    logits = np.array([[0, 1], [2, 5], [0, 0], [1, 1]], np.float32)
+    targets, found = of_studies(two, logits)
+    assert found.tolist() == [[1, 3], [0, 0], [1, 1]]
+    assert np.array_equal(targets[0], given.study_targets[:2].max(0))
+
+
+def test_metrics_of_studies_are_of_those_that_are_known() -> None:
+    targets = np.array([[1], [0], [math.nan], [0]], np.float32)
+    found = study_metrics(targets, np.array([[2], [1], [9], [3]], np.float32))
+    assert found["study_average_precision"] == pytest.approx(0.5)
+    assert found["study_roc_auc"] == pytest.approx(0.5)
+    sigmoid = [1 / (1 + math.exp(-logit)) for logit in (2, 1, 3)]
+    expected = -(math.log(sigmoid[0]) + math.log(1 - sigmoid[1]) + math.log(1 - sigmoid[2])) / 3
+    assert found["study_log_loss"] == pytest.approx(expected)
+    assert all(math.isnan(value) for value in study_metrics(targets[2:3], np.zeros((1, 1), np.float32)).values())
+
+
+def test_metrics_of_slices_are_of_those_that_are_known() -> None:
+    given = make_series(6)
+    logits = np.where(given.targets == 1, 3.0, -3.0).astype(np.float32)
+    hidden = np.array(given.targets)
+    hidden[::2, 1] = math.nan
+    logits[::2, 1] *= -1  # wrong where nobody knows
+    found = sequence_metrics(SequenceSet(**{**vars(given), "targets": hidden}), logits, np.zeros((6, 2), np.float32))
+    assert found["average_precision"] == found["roc_auc"] == found["roc_auc_subdural"] == 1
+    assert found["study_roc_auc"] == 0.5
