@@ -59,10 +59,11 @@ def with_features(
 
 
 class FeatureReader:
-    """Features of slices of a dataset, as the sequence model of a bundle is given them but for their rounding.
+    """Logits and features of slices of a dataset, as a bundle with a sequence model computes them.
 
     Attributes:
         width: how many a slice has.
+        labels: how many the network answers.
     """
 
     def __init__(self, network: Network, card: Card, device: torch.device) -> None:
@@ -70,14 +71,16 @@ class FeatureReader:
         parameters, image_shape = card.parameters, card.image_shape
         path = _last_layer(network, parameters, image_shape)
         self.width = int(network.get_submodule(path).weight.shape[1])  # type: ignore[union-attr, arg-type, index]
+        self.labels = len(parameters.predicted_labels)
         seeing = with_features(network, parameters, image_shape, self.width)
         self._seeing = with_tta(seeing, card.tta, parameters, image_shape[0])
 
-    def __call__(self, slices: SliceSet) -> NDArray[np.float32]:
-        """float32 `[n, width]`, in their order."""
+    def __call__(self, slices: SliceSet) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits `[n, labels]` and features `[n, width]`, in their order."""
         inputs = place_inputs(self._card.parameters, slices, self._device, "host")
         both = batch_logits(self._seeing, in_batches(inputs, np.arange(len(slices)), EVALUATION_BATCH))
-        return both.reshape(len(slices), -1)[:, -self.width :]
+        both = both.reshape(len(slices), -1)
+        return both[:, : self.labels], both[:, self.labels :]
 
 
 def _last_layer(network: nn.Module, parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> str:

@@ -1,4 +1,4 @@
-"""A model over the slices of each series, searched on features of the bundle's network and put into the bundle.
+"""A model over the slices of each series, searched on features of the bundle's network.
 
 Who sees whom: the network trained on the training patients, whose features teach the sequence model (features may be
 in-sample; logits would not be, and are not shown to it). Validation patients, on whom the network did not train, stop
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ich_ray.bundle.bundle import Bundle
     from ich_ray.bundle.card import Card
     from ich_ray.data.dataset import SliceSet
-    from ich_ray.data.sequence_features import SequenceFeatures
+    from ich_ray.data.sequence_features import SequenceFeatureFiles, SequenceFeatures
     from ich_ray.model.sequence_networks import SequenceNetwork
     from ich_ray.model.sequence_parameters import SequenceParameters
     from ich_ray.refit.sequence_figures import ReadSlices
@@ -83,11 +83,11 @@ def sequence(
     if why := nothing_to_learn(dataset):
         say(f"sequence: skipped, {why}; the bundle stays as it is")
         return None
-    from ich_ray.refit.sequence_features import compute_features, features_key
+    from ich_ray.refit.bundle_features import compute_features, feature_files, open_features
 
     files = found.files.sequence
-    key = features_key(card, dataset)
-    _check_features(files, key)
+    features = feature_files(files, dataset, card)
+    _check_features(files, features)
     request = SearchRequest(
         dataset.files.root,
         space,
@@ -101,10 +101,10 @@ def sequence(
     from ich_ray.search.run import run_request
 
     with connected(address):
-        features = compute_features(found.files.bundle, dataset, files, key)
-        trainer = _trainer or SequenceTrainer(key, card.parameters.predicted_labels)
+        compute_features(features, found.files.bundle, dataset, files)
+        trainer = _trainer or SequenceTrainer(features.key, card.parameters.predicted_labels)
         ended = run_request(request, trainer, "sequence")
-    return _into_bundle(found, ended, features)
+    return _into_bundle(found, ended, open_features(files, dataset, features.key))
 
 
 def _checked_card(found: SearchResult) -> Card:
@@ -152,30 +152,27 @@ def nothing_to_learn(dataset: PreparedDataset) -> str:
     return ""
 
 
-def _check_features(files: SearchFiles, key: str) -> None:
+def _check_features(files: SearchFiles, features: SequenceFeatureFiles) -> None:
     """A search that is there must be over features of this bundle.
 
     Raises:
         ConfigError: it is not.
     """
-    from ich_ray.data.sequence_features import kept_key
+    from ich_ray.refit.bundle_features import outdated
 
-    there = kept_key(files.features)
-    if there is not None and there != key:
+    if others := outdated(files, features):
         raise ConfigError(
-            f"{files.root}: its features must be of the bundle, got those of another one ({there[:12]} instead of "
-            f"{key[:12]}); remove the folder to search anew"
+            f"{files.root}: its features must be of the bundle, got those of another one ({', '.join(others)} instead "
+            f"of {features.root.name}); remove the folder to search anew"
         )
 
 
 def drop_outdated(found: SearchResult) -> None:
     """Remove a search over features of another bundle, such as the one that a retraining has replaced."""
-    from ich_ray.data.sequence_features import kept_key
-    from ich_ray.refit.sequence_features import features_key
+    from ich_ray.refit.bundle_features import feature_files, outdated
 
     files, card = found.files.sequence, read_card(found.files.bundle)
-    there = kept_key(files.features)
-    if there not in {None, features_key(card, PreparedDataset.of_search(found))}:
+    if outdated(files, feature_files(files, PreparedDataset.of_search(found), card)):
         say(f"  {files.root}: of the bundle before this one, removed")
         remove(files.root)
 
@@ -194,7 +191,7 @@ def _into_bundle(found: SearchResult, ended: SearchResult, features: SequenceFea
     if there is not None and (there.trial, there.trials, there.value) == (trial.number, len(ended.trials), trial.value):
         say("sequence: the bundle has the best of these trials already")
         return there
-    network = build_sequence_network(parameters, features.width, len(bundle.card.parameters.predicted_labels))
+    network = build_sequence_network(parameters, features.record.features, len(bundle.card.parameters.predicted_labels))
     state = TrainingState.load(best_state(ended.files.weights_of(trial.seed), trial), layout_of(network))
     network.load_state_dict(state.validated_weights)
     note = _measured(bundle, network.eval(), parameters, trial, ended, features)
@@ -227,7 +224,7 @@ def _measured(
     figures = {"validation": compared(calibration, validation), "calibration": cross_fitted(calibration)}
     return SequenceNote(
         parameters=parameters,
-        features=features.width,
+        features=features.record.features,
         blend={
             label: Blend(own=one.weights[0], sequence=one.weights[1], bias=one.bias)
             for label, one in zip(labels, blends, strict=True)
@@ -248,12 +245,12 @@ def _read(bundle: Bundle, network: SequenceNetwork, slices: SliceSet, features: 
     from ich_ray.training.sequence_set import SequenceSet
 
     labels = bundle.card.parameters.predicted_labels
-    given = SequenceSet.of(slices.dataset, slices.rows, features.rows(slices.rows), labels, features.key)
+    given = SequenceSet.of(slices.dataset, slices.rows, features.of_rows(slices.rows), labels, features.files.key)
     order = given.order
     said = sequence_logits(network.to(bundle.device), given.features, order, bundle.device)
     return ReadSlices(
         targets=given.targets,
-        own=bundle.network_label_logits(slices),
+        own=features.logits(slices.rows),
         sequence=said.slices,
         head=said.study[order.series],
         series=order.series,

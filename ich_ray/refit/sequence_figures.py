@@ -1,4 +1,4 @@
-"""What a sequence model adds: no model, Gaussian smoothing along the head and the model, by slice and by study.
+"""What a sequence model adds to no model and to Gaussian smoothing, by slice and by study.
 
 Each way is fitted on patients whom nobody trained on: a logit is `weights @ logits + bias`, of the network's own alone,
 of these smoothed, or of these and the sequence model's. A study is as probable as its most probable slice, or as its

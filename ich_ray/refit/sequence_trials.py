@@ -51,7 +51,7 @@ class SequenceTrainer:
     ) -> Generator[Progress, None, None]:
         import torch
 
-        from ich_ray.data.sequence_features import SequenceFeatures
+        from ich_ray.refit.bundle_features import open_features
         from ich_ray.training.parts import TrainingBudget
         from ich_ray.training.sequence_loop import train_sequence
         from ich_ray.training.sequence_set import SequenceSet
@@ -61,9 +61,9 @@ class SequenceTrainer:
         torch.set_num_threads(max(1, int(settings.cpus)))
         device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
         files = SearchFiles(locate(settings.search))
-        features = SequenceFeatures.open(files.features, dataset, self.key)
+        features = open_features(files, dataset, self.key)
         rows = [dataset.role(role).rows for role in ("train", "validation")]
-        train, validation = (SequenceSet.of(dataset, one, features.rows(one), self.labels, self.key) for one in rows)
+        train, validation = (SequenceSet.of(dataset, one, features.of_rows(one), self.labels, self.key) for one in rows)
         state = TrainingState.load(resume) if resume else None
         best = BestStates(files.weights_of(seed), settings.objective, state.images_seen if state else 0)
         budget = TrainingBudget(settings.images, settings.report_every)
