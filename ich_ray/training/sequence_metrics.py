@@ -37,7 +37,8 @@ def sequence_metrics(given: SequenceSet, slices: NDArray[np.float32], study: NDA
     if known.any():
         found = validation_metrics(labels[known], slices[known, -1], 0.0)
         if len(given.labels) > 1:
-            found |= label_metrics(given.targets, slices, (0.0,) * len(given.labels), given.labels)
+            told = ~np.isnan(given.targets).all(1)
+            found |= label_metrics(given.targets[told], slices[told], (0.0,) * len(given.labels), given.labels)
     return found | study_metrics(*of_studies(given, study))
 
 

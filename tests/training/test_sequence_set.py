@@ -133,7 +133,9 @@ def test_metrics_of_slices_are_of_those_that_are_known() -> None:
     logits = np.where(given.targets == 1, 3.0, -3.0).astype(np.float32)
     hidden = np.array(given.targets)
     hidden[::2, 1] = math.nan
+    hidden[::4] = math.nan
     logits[::2, 1] *= -1  # wrong where nobody knows
     found = sequence_metrics(SequenceSet(**{**vars(given), "targets": hidden}), logits, np.zeros((6, 2), np.float32))
     assert found["average_precision"] == found["roc_auc"] == found["roc_auc_subdural"] == 1
     assert found["study_roc_auc"] == 0.5
+    assert found["weighted_log_loss"] == pytest.approx(math.log(1 + math.exp(-3)))
