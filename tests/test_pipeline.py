@@ -45,10 +45,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def stage(name: str) -> Any:
         def work(*_: Any, **options: Any) -> Any:
-            told = f" --top {options['top']} --folds {options.get('folds')}" if name == "confirm" else ""
-            told += f" --trials {options['trials']}" if name == "sequence" else ""
-            told += "".join(f" --tta {view}" for view in options.get("tta", ()))
-            calls.append(f"{name} --resume" if options.get("resume") else name + told)
+            calls.append(f"{name} --resume" if options.get("resume") else name + asked(name, options))
             if name == "prepare":
                 return dataset
             if name == "run_search" and not files.search.exists():
@@ -78,6 +75,13 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name, module in STAGES.items():
         monkeypatch.setattr(f"{module}.{name}", stage(name))
     return calls
+
+
+def asked(name: str, options: dict[str, Any]) -> str:
+    """What a stage was asked for, as on a command line."""
+    told = f" --top {options['top']} --folds {options.get('folds')}" if name == "confirm" else ""
+    told += f" --trials {options['trials']}" if name == "sequence" else ""
+    return told + "".join(f" --tta {view}" for view in options.get("tta", ()))
 
 
 def retraining(trial: int) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from ich_ray.data.series_order import ordered_series
 from ich_ray.statistics.metrics import POSITIVE_PATIENTS_OF_A_LABEL, Ranking, log_loss
-from ich_ray.statistics.smoothing import fit_sigma, smoothed
+from ich_ray.statistics.smoothing import fit_sigmas, smoothed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,7 +74,7 @@ class Weights:
 
 
 def fit_weights(targets: NDArray[Any], logits: NDArray[Any]) -> Weights:
-    """The weights with the least log loss on targets `[n]`, of logits `[n, k]`; unknown targets count nothing."""
+    """The weights with the least log loss on targets `[n]`, of logits `[n, k]`; unknown ones left out."""
     known = np.isfinite(targets)
     truth, columns = np.asarray(targets, np.float64)[known], np.asarray(logits, np.float64)[known]
 
@@ -116,7 +117,7 @@ def compared(fitted_on: ReadSlices, read: ReadSlices) -> dict[str, dict[str, flo
 
 
 def cross_fitted(read: ReadSlices) -> dict[str, dict[str, float | None]]:
-    """The same figures of patients who fit the ways themselves: of each fifth of them, fitted on the others.
+    """The same figures of patients who fit the ways: of each fifth of them, fitted on the others.
 
     Empty where the patients are too few to part.
     """
@@ -141,25 +142,39 @@ def _answers(
     fitted_on: ReadSlices, read: ReadSlices
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
     """Logits of `any` of each slice, and of its study, as each way says."""
-    sigma = fit_sigma(fitted_on.own[:, -1:], fitted_on.targets[:, -1:], fitted_on.series, fitted_on.places_mm)
+    own = fit_weights(fitted_on.targets[:, -1], fitted_on.own[:, -1:])
+    sigma = _sigma(fitted_on, own)
     slices, studies = {}, {}
     for way in WAYS:
-        one, other = (_columns(part, way, sigma) for part in (fitted_on, read))
+        one, other = (_columns(part, way, own, sigma) for part in (fitted_on, read))
         slices[way] = fit_weights(fitted_on.targets[:, -1], one)(other)
-        by_study = [_highest(columns if way != "sequence" else part.head[:, -1:], part.studies)
-                    for columns, part in ((one, fitted_on), (other, read))]  # fmt: skip
+        told = [_of_studies(part, columns) if way != "sequence" else _of_studies(part, part.head[:, -1:])
+                for part, columns in ((fitted_on, one), (read, other))]  # fmt: skip
         _, first = np.unique(fitted_on.studies, return_index=True)
-        truth = _highest(fitted_on.targets[:, -1:], fitted_on.studies)[first, 0]
-        studies[way] = fit_weights(truth, by_study[0][first])(by_study[1])
+        truth = _of_studies(fitted_on, fitted_on.targets[:, -1:])[first, 0]
+        studies[way] = fit_weights(truth, told[0][first])(told[1])
     return slices, studies
 
 
-def _columns(read: ReadSlices, way: str, sigma: NDArray[np.float64]) -> NDArray[np.float64]:
+def _sigma(read: ReadSlices, own: Weights) -> float:
+    """The width that smoothes best; of logits that mean probabilities."""
+    order = ordered_series(read.series, read.places_mm)
+    logits = own(read.own[:, -1:])[:, None]
+    return fit_sigmas(logits, read.targets[:, -1:], order.place, order.starts)[0]
+
+
+def _columns(read: ReadSlices, way: str, own: Weights, sigma: float) -> NDArray[np.float64]:
     """The logits that a way weighs, `[n, k]`."""
-    own = read.own[:, -1:].astype(np.float64)
+    logits = read.own[:, -1:].astype(np.float64)
     if way == "smoothing":
-        return smoothed(own, sigma, read.series, read.places_mm)
-    return own if way == "none" else np.concatenate([own, read.sequence[:, -1:]], 1)
+        order = ordered_series(read.series, read.places_mm)
+        return smoothed(own(logits)[:, None], order.place, order.starts, (sigma,)).astype(np.float64)
+    return logits if way == "none" else np.concatenate([logits, read.sequence[:, -1:]], 1)
+
+
+def _of_studies(read: ReadSlices, values: NDArray[Any]) -> NDArray[np.float64]:
+    """The highest of the study of each slice, `[n, k]`."""
+    return _highest(values, read.studies)
 
 
 def _highest(values: NDArray[Any], groups: NDArray[np.int64]) -> NDArray[np.float64]:

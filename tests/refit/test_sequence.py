@@ -22,8 +22,8 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, SpaceError
 from ich_ray.pipeline import sequence_space
 from ich_ray.refit import bundle_features
-from ich_ray.refit.sequence import drop_outdated, sequence
 from ich_ray.refit.bundle_features import features_key
+from ich_ray.refit.sequence import drop_outdated, sequence
 from ich_ray.refit.sequence_trials import SequenceTrainer, best_state
 from ich_ray.results import open_search
 from ich_ray.runtime import connected
