@@ -55,12 +55,8 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             if name == "retrain":
                 write_json(files.retraining, retraining(chosen_trial(open_search(files.root)).number))
                 write_json(card, make_card(tta=[*options["tta"]]))
-            if name == "sequence" and (tmp_path / "series").exists():
-                write_json(card, {**read_json(card), "sequence": SEQUENCE})
-            if name == "calibrate":
-                write_json(card, {**read_json(card), "operating_points": {"f2": POINT}})
-            if name == "evaluate":
-                write_json(card, {**read_json(card), "test": {}})
+            if name in (later := noted((tmp_path / "series").exists())):
+                write_json(card, {**read_json(card), **later[name]})
             return files.report
 
         return work
@@ -75,6 +71,12 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name, module in STAGES.items():
         monkeypatch.setattr(f"{module}.{name}", stage(name))
     return calls
+
+
+def noted(series: bool) -> dict[str, dict[str, Any]]:
+    """What stages after the retraining write into the card."""
+    sequence = {"sequence": SEQUENCE if series else None}
+    return {"sequence": sequence, "calibrate": {"operating_points": {"f2": POINT}}, "evaluate": {"test": {}}}
 
 
 def asked(name: str, options: dict[str, Any]) -> str:

@@ -74,9 +74,15 @@ class Weights:
 
 
 def fit_weights(targets: NDArray[Any], logits: NDArray[Any]) -> Weights:
-    """The weights with the least log loss on targets `[n]`, of logits `[n, k]`; unknown ones left out."""
+    """The weights with the least log loss on targets `[n]`, of logits `[n, k]`; unknown ones left out.
+
+    Targets are drawn in a little, as Platt ("Probabilistic outputs for support vector machines", 1999) does: labels of
+    few patients that the logits part perfectly would ask for weights without end.
+    """
     known = np.isfinite(targets)
-    truth, columns = np.asarray(targets, np.float64)[known], np.asarray(logits, np.float64)[known]
+    labels, columns = np.asarray(targets, np.float64)[known], np.asarray(logits, np.float64)[known]
+    positive = labels.sum()
+    truth = np.where(labels == 1, (positive + 1) / (positive + 2), 1 / (len(labels) - positive + 2))
 
     def loss(numbers: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         moved = columns @ numbers[:-1] + numbers[-1]
