@@ -155,9 +155,11 @@ def _numbers(slices: pa.Table, names: Sequence[str]) -> NDArray[np.int64]:
     """A number for each combination of some columns; rows without a study are one each."""
     found = np.zeros(len(slices), np.int64)
     for name in names:
-        texts = np.asarray(pc.fill_null(slices[name], "").to_numpy(zero_copy_only=False), np.str_)
-        codes = np.unique(texts, return_inverse=True)[1]
+        # Codes of texts, not the texts themselves, as in data/series_survey.py.
+        texts = pc.fill_null(slices[name].cast(pa.large_string()), "")
+        codes = pc.dictionary_encode(texts).combine_chunks().indices.to_numpy().astype(np.int64)
         if name == "study":
-            codes = np.where(texts == "", codes.max(initial=0) + 1 + np.arange(len(texts)), codes)
+            absent = pc.equal(texts, "").to_numpy()
+            codes = np.where(absent, codes.max(initial=0) + 1 + np.arange(len(texts)), codes)
         found = np.unique(found * (int(codes.max(initial=0)) + 1) + codes, return_inverse=True)[1]
     return found
