@@ -13,7 +13,7 @@ from scipy.special import expit
 from sklearn import metrics as sklearn_metrics
 
 from ich_ray.assess.interval_estimates import Cases, measure
-from ich_ray.bundle.card import OperatingPoint
+from ich_ray.bundle.operating_point import OperatingPoint
 from ich_ray.statistics.bootstrap import PatientDraws
 from ich_ray.statistics.calibration_error import ece_null_band
 

@@ -38,8 +38,9 @@ from preparing import Watched
 from ich_ray import progress
 from ich_ray.bundle import batch_predict
 from ich_ray.bundle.bundle import WEIGHTS_FILE, Bundle, load_bundle
-from ich_ray.bundle.card import Card, DatasetNote, OperatingPoint, SearchNote
+from ich_ray.bundle.card import Card, DatasetNote, SearchNote
 from ich_ray.bundle.input_survey import read_facts_ahead, survey_inputs
+from ich_ray.bundle.operating_point import OperatingPoint
 from ich_ray.bundle.prediction import Predictor, list_inputs
 from ich_ray.ct.continuous_phantom import write_continuous_phantom
 from ich_ray.ct.phantom import write_phantom

@@ -221,6 +221,7 @@ def print_run(result: RunResult, as_json: bool) -> None:
         print_line(f"on test patients  {figures}")
     metrics = card["test"]["metrics"]
     print_line(f"                  average_precision {_interval(metrics['average_precision'])}")
+    _print_studies(card["test"].get("studies"))
     for note in card["test"].get("notes", []):
         print_line(f"note              {note}")
     manifest, root = result.dataset.manifest, result.dataset.files.root
@@ -228,6 +229,20 @@ def print_run(result: RunResult, as_json: bool) -> None:
         print_line(f"rejected          {manifest.rejected} of {manifest.listed} files; which: ich-ray identify {root}")
     print_line(f"report            {result.report}")
     print_line(f"bundle            {result.bundle}")
+
+
+def _print_studies(studies: dict[str, Any] | None) -> None:
+    """Figures of test studies, where there are any, after those of slices."""
+    if not studies:
+        return
+    for name, point in studies["operating_points"].items():
+        figures = ", ".join(f"{metric} {_interval(point[metric])}" for metric in ("sensitivity", "specificity", "ppv"))
+        print_line(f"by study          {name}: probability >= {point['threshold']:.3f}")
+        print_line(f"on test studies   {figures}")
+    precision, area = (_interval(studies["metrics"][name]) for name in ("average_precision", "roc_auc"))
+    print_line(f"by study          {studies['cases']} studies: average_precision {precision}, roc_auc {area}")
+    for note in studies.get("notes", []):
+        print_line(f"note              by study: {note}")
 
 
 def _cell(value: Parameter | None) -> str:

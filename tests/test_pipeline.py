@@ -265,6 +265,25 @@ def test_the_end_names_the_chosen_trial_and_the_best_of_the_search(
     ]
 
 
+def test_the_end_has_figures_of_studies_after_those_of_slices(
+    ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undefined = {"value": None, "low": None, "high": None}
+    half = {"value": 0.5, "low": 0.25, "high": 0.75}
+    point = {"threshold": 0.25, "sensitivity": half, "specificity": undefined, "ppv": {**half, "low": None}}
+    metrics = {"average_precision": half, "roc_auc": undefined}
+    studies = {"cases": 24, "operating_points": {"study_f2": point}, "metrics": metrics, "notes": ["few"]}
+    card = {"test": {"operating_points": {}, "metrics": metrics, "studies": studies}}
+    print_run(replace(run(tmp_path), card=card), as_json=False)
+    assert capsys.readouterr().out.splitlines()[5:10] == [
+        "                  average_precision 0.500 [0.250, 0.750]",
+        "by study          study_f2: probability >= 0.250",
+        "on test studies   sensitivity 0.500 [0.250, 0.750], specificity undefined, ppv 0.500",
+        "by study          24 studies: average_precision 0.500 [0.250, 0.750], roc_auc undefined",
+        "note              by study: few",
+    ]
+
+
 def test_a_new_favorite_is_confirmed_beside_the_others(ran: list[str], tmp_path: Path) -> None:
     run(tmp_path)
     files = SearchFiles(locate(tmp_path / "search"))

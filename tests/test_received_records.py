@@ -28,7 +28,8 @@ STATED = {
     "bundle.card.Card text": "checklist intended_use label limitations name operating_points site_tests test versions",
     "bundle.card.Card signed": "site_tests test",
     "bundle.card.DatasetNote text": "roles",
-    "bundle.card.OperatingPoint text": "rule",
+    "bundle.operating_point.OperatingPoint text": "rule",
+    "bundle.study_calibration.StudyScaling text": "notes operating_points",
     "bundle.card.RetrainingNote text": "budget rule",
     "bundle.card.RetrainingNote seed": "seed seeds",
     "bundle.card.SubtypeCalibration text": "notes operating_points",
@@ -37,8 +38,9 @@ STATED = {
     "bundle.training_data.Names text": "counts",
     "bundle.card.SearchNote text": "confirmed name objective",
     "assess.evaluate.Evaluation text": (
-        "floors label_metrics labels metrics notes operating_points representations subtypes"
+        "floors label_metrics labels metrics notes operating_points representations sequence_change subtypes"
     ),
+    "assess.study_figures.StudyFigures text": "floors labels metrics notes operating_points subtypes",
     "assess.interval_estimates.Figures text": "floors metrics operating_points",
     "assess.interval_estimates.GroupFigures text": "floors metrics operating_points",
     "refit.retrain_record.Retraining text": "budget device parameters",

@@ -13,11 +13,14 @@ import numpy as np
 from pydantic import Field
 
 from ich_ray.assess.operating_points import OperatingPointSpec, operating_points
+from ich_ray.assess.study_fitting import calibrate_studies
 from ich_ray.assess.subtype_calibration import fit_subtypes, subtype_shifts
 from ich_ray.assess.tta_gain import format_gain, measure_tta
-from ich_ray.bundle.card import CalibrationNote, OperatingPoint, SubtypeCalibration, TtaGain
+from ich_ray.bundle.card import CalibrationNote, SubtypeCalibration, TtaGain
 from ich_ray.bundle.card_file import write_card
 from ich_ray.bundle.logit_scaling import METHODS, LogitScaling, Method, bound_note, fit_scaling
+from ich_ray.bundle.operating_point import OperatingPoint
+from ich_ray.bundle.study_calibration import StudyCalibration
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say
@@ -44,6 +47,7 @@ __all__ = [
     "fit_calibration",
     "warn_if_outdated",
     "with_calibration",
+    "with_studies",
     "with_subtypes",
     "with_tta_gain",
 ]
@@ -63,6 +67,7 @@ class Calibration(Record):
         notes: which usual operating points could not be reached and why, and where a fit has reached its limits.
         subtypes: the same of each subtype, where the network answers them.
         tta_gain: of these slices, what test-time augmentation changed; None without.
+        studies: probabilities and operating points of the studies of these slices; None where they name none.
     """
 
     format: Literal[1] = 1
@@ -81,6 +86,7 @@ class Calibration(Record):
     notes: tuple[Line, ...] = ()
     subtypes: dict[Subtype, SubtypeCalibration] = Field(default_factory=dict)
     tta_gain: TtaGain | None = None
+    studies: StudyCalibration | None = None
 
 
 def calibrate(
@@ -132,6 +138,7 @@ def calibrate(
     if bundle.card.parameters.labels == "all":
         shifts = subtype_shifts(dataset, bundle.card)
         calibration = with_subtypes(calibration, slices, logits, shifts, conservative=conservative)
+    calibration = with_studies(calibration, bundle, slices, logits, conservative=conservative)
     calibration = with_tta_gain(calibration, bundle, slices, logits[:, -1])
     write_json(found.files.calibration, calibration.model_dump(mode="json"))
     write_card(found.files.bundle, with_calibration(bundle.card.model_copy(update={"calibrations": ()}), calibration))
@@ -228,6 +235,22 @@ def with_subtypes(
     return calibration.model_copy(update={"subtypes": found})
 
 
+def with_studies(
+    calibration: Calibration,
+    bundle: Bundle,
+    slices: SliceSet,
+    logits: NDArray[np.float32],
+    before: StudyCalibration | None = None,
+    *,
+    conservative: bool = False,
+) -> Calibration:
+    """The calibration with that of studies, from logits of slices `[n, labels]`; see `fit_studies`."""
+    scalings = {name: subtype.scaling for name, subtype in calibration.subtypes.items()}
+    of_slices = {**scalings, "any": LogitScaling(calibration.prior_shift, calibration.temperature, calibration.bias)}
+    found = calibrate_studies(bundle, slices, logits, of_slices, before, OperatingPointSpec(conservative=conservative))
+    return calibration.model_copy(update={"studies": found})
+
+
 def with_tta_gain(
     calibration: Calibration, bundle: Bundle, slices: SliceSet, logits: NDArray[np.float32]
 ) -> Calibration:
@@ -247,7 +270,7 @@ def with_calibration(card: Card, calibration: Calibration) -> Card:
     """The card with a calibration in force and without the test figures of the one before."""
     values = calibration.model_dump(include={*CalibrationNote.model_fields})
     note = CalibrationNote(created=time.time(), **values)
-    names = ("temperature", "prior_shift", "bias", "operating_points", "subtypes")
+    names = ("temperature", "prior_shift", "bias", "operating_points", "subtypes", "studies")
     fitted = {name: getattr(calibration, name) for name in names}
     calibrations = (*card.calibrations, note)
     return card.model_copy(update={**fitted, "calibrations": calibrations, "test": None, "site_tests": {}})

@@ -7,12 +7,15 @@ were fitted without a test label. Each opening is written down before the first 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from ich_ray.assess.calibration import warn_if_outdated
+from ich_ray.assess.evaluation_notes import notes_of_data, notes_of_figures, notes_of_patients
 from ich_ray.assess.interval_estimates import (
     CONFIDENCE,
     Cases,
@@ -24,19 +27,18 @@ from ich_ray.assess.interval_estimates import (
     measure,
 )
 from ich_ray.assess.label_figures import measure_labels
-from ich_ray.assess.point_rules import effective_positives
+from ich_ray.assess.sequence_change import ChangedFigure, format_changed, measure_change
+from ich_ray.assess.study_figures import ScoredStudies, StudyFigures, measure_studies, score_studies
 from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.training_data import site_note
 from ich_ray.bundle.training_patients import check_site
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.data.folds import ranking_roles, ranking_slices
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
 from ich_ray.results import open_search
 from ich_ray.statistics.aggregation import most_probable
-from ich_ray.statistics.bootstrap import FEWEST_PATIENTS, PatientDraws
+from ich_ray.statistics.bootstrap import PatientDraws
 from ich_ray.statistics.calibration_error import ece_null_band
-from ich_ray.statistics.metrics import chance_bound, ranking_note
 from ich_ray.storage import (
     Count,
     Fingerprint,
@@ -50,7 +52,7 @@ from ich_ray.storage import (
     write_json,
     write_table,
 )
-from ich_ray.vocabulary import SUBTYPES
+from ich_ray.vocabulary import SUBTYPES, Level
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
+    from ich_ray.bundle.bundle import Bundle
     from ich_ray.bundle.card import Card
     from ich_ray.data.dataset import SliceSet
 
@@ -67,14 +70,13 @@ __all__ = [
     "Evaluation",
     "GroupFigures",
     "PointFigures",
-    "dataset_ranking_note",
     "evaluate",
     "evaluate_site",
 ]
 
 RESAMPLES = 2000
-# With a hundred positives the 95 % interval of a sensitivity of one half is 0.2 wide, even if they were independent.
-_FEW_POSITIVES = 100
+_OF_SLICES = {*Figures.model_fields, "ece_null", "patient_level", "subtypes", "representations", "labels",
+              "label_metrics"} - {"patients"}  # fmt: skip
 
 
 class Evaluation(Figures):
@@ -93,6 +95,9 @@ class Evaluation(Figures):
         labels: of a network that answers the subtypes, each by its own probability: the slices whose label is known,
             with the subtype or without it. `label_metrics` are over all labels: the competition's log loss, and means
             over the subtypes where they are defined, `subtypes_measured`.
+        studies: figures of studies, by their own probability; None where there are none, and not written then.
+        sequence_change: what the sequence model changed, see `measure_change`; not written where there is none.
+        level: what the labels are of. Where it is no slice, there are no figures of slices, and they are not written.
     """
 
     format: Literal[1] = 1
@@ -109,6 +114,22 @@ class Evaluation(Figures):
     representations: dict[Line, GroupFigures] = {}  # noqa: RUF012
     labels: dict[Line, GroupFigures] = {}  # noqa: RUF012
     label_metrics: dict[Line, Estimate] = {}  # noqa: RUF012
+    studies: StudyFigures | None = None
+    sequence_change: dict[Line, ChangedFigure] = {}  # noqa: RUF012
+    level: Level = "slice"
+    positives: Count = 0
+    prevalence: Share = 0.0
+    metrics: dict[Line, Estimate] = {}  # noqa: RUF012
+    operating_points: dict[Line, PointFigures] = {}  # noqa: RUF012
+    floors: dict[Line, float] = {}  # noqa: RUF012
+    at_chance: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what says nothing: files are then as older versions wrote them."""
+        nothing = {name for name in ("studies", "sequence_change") if not getattr(self, name)}
+        nothing |= {"level"} if self.level == "slice" else _OF_SLICES
+        return {name: value for name, value in write(self).items() if name not in nothing}
 
     @property
     def point(self) -> tuple[str, PointFigures] | None:
@@ -117,16 +138,35 @@ class Evaluation(Figures):
         return (name, self.operating_points[name]) if name else None
 
 
-def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation:
+@dataclass(frozen=True)
+class _Stated:
+    """Prevalences to give PPV and NPV for: of slices, and of studies."""
+
+    slices: float | None
+    studies: float | None
+
+    def check(self) -> None:
+        """Refuse what is no share.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        for flag, value in (("--prevalence", self.slices), ("--study-prevalence", self.studies)):
+            if value is not None and not 0 < value < 1:
+                raise ConfigError(f"{flag}: 0 < prevalence < 1 must hold, got {value:g}; give a share such as 0.02")
+
+
+def evaluate(search: Location, *, prevalence: float | None = None, study_prevalence: float | None = None) -> Evaluation:
     """Measure the calibrated bundle on the test patients; write figures, predictions and the card.
 
-    Writes evaluation.json, predictions.parquet and card.json. It may be done again, and the count says so: figures that
-    followed a look at the test patients are no test.
+    Writes evaluation.json, predictions.parquet, studies.parquet and card.json. It may be done again, and the count says
+    so: figures that followed a look at the test patients are no test.
 
     Args:
         search: the search folder, with its calibrated bundle.
         prevalence: of slices with any haemorrhage where the model is to be used; PPV and NPV are given for it, too,
-            except of subtypes and of patients, whose prevalence is another one.
+            except of subtypes, patients and studies, whose prevalence is another one.
+        study_prevalence: the same of studies.
 
     Raises:
         ConfigError: no bundle, a bundle that is not calibrated, no test slice, or an impossible prevalence.
@@ -136,20 +176,35 @@ def evaluate(search: Location, *, prevalence: float | None = None) -> Evaluation
     found = open_search(search)
     dataset = PreparedDataset.of_search(found)
     warn_if_outdated(found, read_card(found.files.bundle))
-    return _opened(found.files.bundle, dataset, (found.files.evaluation, found.files.predictions), prevalence)
+    files = _Files(found.files.evaluation, found.files.predictions, found.files.studies)
+    return _opened(found.files.bundle, dataset, files, _Stated(prevalence, study_prevalence))
 
 
-def evaluate_site(bundle: Location, dataset: Location, out: Location, *, prevalence: float | None = None) -> Evaluation:
+class _Files(NamedTuple):
+    evaluation: UPath
+    predictions: UPath
+    studies: UPath
+
+
+def evaluate_site(
+    bundle: Location,
+    dataset: Location,
+    out: Location,
+    *,
+    prevalence: float | None = None,
+    study_prevalence: float | None = None,
+) -> Evaluation:
     """Measure a calibrated bundle on the test patients of another site.
 
-    Writes evaluation.json and predictions.parquet below `out`, and the figures to the bundle's card, beside its own;
-    openings are counted for each dataset.
+    Writes evaluation.json, predictions.parquet and studies.parquet below `out`, and the figures to the bundle's card,
+    beside its own; openings are counted for each dataset.
 
     Args:
         bundle: for instance one that `recalibrate` made with the other patients of the site.
         dataset: of the site, prepared with the windows and the size of the bundle.
-        out: folder of the two files.
+        out: folder of the files.
         prevalence: see `evaluate`.
+        study_prevalence: see `evaluate`.
 
     Raises:
         ConfigError: what `evaluate` refuses, other windows or size, patients of the dataset that made the bundle, or
@@ -163,21 +218,22 @@ def evaluate_site(bundle: Location, dataset: Location, out: Location, *, prevale
     check_site(folder, card, site)
     if note := site_note(card.training_data, site, ("test",)):
         say(f"  slices of this site are unlike those that trained the bundle: {note}")
-    return _opened(folder, site, (target / "evaluation.json", target / "predictions.parquet"), prevalence)
+    files = _Files(*(target / name for name in ("evaluation.json", "predictions.parquet", "studies.parquet")))
+    return _opened(folder, site, files, _Stated(prevalence, study_prevalence))
 
 
-def _opened(folder: UPath, dataset: PreparedDataset, out: tuple[UPath, UPath], prevalence: float | None) -> Evaluation:
+def _opened(folder: UPath, dataset: PreparedDataset, out: _Files, stated: _Stated) -> Evaluation:
     """Open the test patients of `dataset` for the bundle in `folder`."""
     from ich_ray.bundle.bundle import load_bundle  # loads PyTorch
 
-    if prevalence is not None and not 0 < prevalence < 1:
-        raise ConfigError(f"--prevalence: 0 < prevalence < 1 must hold, got {prevalence:g}; give a share such as 0.02")
+    stated.check()
     bundle = load_bundle(folder)
     if not bundle.card.operating_points:
         raise ConfigError(
             f"{folder}: a calibrated bundle must be there before its test, got one without operating points; run "
             "`ich-ray calibrate` first"
         )
+    _check_labels(folder, bundle.card, dataset, stated)
     if not dataset.manifest.roles["test"].slices:
         raise ConfigError("test role: slices must be there, got none; prepare a dataset with more patients")
     for file in out:
@@ -187,12 +243,56 @@ def _opened(folder: UPath, dataset: PreparedDataset, out: tuple[UPath, UPath], p
     card, opened = _counted(bundle.card, dataset.manifest.fingerprint)
     write_card(folder, card)
     slices = dataset.role("test")
-    probabilities = bundle.slice_label_probabilities(slices)
-    evaluation = _measure(slices, probabilities, card, prevalence, opened)
-    _write(out, slices, probabilities, evaluation)
+    logits, own = bundle.slice_label_logits(slices), None
+    probabilities = bundle.slice_label_probabilities(slices, logits)
+    studies = score_studies(bundle, slices, logits)
+    draws = PatientDraws(slices.patients, resamples=RESAMPLES)
+    if dataset.manifest.level == "slice":
+        evaluation = _measure(slices, probabilities, card, stated.slices, opened, draws)
+    else:
+        evaluation = _unlabeled(slices, card, opened)
+    evaluation = _with_studies(evaluation, studies, bundle, draws, stated.studies)
+    if bundle.sequence is not None:
+        own = bundle.network_label_logits(slices)
+        changed = measure_change(bundle, slices, logits, own, studies, draws)
+        evaluation = evaluation.model_copy(update={"sequence_change": changed})
+    _write(out, slices, probabilities, evaluation, None if own is None else bundle.calibrated(own[:, -1]))
+    if isinstance(studies, ScoredStudies):
+        write_table(out.studies, studies.table(), private=dataset.manifest.clear)
     write_card(folder, _with_figures(card, evaluation))
     _log_summary(evaluation, dataset.manifest.leak)
     return evaluation
+
+
+def _check_labels(folder: UPath, card: Card, dataset: PreparedDataset, stated: _Stated) -> None:
+    """Refuse labels that this bundle cannot be measured by, before an opening is counted."""
+    level = dataset.manifest.level
+    if level == "slice":
+        return
+    if stated.slices is not None:
+        raise ConfigError(
+            f"--prevalence: slices with labels must be there, got labels of a {level} each; give --study-prevalence"
+        )
+    if card.studies is None:
+        raise ConfigError(
+            f"{folder}: probabilities of studies must be there to be measured by labels of a {level} each, got a "
+            "bundle calibrated without; run `ich-ray calibrate` on its search, or `ich-ray recalibrate`"
+        )
+
+
+def _unlabeled(slices: SliceSet, card: Card, opened: int) -> Evaluation:
+    """What there is to say of slices without labels."""
+    manifest = slices.dataset.manifest
+    return Evaluation(
+        slices=len(slices),
+        patients=len(set(slices.patients)),
+        dataset=manifest.fingerprint,
+        opened=opened,
+        time=time.time(),
+        resamples=RESAMPLES,
+        level=manifest.level,
+        notes=notes_of_data(slices.dataset, card, opened),
+    )
 
 
 def _counted(card: Card, fingerprint: str) -> tuple[Card, int]:
@@ -212,11 +312,24 @@ def _with_figures(card: Card, evaluation: Evaluation) -> Card:
     return card.model_copy(update={"site_tests": {**card.site_tests, evaluation.dataset: figures}})
 
 
+def _with_studies(
+    evaluation: Evaluation, studies: ScoredStudies | str, bundle: Bundle, draws: PatientDraws, stated: float | None
+) -> Evaluation:
+    """The evaluation with figures of studies, or with a note why there are none."""
+    if isinstance(studies, str):
+        return evaluation.model_copy(update={"notes": (*evaluation.notes, f"{studies[:1].upper()}{studies[1:]}.")})
+    return evaluation.model_copy(update={"studies": measure_studies(studies, bundle, draws, stated)})
+
+
 def _measure(
-    slices: SliceSet, by_label: NDArray[np.float64], card: Card, stated: float | None, opened: int
+    slices: SliceSet,
+    by_label: NDArray[np.float64],
+    card: Card,
+    stated: float | None,
+    opened: int,
+    draws: PatientDraws,
 ) -> Evaluation:
     labels, points, probabilities = slices.labels.astype(np.float64), card.operating_points, by_label[:, -1]
-    draws = PatientDraws(slices.patients, resamples=RESAMPLES)
     every = np.arange(len(slices))
     whole = measure(Cases(labels, probabilities, every, calibrated=True), points, draws, stated)
     null = ece_null_band(probabilities)
@@ -244,9 +357,9 @@ def _measure(
         labels=dict(of_labels.labels) if of_labels else {},
         label_metrics=of_labels.metrics if of_labels else {},
         notes=(
-            *_notes(slices.dataset, card, opened),
-            *_few(slices),
-            *_found(whole, null.high),
+            *notes_of_data(slices.dataset, card, opened),
+            *notes_of_patients(slices),
+            *notes_of_figures(whole, null.high),
             *(of_labels.notes if of_labels else ()),
         ),
     )
@@ -283,78 +396,41 @@ def _representations(slices: SliceSet) -> Iterator[tuple[str, NDArray[np.int64]]
                 yield name, rows
 
 
-def _few(slices: SliceSet) -> list[str]:
-    """What to say when too few patients have a slice of either kind for them to be drawn again."""
-    held = {what: len(set(slices.patients[slices.labels == label])) for label, what in ((1, "with"), (0, "without"))}
-    return [
-        f"{patients} test {'patient has' if patients == 1 else 'patients have'} a slice {what} haemorrhage, and fewer "
-        f"than {FEWEST_PATIENTS} cannot say what the next one would change: shares have exact intervals, which count "
-        "the slices of a patient as one, and other figures have none."
-        for what, patients in held.items()
-        if patients < FEWEST_PATIENTS
-    ]
-
-
-def _found(whole: GroupFigures, null_high: float) -> list[str]:
-    bound = f"{chance_bound(whole.prevalence):.3f} at a prevalence of {whole.prevalence:.3f}"
-    notes = [f"At chance: average precision is not above {bound}."] if whole.at_chance else []
-    error = whole.metrics["ece"].value
-    if error is not None and error > null_high:
-        notes.append(
-            f"The expected calibration error of {error:.3f} is more than a perfect model would show by chance "
-            f"(up to {null_high:.3f}): the probabilities do not quite mean what they say."
-        )
-    return notes
-
-
-def dataset_ranking_note(dataset: PreparedDataset, pooled: bool = False) -> str | None:
-    """`ranking_note` of a dataset; `pooled` where folds of train and validation patients ranked."""
-    roles, counts = ranking_roles(pooled), dataset.manifest.roles
-    ranking = ranking_slices(dataset, pooled)
-    return ranking_note(
-        sum(one.positives for one in counts.values()),
-        sum(counts[role].positives for role in roles),
-        effective_positives(ranking.labels, ranking.patients),
-        where=" and ".join(roles),
-    )
-
-
-def _notes(dataset: PreparedDataset, card: Card, opened: int) -> tuple[str, ...]:
-    manifest, roles = dataset.manifest, dataset.manifest.roles
-    notes = [manifest.leak] if manifest.leak else []
-    if manifest.fingerprint == card.dataset.fingerprint:  # it ranked the trials
-        ranked = dataset_ranking_note(dataset, pooled=card.search.folds > 0)
-        notes += [ranked] if ranked else []
-    if roles["test"].positives < _FEW_POSITIVES:
-        notes.append(f"{roles['test'].positives} test positives: read the intervals, not the figures.")
-    if opened > 1:
-        notes.append(
-            f"The test patients were opened {opened} times with this bundle: whatever was changed in between "
-            "was chosen with knowledge of them."
-        )
-    return tuple(notes)
-
-
 def _write(
-    out: tuple[UPath, UPath], slices: SliceSet, probabilities: NDArray[np.float64], evaluation: Evaluation
+    out: _Files,
+    slices: SliceSet,
+    probabilities: NDArray[np.float64],
+    evaluation: Evaluation,
+    without_sequence: NDArray[np.float64] | None,
 ) -> None:
     table = pa.table(
         {
             "slice_id": slices.dataset.column("slice_id")[slices.rows],
             "patient": slices.patients,
-            "label": slices.labels.astype(np.int8),
+            "label": slices.labels.astype(np.int8) if evaluation.level == "slice" else pa.nulls(len(slices), pa.int8()),
             "probability": probabilities[:, -1],
             **{f"probability_{name}": column for name, column in zip(SUBTYPES, probabilities.T[:-1], strict=False)},
+            **({} if without_sequence is None else {"probability_without_sequence": without_sequence}),
         }
     )
-    evaluated, predicted = out
-    write_table(predicted, table, private=slices.dataset.manifest.clear)
-    write_json(evaluated, evaluation.model_dump(mode="json"))
+    write_table(out.predictions, table, private=slices.dataset.manifest.clear)
+    write_json(out.evaluation, evaluation.model_dump(mode="json"))
 
 
 def _log_summary(evaluation: Evaluation, leak: str) -> None:
     if leak:
         say(leak)
+    if evaluation.level == "slice":
+        _say_slices(evaluation)
+    else:
+        say(f"  test: {evaluation.slices:,} slices of {evaluation.patients:,} patients, without labels of their own")
+    if evaluation.studies is not None:
+        _say_studies(evaluation.studies)
+    for name, figure in evaluation.sequence_change.items():
+        say(f"  sequence model: {name} {format_changed(figure)}")
+
+
+def _say_slices(evaluation: Evaluation) -> None:
     floor, ap = evaluation.floors["average_precision"], _read(evaluation.metrics["average_precision"])
     decided = ""
     if evaluation.point is not None:
@@ -365,6 +441,19 @@ def _log_summary(evaluation: Evaluation, leak: str) -> None:
         f"  test: {evaluation.slices:,} slices of {evaluation.patients:,} patients, average precision {ap} (floor "
         f"{floor:.3f}){decided}"
     )
+
+
+def _say_studies(studies: StudyFigures) -> None:
+    decided = ""
+    if studies.point is not None:
+        _, point = studies.point
+        ratios = f"sensitivity {_read(point.sensitivity)}, specificity {_read(point.specificity)}"
+        decided = f", {ratios} at threshold {point.threshold:.3f}"
+    precision = _read(studies.metrics["average_precision"])
+    floor = studies.floors["average_precision"]
+    say(f"  by study: {studies.cases:,} studies, average precision {precision} (floor {floor:.3f}){decided}")
+    for note in studies.notes:
+        say(f"  {note}")
 
 
 def _read(estimate: Estimate) -> str:

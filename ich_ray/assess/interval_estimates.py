@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ich_ray.bundle.card import OperatingPoint
+    from ich_ray.bundle.operating_point import OperatingPoint
 
 __all__ = [
     "CONFIDENCE",

@@ -17,7 +17,7 @@ from ich_ray.assess.point_rules import (
     effective_positives,
     sensitivity_bound,
 )
-from ich_ray.bundle.card import OperatingPoint
+from ich_ray.bundle.operating_point import OperatingPoint
 from ich_ray.errors import ConfigError, SensitivityError, nearest
 from ich_ray.statistics.metrics import confusion
 
@@ -91,9 +91,20 @@ def _parsed(text: str) -> _Asked:
 
 
 def operating_points(
-    labels: NDArray[Any], probabilities: NDArray[Any], patients: NDArray[Any], wanted: OperatingPointSpec
+    labels: NDArray[Any],
+    probabilities: NDArray[Any],
+    patients: NDArray[Any],
+    wanted: OperatingPointSpec,
+    unit: str = "slice",
 ) -> tuple[dict[str, OperatingPoint], tuple[str, ...]]:
     """The F2-optimal threshold, those of `SENSITIVITIES` that can be reached, and what `wanted` adds.
+
+    Args:
+        labels: 0 or 1, `[n]`.
+        probabilities: calibrated, `[n]`.
+        patients: whose each is, `[n]`.
+        wanted: besides the usual ones.
+        unit: what is called positive, for words.
 
     Returns:
         The points by name, such as `f2` and `sensitivity_95`, and a note for each usual one that cannot be reached, and
@@ -103,7 +114,7 @@ def operating_points(
         SensitivityError: a sensitivity of `wanted` cannot be reached.
         ConfigError: a rule gives no threshold.
     """
-    slices = ScoredSlices(labels, probabilities, patients, wanted.conservative)
+    slices = ScoredSlices(labels, probabilities, patients, wanted.conservative, unit)
     points, notes = {}, []
     for asked in _in_order(wanted.asked):
         rule = POINT_RULES[asked.rule]
@@ -124,8 +135,8 @@ def operating_points(
         points[name] = point = _point(slices, threshold, words + bound * is_conservative)
         if point.specificity == 0 and point.sensitivity == 1:
             notes.append(
-                f"operating point {name}: a threshold must leave a slice out to decide anything, got the {words} by "
-                f"calling every slice positive, at threshold {threshold:.4f}; decide by a sensitivity, train longer, "
+                f"operating point {name}: a threshold must leave a {unit} out to decide anything, got the {words} by "
+                f"calling every {unit} positive, at threshold {threshold:.4f}; decide by a sensitivity, train longer, "
                 "or choose another trial"
             )
     return points, tuple(notes)

@@ -41,12 +41,14 @@ class ScoredSlices(NamedTuple):
 
     Attributes:
         conservative: the lower bound of a sensitivity must reach its target, not the sensitivity itself.
+        unit: what is scored: slices, or studies.
     """
 
     labels: NDArray[Any]
     probabilities: NDArray[Any]
     patients: NDArray[Any]
     conservative: bool = False
+    unit: str = "slice"
 
 
 class PointRule(ABC):
@@ -104,7 +106,7 @@ class Sensitivity(PointRule):
     can_be_conservative = True
 
     def threshold(self, slices: ScoredSlices, number: float) -> float:
-        return sensitivity_threshold(slices.labels, slices.probabilities, slices.patients, number, slices.conservative)
+        return sensitivity_threshold(*slices[:3], number, slices.conservative, slices.unit)
 
     def words(self, number: float) -> str:
         return f"sensitivity at least {number:g}"
@@ -133,7 +135,12 @@ def sensitivity_bound(sensitivity: NDArray[Any] | float, positives: float) -> ND
 
 
 def sensitivity_threshold(
-    labels: NDArray[Any], probabilities: NDArray[Any], patients: NDArray[Any], target: float, conservative: bool = False
+    labels: NDArray[Any],
+    probabilities: NDArray[Any],
+    patients: NDArray[Any],
+    target: float,
+    conservative: bool = False,
+    unit: str = "slice",
 ) -> float:
     """The highest threshold whose sensitivity, or its lower bound, is at least `target`.
 
@@ -154,10 +161,10 @@ def sensitivity_threshold(
     name = f"lower {100 * CONFIDENCE:.0f} % bound of the sensitivity" if conservative else "sensitivity"
     rule = (
         f"operating point: a {name} of at least {target:g} must be reached by a threshold that does not call every "
-        "slice positive"
+        f"{unit} positive"
     )
     if not leaves_out.any():
-        found = f"got a probability of {ranking.thresholds[0]:.4f} for every slice, which no threshold can part"
+        found = f"got a probability of {ranking.thresholds[0]:.4f} for every {unit}, which no threshold can part"
         raise SensitivityError(f"{rule}, {found}; train longer, or choose another trial", 0.0, math.nan)
     best = int(np.argmax(reached[leaves_out]))  # of equals the first, which is the highest threshold
     value, threshold = float(reached[best]), ranking.threshold(best)

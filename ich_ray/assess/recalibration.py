@@ -16,23 +16,29 @@ from ich_ray.assess.calibration import (
     check_method,
     fit_calibration,
     with_calibration,
+    with_studies,
     with_subtypes,
     with_tta_gain,
 )
 from ich_ray.assess.operating_points import OperatingPointSpec
+from ich_ray.assess.study_fitting import calibrate_studies, why_not_by_study
 from ich_ray.bundle.card_file import has_card
 from ich_ray.bundle.training_data import site_note
 from ich_ray.bundle.training_patients import check_site, copy_known
 from ich_ray.data.dataset import PreparedDataset, SliceSet
+from ich_ray.data.study_labels import studies_of
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
+from ich_ray.statistics.metrics import POSITIVE_PATIENTS_OF_A_LABEL
 from ich_ray.storage import Location, check_folder, locate
 from ich_ray.vocabulary import SUBTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ich_ray.bundle.bundle import Bundle
     from ich_ray.bundle.logit_scaling import Method
+    from ich_ray.bundle.study_calibration import StudyCalibration
 
 __all__ = ["recalibrate"]
 
@@ -52,10 +58,11 @@ def recalibrate(
     sensitivity: float | None = None,
     conservative: bool = False,
     points: Sequence[str] = (),
-) -> Calibration:
+) -> Calibration | StudyCalibration:
     """Fit probabilities and operating points of a bundle to a site's own patients; write another bundle.
 
-    The network stays as it is. The new card keeps the calibrations before and the fingerprints of all their datasets;
+    Where the site has labels of studies alone, those of studies are fitted, and those of slices are as before. The
+    network stays as it is. The new card keeps the calibrations before and the fingerprints of all their datasets;
     figures of the old test patients are taken out, as they belong to the calibration before.
 
     Args:
@@ -67,6 +74,9 @@ def recalibrate(
         sensitivity: also find one of at least this sensitivity.
         conservative: targets of sensitivity hold for its lower 95 % bound.
         points: also find these, each by a registered rule: `youden`, or `sensitivity=0.93` where it takes a number.
+
+    Returns:
+        What was fitted: of slices and of studies, or of studies alone.
 
     Raises:
         ConfigError: no bundle or dataset, other windows or size, patients of the dataset that made the bundle, too few
@@ -89,6 +99,12 @@ def recalibrate(
     if note := site_note(loaded.card.training_data, site, ("train", "validation", "calibration")):
         say(f"  slices of this site are unlike those that trained the bundle: {note}")
     slices = SliceSet(site, np.flatnonzero(site.column("role") != "test"))
+    if site.manifest.level != "slice":
+        fitted = _by_studies(loaded, slices, method, wanted)
+        loaded.card = loaded.card.model_copy(update={"studies": fitted, "test": None, "site_tests": {}})
+        copy_known(locate(bundle), target)
+        loaded.save(target)
+        return fitted
     _check_patients(slices, method)
     site.verify("train", "validation", "calibration")
     card = loaded.card
@@ -98,10 +114,36 @@ def recalibrate(
         before = dict(zip(SUBTYPES, card.scalings, strict=False))
         shifts = {name: scaling.prior_shift for name, scaling in before.items()}
         found = with_subtypes(found, slices, logits, shifts, before, conservative=conservative)
+    found = with_studies(found, loaded, slices, logits, card.studies, conservative=conservative)
     found = with_tta_gain(found, loaded, slices, logits[:, -1])
     loaded.card = with_calibration(card, found)
     copy_known(locate(bundle), target)
     loaded.save(target)
+    return found
+
+
+def _by_studies(bundle: Bundle, slices: SliceSet, method: Method, wanted: OperatingPointSpec) -> StudyCalibration:
+    """What labels of studies alone can fit."""
+    where, card = slices.dataset.files.root, bundle.card
+    if method != "platt":
+        raise ConfigError(f"--method: studies are fitted by platt alone, got {method} for labels of studies")
+    studies = studies_of(slices)
+    if reason := why_not_by_study(slices, studies):
+        raise ConfigError(
+            f"{where}: studies must be there to fit them, got none ({reason}); prepare files that name theirs"
+        )
+    truth = studies.label("any")
+    for label, what in ((1, "with"), (0, "without")):
+        held = len(set(studies.patients[truth == label]))
+        if held < POSITIVE_PATIENTS_OF_A_LABEL:
+            raise ConfigError(
+                f"{where}: at least {POSITIVE_PATIENTS_OF_A_LABEL} patients with a study {what} haemorrhage must be "
+                f"there outside the test role, got {held}; label more patients"
+            )
+    slices.dataset.verify("train", "validation", "calibration")
+    of_slices = dict(zip(card.parameters.predicted_labels, card.scalings, strict=True))
+    found = calibrate_studies(bundle, slices, bundle.slice_label_logits(slices), of_slices, card.studies, wanted)
+    say("  slices have no labels here: their probabilities and operating points are as before")
     return found
 
 

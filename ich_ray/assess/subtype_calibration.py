@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ich_ray.assess.operating_points import OperatingPointSpec, operating_points
-from ich_ray.bundle.card import OperatingPoint, SubtypeCalibration
+from ich_ray.bundle.card import SubtypeCalibration
 from ich_ray.bundle.logit_scaling import LogitScaling, bound_note, fit_scaling
 from ich_ray.data.folds import trained_and_validated
 from ich_ray.data.sampling import stratified
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ich_ray.bundle.card import Card
     from ich_ray.bundle.logit_scaling import Method
+    from ich_ray.bundle.operating_point import OperatingPoint
     from ich_ray.data.dataset import PreparedDataset, SliceSet
     from ich_ray.vocabulary import Subtype
 

@@ -18,10 +18,12 @@ import pyarrow.compute as pc
 
 from ich_ray import progress
 from ich_ray.bundle.bundle import OPERATING_POINT, load_bundle
+from ich_ray.bundle.card_file import read_card
 from ich_ray.bundle.input_survey import read_facts, read_facts_ahead, survey_inputs
 from ich_ray.bundle.prediction import LabelledPrediction, Prediction, Predictor, list_inputs
-from ich_ray.bundle.study_prediction import LabelledStudyPrediction, Studies, StudyPrediction
-from ich_ray.bundle.table_writer import as_table, check_suffix, writing_rows
+from ich_ray.bundle.study_decision import StudyDecision
+from ich_ray.bundle.study_prediction import LabelledStudyPrediction, StudyPrediction, StudyRows
+from ich_ray.bundle.table_writer import as_table, check_suffix, from_table, writing_rows
 from ich_ray.bundle.work_parts import as_item, in_order, part_of, single_slices
 from ich_ray.data.neighbors import neighbor_rows, without_neighbors
 from ich_ray.errors import ConfigError
@@ -126,7 +128,8 @@ def predict(
         out: a file that ends in `.csv`, `.json` or `.parquet`. In CSV, text that a spreadsheet would compute gets a
             single quote in front (see `spreadsheet.inert`), which only names of files can need; the others are exact.
         point: the operating point that decides.
-        by: a row for each slice, or for each study with its most probable slice (rejected files keep their own).
+        by: a row for each slice, or for each study, as probable as the series that answers for it (rejected files keep
+            their own).
         heatmaps: a folder for a Grad-CAM picture of each accepted slice.
         slabs: average the slices of series that are finer than the training data, see `TrainingData.slab_rule`.
         without_preamble: read files that begin with their meta information, too.
@@ -143,12 +146,13 @@ def predict(
     if heatmaps is not None:
         check_folder(locate(heatmaps), "--heatmaps")
     pictures = None if heatmaps is None else str(locate(heatmaps))
-    order = _Order(str(locate(bundle)), point, pictures, without_preamble)
+    decision = StudyDecision.of_card(read_card(locate(bundle)), point) if by == "study" else None
+    order = _Order(str(locate(bundle)), decision.of_slices if decision else point, pictures, without_preamble)
     predictor, inputs = order.predictor(), list_inputs(paths)
     if target in map(locate, paths):
         raise ConfigError(f"--out {target}: a file that is no input must be given, got an input; name another")
     many = address is not None or len(inputs) >= _WORTH_RAY
-    totals, studies = Totals(len(inputs)), Studies()
+    totals = Totals(len(inputs))
     of_study = LabelledStudyPrediction if predictor.kind is LabelledPrediction else StudyPrediction
     kind: type[Prediction | StudyPrediction] = predictor.kind if by == "slice" else of_study
     with connected(address) if many else nullcontext(), writing_rows(target, kind) as append:
@@ -156,20 +160,22 @@ def predict(
             ask_machines()
         survey = _surveyed(inputs, predictor.bundle.card, slabs, order, many)
         totals.inputs = len(survey.inputs)
+        studies = None if decision is None else StudyRows(decision, predictor.bundle.card.training_data, survey.table)
         parts = predictor.parts(survey.inputs, survey.table, survey.slabs)
-        found = _through_ray(order, parts, predictor.kind) if many else predictor.rows(parts)
+        found = _through_ray(order, parts, predictor.row_kind) if many else predictor.rows(parts)
         with progress.bar("Predicting", totals.inputs, "slices") as advance:
             for rows in in_order(parts, _rejects_counted(found, totals, advance)):
-                if by == "slice":
+                if studies is None:
                     append(rows)
                     totals.count(rows)
                 else:
                     studies.add(rows)
-        if studies.repeated:
-            progress.say(f"  {studies.repeated} files repeat a slice of their study and are not counted again")
-        gathered = studies.rows()
-        append(gathered)
-        totals.count(gathered)
+        if studies is not None:
+            if studies.repeated:
+                progress.say(f"  {studies.repeated} files repeat a slice of their study and are not counted again")
+            gathered = studies.rows()
+            append(gathered)
+            totals.count(gathered)
     return totals
 
 
@@ -233,7 +239,7 @@ def _through_ray(order: _Order, parts: list[Part], kind: type[Prediction]) -> It
     """Rows of each part, in turn, from one worker on each CPU; accelerators are shared among them."""
     items = [as_item(part) for part in parts]
     for table in map_in_order(items, _Worker, order, rule="predict: every batch must end", hint=_AGAIN):
-        yield [kind(**row) for row in table.to_pylist()]
+        yield from_table(table, kind)
 
 
 _AGAIN = "nothing was written, try again"
@@ -246,4 +252,4 @@ class _Worker:
         self._predictor = order.predictor()
 
     def __call__(self, item: dict[str, Any]) -> pa.Table:
-        return as_table(self._predictor.predict(part_of(item)), self._predictor.kind)
+        return as_table(self._predictor.predict(part_of(item)), self._predictor.row_kind)

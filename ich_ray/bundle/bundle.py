@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ich_ray.bundle.answering_series import answering_series
 from ich_ray.bundle.card import with_sequence_note
 from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.sequence_file import read_sequence
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
-    from ich_ray.bundle.card import Card, OperatingPoint
+    from ich_ray.bundle.card import Card
+    from ich_ray.bundle.operating_point import OperatingPoint
     from ich_ray.bundle.prediction import Prediction
     from ich_ray.bundle.sequence_note import SequenceNote
     from ich_ray.bundle.sequence_scorer import SequenceAnswers
@@ -67,7 +69,7 @@ class Bundle:
         if (sequence is None) != (card.sequence is None):
             raise IchRayError(f"{card.name}: a sequence model must be given where the card has one, and only there")
         if sequence is not None and card.sequence is not None:
-            self.series = SeriesModel(self.network, sequence, card, card.sequence, self.device)
+            self.series = SeriesModel(self.model, sequence, card, card.sequence, self.device)
 
     def __repr__(self) -> str:
         return f"Bundle({self.card.architecture}, {'calibrated' if self.card.operating_points else 'not calibrated'})"
@@ -236,7 +238,7 @@ class Bundle:
             logits = self.slice_label_logits(slices)
         self._check_finite(slices, logits, logits)
         studies = number_studies(slices.dataset.slices.take(slices.rows))
-        return study_logits(studies, np.ones(len(slices), bool), logits)
+        return study_logits(studies, answering_series(slices, self.card.training_data), logits)
 
     def slice_probabilities(self, slices: SliceSet) -> NDArray[np.float64]:
         """Calibrated probabilities of `any` of slices of a prepared dataset, in their order, `[n]`.
@@ -246,13 +248,17 @@ class Bundle:
         """
         return self.slice_label_probabilities(slices)[:, -1]
 
-    def slice_label_probabilities(self, slices: SliceSet) -> NDArray[np.float64]:
+    def slice_label_probabilities(
+        self, slices: SliceSet, logits: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float64]:
         """Calibrated probabilities of all labels, float64 `[n, labels]`; `any` is the last.
+
+        `logits` are those of these slices, if they are at hand.
 
         Raises:
             IchRayError: one is not finite.
         """
-        logits = self.slice_label_logits(slices)
+        logits = self.slice_label_logits(slices) if logits is None else logits
         probabilities = self.label_calibrated(logits)
         self._check_finite(slices, logits, probabilities)
         return probabilities

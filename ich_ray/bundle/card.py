@@ -10,7 +10,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ich_ray.bundle.logit_scaling import LogitScaling, Method
+from ich_ray.bundle.operating_point import OperatingPoint
 from ich_ray.bundle.sequence_note import SequenceNote
+from ich_ray.bundle.study_calibration import StudyCalibration
 from ich_ray.bundle.training_data import TrainingData
 from ich_ray.ct.windowing import MOST_WINDOWS, WindowSpec
 from ich_ray.data.dataset import LARGEST_SIZE, RoleCounts
@@ -35,7 +37,6 @@ __all__ = [
     "LIMITATIONS",
     "CalibrationNote",
     "Card",
-    "OperatingPoint",
     "RetrainingNote",
     "SeedSpread",
     "SubtypeCalibration",
@@ -75,25 +76,6 @@ def limitations_of(parameters: Hyperparameters, sequence: bool = False) -> tuple
     else:
         return LIMITATIONS
     return (f"{seen}, no history, no earlier examination.", *LIMITATIONS[1:])
-
-
-class OperatingPoint(Record):
-    """A threshold on the calibrated probability, with its figures on the calibration patients.
-
-    A figure is None where it is undefined.
-
-    Attributes:
-        rule: how the threshold was chosen.
-        sensitivity_bound: a one-sided lower 95 % bound that takes the slices of a patient as one.
-    """
-
-    threshold: Share
-    rule: Line = ""
-    sensitivity: float | None
-    sensitivity_bound: float | None = None
-    specificity: float | None
-    ppv: float | None
-    f2: float | None
 
 
 class DatasetNote(Record):
@@ -264,6 +246,7 @@ class Card(Record):
             sigmoid((logit + prior_shift) / temperature + bias).
         operating_points: by name; empty until calibrated.
         subtypes: how their logits are read; empty until calibrated, and where the network answers `any` alone.
+        studies: how logits of studies are read; None until calibrated, and in cards of older versions.
         calibrations: the one in force last; those before it are kept.
         test: a summary of the evaluation, None before it.
         openings: how often the test patients were looked at.
@@ -292,6 +275,7 @@ class Card(Record):
     bias: float = 0.0
     operating_points: dict[Line, OperatingPoint] = Field(default_factory=dict)
     subtypes: dict[Subtype, SubtypeCalibration] = Field(default_factory=dict)
+    studies: StudyCalibration | None = None
     calibrations: tuple[CalibrationNote, ...] = ()
     test: dict[Line, JsonValue] | None = None
     openings: Count = 0

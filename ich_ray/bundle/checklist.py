@@ -7,7 +7,7 @@ paper (title, abstract, discussion) are left out. What only the people behind th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.shown_rectangles import FIELD_MM
 
@@ -58,7 +58,7 @@ def _data(card: Card) -> dict[str, str]:
     drawn = "disjoint by patient" if card.dataset.split == "patient" else f"drawn by {card.dataset.split}: they leak"
     return {
         "Intended use": card.intended_use,
-        "Outcome that is predicted": f"the label `{card.label}` of a single slice{_subtypes(card)}",
+        "Outcome that is predicted": f"the label `{card.label}` of a single slice{_subtypes(card)}{_of_series(card)}",
         "Data": f"the prepared dataset with fingerprint {card.dataset.fingerprint}",
         "Data partitions, and their size": f"{drawn}; {roles}",
         "Preprocessing": (
@@ -75,18 +75,22 @@ def _model(card: Card) -> dict[str, str]:
     return {
         "Model, its input and output": (
             f"{card.architecture}: uint8 images {list(card.input_shape)}{_neighbors(card)} to {_outputs(card)}"
-            f"{_views(card)}; probability of `any` = "
+            f"{_views(card)}{_sequence(card)}; probability of `any` = "
             f"sigmoid((logit + {card.prior_shift:.4g}) / {card.temperature:.4g} + {card.bias:.4g})"
         ),
         "Initial weights": "random" if card.parameters.weights == "none" else card.parameters.weights,
-        "Training": settings,
+        "Training": f"{settings}{_sequence_settings(card)}",
         "Final training": _retrained(card),
         "Selection of the model": (
             f"trial {chosen.trial} of {chosen.trials} in search {chosen.name}, "
             + (f"among the best by {how}; {chosen.confirmed}" if chosen.confirmed else f"by {how}")
+            + _sequence_selected(card)
         ),
         "Software": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
-        "Explanations": "Grad-CAM heat maps on request; they show where, not why, and have not been validated",
+        "Explanations": (
+            f"Grad-CAM heat maps{' of the network alone' if card.sequence else ''} on request; they show where, not "
+            "why, and have not been validated"
+        ),
         "Limitations": " ".join(card.limitations),
     }
 
@@ -108,6 +112,37 @@ def _part(card: Card) -> str:
 
 def _views(card: Card) -> str:
     return f", the mean over the image as it is and {', '.join(card.tta)}" if card.tta else ""
+
+
+def _of_series(card: Card) -> str:
+    return ", in its series, and of the series" if card.sequence else ""
+
+
+def _sequence(card: Card) -> str:
+    """What comes behind the network, where there is a sequence model."""
+    note = card.sequence
+    if note is None:
+        return ""
+    blend = note.blend["any"]
+    return (
+        f"; {note.parameters.model} over {note.features} features of each slice of a series, in order along their "
+        f"normal, to a logit of each slice and one of the series; logit of `any` = {blend.own:.4g} x the network's + "
+        f"{blend.sequence:.4g} x the sequence model's {blend.bias:+.4g}, of other labels likewise"
+    )
+
+
+def _sequence_settings(card: Card) -> str:
+    if card.sequence is None:
+        return ""
+    told = ", ".join(f"{name} {value}" for name, value in card.sequence.parameters.model_dump().items())
+    return f"; sequence model, on features of the network, which stays as it is: {told}"
+
+
+def _sequence_selected(card: Card) -> str:
+    note = card.sequence
+    if note is None or not note.trials:
+        return ""
+    return f"; sequence model: trial {note.trial} of {note.trials} by {note.objective} on the validation patients"
 
 
 def _subtypes(card: Card) -> str:
@@ -151,7 +186,7 @@ def _performance(card: Card) -> dict[str, str]:
     )
     return {
         "Calibration": fits or NOT_AVAILABLE,
-        "Operating points and how they were chosen": points or NOT_AVAILABLE,
+        "Operating points and how they were chosen": f"{points}{_of_studies(card)}" or NOT_AVAILABLE,
         "Performance and its uncertainty": _tested(card),
         "Performance in subgroups": (
             "by subtype and by scanner representation, under `test`" if card.test else NOT_AVAILABLE
@@ -159,6 +194,13 @@ def _performance(card: Card) -> dict[str, str]:
         "Testing on data of other sites": _elsewhere(card),
         "Uses of the test patients": f"opened {card.openings} times" if card.openings else "not opened",
     }
+
+
+def _of_studies(card: Card) -> str:
+    """The operating points of studies, behind those of slices."""
+    points = card.studies.operating_points if card.studies else {}
+    told = "; ".join(f"{name}: {point.threshold:.4f}, {point.rule}" for name, point in points.items())
+    return f"; by study {told}" if told else ""
 
 
 def _elsewhere(card: Card) -> str:
@@ -177,5 +219,12 @@ def _tested(card: Card) -> str:
     bounds = f"{figure['low']:.3f} to {figure['high']:.3f}" if known else "no interval"
     return (
         f"average precision {value} ({bounds}) on {test['patients']:,} test patients, where chance gives "
-        f"{test['prevalence']:.3f}; intervals draw patients; all other figures under `test`"
+        f"{test['prevalence']:.3f}{_by_study(test.get('studies'))}; intervals draw patients; all other figures under "
+        "`test`"
     )
+
+
+def _by_study(studies: Any) -> str:
+    """The same figure of studies, where they were measured."""
+    figure = (studies or {}).get("metrics", {}).get("average_precision", {}).get("value")
+    return f"; by study {figure:.3f} on {studies['cases']:,} studies" if figure is not None else ""

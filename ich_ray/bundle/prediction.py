@@ -13,12 +13,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
 
 from ich_ray.bundle.input_survey import Input
+from ich_ray.bundle.series_prediction import SeenSlices, SeriesColumns, sequence_flags
 from ich_ray.bundle.series_reading import Seen, SeriesImages, SliceReader, walk
 from ich_ray.bundle.threads import mapped_ahead
 from ich_ray.bundle.work_parts import in_order, single_slices, whole_series
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ich_ray.bundle.card import Card, OperatingPoint
+    from ich_ray.bundle.card import Card
     from ich_ray.bundle.input_survey import SeriesTable
+    from ich_ray.bundle.operating_point import OperatingPoint
+    from ich_ray.bundle.series_prediction import SeriesScorer
     from ich_ray.bundle.work_parts import Part
     from ich_ray.ct.slabs import Slabs
 
@@ -100,6 +103,16 @@ class SubtypeColumns:
 @dataclass(frozen=True)
 class LabelledPrediction(SubtypeColumns, Prediction):
     """One input of a bundle that answers the subtypes."""
+
+
+@dataclass(frozen=True)
+class SeriesPrediction(SeriesColumns, Prediction):
+    """One input of a bundle with a sequence model."""
+
+
+@dataclass(frozen=True)
+class LabelledSeriesPrediction(SeriesColumns, LabelledPrediction):
+    """One input of a bundle with a sequence model that answers the subtypes."""
 
 
 SUBTYPE_COLUMNS = tuple(f"probability_{name}" for name in SUBTYPES)
@@ -187,7 +200,8 @@ class Predictor:
     """A bundle at one of its operating points.
 
     Attributes:
-        kind: of its rows.
+        kind: the columns of its rows.
+        row_kind: of its rows, which say more with a sequence model.
 
     Raises:
         ConfigError: the bundle has no such operating point.
@@ -198,7 +212,10 @@ class Predictor:
     ) -> None:
         self.bundle, self.point, self.heatmaps, self.without_preamble = bundle, point, heatmaps, without_preamble
         self.threshold = bundle.operating_point(point).threshold
-        self.kind = LabelledPrediction if bundle.card.parameters.labels == "all" else Prediction
+        several, in_series = bundle.card.parameters.labels == "all", bundle.card.sequence is not None
+        self.kind = LabelledPrediction if several else Prediction
+        of_series = LabelledSeriesPrediction if several else SeriesPrediction
+        self.row_kind: type[Prediction] = of_series if in_series else self.kind
         # Heat maps hang hooks into the one network that there is.
         self._one_at_a_time = nullcontext() if heatmaps is None else Lock()
 
@@ -212,8 +229,8 @@ class Predictor:
             table: what their headers say; without it each is alone.
             slabs: around the slices of thin series.
         """
-        parameters = self.bundle.card.parameters
-        if table is None or not (parameters.neighbors or parameters.crop == "head" or slabs):
+        parameters, sequence = self.bundle.card.parameters, self.bundle.card.sequence
+        if table is None or not (sequence or parameters.neighbors or parameters.crop == "head" or slabs):
             return single_slices(inputs, EVALUATION_BATCH)
         return whole_series(inputs, table, EVALUATION_BATCH, slabs)
 
@@ -242,12 +259,47 @@ class Predictor:
 
     def predict(self, part: Part) -> list[Prediction]:
         """The rows of a part, in the order of its inputs."""
+        if self.bundle.card.sequence is not None:
+            return self._predict_series(part)
         found: dict[int, Prediction] = {}
         for batch in self.read(part):
             with self._one_at_a_time:
                 rows = self.decide(batch.rows, batch.images, batch.rectangles)
             found.update(zip(batch.places, rows, strict=True))
         return [found[place] for place in range(len(part.inputs))]
+
+    def _predict_series(self, part: Part) -> list[Prediction]:
+        """The same by a sequence model; where heat maps are asked for, images wait for their series, too."""
+        rows: dict[int, Prediction] = {}
+        seen = SeenSlices(part, cast("SeriesScorer", self.bundle))
+        shown: dict[int, tuple[NDArray[np.uint8], NDArray[np.float32] | None]] = {}
+        for batch in self.read(part):
+            rows.update(zip(batch.places, batch.rows, strict=True))
+            if not batch.images:
+                continue
+            places = [place for place, row in zip(batch.places, batch.rows, strict=True) if not row.reason]
+            pixels = self._beside_each_other(batch.images)
+            with self._one_at_a_time:
+                seen.add(places, pixels, batch.rectangles)
+            if self.heatmaps is not None:
+                shown.update({place: (pixels[at], _at(batch.rectangles, at)) for at, place in enumerate(places)})
+        places_seen, probabilities, of_series = seen.answers()
+        for start in range(0, len(places_seen), EVALUATION_BATCH):
+            some = slice(start, start + EVALUATION_BATCH)
+            places = places_seen[some].tolist()
+            told = [
+                replace(rows[place], series_logits=tuple(logits)) if np.isfinite(logits).all() else rows[place]
+                for place, logits in zip(places, of_series[some].tolist(), strict=True)
+            ]  # type: ignore[call-arg]
+            pixels_of = [shown.pop(place) for place in places if place in shown]
+            images = np.stack([image for image, _ in pixels_of]) if pixels_of else None
+            cut = [rectangle for _, rectangle in pixels_of if rectangle is not None]
+            with self._one_at_a_time:
+                decided = self._told(told, probabilities[some], images, np.stack(cut) if cut else None)
+            rows.update(zip(places, decided, strict=True))
+        found = [rows[place] for place in range(len(part.inputs))]
+        flags = sequence_flags([row.reason for row in found], part)
+        return [_flagged(row, flag) if flag else row for row, flag in zip(found, flags, strict=True)]
 
     def read(self, part: Part) -> Iterator[Batch]:
         """A batch at a time. A series of more slices than a batch is never in memory as a whole."""
@@ -276,9 +328,9 @@ class Predictor:
 
         file, header = frame_name(given.file, given.frame), seen.header
         if header is None:
-            return self.kind(file=file, reason=seen.reason)
+            return self.row_kind(file=file, reason=seen.reason)
         flags = {*header.flags, *seen.flags, *filter(None, given.flags.split(","))}
-        return self.kind(
+        return self.row_kind(
             file=file,
             slice_id=header.slice_id,
             study=header.study,
@@ -304,14 +356,23 @@ class Predictor:
         if not images:
             return list(rows)
         pixels = self._beside_each_other(images)
-        by_label = self._by_label(pixels, rectangles)
+        return self._told(rows, self._by_label(pixels, rectangles), pixels, rectangles)
+
+    def _told(
+        self,
+        rows: Sequence[Prediction],
+        by_label: NDArray[np.float64],
+        pixels: NDArray[np.uint8] | None,
+        rectangles: NDArray[np.float32] | None,
+    ) -> list[Prediction]:
+        """The rows decided by probabilities `[n, labels]` of those without a reason; pixels are for heat maps."""
         probabilities = by_label[:, -1]
         finite = np.asarray(np.isfinite(by_label).all(1))
         told = iter(finite.tolist())
         rows = [row if row.reason or next(told) else replace(row, reason="not_finite") for row in rows]
         accepted = [row.file for row in rows if not row.reason]
         maps = [""] * len(accepted)
-        if self.heatmaps is not None and accepted:
+        if self.heatmaps is not None and accepted and pixels is not None:
             shown = None if rectangles is None else rectangles[finite]
             maps = self.heatmaps.write(accepted, pixels[finite], probabilities[finite], self.threshold, shown)
         found = zip(by_label[finite].tolist(), maps, strict=True)
@@ -344,3 +405,11 @@ class Predictor:
             threshold=self.threshold,
             heatmap=heatmap,
         )
+
+
+def _flagged(row: Prediction, flag: str) -> Prediction:
+    return replace(row, flags=",".join(sorted({flag, *filter(None, row.flags.split(","))})))
+
+
+def _at(rectangles: NDArray[np.float32] | None, place: int) -> NDArray[np.float32] | None:
+    return None if rectangles is None else rectangles[place]

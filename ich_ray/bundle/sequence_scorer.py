@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ich_ray.data.series_order import SeriesOrder
     from ich_ray.model.sequence_networks import SequenceNetwork
 
-__all__ = ["SequenceAnswers", "SequenceScorer"]
+__all__ = ["SequenceAnswers", "SequenceScorer", "as_stored"]
 
 # Places of a batch of series, padded to the longest: 32 MB of 2,048 features each.
 _PLACES_AT_ONCE = 4096
@@ -87,7 +87,7 @@ class SequenceScorer:
         order = ordered_series(series, places_mm)
         of_places = np.empty((len(order.places_mm), self._blend.shape[0]), np.float32)
         of_series = np.empty((len(order), self._blend.shape[0]), np.float32)
-        at_places = order.averaged(features.astype(np.float16))
+        at_places = order.averaged(as_stored(features))
         for batch in _batches(order):
             places, mask = order.padded(batch)
             slices, study = self._asked(at_places[places], order.places_mm[places], mask)
@@ -104,6 +104,12 @@ class SequenceScorer:
         with torch.inference_mode():
             slices, study = self.network(*given)
         return slices.cpu().numpy(), study.cpu().numpy()
+
+
+def as_stored(features: NDArray[np.floating]) -> NDArray[np.float16]:
+    """Features as they are kept for training: float16, NaN where there is no number."""
+    limit = np.finfo(np.float16).max
+    return np.clip(features, -limit, limit).astype(np.float16)
 
 
 def _batches(order: SeriesOrder) -> Iterator[NDArray[np.int64]]:

@@ -9,25 +9,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import nn
 
-from ich_ray.bundle.feature_network import with_features
 from ich_ray.bundle.sequence_scorer import SequenceAnswers, SequenceScorer
-from ich_ray.bundle.tta import with_tta
 from ich_ray.data.dataset import SliceSet
 from ich_ray.data.series_survey import number_series, numbers
 from ich_ray.errors import ConfigError
+from ich_ray.model.pooled_features import FeatureNetwork
 from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, in_batches
 from ich_ray.training.network_inputs import place_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    import torch
     from numpy.typing import NDArray
 
     from ich_ray.bundle.card import Card
     from ich_ray.bundle.sequence_note import SequenceNote
-    from ich_ray.model.networks import Network
     from ich_ray.model.sequence_networks import SequenceNetwork
 
 __all__ = ["SeriesModel"]
@@ -40,15 +39,22 @@ class SeriesModel:
     """Both networks of a bundle, on one device; threads may share it.
 
     Attributes:
-        seeing: the network, or its mean over the views of test-time augmentation, with features behind its logits.
+        seeing: the network, or its mean over the views of test-time augmentation, that also tells its features.
+
+    Raises:
+        ConfigError: the network has other features than the sequence model was made for.
     """
 
     def __init__(
-        self, network: Network, sequence: SequenceNetwork, card: Card, note: SequenceNote, device: torch.device
+        self, model: nn.Module, sequence: SequenceNetwork, card: Card, note: SequenceNote, device: torch.device
     ) -> None:
         self._card, self._device = card, device
-        seeing = with_features(network, card.parameters, card.image_shape, note.features)
-        self.seeing = with_tta(seeing, card.tta, card.parameters, card.image_shape[0])
+        self.seeing = FeatureNetwork(model, card.input_shape)
+        if self.seeing.width != note.features:
+            raise ConfigError(
+                f"sequence: features must be as many as {self.seeing.width} of the network, got {note.features}"
+            )
+        self._beside = _Beside(self.seeing).eval()  # and stays so, whichever thread ends first
         self._labels = len(card.parameters.predicted_labels)
         blend = [note.blend[label] for label in card.parameters.predicted_labels]
         self._scorer = SequenceScorer(sequence, blend, device)
@@ -57,7 +63,7 @@ class SeriesModel:
 
     def seen(self, batches: Iterable[torch.Tensor]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Own logits `[n, labels]` and features `[n, d]` of all images of the batches."""
-        both = batch_logits(self.seeing, batches)
+        both = batch_logits(self._beside, batches)
         both = both.reshape(len(both), -1)
         return both[:, : self._labels], both[:, self._labels :]
 
@@ -104,6 +110,18 @@ class SeriesModel:
     @staticmethod
     def _is_of(one: SliceSet, other: SliceSet) -> bool:
         return one.dataset is other.dataset and np.array_equal(one.rows, other.rows)
+
+
+class _Beside(nn.Module):
+    """Logits and features beside each other, `[n, labels + d]`, as one pass over many batches gives one array."""
+
+    def __init__(self, seeing: FeatureNetwork) -> None:
+        super().__init__()
+        self.seeing = seeing
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits, features = self.seeing(images)
+        return torch.cat([logits.reshape(len(logits), -1), features], 1)
 
 
 def _whole_series(series: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -55,11 +55,9 @@ def check_site(bundle: UPath, card: Card, site: PreparedDataset) -> None:
     Bundles of older versions know the fingerprint of their dataset and not its patients.
 
     Raises:
-        ConfigError: no labels of slices, other windows or size, no neighbors or heads for a network that sees them, or
-            the same patients.
+        ConfigError: other windows or size, no neighbors or heads for a network that sees them, or the same patients.
         IntegrityError: the file of marks is damaged.
     """
-    site.check_level()  # an opening of its test patients would be counted first
     manifest = site.manifest
     if (manifest.windows, manifest.size) != (card.windows, card.size):
         windows = ",".join(f"{window.name}={window.center_hu:g}/{window.width_hu:g}" for window in card.windows)

@@ -220,22 +220,28 @@ class SliceSet:
 
     Attributes:
         rows: positions in slices.parquet, int64 `[n]`.
-        labels: 1.0 where `any` is positive, float32 `[n]`.
         patients: pseudonyms, `[n]`.
     """
 
     dataset: PreparedDataset
     rows: NDArray[np.int64]
-    labels: NDArray[np.float32] = field(init=False)
     patients: NDArray[np.object_] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.dataset.check_level()
-        object.__setattr__(self, "labels", self.dataset.label("any")[self.rows])
         object.__setattr__(self, "patients", self.dataset.column("patient")[self.rows])
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def labels(self) -> NDArray[np.float32]:
+        """1.0 where `any` is positive, float32 `[n]`.
+
+        Raises:
+            ConfigError: labels are of studies and the like, see `check_level`.
+        """
+        self.dataset.check_level()
+        return np.asarray(self.dataset.label("any")[self.rows])
 
     @property
     def prevalence(self) -> float:

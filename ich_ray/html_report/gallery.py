@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.html_report.inputs import Inputs, Predictions
 
-__all__ = ["Example", "Gallery", "Kind", "examples", "gallery", "no_heat", "pick", "small_png"]
+__all__ = ["Example", "Gallery", "Kind", "data_uri", "examples", "gallery", "no_heat", "pick", "small_png"]
 
 Heat = Callable[["SliceSet"], "NDArray[np.float32] | None"]
 Kind = Literal["right positive", "right negative", "false alarm", "miss"]
@@ -176,22 +176,23 @@ def _example(
     truth = ", ".join(subtypes) or ("haemorrhage" if predictions.labels[position] else "no haemorrhage")
     probability, grey = float(predictions.probabilities[position]), image[brain_channel(dataset.manifest.windows)]
     return Example(
-        image=_uri(grey),
-        heat="" if hot is None else _uri(overlay(grey, hot * np.float32(strength(probability, threshold)))),
+        image=data_uri(grey),
+        heat="" if hot is None else data_uri(overlay(grey, hot * np.float32(strength(probability, threshold)))),
         probability=number(probability),
         label=truth,
         row=count(position),
     )
 
 
-def _uri(image: NDArray[np.uint8]) -> str:
-    return f"data:image/png;base64,{base64.b64encode(small_png(image)).decode()}"
+def data_uri(image: NDArray[np.uint8], most_pixels: int = MOST_PIXELS) -> str:
+    """An image as the page holds it, see `small_png`."""
+    return f"data:image/png;base64,{base64.b64encode(small_png(image, most_pixels)).decode()}"
 
 
-def small_png(image: NDArray[np.uint8]) -> bytes:
-    """A PNG of gray `[rows, columns]` or color `[rows, columns, 3]`, 256 pixels a side at most."""
+def small_png(image: NDArray[np.uint8], most_pixels: int = MOST_PIXELS) -> bytes:
+    """A PNG of gray `[rows, columns]` or color `[rows, columns, 3]`, of so many pixels a side at most."""
     picture = Image.fromarray(np.ascontiguousarray(image))
-    picture.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.BOX)
+    picture.thumbnail((most_pixels, most_pixels), Image.Resampling.BOX)
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return file.getvalue()

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ich_ray.assess.evaluate import Estimate, Evaluation, GroupFigures
+    from ich_ray.assess.study_figures import StudyFigures
 
-__all__ = ["GroupRow", "group_tables"]
+__all__ = ["GroupRow", "group_tables", "study_tables"]
 
 _SUBTYPE_WORDS = (
     "Slices of a subtype against all slices without haemorrhage. A group's chance is its own prevalence, so compare "
@@ -33,6 +34,14 @@ _PATIENT_WORDS = (
     "A patient is positive with any positive slice, and as probable as the most probable slice. Many slices mean many "
     "chances of a false alarm, so specificity is lower than by slice."
 )
+_PATIENTS_OF_STUDIES = (
+    "A patient is positive with any positive study, negative where all are known to be, and as probable as the most "
+    "probable study."
+)
+_STUDY_LABEL_WORDS = (
+    "Each subtype by its own probability: studies with it against all others whose label is known. One with fewer than "
+    "ten calibration patients on either side decides nothing of its own, and has no sensitivity here."
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,19 @@ class GroupRow:
     positives: str
     figures: tuple[str, ...]
     at_chance: bool
+
+
+def study_tables(studies: StudyFigures) -> list[tuple[str, str, list[GroupRow]]]:
+    """The same of studies."""
+    point = studies.point[0] if studies.point else ""
+    patients = {"patients": studies.patient_level} if studies.patient_level else {}
+    found = (
+        ("By patient", _PATIENTS_OF_STUDIES, patients),
+        ("By subtype", _SUBTYPE_WORDS.replace("slices", "studies").replace("Slices", "Studies"), studies.subtypes),
+        ("Subtypes by their own probability", _STUDY_LABEL_WORDS, studies.labels),
+    )
+    at = f", at operating point {point}" if point else ""
+    return [(f"{title}{at}", words, _rows(groups, point)) for title, words, groups in found if groups]
 
 
 def group_tables(evaluation: Evaluation) -> list[tuple[str, str, list[GroupRow]]]:

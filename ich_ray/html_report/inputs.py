@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
-__all__ = ["Inputs", "Predictions", "gather", "read_predictions"]
+    from ich_ray.assess.study_figures import StudyFigures
+
+__all__ = ["Inputs", "Predictions", "StudyRows", "gather", "read_predictions"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,34 @@ class Predictions:
     Attributes:
         labels: 1 where `any` is positive, int64 `[n]`.
         probabilities: calibrated, float64 `[n]`.
+        without_sequence: what the network alone would say; None where the bundle has no sequence model.
     """
 
     slice_ids: NDArray[np.object_]
     patients: NDArray[np.object_]
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float64]
+    without_sequence: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class StudyRows:
+    """studies.parquet, in its order.
+
+    Attributes:
+        labels: 1 where a study shows haemorrhage, 0 where it does not, NaN where it is unknown, float64 `[n]`.
+        probabilities: float64 `[n]`.
+    """
+
+    studies: NDArray[np.object_]
+    patients: NDArray[np.object_]
+    labels: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
+
+    def labeled(self) -> StudyRows:
+        """Those whose label is known."""
+        known = ~np.isnan(self.labels)
+        return StudyRows(self.studies[known], self.patients[known], self.labels[known], self.probabilities[known])
 
 
 @dataclass(frozen=True)
@@ -62,6 +86,7 @@ class Inputs:
     calibration: Calibration | None
     evaluation: Evaluation | None
     predictions: Predictions | None
+    studies: StudyRows | None
     card: dict[str, Any] | None
     dataset: PreparedDataset | None
     dataset_problem: str
@@ -99,6 +124,7 @@ def gather(where: Location, dataset: Location | None = None) -> Inputs:
         calibration=_read(files.calibration, Calibration) if calibrated else None,
         evaluation=evaluation,
         predictions=read_predictions(files.predictions, evaluation.slices) if evaluation else None,
+        studies=_read_studies(files.studies, evaluation.studies) if evaluation and evaluation.studies else None,
         card=card,
         dataset=held,
         dataset_problem=problem,
@@ -133,9 +159,32 @@ def read_predictions(path: UPath, slices: int) -> Predictions | None:
         labels, probabilities = (np.asarray(columns[name], np.float64) for name in names[2:])
     except (KeyError, ValueError, TypeError) as error:
         raise IntegrityError(f"{path}: must hold {', '.join(names)}, got {error}; {remedy}") from None
+    extra = "probability_without_sequence"
+    without = np.asarray(table[extra].to_numpy(), np.float64) if extra in table.column_names else None
     if not (np.isin(labels, (0, 1)).all() and ((probabilities >= 0) & (probabilities <= 1)).all()):
         raise IntegrityError(f"{path}: labels of 0 and 1 and probabilities must be there, got others; {remedy}")
-    return Predictions(columns["slice_id"], columns["patient"], labels.astype(np.int64), probabilities)
+    return Predictions(columns["slice_id"], columns["patient"], labels.astype(np.int64), probabilities, without)
+
+
+def _read_studies(path: UPath, figures: StudyFigures) -> StudyRows | None:
+    """What `evaluate` saw of studies; None if there is no file.
+
+    Raises:
+        IntegrityError: the file is damaged, or a number in it is not what it must be.
+    """
+    if not path.exists():
+        return None
+    remedy, names = "remove the file and evaluate again", ("study", "patient", "label", "probability")
+    table = read_table(path, figures.cases + figures.unknown)
+    try:
+        columns = {name: table[name].to_numpy(zero_copy_only=False) for name in names}
+        labels, probabilities = (np.asarray(columns[name], np.float64) for name in names[2:])
+    except (KeyError, ValueError, TypeError) as error:
+        raise IntegrityError(f"{path}: must hold {', '.join(names)}, got {error}; {remedy}") from None
+    known = labels[~np.isnan(labels)]
+    if not (np.isin(known, (0, 1)).all() and ((probabilities >= 0) & (probabilities <= 1)).all()):
+        raise IntegrityError(f"{path}: labels of 0 and 1 and probabilities must be there, got others; {remedy}")
+    return StudyRows(columns["study"], columns["patient"], labels, probabilities)
 
 
 def _dataset(search: SearchResult) -> tuple[PreparedDataset | None, str]:

@@ -20,6 +20,7 @@ from ich_ray.html_report.importance import importance_bars, importances
 from ich_ray.html_report.inputs import gather
 from ich_ray.html_report.parallel_coordinates import parallel_coordinates
 from ich_ray.html_report.reliability_diagram import reliability
+from ich_ray.html_report.studies import study_content, study_figures
 from ich_ray.html_report.style import STATE_COLORS, metric_name, metric_title, moment, number, setting
 from ich_ray.html_report.timeline import slots, timeline
 from ich_ray.refit.retrain_record import SEED_RULE
@@ -72,7 +73,12 @@ def render(inputs: Inputs) -> str:
 
 def _figures(inputs: Inputs) -> dict[str, go.Figure]:
     """Every figure whose data are there, by its name on the page."""
-    return {**_search_figures(inputs), **_test_figures(inputs), **_retraining_figures(inputs)}
+    return {
+        **_search_figures(inputs),
+        **_test_figures(inputs),
+        **study_figures(inputs),
+        **_retraining_figures(inputs),
+    }
 
 
 def _search_figures(inputs: Inputs) -> dict[str, go.Figure]:
@@ -142,6 +148,7 @@ def _content(inputs: Inputs) -> dict[str, Any]:
         "limitations": _texts(inputs, "limitations"),
         "gallery": gallery(inputs),
         **_test_content(inputs.evaluation),
+        **study_content(inputs),
         **_search_content(inputs),
         **_confirmation_content(inputs.confirmation),
         **_dataset_content(inputs),
@@ -155,7 +162,7 @@ def _test_content(evaluation: Evaluation | None) -> dict[str, Any]:
     points = evaluation.operating_points.items()
     return {
         "evaluation": evaluation,
-        "free_rows": tables.figures(evaluation),
+        "free_rows": [*tables.figures(evaluation), *tables.label_figures(evaluation)],
         "groups": groups.group_tables(evaluation),
         "points": [(name, point, tables.operating_figures(evaluation, point)) for name, point in points],
         "hundred": tables.of_hundred(evaluation.point[1].confusion) if evaluation.point else [],

@@ -195,12 +195,14 @@ def _unit_square(figure: go.Figure) -> go.Figure:
     return figure
 
 
-def histogram(labels: NDArray[np.int64], probabilities: NDArray[np.float64], threshold: float | None) -> go.Figure:
+def histogram(
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64], threshold: float | None, unit: str = "slices"
+) -> go.Figure:
     """The distribution of probabilities by truth, with the threshold as a line.
 
-    Shares are of the slices of each truth.
+    Shares are of the slices, or studies, of each truth.
     """
-    figure = blank("calibrated probability", "share of its slices")
+    figure = blank("calibrated probability", f"share of its {unit}")
     edges = np.linspace(0, 1, _BINS + 1)
     for truth, name, color in ((0, "no haemorrhage", NEGATIVE), (1, "haemorrhage", POSITIVE)):
         chosen = probabilities[labels == truth]
@@ -212,7 +214,7 @@ def histogram(labels: NDArray[np.int64], probabilities: NDArray[np.float64], thr
             customdata=slices,
             marker={"color": color, "opacity": 0.62, "line": {"width": 0}},
             name=f"{name} ({count(len(chosen))})",
-            hovertemplate=f"{name}<br>%{{customdata:,}} slices, %{{y:.1%}}<extra></extra>",
+            hovertemplate=f"{name}<br>%{{customdata:,}} {unit}, %{{y:.1%}}<extra></extra>",
         )
     if threshold is not None:
         figure.add_vline(x=threshold, line={"color": MODEL, "width": 2})

@@ -57,8 +57,8 @@ def reliability_bins(labels: NDArray[np.int64], probabilities: NDArray[np.float6
     )
 
 
-def reliability(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> go.Figure:
-    """Observed share against probability above, the number of slices in each bin below."""
+def reliability(labels: NDArray[np.int64], probabilities: NDArray[np.float64], unit: str = "slices") -> go.Figure:
+    """Observed share against probability above, the number of slices, or studies, in each bin below."""
     bins = reliability_bins(labels, probabilities)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.76, 0.24], vertical_spacing=0.05)
     figure.layout = blank("", "observed share of haemorrhage").layout.update(figure.layout, overwrite=False)
@@ -85,7 +85,7 @@ def reliability(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -
         marker={"color": MODEL, "size": 8},
         line={"color": MODEL, "width": 1.5},
         name="model",
-        hovertemplate="probability %{x:.3f}<br>observed %{y:.3f}<br>%{customdata:,} slices<extra></extra>",
+        hovertemplate=f"probability %{{x:.3f}}<br>observed %{{y:.3f}}<br>%{{customdata:,}} {unit}<extra></extra>",
     )
     shade(figure, perfect_shares(bins.predicted, bins.counts), "a perfect model, 95 %", _GREY)
     figure.add_bar(
@@ -93,14 +93,14 @@ def reliability(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -
         y=bins.counts,
         width=0.09,
         marker={"color": NEGATIVE},
-        name="slices",
+        name=unit,
         showlegend=False,
-        hovertemplate="%{y:,} slices<extra></extra>",
+        hovertemplate=f"%{{y:,}} {unit}<extra></extra>",
         row=2,
         col=1,
     )
     figure.update_xaxes(range=[-0.02, 1.02], dtick=0.2, tickformat=".1f", automargin=True, zeroline=False)
     figure.update_yaxes(range=[-0.02, 1.02], dtick=0.2, tickformat=".1f", row=1, col=1)
-    figure.update_yaxes(title={"text": "slices"}, nticks=3, automargin=True, row=2, col=1)
+    figure.update_yaxes(title={"text": unit}, nticks=3, automargin=True, row=2, col=1)
     figure.update_xaxes(title={"text": "calibrated probability"}, row=2, col=1)
     return figure

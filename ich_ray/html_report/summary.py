@@ -9,7 +9,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ich_ray.assess.evaluate import dataset_ranking_note
+from ich_ray.assess.evaluation_notes import dataset_ranking_note
 from ich_ray.data.folds import ranking_roles
 from ich_ray.html_report.style import count, metric_name, number, percent
 from ich_ray.statistics import metrics

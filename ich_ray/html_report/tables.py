@@ -13,10 +13,12 @@ from ich_ray.html_report.trials import varied
 from ich_ray.statistics.metrics import METRICS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ich_ray.assess.calibration import Calibration
     from ich_ray.assess.evaluate import Counts, Estimate, Evaluation, PointFigures
+    from ich_ray.assess.interval_estimates import Figures
+    from ich_ray.assess.study_figures import StudyFigures
     from ich_ray.bundle.card import TtaGain
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.html_report.inputs import Inputs
@@ -34,7 +36,9 @@ __all__ = [
     "data_facts",
     "figures",
     "flags",
+    "label_figures",
     "of_hundred",
+    "of_studies",
     "operating_figures",
     "provenance_facts",
     "retraining_facts",
@@ -82,8 +86,8 @@ def _row(name: str, interval: Estimate, floor: float | None) -> FigureRow:
     )
 
 
-def figures(evaluation: Evaluation) -> list[FigureRow]:
-    """Figures that need no threshold, in the order of evaluation.json.
+def figures(evaluation: Evaluation | StudyFigures) -> list[FigureRow]:
+    """Figures of slices, or of studies, that need no threshold, in the order of evaluation.json.
 
     Beside the calibration error stands what a perfect model shows, as chance has no meaning there.
     """
@@ -94,17 +98,27 @@ def figures(evaluation: Evaluation) -> list[FigureRow]:
         rows["ece"] = replace(rows["ece"], floor=perfect)
     for name in _ON_NO_SCALE & rows.keys():
         rows[name] = replace(rows[name], at={})
-    of_labels = [_row(name, interval, None) for name, interval in evaluation.label_metrics.items()]
-    return [*rows.values(), *of_labels]
+    return [*rows.values()]
 
 
-def operating_figures(evaluation: Evaluation, point: PointFigures) -> list[FigureRow]:
+def label_figures(evaluation: Evaluation) -> list[FigureRow]:
+    """Figures over all labels of slices."""
+    return [_row(name, interval, None) for name, interval in evaluation.label_metrics.items()]
+
+
+def of_studies(rows: Iterable[FigureRow]) -> list[FigureRow]:
+    """The same rows, with words about studies."""
+    return [replace(row, words=row.words.replace("slices", "studies")) for row in rows]
+
+
+def operating_figures(evaluation: Figures, point: PointFigures) -> list[FigureRow]:
     """The figures of one threshold, with their floors.
 
     A guess that flags the same share of slices sets the floor of those without one. Such a guess has a sensitivity of
     the share it flags, a specificity of the rest and an NPV of 1 - prevalence.
     """
-    flagged = (point.confusion.tp + point.confusion.fp) / max(evaluation.slices, 1)
+    called, all_cases = point.confusion.tp + point.confusion.fp, sum(point.confusion.model_dump().values())
+    flagged = called / max(all_cases, 1)
     floors = {"sensitivity": flagged, "specificity": 1 - flagged, "npv": 1 - evaluation.prevalence, **evaluation.floors}
     rows = [_row(name, getattr(point, name), floors.get(name)) for name in RATIOS]
     if point.stated is not None:
@@ -238,6 +252,8 @@ def provenance_facts(inputs: Inputs) -> Facts:
         facts.append((f"Seed of trial {inputs.chosen.number}", str(inputs.chosen.seed)))
     if weights:
         facts.append((f"SHA-256 of {weights.get('file', 'the weights')}", str(weights.get("sha256", "–"))))
+    if of_sequence := (card.get("sequence") or {}).get("weights"):
+        facts.append((f"SHA-256 of {of_sequence['file']}", str(of_sequence["sha256"])))
     if inputs.evaluation is not None:
         facts.append(("Test patients opened", f"{inputs.evaluation.opened} ×, {moment(inputs.evaluation.time)}"))
         facts.append(

@@ -1,6 +1,6 @@
 """Features of a bundle's network for all slices but those of test patients, by Ray Data.
 
-What they are is known to bundle/feature_network.py, how they are kept to data/sequence_features.py: here in a folder
+What they are is known to model/pooled_features.py, how they are kept to data/sequence_features.py: here in a folder
 for each bundle and dataset. A part that is there whole is not made again, and of two commands at once one waits for the
 other.
 """
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from upath import UPath
 
+    from ich_ray.bundle.bundle import Bundle
     from ich_ray.bundle.card import Card
-    from ich_ray.bundle.feature_network import FeatureReader
+    from ich_ray.model.pooled_features import FeatureNetwork
     from ich_ray.vocabulary import Role
 
 __all__ = ["compute_features", "feature_files", "features_key", "open_features", "outdated"]
@@ -117,8 +118,8 @@ def _alone(files: SequenceFeatureFiles, job: _Job) -> None:
             for _ in _mapped(job, missing) if missing else ():
                 done += 1
                 advance(done)
-        _, reader = _opened(job)
-        files.finish(reader.width, reader.labels)
+        _, bundle, network = _opened(job)
+        files.finish(network.width, len(bundle.card.parameters.predicted_labels))
 
 
 def _mapped(job: _Job, numbers: list[int]) -> Iterator[int]:
@@ -141,17 +142,20 @@ def _made(job: _Job, item: dict[str, int]) -> pa.Table:
 
 def make_part(job: _Job, number: int) -> None:
     """One part of the features, written whole or not at all."""
-    dataset, reader = _opened(job)
+    from ich_ray.training.feature_pass import predict_features
+
+    dataset, bundle, network = _opened(job)
     files = _files(SearchFiles(locate(job.search)), dataset, job.key)
-    logits, features = reader(SliceSet(dataset, files.rows_of(number)))
+    slices = SliceSet(dataset, files.rows_of(number))
+    logits, features = predict_features(network, slices, bundle.card.parameters, bundle.device)
     files.write(number, features, logits)
 
 
 @lru_cache(maxsize=1)
-def _opened(job: _Job) -> tuple[PreparedDataset, FeatureReader]:
+def _opened(job: _Job) -> tuple[PreparedDataset, Bundle, FeatureNetwork]:
     """Once a process, and refused where the bundle is not the one that was asked for."""
     from ich_ray.bundle.bundle import load_bundle
-    from ich_ray.bundle.feature_network import FeatureReader
+    from ich_ray.model.pooled_features import FeatureNetwork
 
     dataset = PreparedDataset.open(job.dataset, fingerprint=job.fingerprint)
     bundle = load_bundle(locate(job.bundle))
@@ -160,4 +164,4 @@ def _opened(job: _Job) -> tuple[PreparedDataset, FeatureReader]:
             f"{job.bundle}: every machine must see the same bundle, got features {found[:12]} instead of "
             f"{job.key[:12]}; put it on storage that all of them share"
         )
-    return dataset, FeatureReader(bundle.network, bundle.card, bundle.device)
+    return dataset, bundle, FeatureNetwork(bundle.model, bundle.card.input_shape)

@@ -340,5 +340,10 @@ class SearchFiles:
         return self.final / "predictions.parquet"
 
     @property
+    def studies(self) -> UPath:
+        """One row per test study: what `evaluate` saw of it, by pseudonyms."""
+        return self.final / "studies.parquet"
+
+    @property
     def report(self) -> UPath:
         return self.final / "report.html"

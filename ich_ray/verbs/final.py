@@ -26,6 +26,7 @@ from ich_ray.verbs.options import (
     SearchFolder,
     Sensitivity,
     SiteDataset,
+    StudyPrevalence,
     Trials,
     Tta,
     WithoutPreamble,
@@ -117,11 +118,12 @@ def recalibrate(
 def evaluate(
     folder: SearchFolder,
     prevalence: Prevalence = None,
+    study_prevalence: StudyPrevalence = None,
 ) -> None:
     """Open the test patients and write down the figures."""
     from ich_ray.assess.evaluate import evaluate as evaluate_bundle
 
-    evaluate_bundle(folder, prevalence=prevalence)
+    evaluate_bundle(folder, prevalence=prevalence, study_prevalence=study_prevalence)
     print_json(read_json(open_search(folder).files.evaluation))
 
 
@@ -130,11 +132,13 @@ def evaluate_site(
     dataset: SiteDataset,
     out: Out,
     prevalence: Prevalence = None,
+    study_prevalence: StudyPrevalence = None,
 ) -> None:
     """Open the test patients of another site for a bundle."""
     from ich_ray.assess.evaluate import evaluate_site as evaluate_elsewhere
 
-    print_json(evaluate_elsewhere(bundle, dataset, out, prevalence=prevalence))
+    stated = {"prevalence": prevalence, "study_prevalence": study_prevalence}
+    print_json(evaluate_elsewhere(bundle, dataset, out, **stated))
 
 
 def report(folder: SearchFolder, dataset: DatasetOfSearch = None) -> None:

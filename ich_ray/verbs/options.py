@@ -36,6 +36,7 @@ __all__ = [
     "Size",
     "SlabMm",
     "Space",
+    "StudyPrevalence",
     "TableLevel",
     "Trials",
     "Tta",
@@ -119,6 +120,9 @@ BundleFolder = Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder with
 SiteDataset = Annotated[str, typer.Argument(metavar="DATASET", help="The site's patients, prepared like the bundle's.")]
 Prevalence = Annotated[
     float | None, typer.Option("--prevalence", help="Give PPV and NPV for this share of positive slices, too.")
+]
+StudyPrevalence = Annotated[
+    float | None, typer.Option("--study-prevalence", help="The same for this share of positive studies, by study.")
 ]
 DatasetOfSearch = Annotated[
     str | None, typer.Option("--dataset", help="Where its dataset lies; needed for an address only search.json names.")

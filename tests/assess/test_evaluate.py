@@ -17,7 +17,8 @@ from ich_ray import cli, progress
 from ich_ray.assess import calibration
 from ich_ray.assess import evaluate as module
 from ich_ray.assess.calibration import calibrate
-from ich_ray.assess.evaluate import Evaluation, dataset_ranking_note, evaluate
+from ich_ray.assess.evaluate import Evaluation, evaluate
+from ich_ray.assess.evaluation_notes import dataset_ranking_note
 from ich_ray.assess.point_rules import effective_positives
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset
@@ -219,7 +220,7 @@ def test_a_bundle_without_f2_is_summed_up_by_the_point_that_it_has(
     said: list[str] = []
     monkeypatch.setattr(module, "say", said.append)
     assert [*evaluate(search.root).operating_points] == ["house"]
-    assert said[-1].endswith("PPV 1.000 at threshold 0.250")
+    assert next(line for line in said if "test:" in line).endswith("PPV 1.000 at threshold 0.250")
 
 
 def test_a_stated_prevalence_moves_ppv_and_npv(search: SearchFiles, capsys: pytest.CaptureFixture[str]) -> None:

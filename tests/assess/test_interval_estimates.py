@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ich_ray.assess.interval_estimates import RATIOS, Cases, Estimate, GroupFigures, PointFigures, measure
-from ich_ray.bundle.card import OperatingPoint
+from ich_ray.bundle.operating_point import OperatingPoint
 from ich_ray.html_report import tables
 from ich_ray.statistics.bootstrap import PatientDraws
 from ich_ray.statistics.calibration_error import ece

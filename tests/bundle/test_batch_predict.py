@@ -9,7 +9,6 @@ import stat
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 
@@ -27,8 +26,7 @@ from ich_ray.bundle.bundle import Bundle, load_bundle
 from ich_ray.bundle.grad_cam import HeatMaps, grad_cam
 from ich_ray.bundle.heatmap_overlay import overlay, strength
 from ich_ray.bundle.input_survey import Input
-from ich_ray.bundle.prediction import Prediction, Predictor, list_inputs
-from ich_ray.bundle.study_prediction import Studies
+from ich_ray.bundle.prediction import Predictor, list_inputs
 from ich_ray.ct.windowing import brain_channel
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
@@ -127,52 +125,6 @@ def test_studies_are_as_probable_as_their_most_probable_slice(
         assert (study["probability"], study["file"], study["slices"]) == (most["probability"], most["file"], 2)
         assert study["positive_slices"] == sum(row["decision"] == "positive" for row in of)
         assert study["decision"] == ("positive" if study["positive_slices"] else "negative")
-
-
-def test_studies_by_hand() -> None:
-    rows = [
-        Prediction("a", study="s", probability=0.2, decision="negative"),
-        Prediction("b", study="t", probability=0.1, decision="negative"),
-        Prediction("c", study="s", probability=0.7, decision="positive"),
-        Prediction("d", probability=0.6, decision="positive"),
-        Prediction("e", reason="not_ct"),
-        Prediction("e", reason="not_ct"),
-        Prediction("f", study="s", probability=0.5, decision="positive"),
-    ]
-    again = Prediction("g", slice_id="1", study="u", probability=0.1, decision="negative")
-    rows += [again, replace(again, file="h"), replace(again, file="i", probability=0.8, decision="positive"),
-             replace(again, file="j", slice_id="2"), replace(again, file="k", study="v")]  # fmt: skip
-    studies = Studies()
-    studies.add(rows[:3])
-    studies.add(rows[3:])
-    told = [(row.study, row.slices, row.positive_slices, row.probability, row.file) for row in studies.rows()]
-    assert told == [("s", 3, 2, 0.7, "c"), ("t", 1, 0, 0.1, "b"), ("", 1, 1, 0.6, "d"), ("", 0, 0, None, "e"),
-                    ("u", 2, 1, 0.8, "i"), ("v", 1, 0, 0.1, "k")]  # fmt: skip
-    assert studies.repeated == 2
-
-
-def test_a_bleeding_that_stands_in_four_reconstructions_counts_once() -> None:
-    """By series: 2, 3, 3 and 0 positive slices; one of the last is also sent under another name."""
-    rows = [
-        Prediction(
-            f"{series}{place}",
-            slice_id=f"{series}{place}",
-            study="s",
-            probability=0.5,
-            decision="positive" if place < positive else "negative",
-            series=f"e{series}",
-            flags=("", "thin,tilt", "", "lossy")[series],
-        )
-        for series, positive in enumerate((2, 3, 3, 0))
-        for place in range(5)
-    ]
-    studies = Studies()
-    studies.add(rows[:7])
-    studies.add([*rows[7:], replace(rows[-1], file="again")])
-    (study,) = studies.rows()
-    assert (study.slices, study.positive_slices) == (20, 8)
-    assert (study.series, study.positive_series, study.most_positive_slices) == (4, 3, 3)
-    assert study.flags == "lossy,thin,tilt"
 
 
 def test_batches_on_several_threads_come_back_in_order(

@@ -23,12 +23,13 @@ from ich_ray.assess.evaluate import evaluate
 from ich_ray.assess.operating_points import OperatingPointSpec
 from ich_ray.bundle import batch_predict, onnx_export
 from ich_ray.bundle.bundle import Bundle, load_bundle
-from ich_ray.bundle.card import OperatingPoint
 from ich_ray.bundle.input_survey import Input
 from ich_ray.bundle.logit_scaling import LogitScaling
 from ich_ray.bundle.onnx_export import export_onnx
+from ich_ray.bundle.operating_point import OperatingPoint
 from ich_ray.bundle.prediction import Predictor
-from ich_ray.bundle.study_prediction import Studies
+from ich_ray.bundle.study_decision import StudyDecision
+from ich_ray.bundle.study_prediction import StudyRows
 from ich_ray.bundle.work_parts import as_item, single_slices
 from ich_ray.ct import slice_file, windowing
 from ich_ray.data.dataset import PreparedDataset
@@ -143,7 +144,7 @@ def test_by_study_such_a_file_has_a_row_of_its_own(
 ) -> None:
     monkeypatch.setattr(Bundle, "logits", lambda self, images, *_: PLANTED.copy())
     predictor = Predictor(load_bundle(search.bundle), "f2")
-    studies = Studies()
+    studies = StudyRows(StudyDecision.of_card(predictor.bundle.card, "f2"))
     for rows in predictor.stream([Input(str(path)) for path in sorted(scans.iterdir())]):
         studies.add(rows)
     assert [(Path(row.file).name, row.slices, row.reason) for row in studies.rows()] == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from ich_ray import cli, progress
 from ich_ray.bundle import batch_predict, prediction
 from ich_ray.bundle.batch_predict import predict
 from ich_ray.bundle.bundle import WEIGHTS_FILE, Bundle, load_bundle
-from ich_ray.bundle.card import Card, OperatingPoint
+from ich_ray.bundle.card import Card
+from ich_ray.bundle.operating_point import OperatingPoint
 from ich_ray.bundle.prediction import Prediction
 from ich_ray.ct import windowing
 from ich_ray.ct.dicom import read_slice
@@ -77,10 +79,11 @@ def scans(tmp_path: Path) -> Path:
     return folder
 
 
-def dataset_of(folder: Path, files: list[Path]) -> PreparedDataset:
-    """A dataset with the slices of these files in its rows, and in others of other series."""
+def dataset_of(folder: Path, files: list[Path], images_of: list[NDArray[np.uint8]] | None = None) -> PreparedDataset:
+    """A dataset with the slices of these files in its rows, or other images, and in others of other series."""
     slices = [read_slice(file.read_bytes()) for file in files]
-    images = np.stack([window_slice(found, parse_windows(DEFAULT_WINDOWS), SIZE) for found in slices])
+    windows = parse_windows(DEFAULT_WINDOWS)
+    images = np.stack(images_of or [window_slice(found, windows, SIZE) for found in slices])
     spare = -len(files) % 4 + 4
     made = make_dataset(folder, (len(files) + spare) // 4, SIZE, images=np.concatenate([images, images[:spare]]))
     columns = {
@@ -213,12 +216,16 @@ def test_frames_of_an_enhanced_file_see_each_other(bundle: Path, scans: Path, tm
     assert [row.flags for row in rows] == [row.flags for row in classic]
 
 
-def test_a_study_is_as_probable_as_its_most_probable_slice(bundle: Path, scans: Path, tmp_path: Path) -> None:
+def test_a_study_is_as_probable_as_the_most_probable_slice_of_its_answering_series(
+    bundle: Path, scans: Path, tmp_path: Path
+) -> None:
     rows = load_bundle(bundle).predict([scans])
     found = predict(bundle, [scans], tmp_path / "out.json", by="study")
     (study,) = json.loads((tmp_path / "out.json").read_text())
     assert (found.cases, study["slices"], study["series"]) == (1, 15, 3)
-    assert study["probability"] == pytest.approx(max(row.probability or 0 for row in rows), abs=1e-6)
+    answering = [row.probability or 0 for row in rows if row.series == study["answering_series"]]
+    assert study["probability"] == pytest.approx(max(answering), abs=1e-6)
+    assert len(answering) == max(Counter(row.series for row in rows).values())
     assert {"neighbor_missing", "neighbors_unknown"} <= {*study["flags"].split(",")}
 
 
