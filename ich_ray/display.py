@@ -182,9 +182,11 @@ def print_sequence(note: SequenceNote | None, where: str, as_json: bool) -> None
         print_line(f"sequence model    {note.parameters.model}, trial {note.trial} of {note.trials}")
         for role, figures in note.figures.items():
             print_line(f"any, on {role} patients" + (", cross-fitted" if role == "calibration" else ""))
-            names = next(iter(figures.values()), {})
-            rows = [(way, *(_plain(value) for value in found.values())) for way, found in figures.items()]
-            print_table(("model", *names), rows, left=("model",))
+            if not figures:
+                print_line("  not defined: too few patients")
+                continue
+            rows = [(way, *map(_plain, found.values())) for way, found in figures.items()]
+            print_table(("model", *figures["none"]), rows, left=("model",))
     print_line(f"bundle  {where}")
 
 

@@ -70,7 +70,8 @@ class Weights:
 
     def __call__(self, logits: NDArray[Any]) -> NDArray[np.float64]:
         """Of logits `[n, weights]`."""
-        return np.asarray(logits, np.float64) @ np.array(self.weights) + self.bias
+        moved: NDArray[np.float64] = np.asarray(logits, np.float64) @ np.array(self.weights) + self.bias
+        return moved
 
 
 def fit_weights(targets: NDArray[Any], logits: NDArray[Any]) -> Weights:

@@ -218,6 +218,14 @@ def test_its_search_is_one_like_any_other(searched: SearchFiles, capsys: pytest.
             open_search(searched.sequence.root).trials} == {True}  # fmt: skip
 
 
+def test_an_audit_of_the_search_sees_other_weights_of_the_sequence_model(searched: SearchFiles, tmp_path: Path) -> None:
+    shutil.copytree(str(searched.root), str(tmp_path / "search"))
+    assert audit(tmp_path / "search").checks[6].breaches == ()
+    (tmp_path / "search" / "final" / "bundle" / "sequence.safetensors").write_bytes(b"others")
+    told = "final/bundle/sequence.safetensors: SHA-256 must be the one in card.json, got another one"
+    assert audit(tmp_path / "search").checks[6].breaches == (told,)
+
+
 def test_the_bundle_holds_the_best_trial_and_what_each_way_reaches(searched: SearchFiles) -> None:
     ended, bundle = open_search(searched.sequence.root), load_bundle(searched.bundle)
     note, best = bundle.card.sequence, ended.best()

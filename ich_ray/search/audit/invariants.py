@@ -286,10 +286,12 @@ def _mismatch(root: UPath, reference: CheckpointReference | LogitsReference) -> 
 
 def _bundle(card: UPath) -> Iterator[str]:
     try:
-        weights = WeightsNote.model_validate(read_json(card)["weights"])
-        same = sha256(card.parent / weights.file) == weights.sha256
-    except (OSError, LookupError, TypeError, ValueError, IntegrityError) as error:
+        told = read_json(card)
+        notes = [told["weights"], *([told["sequence"]["weights"]] if told.get("sequence") else [])]
+        weights = [WeightsNote.model_validate(note) for note in notes]
+        changed = [one.file for one in weights if sha256(card.parent / one.file) != one.sha256]
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, IntegrityError) as error:
         yield f"final/bundle: card and weights must be readable, got {type(error).__name__}: {error}"
         return
-    if not same:
-        yield f"final/bundle/{weights.file}: SHA-256 must be the one in card.json, got another one"
+    for file in changed:
+        yield f"final/bundle/{file}: SHA-256 must be the one in card.json, got another one"
