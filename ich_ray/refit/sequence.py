@@ -26,7 +26,7 @@ from ich_ray.refit.sequence_trials import SequenceTrainer, best_state, keep_only
 from ich_ray.results import open_network_search
 from ich_ray.runtime import connected
 from ich_ray.search.request import SearchRequest
-from ich_ray.storage import Location, remove
+from ich_ray.storage import Location, is_local, remove
 
 if TYPE_CHECKING:
     from ich_ray.bundle.bundle import Bundle
@@ -153,11 +153,16 @@ def nothing_to_learn(dataset: PreparedDataset) -> str:
 
 
 def _check_features(files: SearchFiles, features: SequenceFeatureFiles) -> None:
-    """A search that is there must be over features of this bundle.
+    """Features can be kept, and a search that is there must be over those of this bundle.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: the search lies on object storage, or they are of another bundle.
     """
+    if not is_local(files.root):
+        raise ConfigError(
+            f"{files.root}: features of slices are mapped from a folder that all machines see, got object storage; "
+            "copy the search into one"
+        )
     from ich_ray.refit.bundle_features import outdated
 
     if others := outdated(files, features):

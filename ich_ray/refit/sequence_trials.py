@@ -7,6 +7,7 @@ becomes part of a bundle is the state of its best report, kept beside them in `w
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ich_ray.training.parts import Progress
 
 __all__ = ["BestStates", "SequenceTrainer", "best_state", "keep_only"]
+
+_NAME = re.compile(r"(\d{12})=(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,15 @@ class BestStates:
 
     def __init__(self, folder: UPath, objective: Objective, images_seen: int) -> None:
         self.folder, self.objective = folder, objective
-        there = [_told(path) for path in _states(folder)]
-        for images, value in there:
+        there = _states(folder)
+        for images, _, path in there:
             if images > images_seen:
-                self._file(images, value).unlink(missing_ok=True)
-        self.kept = sorted(one for one in there if one[0] <= images_seen)
+                path.unlink(missing_ok=True)
+        self.kept = [(images, value) for images, value, _ in there if images <= images_seen]
 
     def offer(self, progress: Progress) -> None:
         """Keep the state of a report if it is the best."""
-        value = progress.metrics.get(self.objective.metric, math.nan)
+        value = float(progress.metrics.get(self.objective.metric, math.nan))
         if not math.isfinite(value) or (self.kept and not self.objective.better(value, self.kept[-1][1])):
             return
         progress.state().save(self._file(progress.images_seen, value))
@@ -111,7 +114,7 @@ def best_state(folder: UPath, trial: TrialResult) -> UPath:
         IchRayError: it is not there.
     """
     best = trial.best_report
-    found = [path for path in _states(folder) if best and _told(path)[0] == best.images_seen]
+    found = [path for images, _, path in _states(folder) if best and images == best.images_seen]
     if not found:
         raise IchRayError(
             f"{folder}: the weights of trial {trial.number} must be there, got none; remove the search for a sequence "
@@ -128,10 +131,10 @@ def keep_only(weights: UPath, seeds: Iterable[int]) -> None:
             remove(folder)
 
 
-def _states(folder: UPath) -> list[UPath]:
-    return [path for path in folder.iterdir() if path.suffix == ".safetensors"] if folder.exists() else []
-
-
-def _told(path: UPath) -> tuple[int, float]:
-    images, _, value = path.name.removesuffix(".safetensors").partition("=")
-    return int(images), float(value)
+def _states(folder: UPath) -> list[tuple[int, float, UPath]]:
+    """Images, value and file of each state that is kept; files of other names are not ours."""
+    found = []
+    for path in folder.iterdir() if folder.exists() else ():
+        if told := _NAME.fullmatch(path.name):
+            found.append((int(told[1]), float(told[2]), path))
+    return sorted(found, key=lambda one: one[:2])

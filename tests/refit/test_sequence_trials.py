@@ -65,6 +65,19 @@ def test_a_trial_that_goes_on_remembers_the_best_and_forgets_what_came_after(tmp
     assert best_state(locate(tmp_path), trial([0.1, 0.6, 0.5, 0.55])).name == "000000000200=0.6.safetensors"
 
 
+@pytest.mark.parametrize("name", ["x.safetensors", "000000000100=inf.safetensors", "000000000100=0.5.pkl", "1=2"])
+def test_files_of_other_names_are_not_looked_at(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    assert offered(tmp_path, []).kept == []
+    with pytest.raises(IchRayError, match="got none"):
+        best_state(locate(tmp_path), trial([0.5]))
+
+
+def test_a_very_small_loss_is_read_as_it_was_written(tmp_path: Path) -> None:
+    offered(tmp_path, [1.5e-17])
+    assert offered(tmp_path, [], after=100).kept == [(100, 1.5e-17)]
+
+
 def test_weights_that_are_gone_are_missed_by_name(tmp_path: Path) -> None:
     with pytest.raises(IchRayError, match=r"the weights of trial 7 must be there, got none; remove the search for a"):
         best_state(locate(tmp_path / "3"), trial([0.5]))
