@@ -133,8 +133,6 @@ def keep_only(weights: UPath, seeds: Iterable[int]) -> None:
 
 def _states(folder: UPath) -> list[tuple[int, float, UPath]]:
     """Images, value and file of each state that is kept; files of other names are not ours."""
-    found = []
-    for path in folder.iterdir() if folder.exists() else ():
-        if told := _NAME.fullmatch(path.name):
-            found.append((int(told[1]), float(told[2]), path))
-    return sorted(found, key=lambda one: one[:2])
+    paths = [*folder.iterdir()] if folder.exists() else []
+    found = [(told, path) for path in paths if (told := _NAME.fullmatch(path.name))]
+    return sorted((int(told[1]), float(told[2]), path) for told, path in found)
