@@ -30,6 +30,7 @@ _FARTHEST_SD = 10.0
 # Wavelengths of what is told of a place, in slices; a head of 150 mm has 30 of 5 mm.
 _WAVELENGTHS = (4.0, 8.0, 16.0, 32.0, 64.0)
 _SLICE_MM = 5.0
+LONGEST_ATTENTION = 1024  # places; a CT of the head in slices of 0.5 mm has about 320
 _LARGEST_HEADS, _LEAST_OF_HEAD = 8, 16
 
 
@@ -180,7 +181,10 @@ def bilstm(parameters: SequenceParameters, numbers: int) -> nn.Module:
 
 
 class TransformerModel(nn.Module):
-    """A transformer encoder, normalized before each part; without a position it takes a series for a set."""
+    """A transformer encoder, normalized before each part; without a position it takes a series for a set.
+
+    Beyond 1,024 places a place attends to the 256 to 768 on either side, so that memory does not grow with the square.
+    """
 
     def __init__(self, parameters: SequenceParameters, numbers: int) -> None:
         super().__init__()
@@ -193,6 +197,29 @@ class TransformerModel(nn.Module):
         self.width = numbers
 
     def forward(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        if mask is None or mask.shape[1] <= LONGEST_ATTENTION:
+            return self._encoded(inputs, mask)
+        lengths = mask.sum(1)
+        short = torch.nonzero(lengths <= LONGEST_ATTENTION).flatten()
+        seen = torch.zeros_like(inputs)
+        if len(short):
+            cut = slice(None, LONGEST_ATTENTION)
+            seen[short, cut] = self._encoded(inputs[short, cut], mask[short, cut]).to(seen.dtype)
+        for row in torch.nonzero(lengths > LONGEST_ATTENTION).flatten().tolist():
+            length = int(lengths[row])
+            seen[row, :length] = self._in_windows(inputs[row : row + 1, :length])[0].to(seen.dtype)
+        return seen
+
+    def _in_windows(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Of one long series: the middle half of each window."""
+        parts, length, half = [], inputs.shape[1], LONGEST_ATTENTION // 2
+        for begin in range(0, length, half):
+            first = max(0, min(begin - half // 2, length - LONGEST_ATTENTION))
+            window = self._encoded(inputs[:, first : first + LONGEST_ATTENTION], None)
+            parts.append(window[:, begin - first : begin - first + half])
+        return torch.cat(parts, 1)
+
+    def _encoded(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         seen: torch.Tensor = self.encoder(inputs, src_key_padding_mask=None if mask is None else ~mask)
         return seen
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from ich_ray.model import sequence_networks
 from ich_ray.model.sequence_networks import SEQUENCE_MODELS, SequenceNetwork, build_sequence_network
 from ich_ray.model.sequence_parameters import SequenceParameters
 
@@ -163,3 +164,30 @@ def test_a_model_from_outside_is_used_by_its_name(monkeypatch: pytest.MonkeyPatc
     SEQUENCE_MODELS.register("pass", Pass)
     slices, study = network("pass")(torch.zeros(2, 3, FEATURES), torch.zeros(2, 3))
     assert (slices.shape, study.shape) == ((2, 3, LABELS), (2, LABELS))
+
+
+def test_a_long_series_is_attended_to_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, parts = network("transformer", position="ordinal"), [series(n, seed=n) for n in (3, 8, 9, 21, 40)]
+    with torch.inference_mode():
+        whole, _ = net(*padded(parts, 45, math.nan))
+        monkeypatch.setattr(sequence_networks, "LONGEST_ATTENTION", 8)
+        slices, study = net(*padded(parts, 45, math.nan))
+        for row, (features, places) in enumerate(parts):
+            alone, of_study = net(*padded([(features, places)], len(features), 0.0))
+            assert torch.allclose(slices[row, : len(features)], alone[0], rtol=0, atol=1e-6)
+            assert torch.allclose(study[row], of_study[0], rtol=0, atol=1e-6)
+        assert torch.allclose(slices[1, :8], whole[1, :8], rtol=0, atol=1e-6)
+        changed, (features, places) = padded(parts, 45, math.nan), parts[4]
+        changed[0][4, 30] += 1
+        moved = (net(*changed)[0][4, :40] - slices[4, :40]).abs().amax(1) > 1e-6
+    assert torch.nonzero(moved).flatten().tolist() == [*range(28, 36)]  # of windows from 26 and 30, the middle halves
+
+
+def test_windows_pass_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequence_networks, "LONGEST_ATTENTION", 8)
+    net = network("transformer").train()
+    features, places, mask = padded([series(20), series(4)], 22, math.nan)
+    slices, study = net(features, places, mask)
+    (slices[mask].sum() + study.sum()).backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in net.parameters() if weight.grad is not None)
+    assert net.project.weight.grad.abs().sum() > 0  # type: ignore[union-attr]

@@ -85,3 +85,32 @@ def test_no_slice_has_no_logit() -> None:
     nothing = ordered_series(np.empty(0, np.int64), np.empty(0))
     found = sequence_logits(network("bilstm"), np.empty((0, 5), np.float16), nothing)
     assert (found.slices.shape, found.study.shape) == ((0, 2), (0, 2))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_half_precision_says_nearly_the_same(model: str) -> None:
+    rows, order = features(30), ordered_series(np.repeat([0, 1, 2], [17, 1, 12]), np.arange(30) * 5.0)
+    net = network(model)
+    full = sequence_logits(net, rows, order)
+    half = sequence_logits(net, rows, order, precision="bfloat16 channels_last")
+    assert half.slices.dtype == half.study.dtype == np.float32
+    assert not np.array_equal(full.slices, half.slices)
+    assert np.allclose(full.slices, half.slices, atol=0.05)
+    assert np.allclose(full.study, half.study, atol=0.05)
+    net.train()
+    batch = PlaceFeatures(rows, order, torch.device("cpu")).take(np.arange(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        slices, study = net(batch.features, batch.places_mm, batch.mask)
+    (slices[batch.mask].sum() + study.sum()).backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in net.parameters() if weight.grad is not None)
+
+
+def test_features_that_lie_on_the_device_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, order = features(5), ordered_series(np.array([0, 1, 0, 0, 1]), np.array([5.0, 0, 0, 5, 5]))
+    host = PlaceFeatures(rows, order, torch.device("cpu"))
+    of_all = torch.from_numpy(host.gathered(np.arange(4))).half()
+    monkeypatch.setattr(PlaceFeatures, "_hold", lambda *_: of_all)
+    device = PlaceFeatures(rows, order, torch.device("cpu"))
+    assert (host.where, device.where) == ("host", "device")
+    first, second = (sequence_logits(network("bigru"), places, order) for places in (host, device))
+    assert np.allclose(first.slices, second.slices, atol=1e-3)
