@@ -253,6 +253,14 @@ def test_what_the_bundle_answers_is_the_blend(searched: SearchFiles, dataset: Pr
         np.testing.assert_allclose(rest, 0, atol=1e-4)
 
 
+def test_class_weights_are_not_taken_out_of_blended_logits_again(
+    searched: SearchFiles, copied: SearchFiles, tmp_path: Path
+) -> None:
+    shutil.copytree(str(searched.root), str(tmp_path / "blended"))
+    assert calibrate(copied.root).prior_shift == pytest.approx(-0.762, abs=0.001)  # of a network alone
+    assert calibrate(tmp_path / "blended").prior_shift == 0
+
+
 def test_features_are_of_the_bundle_and_stay(searched: SearchFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is computed again, and a finished stage changes nothing."""
 
