@@ -85,9 +85,15 @@ def sequence(
         return None
     from ich_ray.refit.bundle_features import compute_features, feature_files, open_features
 
+    _check_calibration(dataset)
     files = found.files.sequence
     features = feature_files(files, dataset, card)
     _check_features(files, features)
+    if files.search.exists() and not resume:
+        raise ConfigError(
+            f"{files.root}: a new search needs a folder without one, got one; add --resume to go on with it, or remove "
+            "the folder"
+        )
     request = SearchRequest(
         dataset.files.root,
         space,
@@ -150,6 +156,21 @@ def nothing_to_learn(dataset: PreparedDataset) -> str:
         if several < _LEAST_SHARE * len(rows):
             return f"{several:,} of {len(rows):,} {role} slices have another slice in their series"
     return ""
+
+
+def _check_calibration(dataset: PreparedDataset) -> None:
+    """The blend must be fitted.
+
+    Raises:
+        ConfigError: calibration slices are all alike.
+    """
+    there = dataset.manifest.roles.get("calibration")
+    slices, positives = (there.slices, there.positives) if there else (0, 0)
+    if not 0 < positives < slices:
+        raise ConfigError(
+            f"{dataset.files.root}: calibration must have positive and negative slices, got {positives} positive of "
+            f"{slices}; prepare a dataset with more patients"
+        )
 
 
 def _check_features(files: SearchFiles, features: SequenceFeatureFiles) -> None:
@@ -220,11 +241,6 @@ def _measured(
     validation, calibration = (
         _read(bundle, network, dataset.role(role), features) for role in ("validation", "calibration")
     )
-    if not 0 < calibration.targets[:, -1].sum() < len(calibration.targets):
-        raise ConfigError(
-            f"{dataset.files.root}: calibration must have positive and negative slices, got none of one kind; prepare "
-            "a dataset with more patients"
-        )
     blends = fit_blends(calibration)
     figures = {"validation": compared(calibration, validation), "calibration": cross_fitted(calibration)}
     return SequenceNote(

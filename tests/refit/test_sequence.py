@@ -80,6 +80,17 @@ def with_features_of_another(files: SearchFiles) -> None:
     write_json(files.sequence.features / ("0" * 16) / "features.json", {})
 
 
+def without_positive_calibration(files: SearchFiles) -> None:
+    """The dataset is that of all tests: a copy of it."""
+    record = read_json(files.search)
+    folder = Path(str(files.root)) / "data"
+    shutil.copytree(record["dataset"], folder)
+    manifest = read_json(locate(folder / "dataset.json"))
+    manifest["roles"]["calibration"]["positives"] = 0
+    write_json(locate(folder / "dataset.json"), manifest)
+    write_json(files.search, {**record, "dataset": str(folder)})
+
+
 def as_it_is(files: SearchFiles) -> None:
     del files
 
@@ -90,6 +101,7 @@ def as_it_is(files: SearchFiles) -> None:
         (without_bundle, SPACE, r"reads features of a bundle, got none; run `ich-ray retrain` first"),
         (trained_on_all, SPACE, r"got one that trained on train\+validation; retrain it with --patients train"),
         (with_features_of_another, SPACE, r"got those of another one \(0{16} instead of .*; remove the folder to"),
+        (without_positive_calibration, SPACE, r"calibration must have positive and negative slices, got 0 positive of"),
         (as_it_is, SPACE.replace("searches: sequence", ""), r"sequence\.yaml: model: must be a parameter of the"),
         (as_it_is, "name: x\nbudget: {images: 4, report_every: 4, first_rung: 4}\nparameters: {dropout: 0.1}\n",
          r"searches: must be sequence here, got network; give it to `ich-ray search`"),
