@@ -13,10 +13,13 @@ either side against one of the same kind that sees single slices, headers and al
 those of the other; and the same without the network (both answer one half), which is what reading by series costs. By
 the clock and in CPU time, in turns, as medians with quartiles.
 
+`sequence` takes whole series by the same network without a sequence model and with one, headers and all: slices a
+second with it over those without, by the clock and in CPU time, in turns, as medians with quartiles.
+
 `ray` adds Ray Data: its rate once started over that of the CPUs' number of single processes, and the peak memory of
 this process and its workers (proportional set size) on few and on many files.
 
-    python benchmarks/predicting.py [ray|series] [--turns 7] [--memory 2000 10000] [--patients 8]
+    python benchmarks/predicting.py [ray|series|sequence] [--turns 7] [--memory 2000 10000] [--patients 8]
 """
 
 from __future__ import annotations
@@ -42,11 +45,15 @@ from ich_ray.bundle.card import Card, DatasetNote, SearchNote
 from ich_ray.bundle.input_survey import read_facts_ahead, survey_inputs
 from ich_ray.bundle.operating_point import OperatingPoint
 from ich_ray.bundle.prediction import Predictor, list_inputs
+from ich_ray.bundle.sequence_note import Blend, SequenceNote
 from ich_ray.ct.continuous_phantom import write_continuous_phantom
 from ich_ray.ct.phantom import write_phantom
 from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
+from ich_ray.model.pooled_features import FeatureNetwork
+from ich_ray.model.sequence_networks import build_sequence_network
+from ich_ray.model.sequence_parameters import SequenceParameters
 from ich_ray.results import WeightsNote
 from ich_ray.storage import locate
 from ich_ray.training.inference import EVALUATION_BATCH
@@ -99,7 +106,7 @@ def make_bundle(folder: Path, architecture: str, neighbors: int = 0) -> Bundle:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["ray", "series"])
+    parser.add_argument("what", nargs="?", choices=["ray", "series", "sequence"])
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--memory", type=int, nargs=2, default=[2000, 10_000])
     parser.add_argument("--patients", type=int, default=8)
@@ -108,6 +115,9 @@ def main() -> None:
         root = Path(name)
         if options.what == "series":
             whole_series(root, options.patients, options.turns)
+            return
+        if options.what == "sequence":
+            with_sequence(root, options.patients, options.turns)
             return
         write_phantom(root / "dicom", patients=60, seed=0)
         inputs = list_inputs([root / "dicom" / "stage_2_train"])
@@ -202,6 +212,37 @@ def whole_series(root: Path, patients: int, turns: int) -> None:
                 f"{median(one.cpu_ms for one in seeing):.2f} ms of CPU time a slice; neighbors / single slices "
                 f"{clock[1]:.2f} ({clock[0]:.2f} to {clock[2]:.2f}) by the clock, {cpu[1]:.2f} ({cpu[0]:.2f} to "
                 f"{cpu[2]:.2f}) in CPU time; to reach: 0.80"
+            )
+
+
+def with_sequence(root: Path, patients: int, turns: int) -> None:
+    """Slices a second of a bundle with a sequence model over those of the same network without."""
+    write_continuous_phantom(root / "dicom", patients=patients, seed=0)
+    inputs = list_inputs([root / "dicom" / "stage_2_train"])
+    threads = torch.get_num_threads()
+    for architecture in ("plain_cnn", "resnet18"):
+        plain = make_bundle(root / architecture, architecture)
+        features = FeatureNetwork(plain.network, plain.card.input_shape).width
+        for model in ("bigru", "transformer"):
+            parameters = SequenceParameters(model=model, hidden=256, layers=2, projection=256)
+            note = SequenceNote(parameters=parameters, features=features, blend={"any": Blend()})
+            sequenced = plain.with_sequence(build_sequence_network(parameters, features, 1), note)
+            sequenced.card = sequenced.card.model_copy(update={"operating_points": plain.card.operating_points})
+            rates: list[list[Timed]] = [[], []]
+            for turn in range(turns + 1):
+                for place in (0, 1) if turn % 2 else (1, 0):
+                    scorer = (plain, sequenced)[place]
+                    one = timed(lambda scorer=scorer: surveyed(scorer, inputs), len(inputs))
+                    torch.set_num_threads(threads)
+                    if turn:  # the first one warms up
+                        rates[place].append(one)
+            clock = quantiles([b.rate / a.rate for a, b in zip(*rates, strict=True)])
+            cpu = quantiles([a.cpu_ms / b.cpu_ms for a, b in zip(*rates, strict=True)])
+            print(
+                f"{architecture} and {model} of 2 x 256, {len(inputs)} slices: "
+                f"{median(one.cpu_ms for one in rates[0]):.2f} and {median(one.cpu_ms for one in rates[1]):.2f} ms of "
+                f"CPU time a slice; with / without sequence model {clock[1]:.2f} ({clock[0]:.2f} to {clock[2]:.2f}) by "
+                f"the clock, {cpu[1]:.2f} ({cpu[0]:.2f} to {cpu[2]:.2f}) in CPU time; to reach: 0.90"
             )
 
 

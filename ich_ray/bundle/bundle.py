@@ -129,7 +129,7 @@ class Bundle:
     def of_series(
         self,
         own: NDArray[np.float32],
-        features: NDArray[np.float32],
+        features: NDArray[np.floating[Any]],
         series: NDArray[np.int64],
         places_mm: NDArray[np.float64],
     ) -> SequenceAnswers:

@@ -287,10 +287,11 @@ class Predictor:
         for start in range(0, len(places_seen), EVALUATION_BATCH):
             some = slice(start, start + EVALUATION_BATCH)
             places = places_seen[some].tolist()
-            told = [
-                replace(rows[place], series_logits=tuple(logits)) if np.isfinite(logits).all() else rows[place]
-                for place, logits in zip(places, of_series[some].tolist(), strict=True)
-            ]  # type: ignore[call-arg]
+            of_rows: list[dict[str, Any]] = [
+                {"series_logits": tuple(logits)} if np.isfinite(logits).all() else {}
+                for logits in of_series[some].tolist()
+            ]
+            told = [replace(rows[place], **more) for place, more in zip(places, of_rows, strict=True)]
             pixels_of = [shown.pop(place) for place in places if place in shown]
             images = np.stack([image for image, _ in pixels_of]) if pixels_of else None
             cut = [rectangle for _, rectangle in pixels_of if rectangle is not None]

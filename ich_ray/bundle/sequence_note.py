@@ -5,7 +5,7 @@ A sequence model is a small network over features of the slices of one series, i
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ from ich_ray.model.sequence_parameters import SequenceParameters
 from ich_ray.results import WeightsNote
 from ich_ray.storage import Count, JsonValue, Line, Record, Time
 from ich_ray.vocabulary import Subtype
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["MOST_FEATURES", "SEQUENCE_FILE", "Blend", "SequenceNote"]
 
@@ -51,3 +54,8 @@ class SequenceNote(Record):
     value: float | None = None
     figures: dict[Line, JsonValue] = Field(default_factory=dict)
     created: Time = 0.0
+
+    def blends(self, labels: Sequence[str]) -> list[Blend]:
+        """Of these labels, in their order."""
+        held = {str(label): blend for label, blend in self.blend.items()}
+        return [held[label] for label in labels]

@@ -71,7 +71,7 @@ def exported_sequence(bundle: Bundle, metadata: dict[str, str]) -> bytes:
     network, note = bundle.sequence, bundle.card.sequence
     if network is None or note is None:
         raise ConfigError(f"{bundle.card.name}: a sequence model must be there, got none; run `ich-ray sequence`")
-    blend = [note.blend[label] for label in bundle.card.parameters.predicted_labels]
+    blend = note.blends(bundle.card.parameters.predicted_labels)
     module = SequenceGraph(network.cpu(), blend, bundle.card.scalings).eval()
     examples = tuple(torch.from_numpy(one) for one in example_series(bundle, 7))
     slices = torch.export.Dim("slices", min=1)

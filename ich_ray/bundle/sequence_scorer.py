@@ -9,7 +9,7 @@ data/series_order.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class SequenceScorer:
     def __call__(
         self,
         own: NDArray[np.float32],
-        features: NDArray[np.floating],
+        features: NDArray[np.floating[Any]],
         series: NDArray[np.int64],
         places_mm: NDArray[np.float64],
     ) -> SequenceAnswers:
@@ -106,10 +106,10 @@ class SequenceScorer:
         return slices.cpu().numpy(), study.cpu().numpy()
 
 
-def as_stored(features: NDArray[np.floating]) -> NDArray[np.float16]:
+def as_stored(features: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
     """Features as they are kept for training: float16, NaN where there is no number."""
     limit = np.finfo(np.float16).max
-    return np.clip(features, -limit, limit).astype(np.float16)
+    return np.asarray(np.clip(features, -limit, limit), np.float16)
 
 
 def _batches(order: SeriesOrder) -> Iterator[NDArray[np.int64]]:

@@ -6,7 +6,7 @@ time, so that memory does not grow with a dataset.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -56,8 +56,7 @@ class SeriesModel:
             )
         self._beside = _Beside(self.seeing).eval()  # and stays so, whichever thread ends first
         self._labels = len(card.parameters.predicted_labels)
-        blend = [note.blend[label] for label in card.parameters.predicted_labels]
-        self._scorer = SequenceScorer(sequence, blend, device)
+        self._scorer = SequenceScorer(sequence, note.blends(card.parameters.predicted_labels), device)
         # What was said last: calibration and evaluation ask for slices, their studies and the network's own logits.
         self._last: tuple[SliceSet, SequenceAnswers] | None = None
 
@@ -70,7 +69,7 @@ class SeriesModel:
     def __call__(
         self,
         own: NDArray[np.float32],
-        features: NDArray[np.float32],
+        features: NDArray[np.floating[Any]],
         series: NDArray[np.int64],
         places_mm: NDArray[np.float64],
     ) -> SequenceAnswers:

@@ -6,7 +6,7 @@ Images live for one batch, as without; what waits for the rest of its series are
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class SeriesScorer(Protocol):
     def of_series(
         self,
         own: NDArray[np.float32],
-        features: NDArray[np.float32],
+        features: NDArray[np.floating[Any]],
         series: NDArray[np.int64],
         places_mm: NDArray[np.float64],
     ) -> SequenceAnswers: ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
-from ich_ray.bundle import batch_predict, prediction, series_model
+from ich_ray.bundle import prediction, series_model
 from ich_ray.bundle.batch_predict import predict
 from ich_ray.bundle.bundle import Bundle, load_bundle
 from ich_ray.bundle.prediction import Predictor, SeriesPrediction
 from ich_ray.bundle.table_writer import as_table, from_table
 from ich_ray.ct.dicom import read_slice
 from ich_ray.ct.head_box import head_box, side_mm
+from ich_ray.ct.windowing import DEFAULT_WINDOWS, parse_windows, window_slice
 from ich_ray.data.dataset import SliceSet
 from ich_ray.errors import ConfigError
 from tests.bundle.test_predict_crop import write as write_head
-from tests.bundle.test_predict_series import dataset_of, make_bundle, probabilities, rows_of, scans, write
+from tests.bundle.test_predict_series import SIZE, dataset_of, make_bundle, probabilities, rows_of, scans, write
 from tests.bundle.test_predict_slabs import THIN, seen, trained, with_training
 from tests.bundle.test_predict_slabs import scans as thin_scans
 from tests.prepared import with_views
@@ -232,15 +233,15 @@ def test_roles_drawn_by_slice_are_refused(bundle: Path, scans: Path, tmp_path: P
         load_bundle(bundle).slice_label_logits(SliceSet(dataset, np.arange(3)))
 
 
-@pytest.mark.slow
-def test_ray_data_gives_the_rows_of_whole_series(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seeing = add_sequence(make_bundle(tmp_path / "bundle", neighbors=1, labels="all"))
-    here = predict(seeing, [scans], tmp_path / "here.json")
-    monkeypatch.setattr(batch_predict, "_WORTH_RAY", 1)
-    monkeypatch.setattr(prediction, "EVALUATION_BATCH", 4)
-    assert predict(seeing, [scans], tmp_path / "there.json") == here
-    one, other = (rows_of(tmp_path / f"{name}.json", seeing) for name in ("here", "there"))
-    assert [replace(row, probability=None, **dict.fromkeys(prediction.SUBTYPE_COLUMNS)) for row in one] == [
-        replace(row, probability=None, **dict.fromkeys(prediction.SUBTYPE_COLUMNS)) for row in other
-    ]
-    np.testing.assert_allclose(probabilities(one), probabilities(other), atol=1e-6)
+def test_heat_maps_fade_with_the_probability_in_the_series(scans: Path, tmp_path: Path) -> None:
+    pytest.importorskip("captum")
+    folder = add_sequence(make_bundle(tmp_path / "bundle"))
+    predict(folder, [scans], tmp_path / "out.json", heatmaps=tmp_path / "maps")
+    rows = rows_of(tmp_path / "out.json", folder)
+    assert len([*(tmp_path / "maps").iterdir()]) == len(rows) == 15
+    whole = load_bundle(folder).predict([scans])
+    np.testing.assert_allclose(probabilities(rows), probabilities(whole), atol=1e-6)
+    for row in rows:
+        picture = np.asarray(Image.open(row.heatmap))[::8, :256:8, 0]
+        shown = window_slice(read_slice(Path(row.file).read_bytes()), parse_windows(DEFAULT_WINDOWS), SIZE)
+        assert np.array_equal(picture, shown[0])

@@ -34,6 +34,7 @@ from tests.ct.enhanced import enhanced
 from tests.ct.files import ABSENT, head, make
 from tests.prepared import make_dataset
 from tests.records import make_card
+from tests.sequence_bundles import add_sequence
 
 SIZE = 32
 SEEN = [{"neighbors": 1}, {"neighbors": 2, "neighbor_windows": "first", "labels": "all"}]
@@ -287,9 +288,10 @@ def test_heat_maps_are_of_the_slice_itself(bundle: Path, scans: Path, tmp_path: 
 def test_ray_data_gives_the_rows_of_whole_series_and_of_frames(
     scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By a network that sees neighbors, and by a sequence model behind it."""
     files = sorted(scans.glob("?b.dcm"))
     (scans / "enhanced.dcm").write_bytes(enhanced([file.read_bytes() for file in files if file.stem != "2b"]))
-    seeing = make_bundle(tmp_path / "bundle", neighbors=1)
+    seeing = add_sequence(make_bundle(tmp_path / "bundle", neighbors=1))
     here = predict(seeing, [scans], tmp_path / "here.json")
     monkeypatch.setattr(batch_predict, "_WORTH_RAY", 1)
     monkeypatch.setattr(prediction, "EVALUATION_BATCH", 4)
