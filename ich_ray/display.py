@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ich_ray.bundle.card import Card
+    from ich_ray.bundle.sequence_note import SequenceNote
     from ich_ray.data.dataset import DatasetManifest
     from ich_ray.data.identities import FileIdentity
     from ich_ray.pipeline import RunResult
@@ -35,6 +36,7 @@ __all__ = [
     "print_retrained",
     "print_run",
     "print_search",
+    "print_sequence",
 ]
 
 _TABLE_ROWS = 10
@@ -170,6 +172,23 @@ def print_retrained(card: Card, seeds: int, where: str) -> None:
     """How far the seeds of a retraining lie apart, if there were several, and where its bundle lies."""
     if seeds > 1 and card.retraining is not None:
         print_line(f"seeds   validation {card.search.objective}: {card.retraining.validation}")
+    print_line(f"bundle  {where}")
+
+
+def print_sequence(note: SequenceNote | None, where: str, as_json: bool) -> None:
+    """What the sequence model of a bundle adds; nothing where there is none."""
+    if as_json:
+        print_json({"sequence": note.model_dump(mode="json") if note else None, "bundle": where})
+        return
+    if note is not None:
+        print_line(f"sequence model    {note.parameters.model}, trial {note.trial} of {note.trials}")
+        for role, figures in note.figures.items():
+            print_line(f"any, on {role} patients" + (", cross-fitted" if role == "calibration" else ""))
+            if not figures:
+                print_line("  not defined: too few patients")
+                continue
+            rows = [(way, *map(_plain, found.values())) for way, found in figures.items()]
+            print_table(("model", *figures["none"]), rows, left=("model",))
     print_line(f"bundle  {where}")
 
 

@@ -29,17 +29,23 @@ if TYPE_CHECKING:
     from ich_ray.search.request import TrialKeywords
     from ich_ray.vocabulary import TtaView
 
-__all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "builtin_space", "demo", "finish", "run"]
+__all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "builtin_space", "demo", "finish", "run", "sequence_space"]
 
 # A few trials on a few folds: six trainings to their end, about half of what a search of 100 trials costs, and
 # validated on twice as many patients. `ich-ray confirm` does more of it.
 CONFIRM_TOP = 3
 CONFIRM_PARTS = 2
 
+# Trials of the search for a sequence model: one costs minutes where a network costs hours.
+SEQUENCE_TRIALS = 8
+
 # Chosen so that the demo takes about five minutes on two cores and ASHA has trials to stop.
 DEMO_PATIENTS = 160
 DEMO_TRIALS = 10
 DEMO_CONFIRM = 2
+DEMO_SEQUENCE = 3
+# Fewer series are shown so few times by the budget of the large space that the small one tells as much.
+_MANY_SERIES = 5000
 # RSNA slices have 512 pixels a side; a quarter of that is 170 MB instead of 670.
 DEMO_SIZE = 256
 
@@ -86,6 +92,7 @@ def run(
     trials: int | None = None,
     confirm: int = CONFIRM_TOP,
     tta: Sequence[str] = (),
+    sequence: int = SEQUENCE_TRIALS,
     seed: int = 0,
     slab_mm: float = 0,
     limit_rejected: float = 0.05,
@@ -108,6 +115,8 @@ def run(
             and is refused where a confirmation has chosen: every later stage, and the report, go by that.
         tta: see `retrain`; `depth_flip` is left out, and said, where the chosen trial sees no neighbors. Refused where
             a bundle of the chosen trial is there that was made with other views.
+        sequence: trials of the search for a sequence model, see `ich_ray.refit.sequence`; 0 for none, which a bundle
+            that has one keeps.
         seed: of roles, draws, weights and batches.
         slab_mm: to which thin series are averaged, see `prepare`.
         limit_rejected: largest share of files that may be rejected.
@@ -130,7 +139,9 @@ def run(
     from ich_ray.search.space.yaml_file import load_space
 
     held = TrialResources(**resources)
-    checked = load_space(space)  # a mistake here, or in what a trial holds, must not cost an hour of decoding first
+    checked = load_space(
+        space, "network"
+    )  # a mistake here, or in what a trial holds, must not cost an hour of decoding first
     check_views(parse_views(tta), sampled(checked))
     root = locate(out)
     files = SearchFiles(root / "search")
@@ -168,7 +179,7 @@ def run(
         )
         if confirm:
             _confirm(files, dataset, confirm, resources)
-        page = finish(files, tta=tta)
+        page = finish(files, tta=tta, sequence=sequence)
     from ich_ray.bundle.card_file import read_card
 
     return RunResult(
@@ -176,8 +187,13 @@ def run(
     )
 
 
-def demo(out: Location) -> RunResult:
-    """The road on patients that the phantom makes: a few minutes on two cores."""
+def demo(out: Location, *, sequence: int = DEMO_SEQUENCE) -> RunResult:
+    """The road on patients that the phantom makes: a few minutes on two cores.
+
+    Args:
+        out: see `run`.
+        sequence: see `run`.
+    """
     from ich_ray.ct.phantom import write_phantom
 
     root = locate(out)
@@ -185,7 +201,8 @@ def demo(out: Location) -> RunResult:
     if not labels.exists():  # the phantom writes it last
         progress.say(f"phantom: {DEMO_PATIENTS} synthetic patients as DICOM below {root}")
         write_phantom(root / "dicom", patients=DEMO_PATIENTS, seed=0, size=DEMO_SIZE)
-    return run(images, labels, builtin_space("demo"), root, trials=DEMO_TRIALS, confirm=DEMO_CONFIRM)
+    space = builtin_space("demo")
+    return run(images, labels, space, root, trials=DEMO_TRIALS, confirm=DEMO_CONFIRM, sequence=sequence)
 
 
 def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, resources: TrialKeywords) -> None:
@@ -212,13 +229,16 @@ def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, resources: 
     confirm(files.root, top=top, folds=folds, seeds=seeds, **resources)
 
 
-def finish(files: SearchFiles, *, course: RetrainCourse | None = None, tta: Sequence[str] = ()) -> UPath:
+def finish(
+    files: SearchFiles, *, course: RetrainCourse | None = None, tta: Sequence[str] = (), sequence: int = 0
+) -> UPath:
     """Everything after the search that its bundle's card does not say is done; returns the report.
 
     Args:
         files: of the search.
         course: see `retrain`.
         tta: see `run`.
+        sequence: see `run`.
 
     Raises:
         ConfigError: the bundle that is there has other views than these.
@@ -241,6 +261,8 @@ def finish(files: SearchFiles, *, course: RetrainCourse | None = None, tta: Sequ
             f"--tta {','.join(views)}: the bundle must have been made with it, got {files.bundle} with "
             f"{','.join(made) or 'none'}; leave out --tta to keep it, or retrain with it"
         )
+    if sequence:
+        _search_sequence(files, sequence)
     if not read_card(files.bundle).operating_points:
         progress.say("calibrate")
         calibrate(files.root)
@@ -249,6 +271,38 @@ def finish(files: SearchFiles, *, course: RetrainCourse | None = None, tta: Sequ
         evaluate(files.root)
     progress.say("report")
     return report(files.root)
+
+
+def _search_sequence(files: SearchFiles, trials: int) -> None:
+    """Unless the bundle has a sequence model, or its test patients were looked at without one."""
+    from ich_ray.bundle.card_file import read_card
+    from ich_ray.refit.sequence import drop_outdated, sequence
+
+    card = read_card(files.bundle)
+    if card.sequence is not None:
+        return
+    if card.test is not None:
+        progress.say(
+            "sequence: left out, the test patients were opened for the bundle without; `ich-ray sequence` adds it, and "
+            "evaluating that opens them again"
+        )
+        return
+    progress.say("sequence")
+    found = open_search(files.root)
+    drop_outdated(found)
+    if there := files.sequence.search.exists():
+        trials = max(trials, open_search(files.sequence.root).record.wanted)
+    sequence(files.root, space=sequence_space(found), trials=trials, resume=there)
+
+
+def sequence_space(found: SearchResult) -> Path:
+    """The search space of sequence models for as many series as a dataset has."""
+    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.data.series_order import order_of_slices
+
+    dataset = PreparedDataset.of_search(found)
+    series = len(order_of_slices(dataset.slices.take(dataset.role("train").rows)))
+    return builtin_space("sequence" if series >= _MANY_SERIES else "sequence_small")
 
 
 def _views_of(trial: TrialResult, views: Sequence[TtaView]) -> tuple[TtaView, ...]:

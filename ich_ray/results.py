@@ -65,6 +65,7 @@ __all__ = [
     "fault_note",
     "finite",
     "judged",
+    "open_network_search",
     "open_search",
     "registered_columns",
 ]
@@ -635,6 +636,21 @@ def open_search(where: Location) -> SearchResult:
     found = [_read_trial(files, name, remedy) for name in files.records()]
     trials = tuple(sorted(found, key=lambda trial: trial.number))
     return SearchResult(files, record, trials)
+
+
+def open_network_search(where: Location) -> SearchResult:
+    """The same of a search for networks, which alone are confirmed, retrained and made bundles of.
+
+    Raises:
+        ConfigError: it is one for something else.
+    """
+    found = open_search(where)
+    if (searches := found.record.space.get("searches", "network")) != "network":
+        raise ConfigError(
+            f"{found.files.root}: must be a search for networks, got one for a {searches} model; give the search that "
+            "its bundle is of"
+        )
+    return found
 
 
 def _read_trial(files: SearchFiles, path: UPath, remedy: str) -> TrialResult:

@@ -84,7 +84,7 @@ def test_the_road_needs_neither_a_home_nor_an_installation_that_can_be_written(
     (tmp_path / "tiny.yaml").write_text(SPACE)
     images, labels = tmp_path / "dicom" / "stage_2_train", tmp_path / "dicom" / "stage_2_train.csv"
     road = ["run", str(images), "--labels", str(labels), "--space", str(tmp_path / "tiny.yaml"), "--out", "out"]
-    sizes = ["--size", "32", "--trials", "2", "--confirm", "0"]
+    sizes = ["--size", "32", "--trials", "2", "--confirm", "0", "--sequence", "0"]
 
     said = ordinary.run("doctor")
     assert "warning home      this: the home of its user must be writable" in said.stdout

@@ -27,6 +27,7 @@ STAGES = {
     "run_search": "ich_ray.search.run",
     "confirm": "ich_ray.refit.confirm",
     "retrain": "ich_ray.refit.retrain",
+    "sequence": "ich_ray.refit.sequence",
     "calibrate": "ich_ray.assess.calibration",
     "evaluate": "ich_ray.assess.evaluate",
     "report": "ich_ray.html_report.page",
@@ -44,9 +45,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def stage(name: str) -> Any:
         def work(*_: Any, **options: Any) -> Any:
-            told = f" --top {options['top']} --folds {options.get('folds')}" if name == "confirm" else ""
-            told += "".join(f" --tta {view}" for view in options.get("tta", ()))
-            calls.append(f"{name} --resume" if options.get("resume") else name + told)
+            calls.append(f"{name} --resume" if options.get("resume") else name + asked(name, options))
             if name == "prepare":
                 return dataset
             if name == "run_search" and not files.search.exists():
@@ -56,10 +55,8 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             if name == "retrain":
                 write_json(files.retraining, retraining(chosen_trial(open_search(files.root)).number))
                 write_json(card, make_card(tta=[*options["tta"]]))
-            if name == "calibrate":
-                write_json(card, {**read_json(card), "operating_points": {"f2": POINT}})
-            if name == "evaluate":
-                write_json(card, {**read_json(card), "test": {}})
+            if name in (later := noted((tmp_path / "series").exists())):
+                write_json(card, {**read_json(card), **later[name]})
             return files.report
 
         return work
@@ -69,9 +66,24 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         "ich_ray.search.cluster_resources.ClusterResources", lambda: SimpleNamespace(machines=lambda: [MACHINE])
     )
+    monkeypatch.setattr(pipeline, "sequence_space", lambda _: pipeline.builtin_space("sequence_small"))
+    monkeypatch.setattr("ich_ray.refit.sequence.drop_outdated", lambda _: None)
     for name, module in STAGES.items():
         monkeypatch.setattr(f"{module}.{name}", stage(name))
     return calls
+
+
+def noted(series: bool) -> dict[str, dict[str, Any]]:
+    """What stages after the retraining write into the card."""
+    sequence = {"sequence": SEQUENCE if series else None}
+    return {"sequence": sequence, "calibrate": {"operating_points": {"f2": POINT}}, "evaluate": {"test": {}}}
+
+
+def asked(name: str, options: dict[str, Any]) -> str:
+    """What a stage was asked for, as on a command line."""
+    told = f" --top {options['top']} --folds {options.get('folds')}" if name == "confirm" else ""
+    told += f" --trials {options['trials']}" if name == "sequence" else ""
+    return told + "".join(f" --tta {view}" for view in options.get("tta", ()))
 
 
 def retraining(trial: int) -> dict[str, Any]:
@@ -79,11 +91,14 @@ def retraining(trial: int) -> dict[str, Any]:
             "stopped_early": False, "seconds": 0.0, "device": "cpu"}  # fmt: skip
 
 
-def run(folder: Path, space: Path | str = "", confirm: int = 3, tta: Sequence[str] = ()) -> pipeline.RunResult:
+def run(
+    folder: Path, space: Path | str = "", confirm: int = 3, tta: Sequence[str] = (), sequence: int = 0
+) -> pipeline.RunResult:
     space = space or pipeline.builtin_space("demo")
-    return pipeline.run("images", "labels", space, folder, confirm=confirm, tta=tta)
+    return pipeline.run("images", "labels", space, folder, confirm=confirm, tta=tta, sequence=sequence)
 
 
+SEQUENCE = {"parameters": {}, "features": 3, "blend": {"any": {}}}
 POINT = {"threshold": 0.5, "sensitivity": None, "specificity": None, "ppv": None, "f2": None}
 CONFIRM = "confirm --top 3 --folds 2"
 
@@ -151,6 +166,37 @@ def test_folds_that_cannot_be_held_out_give_way_to_seeds(
     monkeypatch.setattr("ich_ray.data.folds.check_folds", refuse)
     run(tmp_path)
     assert "confirm --top 3 --folds None" in ran
+
+
+def test_a_sequence_model_is_searched_before_probabilities_are_fitted(ran: list[str], tmp_path: Path) -> None:
+    (tmp_path / "series").touch()
+    assert run(tmp_path, sequence=3).card["sequence"]["features"] == 3
+    stages = ["retrain", "sequence --trials 3", "calibrate", "evaluate", "report"]
+    assert ran == ["prepare", "run_search", CONFIRM, *stages]
+    ran.clear()
+    run(tmp_path, sequence=3)
+    assert ran == ["prepare", "run_search --resume", "report"]
+    write_json(SearchFiles(locate(tmp_path / "search")).retraining, retraining(1))
+    ran.clear()
+    run(tmp_path, sequence=3)
+    assert ran == ["prepare", "run_search --resume", *stages]
+
+
+def test_a_dataset_without_series_is_asked_again_and_goes_on(ran: list[str], tmp_path: Path) -> None:
+    assert run(tmp_path, sequence=3).card["sequence"] is None
+    assert ran[-4:] == ["sequence --trials 3", "calibrate", "evaluate", "report"]
+
+
+def test_test_patients_are_not_opened_again_for_a_sequence_model_that_nobody_asked_for(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ich_ray.progress.say", said.append)
+    run(tmp_path)
+    ran.clear()
+    run(tmp_path, sequence=3)
+    assert ran == ["prepare", "run_search --resume", "report"]
+    assert [line for line in said if line.startswith("sequence: left out, the test patients were opened")]
 
 
 def test_another_best_trial_is_retrained_and_all_after_it(ran: list[str], tmp_path: Path) -> None:

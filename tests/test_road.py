@@ -62,6 +62,9 @@ def test_the_demo_finds_a_model_and_goes_on_where_it_stopped(
     assert card["search"]["trial"] == confirmation.chosen
     assert 0.6 <= card["test"]["metrics"]["average_precision"]["value"] < 1
     assert card["openings"] == 1
+    assert {*card["sequence"]["figures"]["validation"]} == {"none", "smoothing", "sequence"}
+    assert cli.call(["audit", str(tmp_path / "search" / "final" / "sequence")]) == 0
+    capsys.readouterr()
     same_probabilities(tmp_path / "search", tmp_path / "dicom" / "stage_2_train")
 
     started = time.monotonic()
@@ -83,6 +86,7 @@ def test_real_slices_end_in_a_report_that_says_they_are_too_few(
     assert cli.call(arguments) == 0
     assert "63 positives are too few to rank models" in capsys.readouterr().out
     dataset = ich_ray.PreparedDataset.open(f"{out}/dataset", verify=True)
+    assert read_json(locate(out) / "search" / "final" / "bundle" / "card.json").get("sequence") is None  # lone slices
     manifest = dataset.manifest
     assert manifest.listed == 277 == manifest.accepted + manifest.rejected + manifest.duplicate + manifest.excluded
     assert manifest.labels["any"] == 63

@@ -133,7 +133,9 @@ def calibrate(
     slices = dataset.role("calibration")
     trained = [dataset.manifest.roles[role] for role in bundle.card.trained_by]
     positives, count = sum(role.positives for role in trained), sum(role.slices for role in trained)
-    shift = prior_shift(bundle.card.parameters.loss, positives, count - positives)
+    # The blend with a sequence model is fitted on these patients, whatever the classes weighed in training.
+    blended = bundle.card.sequence is not None
+    shift = 0.0 if blended else prior_shift(bundle.card.parameters.loss, positives, count - positives)
     logits = bundle.slice_label_logits(slices)
     calibration = fit_calibration(slices, logits[:, -1], LogitScaling(), method, shift, wanted)
     if bundle.card.parameters.labels == "all":

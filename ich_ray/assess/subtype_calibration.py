@@ -40,6 +40,8 @@ def subtype_shifts(dataset: PreparedDataset, card: Card) -> dict[Subtype, float]
     """
     from ich_ray.training.loss import prior_shift  # loads PyTorch
 
+    if card.sequence is not None:  # the blend was fitted without them
+        return dict.fromkeys(SUBTYPES, 0.0)
     parameters, retraining = card.parameters, card.retraining
     slices, _ = trained_and_validated(dataset, retraining.patients if retraining else "train")
     if parameters.training_slices and retraining:

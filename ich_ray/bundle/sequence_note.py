@@ -40,7 +40,8 @@ class SequenceNote(Record):
         weights: the file and its hash.
         blend: of each label that the network answers.
         trial: of the search over `trials` that chose it by `objective`, in which it reached `value`: optimistic.
-        figures: what was measured beside it on validation patients, without it and with Gaussian smoothing.
+        figures: what was measured on `validation` and, cross-fitted, on `calibration` patients: without it (`none`),
+            with Gaussian `smoothing` and with it (`sequence`).
     """
 
     parameters: SequenceParameters

@@ -26,6 +26,7 @@ VERBS = (
     "search",
     "confirm",
     "retrain",
+    "sequence",
     "calibrate",
     "evaluate",
     "report",

@@ -19,7 +19,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError, IntegrityError
 from ich_ray.refit.confirm import Confirmation, chosen_trial
 from ich_ray.refit.retrain_record import Retraining
-from ich_ray.results import SearchResult, TrialResult, open_search
+from ich_ray.results import SearchResult, TrialResult, open_network_search
 from ich_ray.storage import Location, read_record, read_table
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def gather(where: Location, dataset: Location | None = None) -> Inputs:
         ConfigError: there is no search, or no dataset at `dataset`.
         IntegrityError: a file that is there cannot be read; it is named.
     """
-    search = open_search(where)
+    search = open_network_search(where)
     files = search.files
     held, problem = (PreparedDataset.of_search(search, dataset), "") if dataset is not None else _dataset(search)
     card = read_card(files.bundle).model_dump(mode="json") if has_card(files.bundle) else None

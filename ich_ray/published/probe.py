@@ -128,7 +128,7 @@ def probe(
     Raises:
         ConfigError: no grid, weights that are not there, or another probe in `out`.
     """
-    checked, data, folder = load_space(space), PreparedDataset.open(dataset), locate(out)
+    checked, data, folder = load_space(space, "network"), PreparedDataset.open(dataset), locate(out)
     if checked.listed is None or checked.source.get("sampler") != "grid":
         raise ConfigError(
             f"{space}: a probe tries every combination of a grid, got a space that is none; list the values as "

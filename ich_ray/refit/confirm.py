@@ -21,7 +21,7 @@ from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
 from ich_ray.refit.retrain_record import searched_budget
-from ich_ray.results import Objective, SearchRecord, SearchResult, TrialResult, open_search
+from ich_ray.results import Objective, SearchRecord, SearchResult, TrialResult, open_network_search, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import Ledger, differences, trial_seed
 from ich_ray.search.request import TrialResources
@@ -141,7 +141,7 @@ def confirm(
     """
     if folds is not None and seeds is not None:
         raise ConfigError("--folds, --seeds: one of them must be given, got both; choose what shall differ")
-    found = open_search(search)
+    found = open_network_search(search)
     candidates = _top(found, top)
     dataset = PreparedDataset.of_search(found)
     kind: Kind = "seeds" if seeds is not None else "folds"

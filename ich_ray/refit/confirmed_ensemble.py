@@ -71,7 +71,7 @@ def bundle_confirmed(search: Location, *, tta: Sequence[str] = ()) -> Bundle:
         members=tuple(MemberRun(trial=trial.number, parameters=parameters.model_dump(), run=one) for one in others),
     )
     say(f"  ensemble: {len(runs)} networks of trial {trial.number}, as confirmation has trained them")
-    states = [trained.files.weights(one.number) for one in runs]
+    states = [trained.files.weights_of(one.number) for one in runs]
     bundle = make_bundle(found, trial, parameters, dataset, states[0], retraining, views, member_states=states[1:])
     write_json(found.files.retraining, retraining.model_dump(mode="json"))
     return bundle
@@ -84,7 +84,7 @@ def _trainings(trained: SearchResult, number: int) -> list[TrialResult]:
     """
     ended = [one for one in trained.trials if one.repeats == number and one.state == "completed"]
     whole = sorted(ended, key=lambda one: (-1 if one.fold is None else one.fold, one.number))[:MOST_MEMBERS]
-    missing = [one.number for one in whole if not trained.files.weights(one.number).exists()]
+    missing = [one.number for one in whole if not trained.files.weights_of(one.number).exists()]
     if missing or not whole:
         got = f"none of its training {missing[0]}" if missing else "no training that completed"
         raise ConfigError(

@@ -48,7 +48,7 @@ from ich_ray.refit.retrain_record import (
     parse_views,
     planned,
 )
-from ich_ray.results import Objective, SearchResult, TrialResult, open_search
+from ich_ray.results import Objective, SearchResult, TrialResult, open_network_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import trial_seed
 from ich_ray.storage import Location, locate, read_record, remove, write_json
@@ -112,7 +112,7 @@ def retrain(
     _check_seeds(seeds, patients)
     check_ensemble(ensemble, seeds)
     views = parse_views(tta)
-    found = open_search(search)
+    found = open_network_search(search)
     trial = chosen_trial(found)
     dataset = PreparedDataset.of_search(found)
     drawn = Hyperparameters.model_validate(trial.parameters)

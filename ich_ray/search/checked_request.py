@@ -24,6 +24,7 @@ from ich_ray.storage import Location, SearchFiles, exists, is_foreign, locate
 
 if TYPE_CHECKING:
     from ich_ray.search.request import SearchRequest
+    from ich_ray.search.space.parameter_sets import Searched
 
 __all__ = ["CheckedRequest", "validate_request"]
 
@@ -55,8 +56,12 @@ class CheckedRequest:
     warm: list[TrialResult]
 
 
-def validate_request(request: SearchRequest) -> CheckedRequest:
+def validate_request(request: SearchRequest, searches: Searched = "network") -> CheckedRequest:
     """Read what a request names and check that it can be done.
+
+    Args:
+        request: unchecked.
+        searches: what its space must search.
 
     Raises:
         ConfigError: it cannot be done as asked.
@@ -69,7 +74,7 @@ def validate_request(request: SearchRequest) -> CheckedRequest:
         raise ConfigError(f"--trials: must be at most {MOST_TRIALS:,}, got {trials:,}; ask for fewer")
     if seed is not None and seed < 0:
         raise ConfigError(f"--seed: must be at least 0, got {seed}; any other number will do")
-    checked, data = load_space(request.space), PreparedDataset.open(request.dataset)
+    checked, data = load_space(request.space, searches), PreparedDataset.open(request.dataset)
     data.check_table()  # or every trial would fail at it
     _check_listed(checked, trials, warm_start)
     if data.manifest.leak:

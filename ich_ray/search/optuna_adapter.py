@@ -13,7 +13,6 @@ from optuna.trial import TrialState as OptunaState
 from pydantic import ValidationError
 
 from ich_ray.errors import IntegrityError
-from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.space.space import Given
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def _projected(space: SearchSpace, trial: TrialResult) -> dict[str, Parameter]:
         LookupError: it does not fit; the first parameter that cannot be drawn here is named.
     """
     try:
-        there = Hyperparameters.model_validate(trial.parameters).model_dump()
+        there = space.drawn.made(trial.parameters).model_dump()
         here = space.draw(Given(there))
     except ValidationError as error:
         raise LookupError(".".join(map(str, error.errors()[0]["loc"]))) from None

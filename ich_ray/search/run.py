@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ich_ray.search.checked_request import CheckedRequest
     from ich_ray.search.preflight import Slots
     from ich_ray.search.request import SearchKeywords
+    from ich_ray.search.space.parameter_sets import Searched
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.trial import Trainer
 
@@ -55,20 +56,21 @@ def run_search(
     return run_request(SearchRequest(dataset, space, out, **keywords), _trainer)
 
 
-def run_request(request: SearchRequest, trainer: Trainer | None = None) -> SearchResult:
+def run_request(request: SearchRequest, trainer: Trainer | None = None, searches: Searched = "network") -> SearchResult:
     """Do what `run_search` is asked for.
 
     Args:
         request: unchecked.
         trainer: what trains in place of ours.
+        searches: what its space must search; anything but networks needs a trainer.
     """
-    checked = validate_request(request)
+    checked = validate_request(request, searches)
     files, data = checked.files, checked.dataset
 
     from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.preflight import check_machines, check_trials, check_workers, plan_slots, room
 
-    trials = sampled(checked.space)
+    trials = sampled(checked.space) if searches == "network" else []
     if trainer is None:
         check_trials(data, trials, folds=checked.space.objective.networks > 1)
     with locked(files), connected(request.address):

@@ -260,13 +260,13 @@ class SearchFiles:
         try:
             within = [
                 path
-                for folder in (self.checkpoints, self.logits, self.final)
+                for folder in (self.checkpoints, self.logits, self.weights, self.final)
                 if folder.is_dir()
                 for path in folder.iterdir()
             ]
         except OSError as error:
             raise unreadable(self.root, error) from None
-        for path in (self.trials, self.checkpoints, self.logits, self.final, *within):
+        for path in (self.trials, self.checkpoints, self.logits, self.features, self.weights, self.final, *within):
             if path.is_symlink() and not path.is_file():
                 raise IntegrityError(
                     f"{path}: folders of a search must lie in it, got a link; put there what it leads to, or link the "
@@ -276,7 +276,7 @@ class SearchFiles:
     def checkpoint(self, number: int) -> UPath:
         return self.checkpoints / f"{number:05d}"
 
-    def weights(self, number: int) -> UPath:
+    def weights_of(self, number: int) -> UPath:
         """The weights of a trial's best report, where they are kept."""
         return self.root / "weights" / f"{number:05d}.safetensors"
 
@@ -311,6 +311,24 @@ class SearchFiles:
     def confirming(self, kind: str) -> SearchFiles:
         """The trainings behind a confirmation on `folds` or `seeds`: a search folder of their own."""
         return SearchFiles(self.final / f"confirm-{kind}")
+
+    @property
+    def sequence(self) -> SearchFiles:
+        """The search for a sequence model over the bundle's features: a search folder of its own."""
+        return SearchFiles(self.final / "sequence")
+
+    @property
+    def features(self) -> UPath:
+        """What a network makes of slices, where sequence models are searched."""
+        return self.root / "features"
+
+    def weights_of(self, seed: int) -> UPath:
+        """States of the best reports of the trial with a seed, where sequence models are searched."""
+        return self.weights / str(seed)
+
+    @property
+    def weights(self) -> UPath:
+        return self.root / "weights"
 
     @property
     def calibration(self) -> UPath:

@@ -20,6 +20,7 @@ from ich_ray.verbs.options import (
     Conservative,
     DatasetOfSearch,
     Images,
+    Json,
     Out,
     Points,
     Prevalence,
@@ -27,6 +28,7 @@ from ich_ray.verbs.options import (
     Sensitivity,
     SiteDataset,
     StudyPrevalence,
+    Trials,
     Tta,
     WithoutPreamble,
 )
@@ -73,6 +75,26 @@ def retrain(
     keys: dict[str, Any] = {"workers": workers, "patients": patients, "seeds": seeds, "ensemble": ensemble}
     card = retrain_best(folder, **keys, tta=tta or (), placement=placement, address=address).card
     display.print_retrained(card, seeds, str(open_search(folder).files.bundle))
+
+
+def sequence(
+    folder: SearchFolder,
+    space: Annotated[
+        str | None, typer.Option("--space", help="Space with `searches: sequence`; one of ours, by size, if not given.")
+    ] = None,
+    trials: Trials = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search that is there.")] = False,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Search a model over the slices of a series, for the bundle."""
+    from ich_ray.pipeline import sequence_space
+    from ich_ray.refit.sequence import sequence as search_sequence
+
+    found = open_search(folder)
+    chosen = space or sequence_space(found)
+    note = search_sequence(folder, space=chosen, trials=trials, resume=resume, address=address)
+    display.print_sequence(note, str(found.files.bundle), as_json)
 
 
 def calibrate(
@@ -203,4 +225,4 @@ def export_onnx(
     print_line(f"onnx  {write_onnx(bundle, out)}")
 
 
-VERBS = (retrain, calibrate, recalibrate, evaluate, evaluate_site, report, predict, export_onnx)
+VERBS = (retrain, sequence, calibrate, recalibrate, evaluate, evaluate_site, report, predict, export_onnx)

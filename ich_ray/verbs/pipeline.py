@@ -34,11 +34,16 @@ from ich_ray.verbs.options import (
 __all__ = ["VERBS"]
 
 
-def demo(out: Out = "demo", as_json: Json = False) -> None:
+_Sequence = Annotated[
+    int, typer.Option("--sequence", min=0, help="Trials of the search for a model over whole series; 0 for none.")
+]
+
+
+def demo(out: Out = "demo", sequence: _Sequence = 3, as_json: Json = False) -> None:
     """The whole road on synthetic patients, in minutes."""
     from ich_ray.pipeline import demo as make_demo
 
-    display.print_run(make_demo(out), as_json)
+    display.print_run(make_demo(out, sequence=sequence), as_json)
 
 
 def run(
@@ -57,6 +62,7 @@ def run(
         typer.Option("--confirm", min=0, help="Train so many of the best trials again on two folds; 0 takes the best."),
     ] = 3,
     tta: Tta = None,
+    sequence: _Sequence = 8,
     seed: Seed = 0,
     slab_mm: SlabMm = 0,
     limit_rejected: LimitRejected = "5%",
@@ -83,6 +89,7 @@ def run(
         workers_per_trial=workers_per_trial,
         confirm=confirm,
         tta=tta or (),
+        sequence=sequence,
         seed=seed,
         slab_mm=slab_mm,
         limit_rejected=share(limit_rejected),

@@ -63,7 +63,7 @@ def test_the_networks_of_a_confirmation_are_one_bundle(search: SearchFiles, data
     assert [member.seed for member in bundle.card.members] == [41]
     assert bundle.card.trained_by == ("train", "validation")
     for number, network in enumerate(bundle.networks):
-        kept = TrainingState.load(confirming.weights(number))
+        kept = TrainingState.load(confirming.weights_of(number))
         values = {
             report["images_seen"]: report["metrics"]["average_precision"]
             for report in read_json(confirming.trial(number))["reports"]
@@ -75,7 +75,7 @@ def test_the_networks_of_a_confirmation_are_one_bundle(search: SearchFiles, data
     slices = dataset.role("calibration")
     shape = dataset.image_shape
     own = build_network(PARAMETERS, shape).eval()
-    own.load_state_dict(TrainingState.load(confirming.weights(1)).validated_weights)
+    own.load_state_dict(TrainingState.load(confirming.weights_of(1)).validated_weights)
     with torch.no_grad():
         second = own(torch.from_numpy(slices.gather(np.arange(len(slices))))).numpy()
     first = again.without_members().slice_logits(slices)
@@ -88,7 +88,7 @@ def test_the_networks_of_a_confirmation_are_one_bundle(search: SearchFiles, data
 def test_without_a_confirmation_or_its_weights_it_is_refused(
     search: SearchFiles, tmp_path: Path, dataset: PreparedDataset
 ) -> None:
-    search.confirming("folds").weights(1).unlink()
+    search.confirming("folds").weights_of(1).unlink()
     with pytest.raises(ConfigError, match=r"takes the weights of trial 0's trainings, got none of its training 1; re"):
         bundle_confirmed(search.root)
     files = make_search(tmp_path / "other", dataset)

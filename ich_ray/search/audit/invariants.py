@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from ich_ray.data.dataset_audit import Check, checked
 from ich_ray.errors import IchRayError, IntegrityError
-from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import SearchResult, TrialResult, WeightsNote
 from ich_ray.search.audit.ledger_reader import REMEDY, ended_with
 from ich_ray.search.space.space import Given
@@ -90,7 +89,7 @@ def _contradiction(trial: TrialResult, space: SearchSpace | None) -> str:
 def _unspent(trial: TrialResult, space: SearchSpace) -> str:
     """What a completed trial has left of its images, empty if nothing."""
     try:
-        images = space.images_of(Hyperparameters.model_validate(trial.parameters))
+        images = space.images_of(trial.parameters)
     except ValidationError as error:
         return f"its parameters must make a network, got {first_problem(error)}"
     return f"it is completed, got {trial.images_seen} of {images} images" if trial.images_seen < images else ""
@@ -167,7 +166,7 @@ def _fits(space: SearchSpace, trial: TrialResult) -> bool:
     if space.listed is not None:
         return trial.parameters in space.listed
     try:
-        values = Hyperparameters.model_validate(trial.parameters).model_dump()
+        values = space.drawn.made(trial.parameters).model_dump()
         return space.draw(Given(values)).parameters == trial.parameters
     except (LookupError, ValueError):
         return False
@@ -287,10 +286,12 @@ def _mismatch(root: UPath, reference: CheckpointReference | LogitsReference) -> 
 
 def _bundle(card: UPath) -> Iterator[str]:
     try:
-        weights = WeightsNote.model_validate(read_json(card)["weights"])
-        same = sha256(card.parent / weights.file) == weights.sha256
-    except (OSError, LookupError, TypeError, ValueError, IntegrityError) as error:
+        told = read_json(card)
+        notes = [told["weights"], *([told["sequence"]["weights"]] if told.get("sequence") else [])]
+        weights = [WeightsNote.model_validate(note) for note in notes]
+        changed = [one.file for one in weights if sha256(card.parent / one.file) != one.sha256]
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, IntegrityError) as error:
         yield f"final/bundle: card and weights must be readable, got {type(error).__name__}: {error}"
         return
-    if not same:
-        yield f"final/bundle/{weights.file}: SHA-256 must be the one in card.json, got another one"
+    for file in changed:
+        yield f"final/bundle/{file}: SHA-256 must be the one in card.json, got another one"

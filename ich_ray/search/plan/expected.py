@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.stopping import STOPPING_RULES, Course
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def images_at_most(space: SearchSpace, trials: int) -> int:
     """
     if space.listed is None:
         return trials * space.budget.images * space.objective.networks
-    return sum(space.images_of(Hyperparameters.model_validate(parameters)) for parameters in space.listed[:trials])
+    return sum(space.images_of(parameters) for parameters in space.listed[:trials])
 
 
 def expected_images(space: SearchSpace, trials: int) -> int:

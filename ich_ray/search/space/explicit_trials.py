@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import SpaceError
-from ich_ray.model.hyperparameters import known_fields
+from ich_ray.search.space.parameter_sets import NETWORKS
 from ich_ray.search.space.rules import ParameterRules
 from ich_ray.search.space.space import MOST_COMBINATIONS, ParameterSpec, combinations, same
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ich_ray.results import Parameter
+    from ich_ray.search.space.parameter_sets import ParameterSet
     from ich_ray.search.space.space import Budget
 
 __all__ = ["ListRules", "candidate_specs", "completed", "in_order"]
@@ -30,11 +31,11 @@ class ListRules(ParameterRules):
         """A space that is a list: its values are checked one by one, as there is nothing to draw."""
         for index, candidate in enumerate(written):
             self._candidate(f"candidates[{index}]", candidate)
-        whole = completed(written)
+        whole = completed(written, self.drawn)
         for index, candidate in enumerate(whole):
             key = f"candidates[{index}]"
             self.whole(key, candidate, budget)
-            self.in_its_architecture(key, candidate)
+            self.holds(key, self.drawn.unmade(candidate))
             self._once(key, candidate, whole, "candidate")
         return tuple(whole)
 
@@ -47,7 +48,7 @@ class ListRules(ParameterRules):
                 self.accepted(name, self.scalar(name, value))
             except SpaceError as error:
                 raise self.error(key, str(error).removeprefix(f"{self.file}: ")) from None
-        self.read_by_its_architecture(key, candidate)
+        self.holds(key, self.drawn.unread(candidate))
 
     def grid(
         self, specs: tuple[ParameterSpec, ...], points: tuple[dict[str, Parameter], ...]
@@ -79,10 +80,12 @@ class ListRules(ParameterRules):
             raise self.error(key, f"every {what} must be listed once, got {name}[{first}] again; remove one")
 
 
-def completed(candidates: Sequence[Mapping[str, Parameter]]) -> list[dict[str, Parameter]]:
+def completed(
+    candidates: Sequence[Mapping[str, Parameter]], drawn: ParameterSet = NETWORKS
+) -> list[dict[str, Parameter]]:
     """Complete each candidate with defaults for what only others name."""
     names = dict.fromkeys(name for candidate in candidates for name in candidate)
-    defaults = {name: field.default for name, field in known_fields().items()}
+    defaults = {name: field.default for name, field in drawn.fields().items()}
     return [{name: candidate.get(name, defaults[name]) for name in names} for candidate in candidates]
 
 

@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ich_ray.errors import ConfigError, SpaceError, nearest
-from ich_ray.model.architectures import ARCHITECTURES
-from ich_ray.model.hyperparameters import (
-    REGISTERED,
-    Hyperparameters,
-    decides_the_network,
-    fields_named,
-    known_fields,
-    readers,
-)
+from ich_ray.errors import SpaceError, nearest
 from ich_ray.results import Parameter
+from ich_ray.search.space.parameter_sets import NETWORKS
 from ich_ray.search.space.space import KINDS, Kind, ParameterSpec, is_integer, is_number, same
 from ich_ray.storage import holds_credentials, without_credentials
 
@@ -28,6 +20,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
+    from ich_ray.search.space.parameter_sets import ParameterSet
     from ich_ray.search.space.space import Budget
 
 __all__ = ["ParameterRules"]
@@ -37,10 +30,14 @@ _PARAMETER: TypeAdapter[Parameter] = TypeAdapter(Parameter)
 
 
 class ParameterRules:
-    """Checks what is written for a parameter; every method raises a SpaceError that names file and key."""
+    """Checks what is written for a parameter; every method raises a SpaceError that names file and key.
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+    Attributes:
+        drawn: what the parameters are of.
+    """
+
+    def __init__(self, file: str, drawn: ParameterSet = NETWORKS) -> None:
+        self.file, self.drawn = file, drawn
 
     def error(self, key: str, message: str) -> SpaceError:
         return SpaceError(f"{self.file}: {key}: {message}" if key else f"{self.file}: {message}")
@@ -59,8 +56,8 @@ class ParameterRules:
         return ParameterSpec(name, kind, self._values(name, kind, body[kind]), when)
 
     def known(self, key: str, name: str) -> None:
-        if not fields_named(name):
-            known = known_fields()
+        if not self.drawn.records(name):
+            known = self.drawn.fields()
             raise self.error(
                 key, f"must be a parameter of the model, got {name!r}{nearest(name, known)}; known: {', '.join(known)}"
             )
@@ -119,69 +116,36 @@ class ParameterRules:
 
     def accepted(self, name: str, value: Parameter) -> None:
         """A value that the model refuses is refused here, before any trial draws it."""
-        refused = [problem for record in fields_named(name) if (problem := _problem(record, name, value))]
-        if len(refused) == len(fields_named(name)):
+        records = self.drawn.records(name)
+        refused = [problem for record in records if (problem := _problem(record, name, value))]
+        if len(refused) == len(records):
             rule = refused[0][0].lower() + refused[0][1:]
-            guess = nearest(value, _literals(name)) if isinstance(value, str) else ""
+            guess = nearest(value, self._literals(name)) if isinstance(value, str) else ""
             raise self.error(name, f"{rule}, got {value!r}{guess}")
-        if name == "architecture":
-            try:
-                ARCHITECTURES[str(value)].check_name()
-            except ConfigError as error:
-                raise self.error("", str(error)) from None
-
-    def read_by_its_architecture(self, key: str, drawn: Mapping[str, Parameter]) -> None:
-        """Values that only some architectures read would do nothing beside another one."""
-        architecture = drawn.get("architecture", Hyperparameters().architecture)
-        for name in drawn:
-            if (only := readers(name)) and architecture not in only:
-                said = " or ".join(only)
-                when = said if len(only) == 1 else f"[{', '.join(only)}]"
-                raise self.error(
-                    key,
-                    f"{name} must stand beside architecture {said}, which alone reads it, got {architecture}; remove "
-                    f"it, or give it `when: {{architecture: {when}}}`",
-                )
-
-    def in_its_architecture(self, key: str, drawn: Mapping[str, Parameter]) -> None:
-        """Every trial would fail with weights or a stage that its architecture does not have."""
-        named = {name: value for name, value in drawn.items() if decides_the_network(name)}
-        parameters = Hyperparameters.model_validate(named)
-        architecture, weights, stage = parameters.architecture, parameters.weights, parameters.unfreeze_from
-        if weights == "imagenet" and "imagenet" not in ARCHITECTURES[architecture].sources:
-            raise self.error(
-                key,
-                f"weights imagenet must stand beside a family of torchvision or timm, got {architecture}; use none, or "
-                "give it `when: {architecture: ...}`",
-            )
-        if stage == "all":
-            return
-        known = ("all", *ARCHITECTURES[architecture].stages(parameters))
-        if stage not in known:
-            raise self.error(
-                key,
-                f"unfreeze_from must be a stage of {architecture} ({', '.join(known)}), got {stage!r}"
-                f"{nearest(stage, known)}; use one of them, or give it `when: {{architecture: ...}}`",
-            )
+        self.holds("", self.drawn.misnamed(name, value))
 
     def whole(self, key: str, drawn: Mapping[str, Parameter], budget: Budget) -> None:
         """What must hold between the values of one trial."""
         try:
-            parameters = Hyperparameters.model_validate(drawn)
+            self.drawn.made(drawn)
         except ValidationError as error:
             problem = error.errors()[0]
             raise self.error(
                 key,
                 f"every draw must be a trial the model accepts: {problem['msg']}, got {dict(drawn)}; change one",
             ) from None
-        images = parameters.epochs * parameters.training_slices
-        if images > budget.images or images % budget.report_every:
-            raise self.error(
-                key,
-                f"epochs times training_slices must be a multiple of report_every ({budget.report_every}) and at most "
-                f"budget.images ({budget.images}), got {parameters.epochs} x {parameters.training_slices}; change "
-                "one of them",
-            )
+        self.holds(key, self.drawn.unspent(drawn, budget.images, budget.report_every))
+
+    def holds(self, key: str, problem: str) -> None:
+        """Refuse what a rule of the parameters found, if anything."""
+        if problem:
+            raise self.error(key, problem)
+
+    def _literals(self, name: str) -> list[str]:
+        if name in self.drawn.registered:
+            return self.drawn.registered[name].names()
+        annotation = self.drawn.fields()[name].annotation
+        return [str(value) for value in getattr(annotation, "__args__", ())]
 
     def _when(self, name: str, written: Any) -> dict[str, tuple[Parameter, ...]]:
         if not isinstance(written, dict):
@@ -199,10 +163,3 @@ def _problem(record: type[BaseModel], name: str, value: Parameter) -> str:
     except ValidationError as error:
         return next((problem["msg"] for problem in error.errors() if problem["loc"][:1] == (name,)), "")
     return ""
-
-
-def _literals(name: str) -> list[str]:
-    if name in REGISTERED:
-        return REGISTERED[name].names()
-    annotation = known_fields()[name].annotation
-    return [str(value) for value in getattr(annotation, "__args__", ())]

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ich_ray.model.hyperparameters import GROUPS, Hyperparameters, decides_the_network
+from ich_ray.search.space.parameter_sets import NETWORKS
 from ich_ray.storage import Line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import Objective, Parameter
+    from ich_ray.search.space.parameter_sets import ParameterSet
 
 __all__ = [
     "KINDS",
@@ -125,7 +127,7 @@ class Draw(NamedTuple):
     """The active parameters of one trial, and the same with the defaults of all others."""
 
     parameters: dict[str, Parameter]
-    hyperparameters: Hyperparameters
+    hyperparameters: Any
 
 
 class Budget(BaseModel):
@@ -208,6 +210,7 @@ class SearchSpace:
         points: tried first; a point may leave parameters to the draw.
         source: the file's content, as written.
         listed: the trials of a grid or of a list of candidates, as they are run, when there are no others; else None.
+        drawn: what its parameters are of.
     """
 
     name: str
@@ -217,11 +220,12 @@ class SearchSpace:
     points: tuple[dict[str, Parameter], ...]
     source: dict[str, Any]
     listed: tuple[dict[str, Parameter], ...] | None = None
+    drawn: ParameterSet = NETWORKS
 
     def draw(self, suggest: Suggest) -> Draw:
         """One trial's parameters, each from `suggest` where the space leaves a choice."""
         drawn = self.values(suggest)
-        return Draw(drawn, Hyperparameters.model_validate(drawn))
+        return Draw(drawn, self.drawn.made(drawn))
 
     def values(self, suggest: Suggest) -> dict[str, Parameter]:
         """The same, though nobody has seen whether the model accepts them together."""
@@ -251,9 +255,13 @@ class SearchSpace:
         """images_seen at which trials are compared."""
         return self.budget.rungs(self.objective.networks)
 
-    def images_of(self, parameters: Hyperparameters) -> int:
-        """At which a trial that is never stopped has ended, all its networks counted."""
-        return parameters.images_within(self.budget.images) * self.objective.networks
+    def images_of(self, drawn: Mapping[str, Parameter]) -> int:
+        """At which a trial that is never stopped has ended, all its networks counted.
+
+        Raises:
+            ValidationError: of pydantic's, the model does not accept its parameters.
+        """
+        return self.drawn.images_of(drawn, self.budget.images) * self.objective.networks
 
     def with_objective(self, objective: Objective) -> SearchSpace:
         """The same, with `folds: auto` decided."""
@@ -261,18 +269,13 @@ class SearchSpace:
 
 
 def sampled(space: SearchSpace, draws: int = TRY_DRAWS) -> list[Hyperparameters]:
-    """Trials of a space: all that are listed, or else whatever may not fit a dataset, and random draws."""
+    """Networks of a space: all that are listed, or else whatever may not fit a dataset, and random draws."""
     if space.listed is not None:
-        return [Hyperparameters.model_validate(parameters) for parameters in space.listed]
+        return [space.drawn.made(parameters) for parameters in space.listed]
     suggest = RandomSuggest(seed=0)
-    meets = [spec.name for spec in space.parameters if _meets_the_dataset(spec.name)]
+    meets = [spec.name for spec in space.parameters if space.drawn.meets_the_dataset(spec.name)]
     drawn = [*space.together(meets), *(space.values(suggest) for _ in range(draws))]
-    return [Hyperparameters.model_validate(parameters) for parameters in drawn]
-
-
-def _meets_the_dataset(name: str) -> bool:
-    """Whether a value of a parameter may not fit the images, a file of weights or the number of slices."""
-    return name in GROUPS["sampling"].model_fields or (decides_the_network(name) and name != "unfreeze_from")
+    return [space.drawn.made(parameters) for parameters in drawn]
 
 
 def combinations(

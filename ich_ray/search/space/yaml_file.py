@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ich_ray.errors import SpaceError, first_line, nearest
-from ich_ray.model.architectures import ARCHITECTURES
-from ich_ray.model.hyperparameters import Hyperparameters, readers
 from ich_ray.results import Objective
 from ich_ray.search.space.explicit_trials import ListRules, candidate_specs
+from ich_ray.search.space.parameter_sets import PARAMETER_SETS, SEQUENCES, Searched
 from ich_ray.search.space.space import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace, same
 from ich_ray.search.stopping import STOPPING_RULES
 from ich_ray.statistics.metrics import METRICS
@@ -32,8 +31,12 @@ __all__ = ["SearchSpace", "load_space", "parse_space"]
 OBJECTIVES = {name: metric.better for name, metric in METRICS.items() if metric.is_objective}
 
 
-def load_space(path: Location) -> SearchSpace:
+def load_space(path: Location, searches: Searched | None = None) -> SearchSpace:
     """Read and check a search space.
+
+    Args:
+        path: the file.
+        searches: what it must search; anything if not given.
 
     Raises:
         SpaceError: `file.yaml: key: rule, got ..., what next`.
@@ -47,7 +50,14 @@ def load_space(path: Location) -> SearchSpace:
         source = parse_yaml(text)
     except ValueError as error:
         raise SpaceError(f"{where.name}: must be YAML, got {error}") from None
-    return parse_space(source, where.name)
+    space = parse_space(source, where.name)
+    if searches not in {None, space.drawn.name}:
+        verb = "ich-ray sequence" if space.drawn is SEQUENCES else "ich-ray search"
+        raise SpaceError(
+            f"{where.name}: searches: must be {searches} here, got {space.drawn.name}; give it to `{verb}`, or give "
+            "another space"
+        )
+    return space
 
 
 def parse_space(source: Any, file: str) -> SearchSpace:
@@ -71,6 +81,7 @@ class _File(BaseModel):
     sampler: Literal["tpe", "grid"] = "tpe"
     points: list[dict[str, Any]] = []
     candidates: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    searches: Searched = "network"
 
 
 class _Checker(ListRules):
@@ -83,6 +94,7 @@ class _Checker(ListRules):
             file = _File.model_validate(source)
         except ValidationError as error:
             raise self._structure(error) from None
+        self.drawn = PARAMETER_SETS[file.searches]
         self._objective(file.objective)
         self._folds(file)
         self._budget(file.budget)
@@ -98,7 +110,7 @@ class _Checker(ListRules):
             self._needed(spec, specs)
         points = tuple(self._point(index, point, ordered) for index, point in enumerate(file.points))
         listed = self.grid(ordered, points) if file.sampler == "grid" else None
-        space = SearchSpace(file.name, file.objective, file.budget, ordered, points, source, listed)
+        space = SearchSpace(file.name, file.objective, file.budget, ordered, points, source, listed, self.drawn)
         self._meetings(space)
         self._answered(file.objective, space)
         return space
@@ -109,7 +121,9 @@ class _Checker(ListRules):
             if other:
                 raise self.error(key, f"{key} or candidates must be given, got both; remove one")
         whole = self.candidates(written, file.budget)
-        space = SearchSpace(file.name, file.objective, file.budget, candidate_specs(whole), (), source, whole)
+        space = SearchSpace(
+            file.name, file.objective, file.budget, candidate_specs(whole), (), source, whole, self.drawn
+        )
         self._answered(file.objective, space)
         return space
 
@@ -162,6 +176,12 @@ class _Checker(ListRules):
                     f"needs folds, which it divides anew, got {objective.repeats} of none; add folds",
                 )
             return
+        if not self.drawn.has_folds:
+            raise self.error(
+                "objective.folds",
+                f"trials with `searches: {file.searches}` are judged by the validation patients alone, got "
+                f"{file.objective.folds}; leave folds out",
+            )
         named = [file.parameters or {}, *(file.candidates or ())]
         if any("epochs" in parameters for parameters in named):
             raise self.error(
@@ -172,9 +192,9 @@ class _Checker(ListRules):
 
     def _answered(self, objective: Objective, space: SearchSpace) -> None:
         """A metric of subtypes is there where every trial answers them."""
-        if not METRICS[objective.metric].label:
+        if not METRICS[objective.metric].label or not self.drawn.records("labels"):
             return
-        default = Hyperparameters().labels
+        default = self.drawn.fields()["labels"].default
         for drawn in space.listed or space.together(("labels",)):
             if drawn.get("labels", default) != "all":
                 raise self.error(
@@ -270,22 +290,17 @@ class _Checker(ListRules):
 
     def _meetings(self, space: SearchSpace) -> None:
         """What must hold between the values of a trial, for all that can meet in one."""
-        for name in (spec.name for spec in space.parameters if readers(spec.name)):
-            for drawn in space.together(("architecture", name)):
-                self.read_by_its_architecture("parameters", drawn)
-        named = (spec.values for spec in space.parameters if spec.name == "architecture")
-        architectures = map(str, next(named, (Hyperparameters().architecture,)))
-        staged = {field for name in architectures for field in ARCHITECTURES[name].stage_fields}
-        for drawn in space.together(("architecture", "weights", "unfreeze_from", *staged)):
-            self.in_its_architecture("parameters", drawn)
+        for names, rule in self.drawn.meetings({spec.name: spec.values for spec in space.parameters}):
+            for drawn in space.together(names):
+                self.holds("parameters", rule(drawn))
         for drawn in space.together(("epochs", "training_slices")):
             self.whole("parameters", drawn, space.budget)
         # Where those are too many, at least what will be tried first, and some more.
         tried = [(f"points[{index}]", RandomSuggest(index, point)) for index, point in enumerate(space.points)]
         for key, suggest in [*tried, *[("parameters", RandomSuggest(seed=0))] * TRY_DRAWS]:
             drawn = space.values(suggest)
-            self.read_by_its_architecture(key, drawn)
-            self.in_its_architecture(key, drawn)
+            self.holds(key, self.drawn.unread(drawn))
+            self.holds(key, self.drawn.unmade(drawn))
             self.whole(key, drawn, space.budget)
 
 

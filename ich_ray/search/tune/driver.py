@@ -87,7 +87,9 @@ class Driver:
         race = _race(space, dataset, ledger) if space.objective.networks > 1 else None
         large_enough = partial(nodes_that_hold, slots.cpus, slots.gpus)
         quarantine = Quarantine(ledger, large_enough, RELEASED_AFTER_S)
-        self.scheduler = StoppingScheduler(space.budget, space.objective, rule, self.exhausted, race, quarantine)
+        self.scheduler = StoppingScheduler(
+            space.budget, space.objective, rule, self.exhausted, race, space.drawn, quarantine
+        )
         self.sampler = LedgerSampler(
             space,
             ledger,
@@ -112,6 +114,7 @@ class Driver:
             seed=ledger.record.seed,
             keep_weights=keep_weights,
             declined_s=DECLINED_S,
+            searches=space.drawn.name,
         )
         trainer = trainer or train_model
         self.function = trial_function(settings, MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer)

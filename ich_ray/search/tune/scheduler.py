@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import TrialScheduler
 
-from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import FoldNote, LogitsReference
 from ich_ray.search.ledger import Verdict
+from ich_ray.search.space.parameter_sets import NETWORKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
     from ich_ray.results import Objective
+    from ich_ray.search.space.parameter_sets import ParameterSet
     from ich_ray.search.space.space import Budget
     from ich_ray.search.stopping import StoppingRule
     from ich_ray.search.stopping.fold_race import FoldRace
@@ -45,10 +46,11 @@ class StoppingScheduler(TrialScheduler):
         rule: StoppingRule,
         limit: Callable[[], Verdict | None],
         race: FoldRace | None = None,
+        drawn: ParameterSet = NETWORKS,
         quarantine: Quarantine | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._budget, self._networks = budget, objective.networks
+        self._budget, self._networks, self._drawn = budget, objective.networks, drawn
         self._key = f"metrics/{objective.metric}"
         self._name = objective.metric
         self.rule, self.race = rule, race
@@ -63,7 +65,7 @@ class StoppingScheduler(TrialScheduler):
             return self._lost(number, result)
         if self._quarantine and "failure" not in result:
             self._quarantine.reported(result.get("node", ""))
-        images = Hyperparameters.model_validate(trial.config.get("parameters", {})).images_within(self._budget.images)
+        images = self._drawn.images_of(trial.config.get("parameters", {}), self._budget.images)
         verdict = self.verdicts.get(number) or self._judge(number, result, images * self._networks)
         if verdict is None:
             return TrialScheduler.CONTINUE

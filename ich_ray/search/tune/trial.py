@@ -25,10 +25,10 @@ from ray import tune
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut
 from ich_ray.errors import TrialFailure
-from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.registry import registered_here, repeat
 from ich_ray.results import CheckpointReference, Objective, Report, SearchRecord, finite
 from ich_ray.search.out_of_fold import OutOfFold
+from ich_ray.search.space.parameter_sets import PARAMETER_SETS
 from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
 from ich_ray.search.tune.quarantine import DECLINED, is_admitted
 from ich_ray.search.tune.train_workers import WorkersLost
@@ -40,7 +40,9 @@ from ich_ray.training.memory import out_of_memory
 if TYPE_CHECKING:
     from upath import UPath
 
+    from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import ExecutionInfo
+    from ich_ray.search.space.parameter_sets import Searched
     from ich_ray.training.checkpoint_store import Checkpoint, SavedState
     from ich_ray.training.data_parallel import Shard
     from ich_ray.training.loop import Progress
@@ -70,6 +72,7 @@ class TrialSettings:
         precision: of the search, on accelerators; None where its record names none.
         objective: of the search; with folds, `images` are those of each network.
         seed: of the search, which divides its patients into folds.
+        searches: what its parameters are of.
         keep_weights: whether the state of each trial's best report stays when it has ended.
         declined_s: how long a trial waits on a machine that is in quarantine before it goes back to the queue.
     """
@@ -86,6 +89,7 @@ class TrialSettings:
     precision: Precision | None = None
     objective: Objective = field(default_factory=Objective)
     seed: int = 0
+    searches: Searched = "network"
     keep_weights: bool = False
     declined_s: float = 5.0
 
@@ -242,7 +246,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
     elif kept and kept.images_seen < config["reported"]:
         why = checkpoints.note or "the newest checkpoint was missing"
         checkpoints.note = f"{why}: went back from {config['reported']} to {kept.images_seen} images"
-    parameters = Hyperparameters(**config["parameters"])
+    parameters = PARAMETER_SETS[settings.searches].made(config["parameters"])
     images = settings.images_of(parameters) * settings.objective.networks
     train = folds or trainer
     resume = kept.file if kept else None
@@ -259,7 +263,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
                 if folds and isinstance(progress, FoldProgress):
                     report["fold"] = folds.note(progress).model_dump()
                 history.append(report)
-                _keep_best(progress, history, settings, files.weights(config["number"]))
+                _keep_best(progress, history, settings, files.weights_of(config["number"]))
                 reference = None if last else _reference(checkpoints.save(progress, history))
             except OSError as error:  # the search's folder, which every trial needs: no failure of this one
                 tune.report({"unwritable": f"{checkpoints.folder}: {error.strerror or error}"})

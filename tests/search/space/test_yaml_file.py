@@ -150,7 +150,7 @@ def test_a_parameter_that_cannot_be_drawn_is_refused(tmp_path: Path, line: str, 
         (
             GOOD + "pionts: []\n",
             "space.yaml: pionts: the key must be one of name, objective, budget, parameters, sampler, "
-            "points, candidates, got 'pionts' "
+            "points, candidates, searches, got 'pionts' "
             "(did you mean 'points'?)",
         ),
         (

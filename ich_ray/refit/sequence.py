@@ -1,0 +1,281 @@
+"""A model over the slices of each series, searched on features of the bundle's network.
+
+Who sees whom: the network trained on the training patients, whose features teach the sequence model (features may be
+in-sample; logits would not be, and are not shown to it). Validation patients, on whom the network did not train, stop
+and select its trials. Calibration patients weigh the two logits against each other, and what is then said of them is
+cross-fitted by patient. Test patients stay closed: their features are computed when `evaluate` opens them.
+
+The trials are a search folder of their own, `SEARCH/final/sequence/`, with the same ledger as any other, so they can be
+killed and gone on with, read by `ich-ray results` and checked by `ich-ray audit`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ich_ray.bundle.card_file import has_card, read_card
+from ich_ray.bundle.sequence_note import Blend, SequenceNote
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.series_order import order_of_slices
+from ich_ray.errors import ConfigError
+from ich_ray.progress import say
+from ich_ray.refit.sequence_trials import SequenceTrainer, best_state, keep_only
+from ich_ray.results import open_network_search
+from ich_ray.runtime import connected
+from ich_ray.search.request import SearchRequest
+from ich_ray.storage import Location, is_local, remove
+
+if TYPE_CHECKING:
+    from ich_ray.bundle.bundle import Bundle
+    from ich_ray.bundle.card import Card
+    from ich_ray.data.dataset import SliceSet
+    from ich_ray.data.sequence_features import SequenceFeatureFiles, SequenceFeatures
+    from ich_ray.model.sequence_networks import SequenceNetwork
+    from ich_ray.model.sequence_parameters import SequenceParameters
+    from ich_ray.refit.sequence_figures import ReadSlices
+    from ich_ray.results import SearchResult, TrialResult
+    from ich_ray.search.tune.trial import Trainer
+    from ich_ray.storage import SearchFiles
+
+__all__ = ["DEFAULT_TRIALS", "drop_outdated", "nothing_to_learn", "sequence"]
+
+DEFAULT_TRIALS = 8
+# Below, slices beside each other are so rare that whatever a model over them gains is gained by no one.
+_LEAST_SHARE = 0.1
+
+
+def sequence(
+    search: Location,
+    *,
+    space: Location,
+    trials: int | None = None,
+    resume: bool = False,
+    seed: int | None = None,
+    address: str | None = None,
+    _trainer: Trainer | None = None,
+) -> SequenceNote | None:
+    """Search a sequence model for the bundle of a search, and put the best into the bundle.
+
+    The bundle is not calibrated then, and if its test patients were opened, opening them again counts as the second
+    time. None where the series of the dataset have a slice each, from which nothing can be learned: the bundle stays.
+
+    Args:
+        search: the search folder, with its bundle.
+        space: the YAML file of a space that `searches: sequence`.
+        trials: in all, counting those already there; 8, or as many as before, if not given.
+        resume: go on with the search that is there.
+        seed: of its draws and trials; that of the search if not given.
+        address: a Ray cluster; this machine if not given.
+
+    Raises:
+        ConfigError: it cannot be done as asked; nothing was written.
+        Interrupted: it was stopped before its end; the message says how to go on.
+        IchRayError: no trial completed.
+    """
+    from ich_ray.search.checked_request import validate_request
+
+    found = open_network_search(search)
+    card = _checked_card(found)
+    dataset = PreparedDataset.of_search(found)
+    if why := nothing_to_learn(dataset):
+        say(f"sequence: skipped, {why}; the bundle stays as it is")
+        return None
+    from ich_ray.refit.bundle_features import compute_features, feature_files, open_features
+
+    _check_calibration(dataset)
+    files = found.files.sequence
+    features = feature_files(files, dataset, card)
+    _check_features(files, features)
+    if files.search.exists() and not resume:
+        raise ConfigError(
+            f"{files.root}: a new search needs a folder without one, got one; add --resume to go on with it, or remove "
+            "the folder"
+        )
+    request = SearchRequest(
+        dataset.files.root,
+        space,
+        files.root,
+        trials=DEFAULT_TRIALS if trials is None and not files.search.exists() else trials,
+        resume=resume,
+        seed=found.record.seed if seed is None and not files.search.exists() else seed,
+        address=address,
+    )
+    validate_request(request, "sequence")  # a mistake must cost no features
+    from ich_ray.search.run import run_request
+
+    with connected(address):
+        compute_features(features, found.files.bundle, dataset, files)
+        trainer = _trainer or SequenceTrainer(features.key, card.parameters.predicted_labels)
+        ended = run_request(request, trainer, "sequence")
+    return _into_bundle(found, ended, open_features(files, dataset, features.key))
+
+
+def _checked_card(found: SearchResult) -> Card:
+    """The card of a bundle that a sequence model can be put into.
+
+    Raises:
+        ConfigError: there is none, its network trained on the validation patients, or there are several networks.
+    """
+    where = found.files.bundle
+    if not has_card(where):
+        raise ConfigError(
+            f"{where}: a sequence model reads features of a bundle, got none; run `ich-ray retrain` first"
+        )
+    card = read_card(where)
+    if card.retraining is not None and card.retraining.patients != "train":
+        raise ConfigError(
+            f"{where}: validation patients select the sequence model and must be new to the network, got one that "
+            f"trained on {card.retraining.patients}; retrain it with --patients train"
+        )
+    if card.members:
+        raise ConfigError(
+            f"{where}: a sequence model reads features of one network, got a bundle of several; retrain without "
+            "--ensemble"
+        )
+    return card
+
+
+def nothing_to_learn(dataset: PreparedDataset) -> str:
+    """Why a model over series has nothing to learn from a dataset; empty if it has.
+
+    Raises:
+        ConfigError: slices of one series have several roles.
+    """
+    if dataset.manifest.split == "slice":
+        raise ConfigError(
+            f"{dataset.files.root}: slices of a series must be of one role, got roles drawn by slice; prepare it by "
+            "patient"
+        )
+    for role in ("train", "validation"):
+        rows = dataset.role(role).rows
+        order = order_of_slices(dataset.slices.take(rows))
+        several = int((order.lengths[order.series] > 1).sum())
+        if several < _LEAST_SHARE * len(rows):
+            return f"{several:,} of {len(rows):,} {role} slices have another slice in their series"
+    return ""
+
+
+def _check_calibration(dataset: PreparedDataset) -> None:
+    """The blend must be fitted.
+
+    Raises:
+        ConfigError: calibration slices are all alike.
+    """
+    there = dataset.manifest.roles.get("calibration")
+    slices, positives = (there.slices, there.positives) if there else (0, 0)
+    if not 0 < positives < slices:
+        raise ConfigError(
+            f"{dataset.files.root}: calibration must have positive and negative slices, got {positives} positive of "
+            f"{slices}; prepare a dataset with more patients"
+        )
+
+
+def _check_features(files: SearchFiles, features: SequenceFeatureFiles) -> None:
+    """Features can be kept, and a search that is there must be over those of this bundle.
+
+    Raises:
+        ConfigError: the search lies on object storage, or they are of another bundle.
+    """
+    if not is_local(files.root):
+        raise ConfigError(
+            f"{files.root}: features of slices are mapped from a folder that all machines see, got object storage; "
+            "copy the search into one"
+        )
+    from ich_ray.refit.bundle_features import outdated
+
+    if others := outdated(files, features):
+        raise ConfigError(
+            f"{files.root}: its features must be of the bundle, got those of another one ({', '.join(others)} instead "
+            f"of {features.root.name}); remove the folder to search anew"
+        )
+
+
+def drop_outdated(found: SearchResult) -> None:
+    """Remove a search over features of another bundle, such as the one that a retraining has replaced."""
+    from ich_ray.refit.bundle_features import feature_files, outdated
+
+    files, card = found.files.sequence, read_card(found.files.bundle)
+    if outdated(files, feature_files(files, PreparedDataset.of_search(found), card)):
+        say(f"  {files.root}: of the bundle before this one, removed")
+        remove(files.root)
+
+
+def _into_bundle(found: SearchResult, ended: SearchResult, features: SequenceFeatures) -> SequenceNote:
+    """Put the best trial's network into the bundle, unless it is there."""
+    from ich_ray.bundle.bundle import load_bundle  # loads PyTorch
+    from ich_ray.model.sequence_networks import build_sequence_network
+    from ich_ray.model.sequence_parameters import SequenceParameters
+    from ich_ray.model.tensors import layout_of
+    from ich_ray.training.state import TrainingState
+
+    trial, bundle = ended.best(), load_bundle(found.files.bundle)
+    parameters = SequenceParameters.model_validate(trial.parameters)
+    there = bundle.card.sequence
+    if there is not None and (there.trial, there.trials, there.value) == (trial.number, len(ended.trials), trial.value):
+        say("sequence: the bundle has the best of these trials already")
+        return there
+    network = build_sequence_network(parameters, features.record.features, len(bundle.card.parameters.predicted_labels))
+    state = TrainingState.load(best_state(ended.files.weights_of(trial.seed), trial), layout_of(network))
+    network.load_state_dict(state.validated_weights)
+    note = _measured(bundle, network.eval(), parameters, trial, ended, features)
+    bundle.with_sequence(network, note).save(found.files.bundle)
+    keep_only(ended.files.weights, [trial.seed])
+    return note
+
+
+def _measured(
+    bundle: Bundle,
+    network: SequenceNetwork,
+    parameters: SequenceParameters,
+    trial: TrialResult,
+    ended: SearchResult,
+    features: SequenceFeatures,
+) -> SequenceNote:
+    """What the card says: the blend of calibration patients, and what each way reaches."""
+    from ich_ray.refit.sequence_figures import compared, cross_fitted, fit_blends
+
+    dataset, labels = PreparedDataset.of_search(ended), bundle.card.parameters.predicted_labels
+    validation, calibration = (
+        _read(bundle, network, dataset.role(role), features) for role in ("validation", "calibration")
+    )
+    blends = fit_blends(calibration)
+    figures = {"validation": compared(calibration, validation), "calibration": cross_fitted(calibration)}
+    return SequenceNote(
+        parameters=parameters,
+        features=features.record.features,
+        blend={
+            label: Blend(own=one.weights[0], sequence=one.weights[1], bias=one.bias)
+            for label, one in zip(labels, blends, strict=True)
+        },
+        objective=ended.objective.metric,
+        trial=trial.number,
+        trials=len(ended.trials),
+        value=trial.value,
+        figures=figures,
+        created=time.time(),
+    )
+
+
+def _read(bundle: Bundle, network: SequenceNetwork, slices: SliceSet, features: SequenceFeatures) -> ReadSlices:
+    """Slices of a role, as the network of the bundle and the sequence model read them."""
+    from ich_ray.refit.sequence_figures import ReadSlices
+    from ich_ray.training.sequence_batches import sequence_logits
+    from ich_ray.training.sequence_set import SequenceSet
+
+    labels = bundle.card.parameters.predicted_labels
+    given = SequenceSet.of(slices.dataset, slices.rows, features.of_rows(slices.rows), labels, features.files.key)
+    order = given.order
+    said = sequence_logits(network.to(bundle.device), given.features, order, bundle.device)
+    return ReadSlices(
+        targets=given.targets,
+        own=features.logits(slices.rows),
+        sequence=said.slices,
+        head=said.study[order.series],
+        series=order.series,
+        studies=given.studies[order.series],
+        places_mm=order.places_mm[order.place].astype(np.float64),
+        patients=given.patients,
+    )

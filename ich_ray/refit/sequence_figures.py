@@ -1,0 +1,214 @@
+"""What a sequence model adds to no model and to Gaussian smoothing, by slice and by study.
+
+Each way is fitted on patients whom nobody trained on: a logit is `weights @ logits + bias`, of the network's own alone,
+of these smoothed, or of these and the sequence model's. A study is as probable as its most probable slice, or as its
+study head says. Knows arrays; nothing of files, images or networks.
+
+Array shapes: logits and targets are `[n, labels]`, `any` last, targets NaN where unknown; groups and places `[n]`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from ich_ray.data.series_order import ordered_series
+from ich_ray.statistics.metrics import POSITIVE_PATIENTS_OF_A_LABEL, Ranking, log_loss
+from ich_ray.statistics.smoothing import fit_sigmas, smoothed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["WAYS", "ReadSlices", "Weights", "compared", "cross_fitted", "fit_blends", "fit_weights"]
+
+WAYS = ("none", "smoothing", "sequence")
+_FOLDS = 5
+# As wide as those of temperatures: a weight above 20 is of labels that the logits part perfectly. None is negative,
+# which would turn a ranking round.
+_WEIGHTS, _BIASES = (0.0, 20.0), (-30.0, 30.0)
+
+
+@dataclass(frozen=True, eq=False)
+class ReadSlices:
+    """Slices as two networks read them.
+
+    Attributes:
+        targets: of each slice.
+        own: logits of the network.
+        sequence: logits of the sequence model at the place of each slice.
+        head: of its study head, for the series of each slice.
+        series, studies: a number of the series and of the study of each slice.
+        places_mm: along the series, NaN where it is not known.
+        patients: who they are of, `[n]`.
+    """
+
+    targets: NDArray[np.float32]
+    own: NDArray[np.float32]
+    sequence: NDArray[np.float32]
+    head: NDArray[np.float32]
+    series: NDArray[np.int64]
+    studies: NDArray[np.int64]
+    places_mm: NDArray[np.float64]
+    patients: NDArray[np.object_]
+
+    def at(self, kept: NDArray[np.bool_]) -> ReadSlices:
+        """Some of them, of whole patients."""
+        return ReadSlices(**{each.name: getattr(self, each.name)[kept] for each in fields(self)})
+
+
+@dataclass(frozen=True)
+class Weights:
+    """logit = weights @ logits + bias."""
+
+    weights: tuple[float, ...]
+    bias: float
+
+    def __call__(self, logits: NDArray[Any]) -> NDArray[np.float64]:
+        """Of logits `[n, weights]`."""
+        moved: NDArray[np.float64] = np.asarray(logits, np.float64) @ np.array(self.weights) + self.bias
+        return moved
+
+
+def fit_weights(targets: NDArray[Any], logits: NDArray[Any]) -> Weights:
+    """The weights with the least log loss on targets `[n]`, of logits `[n, k]`; unknown ones left out.
+
+    Targets are drawn in a little, as Platt ("Probabilistic outputs for support vector machines", 1999) does: labels of
+    few patients that the logits part perfectly would ask for weights without end.
+    """
+    known = np.isfinite(targets)
+    labels, columns = np.asarray(targets, np.float64)[known], np.asarray(logits, np.float64)[known]
+    positive = labels.sum()
+    truth = np.where(labels == 1, (positive + 1) / (positive + 2), 1 / (len(labels) - positive + 2))
+
+    def loss(numbers: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        moved = columns @ numbers[:-1] + numbers[-1]
+        error = (expit(moved) - truth) / len(truth)
+        return float(np.mean(np.logaddexp(0, moved) - truth * moved)), np.append(error @ columns, error.sum())
+
+    begin = np.append(np.full(columns.shape[1], 1 / columns.shape[1]), 0.0)
+    bounds = [*[_WEIGHTS] * columns.shape[1], _BIASES]
+    found = minimize(loss, begin, jac=True, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-9})
+    *weights, bias = map(float, found.x)
+    return Weights(tuple(weights), bias)
+
+
+def fit_blends(read: ReadSlices) -> list[Weights]:
+    """How the logits of network and sequence model are weighed, for each label.
+
+    A label that few patients have, or that all of them have, is weighed as `any` is.
+    """
+    both = np.stack([read.own, read.sequence], 2)
+    of_any = fit_weights(read.targets[:, -1], both[:, -1])
+    own = [
+        fit_weights(read.targets[:, label], both[:, label]) if _is_told(read, label) else of_any
+        for label in range(both.shape[1] - 1)
+    ]
+    return [*own, of_any]
+
+
+def _is_told(read: ReadSlices, label: int) -> bool:
+    targets = read.targets[:, label]
+    positive = len(set(read.patients[targets == 1]))
+    return positive >= POSITIVE_PATIENTS_OF_A_LABEL and bool((targets == 0).any())
+
+
+def compared(fitted_on: ReadSlices, read: ReadSlices) -> dict[str, dict[str, float | None]]:
+    """Figures of `any` for each of `WAYS`, fitted on some patients and measured on others."""
+    slices, studies = _answers(fitted_on, read)
+    return _figures(read, slices, studies)
+
+
+def cross_fitted(read: ReadSlices) -> dict[str, dict[str, float | None]]:
+    """The same figures of patients who fit the ways: of each fifth of them, fitted on the others.
+
+    Empty where the patients are too few to part.
+    """
+    names = np.unique(read.patients)
+    fold = np.random.default_rng(0).permutation(len(names)) % _FOLDS
+    folds = fold[np.searchsorted(names, read.patients)]
+    slices = {way: np.full(len(folds), math.nan) for way in WAYS}
+    studies = {way: np.full(len(folds), math.nan) for way in WAYS}
+    for number in range(_FOLDS):
+        inside = folds == number
+        labels = read.targets[~inside, -1]
+        if not inside.any() or not 0 < labels.sum() < len(labels):
+            return {}
+        told = _answers(read.at(~inside), read.at(inside))
+        for kept, found in zip((slices, studies), told, strict=True):
+            for way in WAYS:
+                kept[way][inside] = found[way]
+    return _figures(read, slices, studies)
+
+
+def _answers(
+    fitted_on: ReadSlices, read: ReadSlices
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """Logits of `any` of each slice, and of its study, as each way says."""
+    own = fit_weights(fitted_on.targets[:, -1], fitted_on.own[:, -1:])
+    sigma = _sigma(fitted_on, own)
+    slices, studies = {}, {}
+    for way in WAYS:
+        one, other = (_columns(part, way, own, sigma) for part in (fitted_on, read))
+        slices[way] = fit_weights(fitted_on.targets[:, -1], one)(other)
+        told = [_of_studies(part, columns) if way != "sequence" else _of_studies(part, part.head[:, -1:])
+                for part, columns in ((fitted_on, one), (read, other))]  # fmt: skip
+        _, first = np.unique(fitted_on.studies, return_index=True)
+        truth = _of_studies(fitted_on, fitted_on.targets[:, -1:])[first, 0]
+        studies[way] = fit_weights(truth, told[0][first])(told[1])
+    return slices, studies
+
+
+def _sigma(read: ReadSlices, own: Weights) -> float:
+    """The width that smoothes best; of logits that mean probabilities."""
+    order = ordered_series(read.series, read.places_mm)
+    logits = own(read.own[:, -1:])[:, None]
+    return fit_sigmas(logits, read.targets[:, -1:], order.place, order.starts)[0]
+
+
+def _columns(read: ReadSlices, way: str, own: Weights, sigma: float) -> NDArray[np.float64]:
+    """The logits that a way weighs, `[n, k]`."""
+    logits = read.own[:, -1:].astype(np.float64)
+    if way == "smoothing":
+        order = ordered_series(read.series, read.places_mm)
+        return smoothed(own(logits)[:, None], order.place, order.starts, (sigma,)).astype(np.float64)
+    return logits if way == "none" else np.concatenate([logits, read.sequence[:, -1:]], 1)
+
+
+def _of_studies(read: ReadSlices, values: NDArray[Any]) -> NDArray[np.float64]:
+    """The highest of the study of each slice, `[n, k]`."""
+    return _highest(values, read.studies)
+
+
+def _highest(values: NDArray[Any], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of each column the highest value in the group of each row, `[n, k]`."""
+    _, number = np.unique(groups, return_inverse=True)
+    found = np.full((number.max(initial=-1) + 1, values.shape[1]), -np.inf)
+    np.maximum.at(found, number, values)
+    return found[number]
+
+
+def _figures(
+    read: ReadSlices, slices: dict[str, NDArray[np.float64]], studies: dict[str, NDArray[np.float64]]
+) -> dict[str, dict[str, float | None]]:
+    _, first = np.unique(read.studies, return_index=True)
+    labels = read.targets[:, -1]
+    truth = _highest(labels[:, None], read.studies)[first, 0]
+    return {
+        way: {
+            **_measured("", labels, slices[way]),
+            **_measured("study_", truth, studies[way][first]),
+        }
+        for way in WAYS
+    }
+
+
+def _measured(prefix: str, labels: NDArray[Any], logits: NDArray[np.float64]) -> dict[str, float | None]:
+    """None where a figure is not defined."""
+    ap, auc = Ranking(labels, logits).statistics()
+    values = {"average_precision": ap, "roc_auc": auc, "log_loss": log_loss(labels, expit(logits))}
+    return {prefix + name: float(value) if math.isfinite(value) else None for name, value in values.items()}
