@@ -1,4 +1,4 @@
-"""The networks that a confirmation has trained of the chosen trial, as one bundle: nothing is trained again."""
+"""The networks that a confirmation has trained of the chosen trial, as one bundle."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ich_ray.refit.bundle_builder import make_bundle
 from ich_ray.refit.confirm import chosen_trial, confirmed
 from ich_ray.refit.retrain_record import MemberRun, Retraining, SeedRun, check_views, parse_views, searched_budget
 from ich_ray.results import open_search
+from ich_ray.search.best_states import best_state
 from ich_ray.storage import Location, write_json
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def bundle_confirmed(search: Location, *, tta: Sequence[str] = ()) -> Bundle:
         members=tuple(MemberRun(trial=trial.number, parameters=parameters.model_dump(), run=one) for one in others),
     )
     say(f"  ensemble: {len(runs)} networks of trial {trial.number}, as confirmation has trained them")
-    states = [trained.files.weights_of(one.number) for one in runs]
+    states = [best_state(trained.files.weights_of(one.seed), one) for one in runs]
     bundle = make_bundle(found, trial, parameters, dataset, states[0], retraining, views, member_states=states[1:])
     write_json(found.files.retraining, retraining.model_dump(mode="json"))
     return bundle
@@ -84,7 +85,7 @@ def _trainings(trained: SearchResult, number: int) -> list[TrialResult]:
     """
     ended = [one for one in trained.trials if one.repeats == number and one.state == "completed"]
     whole = sorted(ended, key=lambda one: (-1 if one.fold is None else one.fold, one.number))[:MOST_MEMBERS]
-    missing = [one.number for one in whole if not trained.files.weights_of(one.number).exists()]
+    missing = [one.number for one in whole if not trained.files.weights_of(one.seed).exists()]
     if missing or not whole:
         got = f"none of its training {missing[0]}" if missing else "no training that completed"
         raise ConfigError(

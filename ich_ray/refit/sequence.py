@@ -22,9 +22,10 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.series_order import order_of_slices
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
-from ich_ray.refit.sequence_trials import SequenceTrainer, best_state, keep_only
+from ich_ray.refit.sequence_trials import SequenceTrainer
 from ich_ray.results import open_network_search
 from ich_ray.runtime import connected
+from ich_ray.search.best_states import best_state, keep_only
 from ich_ray.search.request import SearchRequest
 from ich_ray.storage import Location, is_local, remove
 
@@ -109,7 +110,7 @@ def sequence(
     with connected(address):
         compute_features(features, found.files.bundle, dataset, files)
         trainer = _trainer or SequenceTrainer(features.key, card.parameters.predicted_labels)
-        ended = run_request(request, trainer, "sequence")
+        ended = run_request(request, trainer, "sequence", keep_weights=True)
     return _into_bundle(found, ended, open_features(files, dataset, features.key))
 
 

@@ -56,13 +56,20 @@ def run_search(
     return run_request(SearchRequest(dataset, space, out, **keywords), _trainer)
 
 
-def run_request(request: SearchRequest, trainer: Trainer | None = None, searches: Searched = "network") -> SearchResult:
+def run_request(
+    request: SearchRequest,
+    trainer: Trainer | None = None,
+    searches: Searched = "network",
+    *,
+    keep_weights: bool = False,
+) -> SearchResult:
     """Do what `run_search` is asked for.
 
     Args:
         request: unchecked.
         trainer: what trains in place of ours.
         searches: what its space must search; anything but networks needs a trainer.
+        keep_weights: whether the state of each trial's best report stays, see `search.best_states`.
     """
     checked = validate_request(request, searches)
     files, data = checked.files, checked.dataset
@@ -102,6 +109,7 @@ def run_request(request: SearchRequest, trainer: Trainer | None = None, searches
             trainer=trainer,
             listed=_listed(checked.space, ledger, wanted),
             placement=request.placement,
+            keep_weights=keep_weights,
             room=room(fleet, slots, request.concurrent),
         ).run()
     return open_search(files.root)

@@ -276,10 +276,6 @@ class SearchFiles:
     def checkpoint(self, number: int) -> UPath:
         return self.checkpoints / f"{number:05d}"
 
-    def weights_of(self, number: int) -> UPath:
-        """The weights of a trial's best report, where they are kept."""
-        return self.root / "weights" / f"{number:05d}.safetensors"
-
     @property
     def logits(self) -> UPath:
         """What the networks of trials said of the patients of their folds, where trials are judged by folds."""
@@ -323,7 +319,7 @@ class SearchFiles:
         return self.root / "features"
 
     def weights_of(self, seed: int) -> UPath:
-        """States of the best reports of the trial with a seed, where sequence models are searched."""
+        """States of the best reports of the trial with a seed, where they are kept."""
         return self.weights / str(seed)
 
     @property

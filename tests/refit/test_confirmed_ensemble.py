@@ -17,7 +17,7 @@ from ich_ray.model.networks import build_network
 from ich_ray.refit.confirmed_ensemble import bundle_confirmed
 from ich_ray.refit.retrain_record import Retraining
 from ich_ray.search.tune import trial as trials
-from ich_ray.storage import SearchFiles, locate, read_json, write_json
+from ich_ray.storage import SearchFiles, locate, read_json, remove, write_json
 from ich_ray.training.state import TrainingState
 from tests.records import make_confirmation
 from tests.searched import PARAMETERS, make_search
@@ -63,7 +63,7 @@ def test_the_networks_of_a_confirmation_are_one_bundle(search: SearchFiles, data
     assert [member.seed for member in bundle.card.members] == [41]
     assert bundle.card.trained_by == ("train", "validation")
     for number, network in enumerate(bundle.networks):
-        kept = TrainingState.load(confirming.weights_of(number))
+        kept = TrainingState.load(max(confirming.weights_of(40 + number).iterdir()))
         values = {
             report["images_seen"]: report["metrics"]["average_precision"]
             for report in read_json(confirming.trial(number))["reports"]
@@ -75,7 +75,7 @@ def test_the_networks_of_a_confirmation_are_one_bundle(search: SearchFiles, data
     slices = dataset.role("calibration")
     shape = dataset.image_shape
     own = build_network(PARAMETERS, shape).eval()
-    own.load_state_dict(TrainingState.load(confirming.weights_of(1)).validated_weights)
+    own.load_state_dict(TrainingState.load(max(confirming.weights_of(41).iterdir())).validated_weights)
     with torch.no_grad():
         second = own(torch.from_numpy(slices.gather(np.arange(len(slices))))).numpy()
     first = again.without_members().slice_logits(slices)
@@ -88,7 +88,7 @@ def test_the_networks_of_a_confirmation_are_one_bundle(search: SearchFiles, data
 def test_without_a_confirmation_or_its_weights_it_is_refused(
     search: SearchFiles, tmp_path: Path, dataset: PreparedDataset
 ) -> None:
-    search.confirming("folds").weights_of(1).unlink()
+    remove(search.confirming("folds").weights_of(41))
     with pytest.raises(ConfigError, match=r"takes the weights of trial 0's trainings, got none of its training 1; re"):
         bundle_confirmed(search.root)
     files = make_search(tmp_path / "other", dataset)

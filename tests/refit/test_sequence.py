@@ -24,10 +24,11 @@ from ich_ray.pipeline import sequence_space
 from ich_ray.refit import bundle_features
 from ich_ray.refit.bundle_features import features_key
 from ich_ray.refit.sequence import drop_outdated, sequence
-from ich_ray.refit.sequence_trials import SequenceTrainer, best_state
+from ich_ray.refit.sequence_trials import SequenceTrainer
 from ich_ray.results import open_search
 from ich_ray.runtime import connected
 from ich_ray.search.audit.search_audit import audit
+from ich_ray.search.best_states import best_state
 from ich_ray.search.tune.trial import TrialSettings
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from ich_ray.training.state import TrainingState

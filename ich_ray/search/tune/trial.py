@@ -24,9 +24,10 @@ from ray import tune
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut
-from ich_ray.errors import TrialFailure
+from ich_ray.errors import IchRayError, TrialFailure
 from ich_ray.registry import registered_here, repeat
-from ich_ray.results import CheckpointReference, Objective, Report, SearchRecord, finite
+from ich_ray.results import CheckpointReference, Objective, QuarantineNote, Report, SearchRecord, finite
+from ich_ray.search.best_states import BestStates
 from ich_ray.search.out_of_fold import OutOfFold
 from ich_ray.search.space.parameter_sets import PARAMETER_SETS
 from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
@@ -196,13 +197,21 @@ def _admitted(settings: TrialSettings) -> None:
         WorkersLost: it was.
     """
     if not _faulty.is_set():
-        file = SearchFiles(locate(settings.search)).search
-        out = read_record(file, SearchRecord, "restore the file").quarantined
+        out = _quarantined(settings)
         if not out or is_admitted(out, _node(), settings.search, time.time()):
             return
         time.sleep(settings.declined_s)  # it comes back at once as long as no other machine is free
     _lose(DECLINED, "")
     raise WorkersLost("this machine or process gets no trials")
+
+
+def _quarantined(settings: TrialSettings) -> list[QuarantineNote]:
+    """Machines that are out by the ledger; none where it cannot be read now."""
+    try:
+        file = SearchFiles(locate(settings.search)).search
+        return read_record(file, SearchRecord, "restore the file").quarantined
+    except (IchRayError, OSError):
+        return []
 
 
 def _lose(cause: str, detail: str) -> None:
@@ -250,6 +259,9 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
     images = settings.images_of(parameters) * settings.objective.networks
     train = folds or trainer
     resume = kept.file if kept else None
+    seen = kept.images_seen if kept else 0
+    best = BestStates(files.weights_of(config["seed"]), settings.objective, seen) if settings.keep_weights else None
+    keep = best.offer if best else _skip
     with closing(train(parameters, dataset, settings, config["seed"], resume)) as steps:
         for progress in steps:
             report = {
@@ -263,7 +275,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
                 if folds and isinstance(progress, FoldProgress):
                     report["fold"] = folds.note(progress).model_dump()
                 history.append(report)
-                _keep_best(progress, history, settings, files.weights_of(config["number"]))
+                keep(progress)
                 reference = None if last else _reference(checkpoints.save(progress, history))
             except OSError as error:  # the search's folder, which every trial needs: no failure of this one
                 tune.report({"unwritable": f"{checkpoints.folder}: {error.strerror or error}"})
@@ -281,13 +293,8 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
     raise TrialFailure("error", f"training ended at {seen} of {images} images")
 
 
-def _keep_best(progress: _Progress, history: list[dict[str, Any]], settings: TrialSettings, file: UPath) -> None:
-    """Keep the state of a report that is better than each before it, where weights are kept."""
-    objective = settings.objective
-    *before, last = (report["metrics"].get(objective.metric) for report in history)
-    better = last is not None and all(value is None or objective.better(last, value) for value in before)
-    if settings.keep_weights and better:
-        progress.state().save(file)
+def _skip(progress: _Progress) -> None:
+    """Where no weights are kept."""
 
 
 def opened(settings: TrialSettings, fold: int | None) -> PreparedDataset:

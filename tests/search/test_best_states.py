@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ich_ray.errors import IchRayError
-from ich_ray.refit.sequence_trials import BestStates, best_state, keep_only
 from ich_ray.results import Objective, Report, TrialResult
+from ich_ray.search.best_states import BestStates, best_state, keep_only
 from ich_ray.storage import locate
 from ich_ray.training.state import TrainingState
 
@@ -79,7 +79,7 @@ def test_a_very_small_loss_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_gone_are_missed_by_name(tmp_path: Path) -> None:
-    with pytest.raises(IchRayError, match=r"the weights of trial 7 must be there, got none; remove the search for a"):
+    with pytest.raises(IchRayError, match=r"the weights of trial 7 must be there, got none; search again"):
         best_state(locate(tmp_path / "3"), trial([0.5]))
 
 

@@ -1,0 +1,93 @@
+"""The weights of a trial's best report, kept when its checkpoints go because it has ended.
+
+In `weights/`, by the seed of the trial, where a search is asked to keep them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Protocol
+
+from ich_ray.errors import IchRayError
+from ich_ray.storage import remove
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from upath import UPath
+
+    from ich_ray.results import Objective, TrialResult
+    from ich_ray.training.checkpoint_store import SavedState
+
+__all__ = ["BestStates", "best_state", "keep_only"]
+
+_NAME = re.compile(r"(\d{12})=(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)\.safetensors", re.ASCII)
+
+
+class _Progress(Protocol):
+    @property
+    def images_seen(self) -> int: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    def state(self) -> SavedState: ...
+
+
+class BestStates:
+    """The state of a trial's best report so far, and of the best one before it.
+
+    The latter is kept until the trial's checkpoint can be of the newer report: a process that dies before comes back to
+    the one before.
+    """
+
+    def __init__(self, folder: UPath, objective: Objective, images_seen: int) -> None:
+        self.folder, self.objective = folder, objective
+        there = _states(folder)
+        for images, _, path in there:
+            if images > images_seen:
+                path.unlink(missing_ok=True)
+        self.kept = [(images, value) for images, value, _ in there if images <= images_seen]
+
+    def offer(self, progress: _Progress) -> None:
+        """Keep the state of a report if it is the best."""
+        value = float(progress.metrics.get(self.objective.metric, math.nan))
+        if not math.isfinite(value) or (self.kept and not self.objective.better(value, self.kept[-1][1])):
+            return
+        progress.state().save(self._file(progress.images_seen, value))
+        self.kept.append((progress.images_seen, value))
+        for images, before in self.kept[:-2]:
+            self._file(images, before).unlink(missing_ok=True)
+        self.kept = self.kept[-2:]
+
+    def _file(self, images: int, value: float) -> UPath:
+        return self.folder / f"{images:012d}={value!r}.safetensors"
+
+
+def best_state(folder: UPath, trial: TrialResult) -> UPath:
+    """The file of the state of a trial's best report.
+
+    Raises:
+        IchRayError: it is not there.
+    """
+    best = trial.best_report
+    found = [path for images, _, path in _states(folder) if best and images == best.images_seen]
+    if not found:
+        raise IchRayError(
+            f"{folder}: the weights of trial {trial.number} must be there, got none; search again in another folder"
+        )
+    return found[0]
+
+
+def keep_only(weights: UPath, seeds: Iterable[int]) -> None:
+    """Remove the states of all trials but some."""
+    kept = {str(seed) for seed in seeds}
+    for folder in weights.iterdir() if weights.exists() else ():
+        if folder.name not in kept:
+            remove(folder)
+
+
+def _states(folder: UPath) -> list[tuple[int, float, UPath]]:
+    """Images, value and file of each state that is kept; files of other names are not ours."""
+    paths = [*folder.iterdir()] if folder.exists() else []
+    found = [(told, path) for path in paths if (told := _NAME.fullmatch(path.name))]
+    return sorted((int(told[1]), float(told[2]), path) for told, path in found)
