@@ -9,6 +9,7 @@ from benchmarks.efficiency.computed import IMAGES, PACES, Kind, Landscape
 from benchmarks.efficiency.contest import Key, Needed, keys, print_contest
 from benchmarks.efficiency.course import Parameters, course
 from benchmarks.efficiency.paired import chance_of_more, holm, ratio_of_sums
+from benchmarks.efficiency.replay import Table
 from benchmarks.efficiency.rivals import BEST, ONE_PASS, ROUND, OnePass, fitted
 
 DRAW: Parameters = {
@@ -110,3 +111,15 @@ def test_a_contest_prints_ratios_limits_and_who_never_came(capsys: pytest.Captur
     assert "stock | 4, 8 | 20.0 | 0 | 2.00 (2.00 to 2.00) | 0.50 | 1.000" in told
     assert "random | 4, 8 | 60.0 | 8 | 6.00 (6.00 to 6.00) | 0.17 | 1.000" in told
     assert told[-1].endswith("4 tests, smallest p 1.0000; needs more after Holm, 5 % in all: 0")
+
+
+def test_a_draw_of_the_table_replays_its_own_curve_and_a_neighbor_the_same() -> None:
+    table = Table()
+    parameters = table._curves.parameters[7]
+    first, again = (
+        table.begin(parameters | moved, (0, 0)) for moved in ({}, {"dropout": parameters["dropout"] + 1e-4})
+    )
+    told = [training.report() for training in (first, again)]
+    assert told == [table._curves.values[7, 0, 0]] * 2
+    assert [first.report() for _ in range(26)][-1] == table._curves.values[7, 0, 26]
+    assert table.best == max(table.worth) == pytest.approx(0.938, abs=5e-4)
