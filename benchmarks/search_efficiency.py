@@ -19,6 +19,15 @@ nothing.
     python benchmarks/search_efficiency.py [computed] [--slots 4] [--seeds 60] [--searches 1] [--noise 0.02]
                                            [--only images]
     python benchmarks/search_efficiency.py phantom [--slots 4] [--seeds 6] [--whole 16] [--best-known 0.955]
+
+`contest`: floors and published methods beside these (efficiency/rivals.py), on computed problems of three kinds
+(efficiency/computed.py) or on the committed curves of real networks (benchmarks/curves.py). Searches are kept in a
+file, one a line, and those that are there are not run again. "Not excluded" is the largest ratio ours / theirs within
+the interval of theirs / ours; p is of a paired test that ours needs more, over problems, after Holm.
+
+    python benchmarks/search_efficiency.py contest FILE [--kind plain] [--seeds 40] [--searches 1] [--slots 2 4 16 64]
+                                                        [--contestants ours stock random "one pass"] [--whole 60]
+                                                        [--by images]
 """
 
 from __future__ import annotations
@@ -43,9 +52,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from benchmarks.efficiency.computed import IMAGES, Landscape
+from benchmarks.efficiency.contest import kept, keys, print_contest, search_all
 from benchmarks.efficiency.course import course
 from benchmarks.efficiency.methods import METHODS, Ours, Stock
 from benchmarks.efficiency.phantom import PATIENTS, Phantom
+from benchmarks.efficiency.rivals import CONTESTANTS
 from benchmarks.searchers.task import make_phantom, tested
 from ich_ray.search import ledger as ledgers
 
@@ -219,7 +230,28 @@ def _unwritten(path: Path, content: bytes) -> None:
     """A ledger that stays in memory; a Mock would remember every call."""
 
 
+def main_contest(given: Sequence[str]) -> None:
+    arguments = argparse.ArgumentParser(prog="search_efficiency.py contest")
+    arguments.add_argument("file", type=Path)
+    arguments.add_argument("--kind", choices=["plain", "slow", "paced", "curves"], default="plain")
+    arguments.add_argument("--seeds", type=int, default=40, help="problems")
+    arguments.add_argument("--searches", type=int, default=1, help="of each problem")
+    arguments.add_argument("--slots", type=int, nargs="+", default=[4])
+    arguments.add_argument("--contestants", nargs="*", choices=CONTESTANTS, default=[*METHODS, "one pass"])
+    arguments.add_argument("--noise", type=float, default=0.02)
+    arguments.add_argument("--whole", type=float, default=60, help="whole trainings, after which a search is given up")
+    arguments.add_argument("--by", choices=["images", "seconds", "cost"], default="images")
+    asked = arguments.parse_args(given)
+    warnings.simplefilter("ignore")
+    wanted = keys(asked.kind, asked.seeds, range(asked.searches), asked.slots, asked.contestants)
+    search_all(wanted, asked.noise, asked.whole, asked.file)
+    print_contest([one for one in kept(asked.file) if one.key.kind == asked.kind], asked.whole, asked.by)
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["contest"]:
+        main_contest(sys.argv[2:])
+        return
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("on", nargs="?", choices=["computed", "phantom"], default="computed")
     arguments.add_argument("--seeds", type=int, help="60, or 6 on the phantom")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,10 @@ from ich_ray.search.tune.sampler import LedgerSampler, _Asked
 from ich_ray.search.tune.scheduler import StoppingScheduler
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from optuna.samplers import BaseSampler
 
     from benchmarks.efficiency.course import Parameters, Training
     from ich_ray.search.space.space import SearchSpace
@@ -44,10 +48,24 @@ class Random:
 
 
 class Ours:
-    """LedgerSampler, Rungs and Halving as search/tune/driver.py puts them together."""
+    """LedgerSampler, AshaRungs and StoppingScheduler as search/tune/driver.py puts them together.
 
-    def __init__(self, space: SearchSpace, seed: int, folder: Path, slots: int) -> None:
+    Args:
+        hedge: `budget.hedge`.
+        sampler: of Optuna, by its seed, in place of ours.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int,
+        folder: Path,
+        slots: int,
+        hedge: float = 0.0,
+        sampler: Callable[[int], BaseSampler] | None = None,
+    ) -> None:
         self.slots = slots
+        space = replace(space, budget=space.budget.model_copy(update={"hedge": hedge}))
         record = SearchRecord(
             name=space.name, space=space.source, dataset="", fingerprint="0" * 32, prevalence=0.15, seed=seed,
             trials=MANY, versions={}, created=0.0,
@@ -56,6 +74,8 @@ class Ours:
         self._sampler = LedgerSampler(
             space, self._ledger, wanted=MANY, concurrent=lambda: slots, out_of_time=lambda: False
         )
+        if sampler:
+            self._sampler._study.sampler = sampler(seed)
         self._halving = StoppingScheduler(
             space.budget, space.objective, AshaRungs(space.budget, space.objective), lambda: None
         )
@@ -80,9 +100,13 @@ class Ours:
 
 
 class Stock:
-    """OptunaSearch with AsyncHyperBandScheduler, told what Tune tells them."""
+    """OptunaSearch with AsyncHyperBandScheduler, told what Tune tells them.
 
-    def __init__(self, space: SearchSpace, seed: int, folder: Path, slots: int) -> None:
+    Args:
+        brackets: of the scheduler; the first of them is successive halving from the first rung.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int, folder: Path, slots: int, brackets: int = 1) -> None:
         del folder
         self.slots = slots
         np.random.seed(seed)  # noqa: NPY002  (the scheduler's own source of randomness)
@@ -95,6 +119,7 @@ class Stock:
         self._scheduler = AsyncHyperBandScheduler(
             time_attr="images_seen", metric=METRIC, mode="max", max_t=budget.images,
             grace_period=budget.first_rung, reduction_factor=budget.reduction,
+            brackets=brackets,
         )  # fmt: skip
 
     def start(self, trial_id: str) -> Parameters:

@@ -140,6 +140,7 @@ class Budget(BaseModel):
         reduction: a trial goes on past a rung if it is among the best 1/reduction; rungs are this factor apart.
         min_peers: other trials that must have reached a rung before it may stop anyone.
         rule: the name of a registered stopping rule.
+        hedge: the share of the trials that the first rung does not stop: what learns slowly at first may win.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -150,6 +151,11 @@ class Budget(BaseModel):
     reduction: int = Field(default=3, ge=2)
     min_peers: int = Field(default=3, ge=1)
     rule: Line = "asha"
+    hedge: float = Field(default=0.0, ge=0, le=0.5)
+
+    def hedged(self, number: int) -> bool:
+        """Whether the first rung spares a trial: evenly by number, so that it follows from the ledger."""
+        return math.floor((number + 1) * self.hedge) > math.floor(number * self.hedge)
 
     def rungs(self, networks: int = 1) -> list[int]:
         """images_seen of every comparison: first_rung, then `reduction` times as many each, below the budget.

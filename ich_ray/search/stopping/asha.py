@@ -28,6 +28,10 @@ class AshaRungs(StoppingRule):
     every report until its next rung, always with the values that trials had at the rung, so that equal numbers of
     images are compared. A value there is the best so far, because trials are judged by their best report in the end.
     Reports that come again, of a trial that was put back to an older checkpoint, decide nothing: they were judged.
+
+    `budget.hedge` of the trials, evenly by number, are not stopped at the first rung, though others are compared with
+    them there: what learns nothing in its first images is stopped there whatever it is worth, and TPE then looks for
+    what learns fast.
     """
 
     def __init__(self, budget: Budget, objective: Objective) -> None:
@@ -56,6 +60,8 @@ class AshaRungs(StoppingRule):
         return next((f"rung_{level}" for level in reversed(judged) if not self._stays(number, level)), None)
 
     def _stays(self, number: int, level: int) -> bool:
+        if level == self.budget.first_rung and self.budget.hedged(number):
+            return True
         values = self._ranked[level]  # sorted, so that a rebuilt search of 10,000 trials is judged in no time
         if len(values) - 1 < self.budget.min_peers:
             return True
@@ -64,12 +70,13 @@ class AshaRungs(StoppingRule):
 
     @classmethod
     def expected(cls, budget: Budget, trials: int) -> Course:
-        """1/reduction of `trials` trials pass each rung once it has its peers."""
+        """1/reduction of `trials` trials pass each rung once it has its peers, and those that it spares."""
         rungs = budget.rungs()
         reaching = [trials]
-        for _ in rungs:
+        for level in rungs:
+            hedged = sum(map(budget.hedged, range(trials))) if level == budget.first_rung else 0
             spared = min(reaching[-1], budget.min_peers)
-            reaching.append(max(spared, math.ceil(reaching[-1] / budget.reduction)))
+            reaching.append(max(spared, hedged + math.ceil((reaching[-1] - hedged) / budget.reduction)))
         segments = [after - before for before, after in zip((0, *rungs), (*rungs, budget.images), strict=True)]
         images = sum(count * images for count, images in zip(reaching, segments, strict=True))
         return Course(tuple(rungs), tuple(reaching), images)

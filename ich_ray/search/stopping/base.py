@@ -35,9 +35,9 @@ class StoppingRule(ABC):
     """Decides after each report whether a trial is worth going on with.
 
     Its state follows from the reports alone, in whatever order the trials come: a search that goes on has nothing else.
-    `budget.first_rung`, `reduction` and `min_peers` mean what the rule makes of them. Whatever the rule, the sampler
-    compares the trials that it stopped at `budget.rungs()`. Where trials are judged by folds it is asked within the
-    first one; who goes on with more of them is decided in fold_race.py.
+    `budget.first_rung`, `reduction`, `min_peers` and `hedge` mean what the rule makes of them. Whatever the rule, the
+    sampler compares the trials that it stopped at `budget.rungs()`. Where trials are judged by folds it is asked within
+    the first one; who goes on with more of them is decided in fold_race.py.
 
     Attributes:
         budget: of the search space.

@@ -175,7 +175,7 @@ def test_a_parameter_that_cannot_be_drawn_is_refused(tmp_path: Path, line: str, 
         (
             GOOD.replace("first_rung: 100", "first_rung: 100, min_pears: 1"),
             "space.yaml: budget.min_pears: the key must be one of images, report_every, first_rung, reduction, "
-            "min_peers, rule, got 'min_pears' (did you mean 'min_peers'?)",
+            "min_peers, rule, hedge, got 'min_pears' (did you mean 'min_peers'?)",
         ),
         (
             GOOD.replace("first_rung: 100", "first_rung: 100, rule: asah"),

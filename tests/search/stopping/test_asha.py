@@ -46,6 +46,45 @@ def test_the_first_at_a_rung_is_judged_again_when_others_have_been_there() -> No
     assert rungs.offer(1, 300, 0.6) is None  # a new rung, where nobody has been
 
 
+HEDGED = BUDGET.model_copy(update={"hedge": 0.25})
+
+
+@pytest.mark.parametrize(
+    ("hedge", "spared"), [(0.0, []), (0.125, [7]), (0.25, [3, 7]), (0.5, [1, 3, 5, 7]), (0.3, [3, 6])]
+)
+def test_the_share_of_trials_that_the_first_rung_spares_lies_evenly_among_their_numbers(
+    hedge: float, spared: list[int]
+) -> None:
+    budget = BUDGET.model_copy(update={"hedge": hedge})
+    assert [number for number in range(8) if budget.hedged(number)] == spared
+
+
+def test_a_trial_that_the_first_rung_spares_is_judged_at_the_second() -> None:
+    rungs = AshaRungs(HEDGED, MAX)
+    told = [rungs.offer(number, 100, value) for number, value in enumerate([0.9, 0.8, 0.7, 0.1, 0.2])]
+    assert told == [None, None, "rung_100", None, "rung_100"]
+    assert rungs.offer(3, 200, 0.2) is None  # nor when it is judged again
+    assert sorted(rungs.reached[100].values()) == [0.1, 0.2, 0.7, 0.8, 0.9]  # others are compared with it
+    assert [rungs.offer(number, 300, 0.95) for number in (0, 1)] == [None, None]
+    assert rungs.offer(3, 300, 0.3) == "rung_300"
+
+
+def test_what_learns_late_wins_where_the_first_rung_spares_it() -> None:
+    late = {100: 0.1, 200: 0.2, 300: 0.99, 400: 0.99}
+    for budget, ended in ((BUDGET, "rung_100"), (HEDGED, None)):
+        rungs = AshaRungs(budget, MAX)
+        for number, value in enumerate([0.9, 0.8, 0.7]):
+            rungs.offer(number, 100, value)
+        told = (rungs.offer(3, images, value) for images, value in late.items())
+        assert next((reason for reason in told if reason), None) == ended
+
+
+def test_the_plan_counts_those_that_the_first_rung_spares() -> None:
+    assert AshaRungs.expected(BUDGET, 36).reaching == (36, 12, 4)
+    assert AshaRungs.expected(HEDGED, 36).reaching == (36, 18, 6)  # 9 of 36, and a third of the others
+    assert AshaRungs.expected(HEDGED, 36).images == 36 * 100 + 18 * 200 + 6 * 600
+
+
 def test_smaller_can_be_better() -> None:
     rungs = AshaRungs(BUDGET, MIN)
     assert [rungs.offer(number, 100, value) for number, value in enumerate([0.3, 0.4, 0.2, 0.35])] == [
