@@ -21,6 +21,7 @@ from ich_ray.errors import IchRayError, IntegrityError, Interrupted
 from ich_ray.progress import board, say
 from ich_ray.results import EndCheck
 from ich_ray.runtime import signals_given_back
+from ich_ray.search.chances import format_chances, write_chances
 from ich_ray.search.out_of_fold import OutOfFold
 from ich_ray.search.stopping import STOPPING_RULES
 from ich_ray.search.stopping.fold_race import FoldRace
@@ -75,6 +76,7 @@ class Driver:
         room: Callable[[], int] | None = None,
     ) -> None:
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
+        self._dataset = dataset
         rule = STOPPING_RULES[space.budget.rule].rebuilt(space.budget, space.objective, ledger.trials.values())
         race = _race(space, dataset, ledger) if space.objective.networks > 1 else None
         self.scheduler = StoppingScheduler(space.budget, space.objective, rule, self.exhausted, race)
@@ -100,6 +102,7 @@ class Driver:
             precision=ledger.record.precision,
             objective=space.objective,
             seed=ledger.record.seed,
+            compares=self._compares(listed),
         )
         trainer = trainer or train_model
         self.function = trial_function(settings, MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer)
@@ -113,6 +116,14 @@ class Driver:
             (self.ledger_callback, tune.Callback),
         ):
             self._first.watch(hooks, kind)
+
+    def _compares(self, listed: Sequence[Listed] | None = None) -> bool:
+        """Whether its trials are compared by the patients who judge them.
+
+        Those of a confirmation are not, which says itself what it knows; nor is anybody by folds here.
+        """
+        again = [one.repeats for one in (*self.ledger.trials.values(), *(listed or ()))]
+        return all(one is None for one in again)
 
     def exhausted(self) -> Verdict | None:
         """How a trial ends that is stopped because the search has had its time; None while it has some."""
@@ -152,6 +163,8 @@ class Driver:
             )
         self._end(ran, exhausted)
         say(self.ledger_callback.summary())
+        if self._compares() and (told := format_chances(write_chances(self.ledger, self._dataset))):
+            say(told)
 
     def _end(self, ran: set[int], exhausted: Verdict | None) -> None:
         """Compare what the ledger, the sampler and Tune know (I4 of `ich-ray audit`) and note it.

@@ -24,6 +24,7 @@ from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.registry import registered_here, repeat
 from ich_ray.results import CheckpointReference, Objective, Report, finite
+from ich_ray.search.chances import BestLogits
 from ich_ray.search.out_of_fold import OutOfFold
 from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
 from ich_ray.search.tune.train_workers import WorkersLost
@@ -64,6 +65,8 @@ class TrialSettings:
         precision: of the search, on accelerators; None where its record names none.
         objective: of the search; with folds, `images` are those of each network.
         seed: of the search, which divides its patients into folds.
+        compares: whether what its networks say of the validation slices is kept, to compare trials by; with folds it
+            is anyway.
     """
 
     dataset: str
@@ -78,6 +81,7 @@ class TrialSettings:
     precision: Precision | None = None
     objective: Objective = field(default_factory=Objective)
     seed: int = 0
+    compares: bool = False
 
     def images_of(self, parameters: Hyperparameters) -> int:
         """Images at which a network has ended."""
@@ -186,6 +190,8 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
         if kept and (damage := folds.resume(kept.reports)):
             kept = None
     history = list(kept.reports) if kept else []
+    wanted = settings.compares and folds is None
+    best = BestLogits(files, config["number"], settings.objective, history, wanted=wanted)
     # A lost attempt may have kept reports to itself; the driver ignores those that it has.
     for report in history:
         if kept and report["images_seen"] > config["reported"]:
@@ -211,6 +217,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
             try:
                 if folds and isinstance(progress, FoldProgress):
                     report["fold"] = folds.note(progress).model_dump()
+                best.report(report, getattr(progress, "logits", None))
                 history.append(report)
                 reference = None if last else _reference(checkpoints.save(progress, history))
             except OSError as error:  # the search's folder, which every trial needs: no failure of this one
@@ -221,6 +228,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
                     **report,
                     "checkpoint": reference.model_dump() if reference else None,
                     "note": checkpoints.note,
+                    "logits": best.reference.model_dump() if best.reference else None,
                     "setup": progress.setup.model_dump() if progress.setup else None,
                 }
             )
