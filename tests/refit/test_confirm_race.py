@@ -58,8 +58,7 @@ class Trainings:
     def __call__(self, listed: Sequence[Listed]) -> None:
         self.rounds.append([(one.repeats, one.fold) for one in listed])
         started = [trial.number for trial in self.ledger.unfinished]
-        for one in listed:
-            started.append(self.ledger.add(one.parameters, repeats=one.repeats, fold=one.fold).number)
+        started += [self.ledger.add(one.parameters, repeats=one.repeats, fold=one.fold).number for one in listed]
         for number in started:
             value = self.outcome(number, float(self.ledger.trials[number].parameters["dropout"]))
             if value is None:
