@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from ich_ray.cli import call
 from ich_ray.refit import confirm as module
+from ich_ray.refit.confirm import chosen_trial, confirmed
 from ich_ray.refit.confirm_race import RaceNote, Runner
 from ich_ray.refit.racing import Race
 from ich_ray.results import SearchRecord, SearchResult, open_search
+from ich_ray.search import cluster_resources, preflight, run
 from ich_ray.search.ledger import Ledger, Verdict
+from ich_ray.search.preflight import Slots
 from ich_ray.search.space.space import Listed
+from ich_ray.storage import read_json, write_json
+from tests.prepared import make_dataset
 
 SPACE = {
     "name": "by-hand",
@@ -151,3 +160,52 @@ def test_each_fold_is_held_out_once_before_any_twice(found: SearchResult, tmp_pa
     assert len(set(parts)) == len(parts)
     assert {fold for _, fold in parts} <= {0, 1}
     assert len(train.rounds[0]) == 2  # one alone tells little of a fold
+
+
+def test_the_verb_races_by_default_and_with_top_all_train_equally(
+    found: SearchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole of `confirm` but for Ray."""
+    dataset = make_dataset(tmp_path / "data", patients=40)
+    record = read_json(found.files.search)
+    write_json(
+        found.files.search,
+        {**record, "dataset": str(dataset.files.root), "fingerprint": dataset.manifest.fingerprint},
+    )
+    asked: list[list[tuple[int | None, int | None]]] = []
+
+    def run_listed(space: Any, data: Any, ledger: Ledger, slots: Slots, listed: Sequence[Listed], **_: Any) -> None:
+        assert space.rungs() == []
+        assert ledger.record.wanted >= len(ledger.trials) + len(listed)
+        train = Trainings(ledger, true)
+        train(listed)
+        asked.extend(train.rounds)
+
+    monkeypatch.setattr(run, "run_listed", run_listed)
+    monkeypatch.setattr(module, "connected", lambda _: nullcontext())
+    monkeypatch.setattr(cluster_resources, "ClusterResources", lambda: SimpleNamespace(machines=list))
+    monkeypatch.setattr(preflight, "plan_slots", lambda *_: Slots(1.0, 0.0, 2))
+    monkeypatch.setattr(preflight, "check_machines", lambda *_: None)
+    where = str(found.files.root)
+    assert call(["confirm", where, "--seeds", "3", "--budget", "0.4"]) == 0
+    # 0.4 of ten trials to 900 images and ten to 600 pay for six
+    assert sum(map(len, asked)) <= 6
+    assert max(map(len, asked)) == 2
+    told = confirmed(found.files)
+    assert told is not None
+    assert told.race is not None
+    assert (told.race.allowed, told.race.share, told.kind) == (6, 0.4, "seeds")
+    assert worth(told.chosen / 25) > 0.79
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"chosen  trial {told.chosen}, by a race of {told.race.trainings} trainings (seeds)"
+    assert lines[1].split() == ["trial", "selection", "mean", "spread", "n", "estimate", "best", "out", "after", "each"]
+    assert chosen_trial(open_search(where)).number == told.chosen
+    asked.clear()
+    assert call(["confirm", where, "--top", "2", "--seeds", "3"]) == 0
+    grid = confirmed(found.files)
+    assert grid is not None
+    assert (grid.race, [len(one.values) for one in grid.candidates]) == (None, [3, 3])
+    assert call(["confirm", where, "--top", "2", "--budget", "0.2"]) == 2
+    assert "--top, --budget: one of them must be given, got both" in capsys.readouterr().err
+    assert call(["confirm", where, "--budget", "0"]) == 2
+    assert "--budget: must be a share of the search's images above 0, got 0; 0.15 is usual" in capsys.readouterr().err
