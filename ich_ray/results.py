@@ -77,7 +77,7 @@ Parameter = Line | Integer | float | bool
 
 
 class LogitsReference(Record):
-    """Logits of the slices that judge a network: `file`, relative to the search folder, and its SHA-256."""
+    """Logits of the slices that judge a network: `file`, below the search folder, and its SHA-256."""
 
     file: RelativeFile
     sha256: Sha256
@@ -484,7 +484,7 @@ class SearchResult:
 
     @cached_property
     def p_best(self) -> dict[int, float]:
-        """How probable it is of each of the best trials that it is the best; empty where nobody has computed it.
+        """How probable it is of each of the best trials that it is the best; empty where unknown.
 
         Raises:
             IntegrityError: chances.json does not match its format.

@@ -133,7 +133,7 @@ class Runner:
 
 
 def unusable(trained: Sequence[TrialResult]) -> dict[int, str]:
-    """Numbers of trials that cannot be chosen, and why: a training of theirs failed and was not made good since."""
+    """Numbers of trials that cannot be chosen, and why: one training failed and was not made good."""
     found: dict[int, str] = {}
     for one in trained:
         if one.repeats is not None and one.state == "failed":

@@ -98,7 +98,7 @@ class Race:
         at_most: int | None = None,
         out: Container[int] = (),
     ) -> list[TrialResult]:
-        """Whom to train next, the most telling first; a trial may be among them twice. Fewer if it is decided.
+        """Whom to train next, the most telling first, perhaps twice; fewer if the race is decided.
 
         Args:
             trained: so far.
@@ -138,7 +138,7 @@ class Race:
         return found
 
     def _able(self, trained: Sequence[TrialResult], out: Container[int]) -> set[int]:
-        """Places of those that could be chosen now: one training at least has shown what they are worth at its end."""
+        """Places of those that could be chosen now: one training of theirs at least came to its end."""
         through = {one.repeats for one in trained if one.state == "completed"}
         return {
             place
@@ -147,7 +147,7 @@ class Race:
         }
 
     def chosen(self, trained: Sequence[TrialResult], out: Container[int] = ()) -> TrialResult | None:
-        """The best estimate among those that have come to their end, in the search or since; None if nobody has."""
+        """The best estimate among those that came to their end, in the search or since; None of none."""
         mean = self.standing(trained).mean
         place = max(self._able(trained, out), key=lambda place: mean[place], default=None)
         return None if place is None else self.trials[place]
@@ -156,6 +156,6 @@ class Race:
 def _gain(
     mean: NDArray[np.float64], covariance: NDArray[np.float64], noise: float, place: int, able: Sequence[int]
 ) -> float:
-    """What a training more of `place` is expected to make of the best mean of those that could be chosen then."""
+    """What one more training of `place` is expected to make of the best mean of those `able`."""
     told = covariance[able, place] / np.sqrt(max(covariance[place, place], 0.0) + noise)
     return float((mean[able][:, None] + told[:, None] * _NORMAL).max(0).mean())

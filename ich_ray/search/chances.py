@@ -1,4 +1,4 @@
-"""How probable it is of each of the best trials that it is the best, by the patients who judged them.
+"""How probable it is of each of the best trials that it is the best, by who judged them.
 
 Patients are drawn again with replacement, the same for all trials, and in each draw one of them is best: what is hard
 for all does not count. Their logits are those of folds, or of the validation role at the best report, which a worker
@@ -39,7 +39,7 @@ _TOLD = 3
 
 
 class BestLogits:
-    """What the network of one trial said of the validation slices at its best report so far, kept in a file.
+    """What the network of a trial said of the validation slices at its best report, kept in a file.
 
     Args:
         files: of the search.
@@ -102,7 +102,7 @@ class BestLogits:
 
 
 def write_chances(ledger: Ledger, dataset: PreparedDataset) -> Chances | None:
-    """Compare the best completed trials of a search; None where that cannot be told, and then no file stays."""
+    """Compare the best completed trials of a search; None, and no file, where that cannot be told."""
     objective, completed = ledger.record.objective, [one for one in ledger.trials.values() if one.state == "completed"]
     sign = 1 if objective.mode == "max" else -1
     kept = [trial for trial in completed if trial.value is not None and (trial.logits or trial.best_notes)]

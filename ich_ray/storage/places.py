@@ -278,7 +278,7 @@ class SearchFiles:
 
     @property
     def logits(self) -> UPath:
-        """What networks said of the patients who judge them: of all folds, or of the trials that may be the best."""
+        """What networks said of the patients who judge them: of all folds, or of the best trials."""
         return self.root / "logits"
 
     @property
