@@ -317,18 +317,21 @@ def _ended(trained: SearchResult) -> list[TrialResult]:
 
 
 def _raced(found: SearchResult, trained: SearchResult, race: Race, kind: Kind, note: RaceNote) -> Confirmation:
-    """What a race has shown; its candidates are those that had a chance when it began, and whoever was trained."""
+    """What a race has shown.
+
+    Its candidates are the search's favorite, those that had a chance when it began, and whoever was trained.
+    """
     ended = _ended(trained)
     standings, out = dropped(race, ended)
     chosen = race.chosen(ended, unusable(ended))
     if chosen is None or all(training.state == "failed" for training in ended):
         raise _nobody_through(trained)
     sign = 1 if found.objective.mode == "max" else -1
-    judged = []
+    judged, named = [], {found.best().number, chosen.number, *(one.repeats for one in ended)}
     for trial in found.ranked():
         place = race.place_of(trial.number)
         own = [one for one in ended if one.repeats == trial.number]
-        if place is None or not (own or trial is chosen or standings[0].chance[place] >= LEVEL):
+        if place is None or not (trial.number in named or standings[0].chance[place] >= LEVEL):
             continue
         changes = {"estimate": sign * float(standings[-1].mean[place]), "p_best": float(standings[-1].best[place])}
         left = {"dropped": out.get(trial.number)} if trial.number != chosen.number else {}
