@@ -118,11 +118,8 @@ class Driver:
             self._first.watch(hooks, kind)
 
     def _compares(self, listed: Sequence[Listed] | None = None) -> bool:
-        """Whether its trials are compared by the patients who judge them.
-
-        Those of a confirmation are not, which says itself what it knows; nor is anybody by folds here.
-        """
-        again = [one.repeats for one in (*self.ledger.trials.values(), *(listed or ()))]
+        """Whether its trials are compared by who judged them; a confirmation says itself what it knows."""
+        again = [trial.repeats for trial in self.ledger.trials.values()] + [one.repeats for one in listed or ()]
         return all(one is None for one in again)
 
     def exhausted(self) -> Verdict | None:
