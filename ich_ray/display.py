@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import DatasetManifest
     from ich_ray.data.identities import FileIdentity
     from ich_ray.pipeline import RunResult
-    from ich_ray.refit.confirm import Confirmation
+    from ich_ray.refit.confirm import Candidate, Confirmation
     from ich_ray.results import Parameter, SearchResult, TrialResult
     from ich_ray.search.audit.search_audit import Audit
     from ich_ray.search.plan.plan_report import SearchPlan
@@ -94,7 +94,13 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
     ranked = found.ranked()
     if as_json:
         trials = [
-            {**trial.model_dump(mode="json"), "value": trial.value, **_of_folds(trial), **registered_columns(trial)}
+            {
+                **trial.model_dump(mode="json"),
+                "value": trial.value,
+                **({"p_best": found.p_best[trial.number]} if trial.number in found.p_best else {}),
+                **_of_folds(trial),
+                **registered_columns(trial),
+            }
             for trial in ranked[:top]
         ]
         print_json({"search": found.record.model_dump(mode="json"), "trials": trials})
@@ -110,9 +116,11 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         value, drawn = _plain(trial.value), format_parameters(trial.parameters)
         added = map(_cell, registered_columns(trial).values())
         folds = (" ".join(map(_plain, trial.fold_values)),) if found.objective.networks > 1 else ()
-        rows.append((trial.number, state, value, trial.images_seen, seconds, *folds, *added, drawn))
+        chance = (_share(found.p_best.get(trial.number)),) if found.p_best else ()
+        rows.append((trial.number, state, value, *chance, trial.images_seen, seconds, *folds, *added, drawn))
     by_fold = ("each fold",) if found.objective.networks > 1 else ()
-    names = ("trial", "state", found.objective.metric, "images", "seconds", *by_fold)
+    known = ("best",) if found.p_best else ()
+    names = ("trial", "state", found.objective.metric, *known, "images", "seconds", *by_fold)
     columns = (*names, *RESULT_COLUMNS.names(), "parameters")
     print_table(columns, rows, left=_TEXT)
     _print_failures(found)
@@ -157,15 +165,29 @@ def print_confirmation(confirmation: Confirmation, as_json: bool) -> None:
     if as_json:
         print_json(confirmation)
         return
-    print_line(f"chosen  trial {confirmation.chosen}, by the mean of {confirmation.parts} {confirmation.kind}")
+    if race := confirmation.race:
+        print_line(
+            f"chosen  trial {confirmation.chosen}, by a race of {race.trainings} trainings ({confirmation.kind})"
+        )
+    else:
+        print_line(f"chosen  trial {confirmation.chosen}, by the mean of {confirmation.parts} {confirmation.kind}")
     rows = []
     for candidate in confirmation.candidates:
         there = [f"{value:.4f}" for value in candidate.values if value is not None]
         mean, spread = _plain(candidate.mean), _plain(candidate.spread)
         selection = f"{candidate.selection_value:.4f}"
         each = " ".join("failed" if value is None else f"{value:.4f}" for value in candidate.values)
-        rows.append((candidate.trial, selection, mean, spread, len(there), each))
-    print_table(("trial", "selection", "mean", "spread", "n", "each"), rows, left=_TEXT)
+        raced = (_plain(candidate.estimate), _share(candidate.p_best), _dropped(candidate)) if race else ()
+        rows.append((candidate.trial, selection, mean, spread, len(there), *raced, each))
+    told = ("estimate", "best", "out after") if race else ()
+    print_table(("trial", "selection", "mean", "spread", "n", *told, "each"), rows, left=_TEXT)
+
+
+def _dropped(candidate: Candidate) -> str:
+    """After how many trainings of a race it was out."""
+    if candidate.dropped is None:
+        return "-"
+    return f"{candidate.dropped.trainings} (failed)" if candidate.dropped.reason else str(candidate.dropped.trainings)
 
 
 def print_retrained(card: Card, seeds: int, where: str) -> None:
@@ -251,6 +273,10 @@ def _print_studies(studies: dict[str, Any] | None) -> None:
 
 def _cell(value: Parameter | None) -> str:
     return _plain(value) if value is None or isinstance(value, float) else str(value)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
 
 
 def _plain(value: float | None, digits: int = 4) -> str:

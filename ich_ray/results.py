@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 __all__ = [
     "MOST_TRIALS",
     "RESULT_COLUMNS",
+    "Chance",
+    "Chances",
     "CheckpointReference",
     "EndCheck",
     "ExecutionInfo",
@@ -79,7 +82,7 @@ Parameter = Line | Integer | float | bool
 
 
 class LogitsReference(Record):
-    """Logits of the slices of a fold: `file`, relative to the search folder, and its SHA-256."""
+    """Logits of the slices that judge a network: `file`, below the search folder, and its SHA-256."""
 
     file: RelativeFile
     sha256: Sha256
@@ -282,6 +285,7 @@ class TrialResult(Record):
         repeats: in a confirmation, the trial of the search that this one trains again.
         fold: in a confirmation on folds, the one it validates on.
         lost: attempts that faults of a machine or a process have ended.
+        logits: without folds, what it said of the validation slices at its best report; of the best trials alone.
     """
 
     number: Count
@@ -303,6 +307,7 @@ class TrialResult(Record):
     repeats: Count | None = None
     fold: Count | None = None
     lost: tuple[LostAttempt, ...] = Field(default=(), exclude_if=lambda lost: not lost)
+    logits: LogitsReference | None = Field(default=None, exclude_if=lambda reference: reference is None)
 
     @property
     def images_seen(self) -> int:
@@ -325,18 +330,23 @@ class TrialResult(Record):
 
     @property
     def keeps_logits(self) -> bool:
-        """Whether what its networks said of their folds may be needed: to go on, or to compare others."""
-        return self.state == "running" or (self.state != "failed" and self.folds_done > 0)
+        """Whether what its networks said of patients may be needed: to go on, or to compare others."""
+        return self.state == "running" or (self.state != "failed" and (self.folds_done > 0 or self.logits is not None))
 
     @property
     def fold_values(self) -> tuple[float | None, ...]:
         """The objective on each fold alone, at the images of the best report; empty without folds."""
+        return tuple(note.value for note in self.best_notes)
+
+    @property
+    def best_notes(self) -> tuple[FoldNote, ...]:
+        """Of each fold, at the images of the best report; empty without folds."""
         report = self.best_report
         best = report.fold if report else None
         if best is None:
             return ()
         notes = [report.fold for report in self.reports if report.fold and report.fold.number <= best.number]
-        return tuple(note.value for note in notes if note.images_seen == best.images_seen)
+        return tuple(note for note in notes if note.images_seen == best.images_seen)
 
     @property
     def best_report(self) -> Report | None:
@@ -361,6 +371,28 @@ class TrialResult(Record):
         """All metrics of the best report; empty without one."""
         best = self.best_report
         return dict(best.metrics) if best else {}
+
+
+class Chance(Record):
+    """How probable it is that a trial is the best, as drawn patients say."""
+
+    trial: Count
+    p_best: Share
+
+
+class Chances(Record):
+    """chances.json: what the ranking of a search knows, written when all its trials had ended.
+
+    Attributes:
+        completed: trials by then; where there are others now, nothing here is right.
+        patients: who judged, of whom `positive` have a positive slice.
+        trials: the best ones, whose logits were kept; the others are taken for worse.
+    """
+
+    completed: Count
+    patients: Count
+    positive: Count
+    trials: tuple[Chance, ...]
 
 
 class EndCheck(Record):
@@ -522,6 +554,20 @@ class SearchResult:
     def count(self, state: TrialState) -> int:
         return sum(trial.state == state for trial in self.trials)
 
+    @cached_property
+    def p_best(self) -> dict[int, float]:
+        """How probable it is of each of the best trials that it is the best; empty where unknown.
+
+        Raises:
+            IntegrityError: chances.json does not match its format.
+        """
+        if not exists(self.files.chances):
+            return {}
+        told = read_record(self.files.chances, Chances, "remove the file")
+        if told.completed != self.count("completed"):
+            return {}
+        return {one.trial: one.p_best for one in told.trials}
+
     def ranked(self) -> list[TrialResult]:
         """Completed trials, best first; trials that ended otherwise follow, also best first."""
 
@@ -561,15 +607,18 @@ class SearchResult:
 
         Returns:
             One row per trial: its record's fields, `value` and `images_seen`, the metrics of its best report, `reports`
-            and `lost` attempts as counts, `seconds` of training, the parameters as `param_*`, and the columns that
-            others registered (`RESULT_COLUMNS`). What a trial has not is missing.
+            and `lost` attempts as counts, `seconds` of training, `p_best` where it is known, the parameters as
+            `param_*`, and the columns that others registered (`RESULT_COLUMNS`). What a trial has not is missing.
         """
         import pandas as pd
 
         if reports:
             rows = [_report_row(trial, report) for trial in self.trials for report in trial.reports]
         else:
-            rows = [{**_trial_row(trial), **registered_columns(trial)} for trial in self.trials]
+            rows = [
+                {**_trial_row(trial), "p_best": self.p_best.get(trial.number), **registered_columns(trial)}
+                for trial in self.trials
+            ]
         frame = pd.DataFrame(rows)
         frame.attrs["search"] = self.record.model_dump(mode="json")
         return frame
@@ -587,7 +636,7 @@ def registered_columns(trial: TrialResult) -> dict[str, Parameter | None]:
         ConfigError: a name is taken by what the record itself says.
     """
     added = {name: RESULT_COLUMNS[name](trial) for name in RESULT_COLUMNS.names()}
-    if taken := sorted(added.keys() & {*_trial_row(trial), *TrialResult.model_fields}):
+    if taken := sorted(added.keys() & {*_trial_row(trial), "p_best", *TrialResult.model_fields}):
         raise ConfigError(
             f"result_columns: a name must be free, got {taken[0]}, which the results have; choose another"
         )
@@ -595,7 +644,8 @@ def registered_columns(trial: TrialResult) -> dict[str, Parameter | None]:
 
 
 def _trial_row(trial: TrialResult) -> dict[str, Any]:
-    plain = trial.model_dump(exclude={"objective", "parameters", "reports", "checkpoint", "setup", "lost"})
+    left_out = {"objective", "parameters", "reports", "checkpoint", "setup", "lost", "logits"}
+    plain = trial.model_dump(exclude=left_out)
     return {
         **plain,
         "lost": len(trial.lost),
@@ -608,6 +658,7 @@ def _trial_row(trial: TrialResult) -> dict[str, Any]:
         "seconds": trial.reports[-1].elapsed_s if trial.reports else 0.0,
         **({"fold_values": trial.fold_values} if trial.fold_values else {}),
         "checkpoint": trial.checkpoint.file if trial.checkpoint else None,
+        "logits": trial.logits.file if trial.logits else None,
         "checkpoint_sha256": trial.checkpoint.sha256 if trial.checkpoint else None,
         "checkpoint_images_seen": trial.checkpoint.images_seen if trial.checkpoint else None,
         **trial.metrics,

@@ -70,9 +70,9 @@ class Ours:
             name=space.name, space=space.source, dataset="", fingerprint="0" * 32, prevalence=0.15, seed=seed,
             trials=MANY, versions={}, created=0.0,
         )  # fmt: skip
-        self._ledger = Ledger.create(folder, record)
+        self.ledger = Ledger.create(folder, record)
         self._sampler = LedgerSampler(
-            space, self._ledger, wanted=MANY, concurrent=lambda: slots, out_of_time=lambda: False
+            space, self.ledger, wanted=MANY, concurrent=lambda: slots, out_of_time=lambda: False
         )
         if sampler:
             self._sampler._study.sampler = sampler(seed)
@@ -93,7 +93,7 @@ class Ours:
         if decision == TrialScheduler.CONTINUE:  # in Tune's order: scheduler, sampler, ledger
             self._sampler.on_trial_result(trial_id, result)
         end = self._halving.verdicts.get(number)
-        self._ledger.report(number, training.images, metrics, training.images / 1000, end=end)
+        self.ledger.report(number, training.images, metrics, training.images / 1000, end=end)
         if end:
             self._sampler.on_trial_complete(trial_id, {})
         return bool(decision == TrialScheduler.CONTINUE)

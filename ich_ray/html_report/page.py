@@ -182,7 +182,7 @@ def _search_content(inputs: Inputs) -> dict[str, Any]:
         "states": {state: search.count(state) for state in STATE_COLORS},
         "trial_count": len(ranked),
         "most_trials": MOST_TRIALS,
-        "trials": tables.trial_table(ranked[:MOST_TRIALS], best.number if best else None),
+        "trials": tables.trial_table(ranked[:MOST_TRIALS], best.number if best else None, inputs.search.p_best),
         "slot_count": slot_count,
         "timeline_px": 110 + min(30 * slot_count, 900),
     }
@@ -195,6 +195,7 @@ def _confirmation_content(confirmation: Confirmation | None) -> dict[str, Any]:
         "confirmation": tables.confirmation_rows(confirmation),
         "confirmed_on": summary.confirmed_on(confirmation),
         "confirmation_images": confirmation.images,
+        "raced": confirmation.race is not None,
     }
 
 

@@ -161,8 +161,9 @@ def _won(inputs: Inputs) -> list[str]:
     architecture = inputs.chosen.parameters.get("architecture")
     what = f"Trial {inputs.chosen.number}" + (f", a {architecture}," if architecture else "")
     again = inputs.confirmation
+    best = "best estimated" if again and again.race else "best mean"
     first = (
-        f"{what} had the best mean {metric} of the {len(again.candidates)} best trials when they were trained again "
+        f"{what} had the {best} {metric} of the {len(again.candidates)} best trials when they were trained again "
         f"{confirmed_on(again)}"
         if again
         else f"{what} had the best {metric} {inputs.search.objective.judged}"
@@ -178,6 +179,9 @@ def _won(inputs: Inputs) -> list[str]:
 
 def confirmed_on(confirmation: Confirmation) -> str:
     """What differed between the trainings of a candidate."""
+    if confirmation.race:
+        others = "other seeds" if confirmation.kind == "seeds" else "folds of the train and validation patients"
+        return f"in a race of {confirmation.race.trainings} trainings with {others}"
     if confirmation.kind == "seeds":
         return f"with {confirmation.parts} other seeds"
     return f"on {confirmation.parts} folds of the train and validation patients"

@@ -15,7 +15,7 @@ from ich_ray.html_report.trials import varied
 from ich_ray.statistics.metrics import METRICS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ich_ray.assess.calibration import Calibration
     from ich_ray.assess.evaluate import Counts, Estimate, Evaluation, PointFigures
@@ -150,21 +150,27 @@ def of_hundred(confusion: Counts) -> list[tuple[str, str, int]]:
 
 @dataclass(frozen=True)
 class TrialTable:
-    """All trials, best first. `same` are the parameters that do not differ; `columns` those that do."""
+    """All trials, best first. `same` are the parameters that do not differ; `columns` those that do.
+
+    `compared` is whether the chance of being the best is known of some.
+    """
 
     columns: list[str]
+    compared: bool
     rows: list[dict[str, Any]]
     same: Facts
 
 
-def trial_table(trials: Sequence[TrialResult], best: int | None) -> TrialTable:
+def trial_table(trials: Sequence[TrialResult], best: int | None, p_best: Mapping[int, float]) -> TrialTable:
     columns = varied(trials)
     first = trials[0].parameters if trials else {}
     return TrialTable(
         columns=columns,
+        compared=bool(p_best),
         rows=[
             {
                 "number": trial.number,
+                "p_best": f"{p_best[trial.number]:.0%}" if trial.number in p_best else "–",
                 "best": trial.number == best,
                 "state": trial.state,
                 "reason": f"{trial.reason}: {trial.detail}" if trial.detail else trial.reason,
@@ -195,6 +201,9 @@ def confirmation_rows(confirmation: Confirmation) -> list[dict[str, Any]]:
             "spread": number(candidate.spread, 4),
             "n": sum(value is not None for value in candidate.values),
             "failed": candidate.values.count(None),
+            "estimate": number(candidate.estimate, 4),
+            "p_best": "–" if candidate.p_best is None else f"{candidate.p_best:.0%}",
+            "dropped": "–" if candidate.dropped is None else count(candidate.dropped.trainings),
         }
         for candidate in confirmation.candidates
     ]

@@ -154,6 +154,11 @@ def _how_confirmed(found: SearchResult, trial: TrialResult) -> str:
     if held is None or held.mean is None:
         return ""
     apart = "" if held.spread is None else f" (SD {held.spread:.4f})"
+    if again.race:
+        return (
+            f"trained again on {len(held.values)} {again.kind}, chosen by a race of {len(again.candidates)} candidates "
+            f"over {again.race.trainings} trainings: {again.objective.metric} {held.mean:.4f}{apart}"
+        )
     return (
         f"trained again on {again.parts} {again.kind}, the best mean of {len(again.candidates)} candidates: "
         f"{again.objective.metric} {held.mean:.4f}{apart}"

@@ -1,7 +1,8 @@
-"""Confirm the best trials of a search on other patients or seeds, and choose by the mean.
+"""Confirm the best trials of a search on other patients or seeds, and choose among them.
 
-A search's best score is partly luck: of many trials it is the highest on one set of validation patients. Here the top k
-train again without early stopping, each on every fold (of the train and validation patients) or with several new seeds.
+A search's best score is partly luck: of many trials it is the highest on one set of validation patients. Here the best
+train again without early stopping, on folds (of the train and validation patients) or with new seeds: in a race within
+a share of the search's images (racing.py), or so many of them on every fold or with every seed, to choose by the mean.
 The trainings are a search folder of their own, `SEARCH/final/confirm-folds/` or `confirm-seeds/`, with the same ledger,
 so they can be killed and gone on with, read by `ich-ray results`, and extended to more trials or folds. What is chosen
 stands in confirm.json. A search with folds has trained on these patients, too; the folds here are those of the dataset,
@@ -15,11 +16,15 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from pydantic import Field
+
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut, check_folds
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
+from ich_ray.refit.confirm_race import SHARE, Dropped, RaceNote, Runner, dropped, trainings_allowed, unusable
+from ich_ray.refit.racing import LEVEL, Race
 from ich_ray.refit.retrain_record import searched_budget
 from ich_ray.results import Objective, SearchRecord, SearchResult, TrialResult, open_network_search, open_search
 from ich_ray.runtime import connected
@@ -27,12 +32,12 @@ from ich_ray.search.ledger import Ledger, differences, trial_seed
 from ich_ray.search.request import TrialResources
 from ich_ray.search.space.space import Listed
 from ich_ray.search.space.yaml_file import SearchSpace, parse_space
-from ich_ray.storage import Count, Location, Record, SearchFiles, Seconds, Time, read_record, write_json
+from ich_ray.search.value_model import ValueModel
+from ich_ray.storage import Count, Location, Record, SearchFiles, Seconds, Share, Time, read_record, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ich_ray.search.preflight import Slots
     from ich_ray.search.request import TrialKeywords
     from ich_ray.search.tune.trial import Trainer
 
@@ -53,6 +58,9 @@ class Candidate(Record):
         selection_value: the score it was picked by, the best of many and therefore optimistic.
         values: the best report of each fold or seed, in their order; None where the training failed.
         mean: and `spread`, the sample standard deviation, of those that are there.
+        estimate: after a race, what it is worth at the end of its budget by all trainings, and `p_best`, how probable
+            it is that it is the best.
+        dropped: when it was out of the race, and why; None for those that stayed.
     """
 
     trial: Count
@@ -60,16 +68,21 @@ class Candidate(Record):
     values: tuple[float | None, ...]
     mean: float | None
     spread: float | None
+    estimate: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    p_best: Share | None = Field(default=None, exclude_if=lambda value: value is None)
+    dropped: Dropped | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Confirmation(Record):
     """confirm.json.
 
     Attributes:
-        kind: what differs between the trainings of a candidate; there are `parts` of them.
-        chosen: the number of the trial with the best mean, among those none of whose trainings failed.
-        candidates: in the order of the search, best first.
+        kind: what differs between the trainings of a candidate; there are `parts` of them, in a race at most.
+        chosen: the number of the trial with the best mean, or after a race the best estimate, among those none of
+            whose trainings failed.
+        candidates: in the order of the search, best first; in a race those that had a chance when it began.
         images: seen by all trainings, `cost_gpu_s` the accelerator seconds they took.
+        race: how it was run, None where every candidate had every part.
     """
 
     format: Literal[1] = 1
@@ -81,6 +94,7 @@ class Confirmation(Record):
     images: Count
     cost_gpu_s: Seconds
     created: Time
+    race: RaceNote | None = Field(default=None, exclude_if=lambda note: note is None)
 
 
 def confirmed(files: SearchFiles) -> Confirmation | None:
@@ -115,54 +129,88 @@ def chosen_trial(found: SearchResult) -> TrialResult:
 def confirm(
     search: Location,
     *,
-    top: int = 3,
+    top: int | None = None,
     folds: int | None = None,
     seeds: int | None = None,
+    budget: float | None = None,
     address: str | None = None,
     _trainer: Trainer | None = None,
     **resources: Unpack[TrialKeywords],
 ) -> Confirmation:
-    """Train the best trials of a search again and choose on the mean.
+    """Train the best trials of a search again and choose among them.
 
-    Retrain and calibrate then use the chosen one. Run it again to go on after an interruption or a failure, or with a
-    larger `top` or more folds: what is done is not done twice.
+    Retrain and calibrate then use the chosen one. Run it again to go on after an interruption or a failure, or with
+    more to spend: what is done is not done twice.
 
     Args:
         search: the search folder.
-        top: how many of the completed trials; all of them if there are fewer, which is said.
+        top: so many of the completed trials, each on every fold or with every seed, and the best mean; all of them if
+            there are fewer, which is said. If not given, a race decides who trains how often.
         folds: hold out so many of the dataset's folds one after another; 5 if neither this nor `seeds` is given.
         seeds: train on the search's own train and validation patients, with so many new seeds.
+        budget: what a race may spend, as a share of the search's images; 0.15 if not given.
         address: a Ray cluster; this machine if not given.
         resources: of each training, by the names of `ich_ray.search.request.TrialResources`.
 
     Raises:
-        ConfigError: no search, a dataset without folds, both `folds` and `seeds`, or numbers that cannot be met.
+        ConfigError: no search, a dataset without folds, both `folds` and `seeds`, both `top` and `budget`, or numbers
+            that cannot be met.
         IchRayError: no completed trial, it was interrupted, or no candidate got through all its trainings.
     """
     if folds is not None and seeds is not None:
         raise ConfigError("--folds, --seeds: one of them must be given, got both; choose what shall differ")
+    if top is not None and budget is not None:
+        raise ConfigError("--top, --budget: one of them must be given, got both; with --top all train equally often")
     found = open_network_search(search)
-    candidates = _top(found, top)
+    completed = _top(found, 1 if top is None else top)
+    space = _space(found)
+    share = SHARE if budget is None else budget
+    images = sum(trial.images_seen for trial in found.trials)
+    allowed = trainings_allowed(share, images, space.budget.images) if top is None else 0
     dataset = PreparedDataset.of_search(found)
     kind: Kind = "seeds" if seeds is not None else "folds"
     parts = _seeds(seeds) if seeds is not None else check_folds(dataset, DEFAULT_FOLDS if folds is None else folds)
-    numbers = ", ".join(str(trial.number) for trial in candidates)
-    say(f"confirm: trial {numbers} of {found.record.name} again, each with {len(parts)} {kind}")
-    files, space = found.files.confirming(kind), _space(found)
+    race = _race(found, kind) if top is None else None
+    candidates = race.trials if race else completed
+    if race:
+        say(f"confirm: a race of {found.record.name}, at most {allowed} trainings, {share:.0%} of the search's images")
+    else:
+        numbers = ", ".join(str(trial.number) for trial in candidates)
+        say(f"confirm: trial {numbers} of {found.record.name} again, each with {len(parts)} {kind}")
+    files = found.files.confirming(kind)
 
     from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.preflight import check_machines, check_objective, check_workers, plan_slots
-    from ich_ray.search.run import locked
 
     for fold in (part for part in parts if part is not None):
         check_objective(HeldOut(dataset, fold).role("validation"), found.objective)
     drawn = [Hyperparameters.model_validate(trial.parameters) for trial in candidates]
+
+    from ich_ray.search.run import locked, run_listed
+
     with locked(files), connected(address):
         slots = plan_slots(ClusterResources().machines(), TrialResources(**resources))
         check_workers(dataset, drawn, slots.workers)
         check_machines(dataset, files.root)
-        _train(found, space, files, dataset, candidates, parts, slots, _trainer)
-    confirmation = _confirmation(found, open_search(files.root), candidates, kind, parts)
+        ledger = _ledger(found, space, files, 0 if race else len(candidates) * len(parts))
+
+        def train(listed: list[Listed]) -> None:
+            if (wanted := len(ledger.trials) + len(listed)) > ledger.record.wanted:
+                ledger.amend(trials=wanted)
+            hint = "confirm again to go on"
+            keys: dict[str, Any] = {"resume_hint": hint, "trainer": _trainer, "keep_weights": True}
+            run_listed(space, dataset, ledger, slots, listed, **keys)
+
+        if race:
+            Runner(race, ledger, parts, allowed=allowed, at_a_time=slots.concurrent).run(train)
+        else:
+            train(_missing(ledger, candidates, parts))
+    trained = open_search(files.root)
+    if race:
+        note = RaceNote(share=share, allowed=allowed, trainings=len(_ended(trained)))
+        confirmation = _raced(found, trained, race, kind, note)
+    else:
+        confirmation = _confirmation(found, trained, candidates, kind, parts)
     write_json(found.files.confirmation, confirmation.model_dump(mode="json"))
     return confirmation
 
@@ -186,34 +234,25 @@ def _seeds(seeds: int) -> list[int | None]:
     return [None] * seeds
 
 
-def _train(
-    found: SearchResult,
-    space: SearchSpace,
-    files: SearchFiles,
-    dataset: PreparedDataset,
-    candidates: Sequence[TrialResult],
-    parts: Sequence[int | None],
-    slots: Slots,
-    trainer: Trainer | None,
-) -> None:
-    """Run those trainings that the confirmation's ledger does not have yet."""
-    from ich_ray.search.run import run_listed
+def _race(found: SearchResult, kind: Kind) -> Race:
+    """Among the trials that have ended, those that were stopped early too."""
+    space = parse_space(found.record.space, str(found.files.search)).with_objective(found.objective)
+    model = ValueModel(space, [trial for trial in found.trials if trial.state != "running"])
+    return Race(model, model.trials, by_fold=kind == "folds")
 
-    asked = _record(found, space, len(candidates) * len(parts))
-    if files.search.exists():
-        ledger = Ledger.open(files.root)
-        if changed := differences(ledger.record, asked):
-            raise ConfigError(
-                f"{files.root}: a confirmation goes on for the search it was begun for, got another one "
-                f"({'; '.join(changed)}); remove the folder to begin anew"
-            )
-    else:
-        ledger = Ledger.create(files.root, asked)
-    listed = _missing(ledger, candidates, parts)
-    if (wanted := len(ledger.trials) + len(listed)) > ledger.record.wanted:
-        ledger.amend(trials=wanted)
-    hint = "confirm again to go on"
-    run_listed(space, dataset, ledger, slots, listed, resume_hint=hint, trainer=trainer, keep_weights=True)
+
+def _ledger(found: SearchResult, space: SearchSpace, files: SearchFiles, trials: int) -> Ledger:
+    """Of the confirmation, begun or gone on with."""
+    asked = _record(found, space, trials)
+    if not files.search.exists():
+        return Ledger.create(files.root, asked)
+    ledger = Ledger.open(files.root)
+    if changed := differences(ledger.record, asked):
+        raise ConfigError(
+            f"{files.root}: a confirmation goes on for the search it was begun for, got another one "
+            f"({'; '.join(changed)}); remove the folder to begin anew"
+        )
+    return ledger
 
 
 def _space(found: SearchResult) -> SearchSpace:
@@ -274,6 +313,44 @@ def _confirmation(
     )
 
 
+def _ended(trained: SearchResult) -> list[TrialResult]:
+    """In their order, each training once: what failed and was made good since is left out."""
+    return [trial for trial in trained.trials if trial.state in {"completed", "failed"} and trial.repeats is not None]
+
+
+def _raced(found: SearchResult, trained: SearchResult, race: Race, kind: Kind, note: RaceNote) -> Confirmation:
+    """What a race has shown.
+
+    Its candidates are the search's favorite, those that had a chance when it began, and whoever was trained.
+    """
+    ended = _ended(trained)
+    standings, out = dropped(race, ended)
+    chosen = race.chosen(ended, unusable(ended))
+    if chosen is None or all(training.state == "failed" for training in ended):
+        raise _nobody_through(trained)
+    sign = 1 if found.objective.mode == "max" else -1
+    judged, named = [], {found.best().number, chosen.number, *(one.repeats for one in ended)}
+    for trial in found.ranked():
+        place = race.place_of(trial.number)
+        own = [one for one in ended if one.repeats == trial.number]
+        if place is None or not (trial.number in named or standings[0].chance[place] >= LEVEL):
+            continue
+        changes = {"estimate": sign * float(standings[-1].mean[place]), "p_best": float(standings[-1].best[place])}
+        left = {"dropped": out.get(trial.number)} if trial.number != chosen.number else {}
+        judged.append(_judged(trial, own).model_copy(update=changes | left))
+    return Confirmation(
+        kind=kind,
+        parts=max(len(candidate.values) for candidate in judged),
+        objective=found.objective,
+        chosen=chosen.number,
+        candidates=tuple(judged),
+        images=sum(training.images_seen for training in ended),
+        cost_gpu_s=sum(training.cost_gpu_s for training in ended),
+        created=time.time(),
+        race=note,
+    )
+
+
 def _trainings(trained: SearchResult, candidate: TrialResult, parts: Sequence[int | None]) -> list[TrialResult]:
     """The trainings of one candidate in the order of the parts; those that failed if there are no others."""
     own = sorted(
@@ -299,10 +376,14 @@ def _chosen(judged: Sequence[Candidate], objective: Objective, trained: SearchRe
     """The best mean among the candidates that got through all their trainings; of equals, the search's favorite."""
     whole = [candidate for candidate in judged if None not in candidate.values]
     if not whole:
-        raise IchRayError(
-            f"{trained.files.root}: one candidate at least must get through all its trainings, got none; "
-            f"`ich-ray results {trained.files.root}` says why they failed; remove the cause and confirm again, or "
-            "confirm more with --top"
-        )
+        raise _nobody_through(trained)
     sign = 1 if objective.mode == "max" else -1
     return max(whole, key=lambda candidate: sign * (candidate.mean or 0.0)).trial
+
+
+def _nobody_through(trained: SearchResult) -> IchRayError:
+    return IchRayError(
+        f"{trained.files.root}: one candidate at least must get through all its trainings, got none; "
+        f"`ich-ray results {trained.files.root}` says why they failed; remove the cause and confirm again, or "
+        "confirm more with --top"
+    )

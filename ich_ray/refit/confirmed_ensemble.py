@@ -86,8 +86,8 @@ def _trainings(trained: SearchResult, number: int) -> list[TrialResult]:
     ended = [one for one in trained.trials if one.repeats == number and one.state == "completed"]
     whole = sorted(ended, key=lambda one: (-1 if one.fold is None else one.fold, one.number))[:MOST_MEMBERS]
     missing = [one.number for one in whole if not trained.files.weights_of(one.seed).exists()]
-    if missing or not whole:
-        got = f"none of its training {missing[0]}" if missing else "no training that completed"
+    if missing or len(whole) < 2:
+        got = f"none of its training {missing[0]}" if missing else f"{len(whole)} that completed, of two at least"
         raise ConfigError(
             f"{trained.files.root}: --from-confirmation takes the weights of trial {number}'s trainings, got {got}; "
             "remove the folder and confirm again, or use --ensemble, which trains"

@@ -171,9 +171,10 @@ def planned(
         seen = statistics.median_low(run.best_images_seen for run in rehearsal)
         source = f"the best report of the retraining without the validation patients (median of {len(rehearsal)})"
     else:
-        best = trial.best_report
-        seen = (best.fold or best).images_seen if best else trial.images_seen
-        source = f"the best report of trial {trial.number}"
+        # A trial that was stopped and that a race has chosen came to its end in the confirmation alone.
+        best = trial.best_report if trial.state == "completed" else None
+        seen = (best.fold or best).images_seen if best else parameters.images_within(granted.images)
+        source = f"the best report of trial {trial.number}" if best else f"the whole budget of trial {trial.number}"
     held = sum(roles[role].slices for role in roles_of(patients))
     trained = float(roles["train"].slices)
     if not rehearsal and schedule.patience is not None and (folds := found.objective.parts):

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["Ledger", "Verdict", "differences", "trial_seed"]
 
 
+# Trials without folds whose logits stay: of more than so many each is hardly ever the best.
+MOST_LOGITS = 20
+
+
 class Verdict(NamedTuple):
     """How a trial ends, and why."""
 
@@ -196,9 +200,11 @@ class Ledger:
 
     def _end(self, trial: TrialResult, end: Verdict) -> TrialResult:
         chance = trial.metrics.get("average_precision")
+        kept = trial.logits if end.state == "completed" and trial.value is not None else None
         written = self._write(
             trial.model_copy(
                 update={
+                    "logits": kept,
                     "state": end.state,
                     "reason": end.reason,
                     "detail": end.detail or trial.detail,
@@ -213,7 +219,17 @@ class Ledger:
         self._drop_checkpoint(trial.number)
         if not written.keeps_logits:
             remove(self.files.logits_of(trial.number))
+        elif kept:
+            self._keep_the_best_logits()
         return written
+
+    def _keep_the_best_logits(self) -> None:
+        """Of the trials that are best; the record is written first, so that it names no file that is gone."""
+        kept = [trial for trial in self.trials.values() if trial.state == "completed" and trial.logits]
+        sign = 1 if self._objective.mode == "max" else -1
+        for trial in sorted(kept, key=lambda one: -sign * (one.value or 0.0))[MOST_LOGITS:]:
+            self._change(trial.number, logits=None)
+            remove(self.files.logits_of(trial.number))
 
     def _change(self, number: int, **changes: Any) -> TrialResult:
         return self._write(self.trials[number].model_copy(update=changes))

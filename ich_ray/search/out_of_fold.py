@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.data.dataset import PreparedDataset, SliceSet
     from ich_ray.results import Objective
     from ich_ray.storage import SearchFiles
 
-__all__ = ["OutOfFold"]
+__all__ = ["OutOfFold", "part_of", "read_logits", "save_logits"]
 
 _REMEDY = "restore the file from a copy, or start the trial again"
 
@@ -50,17 +50,11 @@ class OutOfFold:
 
     def save(self, trial: int, images_seen: int, logits: NDArray[np.float32]) -> LogitsReference:
         """Write what a network said; `images_seen` of its trial name the file."""
-        data = np.ascontiguousarray(logits, "<f4").tobytes()
-        digest = sha256(data)
-        path = self._files.logits_of(trial) / f"{images_seen:012d}-{digest[:8]}.f32"
-        write_bytes(path, data)
-        return LogitsReference(file=f"{self._files.logits.name}/{path.parent.name}/{path.name}", sha256=digest)
+        return save_logits(self._files, trial, images_seen, logits)
 
     def part(self, number: int, logits: NDArray[np.float32]) -> FoldPart:
         """Fold `number` with what a network said of it, `[n, labels]`."""
-        slices = self._held_out(number)
-        several = logits.shape[1] == len(LABELS)
-        return FoldPart(slices.targets(LABELS) if several else slices.labels[:, None], logits, slices.patients)
+        return part_of(self._held_out(number), logits)
 
     def read(self, number: int, reference: LogitsReference) -> FoldPart:
         """Fold `number` with what a file says of it.
@@ -68,18 +62,8 @@ class OutOfFold:
         Raises:
             IntegrityError: the file is not there, or not the one that was written.
         """
-        path, slices = self._files.root / reference.file, self._held_out(number)
-        if not exists(path):
-            raise IntegrityError(f"{path}: the logits of a fold must be there, got no file; {_REMEDY}")
-        check_regular(path, _REMEDY)
-        size = path.stat().st_size
-        labels = next((count for count in (1, len(LABELS)) if size == 4 * count * len(slices)), None)
-        if labels is None:
-            raise IntegrityError(f"{path}: logits of {len(slices)} slices must be in it, got {size} bytes; {_REMEDY}")
-        data = path.read_bytes()
-        if sha256(data) != reference.sha256:
-            raise IntegrityError(f"{path}: SHA-256 must be the one in the ledger, got another one; {_REMEDY}")
-        return self.part(number, np.frombuffer(data, "<f4").reshape(len(slices), labels).astype(np.float32))
+        slices = self._held_out(number)
+        return self.part(number, read_logits(self._files, reference, len(slices)))
 
     def chance(self, one: Sequence[LogitsReference], other: Sequence[LogitsReference]) -> float | None:
         """How probable it is that `one` is at least as good as `other` on the folds from the first on.
@@ -91,3 +75,38 @@ class OutOfFold:
         """
         ours, theirs = ([self.read(*pair) for pair in enumerate(references)] for references in (one, other))
         return chance_of_better(ours, theirs, self._metric)
+
+
+def part_of(slices: SliceSet, logits: NDArray[np.float32]) -> FoldPart:
+    """Slices with what a network said of them, `[n, labels]`."""
+    several = logits.shape[1] == len(LABELS)
+    return FoldPart(slices.targets(LABELS) if several else slices.labels[:, None], logits, slices.patients)
+
+
+def save_logits(files: SearchFiles, trial: int, images_seen: int, logits: NDArray[np.float32]) -> LogitsReference:
+    """Write what a network of a trial said, `[n, labels]`."""
+    data = np.ascontiguousarray(logits, "<f4").tobytes()
+    digest = sha256(data)
+    path = files.logits_of(trial) / f"{images_seen:012d}-{digest[:8]}.f32"
+    write_bytes(path, data)
+    return LogitsReference(file=f"{files.logits.name}/{path.parent.name}/{path.name}", sha256=digest)
+
+
+def read_logits(files: SearchFiles, reference: LogitsReference, slices: int) -> NDArray[np.float32]:
+    """What a network said of so many slices, `[n, labels]`.
+
+    Raises:
+        IntegrityError: the file is not there, or not the one that was written.
+    """
+    path = files.root / reference.file
+    if not exists(path):
+        raise IntegrityError(f"{path}: the logits of a network must be there, got no file; {_REMEDY}")
+    check_regular(path, _REMEDY)
+    size = path.stat().st_size
+    labels = next((count for count in (1, len(LABELS)) if size == 4 * count * slices), None)
+    if labels is None:
+        raise IntegrityError(f"{path}: logits of {slices} slices must be in it, got {size} bytes; {_REMEDY}")
+    data = path.read_bytes()
+    if sha256(data) != reference.sha256:
+        raise IntegrityError(f"{path}: SHA-256 must be the one in the ledger, got another one; {_REMEDY}")
+    return np.frombuffer(data, "<f4").reshape(slices, labels).astype(np.float32)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["FoldPart", "Pooling", "chance_of_better", "pooled_metrics", "standardized"]
+__all__ = ["FoldPart", "Pooling", "chance_of_better", "chances_of_best", "pooled_metrics", "standardized"]
 
 # pooled: the slices of all folds as one set; scaled: the same after `standardized`; mean: of the figures of the folds.
 Pooling = Literal["pooled", "scaled", "mean"]
@@ -110,6 +110,29 @@ def chance_of_better(
     differences = np.array([ours(weights) - theirs(weights) for weights in draws.weights()])
     defined = differences[np.isfinite(differences)]
     return float(np.mean(defined >= 0)) if len(defined) else None
+
+
+def chances_of_best(
+    trials: Sequence[Sequence[FoldPart]], metric: str, *, how: Pooling = POOLING, seed: int = 0
+) -> list[float] | None:
+    """Of each trial the share of resamples of patients in which it is the best; equals share it.
+
+    All have judged the same slices in the same order, see `chance_of_better`. None where it cannot be told.
+    """
+    first = trials[0]
+    labels, patients = _labels(first), np.concatenate([part.patients for part in first])
+    if any(not np.array_equal(labels, _labels(other)) for other in trials):
+        raise ValueError("all must have judged the same slices")
+    if metric not in PAIRED_METRICS or len(np.unique(patients[labels > 0].astype(str))) < FEWEST_PATIENTS:
+        return None
+    each = [_weighted(parts, metric, how) for parts in trials]
+    draws = PatientDraws(patients, resamples=_RESAMPLES, seed=seed)
+    values = np.array([[one(weights) for one in each] for weights in draws.weights()])
+    defined = values[np.isfinite(values).all(1)]
+    if not len(defined):
+        return None
+    best = defined == defined.max(1, keepdims=True)
+    return [float(share) for share in (best / best.sum(1, keepdims=True)).mean(0)]
 
 
 def _labels(parts: Sequence[FoldPart]) -> NDArray[np.float32]:

@@ -278,8 +278,13 @@ class SearchFiles:
 
     @property
     def logits(self) -> UPath:
-        """What the networks of trials said of the patients of their folds, where trials are judged by folds."""
+        """What networks said of the patients who judge them: of all folds, or of the best trials."""
         return self.root / "logits"
+
+    @property
+    def chances(self) -> UPath:
+        """How probable it is of each of the best trials that it is the best."""
+        return self.root / "chances.json"
 
     def logits_of(self, number: int) -> UPath:
         return self.logits / f"{number:05d}"

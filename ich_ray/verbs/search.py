@@ -97,9 +97,14 @@ def results(
 
 def confirm(
     folder: SearchFolder,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many of the best trials.")] = 3,
+    top: Annotated[
+        int | None, typer.Option("--top", min=1, help="So many of the best trials, all equally often; else a race.")
+    ] = None,
     folds: Annotated[int | None, typer.Option("--folds", min=2, help="Folds to hold out in turn; default 5.")] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="New seeds, in place of folds.")] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", help="Of the search's images, what a race may spend; default 0.15.")
+    ] = None,
     gpus_per_trial: GpusPerTrial = None,
     cpus_per_trial: CpusPerTrial = None,
     workers_per_trial: WorkersPerTrial = None,
@@ -107,7 +112,7 @@ def confirm(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Train the best trials again; choose by their mean."""
+    """Train the best trials again, and choose among them."""
     from ich_ray.refit.confirm import confirm as confirm_best
 
     confirmation = confirm_best(
@@ -115,6 +120,7 @@ def confirm(
         top=top,
         folds=folds,
         seeds=seeds,
+        budget=budget,
         gpus_per_trial=gpus_per_trial,
         cpus_per_trial=cpus_per_trial,
         workers_per_trial=workers_per_trial,

@@ -562,6 +562,25 @@ class TestConfirmation:
         assert stale in confirmed.text
         assert f"; the model on this page is still that of trial {one.number}." in confirmed.text
 
+    def test_a_race_and_how_probable_each_is_the_best_are_told(self, confirmed: Page, changed: UPath) -> None:
+        assert "Is the best" not in confirmed.text
+        files, found = SearchFiles(changed), open_search(changed)
+        value = read_json(files.confirmation)
+        other, chosen = value["candidates"]
+        chosen |= {"estimate": 0.7123, "p_best": 0.91}
+        dropped = {"trainings": 4, "chance": 0.03, "leader": chosen["trial"], "reason": ""}
+        other |= {"estimate": 0.5, "p_best": 0.04, "dropped": dropped}
+        race = {"share": 0.15, "allowed": 6, "trainings": 5, "level": 0.05}
+        write_json(files.confirmation, {**value, "race": race})
+        known = [{"trial": found.best().number, "p_best": 0.64}]
+        chances = {"completed": found.count("completed"), "patients": 82, "positive": 39, "trials": known}
+        write_json(files.chances, chances)
+        page = Page(render(gather(changed)))
+        assert "in a race of 5 trainings with folds of the train and validation patients" in page.text
+        assert "had the best estimated average precision (AP) of the 2 best trials" in page.text
+        for told in ("Out after trainings", "0.7123", "91%", "64%", "Is the best: the share of 500 draws"):
+            assert told in page.text
+
     def test_a_better_trial_since_then_is_said(self, confirmed: Page, changed: UPath) -> None:
         assert "since the confirmation" not in confirmed.text
         best, path = open_search(changed).best(), SearchFiles(changed).confirmation

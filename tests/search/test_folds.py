@@ -92,11 +92,14 @@ def test_logits_stay_of_trials_that_others_are_compared_with(found: SearchResult
 def test_results_tell_what_each_fold_gave(found: SearchResult, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["results", str(found.files.root)]) == 0
     _, head, best, *_ = capsys.readouterr().out.splitlines()
-    columns = ["trial", "state", "average_precision", "images", "seconds", "each", "fold", "parameters"]
+    columns = ["trial", "state", "average_precision", "best", "images", "seconds", "each", "fold", "parameters"]
     assert head.split() == columns
     values = [f"{value:.4f}" for value in found.best().fold_values]
-    assert best.split()[:5] == [str(found.best().number), "completed", f"{found.best().value:.4f}", "1200", "1"]
-    assert best.split()[5:8] == values
+    chance = found.p_best[found.best().number]
+    assert sum(found.p_best.values()) == pytest.approx(1.0)
+    told = [str(found.best().number), "completed", f"{found.best().value:.4f}", f"{chance:.0%}", "1200", "1"]
+    assert best.split()[:6] == told
+    assert best.split()[6:9] == values
     reports = found.to_frame(reports=True)
     assert reports[reports["number"] == 0]["fold"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert call(["report", str(found.files.root)]) == 0

@@ -7,7 +7,14 @@ import pytest
 from numpy.typing import NDArray
 
 from ich_ray.statistics.metrics import average_precision
-from ich_ray.statistics.pooling import FoldPart, Pooling, chance_of_better, pooled_metrics, standardized
+from ich_ray.statistics.pooling import (
+    FoldPart,
+    Pooling,
+    chance_of_better,
+    chances_of_best,
+    pooled_metrics,
+    standardized,
+)
 
 
 def part(labels: list[int], logits: list[float], patients: str) -> FoldPart:
@@ -97,3 +104,20 @@ def test_few_positive_patients_or_another_metric_tell_nothing() -> None:
     with pytest.raises(ValueError, match="same slices"):
         chance_of_better(few, more, "average_precision")
     assert math.isnan(pooled_metrics([part([0], [0], "a")], measured, "mean")["average_precision"])
+
+
+def test_the_chances_of_being_the_best_are_shared_by_equals() -> None:
+    good, bad = trial(3, seed=1), trial(1, seed=2)
+    assert chances_of_best([good, good, bad], "average_precision") == [0.5, 0.5, 0.0]
+    assert chances_of_best([bad, good], "log_loss") == pytest.approx([0.0, 1.0], abs=0.1)
+    close = chances_of_best([trial(2, seed=seed, patients=40) for seed in (1, 2, 3)], "average_precision")
+    assert close is not None
+    assert sum(close) == pytest.approx(1.0)
+    assert max(close) < 1.0
+
+
+def test_the_best_of_few_positive_patients_is_not_known() -> None:
+    few = trial(3, seed=1, patients=10)
+    assert chances_of_best([few, few], "average_precision") is None
+    with pytest.raises(ValueError, match="same slices"):
+        chances_of_best([few, trial(3, seed=1, patients=12)], "average_precision")

@@ -252,14 +252,16 @@ def _checkpoints(found: LedgerFiles) -> Check:
         count += 1
         breaches += _bundle(card)
     rule = "every referenced checkpoint exists and its hash matches"
-    of_folds = f", logits of the folds of {len(judged)} trials" if judged else ""
-    return checked("I7", rule, f"{count} files of weights{of_folds}", breaches)
+    of_folds = "of the folds " if any(trial.folds_done for trial in judged) else ""
+    logits = f", logits {of_folds}of {len(judged)} trials" if judged else ""
+    return checked("I7", rule, f"{count} files of weights{logits}", breaches)
 
 
 def _lost_logits(root: UPath, trial: TrialResult) -> str:
     """The first file of logits of a trial that is not there as it was written, empty if all are."""
-    for note in (report.fold for report in trial.reports if report.fold):
-        if problem := _mismatch(root, note.logits):
+    of_folds = [report.fold.logits for report in trial.reports if report.fold]
+    for reference in (*of_folds, *([trial.logits] if trial.logits else [])):
+        if problem := _mismatch(root, reference):
             return f"trial {trial.number}: {problem}"
     return ""
 

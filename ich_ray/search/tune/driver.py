@@ -22,8 +22,10 @@ from ich_ray.errors import IchRayError, IntegrityError, Interrupted
 from ich_ray.progress import board, say
 from ich_ray.results import EndCheck
 from ich_ray.runtime import signals_given_back
+from ich_ray.search.chances import format_chances, write_chances
 from ich_ray.search.cluster_resources import nodes_that_hold
 from ich_ray.search.out_of_fold import OutOfFold
+from ich_ray.search.space.parameter_sets import NETWORKS
 from ich_ray.search.stopping import STOPPING_RULES
 from ich_ray.search.stopping.fold_race import FoldRace
 from ich_ray.search.tune.first_error import FirstError
@@ -83,6 +85,7 @@ class Driver:
         room: Callable[[], int] | None = None,
     ) -> None:
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
+        self._dataset, self._drawn = dataset, space.drawn
         rule = STOPPING_RULES[space.budget.rule].rebuilt(space.budget, space.objective, ledger.trials.values())
         race = _race(space, dataset, ledger) if space.objective.networks > 1 else None
         large_enough = partial(nodes_that_hold, slots.cpus, slots.gpus)
@@ -115,6 +118,7 @@ class Driver:
             keep_weights=keep_weights,
             declined_s=DECLINED_S,
             searches=space.drawn.name,
+            compares=self._compares(listed),
         )
         trainer = trainer or train_model
         self.function = trial_function(settings, MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer)
@@ -128,6 +132,16 @@ class Driver:
             (self.ledger_callback, tune.Callback),
         ):
             self._first.watch(hooks, kind)
+
+    def _compares(self, listed: Sequence[Listed] | None = None) -> bool:
+        """Whether its trials are compared by who judged them.
+
+        A confirmation says itself what it knows, and of a sequence model the slices are in another order.
+        """
+        if self._drawn is not NETWORKS:
+            return False
+        again = [trial.repeats for trial in self.ledger.trials.values()] + [one.repeats for one in listed or ()]
+        return all(one is None for one in again)
 
     def exhausted(self) -> Verdict | None:
         """How a trial ends that is stopped because the search has had its time; None while it has some."""
@@ -167,6 +181,8 @@ class Driver:
             )
         self._end(ran, exhausted)
         say(self.ledger_callback.summary())
+        if self._compares() and (told := format_chances(write_chances(self.ledger, self._dataset))):
+            say(told)
         check_own_ends(str(self.ledger.files.root), self.ledger.trials.values())
 
     def _end(self, ran: set[int], exhausted: Verdict | None) -> None:

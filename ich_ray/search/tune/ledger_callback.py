@@ -16,7 +16,7 @@ from ray.tune import Callback
 
 from ich_ray.progress import say
 from ich_ray.ray_internals import forget
-from ich_ray.results import CheckpointReference, ExecutionInfo, FoldNote, fault_note
+from ich_ray.results import CheckpointReference, ExecutionInfo, FoldNote, LogitsReference, fault_note
 from ich_ray.search.cluster_resources import is_up
 from ich_ray.search.plan.expected import expected_images
 from ich_ray.search.progress_table import RungCount, SearchStatus, format_best, format_failure
@@ -108,6 +108,8 @@ class LedgerCallback(Callback):
         }
         if result.get("note"):
             changes["detail"] = result["note"]
+        if result.get("logits"):
+            changes["logits"] = LogitsReference.model_validate(result["logits"])
         if result.get("setup"):
             changes["setup"] = ExecutionInfo.model_validate(result["setup"])
         verdict, before = self._scheduler.verdicts.get(number), self._ledger.trials[number].images_seen

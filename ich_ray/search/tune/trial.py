@@ -28,6 +28,7 @@ from ich_ray.errors import IchRayError, TrialFailure
 from ich_ray.registry import registered_here, repeat
 from ich_ray.results import CheckpointReference, Objective, QuarantineNote, Report, SearchRecord, finite
 from ich_ray.search.best_states import BestStates
+from ich_ray.search.chances import BestLogits
 from ich_ray.search.out_of_fold import OutOfFold
 from ich_ray.search.space.parameter_sets import PARAMETER_SETS
 from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
@@ -76,6 +77,8 @@ class TrialSettings:
         searches: what its parameters are of.
         keep_weights: whether the state of each trial's best report stays when it has ended.
         declined_s: how long a trial waits on a machine that is in quarantine before it goes back to the queue.
+        compares: whether what its networks say of the validation slices is kept, to compare trials by; with folds it
+            is anyway.
     """
 
     dataset: str
@@ -93,6 +96,7 @@ class TrialSettings:
     searches: Searched = "network"
     keep_weights: bool = False
     declined_s: float = 5.0
+    compares: bool = False
 
     def images_of(self, parameters: Hyperparameters) -> int:
         """Images at which a network has ended."""
@@ -246,6 +250,8 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
         if kept and (damage := folds.resume(kept.reports)):
             kept = None
     history = list(kept.reports) if kept else []
+    wanted = settings.compares and folds is None
+    best = BestLogits(files, config["number"], settings.objective, history, wanted=wanted)
     # A lost attempt may have kept reports to itself; the driver ignores those that it has.
     for report in history:
         if kept and report["images_seen"] > config["reported"]:
@@ -260,8 +266,8 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
     train = folds or trainer
     resume = kept.file if kept else None
     seen = kept.images_seen if kept else 0
-    best = BestStates(files.weights_of(config["seed"]), settings.objective, seen) if settings.keep_weights else None
-    keep = best.offer if best else _skip
+    states = BestStates(files.weights_of(config["seed"]), settings.objective, seen) if settings.keep_weights else None
+    keep = states.offer if states else _skip
     with closing(train(parameters, dataset, settings, config["seed"], resume)) as steps:
         for progress in steps:
             report = {
@@ -274,6 +280,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
             try:
                 if folds and isinstance(progress, FoldProgress):
                     report["fold"] = folds.note(progress).model_dump()
+                best.report(report, getattr(progress, "logits", None))
                 history.append(report)
                 keep(progress)
                 reference = None if last else _reference(checkpoints.save(progress, history))
@@ -286,6 +293,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
                     "node": _node(),
                     "checkpoint": reference.model_dump() if reference else None,
                     "note": checkpoints.note,
+                    "logits": best.reference.model_dump() if best.reference else None,
                     "setup": progress.setup.model_dump() if progress.setup else None,
                 }
             )

@@ -1,0 +1,161 @@
+"""How probable it is of each of the best trials that it is the best, by who judged them.
+
+Patients are drawn again with replacement, the same for all trials, and in each draw one of them is best: what is hard
+for all does not count. Their logits are those of folds, or of the validation role at the best report, which a worker
+keeps while it trains. Nothing is said of what another seed would have given: refit/racing.py does. No Ray here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ich_ray.errors import IntegrityError
+from ich_ray.progress import say
+from ich_ray.results import Chance, Chances, LogitsReference
+from ich_ray.search.ledger import MOST_LOGITS
+from ich_ray.search.out_of_fold import OutOfFold, part_of, read_logits, save_logits
+from ich_ray.statistics.pooling import chances_of_best
+from ich_ray.storage import exists, sha256, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.results import Objective, TrialResult
+    from ich_ray.search.ledger import Ledger
+    from ich_ray.statistics.pooling import FoldPart
+    from ich_ray.storage import SearchFiles
+
+__all__ = ["BestLogits", "format_chances", "write_chances"]
+
+
+# Of each that is told in a line.
+_TOLD = 3
+
+
+class BestLogits:
+    """What the network of a trial said of the validation slices at its best report, kept in a file.
+
+    Args:
+        files: of the search.
+        trial: its number.
+        objective: of the search.
+        reports: of the attempt that this one goes on after.
+        wanted: whether any are kept.
+
+    Attributes:
+        reference: to the file; None where there is none of the best report.
+    """
+
+    def __init__(
+        self,
+        files: SearchFiles,
+        trial: int,
+        objective: Objective,
+        reports: Sequence[Mapping[str, Any]],
+        *,
+        wanted: bool,
+    ) -> None:
+        self._files, self._trial, self._objective, self._wanted = files, trial, objective, wanted
+        self._best: float | None = None
+        self.reference: LogitsReference | None = None
+        best_images = 0
+        for report in reports if wanted else ():
+            if self._is_best(value := report["metrics"].get(objective.metric)):
+                self._best, best_images = value, report["images_seen"]
+        if best_images:
+            self.reference = self._kept(best_images)
+
+    def _is_best(self, value: float | None) -> bool:
+        if value is None or not math.isfinite(value):
+            return False
+        return self._best is None or self._objective.better(value, self._best)
+
+    def _kept(self, images_seen: int) -> LogitsReference | None:
+        """What an attempt before has written of a report; its name says whether it is whole."""
+        folder = self._files.logits_of(self._trial)
+        try:
+            for path in folder.glob(f"{images_seen:012d}-*.f32") if exists(folder) else ():
+                digest = sha256(path)
+                if path.name.endswith(f"-{digest[:8]}.f32"):
+                    return LogitsReference(file=f"{folder.parent.name}/{folder.name}/{path.name}", sha256=digest)
+        except (OSError, IntegrityError):  # it only tells less then
+            return None
+        return None
+
+    def report(self, report: Mapping[str, Any], logits: NDArray[np.float32] | None) -> None:
+        """Write the logits of a report if it is the best so far; the file of the one before goes."""
+        value = report["metrics"].get(self._objective.metric)
+        if not (self._wanted and self._is_best(value)):
+            return
+        before, self._best, self.reference = self.reference, value, None
+        if logits is not None:
+            by_label = logits.reshape(len(logits), -1)
+            self.reference = save_logits(self._files, self._trial, report["images_seen"], by_label)
+        if before and before != self.reference:
+            (self._files.root / before.file).unlink(missing_ok=True)
+
+
+def write_chances(ledger: Ledger, dataset: PreparedDataset) -> Chances | None:
+    """Compare the best completed trials of a search; None, and no file, where that cannot be told."""
+    objective, completed = ledger.record.objective, [one for one in ledger.trials.values() if one.state == "completed"]
+    sign = 1 if objective.mode == "max" else -1
+    kept = [trial for trial in completed if trial.value is not None and (trial.logits or trial.best_notes)]
+    best = sorted(kept, key=lambda one: (-sign * (one.value or 0.0), one.number))[:MOST_LOGITS]
+    found = _compared(ledger, dataset, best, objective) if len(best) > 1 else None
+    if found is None:
+        ledger.files.chances.unlink(missing_ok=True)
+        return None
+    p_best, patients, positive = found
+    chances = Chances(
+        completed=len(completed),
+        patients=patients,
+        positive=positive,
+        trials=tuple(Chance(trial=one.number, p_best=share) for one, share in zip(best, p_best, strict=True)),
+    )
+    write_json(ledger.files.chances, chances.model_dump(mode="json"))
+    return chances
+
+
+def _compared(
+    ledger: Ledger, dataset: PreparedDataset, best: Sequence[TrialResult], objective: Objective
+) -> tuple[list[float], int, int] | None:
+    """The chance of each, and the patients who judged them, all and positive."""
+    try:
+        judged = [*_judged(ledger, dataset, best, objective)]
+    except (OSError, IntegrityError) as error:
+        say(f"ranking: the best trials cannot be compared: {error}")
+        return None
+    if (p_best := chances_of_best(judged, objective.metric)) is None:
+        return None
+    patients = np.concatenate([part.patients for part in judged[0]]).astype(str)
+    positive = np.concatenate([part.targets[:, -1] for part in judged[0]]) > 0
+    return p_best, len(np.unique(patients)), len(np.unique(patients[positive]))
+
+
+def _judged(
+    ledger: Ledger, dataset: PreparedDataset, best: Sequence[TrialResult], objective: Objective
+) -> Iterator[list[FoldPart]]:
+    if objective.networks > 1:
+        kept = OutOfFold(ledger.files, dataset, objective, ledger.record.seed)
+        for trial in best:
+            yield [kept.read(note.number, note.logits) for note in trial.best_notes]
+        return
+    slices = dataset.role("validation")
+    for trial in best:
+        if trial.logits:
+            yield [part_of(slices, read_logits(ledger.files, trial.logits, len(slices)))]
+
+
+def format_chances(chances: Chances | None) -> str:
+    """What the ranking knows, in a line; empty where nothing."""
+    if chances is None:
+        return ""
+    most = sorted(chances.trials, key=lambda one: -one.p_best)[:_TOLD]
+    told = ", ".join(f"trial {one.trial} {one.p_best:.0%}" for one in most)
+    return f"the best of all, as {chances.positive} positive patients of {chances.patients} say: {told}"
