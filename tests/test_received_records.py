@@ -64,7 +64,7 @@ STATED = {
     "results.Objective text": "metric",
     "results.Report text": "metrics",
     "results.SearchRecord address": "amendments dataset",
-    "results.SearchRecord text": "name space versions",
+    "results.SearchRecord text": "ms_per_slice name space versions",
     "results.SearchRecord seed": "seed",
     "results.SearchRecord signed": "space",
     "results.ExecutionInfo text": "device mode rates",

@@ -505,13 +505,13 @@ def test_a_warm_start_is_remembered(data: Path, space: Path, tmp_path: Path, mon
     first.report(0, 900, {"average_precision": 0.5}, 1.0, end=Verdict("completed"))
     keys: dict[str, Any] = {"hours": 1e-9, "_trainer": FakeTrainer()}  # over before anything trains
     found = run_search(data, space, tmp_path / "s", warm_start=tmp_path / "first", **keys)
-    assert found.record.warm_start == str(tmp_path / "first")
+    assert found.record.warm_starts == (str(tmp_path / "first"),)
     found = run_search(data, space, tmp_path / "s", resume=True, **keys)
     assert len(found.record.amendments) == 1
     assert said.count("warm start: 1 of 1 trials of first fit this space and are kept") == 2
     shutil.rmtree(tmp_path / "first")
     found = run_search(data, space, tmp_path / "s", resume=True, **keys)
-    assert found.record.warm_start == str(tmp_path / "first")
+    assert found.record.warm_starts == (str(tmp_path / "first"),)
     assert any(line.startswith(f"warm start: {tmp_path / 'first'} cannot be read any more, going on") for line in said)
 
 
@@ -541,7 +541,7 @@ def test_no_search_is_its_own_teacher(data: Path, space: Path, tmp_path: Path) -
             ConfigError, match="must be another search, got that of --out, which it knows; leave it out"
         ):
             run_search(data, space, tmp_path / "s", resume=True, warm_start=tmp_path / teacher, _trainer=FakeTrainer())
-    assert open_search(tmp_path / "s").record.warm_start is None
+    assert open_search(tmp_path / "s").record.warm_starts == ()
 
 
 DRIVER = """

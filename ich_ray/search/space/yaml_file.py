@@ -15,6 +15,7 @@ from ich_ray.errors import SpaceError, first_line, nearest
 from ich_ray.model.architectures import ARCHITECTURES
 from ich_ray.model.hyperparameters import Hyperparameters, readers
 from ich_ray.results import Objective
+from ich_ray.search.space.constraints import Constraints
 from ich_ray.search.space.explicit_trials import ListRules, candidate_specs
 from ich_ray.search.space.space import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace, same
 from ich_ray.search.stopping import STOPPING_RULES
@@ -71,6 +72,7 @@ class _File(BaseModel):
     sampler: Literal["tpe", "grid"] = "tpe"
     points: list[dict[str, Any]] = []
     candidates: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    constraints: Constraints = Constraints()
 
 
 class _Checker(ListRules):
@@ -98,7 +100,11 @@ class _Checker(ListRules):
             self._needed(spec, specs)
         points = tuple(self._point(index, point, ordered) for index, point in enumerate(file.points))
         listed = self.grid(ordered, points) if file.sampler == "grid" else None
-        space = SearchSpace(file.name, file.objective, file.budget, ordered, points, source, listed)
+        if listed is not None:
+            self._drawn(file)
+        space = SearchSpace(
+            file.name, file.objective, file.budget, ordered, points, source, listed, constraints=file.constraints
+        )
         self._meetings(space)
         self._answered(file.objective, space)
         return space
@@ -108,10 +114,20 @@ class _Checker(ListRules):
         for key, other in others.items():
             if other:
                 raise self.error(key, f"{key} or candidates must be given, got both; remove one")
+        self._drawn(file)
         whole = self.candidates(written, file.budget)
         space = SearchSpace(file.name, file.objective, file.budget, candidate_specs(whole), (), source, whole)
         self._answered(file.objective, space)
         return space
+
+    def _drawn(self, file: _File) -> None:
+        """What is listed is trained, whatever it takes."""
+        if file.constraints:
+            raise self.error(
+                "constraints",
+                "only draws can be refused before training, got trials that are listed; list those that keep "
+                f"{file.constraints}",
+            )
 
     def _structure(self, error: ValidationError) -> SpaceError:
         """The first problem of pydantic's, in the words of the other rules."""
@@ -125,6 +141,7 @@ class _Checker(ListRules):
                 (): _File,
                 ("budget",): Budget,
                 ("objective",): Objective,
+                ("constraints",): Constraints,
             }
             known = list(models[tuple(outer)].model_fields)
             return self.error(
