@@ -84,6 +84,7 @@ def _model(card: Card) -> dict[str, str]:
         "Selection of the model": (
             f"trial {chosen.trial} of {chosen.trials} in search {chosen.name}, "
             + (f"among the best by {how}; {chosen.confirmed}" if chosen.confirmed else f"by {how}")
+            + (f"; of networks within {chosen.constraints}" if chosen.constraints else "")
         ),
         "Software": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
         "Explanations": "Grad-CAM heat maps on request; they show where, not why, and have not been validated",
