@@ -6,7 +6,7 @@ search needs more images. Each interval is of the ratio of the sums, 95 %, by bo
 
 `prior`: of learning rate (a decade wide), dropout, decay and optimizer. Good: the optimum. Off: half a decade beside
 the best rate. Wrong: two decades beside it, far from the best dropout and decay, another optimizer.
-`teachers`: one earlier search of 200 trials, or two. The same: of the same problem. Another: of a problem whose optimum
+`teachers`: one earlier search of 100 trials, or two. The same: of the same problem. Another: of a problem whose optimum
 lies elsewhere. Reversed: of the same problem, whose worst trials it calls the best ones. Once more with the old rule,
 by which trials of other searches count like own ones, and with what the teacher reports 0.2 lower, as on a harder
 dataset.
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from ich_ray.search.space.space import SearchSpace
 
 AT_MOST = 100 * IMAGES
-TAUGHT = 200  # trials
+TAUGHT = 100  # trials
 BEST_DROPOUT, BEST_DECAY = 0.35, 0.01
 
 
@@ -179,6 +179,7 @@ def teachers(given: argparse.Namespace, folder: Callable[[], Path]) -> None:
 
                 images = mean_images(0.95 * on.best, begin, on, problem, given.searches)
                 needed.setdefault(name + rule, []).append(images)
+        print(f"problem {problem}: { ({name: images[-1] for name, images in needed.items()}) }", file=sys.stderr)
     print_ratios("teachers", given, needed)
 
 
