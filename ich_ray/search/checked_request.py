@@ -12,6 +12,8 @@ from importlib.metadata import version
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from upath import UPath
+
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import ranking_roles, ranking_slices
 from ich_ray.errors import ConfigError, IchRayError
@@ -103,7 +105,7 @@ def _several(warm_start: Location | Sequence[Location] | None) -> tuple[str, ...
     """The searches that are named, each once."""
     if warm_start is None:
         return ()
-    named = [warm_start] if isinstance(warm_start, str | PathLike) else warm_start
+    named = [warm_start] if isinstance(warm_start, str | PathLike | UPath) else warm_start
     return tuple(dict.fromkeys(str(locate(one)) for one in named))
 
 
