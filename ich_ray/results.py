@@ -418,7 +418,7 @@ class _Amendment(Record):
 
     time: Time = 0.0
     trials: _Trials = 0
-    warm_start: Address | None = None
+    warm_start: Address | tuple[Address, ...] | None = None
     dataset: Address = ""
     ended: EndCheck | None = None
     quarantine: QuarantineNote | None = None
@@ -436,6 +436,7 @@ class SearchRecord(Record):
         precision: of all its trials on accelerators; None in searches of version 0.1.0, and where no machine told: each
             accelerator then computes by its own capability.
         folds: what the dataset decided where the space says `folds: auto`, else None.
+        ms_per_slice: of each network, measured where the space limits it; by what its time depends on.
         amendments: later changes, such as more trials: `{"time": ..., "trials": 200}`.
     """
 
@@ -450,6 +451,9 @@ class SearchRecord(Record):
     trials: _Trials
     precision: Precision | None = None
     folds: Annotated[int, Field(ge=0, le=MOST_FOLDS)] | None = None
+    ms_per_slice: dict[Line, Annotated[float, Field(gt=0)]] | None = Field(
+        default=None, exclude_if=lambda measured: measured is None
+    )
     versions: dict[Line, Line]
     created: Time
     amendments: tuple[dict[Line, JsonValue], ...] = ()
@@ -491,10 +495,10 @@ class SearchRecord(Record):
         return str(self._amended("dataset", self.dataset))
 
     @property
-    def warm_start(self) -> str | None:
-        """Another search that the sampler has learned from."""
-        found: str | None = self._amended("warm_start", None)
-        return found
+    def warm_starts(self) -> tuple[str, ...]:
+        """Other searches that the sampler learns from; a single one stands in the file as a text."""
+        found: str | list[str] | None = self._amended("warm_start", None)
+        return (found,) if isinstance(found, str) else tuple(found or ())
 
     @property
     def ended(self) -> EndCheck | None:

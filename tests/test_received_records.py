@@ -75,7 +75,7 @@ STATED = {
     "results.Objective text": "metric",
     "results.Report text": "metrics",
     "results.SearchRecord address": "dataset",
-    "results.SearchRecord text": "amendments name space versions",
+    "results.SearchRecord text": "amendments ms_per_slice name space versions",
     "results.SearchRecord seed": "seed",
     "results.SearchRecord signed": "space",
     "results.ExecutionInfo text": "device mode rates",

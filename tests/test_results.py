@@ -157,7 +157,7 @@ def test_amendments_change_what_is_wanted() -> None:
         update={"amendments": ({"time": 1.0, "trials": 20}, {"time": 2.0, "warm_start": "/a"}, {"trials": 30})}
     )
     assert (make_record().wanted, amended.wanted) == (9, 30)
-    assert (make_record().warm_start, amended.warm_start) == (None, "/a")
+    assert (make_record().warm_starts, amended.warm_starts) == ((), ("/a",))
 
 
 def test_no_search_is_told(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_search_is_stored_without_what_opens_its_dataset() -> None:
     told = make_record(
         dataset="s3://key:hunter2@bucket/x", amendments=({"warm_start": "https://host/s?token=hunter2", "time": 1.0},)
     )
-    assert (told.dataset_folder, told.warm_start) == ("s3://bucket/x", "https://host/s")
+    assert (told.dataset_folder, told.warm_starts) == ("s3://bucket/x", ("https://host/s",))
     assert "hunter2" not in told.model_dump_json()
 
 

@@ -101,6 +101,7 @@ class SearchNote(Record):
         confirmed: how a confirmation chose it, in words; empty if none did.
         folds: of the train and validation patients, by which trials were judged; 0 for the validation patients alone.
         repeats: how often these were divided.
+        constraints: what every trial of the search had to keep; empty without any.
     """
 
     name: Line
@@ -111,6 +112,7 @@ class SearchNote(Record):
     confirmed: Line = ""
     folds: Count = 0
     repeats: Count = 1
+    constraints: Line = Field(default="", exclude_if=lambda said: not said)
 
     @property
     def judged(self) -> str:

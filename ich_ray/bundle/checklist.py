@@ -85,6 +85,7 @@ def _model(card: Card) -> dict[str, str]:
             f"trial {chosen.trial} of {chosen.trials} in search {chosen.name}, "
             + (f"among the best by {how}; {chosen.confirmed}" if chosen.confirmed else f"by {how}")
             + _sequence_selected(card)
+            + (f"; of networks within {chosen.constraints}" if chosen.constraints else "")
         ),
         "Software": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
         "Explanations": (

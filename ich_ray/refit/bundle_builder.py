@@ -20,6 +20,7 @@ from ich_ray.refit.confirm import confirmed
 from ich_ray.refit.ensemble_members import class_weight_shifts
 from ich_ray.refit.retrain_record import SEED_RULE
 from ich_ray.results import WeightsNote
+from ich_ray.search.space.constraints import Constraints
 from ich_ray.storage import Count, Record, read_record
 from ich_ray.training.state import TrainingState
 
@@ -83,6 +84,7 @@ def make_bundle(
             confirmed=_how_confirmed(found, trial),
             folds=found.objective.parts,
             repeats=found.objective.repeats,
+            constraints=str(Constraints.model_validate(found.record.space.get("constraints", {}))),
         ),
         retraining=_note(retraining) if retraining else None,
         training_data=describe_training(dataset, roles_of(retraining.patients if retraining else "train")),

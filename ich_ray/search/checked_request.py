@@ -9,7 +9,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
+from os import PathLike
 from typing import TYPE_CHECKING
+
+from upath import UPath
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import ranking_roles, ranking_slices
@@ -23,6 +26,8 @@ from ich_ray.search.time_budget import Limits
 from ich_ray.storage import Location, SearchFiles, exists, is_foreign, locate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ich_ray.search.request import SearchRequest
     from ich_ray.search.space.parameter_sets import Searched
 
@@ -41,8 +46,8 @@ class CheckedRequest:
         record: as it would be begun now.
         begun: as it was begun before, None for a new one.
         wanted: trials in all.
-        teacher: the search to learn from.
-        warm: its trials that fit the space.
+        teachers: the searches to learn from.
+        warm: of each that can be read, its trials that fit the space.
     """
 
     limits: Limits
@@ -52,8 +57,8 @@ class CheckedRequest:
     record: SearchRecord
     begun: SearchRecord | None
     wanted: int
-    teacher: str | None
-    warm: list[TrialResult]
+    teachers: tuple[str, ...]
+    warm: dict[str, list[TrialResult]]
 
 
 def validate_request(request: SearchRequest, searches: Searched = "network") -> CheckedRequest:
@@ -66,7 +71,7 @@ def validate_request(request: SearchRequest, searches: Searched = "network") -> 
     Raises:
         ConfigError: it cannot be done as asked.
     """
-    trials, seed, warm_start = request.trials, request.seed, request.warm_start
+    trials, seed, asked = request.trials, request.seed, _several(request.warm_start)
     limits = Limits(request.hours, request.gpu_hours)
     if trials is not None and trials < 1:
         raise ConfigError(f"--trials: must be at least 1, got {trials}; ask for one or more")
@@ -76,7 +81,7 @@ def validate_request(request: SearchRequest, searches: Searched = "network") -> 
         raise ConfigError(f"--seed: must be at least 0, got {seed}; any other number will do")
     checked, data = load_space(request.space, searches), PreparedDataset.open(request.dataset)
     data.check_table()  # or every trial would fail at it
-    _check_listed(checked, trials, warm_start)
+    _check_listed(checked, trials, asked)
     if data.manifest.leak:
         say(data.manifest.leak)
     files = SearchFiles(locate(request.out))
@@ -86,20 +91,30 @@ def validate_request(request: SearchRequest, searches: Searched = "network") -> 
     checked = decided(checked, data, there)
     record = _record(checked, data, trials or len(checked.listed or ()) or DEFAULT_TRIALS, seed)
     begun = _begun(files, there, record, trials, request.resume)
-    teacher = str(locate(warm_start)) if warm_start is not None else begun.warm_start if begun else None
-    if warm_start is None and teacher and is_foreign(teacher, str(files.root)):
-        say(f"warm start: reading {teacher}, which search.json names")
-    warm = (_warm_again if warm_start is None else _warm)(checked, teacher, record, files)
+    teachers = asked or (begun.warm_starts if begun else ())
+    for teacher in () if asked else teachers:
+        if is_foreign(teacher, str(files.root)):
+            say(f"warm start: reading {teacher}, which search.json names")
+    read = _warm if asked else _warm_again
+    warm = {teacher: kept for teacher in teachers if (kept := read(checked, teacher, record, files))}
     from ich_ray.search.preflight import check_objective, check_roles  # with Ray, which no mistake above need wait for
 
     check_roles(data)
     check_objective(ranking_slices(data, checked.objective.networks > 1), checked.objective)
     check_folds_of_search(checked, data, seed)
     wanted = trials or (begun or record).wanted
-    return CheckedRequest(limits, checked, data, files, record, begun, wanted, teacher, warm)
+    return CheckedRequest(limits, checked, data, files, record, begun, wanted, teachers, warm)
 
 
-def _check_listed(space: SearchSpace, trials: int | None, warm_start: Location | None) -> None:
+def _several(warm_start: Location | Sequence[Location] | None) -> tuple[str, ...]:
+    """The searches that are named, each once."""
+    if warm_start is None:
+        return ()
+    named = [warm_start] if isinstance(warm_start, str | PathLike | UPath) else warm_start
+    return tuple(dict.fromkeys(str(locate(one)) for one in named))
+
+
+def _check_listed(space: SearchSpace, trials: int | None, teachers: tuple[str, ...]) -> None:
     if space.listed is None:
         return
     if trials is not None and trials > len(space.listed):
@@ -107,9 +122,9 @@ def _check_listed(space: SearchSpace, trials: int | None, warm_start: Location |
             f"--trials: the space {space.name} lists {len(space.listed)} trials and no more, got {trials}; "
             "leave it out to run all"
         )
-    if warm_start is not None:
+    if teachers:
         raise ConfigError(
-            f"--warm-start {warm_start}: the trials of the space {space.name} are listed, so that nothing can be "
+            f"--warm-start {teachers[0]}: the trials of the space {space.name} are listed, so that nothing can be "
             "learned for them; leave it out"
         )
 
@@ -157,9 +172,7 @@ def _begun(
     return there
 
 
-def _warm(space: SearchSpace, where: str | None, asked: SearchRecord, own: SearchFiles) -> list[TrialResult]:
-    if where is None:
-        return []
+def _warm(space: SearchSpace, where: str, asked: SearchRecord, own: SearchFiles) -> list[TrialResult]:
     from ich_ray.search.optuna_adapter import fitting
 
     other = open_search(where)
@@ -187,7 +200,7 @@ def _warm(space: SearchSpace, where: str | None, asked: SearchRecord, own: Searc
     return kept
 
 
-def _warm_again(space: SearchSpace, where: str | None, asked: SearchRecord, own: SearchFiles) -> list[TrialResult]:
+def _warm_again(space: SearchSpace, where: str, asked: SearchRecord, own: SearchFiles) -> list[TrialResult]:
     """What a search that goes on was begun with, as far as it is still there."""
     try:
         return _warm(space, where, asked, own)

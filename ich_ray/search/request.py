@@ -10,6 +10,8 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ich_ray.storage import Location
     from ich_ray.vocabulary import Placement
 
@@ -33,7 +35,7 @@ class SearchKeywords(TrialKeywords, total=False):
     gpu_hours: float | None
     resume: bool
     seed: int | None
-    warm_start: Location | None
+    warm_start: Location | Sequence[Location] | None
     placement: Placement
     share_trunks: bool
     address: str | None
@@ -70,7 +72,7 @@ class SearchRequest(TrialResources):
         gpu_hours: the same, of accelerators times hours, over all trials since the search began.
         resume: go on with the search in `out`; unfinished trials continue from their checkpoints.
         seed: of the draws and of every trial; that of the search in `out` if not given, else 0.
-        warm_start: another search whose trials the sampler may learn from.
+        warm_start: other searches whose trials the sampler may learn from, each as far as it is alike.
         placement: `device` keeps the images of each trial in accelerator memory, `host` never; `auto` does where they
             fit into half of the trial's part of it.
         share_trunks: compute what frozen layers with given weights make of each slice once, into the dataset's folder,
@@ -87,7 +89,7 @@ class SearchRequest(TrialResources):
     gpu_hours: float | None = None
     resume: bool = False
     seed: int | None = None
-    warm_start: Location | None = None
+    warm_start: Location | Sequence[Location] | None = None
     placement: Placement = "auto"
     share_trunks: bool = False
     address: str | None = None

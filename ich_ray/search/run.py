@@ -7,6 +7,7 @@ the machines. Drives nothing: driver.py does; trains nothing: trial.py does.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ich_ray.results import SearchRecord, SearchResult, open_search
@@ -15,6 +16,7 @@ from ich_ray.search.checked_folds import check_single_worker
 from ich_ray.search.checked_request import validate_request
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.request import SearchRequest
+from ich_ray.search.space.feasible_draw import first_that_fits
 from ich_ray.search.space.space import Listed, sampled
 from ich_ray.search.time_budget import Limits
 from ich_ray.storage import Location, SearchFiles, file_lock
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.search.checked_request import CheckedRequest
+    from ich_ray.search.plan.constraint_check import ConstraintCheck
     from ich_ray.search.preflight import Slots
     from ich_ray.search.request import SearchKeywords
     from ich_ray.search.space.parameter_sets import Searched
@@ -94,10 +97,11 @@ def run_request(
             from ich_ray.search.tune.precompute_features import share_trunks
 
             share_trunks(data, trials, gpus=slots.gpus > 0)
-        ledger = _ledger(checked, slots, trainer)
+        check = _constraints(checked, slots)
+        ledger = _ledger(checked, slots, trainer, check)
         # Another driver may have raised it before the lock was ours.
         wanted = max(request.trials or 0, ledger.record.wanted)
-        _amend(ledger, wanted, checked.teacher, checked.record.dataset)
+        _amend(ledger, wanted, checked.teachers, checked.record.dataset)
         Driver(
             checked.space,
             data,
@@ -105,12 +109,13 @@ def run_request(
             slots,
             wanted=wanted,
             limits=checked.limits,
-            warm=checked.warm,
+            warm=list(checked.warm.values()),
             trainer=trainer,
             listed=_listed(checked.space, ledger, wanted),
             placement=request.placement,
             keep_weights=keep_weights,
             room=room(fleet, slots, request.concurrent),
+            refuses=check,
         ).run()
     return open_search(files.root)
 
@@ -142,10 +147,33 @@ def run_listed(
     driver.run()
 
 
-def _ledger(checked: CheckedRequest, slots: Slots, trainer: Trainer | None) -> Ledger:
+def _constraints(checked: CheckedRequest, slots: Slots) -> ConstraintCheck | None:
+    """What refuses draws, with the times that the search was begun with; None without constraints.
+
+    Raises:
+        ConfigError: they refuse everything.
+    """
+    space = checked.space
+    if not space.constraints:
+        return None
+    from ich_ray.search.plan.constraint_check import ConstraintCheck
+    from ich_ray.search.tune.measure_speed import measure_speeds
+
+    check = ConstraintCheck(space.constraints, checked.dataset.image_shape, {})
+    known = checked.begun.ms_per_slice if checked.begun else None
+    check = replace(check, milliseconds=measure_speeds(space, check, slots) if known is None else known)
+    for point in ({}, *space.points):
+        first_that_fits(space, check, checked.record.seed, point)
+    return check
+
+
+def _ledger(checked: CheckedRequest, slots: Slots, trainer: Trainer | None, check: ConstraintCheck | None) -> Ledger:
     if checked.begun:
         return Ledger.open(checked.files.root)
-    return Ledger.create(checked.files.root, _with_precision(checked.record, slots, trainer))
+    record = _with_precision(checked.record, slots, trainer)
+    if check and check.milliseconds:
+        record = record.model_copy(update={"ms_per_slice": dict(check.milliseconds)})
+    return Ledger.create(checked.files.root, record)
 
 
 def _with_precision(record: SearchRecord, slots: Slots, trainer: Trainer | None) -> SearchRecord:
@@ -157,13 +185,13 @@ def _with_precision(record: SearchRecord, slots: Slots, trainer: Trainer | None)
     return record.model_copy(update={"precision": common_precision(slots.gpus)})
 
 
-def _amend(ledger: Ledger, wanted: int, teacher: str | None, dataset: str) -> None:
+def _amend(ledger: Ledger, wanted: int, teachers: tuple[str, ...], dataset: str) -> None:
     """Note what is asked otherwise than before: more trials, what to learn from, where the dataset was moved to."""
     there = ledger.record
-    before = {"trials": there.wanted, "warm_start": there.warm_start, "dataset": there.dataset_folder}
-    for key, now in (("trials", wanted), ("warm_start", teacher), ("dataset", dataset)):
+    before = {"trials": there.wanted, "warm_start": there.warm_starts, "dataset": there.dataset_folder}
+    for key, now in (("trials", wanted), ("warm_start", teachers), ("dataset", dataset)):
         if now != before[key]:
-            ledger.amend(**{key: now})
+            ledger.amend(**{key: now[0] if isinstance(now, tuple) and len(now) == 1 else now})
 
 
 def _listed(space: SearchSpace, ledger: Ledger, wanted: int) -> list[Listed] | None:

@@ -46,7 +46,9 @@ def search(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Same seed, same result; default 0, or that of the search.")
     ] = None,
-    warm_start: Annotated[str | None, typer.Option("--warm-start", help="Learn from another search first.")] = None,
+    warm_start: Annotated[
+        list[str] | None, typer.Option("--warm-start", help="Learn from another search; repeat it for several.")
+    ] = None,
     placement: Images = "auto",
     share_trunks: Annotated[
         bool, typer.Option("--share-trunks", help="Compute what frozen layers make of each slice once, for all trials.")

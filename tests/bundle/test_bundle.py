@@ -152,6 +152,11 @@ def test_the_card_answers_the_guidelines_or_says_not_available(search: SearchFil
         "trial 0 of 3 in search by-hand, by average_precision by 5 folds of the train and validation patients, divided "
         "2 times"
     )
+    assert "constraints" not in chosen.model_dump()
+    limited = bundle.card.search.model_copy(update={"constraints": "max_parameters 5,000,000"})
+    assert checklist(bundle.card.model_copy(update={"search": limited}))["Selection of the model"].endswith(
+        "; of networks within max_parameters 5,000,000"
+    )
     assert told["Testing on data of other sites"] == (
         f"dataset {'f00d' * 8}, opened 1 times; no figures of the present calibration"
     )

@@ -44,7 +44,7 @@ def space(tmp_path: Path) -> Path:
 def test_a_new_search_has_twenty_trials_and_the_seed_0(dataset: PreparedDataset, space: Path, tmp_path: Path) -> None:
     checked = validate_request(SearchRequest(dataset.files.root, space, tmp_path / "s"))
     assert (checked.wanted, checked.record.trials, checked.record.seed) == (20, 20, 0)
-    assert (checked.begun, checked.teacher, checked.warm) == (None, None, [])
+    assert (checked.begun, checked.teachers, checked.warm) == (None, (), {})
     assert (checked.limits.hours, checked.limits.gpu_hours) == (None, None)
     assert checked.record.name == checked.space.name == "tiny"
     assert not (tmp_path / "s").exists()

@@ -30,7 +30,7 @@ from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.plan import cost_model
 from ich_ray.search.plan.plan_report import plan_search
 from ich_ray.search.run import run_search
-from ich_ray.search.tune import ledger_callback
+from ich_ray.search.tune import ledger_callback, measure_speed
 from ich_ray.search.tune.sampler import LedgerSampler
 from ich_ray.search.tune.scheduler import StoppingScheduler
 from ich_ray.storage import SearchFiles, file_lock, locate, write_bytes
@@ -505,14 +505,56 @@ def test_a_warm_start_is_remembered(data: Path, space: Path, tmp_path: Path, mon
     first.report(0, 900, {"average_precision": 0.5}, 1.0, end=Verdict("completed"))
     keys: dict[str, Any] = {"hours": 1e-9, "_trainer": FakeTrainer()}  # over before anything trains
     found = run_search(data, space, tmp_path / "s", warm_start=tmp_path / "first", **keys)
-    assert found.record.warm_start == str(tmp_path / "first")
+    assert found.record.warm_starts == (str(tmp_path / "first"),)
     found = run_search(data, space, tmp_path / "s", resume=True, **keys)
     assert len(found.record.amendments) == 1
     assert said.count("warm start: 1 of 1 trials of first fit this space and are kept") == 2
     shutil.rmtree(tmp_path / "first")
     found = run_search(data, space, tmp_path / "s", resume=True, **keys)
-    assert found.record.warm_start == str(tmp_path / "first")
+    assert found.record.warm_starts == (str(tmp_path / "first"),)
     assert any(line.startswith(f"warm start: {tmp_path / 'first'} cannot be read any more, going on") for line in said)
+
+
+def test_several_searches_teach_and_are_remembered(data: Path, space: Path, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"hours": 1e-9, "_trainer": FakeTrainer()}
+    fingerprint = PreparedDataset.open(data).manifest.fingerprint
+    for name in ("a", "b"):
+        record = make_record(name=name, space=yaml.safe_load(SPACE), fingerprint=fingerprint)
+        first = Ledger.create(tmp_path / name, record)
+        first.add({"architecture": "resnet18", "learning_rate": 1e-3, "dropout": 0.1, "optimizer": "adam"})
+        first.report(0, 900, {"average_precision": 0.5}, 1.0, end=Verdict("completed"))
+    both = (str(tmp_path / "a"), str(tmp_path / "b"))
+    found = run_search(data, space, tmp_path / "s", warm_start=[tmp_path / "a", *both], **keys)
+    assert found.record.warm_starts == both
+    assert json.loads((tmp_path / "s" / "search.json").read_text())["amendments"][0]["warm_start"] == list(both)
+    shutil.rmtree(tmp_path / "a")
+    found = run_search(data, space, tmp_path / "s", resume=True, **keys)
+    assert (found.record.warm_starts, len(found.record.amendments)) == (both, 1)
+    assert plan_search(data, space, tmp_path / "s", resume=True).speed.source.endswith(f"trials of {both[1]} trained")
+
+
+def test_limits_are_measured_once_and_kept_by_every_trial(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(measure_speed, "say", said.append)
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE + "constraints: {max_ms_per_slice: 1000, max_parameters: 5e6}\n")
+    found = run_search(data, space, tmp_path / "s", trials=4, _trainer=FakeTrainer())
+    assert {trial.parameters["architecture"] for trial in found.trials} == {"plain_cnn"}
+    assert found.record.ms_per_slice is not None
+    assert sorted(found.record.ms_per_slice) == ["blocks=1", "blocks=3", "blocks=4", "defaults"]
+    assert said == ["constraints: measuring the time a slice of 4 networks"]
+    again = run_search(data, space, tmp_path / "s", trials=5, resume=True, _trainer=FakeTrainer())
+    assert again.record.ms_per_slice == found.record.ms_per_slice
+    assert (len(again.trials), len(said)) == (5, 1)
+    outlook = plan_search(data, space, tmp_path / "s", resume=True)
+    assert 0.3 < outlook.figures()["draws_refused"] < 0.7
+    assert "constraints: max_ms_per_slice 1,000, max_parameters 5,000,000: " in str(outlook)
+    space.write_text(SPACE + "constraints: {max_parameters: 10}\n")
+    with pytest.raises(ConfigError, match="must keep max_parameters 10, got none in 1,000, most refused by max_para"):
+        run_search(data, space, tmp_path / "none", trials=4, _trainer=FakeTrainer())
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_warm_start_says_what_differs(
@@ -541,7 +583,7 @@ def test_no_search_is_its_own_teacher(data: Path, space: Path, tmp_path: Path) -
             ConfigError, match="must be another search, got that of --out, which it knows; leave it out"
         ):
             run_search(data, space, tmp_path / "s", resume=True, warm_start=tmp_path / teacher, _trainer=FakeTrainer())
-    assert open_search(tmp_path / "s").record.warm_start is None
+    assert open_search(tmp_path / "s").record.warm_starts == ()
 
 
 DRIVER = """

@@ -15,10 +15,13 @@ from ich_ray.search.checked_folds import check_single_worker
 from ich_ray.search.checked_request import validate_request
 from ich_ray.search.plan.expected import plan_trials
 from ich_ray.search.request import SearchRequest
+from ich_ray.search.space.feasible_draw import first_that_fits
 from ich_ray.search.space.space import sampled
 from ich_ray.storage import is_local
 
 if TYPE_CHECKING:
+    from ich_ray.search.checked_request import CheckedRequest
+    from ich_ray.search.plan.constraint_check import RefusedShare
     from ich_ray.search.plan.cost_model import Memory, Speed
     from ich_ray.search.plan.expected import WorkPlan
     from ich_ray.search.request import SearchKeywords
@@ -34,16 +37,19 @@ class SearchPlan:
     Attributes:
         plan: of the whole search.
         images_left: of those expected, without what the search has shown already.
+        refused: what the constraints of the space refuse; None without any.
     """
 
     plan: WorkPlan
     images_left: int
     memory: Memory
     speed: Speed
+    refused: RefusedShare | None = None
 
     def __str__(self) -> str:
         time = self.speed.describe(self.images_left, self.plan.concurrent)
-        return f"{self.plan}\n  model: {self.memory}\n  time: {time}"
+        limits = f"\n  constraints: {self.refused}" if self.refused else ""
+        return f"{self.plan}\n  model: {self.memory}{limits}\n  time: {time}"
 
     def figures(self) -> dict[str, Any]:
         """Everything as plain values; None what is not known."""
@@ -55,6 +61,7 @@ class SearchPlan:
             "trial_bytes_most": most.total if most else None,
             "draws_counted": len(self.memory.trials),
             "draws_that_do_not_fit": self.memory.misfits,
+            "draws_refused": self.refused.share if self.refused else None,
             "seconds_per_image": self.speed.seconds_per_image,
             "hours": self.speed.hours(self.images_left, self.plan.concurrent),
             "speed_source": self.speed.source,
@@ -97,12 +104,28 @@ def plan_request(request: SearchRequest) -> SearchPlan:
         check_trunks(checked.dataset, trials)
     plan = plan_trials(checked.space, checked.dataset, checked.wanted, slots)
     begun = open_search(checked.files.root) if checked.begun else None
-    teacher = open_search(checked.teacher) if checked.teacher and checked.warm else None
+    teachers = [open_search(teacher) for teacher in checked.warm]
     shown = sum(trial.images_seen for trial in begun.trials) if begun else 0
     return SearchPlan(
         plan,
         max(0, plan.images - shown),
         estimate_memory(checked.space, checked.dataset.image_shape),
-        earlier_speed(found for found in (begun, teacher) if found is not None)
+        earlier_speed(found for found in (begun, *teachers) if found is not None)
         or measured_speed(checked.space, checked.dataset, plan.cpus, plan.gpus),
+        _refused(checked, plan) if checked.space.constraints else None,
     )
+
+
+def _refused(checked: CheckedRequest, plan: WorkPlan) -> RefusedShare:
+    """What the constraints refuse, by the times that the search has measured, or this machine's.
+
+    Raises:
+        ConfigError: everything.
+    """
+    from ich_ray.search.plan.constraint_check import ConstraintCheck, refused_share
+
+    space, known = checked.space, checked.begun.ms_per_slice if checked.begun else None
+    check = ConstraintCheck(space.constraints, checked.dataset.image_shape, known or {})
+    for point in ({}, *space.points):
+        first_that_fits(space, check, checked.record.seed, point)
+    return refused_share(space, check, plan.gpus, max(1, int(plan.cpus)))

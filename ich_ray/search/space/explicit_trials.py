@@ -59,6 +59,11 @@ class ListRules(ParameterRules):
                 raise self.error(
                     spec.name, f"a grid needs choice, int or fixed, got {spec.kind}; list the values as a choice"
                 )
+            if spec.prior is not None:
+                raise self.error(
+                    spec.name,
+                    "a grid tries every value, so that no prior counts, got one; remove it, or list points",
+                )
         grid = tuple(islice(combinations(specs), MOST_COMBINATIONS + 1))
         if len(grid) > MOST_COMBINATIONS:
             raise self.error(

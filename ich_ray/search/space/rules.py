@@ -5,6 +5,9 @@ Knows the file only by the name that its messages begin with; how parameters dep
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -12,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from ich_ray.errors import SpaceError, nearest
 from ich_ray.results import Parameter
 from ich_ray.search.space.parameter_sets import NETWORKS
-from ich_ray.search.space.space import KINDS, Kind, ParameterSpec, is_integer, is_number, same
+from ich_ray.search.space.space import KINDS, Kind, ParameterSpec, Prior, is_integer, is_number, same
 from ich_ray.storage import holds_credentials, without_credentials
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ __all__ = ["ParameterRules"]
 
 # As a ledger reads it again.
 _PARAMETER: TypeAdapter[Parameter] = TypeAdapter(Parameter)
+_BELIEF = ("prior", "width", "weight")
+_DECADES = re.compile(r"\s*(\d{1,3}(?:\.\d{1,9})?)\s*decades?\s*")
 
 
 class ParameterRules:
@@ -46,14 +51,60 @@ class ParameterRules:
         self.known(name, name)
         body = dict(written) if isinstance(written, dict) else {"fixed": written}
         when = self._when(name, body.pop("when", {}))
+        belief = {key: body.pop(key) for key in _BELIEF if key in body}
         for key in body:
             if key not in KINDS:
-                allowed = ", ".join((*KINDS, "when"))
-                raise self.error(name, f"the key must be one of {allowed}, got {key!r}{nearest(str(key), KINDS)}")
+                known = (*KINDS, "when", *_BELIEF)
+                allowed = ", ".join(known)
+                raise self.error(name, f"the key must be one of {allowed}, got {key!r}{nearest(str(key), known)}")
         if len(body) != 1:
             raise self.error(name, f"exactly one of {', '.join(KINDS)} must be given, got {list(body) or 'none'}")
         kind = next(kind for kind in KINDS if kind in body)
-        return ParameterSpec(name, kind, self._values(name, kind, body[kind]), when)
+        spec = ParameterSpec(name, kind, self._values(name, kind, body[kind]), when)
+        return replace(spec, prior=self._prior(spec, belief)) if belief else spec
+
+    def _prior(self, spec: ParameterSpec, belief: Mapping[str, Any]) -> Prior:
+        """What is believed of a parameter; a range has a width, a choice a weight."""
+        name = spec.name
+        if spec.kind == "fixed":
+            raise self.error(name, f"a prior needs choice, int, uniform or loguniform, got {spec.kind}; remove it")
+        own, other = ("weight", "width") if spec.kind == "choice" else ("width", "weight")
+        if other in belief:
+            raise self.error(name, f"the prior of {spec.kind} has a {own}, got {other}; write {own}, or leave it out")
+        if "prior" not in belief:
+            raise self.error(name, f"{own} must stand beside prior, got it alone; add prior, the likeliest value")
+        value = self.scalar(name, belief["prior"])
+        if not spec.allows(value):
+            raise self.error(name, f"prior must lie in the space ({spec.describe()}), got {value!r}")
+        if spec.kind == "choice":
+            return Prior(value, self._weight(spec, belief.get("weight")))
+        return Prior(value, self._width(spec, belief.get("width")))
+
+    def _weight(self, spec: ParameterSpec, written: Any) -> float:
+        even = 1 / len(spec.values)
+        weight = (1 + even) / 2 if written is None else written
+        if not is_number(weight) or not even < weight < 1:
+            raise self.error(
+                spec.name,
+                f"weight must be a probability above {even:.3g}, which each of {len(spec.values)} values has without "
+                f"a prior, and below 1, got {written!r}; change it, or leave it out",
+            )
+        return float(weight)
+
+    def _width(self, spec: ParameterSpec, written: Any) -> float:
+        low, high = (float(value) for value in spec.values)
+        log = spec.kind == "loguniform"
+        whole, unit = (math.log10(high / low), " decades") if log else (high - low, "")
+        said = _DECADES.fullmatch(written) if log and isinstance(written, str) else None
+        width = whole / 4 if written is None else float(said[1]) if said else written
+        if not is_number(width) or not 0 < width <= whole:
+            example = ", such as `1 decade`" if log else ""
+            raise self.error(
+                spec.name,
+                f"width must be above 0 and at most that of the range, {whole:.3g}{unit}{example}, got {written!r}; "
+                "change it, or leave it out for a quarter of the range",
+            )
+        return float(width)
 
     def known(self, key: str, name: str) -> None:
         if not self.drawn.records(name):

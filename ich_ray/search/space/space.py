@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import random
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ich_ray.search.space.constraints import Constraints
 from ich_ray.search.space.parameter_sets import NETWORKS
 from ich_ray.storage import Line
 
@@ -35,6 +36,7 @@ __all__ = [
     "Kind",
     "Listed",
     "ParameterSpec",
+    "Prior",
     "RandomSuggest",
     "SearchSpace",
     "Suggest",
@@ -173,14 +175,28 @@ class Budget(BaseModel):
         return [*within, *(self.images * ended for ended in range(1, networks))]
 
 
+class Prior(NamedTuple):
+    """What is believed of a parameter.
+
+    Attributes:
+        value: the likeliest one.
+        spread: of a choice the probability of `value`; of a range the width of the band around it, in units or, of
+            loguniform, decades, that holds two thirds of what is drawn.
+    """
+
+    value: Parameter
+    spread: float
+
+
 @dataclass(frozen=True)
 class ParameterSpec:
-    """One parameter: how it is drawn, and under which values of others it exists."""
+    """One parameter: how it is drawn, under which values of others it exists, and what is believed of it."""
 
     name: str
     kind: Kind
     values: tuple[Parameter, ...]
     when: Mapping[str, tuple[Parameter, ...]]
+    prior: Prior | None = None
 
     def draw(self, suggest: Suggest) -> Parameter:
         if self.kind == "choice":
@@ -217,6 +233,7 @@ class SearchSpace:
         source: the file's content, as written.
         listed: the trials of a grid or of a list of candidates, as they are run, when there are no others; else None.
         drawn: what its parameters are of.
+        constraints: what no trial may exceed.
     """
 
     name: str
@@ -227,6 +244,7 @@ class SearchSpace:
     source: dict[str, Any]
     listed: tuple[dict[str, Parameter], ...] | None = None
     drawn: ParameterSet = NETWORKS
+    constraints: Constraints = field(default_factory=Constraints)
 
     def draw(self, suggest: Suggest) -> Draw:
         """One trial's parameters, each from `suggest` where the space leaves a choice."""

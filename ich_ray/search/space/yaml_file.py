@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ich_ray.errors import SpaceError, first_line, nearest
 from ich_ray.results import Objective
+from ich_ray.search.space.constraints import Constraints
 from ich_ray.search.space.explicit_trials import ListRules, candidate_specs
-from ich_ray.search.space.parameter_sets import PARAMETER_SETS, SEQUENCES, Searched
+from ich_ray.search.space.parameter_sets import NETWORKS, PARAMETER_SETS, SEQUENCES, Searched
 from ich_ray.search.space.space import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace, same
 from ich_ray.search.stopping import STOPPING_RULES
 from ich_ray.statistics.metrics import METRICS
@@ -82,6 +83,7 @@ class _File(BaseModel):
     points: list[dict[str, Any]] = []
     candidates: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
     searches: Searched = "network"
+    constraints: Constraints = Constraints()
 
 
 class _Checker(ListRules):
@@ -95,6 +97,8 @@ class _Checker(ListRules):
         except ValidationError as error:
             raise self._structure(error) from None
         self.drawn = PARAMETER_SETS[file.searches]
+        if file.constraints and self.drawn is not NETWORKS:
+            raise self.error("constraints", f"limits are of networks, got searches: {file.searches}; leave them out")
         self._objective(file.objective)
         self._folds(file)
         self._budget(file.budget)
@@ -110,7 +114,11 @@ class _Checker(ListRules):
             self._needed(spec, specs)
         points = tuple(self._point(index, point, ordered) for index, point in enumerate(file.points))
         listed = self.grid(ordered, points) if file.sampler == "grid" else None
-        space = SearchSpace(file.name, file.objective, file.budget, ordered, points, source, listed, self.drawn)
+        if listed is not None:
+            self._nothing_refused(file)
+        space = SearchSpace(
+            file.name, file.objective, file.budget, ordered, points, source, listed, self.drawn, file.constraints
+        )
         self._meetings(space)
         self._answered(file.objective, space)
         return space
@@ -120,12 +128,22 @@ class _Checker(ListRules):
         for key, other in others.items():
             if other:
                 raise self.error(key, f"{key} or candidates must be given, got both; remove one")
+        self._nothing_refused(file)
         whole = self.candidates(written, file.budget)
         space = SearchSpace(
             file.name, file.objective, file.budget, candidate_specs(whole), (), source, whole, self.drawn
         )
         self._answered(file.objective, space)
         return space
+
+    def _nothing_refused(self, file: _File) -> None:
+        """What is listed is trained, whatever it takes."""
+        if file.constraints:
+            raise self.error(
+                "constraints",
+                "only draws can be refused before training, got trials that are listed; list those that keep "
+                f"{file.constraints}",
+            )
 
     def _structure(self, error: ValidationError) -> SpaceError:
         """The first problem of pydantic's, in the words of the other rules."""
@@ -139,6 +157,7 @@ class _Checker(ListRules):
                 (): _File,
                 ("budget",): Budget,
                 ("objective",): Objective,
+                ("constraints",): Constraints,
             }
             known = list(models[tuple(outer)].model_fields)
             return self.error(

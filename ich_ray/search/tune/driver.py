@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ich_ray.results import LogitsReference, TrialResult
     from ich_ray.search.ledger import Ledger, Verdict
     from ich_ray.search.preflight import Slots
+    from ich_ray.search.space.constraints import Refuses
     from ich_ray.search.space.space import Listed, SearchSpace
     from ich_ray.search.time_budget import Limits
     from ich_ray.search.tune.trial import Trainer
@@ -77,12 +78,13 @@ class Driver:
         *,
         wanted: int,
         limits: Limits,
-        warm: list[TrialResult],
+        warm: Sequence[Sequence[TrialResult]],
         trainer: Trainer | None,
         listed: Sequence[Listed] | None = None,
         placement: Placement = "auto",
         keep_weights: bool = False,
         room: Callable[[], int] | None = None,
+        refuses: Refuses | None = None,
     ) -> None:
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
         self._dataset, self._drawn = dataset, space.drawn
@@ -101,6 +103,7 @@ class Driver:
             out_of_time=lambda: self.exhausted() is not None,
             warm=warm,
             listed=listed,
+            refuses=refuses,
         )
         settings = TrialSettings(
             dataset=str(dataset.files.root),

@@ -5,6 +5,9 @@ with their values at the rungs (all reports of one that reached none) as PRUNED,
 RUNNING; of those that run it is told at each rung what they have reached. Suggests, in this order: trials that a former
 driver left unfinished, the space's points, then what TPE thinks best. Where the trials are listed there is nothing to
 choose: they run in their order, and Optuna is not asked. Each suggestion stands in the ledger before Tune hears of it.
+
+What the space believes decides the first draws and ever fewer later ones. A draw that its constraints refuse is no
+trial: Optuna is told that it is worse than all others, and asked again.
 """
 
 from __future__ import annotations
@@ -20,18 +23,24 @@ from ray.tune.search import Searcher
 
 from ich_ray.search.ledger import Verdict, trial_seed
 from ich_ray.search.optuna_adapter import as_optuna, outcome, reached
-from ich_ray.search.tune.tpe_history import SubsampledStorage
+from ich_ray.search.space.feasible_draw import first_that_fits
+from ich_ray.search.space.prior import believed
+from ich_ray.search.tune.tpe_history import SubsampledStorage, is_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ich_ray.results import Parameter, TrialResult
     from ich_ray.search.ledger import Ledger
+    from ich_ray.search.space.constraints import Refuses
     from ich_ray.search.space.space import Listed, SearchSpace
 
 __all__ = ["WORKER_DIED", "LedgerSampler"]
 
 WORKER_DIED = "worker_died"
+
+# Draws of a trial that TPE may make before one that fits is looked for at random; each takes some 20 ms.
+_TRIES = 50
 
 
 @dataclass
@@ -62,8 +71,9 @@ class LedgerSampler(Searcher):
         wanted: int,
         concurrent: Callable[[], int],
         out_of_time: Callable[[], bool],
-        warm: Sequence[TrialResult] = (),
+        warm: Sequence[Sequence[TrialResult]] = (),
         listed: Iterable[Listed] | None = None,
+        refuses: Refuses | None = None,
     ) -> None:
         super().__init__()
         self._space, self._ledger, self._rungs = space, ledger, space.rungs()
@@ -74,10 +84,26 @@ class LedgerSampler(Searcher):
         # Not the search's own seed: after a resume TPE would draw the same first trials again.
         self._shown = SubsampledStorage()
         self._study = _study(space, self._shown, trial_seed(ledger.record.seed, len(ledger.trials)))
-        for trial in (*warm, *finished) if listed is None else ():
+        self._refuses = refuses or (lambda _: None)
+        taught = [[as_optuna(space, trial) for trial in trials] for trials in warm]
+        for trials in taught if listed is None else ():
+            self._learn(trials, alone=len(taught) == 1)
+        for trial in finished if listed is None else ():
             self._study.add_trial(as_optuna(space, trial))
-        self._warm = len(warm)
+        self._warm = sum(map(len, taught)) if listed is None else 0
         self._live: dict[str, _Live] = {}
+
+    def _learn(self, trials: Sequence[optuna.trial.FrozenTrial], *, alone: bool) -> None:
+        """Take the trials of an earlier search for own ones, or of several weigh each by how alike it is.
+
+        Weighed, what misleads costs less and what is right gives less (docs/benchmarks.md): whoever names one search
+        means it.
+        """
+        if not alone:
+            self._shown.teach(trials)
+            return
+        for trial in trials:
+            self._study.add_trial(trial)
 
     def known(self) -> list[optuna.trial.FrozenTrial]:
         """All trials that Optuna was told of, warm ones first, as they stand there."""
@@ -120,7 +146,16 @@ class LedgerSampler(Searcher):
             parameters, repeats, fold = self._listed.popleft()
             return self._ledger.add(parameters, repeats=repeats, fold=fold), None
         number = self._ledger.next_number
-        trial = self._ask(self._space.points[number] if number < len(self._space.points) else {})
+        point = self._space.points[number] if number < len(self._space.points) else {}
+        seed = trial_seed(self._ledger.record.seed, number)
+        for again in range(_TRIES):
+            trial = self._ask(believed(self._space.parameters, number, seed + again) | point)
+            drawn = self._space.draw(_Asked(trial))
+            if (refused := self._refuses(drawn.hyperparameters)) is None:
+                return self._ledger.add(drawn.parameters), trial
+            trial.set_constraint(refused.constraint, refused.excess)
+            self._study.tell(trial, state=OptunaState.PRUNED)
+        trial = self._ask(first_that_fits(self._space, self._refuses, seed, point))
         return self._ledger.add(self._space.draw(_Asked(trial)).parameters), trial
 
     def _ask(self, known: Mapping[str, Parameter]) -> optuna.Trial:
@@ -163,7 +198,7 @@ class LedgerSampler(Searcher):
         """
         if self._listed is not None:
             return len(self._ledger.trials)
-        held = self.known()[self._warm :]
+        held = [trial for trial in self.known()[self._warm :] if not is_refused(trial)]
         # Optuna gives pruned trials their last intermediate value.
         here = Counter((trial.state, trial.value if trial.state == OptunaState.COMPLETE else None) for trial in held)
         there = Counter(

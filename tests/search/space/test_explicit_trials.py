@@ -132,11 +132,11 @@ def test_a_list_that_cannot_be_run_is_refused(keys: dict[str, Any], message: str
 def test_trials_are_counted_before_anything_starts() -> None:
     grid = space(GRID, sampler="grid")
     with pytest.raises(ConfigError, match="--trials: the space x lists 9 trials and no more, got 10; leave it out"):
-        checked_request._check_listed(grid, 10, None)
+        checked_request._check_listed(grid, 10, ())
     with pytest.raises(ConfigError, match="--warm-start other: the trials of the space x are listed, so that nothing"):
-        checked_request._check_listed(grid, 9, "other")
-    checked_request._check_listed(grid, 9, None)
-    checked_request._check_listed(space(GRID), 10, "other")
+        checked_request._check_listed(grid, 9, ("other",))
+    checked_request._check_listed(grid, 9, ())
+    checked_request._check_listed(space(GRID), 10, ("other",))
 
 
 def test_the_ledger_gets_the_list_exactly_and_a_resumed_search_the_rest(tmp_path: Path) -> None:

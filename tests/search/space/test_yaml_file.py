@@ -81,8 +81,8 @@ def test_a_space_is_read(tmp_path: Path) -> None:
         ("dropout: {choice: [2024-01-01]}", "dropout: a value must be text, a finite number, true or false, got "),
         (
             "dropout: {unifrom: [0, 0.5]}",
-            "dropout: the key must be one of choice, uniform, loguniform, int, fixed, when, got 'unifrom' "
-            "(did you mean 'uniform'?)",
+            "dropout: the key must be one of choice, uniform, loguniform, int, fixed, when, prior, width, weight, got "
+            "'unifrom' (did you mean 'uniform'?)",
         ),
         (
             "dropout: {uniform: [0, 0.5], fixed: 0.1}",
@@ -150,7 +150,7 @@ def test_a_parameter_that_cannot_be_drawn_is_refused(tmp_path: Path, line: str, 
         (
             GOOD + "pionts: []\n",
             "space.yaml: pionts: the key must be one of name, objective, budget, parameters, sampler, "
-            "points, candidates, searches, got 'pionts' "
+            "points, candidates, searches, constraints, got 'pionts' "
             "(did you mean 'points'?)",
         ),
         (

@@ -8,9 +8,11 @@ import yaml
 from optuna.trial import TrialState
 
 from ich_ray.errors import IntegrityError
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import Report, TrialResult
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.optuna_adapter import fitting, outcome
+from ich_ray.search.space.constraints import Refusal
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.tune.sampler import LedgerSampler
 from tests.records import make_record
@@ -73,7 +75,7 @@ def test_what_it_was_told_is_compared_with_the_ledger(tmp_path: Path) -> None:
     assert suggest.told() == 3  # Optuna still has it running: one trial too few, and one too many
     suggest.on_trial_complete("t4", {})
     assert suggest.told() == 5
-    again = sampler(ledger, warm=list(ledger.trials.values()))
+    again = sampler(ledger, warm=[list(ledger.trials.values())])
     assert again.told() == 5
 
 
@@ -239,7 +241,7 @@ def test_a_warm_start_keeps_what_fits(tmp_path: Path) -> None:
     narrow = SOURCE | {"parameters": SOURCE["parameters"] | {"learning_rate": {"loguniform": [1e-3, 1e-1]}}}
     kept = fitting(parse_space(narrow, "n.yaml"), ledger.trials.values())
     assert [trial.number for trial in kept] == [1]
-    known = sampler(new(tmp_path / "other", **narrow), warm=kept).known()
+    known = sampler(new(tmp_path / "other", **narrow), warm=[kept]).known()
     assert [(trial.state, trial.value) for trial in known] == [(TrialState.COMPLETE, 0.6)]
 
 
@@ -277,6 +279,73 @@ def test_a_trial_that_the_space_cannot_draw_is_left_out_of_a_warm_start_and_name
         f"trials/00001.json: its parameters must be drawn from the space tiny, got {named}; restore the file from a "
         "copy, or begin a new search with --warm-start on this one, which leaves such trials out"
     )
+
+
+def test_the_first_draws_come_from_what_is_believed_and_a_resumed_search_repeats_them(tmp_path: Path) -> None:
+    believing = {
+        "learning_rate": {"loguniform": [1e-5, 1e-1], "prior": 1e-3, "width": 0.2},
+        "optimizer": {"choice": ["sgd", "adam"], "prior": "adam", "weight": 0.99},
+    }
+    source = {"parameters": SOURCE["parameters"] | believing}
+    ledger = new(tmp_path, **source)
+    first = sampler(ledger)
+    for number in range(2):
+        first.suggest(f"t{number}")
+    again = sampler(ledger)
+    for number in range(2):
+        again.suggest(f"u{number}")
+        end(ledger, number, "completed", [0.5])
+        again.on_trial_complete(f"u{number}", {})
+    again.suggest("u2")
+    whole = new(tmp_path / "whole", **source)
+    suggest = sampler(whole, concurrent=9)
+    for number in range(3):
+        suggest.suggest(str(number))
+    believed = [[trial.parameters[name] for name in believing] for trial in ledger.trials.values()]
+    assert all(5e-4 < float(rate) < 2e-3 and optimizer == "adam" for rate, optimizer in believed)
+    assert believed == [[trial.parameters[name] for name in believing] for trial in whole.trials.values()]
+
+
+def test_a_point_counts_more_than_what_is_believed(tmp_path: Path) -> None:
+    rate = {"loguniform": [1e-5, 1e-1], "prior": 1e-3, "width": 0.2}
+    ledger = new(tmp_path, parameters=SOURCE["parameters"] | {"learning_rate": rate}, points=[{"learning_rate": 0.05}])
+    sampler(ledger).suggest("t0")
+    assert ledger.trials[0].parameters["learning_rate"] == 0.05
+
+
+def test_a_draw_that_is_refused_is_no_trial(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def refuses(parameters: Hyperparameters) -> Refusal | None:
+        if parameters.architecture == "plain_cnn":
+            return None
+        refused.append(parameters.architecture)
+        return Refusal("max_parameters", 0.5)
+
+    ledger = new(tmp_path)
+    suggest = sampler(ledger, wanted=30, refuses=refuses)
+    for number in range(30):
+        suggest.suggest(str(number))
+        end(ledger, number, "completed", [number / 50])
+        suggest.on_trial_complete(str(number), {})
+    assert {trial.parameters["architecture"] for trial in ledger.trials.values()} == {"plain_cnn"}
+    assert (len(ledger.trials), suggest.told(), len(suggest.known())) == (30, 30, 30 + len(refused))
+    assert 5 < len(refused) < 30
+    assert suggest.suggest("31") == "FINISHED"
+
+
+def test_where_nearly_nothing_fits_a_draw_is_looked_for_at_random(tmp_path: Path) -> None:
+    asked: list[Hyperparameters] = []
+
+    def refuses(parameters: Hyperparameters) -> Refusal | None:
+        asked.append(parameters)
+        return None if len(asked) > 60 else Refusal("max_gpu_gb", 1.0)
+
+    ledger = new(tmp_path)
+    suggest = sampler(ledger, refuses=refuses)
+    suggest.suggest("t0")
+    assert Hyperparameters.model_validate(ledger.trials[0].parameters) == asked[60]
+    assert (len(asked), len(suggest.known())) == (61, 51)
 
 
 def test_tune_state_is_never_restored(tmp_path: Path) -> None:

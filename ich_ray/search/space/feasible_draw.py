@@ -1,0 +1,43 @@
+"""Find a random draw of a space that its constraints do not refuse."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from ich_ray.errors import ConfigError
+from ich_ray.search.space.space import RandomSuggest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ich_ray.results import Parameter
+    from ich_ray.search.space.constraints import Refuses
+    from ich_ray.search.space.space import SearchSpace
+
+__all__ = ["first_that_fits"]
+
+# Where fewer than one draw in a thousand fits, the file means another space.
+_MOST_DRAWS = 1000
+
+
+def first_that_fits(
+    space: SearchSpace, refuses: Refuses, seed: int, point: Mapping[str, Parameter] | None = None
+) -> dict[str, Parameter]:
+    """The first random draw that no constraint refuses, with the values of a point.
+
+    Raises:
+        ConfigError: there is none in a thousand.
+    """
+    found: Counter[str] = Counter()
+    suggest = RandomSuggest(seed, point)
+    for _ in range(_MOST_DRAWS):
+        drawn = space.draw(suggest)
+        if (refused := refuses(drawn.hyperparameters)) is None:
+            return drawn.parameters
+        found[refused.constraint] += 1
+    ((most, _),) = found.most_common(1)
+    raise ConfigError(
+        f"constraints: some draw {f'of point {dict(point)} ' if point else ''}of the space {space.name} must keep "
+        f"{space.constraints}, got none in {_MOST_DRAWS:,}, most refused by {most}; raise it, or add smaller networks"
+    )
