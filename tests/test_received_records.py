@@ -36,7 +36,7 @@ STATED = {
     "bundle.sequence_note.SequenceNote signed": "figures",
     "bundle.sequence_note.SequenceNote text": "figures objective",
     "bundle.training_data.Names text": "counts",
-    "bundle.card.SearchNote text": "confirmed name objective",
+    "bundle.card.SearchNote text": "confirmed constraints name objective",
     "assess.evaluation.Evaluation text": (
         "floors label_metrics labels metrics notes operating_points representations sequence_change subtypes"
     ),

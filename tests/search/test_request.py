@@ -47,6 +47,7 @@ def test_every_field_of_a_request_is_a_flag_and_every_flag_reaches_it(monkeypatc
     for plan in ([], ["--plan"]):
         cli.call(["search", "data", "--space", "space.yaml", "--out", "out", *words, *plan])
     fields_of = {flag.removeprefix("--").replace("-", "_"): value for flag, value in typed.items()}
+    fields_of["warm_start"] = ["before"]  # repeated for several
     assert asked == [SearchRequest("data", "space.yaml", "out", **fields_of)] * 2  # type: ignore[arg-type]
     flags = {field.name for field in fields(SearchRequest)}
     assert flags == {*fields_of, *NAMED}
