@@ -31,6 +31,8 @@ _FOLDS = 5
 # As wide as those of temperatures: a weight above 20 is of labels that the logits part perfectly. None is negative,
 # which would turn a ranking round.
 _WEIGHTS, _BIASES = (0.0, 20.0), (-30.0, 30.0)
+# Weights that add up to less make one probability of all slices, which cannot be ranked any more.
+_LEAST_WEIGHT = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +80,22 @@ def fit_weights(targets: NDArray[Any], logits: NDArray[Any]) -> Weights:
     """The weights with the least log loss on targets `[n]`, of logits `[n, k]`; unknown ones left out.
 
     Targets are drawn in a little, as Platt ("Probabilistic outputs for support vector machines", 1999) does: labels of
-    few patients that the logits part perfectly would ask for weights without end.
+    few patients that the logits part perfectly would ask for weights without end. Where the logits say nothing of
+    them, weights would all be 0: they are even then, and only the bias is fitted, so that the ranking stays.
     """
+    found = _fitted(targets, logits)
+    return found if sum(found.weights) >= _LEAST_WEIGHT else _even(targets, logits)
+
+
+def _even(targets: NDArray[Any], logits: NDArray[Any]) -> Weights:
+    """The mean of the logits, moved as fits best."""
+    count = logits.shape[1]
+    mean = np.asarray(logits, np.float64).mean(1, keepdims=True)
+    return Weights((1 / count,) * count, _fitted(targets, mean, fixed=True).bias)
+
+
+def _fitted(targets: NDArray[Any], logits: NDArray[Any], *, fixed: bool = False) -> Weights:
+    """The same without a least weight; with `fixed` all weights are 1."""
     known = np.isfinite(targets)
     labels, columns = np.asarray(targets, np.float64)[known], np.asarray(logits, np.float64)[known]
     positive = labels.sum()
@@ -91,7 +107,7 @@ def fit_weights(targets: NDArray[Any], logits: NDArray[Any]) -> Weights:
         return float(np.mean(np.logaddexp(0, moved) - truth * moved)), np.append(error @ columns, error.sum())
 
     begin = np.append(np.full(columns.shape[1], 1 / columns.shape[1]), 0.0)
-    bounds = [*[_WEIGHTS] * columns.shape[1], _BIASES]
+    bounds = [*[(1.0, 1.0) if fixed else _WEIGHTS] * columns.shape[1], _BIASES]
     found = minimize(loss, begin, jac=True, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-9})
     *weights, bias = map(float, found.x)
     return Weights(tuple(weights), bias)
@@ -100,10 +116,12 @@ def fit_weights(targets: NDArray[Any], logits: NDArray[Any]) -> Weights:
 def fit_blends(read: ReadSlices) -> list[Weights]:
     """How the logits of network and sequence model are weighed, for each label.
 
-    A label that few patients have, or that all of them have, is weighed as `any` is.
+    A label that few patients have, or that all of them have, is weighed as `any` is; where few have or lack `any`, the
+    two logits count alike, and their bias alone is fitted.
     """
     both = np.stack([read.own, read.sequence], 2)
-    of_any = fit_weights(read.targets[:, -1], both[:, -1])
+    fit = fit_weights if _is_told(read, -1) and _is_lacked(read) else _even
+    of_any = fit(read.targets[:, -1], both[:, -1])
     own = [
         fit_weights(read.targets[:, label], both[:, label]) if _is_told(read, label) else of_any
         for label in range(both.shape[1] - 1)
@@ -115,6 +133,11 @@ def _is_told(read: ReadSlices, label: int) -> bool:
     targets = read.targets[:, label]
     positive = len(set(read.patients[targets == 1]))
     return positive >= POSITIVE_PATIENTS_OF_A_LABEL and bool((targets == 0).any())
+
+
+def _is_lacked(read: ReadSlices) -> bool:
+    """Whether enough patients have slices without haemorrhage."""
+    return len(set(read.patients[read.targets[:, -1] == 0])) >= POSITIVE_PATIENTS_OF_A_LABEL
 
 
 def compared(fitted_on: ReadSlices, read: ReadSlices) -> dict[str, dict[str, float | None]]:

@@ -44,7 +44,18 @@ def test_weights_have_the_least_log_loss_and_leave_out_what_nobody_knows() -> No
 
 def test_no_weight_turns_a_ranking_round() -> None:
     truth = np.array([0.0, 1.0] * 20)
-    assert fit_weights(truth, -truth[:, None]).weights == (0.0,)
+    found = fit_weights(truth, -truth[:, None])
+    assert found.weights == (1.0,), "and none makes all slices equal"
+    assert found.bias == pytest.approx(0.5, abs=0.01)
+
+
+def test_few_patients_fit_a_bias_alone_so_that_slices_keep_their_order() -> None:
+    few = read().at(read().series < 15)  # five of them bleed
+    own, of_any = fit_blends(few)
+    assert own.weights == of_any.weights == (0.5, 0.5)
+    both = np.stack([few.own, few.sequence], 2)[:, -1]
+    mean = 1 / (1 + np.exp(-of_any(both)))
+    assert mean.mean() == pytest.approx(few.targets[:, -1].mean(), abs=0.02)
 
 
 def test_a_label_that_few_patients_have_is_weighed_as_any() -> None:
