@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -91,6 +92,10 @@ def test_a_space_is_checked_before_it_travels(space: Path) -> None:
         pack(call)
 
 
+def _is_text(option: Any) -> bool:
+    return option.bare_type() == "str" or (option.multiple and "str" in option.bare_type())
+
+
 def test_every_flag_of_a_verb_that_travels_is_known_to_be_a_place_or_not() -> None:
     """A place that is not checked is looked for in, or lost with, the working folder of the job."""
     options = [
@@ -101,7 +106,7 @@ def test_every_flag_of_a_verb_that_travels_is_known_to_be_a_place_or_not() -> No
     ]
     switches = {name for option in options if option.is_flag for name in option.opts}  # type: ignore[attr-defined]
     assert switches <= set(packing._SWITCHES)
-    words = {name for option in options if option.bare_type() == "str" for name in option.opts}
-    no_places = {"--address", "--limit-rejected", "--point", "--windows"}
+    words = {name for option in options if _is_text(option) for name in option.opts}
+    no_places = {"--address", "--column", "--limit-rejected", "--point", "--tta", "--windows"}
     places = set(packing._PLACES) - {"an argument"}
     assert words - switches - set(packing._TAKEN) == places | no_places

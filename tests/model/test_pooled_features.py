@@ -87,7 +87,7 @@ def test_threads_share_one() -> None:
 
     expected = [told(part) for part in parts]
     with ThreadPoolExecutor(4) as pool:
-        assert all(map(torch.equal, pool.map(told, parts), expected))
+        assert all(torch.equal(*pair) for pair in zip(pool.map(told, parts), expected, strict=True))
 
 
 def test_it_travels_to_another_process() -> None:
