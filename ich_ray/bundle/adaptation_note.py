@@ -12,7 +12,9 @@ __all__ = ["AdaptationFigure", "AdaptationNote", "AdaptedPatients"]
 
 
 class AdaptationFigure(Record):
-    """A figure of `any` before an adaptation and after it, both calibrated on other patients of the same role.
+    """A figure of `any` before an adaptation and after it.
+
+    Both are calibrated on other patients of the same role.
 
     Attributes:
         difference: after less before, from `low` to `high` with 95 %: patients are drawn again, the same for both.

@@ -33,7 +33,7 @@ def changed_figures(
     patients: NDArray[np.object_],
     prefix: str = "",
 ) -> dict[str, AdaptationFigure]:
-    """Figures of `any` by name, each behind a prefix; none where fewer than two patients are of either kind."""
+    """Figures of `any` by name, behind a prefix; none where fewer than two patients are of either kind."""
     known = np.isfinite(targets)
     truth, whose = targets[known].astype(np.float64), patients[known]
     folds = min([FOLDS, *(len(np.unique(whose[truth == label])) for label in (0, 1))])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ich_ray.model.sequence_networks import SequenceNetwork
     from ich_ray.model.sequence_parameters import SequenceParameters
+    from ich_ray.training.sequence_batches import PlaceFeatures
     from ich_ray.training.sequence_set import SequenceSet
 
 __all__ = ["Adapted", "adapted_parameters", "budget_of", "fit_to_labels", "scaled_loss"]
@@ -95,6 +96,7 @@ def fit_to_labels(
     """
     from ich_ray.model.sequence_networks import build_sequence_network
     from ich_ray.training.parts import TrainingBudget
+    from ich_ray.training.sequence_batches import PlaceFeatures
     from ich_ray.training.sequence_loop import SequenceStart, train_sequence
 
     drawn = adapted_parameters(network.drawn, study_alone)
@@ -102,10 +104,11 @@ def fit_to_labels(
     judged = build_sequence_network(drawn, network.features, network.labels).to(device)
     budget = budget_of(len(train))
     plan = TrainingBudget(budget, -(-budget // _REPORTS))
+    places = PlaceFeatures(validation.features, validation.order, device)
 
     def loss(values: dict[str, torch.Tensor]) -> float:
         judged.load_state_dict(values)
-        return _loss(judged, validation, own, device)
+        return _loss(judged, validation, places, own)
 
     losses, best, kept = [loss(weights)], 0, weights
     start = SequenceStart(_scaled(weights, judged, train, device), study_alone)
@@ -146,12 +149,12 @@ def _scale(targets: NDArray[np.float32], logits: NDArray[np.float32]) -> tuple[f
     return max(fitted.weights[0], _LEAST_SCALE), fitted.bias
 
 
-def _loss(network: SequenceNetwork, given: SequenceSet, own: NDArray[np.float32], device: torch.device) -> float:
+def _loss(network: SequenceNetwork, given: SequenceSet, places: PlaceFeatures, own: NDArray[np.float32]) -> float:
     """Scaled log loss of `any`: of studies, and of blended slices where these have labels; the sum of both."""
     from ich_ray.training.sequence_batches import sequence_logits
     from ich_ray.training.sequence_metrics import of_studies
 
-    slices, study = sequence_logits(network, given.features, given.order, device)
+    slices, study = sequence_logits(network, places, given.order, places.device)
     truth, of_study = of_studies(given, study)
     both = np.stack([own[:, -1], slices[:, -1]], 1)
     losses = [scaled_loss(truth[:, -1], of_study[:, -1:]), scaled_loss(given.targets[:, -1], both)]
@@ -159,7 +162,7 @@ def _loss(network: SequenceNetwork, given: SequenceSet, own: NDArray[np.float32]
 
 
 def scaled_loss(targets: NDArray[np.float32], logits: NDArray[np.float32]) -> float:
-    """Log loss of logits `[n, k]` with the weights that suit these very targets best; NaN where none is known."""
+    """Log loss of logits `[n, k]` by the weights that suit these very targets best; NaN without one."""
     known = np.isfinite(targets)
     if not known.any():
         return float("nan")

@@ -24,7 +24,7 @@ from ich_ray.runtime import connected
 from ich_ray.storage import locate, read_json, write_json
 from tests.examined import half_bleeding, with_columns, with_examinations
 from tests.prepared import SLICES_A_PATIENT, make_dataset, squares
-from tests.searched import calibrated_bundle
+from tests.searched import PARAMETERS, calibrated_bundle
 from tests.sequence_bundles import add_sequence
 
 PATIENTS = 160  # 24 of calibration and of validation, half of whom bleed
@@ -34,7 +34,7 @@ PATIENTS = 160  # 24 of calibration and of validation, half of whom bleed
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibrated bundle whose sequence model is drawn and not trained."""
     folder = tmp_path_factory.mktemp("home")
-    made = add_sequence(calibrated_bundle(folder))
+    made = add_sequence(calibrated_bundle(folder, PARAMETERS.model_copy(update={"labels": "all"})))
     file = locate(made / "card.json")
     write_json(file, {**read_json(file), "test": {"slices": 1}, "openings": 1})
     return made
@@ -159,7 +159,7 @@ def test_labels_of_slices_fit_all_of_it_its_blend_and_both_calibrations(
     note = adapt(home, slices.files.root, tmp_path / "out")
     assert (note.labels, note.changed) == ("slices", True)
     assert {"log_loss", "average_precision", "roc_auc", "study_log_loss", "study_roc_auc"} <= {*note.figures}
-    assert note.figures["study_roc_auc"].after > 0.7
+    assert note.figures["study_roc_auc"].difference > 0.2
     assert changed(home, tmp_path / "out") == {name for name in weights(home) if name not in {"mean", "std"}}
     old, new = read_card(locate(home)), read_card(locate(tmp_path / "out"))
     assert new.sequence is not None
@@ -260,7 +260,7 @@ def _without_sequence(bundle: Path) -> None:
 
 def _ensemble(bundle: Path) -> None:
     card = read_json(locate(bundle / "card.json"))
-    member = {"parameters": card["parameters"], "trial": 1, "seed": 1, "weights": card["weights"], "shifts": [0.0]}
+    member = {"parameters": card["parameters"], "trial": 1, "seed": 1, "weights": card["weights"], "shifts": [0.0] * 6}
     _card(bundle, sequence=None, members=[member])
 
 
