@@ -118,7 +118,7 @@ def recalibrate(
 def fit_to_site(
     bundle: Bundle, slices: SliceSet, method: Method, wanted: OperatingPointSpec
 ) -> Calibration | StudyCalibration:
-    """Fit what labels of a site can fit, and put it into the card; figures of test patients are taken out.
+    """Fit what labels of a site can fit, and put it into the card, without figures of test patients.
 
     Args:
         bundle: whose card is replaced.

@@ -25,7 +25,7 @@ _FILE = "patients.json"
 
 
 class SitePatients(Record):
-    """Patients of a site to whose labels the bundle was fitted: those of `dataset` but its test patients."""
+    """Patients of a site to whose labels the bundle was fitted: of `dataset` all but its test role."""
 
     dataset: Fingerprint
     marks: tuple[PatientHash, ...]
@@ -58,7 +58,7 @@ def copy_known(bundle: UPath, other: UPath) -> None:
 
 
 def copy_known_with(bundle: UPath, other: UPath, card: Card, site: PreparedDataset) -> None:
-    """For a bundle that was adapted to a site, whose patients are known then, too; not those of its test role."""
+    """For a bundle that was adapted to a site, whose patients are known then, too, but its test patients."""
     known = _read(bundle) or Known(dataset=card.dataset.fingerprint, marks=())
     fitted = site.column("patient")[site.column("role") != "test"]
     found = SitePatients(dataset=site.manifest.fingerprint, marks=tuple(sorted(map(_mark, {*fitted}))))

@@ -1,4 +1,4 @@
-"""The sequence model of a bundle, fitted to a site's own labels; labels of its studies alone are enough.
+"""The sequence model of a bundle, fitted to a site's own labels, of which those of studies are enough.
 
 Who sees whom: the site's training patients teach, its validation patients choose among the reports, its calibration
 patients weigh, calibrate and say, cross-fitted, what it changed. Its test patients stay closed, so that the site can
@@ -161,7 +161,7 @@ def _check_labels(site: PreparedDataset) -> None:
 
 
 def _labels(slices: SliceSet) -> tuple[NDArray[np.float32], NDArray[np.object_]]:
-    """What teaches, of `any`: labels of slices or, where these have none, of studies; and whose they are."""
+    """What teaches, of `any`: labels of slices or, where these have none, of studies; and of whom."""
     if slices.dataset.manifest.level == "slice":
         return slices.labels, slices.patients
     studies = studies_of(slices)
