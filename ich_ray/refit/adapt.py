@@ -1,4 +1,4 @@
-"""The sequence model of a bundle, fitted to a site's own labels, of which those of studies are enough.
+"""The sequence model of a bundle, fitted to a site's own labels; those of studies are enough.
 
 Who sees whom: the site's training patients teach, its validation patients choose among the reports, its calibration
 patients weigh, calibrate and say, cross-fitted, what it changed. Its test patients stay closed, so that the site can
@@ -188,8 +188,8 @@ def _adapted(bundle: Bundle, site: PreparedDataset, features: SequenceFeatures) 
     found = _note(site, ended, card.sequence, (train, validation), reads, card)
     _say(found)
     noted = _renewed(card.sequence, found, None if study_alone else reads[1], labels)
-    fields = {"sequence": noted, "test": None, "site_tests": {}}
-    made = Bundle(bundle.network, card.model_copy(update=fields), after.to(bundle.device))
+    renewed = card.model_copy(update={"sequence": noted, "test": None, "site_tests": {}})
+    made = Bundle(bundle.network, renewed, after.to(bundle.device))
     # A blend has a bias: a temperature on top of it needs no more patients than were asked for.
     fit_to_site(made, calibration, "platt" if study_alone else "temperature", OperatingPointSpec())
     return made, found
