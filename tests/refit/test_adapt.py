@@ -210,6 +210,27 @@ def test_labels_of_test_patients_do_not_matter(
     ).read_bytes()
 
 
+def test_features_that_are_whole_are_used_by_whoever_goes_on(
+    home: Path, site: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adaptation_training, "fit_to_labels", killed)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(home, site.files.root, tmp_path / "out")
+    assert not (tmp_path / "out" / "card.json").exists()
+    monkeypatch.setattr(bundle_features, "make_part", lambda *_: pytest.fail("computed again"))
+    adapt(home, site.files.root, tmp_path / "out")
+    assert not (tmp_path / "out" / "adaptation").exists()
+
+
+def test_object_storage_cannot_hold_what_is_mapped(home: Path, site: PreparedDataset) -> None:
+    with pytest.raises(ConfigError, match="features of slices are mapped from a folder that all machines see, got obj"):
+        adapt(home, site.files.root, "memory://bundles/site")
+
+
 class TestAfterwards:
     """What a site may do with a bundle that was adapted to it."""
 
