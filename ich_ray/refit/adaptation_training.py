@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from ich_ray.progress import bar
 from ich_ray.refit.sequence_figures import fit_weights
@@ -37,6 +37,7 @@ _LEAST_STUDY_WEIGHT = 0.25  # where a study head counted for nothing it would le
 _PASSES, _LEAST_SERIES, _MOST_SERIES = 20, 4_000, 200_000
 _REPORTS = 20
 _LEAST_SCALE = 0.05  # below, a head would have next to nothing left to learn with
+_SAYS_SOMETHING = 0.999  # of the log loss of the share alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,11 +143,18 @@ def _scaled(
 
 
 def _scale(targets: NDArray[np.float32], logits: NDArray[np.float32]) -> tuple[float, float]:
-    """Scale and shift of the logits of a label; none where it is not known to be there and to be absent."""
+    """Scale and shift of the logits of a label; none where it is not known to be there and to be absent.
+
+    Logits that say no more than how often the label is there, or less, are made small: they rank it wrongly.
+    """
     if not {0.0, 1.0} <= {*targets.tolist()}:
         return 1.0, 0.0
-    fitted = fit_weights(targets, logits[:, None])
-    return max(fitted.weights[0], _LEAST_SCALE), fitted.bias
+    known = np.isfinite(targets)
+    truth, columns = targets[known], logits[known, None]
+    fitted, share = fit_weights(truth, columns), float(truth.mean())
+    if log_loss(truth, expit(fitted(columns))) < _SAYS_SOMETHING * log_loss(truth, np.full(len(truth), share)):
+        return max(fitted.weights[0], _LEAST_SCALE), fitted.bias
+    return _LEAST_SCALE, float(logit(share)) - _LEAST_SCALE * float(columns.mean())
 
 
 def _loss(network: SequenceNetwork, given: SequenceSet, places: PlaceFeatures, own: NDArray[np.float32]) -> float:
