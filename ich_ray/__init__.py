@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ich_ray.errors import IchRayError
     from ich_ray.html_report.page import report
     from ich_ray.pipeline import demo, run
+    from ich_ray.refit.adapt import adapt
     from ich_ray.refit.confirm import confirm
     from ich_ray.refit.retrain import retrain
     from ich_ray.results import SearchResult, TrialResult, open_search
@@ -39,6 +40,7 @@ _HOMES = {
     "PreparedDataset": "ich_ray.data.dataset",
     "SearchResult": "ich_ray.results",
     "TrialResult": "ich_ray.results",
+    "adapt": "ich_ray.refit.adapt",
     "audit": "ich_ray.search.audit.search_audit",
     "calibrate": "ich_ray.assess.calibration",
     "confirm": "ich_ray.refit.confirm",
@@ -71,6 +73,7 @@ __all__ = [
     "SearchPlan",
     "SearchResult",
     "TrialResult",
+    "adapt",
     "audit",
     "calibrate",
     "confirm",

@@ -24,6 +24,7 @@ STATED = {
     "data.dataset.ExaminationRecord text": "contradictions",
     "data.dataset.ReaderAgreement text": "label",
     "assess.calibration.Calibration text": "notes operating_points",
+    "bundle.adaptation_note.AdaptationNote text": "figures",
     "bundle.card.CalibrationNote text": "notes",
     "bundle.card.Card text": "checklist intended_use label limitations name operating_points site_tests test versions",
     "bundle.card.Card signed": "site_tests test",

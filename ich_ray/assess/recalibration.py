@@ -2,7 +2,8 @@
 
 Knows a bundle and a prepared dataset; no search, and not the data that trained the network. It fits on the train,
 validation and calibration roles together, as none of these patients trained this network, and leaves the test role
-closed, so that the site can still measure what it got (`evaluate_site`).
+closed, so that the site can still measure what it got (`evaluate_site`). Of a site to which the bundle was adapted the
+calibration role alone is new to it.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     from ich_ray.bundle.bundle import Bundle
     from ich_ray.bundle.logit_scaling import Method
     from ich_ray.bundle.study_calibration import StudyCalibration
+    from ich_ray.vocabulary import Role
 
-__all__ = ["recalibrate"]
+__all__ = ["fit_to_site", "recalibrate"]
 
 # Ten events for each number that is fitted: Peduzzi et al., "A simulation study of the number of events per variable in
 # logistic regression analysis" (1996). Slices of one patient are one event.
@@ -98,33 +100,61 @@ def recalibrate(
     check_site(locate(bundle), loaded.card, site)
     if note := site_note(loaded.card.training_data, site, ("train", "validation", "calibration")):
         say(f"  slices of this site are unlike those that trained the bundle: {note}")
-    slices = SliceSet(site, np.flatnonzero(site.column("role") != "test"))
-    if site.manifest.level != "slice":
-        fitted = _by_studies(loaded, slices, method, wanted)
-        loaded.card = loaded.card.model_copy(update={"studies": fitted, "test": None, "site_tests": {}})
-        copy_known(locate(bundle), target)
-        loaded.save(target)
-        return fitted
-    _check_patients(slices, method)
-    site.verify("train", "validation", "calibration")
-    card = loaded.card
-    logits = loaded.slice_label_logits(slices)
-    found = fit_calibration(slices, logits[:, -1], card.scaling, method, card.prior_shift, wanted)
-    if card.parameters.labels == "all":
-        before = dict(zip(SUBTYPES, card.scalings, strict=False))
-        shifts = {name: scaling.prior_shift for name, scaling in before.items()}
-        found = with_subtypes(found, slices, logits, shifts, before, conservative=conservative)
-    found = with_studies(found, loaded, slices, logits, card.studies, conservative=conservative)
-    found = with_gains(found, loaded, slices, logits[:, -1])
-    loaded.card = with_calibration(card, found)
+    adapted = loaded.card.sequence is not None and loaded.card.sequence.adapted_to(site.manifest.fingerprint)
+    roles: tuple[Role, ...] = ("calibration",) if adapted else ("train", "validation", "calibration")
+    slices = SliceSet(site, np.flatnonzero(np.isin(site.column("role"), roles)))
+    where = "in the calibration role, as the bundle was adapted to the others," if adapted else "outside the test role"
+    if site.manifest.level == "slice":
+        _check_patients(slices, method, where)
+    else:
+        _check_studies(slices, method, where)
+    site.verify(*roles)
+    found = fit_to_site(loaded, slices, method, wanted)
     copy_known(locate(bundle), target)
     loaded.save(target)
     return found
 
 
-def _by_studies(bundle: Bundle, slices: SliceSet, method: Method, wanted: OperatingPointSpec) -> StudyCalibration:
+def fit_to_site(
+    bundle: Bundle, slices: SliceSet, method: Method, wanted: OperatingPointSpec
+) -> Calibration | StudyCalibration:
+    """Fit what labels of a site can fit, and put it into the card, without figures of test patients.
+
+    Args:
+        bundle: whose card is replaced.
+        slices: of patients who trained nothing; what has no label here stays as it is.
+        method: of slices; studies have their own.
+        wanted: operating points: of slices, or where they have no labels of studies.
+    """
+    card = bundle.card
+    if slices.dataset.manifest.level != "slice":
+        of_studies = _by_studies(bundle, slices, wanted)
+        bundle.card = card.model_copy(update={"studies": of_studies, "test": None, "site_tests": {}})
+        return of_studies
+    logits = bundle.slice_label_logits(slices)
+    found = fit_calibration(slices, logits[:, -1], card.scaling, method, card.prior_shift, wanted)
+    if card.parameters.labels == "all":
+        before = dict(zip(SUBTYPES, card.scalings, strict=False))
+        shifts = {name: scaling.prior_shift for name, scaling in before.items()}
+        found = with_subtypes(found, slices, logits, shifts, before, conservative=wanted.conservative)
+    found = with_studies(found, bundle, slices, logits, card.studies, conservative=wanted.conservative)
+    found = with_gains(found, bundle, slices, logits[:, -1])
+    bundle.card = with_calibration(card, found)
+    return found
+
+
+def _by_studies(bundle: Bundle, slices: SliceSet, wanted: OperatingPointSpec) -> StudyCalibration:
     """What labels of studies alone can fit."""
-    where, card = slices.dataset.files.root, bundle.card
+    card = bundle.card
+    of_slices = dict(zip(card.parameters.predicted_labels, card.scalings, strict=True))
+    found = calibrate_studies(bundle, slices, bundle.slice_label_logits(slices), of_slices, card.studies, wanted)
+    assert found is not None  # noqa: S101  (there are studies)
+    say("  slices have no labels here: their probabilities and operating points are as before")
+    return found
+
+
+def _check_studies(slices: SliceSet, method: Method, role: str) -> None:
+    where = slices.dataset.files.root
     if method != "platt":
         raise ConfigError(f"--method: studies are fitted by platt alone, got {method} for labels of studies")
     studies = studies_of(slices)
@@ -138,17 +168,11 @@ def _by_studies(bundle: Bundle, slices: SliceSet, method: Method, wanted: Operat
         if held < POSITIVE_PATIENTS_OF_A_LABEL:
             raise ConfigError(
                 f"{where}: at least {POSITIVE_PATIENTS_OF_A_LABEL} patients with a study {what} haemorrhage must be "
-                f"there outside the test role, got {held}; label more patients"
+                f"there {role}, got {held}; label more patients"
             )
-    slices.dataset.verify("train", "validation", "calibration")
-    of_slices = dict(zip(card.parameters.predicted_labels, card.scalings, strict=True))
-    found = calibrate_studies(bundle, slices, bundle.slice_label_logits(slices), of_slices, card.studies, wanted)
-    assert found is not None  # noqa: S101  (there are studies)
-    say("  slices have no labels here: their probabilities and operating points are as before")
-    return found
 
 
-def _check_patients(slices: SliceSet, method: Method) -> None:
+def _check_patients(slices: SliceSet, method: Method, role: str) -> None:
     needed = _PATIENTS_PER_NUMBER * _NUMBERS[method]
     for label, what in ((1, "with"), (0, "without")):
         held = len(set(slices.patients[slices.labels == label]))
@@ -156,5 +180,5 @@ def _check_patients(slices: SliceSet, method: Method) -> None:
             hint = "use --method temperature, which needs 10, or label" if method == "platt" and held >= 10 else "label"
             raise ConfigError(
                 f"{slices.dataset.files.root}: at least {needed} patients with a slice {what} haemorrhage must be "
-                f"there outside the test role to fit by {method}, got {held}; {hint} more patients"
+                f"there {role} to fit by {method}, got {held}; {hint} more patients"
             )

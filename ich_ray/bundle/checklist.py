@@ -80,7 +80,7 @@ def _model(card: Card) -> dict[str, str]:
         ),
         "Initial weights": "random" if card.parameters.weights == "none" else card.parameters.weights,
         "Training": f"{settings}{_sequence_settings(card)}",
-        "Final training": _retrained(card),
+        "Final training": f"{_retrained(card)}{_adapted(card)}",
         "Selection of the model": (
             f"trial {chosen.trial} of {chosen.trials} in search {chosen.name}, "
             + (f"among the best by {how}; {chosen.confirmed}" if chosen.confirmed else f"by {how}")
@@ -154,6 +154,15 @@ def _sequence_selected(card: Card) -> str:
     if note is None or not note.trials:
         return ""
     return f"; sequence model: trial {note.trial} of {note.trials} by {note.objective} on the validation patients"
+
+
+def _adapted(card: Card) -> str:
+    """To whose labels the sequence model was fitted since, and what that changed."""
+    return "".join(
+        f"; the sequence model {'fitted' if one.changed else 'left as it was: no better when fitted'} to labels of "
+        f"{one.labels} of {one.train.patients:,} patients of dataset {one.dataset}"
+        for one in (card.sequence.adaptations if card.sequence else ())
+    )
 
 
 def _subtypes(card: Card) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from ich_ray.bundle.adaptation_note import AdaptationNote
 from ich_ray.model.sequence_parameters import SequenceParameters
 from ich_ray.results import WeightsNote
 from ich_ray.storage import Count, JsonValue, Line, Record, Time
@@ -41,7 +42,8 @@ class SequenceNote(Record):
         blend: of each label that the network answers.
         trial: of the search over `trials` that chose it by `objective`, in which it reached `value`: optimistic.
         figures: what was measured on `validation` and, cross-fitted, on `calibration` patients: without it (`none`),
-            with Gaussian `smoothing` and with it (`sequence`).
+            with Gaussian `smoothing` and with it (`sequence`); empty where it was adapted since.
+        adaptations: to the labels of other sites, the last one in force.
     """
 
     parameters: SequenceParameters
@@ -54,6 +56,11 @@ class SequenceNote(Record):
     value: float | None = None
     figures: dict[Line, JsonValue] = Field(default_factory=dict)
     created: Time = 0.0
+    adaptations: tuple[AdaptationNote, ...] = ()
+
+    def adapted_to(self, fingerprint: str) -> bool:
+        """Whether patients of this dataset taught it, or chose its weights."""
+        return any(one.dataset == fingerprint for one in self.adaptations)
 
     def blends(self, labels: Sequence[str]) -> list[Blend]:
         """Of these labels, in their order."""

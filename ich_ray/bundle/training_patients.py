@@ -19,9 +19,16 @@ if TYPE_CHECKING:
     from ich_ray.bundle.card import Card
     from ich_ray.data.dataset import PreparedDataset
 
-__all__ = ["check_site", "copy_known", "write_known"]
+__all__ = ["check_site", "copy_known", "copy_known_with", "write_known"]
 
 _FILE = "patients.json"
+
+
+class SitePatients(Record):
+    """Patients of a site to whose labels the bundle was fitted: of `dataset` all but its test role."""
+
+    dataset: Fingerprint
+    marks: tuple[PatientHash, ...]
 
 
 class Known(Record):
@@ -30,29 +37,40 @@ class Known(Record):
     Attributes:
         dataset: the fingerprint of the dataset whose patients these are.
         marks: sorted.
+        sites: to which the bundle was adapted.
     """
 
     format: Literal[1] = 1
     dataset: Fingerprint
     marks: tuple[PatientHash, ...]
+    sites: tuple[SitePatients, ...] = ()
 
 
 def write_known(bundle: UPath, dataset: PreparedDataset) -> None:
     """Note the patients of the dataset that made the bundle in this folder."""
-    known = Known(dataset=dataset.manifest.fingerprint, marks=tuple(sorted(_marks(dataset))))
-    write_json(bundle / _FILE, known.model_dump(mode="json"))
+    _write(bundle, Known(dataset=dataset.manifest.fingerprint, marks=tuple(sorted(_marks(dataset)))))
 
 
 def copy_known(bundle: UPath, other: UPath) -> None:
     """For a bundle of the same weights."""
     if (known := _read(bundle)) is not None:
-        write_json(other / _FILE, known.model_dump(mode="json"))
+        _write(other, known)
+
+
+def copy_known_with(bundle: UPath, other: UPath, card: Card, site: PreparedDataset) -> None:
+    """For a bundle that was adapted to a site, whose patients are known then, too, but its test patients."""
+    known = _read(bundle) or Known(dataset=card.dataset.fingerprint, marks=())
+    fitted = site.column("patient")[site.column("role") != "test"]
+    found = SitePatients(dataset=site.manifest.fingerprint, marks=tuple(sorted(map(_mark, {*fitted}))))
+    others = tuple(one for one in known.sites if one.dataset != found.dataset)
+    _write(other, known.model_copy(update={"sites": (*others, found)}))
 
 
 def check_site(bundle: UPath, card: Card, site: PreparedDataset) -> None:
     """Refuse a dataset that the model cannot see, or with patients that made it.
 
-    Bundles of older versions know the fingerprint of their dataset and not its patients.
+    Bundles of older versions know the fingerprint of their dataset and not its patients. The very dataset of a site to
+    which it was adapted is taken, as its roles say who was fitted to; another one with these patients is not.
 
     Raises:
         ConfigError: other windows or size, no neighbors or heads for a network that sees them, or the same patients.
@@ -75,6 +93,12 @@ def check_site(bundle: UPath, card: Card, site: PreparedDataset) -> None:
         raise ConfigError(
             f"{rule}, got {shared} of {len(found)} who are in the dataset that made the bundle; prepare it without them"
         )
+    for one in known.sites if known is not None else ():
+        if one.dataset != manifest.fingerprint and (shared := len(found & {*one.marks})):
+            raise ConfigError(
+                f"{rule}, got {shared} of {len(found)} to whose labels the bundle was adapted; give the dataset of the "
+                "adaptation, or prepare one without them"
+            )
 
 
 def _read(bundle: UPath) -> Known | None:
@@ -84,5 +108,14 @@ def _read(bundle: UPath) -> Known | None:
         return None
 
 
+def _write(bundle: UPath, known: Known) -> None:
+    """Without `sites` where there are none, as older versions wrote and read it."""
+    write_json(bundle / _FILE, known.model_dump(mode="json", exclude=None if known.sites else {"sites"}))
+
+
 def _marks(dataset: PreparedDataset) -> set[str]:
-    return {sha256(patient.encode())[:12] for patient in {*dataset.column("patient")}}
+    return {*map(_mark, {*dataset.column("patient")})}
+
+
+def _mark(patient: str) -> str:
+    return sha256(patient.encode())[:12]

@@ -28,6 +28,7 @@ VERBS = (
     "retrain",
     "sequence",
     "calibrate",
+    "adapt",
     "evaluate",
     "report",
     "run",

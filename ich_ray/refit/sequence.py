@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ich_ray.search.tune.trial import Trainer
     from ich_ray.storage import SearchFiles
 
-__all__ = ["DEFAULT_TRIALS", "drop_outdated", "nothing_to_learn", "sequence"]
+__all__ = ["DEFAULT_TRIALS", "drop_outdated", "nothing_to_learn", "read_slices", "sequence"]
 
 DEFAULT_TRIALS = 8
 # Below, slices beside each other are so rare that whatever a model over them gains is gained by no one.
@@ -240,7 +240,7 @@ def _measured(
 
     dataset, labels = PreparedDataset.of_search(ended), bundle.card.parameters.predicted_labels
     validation, calibration = (
-        _read(bundle, network, dataset.role(role), features) for role in ("validation", "calibration")
+        read_slices(bundle, network, dataset.role(role), features) for role in ("validation", "calibration")
     )
     blends = fit_blends(calibration)
     figures = {"validation": compared(calibration, validation), "calibration": cross_fitted(calibration)}
@@ -260,7 +260,7 @@ def _measured(
     )
 
 
-def _read(bundle: Bundle, network: SequenceNetwork, slices: SliceSet, features: SequenceFeatures) -> ReadSlices:
+def read_slices(bundle: Bundle, network: SequenceNetwork, slices: SliceSet, features: SequenceFeatures) -> ReadSlices:
     """Slices of a role, as the network of the bundle and the sequence model read them."""
     from ich_ray.refit.sequence_figures import ReadSlices
     from ich_ray.training.sequence_batches import sequence_logits

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,15 +32,39 @@ from ich_ray.training.state import TrainingState
 from ich_ray.training.stream import Stream, mixed_seed, next_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
+    from torch import nn
 
+    from ich_ray.model.sequence_networks import SequenceNetwork
     from ich_ray.model.sequence_parameters import SequenceParameters
     from ich_ray.training.sequence_set import SequenceSet
     from ich_ray.vocabulary import Precision
 
-__all__ = ["train_sequence"]
+__all__ = ["SequenceStart", "train_sequence"]
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceStart:
+    """Where a training begins, if not at weights that are drawn.
+
+    Attributes:
+        weights: of a network of the same parameters, with the normalization of its features.
+        study_alone: train the study head and its attention; everything else, and so each slice's logit, stays.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    study_alone: bool = False
+
+    def begin(self, network: SequenceNetwork) -> list[nn.Parameter]:
+        """Give a network these weights; which of them are trained."""
+        network.load_state_dict(dict(self.weights))
+        if self.study_alone:
+            network.requires_grad_(False)
+            network.attention.requires_grad_(True)
+            network.study_head.requires_grad_(True)
+        return [weight for weight in network.parameters() if weight.requires_grad]
 
 
 def train_sequence(
@@ -53,6 +78,7 @@ def train_sequence(
     resume: TrainingState | None = None,
     trials: int = 1,
     precision: Precision | None = None,
+    start: SequenceStart | None = None,
 ) -> Iterator[Progress]:
     """Train one sequence model, yielding a `Progress` at each report; the last one is at `budget.images`.
 
@@ -69,6 +95,7 @@ def train_sequence(
         resume: a state of the same plan; reports before it are not repeated.
         trials: that share the device, each with an equal part of its memory.
         precision: on an accelerator; that of `resume` if it holds one, else this, else by rule (`training.precision`).
+        start: where to begin; at weights that are drawn if not given. Such a training is not gone on with.
 
     Raises:
         TrialFailure: `diverged` when the loss or a logit is not finite, `out_of_memory`.
@@ -76,7 +103,7 @@ def train_sequence(
     """
     run = _SequenceRun(parameters, train, validation, budget, seed, torch.device(device))
     try:
-        run.start(resume, trials, precision)
+        run.start(resume, trials, precision, start)
         while run.images_seen < budget.images:
             run.until(min(budget.images, (run.images_seen // budget.report_every + 1) * budget.report_every))
             yield run.report()
@@ -114,17 +141,24 @@ class _SequenceRun:
         }
         self.images_seen, self.elapsed_s = 0, 0.0
 
-    def start(self, resume: TrainingState | None, trials: int, precision: Precision | None) -> None:
+    def start(
+        self,
+        resume: TrainingState | None,
+        trials: int,
+        precision: Precision | None,
+        begun: SequenceStart | None,
+    ) -> None:
         self.loss = SequenceLoss(self.parameters, self.train, self.device)
         self.places = PlaceFeatures(self.train.features, self.train.order, self.device, trials)
         if self.validation is not None:
             self.validated = PlaceFeatures(self.validation.features, self.validation.order, self.device, trials)
         torch.manual_seed(self.seed)
         network = build_sequence_network(self.parameters, self.train.features.shape[1], len(self.train.labels))
-        if resume is None:
+        if resume is None and begun is None:
             network.normalize_by(*self.places.moments())
-        self.network = network.to(self.device)
-        self.optimizer = build_optimizer(self.parameters.optimization, list(self.network.parameters()), self.device)
+        trained = list(network.parameters()) if begun is None else begun.begin(network)
+        self.network = network.to(self.device)  # its weights stay the same objects
+        self.optimizer = build_optimizer(self.parameters.optimization, trained, self.device)
         self.precision = precision_on(self.device, (resume.precision if resume else None) or precision)
         if resume is not None:
             self._restore(resume)

@@ -131,6 +131,13 @@ def recalibrate(
     print_json(found)
 
 
+def adapt(bundle: BundleFolder, dataset: SiteDataset, out: Out, address: Address = None) -> None:
+    """Fit the sequence model of a bundle to a site's own labels."""
+    from ich_ray.refit.adapt import adapt as adapt_bundle
+
+    print_json(adapt_bundle(bundle, dataset, out, address=address))
+
+
 def evaluate(
     folder: SearchFolder,
     prevalence: Prevalence = None,
@@ -225,4 +232,4 @@ def export_onnx(
     print_line(f"onnx  {write_onnx(bundle, out)}")
 
 
-VERBS = (retrain, sequence, calibrate, recalibrate, evaluate, evaluate_site, report, predict, export_onnx)
+VERBS = (retrain, sequence, calibrate, recalibrate, adapt, evaluate, evaluate_site, report, predict, export_onnx)

@@ -16,7 +16,7 @@ from ich_ray.model.sequence_parameters import SequenceParameters
 from ich_ray.statistics.metrics import average_precision
 from ich_ray.training import sequence_batches, sequence_loop
 from ich_ray.training.parts import Progress, TrainingBudget
-from ich_ray.training.sequence_loop import train_sequence
+from ich_ray.training.sequence_loop import SequenceStart, train_sequence
 from ich_ray.training.sequence_set import SequenceSet
 from ich_ray.training.state import TrainingState
 from tests.sequences import make_series, without_slice_labels
@@ -205,3 +205,17 @@ def test_every_epoch_shows_every_series_once(
     assert sorted(order[:40]) != order[:40]
     assert len(order) == 80
     assert sorted(order) == sorted([*range(40), *range(40)])
+
+
+@pytest.mark.parametrize("study_alone", [True, False])
+def test_a_training_that_begins_at_weights_moves_what_it_may(
+    given: tuple[SequenceSet, SequenceSet], study_alone: bool
+) -> None:
+    torch.manual_seed(5)
+    network = build_sequence_network(QUICK, given[0].features.shape[1], 2)
+    begun = {name: value.clone() for name, value in network.state_dict().items()}
+    train = without_slice_labels(given[0]) if study_alone else given[0]
+    last = trained((train, None), start=SequenceStart(begun, study_alone))[-1].state().part("weights")
+    moved = {name for name, value in last.items() if not torch.equal(value, begun[name])}
+    heads = {name for name in begun if name.startswith(("attention.", "study_head."))}
+    assert moved == (heads if study_alone else {*begun} - {"mean", "std"})
