@@ -10,13 +10,13 @@ patients. Figures are of the patients held out, means over folds and seeds; a di
 fold and seed. Intervals (95 %, percentile) draw patients again, and the seeds of each fold. Draws: the points of
 search_spaces/sequence_small.yaml and a transformer, no search.
 
-Controls: smoothing, and the draw that was chosen, where the slices of each series are in random order, in all roles,
-which must be worth no more than in order; and that draw trained on the labels of other series at the same height, whose
-study head must be at chance (AUC 0.5; its logits as they are, at the end of its training, as true labels would choose
-its reports and its sign).
+Controls: smoothing and sequence models where the slices of each series are in random order, in all roles, which must be
+worth no more than in order; and the draw that was chosen trained on the labels of other series at the same height,
+whose study head must be at chance (AUC 0.5; its logits as they are, at the end of its training, as true labels would
+choose its reports and its sign).
 
     python benchmarks/sequence_gain.py FOLDER [--patients 360] [--folds 3] [--seeds 3] [--images 24000]
-                                              [--series 3000] [--neighbors 0 1] [--processes 1]
+                                              [--series 4500] [--neighbors 0 1] [--processes 1]
 
 FOLDER keeps the dataset and a line for each fold and seed: run again after a kill, it goes on; with other patients it
 needs another folder.
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=24_000, help="shown to each network")
-    parser.add_argument("--series", type=int, default=3000, help="shown to each sequence model")
+    parser.add_argument("--series", type=int, default=4500, help="shown to each sequence model")
     parser.add_argument("--neighbors", type=int, nargs="+", default=[0, 1], help="that networks see on either side")
     parser.add_argument("--processes", type=int, default=1)
     asked = parser.parse_args()

@@ -230,7 +230,7 @@ def measured(task: Task) -> dict[str, Any]:
     studies[HEAD] = by_study(fit, fit.head[:, -1], held, held.head[:, -1])
 
     mixed = one.in_random_order
-    _, network = one.learned(mixed["train"], mixed["validation"], [chosen])
+    _, network = one.learned(mixed["train"], mixed["validation"], draws())
     fit, held = (one.read(mixed[role], role, network) for role in ("calibration", "held_out"))
     found = by_slice(fit, held)
     slices |= {f"{way}{RANDOM}": found[way][1] for way in ("smoothing", "sequence model")}
