@@ -3,9 +3,10 @@
 The real loops train a network on images and each sequence model on features of as many numbers as that network has, in
 series of 32 slices; they take turns, and only processor time on one thread is counted: what else the machine does then
 falls on all. Prints the processor time a slice of each sequence model in that of the network, the median over the turns
-with its quartiles.
+with its quartiles. With `--widths` a step on so many features instead, in that on the first number of them.
 
     python benchmarks/sequence_training.py [--size 128] [--turns 12] [--architectures plain_cnn resnet18]
+                                           [--widths 512 2048]
 """
 
 from __future__ import annotations
@@ -115,13 +116,27 @@ def measure(architecture: str, size: int, turns: int) -> None:
         print(f"  {name:26} {middle:.4f} ({low:.4f} to {high:.4f}): 1 to {1 / middle:,.0f}")
 
 
+def measure_widths(widths: list[int], turns: int) -> None:
+    for name in SEQUENCE_MODELS.names():
+        parameters = SequenceParameters(model=name, hidden=256, layers=2, projection=256, batch_size=32)
+        trainings = [SequenceTraining(parameters, series_of(width)) for width in widths]
+        spent = np.array([[training.turn() for training in trainings] for _ in range(turns)])
+        for width, values in zip(widths[1:], (spent[:, 1:] / spent[:, :1]).T, strict=True):
+            low, middle, high = statistics.quantiles(values, n=4)
+            print(f"{name}, {width:,} features / {widths[0]:,}: {middle:.2f} ({low:.2f} to {high:.2f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--architectures", nargs="+", default=["plain_cnn", "resnet18"])
+    parser.add_argument("--widths", type=int, nargs="+", default=[])
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    if asked.widths:
+        measure_widths(asked.widths, asked.turns)
+        return
     for architecture in asked.architectures:
         measure(architecture, asked.size, asked.turns)
 
