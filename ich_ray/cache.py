@@ -22,7 +22,7 @@ from upath import UPath
 
 from ich_ray import progress
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.storage import folder_of_home, sha256, write_bytes, writing
+from ich_ray.storage import folder_of_home, retried, sha256, write_bytes, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,7 +130,7 @@ def _provide(path: UPath, digest: str, copy: Path, most_bytes: int) -> None:
         if copy.exists():
             progress.say(f"{copy}: damaged since it was fetched; fetching it again")
         _make_room(copy.parent, most_bytes)
-        _fetch(path, digest, copy, most_bytes)
+        retried(path, lambda: _fetch(path, digest, copy, most_bytes))
     write_bytes(UPath(_stamp(copy)), _facts(copy).encode())
 
 

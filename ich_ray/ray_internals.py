@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ray._private import worker
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._private.state import state
 from ray._private.worker import get_dashboard_url
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.v2.sdk import get_cluster_status
@@ -32,6 +33,7 @@ __all__ = [
     "get_dashboard_url",
     "internal_kv_get",
     "is_autoscaler_v2",
+    "process_of",
     "worker",
 ]
 
@@ -48,6 +50,13 @@ def forget(trial: Trial) -> None:
         trial._default_result_or_future = None
     for held in (trial.metric_analysis, trial.metric_n_steps, trial.last_result, trial.evaluated_params):
         held.clear()
+
+
+def process_of(trial: Trial) -> tuple[str, int] | None:
+    """The node and number of the process that runs a trial; None where Ray does not know it."""
+    actor = getattr(trial.temporary_state, "ray_actor", None)
+    told = state.actor_table(actor._actor_id.hex()) if actor is not None else {}
+    return (told["Address"]["NodeID"], told["Pid"]) if told.get("Pid") else None
 
 
 class DriverPathJob(JobConfig):

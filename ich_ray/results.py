@@ -158,7 +158,7 @@ class LostAttempt(Record):
 
     Attributes:
         node: Ray's id of the machine, and `host`, its name.
-        cause: a `Fault` of training/machine_faults.py.
+        cause: a `Fault` of training/machine_faults.py, or `silent`.
         images_seen: that the trial had reported by then, and from whose newest state it goes on.
     """
 

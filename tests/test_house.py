@@ -72,6 +72,7 @@ MAY_IMPORT_RAY = {
     "search.preflight",
     "search.tune.driver",
     "search.tune.ledger_callback",
+    "search.tune.watchdog",
     "search.tune.measure_speed",
     "search.tune.multi_worker_trial",
     "search.tune.sampler",
@@ -130,6 +131,7 @@ def test_what_ray_keeps_to_itself_is_known_by_its_name() -> None:
     assert [name for name in imported_names(PACKAGE / "ray_internals.py") if is_private_of_ray(name)] == [
         "ray._private.worker",
         "ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS",
+        "ray._private.state.state",
         "ray._private.worker.get_dashboard_url",
         "ray._raylet.AuthenticationTokenLoader",
         "ray._raylet.Config",

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from ich_ray.errors import IntegrityError, first_line
-from ich_ray.storage import check_regular, is_local
+from ich_ray.storage import check_regular, is_local, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -73,7 +73,7 @@ def map_tensors(
     check_regular(path, remedy)
     if shape is not None:
         check_size(path, math.prod(shape) * np.dtype(kind).itemsize)
-    with pa.memory_map(str(path)) if is_local(path) else pa.BufferReader(path.read_bytes()) as source:
+    with pa.memory_map(str(path)) if is_local(path) else pa.BufferReader(read_bytes(path)) as source:
         told = pa.ipc.open_file(source)
         if told.num_record_batches != 1:
             raise ValueError(f"{told.num_record_batches} record batches in place of one record batch")

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from ich_ray.storage import check_regular
+from ich_ray.storage import check_regular, retried
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,12 +55,16 @@ def read_tensors(path: UPath, expected: Layout | None = None, part: str = "") ->
         IntegrityError: it is no regular file.
     """
     check_regular(path, "restore the file")
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        _check_header(_header(file, size), size, expected, part)
-        file.seek(0)
-        data: bytes = file.read(size)
-    return data
+
+    def read() -> bytes:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            _check_header(_header(file, size), size, expected, part)
+            file.seek(0)
+            data: bytes = file.read(size)
+        return data
+
+    return retried(path, read)
 
 
 def unpack(data: bytes) -> tuple[Tensors, dict[str, str]]:

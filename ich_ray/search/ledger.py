@@ -39,6 +39,8 @@ _REPORTED = {*Report.model_fields}
 
 # Trials without folds whose logits stay: of more than so many each is hardly ever the best.
 MOST_LOGITS = 20
+# What a worker could not write is asked of the driver with so much: a disk may have room for a record and no state.
+_PROBE_BYTES = 1 << 20
 
 
 class Verdict(NamedTuple):
@@ -166,6 +168,19 @@ class Ledger:
         )
         self._change(number, lost=(*trial.lost, attempt))
         return attempt
+
+    def check_writable(self, number: int) -> None:
+        """Write as a worker does that trains a trial.
+
+        Raises:
+            OSError: it cannot be done here either.
+        """
+        probe = self.files.checkpoint(number) / ".writable"
+        try:
+            write_bytes(probe, bytes(_PROBE_BYTES))
+            probe.unlink()
+        except OSError as error:
+            raise OSError(f"{probe.parent}: {error.strerror or error}") from error
 
     def report(
         self,

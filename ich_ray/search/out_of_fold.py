@@ -16,7 +16,7 @@ from ich_ray.data.folds import SearchFolds
 from ich_ray.errors import IntegrityError
 from ich_ray.results import LogitsReference
 from ich_ray.statistics.pooling import FoldPart, chance_of_better
-from ich_ray.storage import check_regular, exists, sha256, write_bytes
+from ich_ray.storage import check_regular, exists, read_bytes, sha256, write_bytes
 from ich_ray.vocabulary import LABELS
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def read_logits(files: SearchFiles, reference: LogitsReference, slices: int) -> 
     labels = next((count for count in (1, len(LABELS)) if size == 4 * count * slices), None)
     if labels is None:
         raise IntegrityError(f"{path}: logits of {slices} slices must be in it, got {size} bytes; {_REMEDY}")
-    data = path.read_bytes()
+    data = read_bytes(path)
     if sha256(data) != reference.sha256:
         raise IntegrityError(f"{path}: SHA-256 must be the one in the ledger, got another one; {_REMEDY}")
     return np.frombuffer(data, "<f4").reshape(slices, labels).astype(np.float32)

@@ -6,6 +6,7 @@ Knows no file's meaning.
 from ich_ray.storage.addresses import holds_credentials, is_foreign, without_credentials
 from ich_ray.storage.files import (
     parse_json,
+    read_bytes,
     read_json,
     read_table,
     remove,
@@ -48,6 +49,7 @@ from ich_ray.storage.places import (
 )
 from ich_ray.storage.private import folder_of_home, name_a_home, own_temporary_folder, private_folder
 from ich_ray.storage.records import Record, first_problem, read_record
+from ich_ray.storage.retries import is_of_storage, retried
 
 __all__ = [
     "Address",
@@ -80,15 +82,18 @@ __all__ = [
     "is_foreign",
     "is_held",
     "is_local",
+    "is_of_storage",
     "locate",
     "name_a_home",
     "own_temporary_folder",
     "parse_json",
     "private_folder",
+    "read_bytes",
     "read_json",
     "read_record",
     "read_table",
     "remove",
+    "retried",
     "sha256",
     "system_reason",
     "unreadable",

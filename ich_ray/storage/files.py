@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ich_ray.errors import ConfigError, IntegrityError, first_line
 from ich_ray.storage.places import check_regular, is_local
+from ich_ray.storage.retries import retried
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "parse_json",
+    "read_bytes",
     "read_json",
     "read_table",
     "remove",
@@ -54,8 +56,15 @@ def write_bytes(path: UPath, data: bytes, private: bool = False) -> None:
         data: all of it.
         private: see `writing`.
     """
-    with writing(path, private) as file:
-        file.write(data)
+
+    def write() -> None:
+        with writing(path, private) as file:
+            file.write(data)
+
+    if is_local(path):
+        retried(path, write)
+    else:
+        write()  # which tries again by itself
 
 
 @contextmanager
@@ -71,13 +80,14 @@ def writing(path: UPath, private: bool = False) -> Iterator[IO[bytes]]:
     Raises:
         ConfigError: a folder stands there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not is_local(path):
+        retried(path, lambda: path.parent.mkdir(parents=True, exist_ok=True))
         with tempfile.NamedTemporaryFile() as file:
             yield file
             file.flush()
-            path.fs.put_file(file.name, path.path)
+            retried(path, lambda: path.fs.put_file(file.name, path.path))
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(str(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")))
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
@@ -104,6 +114,16 @@ def write_json(path: UPath, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
+def read_bytes(path: UPath, most_bytes: int = -1) -> bytes:
+    """The bytes of a file, or so many of them."""
+
+    def read() -> bytes:
+        with path.open("rb") as file:
+            return file.read(most_bytes)
+
+    return retried(path, read)
+
+
 def read_json(path: UPath) -> Any:
     """Read a JSON file, which may come from anyone.
 
@@ -112,8 +132,7 @@ def read_json(path: UPath) -> Any:
     """
     remedy = _RESTORE
     check_regular(path, remedy)
-    with path.open("rb") as file:
-        data = file.read(_LARGEST_JSON_BYTES + 1)
+    data = read_bytes(path, _LARGEST_JSON_BYTES + 1)
     if len(data) > _LARGEST_JSON_BYTES:
         raise IntegrityError(f"{path}: must be JSON of at most {_LARGEST_JSON_BYTES >> 20} MiB, got more; {remedy}")
     try:
@@ -173,14 +192,18 @@ def read_table(path: UPath, rows: int | None = None) -> pa.Table:
 
     check_regular(path, _RESTORE)
     most_bytes = (_MOST_ROWS if rows is None else rows) * _ROW_BYTES + _CHUNK_BYTES
-    held = pa.BufferOutputStream()
-    try:
+
+    def copied() -> pa.Buffer:
+        held = pa.BufferOutputStream()
         with path.open("rb") as file:
             if (size := file.seek(0, os.SEEK_END)) > most_bytes:
                 raise ValueError(f"{size:,} bytes")
             file.seek(0)
             shutil.copyfileobj(file, held, _CHUNK_BYTES)
-        source = held.getvalue()
+        return held.getvalue()
+
+    try:
+        source = retried(path, copied)
         parquet = pq.ParquetFile(pa.BufferReader(source))
         text = _text_columns(parquet, rows, most_bytes)
         as_words = pq.ParquetFile(pa.BufferReader(source), metadata=parquet.metadata, read_dictionary=text)
@@ -261,8 +284,12 @@ def sha256(data: bytes | UPath) -> str:
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
     check_regular(data, _RESTORE)
-    digest = hashlib.sha256()
-    with data.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+
+    def digest_of() -> str:
+        digest = hashlib.sha256()
+        with data.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    return retried(data, digest_of)

@@ -14,6 +14,7 @@ from upath import UPath
 
 from ich_ray.errors import ConfigError, IntegrityError, first_line
 from ich_ray.storage.addresses import holds_credentials, without_credentials
+from ich_ray.storage.retries import retried
 
 if TYPE_CHECKING:
     import os
@@ -81,7 +82,7 @@ def exists(path: UPath) -> bool:
         ConfigError: nobody may look there, no file can have that name, or a storage is not to be reached.
     """
     try:
-        return path.exists()
+        return retried(path, path.exists)
     except OSError as error:
         raise ConfigError(
             f"{path}: must be a place where this user may look, got {system_reason(error)}; choose another one"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ich_ray.errors import IntegrityError
-from ich_ray.storage import Location, read_json, sha256, write_json
+from ich_ray.storage import Location, is_of_storage, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -173,19 +173,27 @@ def _is_of_state(path: UPath) -> bool:
 
 
 def _entry(index: UPath) -> Checkpoint | None:
-    """What an index says of its state, None where it is damaged; the state is beside it, whatever the index says."""
+    """What an index says of its state, None where it is damaged; the state is beside it, whatever the index says.
+
+    Raises:
+        OSError: its storage does not answer now, which says nothing of the state.
+    """
     try:
         entry = read_json(index)
         file = index.with_suffix(".safetensors")
         if type(entry["images_seen"]) is not int or entry["images_seen"] < 0:
             return None
         return Checkpoint(file, str(entry["sha256"]), entry["images_seen"], tuple(entry["reports"]))
-    except (OSError, KeyError, TypeError, ValueError, IntegrityError):
+    except (OSError, KeyError, TypeError, ValueError, IntegrityError) as error:
+        if isinstance(error, OSError) and is_of_storage(error):
+            raise
         return None
 
 
 def _has_hash(entry: Checkpoint) -> bool:
     try:
         return sha256(entry.file) == entry.sha256
-    except (OSError, IntegrityError):
+    except (OSError, IntegrityError) as error:
+        if isinstance(error, OSError) and is_of_storage(error):
+            raise
         return False

@@ -10,6 +10,7 @@ import errno
 import re
 from typing import TYPE_CHECKING, Literal, get_args
 
+from ich_ray.storage import is_of_storage
 from ich_ray.training.memory import out_of_memory
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FAULTS", "Fault", "machine_fault"]
 
-Fault = Literal["device", "nccl", "driver", "disk", "import"]
+# `storage` is a shared folder or an object store as this machine sees it.
+Fault = Literal["device", "nccl", "driver", "disk", "storage", "import"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 # In the words of PyTorch 2.14, NCCL 2 and CUDA 13; what a device says is looked at last, as NCCL repeats it.
@@ -46,6 +48,8 @@ def machine_fault(error: BaseException) -> Fault | None:
         return "import"
     if isinstance(error, OSError) and error.errno in _DISK:
         return "disk"
+    if is_of_storage(error):
+        return "storage"
     if not isinstance(error, RuntimeError | AssertionError):  # all that torch raises for a device is one of them
         return None
     return next((fault for fault, words in _WORDS.items() if words.search(str(error))), None)

@@ -28,6 +28,9 @@ NCCL = "NCCL error in: ProcessGroupNCCL.cpp:2251, unhandled cuda error, NCCL ver
         (RuntimeError("the trial was promised an accelerator and sees none"), "driver"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x"), "disk"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS), "/x"), "disk"),
+        (OSError(errno.EIO, os.strerror(errno.EIO), "/x"), "storage"),
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/x"), "storage"),
+        (TimeoutError("a queue of the trial's own"), None),
         (ImportError("libcudnn.so.9: cannot open shared object file"), "import"),
         # What may be of the trial itself.
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), None),

@@ -36,9 +36,12 @@ from ich_ray.search.tune.sampler import WORKER_DIED, LedgerSampler
 from ich_ray.search.tune.scheduler import StoppingScheduler
 from ich_ray.search.tune.train_workers import nothing_left_behind
 from ich_ray.search.tune.trial import TrialSettings, train_model, trial_function
+from ich_ray.search.tune.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from ray.tune.experiment import Trial
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.results import LogitsReference, TrialResult
@@ -58,6 +61,8 @@ RETRIES = 3
 RELEASED_AFTER_S = 600.0
 # How long a trial that such a machine is given waits there before it goes back to the queue.
 DECLINED_S = 5.0
+# A trial without a report for so long, and for five times as long as its reports usually take, is ended.
+SILENT_S = 300.0
 
 
 class Driver:
@@ -128,11 +133,17 @@ class Driver:
         self.ledger_callback = LedgerCallback(
             space, ledger, self.scheduler, self.sampler, wanted=wanted, gpus=slots.gpus, deadline=limits.deadline
         )
+
+        def lost(trial: Trial, told: dict[str, str]) -> None:
+            self.ledger_callback.fell_silent(trial, quarantine.lost(trial.config["number"], told))
+
+        self.watchdog = Watchdog(lost, SILENT_S)
         self._first = FirstError()
         for hooks, kind in (
             (self.sampler, Searcher),
             (self.scheduler, TrialScheduler),
             (self.ledger_callback, tune.Callback),
+            (self.watchdog, tune.Callback),
         ):
             self._first.watch(hooks, kind)
 
@@ -230,7 +241,7 @@ class Driver:
                 num_samples=todo,
                 search_alg=self.sampler,
                 scheduler=self.scheduler,
-                callbacks=[self.ledger_callback],
+                callbacks=[self.ledger_callback, self.watchdog],
                 resources_per_trial=_Resources([{"CPU": self.slots.cpus, "GPU": self.slots.gpus}]),
                 reuse_actors=True,
                 max_failures=RETRIES,

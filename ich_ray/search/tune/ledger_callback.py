@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
     from ich_ray.results import TrialResult
-    from ich_ray.search.ledger import Ledger
+    from ich_ray.search.ledger import Ledger, Verdict
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.sampler import LedgerSampler
     from ich_ray.search.tune.scheduler import StoppingScheduler
@@ -140,6 +140,14 @@ class LedgerCallback(Callback):
         if verdict := self._scheduler.verdicts.get(number):
             self._ledger.finish(number, verdict, cost_gpu_s=self._cost(number))
             self._say_ended(number)
+
+    def fell_silent(self, trial: Trial, verdict: Verdict | None) -> None:
+        """An attempt will be ended from outside: none of the trial's retries, or with a verdict its end."""
+        number = trial.config["number"]
+        self._told_lost.add(number)
+        trial.max_failures = 0 if verdict else trial.max_failures + 1
+        if verdict:
+            self._ledger.finish(number, verdict, cost_gpu_s=self._cost(number))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         number = trial.config["number"]

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -35,6 +35,9 @@ DECLINED = "declined"
 # Faults in a row on one machine, with no report from it between them, before it gets no more trials: one may be an
 # accident, and a third costs a third attempt.
 _IN_A_ROW = 2
+# A trial that loses so many attempts to storage, with no report of its own between them, ends the search: nothing would
+# come of more. Where the storage says that it is full, to all machines, one has lost less by then.
+_UNWRITTEN, _UNWRITTEN_FULL = 5, 2
 # On the only machine there is nothing to compare with: so many trials in a row must fail there, each of them twice.
 _TRIALS_ALONE = 3
 
@@ -69,20 +72,24 @@ class Quarantine:
         self._of_trial: dict[int, list[str]] = {}
         self._failed_alone: list[int] = []
 
-    def lost(self, number: int, told: Mapping[str, str]) -> Verdict | None:
+    def lost(self, number: int, told: Mapping[str, Any]) -> Verdict | None:
         """Judge a lost attempt: None where the trial goes back to the queue, else how it ends.
 
         Args:
             number: of the trial.
-            told: what its process said: `lost`, the fault's name, `detail`, `node` and `host`.
+            told: what its process said: `lost`, the fault's name, `detail`, `node` and `host`; `full` where a storage
+                has no room.
 
         Raises:
             IchRayError: no machine is left that a trial could run on.
+            OSError: the search's folder cannot be written from here either.
         """
         if told["lost"] == DECLINED:
             return None
         attempt = self._ledger.lose(number, told["lost"], told["detail"], told["node"], told["host"])
         say(f"trial {number}: {attempt.cause} fault on {attempt.host}, goes back to the queue ({attempt.detail[:160]})")
+        if attempt.cause == "storage":
+            self._check_storage(number, attempt.detail, _UNWRITTEN_FULL if told.get("full") else _UNWRITTEN)
         machine = self._seen.setdefault(attempt.node, _Machine())
         machine.host = attempt.host
         before = self._of_trial.setdefault(number, [])
@@ -90,7 +97,7 @@ class Quarantine:
         well = twice_here and number not in machine.faults  # a report came from there between the two
         before.append(attempt.node)
         machine.faults.append(number)
-        if elsewhere or well:
+        if (elsewhere or well) and attempt.cause != "storage":  # no parameters can be the fault of a folder
             self._clear_of(number)
             return self._failed(attempt, "on two machines" if elsewhere else "twice, where others run")
         if len(machine.faults) < _IN_A_ROW:
@@ -98,7 +105,15 @@ class Quarantine:
         if {*self._machines()} - {attempt.node} - self._out:
             self._shut(attempt, len(machine.faults))
             return None
-        return self._alone(number, attempt, twice_here)
+        return None if attempt.cause == "storage" else self._alone(number, attempt, twice_here)
+
+    def _check_storage(self, number: int, detail: str, most: int) -> None:
+        """Ask the driver to write where a worker could not: a folder that takes nothing ends the search."""
+        self._ledger.check_writable(number)
+        trial = self._ledger.trials[number]
+        since = [one for one in trial.lost if one.cause == "storage" and one.images_seen == trial.images_seen]
+        if len(since) >= most:
+            raise OSError(detail)
 
     def _alone(self, number: int, attempt: LostAttempt, twice_here: bool) -> Verdict | None:
         """On the last machine: a trial has two attempts, and a few such trials in a row end the search."""

@@ -58,8 +58,6 @@ class StoppingScheduler(TrialScheduler):
         self.verdicts: dict[int, Verdict] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
-        if "unwritable" in result:  # Tune ends the search with it, and the trial stays unfinished
-            raise OSError(result["unwritable"])
         number = trial.config["number"]
         if "lost" in result:
             return self._lost(number, result)

@@ -8,6 +8,7 @@ it by not coming back from a report.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import platform
@@ -180,6 +181,9 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
             _run(settings, trainer, config)
         except WorkersLost:
             raise  # to Tune a lost worker, which this is
+        except _UnwrittenError as error:
+            _lose("storage", str(error), full=error.is_full)
+            raise
         except Exception as error:
             failure = as_failure(error)
             if fault := machine_fault(error):
@@ -188,6 +192,18 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
             tune.report({"failure": failure.reason, "detail": failure.detail})
 
     return trial
+
+
+class _UnwrittenError(OSError):
+    """The search's folder, which every trial needs, takes nothing from this process: no failure of its trial.
+
+    Attributes:
+        is_full: whether it says that it has no room, to any machine.
+    """
+
+    def __init__(self, folder: UPath, error: OSError) -> None:
+        super().__init__(f"{folder}: {without_credentials(error.strerror or str(error))}"[:500])
+        self.is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 # Set by a fault that later trials of this process would meet as well.
@@ -218,10 +234,11 @@ def _quarantined(settings: TrialSettings) -> list[QuarantineNote]:
         return []
 
 
-def _lose(cause: str, detail: str) -> None:
+def _lose(cause: str, detail: str, *, full: bool = False) -> None:
     """Tell the driver that this attempt ends by no fault of its own, before it ends."""
     _faulty.set()
-    tune.report({"lost": cause, "detail": detail, "node": _node(), "host": platform.node()})
+    told = {"lost": cause, "detail": detail, "node": _node(), "host": platform.node()}
+    tune.report({**told, "full": True} if full else told)
 
 
 def _node() -> str:
@@ -284,9 +301,8 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
                 history.append(report)
                 keep(progress)
                 reference = None if last else _reference(checkpoints.save(progress, history))
-            except OSError as error:  # the search's folder, which every trial needs: no failure of this one
-                tune.report({"unwritable": f"{checkpoints.folder}: {error.strerror or error}"})
-                return
+            except OSError as error:
+                raise _UnwrittenError(checkpoints.folder, error) from error
             tune.report(
                 {
                     **report,

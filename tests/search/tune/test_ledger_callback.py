@@ -103,6 +103,21 @@ def test_a_trial_that_is_started_again_knows_what_it_has_reported(driver: Driver
     assert trial.config["reported"] == 100
 
 
+@pytest.mark.parametrize(
+    ("verdict", "failures", "state"),
+    [(None, 4, "running"), (Verdict("failed", "device_error", "silent on two machines"), 0, "failed")],
+)
+def test_a_silent_attempt_is_no_retry_and_with_a_verdict_the_last_one(
+    driver: Driver, verdict: Verdict | None, failures: int, state: str
+) -> None:
+    trial = driver.start()
+    trial.max_failures = 3
+    driver.report(trial, 100, 0.5)
+    driver.ledger_callback.fell_silent(trial, verdict)
+    assert trial.max_failures == failures, "Tune ends what has failed more often"
+    assert driver.ledger.trials[0].state == state
+
+
 def test_nothing_is_known_before_the_first_report(driver: Driver) -> None:
     driver.start()
     driver.ledger_callback._deadline = float("inf")

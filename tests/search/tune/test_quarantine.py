@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from ich_ray.errors import IchRayError
-from ich_ray.results import QuarantineNote, SearchRecord, open_search
+from ich_ray.results import LostAttempt, QuarantineNote, SearchRecord, open_search
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.tune import quarantine as module
 from ich_ray.search.tune.quarantine import DECLINED, Quarantine, is_admitted
+
+LOST = LostAttempt(node="a", host="host-a", cause="storage", images_seen=0, time=1.0)
 
 
 class Told:
@@ -27,9 +31,9 @@ class Told:
         self.now = 1000.0
         self.quarantine = Quarantine(self.ledger, lambda: machines, 600, lambda: self.now)
 
-    def lost(self, number: int, node: str, cause: str = "device") -> str | None:
+    def lost(self, number: int, node: str, cause: str = "device", *, full: bool = False) -> str | None:
         """How the trial ends, None if it goes back to the queue."""
-        told = {"lost": cause, "detail": "CUDA error: planted", "node": node, "host": f"host-{node}"}
+        told = {"lost": cause, "detail": "CUDA error: planted", "node": node, "host": f"host-{node}", "full": full}
         verdict = self.quarantine.lost(number, told)
         assert verdict is None or (verdict.state, verdict.reason) == ("failed", "device_error")
         return verdict.detail if verdict else None
@@ -96,6 +100,38 @@ def test_the_only_machine_ends_the_search_after_three_trials(tmp_path: Path) -> 
     with pytest.raises(IchRayError, match=r"host-a, where the last 3 trials failed twice each \(dev.*--resume"):
         told.lost(5, "a")
     assert told.out() == []
+
+
+def test_a_folder_that_one_machine_cannot_write_is_no_fault_of_parameters(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a", "b")
+    assert told.lost(3, "a", "storage") is None
+    assert told.lost(3, "a", "storage") is None
+    assert [host for host, _ in told.out()] == ["host-a"]
+    assert told.lost(3, "b", "storage") is None
+    assert not (tmp_path / "checkpoints" / "00003" / ".writable").exists()
+
+
+@pytest.mark.parametrize(("full", "attempts"), [(True, 2), (False, 5)])
+def test_a_trial_that_no_attempt_can_write_ends_the_search(tmp_path: Path, full: bool, attempts: int) -> None:
+    told = Told(tmp_path, "a", "b")
+    for _ in range(attempts - 1):
+        assert told.lost(3, "a", "storage", full=full) is None
+    told.lost(4, "a", "storage", full=full)
+    with pytest.raises(OSError, match="planted"):
+        told.lost(3, "b", "storage", full=full)
+
+
+def test_where_the_driver_cannot_write_either_the_search_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told(tmp_path, "a", "b")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ich_ray.search.ledger.Ledger.lose", lambda *_: LOST)
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="checkpoints/00003: No space left on device"):
+        told.lost(3, "a", "storage")
+    assert list((tmp_path / "checkpoints" / "00003").iterdir()) == []
 
 
 def test_what_a_sick_machine_declines_is_not_lost(tmp_path: Path) -> None:

@@ -90,3 +90,25 @@ def test_a_process_that_has_met_a_fault_takes_no_further_trial(
         ("device", "AcceleratorError: CUDA error: unspecified launch failure"),
         ("declined", ""),
     ]
+
+
+def test_a_state_that_cannot_be_written_is_lost_to_its_storage(
+    tmp_path: Path, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(trials, "tune", SimpleNamespace(report=told.append))
+    monkeypatch.setattr(trials, "_faulty", threading.Event())
+    files = make_search(tmp_path / "s", dataset)
+    settings = TrialSettings(
+        dataset=str(dataset.files.root), fingerprint=dataset.manifest.fingerprint, search=str(files.root), images=200,
+        report_every=100, cpus=1, gpus=0,
+    )  # fmt: skip
+
+    def full(*_: object) -> Any:
+        yield FakeProgress(100, {"average_precision": 0.5}, 1.0, disk_is_full=True)
+
+    with pytest.raises(OSError, match="No space left on device"):
+        trial_function(settings, full)({"number": 7, "seed": 1, "parameters": {}, "fold": None, "reported": 0})
+    (one,) = told
+    assert (one["lost"], one["full"]) == ("storage", True)
+    assert one["detail"] == f"{files.checkpoint(7)}: No space left on device"

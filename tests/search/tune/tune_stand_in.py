@@ -25,7 +25,7 @@ IMAGES, REPORT_EVERY = 900, 100  # of SPACE
 def run(function: Any, *, search_alg: Any, scheduler: Any, callbacks: list[Any], **_: Any) -> Any:
     """What `tune.run` does, two trials at a time; `function` is not called."""
     del function
-    (ledger_callback,) = callbacks
+    ledger_callback = callbacks[0]
     trials: list[Any] = []
     live: dict[str, tuple[Any, Iterator[dict[str, Any]]]] = {}
     for step in range(1000):  # far more than a search takes: one that waits for ever fails
