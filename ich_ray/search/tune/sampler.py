@@ -153,7 +153,7 @@ class LedgerSampler(Searcher):
 
     def _known(self, number: int, seed: int, point: Mapping[str, Parameter]) -> dict[str, Parameter]:
         """What Optuna is not asked for: beliefs, points, and all of a trial that looks where teachers do not."""
-        known = believed(self._space.parameters, number, seed) | point
+        known = {**believed(self._space.parameters, number, seed), **point}
         if self._shown.is_taught and number < _LOOKING_ABOUT and number % 2:
             return self._space.draw(RandomSuggest(seed, known)).parameters
         return known
