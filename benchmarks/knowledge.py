@@ -6,13 +6,14 @@ search needs more images. Each interval is of the ratio of the sums, 95 %, by bo
 
 `prior`: of learning rate (a decade wide), dropout, decay and optimizer. Good: the optimum. Off: half a decade beside
 the best rate. Wrong: two decades beside it, far from the best dropout and decay, another optimizer.
-`teachers`: one earlier search of 100 trials, or two. The same: of the same problem. Another: of a problem whose optimum
-lies elsewhere. Reversed: of the same problem, whose worst trials it calls the best ones. Once more with the old rule,
-by which trials of other searches count like own ones, and with what the teacher reports 0.2 lower, as on a harder
-dataset.
-`constraints`: at most 5,000,000 weights, so that only the plain CNN may be drawn. Needed: images to 95 % of the best AP
-that keeps it, against a search without constraint whose plain CNNs alone count. Wrong: what a search that keeps a
-constraint nobody needed leaves of the best AP.
+`teachers`: one earlier search of 100 trials, or two. The same: of the same problem. 0.2 lower: with what it reports
+that much lower, as on a harder dataset. Another: of a problem whose optimum lies elsewhere. Reversed: of the same
+problem, whose worst trials it calls the best ones. By three rules: ours; ours without the random ones among the first
+draws; and trials of other searches count like own ones.
+`constraints`: images with a limit against without. Right: what exceeds it is worse (the plain CNN, half of the draws);
+to 95 % of the best AP. Needed: at most 5,000,000 weights, so that only the plain CNN may be drawn; to 95 % of the best
+AP that keeps it, plain CNNs alone count. Wrong: the same limit, which nobody needed; to that AP, all networks count,
+and what is left of the best AP.
 
     python benchmarks/knowledge.py {prior,teachers,constraints} [--problems 40] [--searches 4] [--noise 0.02]
                                    [--slots 4]
@@ -42,14 +43,18 @@ from benchmarks.efficiency.methods import Ours
 from ich_ray.search import ledger as ledgers
 from ich_ray.search.optuna_adapter import as_optuna
 from ich_ray.search.plan.constraint_check import ConstraintCheck
+from ich_ray.search.space.constraints import Refusal
 from ich_ray.search.space.yaml_file import parse_space
+from ich_ray.search.tune import sampler
 from ich_ray.search.tune.sampler import LedgerSampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from benchmarks.efficiency.course import Training
+    from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import TrialResult
+    from ich_ray.search.space.constraints import Refuses
     from ich_ray.search.space.space import SearchSpace
 
 AT_MOST = 100 * IMAGES
@@ -64,17 +69,17 @@ class Informed(Ours):
         super().__init__(space, seed, folder, slots)
         if knowledge:
             self._sampler = LedgerSampler(
-                space, self._ledger, wanted=10**6, concurrent=lambda: slots, out_of_time=lambda: False, **knowledge
+                space, self.ledger, wanted=10**6, concurrent=lambda: slots, out_of_time=lambda: False, **knowledge
             )
 
     def told(self, trials: Sequence[TrialResult], space: SearchSpace) -> Informed:
-        """The rule before: as if they were its own."""
+        """As if they were its own."""
         for trial in trials:
             self._sampler._study.add_trial(as_optuna(space, trial))
         return self
 
     def trials(self) -> list[TrialResult]:
-        return [trial for _, trial in sorted(self._ledger.trials.items()) if trial.state != "running"]
+        return [trial for _, trial in sorted(self.ledger.trials.items()) if trial.state != "running"]
 
 
 def mean_images(
@@ -162,49 +167,69 @@ def teachers(given: argparse.Namespace, folder: Callable[[], Path]) -> None:
         other = taught(elsewhere, problem + 10**5, folder(), given.slots)
         wrong = reversed_order(alike)
         known: dict[str, list[list[TrialResult]]] = {
-            "nothing": [],
             "the same": [alike],
             "the same, 0.2 lower": [lower],
             "another": [other],
             "reversed": [wrong],
             "the same and reversed": [alike, wrong],
+            "the same and another": [alike, other],
         }
+
+        def images(rule: str, warm: list[list[TrialResult]]) -> float:
+            own = [trial for trials in warm for trial in trials] if rule == "as own" else []
+            keys = {"warm": warm} if warm and not own else {}
+
+            def begin(seed: int) -> Informed:
+                return Informed(on.space, seed, folder(), given.slots, **keys).told(own, on.space)  # noqa: B023
+
+            looking_about = 0 if rule == "no random draws" else sampler._LOOKING_ABOUT
+            with mock.patch.object(sampler, "_LOOKING_ABOUT", looking_about):
+                return mean_images(0.95 * on.best, begin, on, problem, given.searches)  # noqa: B023
+
+        needed.setdefault("nothing", []).append(images("", []))
         for name, warm in known.items():
-            for rule in ("", ", old rule") if warm else ("",):
-                keys = {} if rule or not warm else {"warm": warm}
-                own = [trial for trials in warm for trial in trials] if rule else []
-
-                def begin(seed: int, keys: dict[str, Any] = keys, own: list[TrialResult] = own) -> Informed:
-                    return Informed(on.space, seed, folder(), given.slots, **keys).told(own, on.space)  # noqa: B023
-
-                images = mean_images(0.95 * on.best, begin, on, problem, given.searches)
-                needed.setdefault(name + rule, []).append(images)
+            for rule in ("", ", no random draws", ", as own"):
+                needed.setdefault(name + rule, []).append(images(rule.removeprefix(", "), warm))
         print(f"problem {problem}: { ({name: images[-1] for name, images in needed.items()}) }", file=sys.stderr)
     print_ratios("teachers", given, needed)
 
 
 def constraints(given: argparse.Namespace, folder: Callable[[], Path]) -> None:
     space = parse_space({**SOURCE, "constraints": {"max_parameters": 5_000_000}}, "constraints.yaml")
-    check = ConstraintCheck(space.constraints, (3, 32, 32), {})
-    needed: dict[str, list[float]] = {}
+    small = ConstraintCheck(space.constraints, (3, 32, 32), {})
+    needed: dict[str, dict[str, list[float]]] = {"right": {}, "needed": {}, "wrong": {}}
     left: list[float] = []
     for problem in range(given.problems):
         on = Landscape(problem, given.noise)
         best = best_small(on)
         left.append(best / on.best)
+        asked: dict[str, tuple[float, Callable[[Training], bool], Refuses]] = {
+            "right": (on.best, lambda _: True, _worse_network),
+            "needed": (best, _is_small, small),
+            "wrong": (best, lambda _: True, small),
+        }
+        for what, (goal, counts, refuses) in asked.items():
+            for name, keys in (("nothing", {}), ("with the limit", {"refuses": refuses})):
 
-        def is_small(training: Training) -> bool:
-            return bool(training.parameters["architecture"] == "plain_cnn")
+                def begin(seed: int, keys: dict[str, Any] = keys) -> Informed:
+                    return Informed(space, seed, folder(), given.slots, **keys)
 
-        for name, keys in (("nothing", {}), ("checked before training", {"refuses": check})):
-
-            def begin(seed: int, keys: dict[str, Any] = keys) -> Informed:
-                return Informed(space, seed, folder(), given.slots, **keys)
-
-            needed.setdefault(name, []).append(mean_images(0.95 * best, begin, on, problem, given.searches, is_small))
-    print_ratios("constraints", given, needed)
+                images = mean_images(0.95 * goal, begin, on, problem, given.searches, counts)
+                needed[what].setdefault(name, []).append(images)
+        print(f"problem {problem}: {needed}", file=sys.stderr)
+    for what, images_to in needed.items():
+        print_ratios(f"constraints, {what}", given, images_to)
     low, middle, high = np.percentile(left, [0, 50, 100])
     print(f"  best AP that keeps it over the best AP: median {middle:.3f}, from {low:.3f} to {high:.3f}")
+
+
+def _is_small(training: Training) -> bool:
+    return bool(training.parameters["architecture"] == "plain_cnn")
+
+
+def _worse_network(parameters: Hyperparameters) -> Refusal | None:
+    """As a limit that the best ones keep and half of the draws do not."""
+    return Refusal("max_parameters", 1.0) if parameters.architecture == "plain_cnn" else None
 
 
 def best_small(on: Landscape) -> float:
@@ -232,7 +257,7 @@ def print_ratios(what: str, given: argparse.Namespace, needed: Mapping[str, Sequ
         low, high = np.percentile(ratios, [2.5, 97.5])
         missed = int((own >= AT_MOST).sum())
         print(
-            f"  {name:32} {nothing.sum() / own.sum():5.2f} x [{low:.2f}, {high:.2f}], median "
+            f"  {name:40} {nothing.sum() / own.sum():5.2f} x [{low:.2f}, {high:.2f}], median "
             f"{np.median(own) / IMAGES:.1f} full trainings, more images in {int((own > nothing).sum())} of {len(own)}"
             + (f", {missed} never" if missed else "")
         )

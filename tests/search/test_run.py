@@ -538,6 +538,7 @@ def test_limits_are_measured_once_and_kept_by_every_trial(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(measure_speed, "say", said.append)
+    monkeypatch.setattr("ray.tune.run", tune_stand_in.run)  # networks are measured in Ray
     space = tmp_path / "space.yaml"
     space.write_text(SPACE + "constraints: {max_ms_per_slice: 1000, max_parameters: 5e6}\n")
     found = run_search(data, space, tmp_path / "s", trials=4, _trainer=FakeTrainer())

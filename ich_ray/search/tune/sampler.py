@@ -6,7 +6,8 @@ RUNNING; of those that run it is told at each rung what they have reached. Sugge
 driver left unfinished, the space's points, then what TPE thinks best. Where the trials are listed there is nothing to
 choose: they run in their order, and Optuna is not asked. Each suggestion stands in the ledger before Tune hears of it.
 
-What the space believes decides the first draws and ever fewer later ones. A draw that its constraints refuse is no
+What the space believes decides the first draws and ever fewer later ones. Where earlier searches teach, every second of
+the first draws is a random one. A draw that its constraints refuse is no
 trial: Optuna is told that it is worse than all others, and asked again.
 """
 
@@ -25,6 +26,7 @@ from ich_ray.search.ledger import Verdict, trial_seed
 from ich_ray.search.optuna_adapter import as_optuna, outcome, reached
 from ich_ray.search.space.feasible_draw import first_that_fits
 from ich_ray.search.space.prior import believed
+from ich_ray.search.space.space import RandomSuggest
 from ich_ray.search.tune.tpe_history import SubsampledStorage, is_refused
 
 if TYPE_CHECKING:
@@ -41,6 +43,9 @@ WORKER_DIED = "worker_died"
 
 # Draws of a trial that TPE may make before one that fits is looked for at random; each takes some 20 ms.
 _TRIES = 50
+# First trials of which every second is drawn at random where earlier searches teach: a search that has none begins with
+# ten such ones. Without them a search that a bad teacher began knows no other place when it trusts that one no more.
+_LOOKING_ABOUT = 20
 
 
 @dataclass
@@ -87,23 +92,11 @@ class LedgerSampler(Searcher):
         self._refuses = refuses or (lambda _: None)
         taught = [[as_optuna(space, trial) for trial in trials] for trials in warm]
         for trials in taught if listed is None else ():
-            self._learn(trials, alone=len(taught) == 1)
+            self._shown.teach(trials)
         for trial in finished if listed is None else ():
             self._study.add_trial(as_optuna(space, trial))
         self._warm = sum(map(len, taught)) if listed is None else 0
         self._live: dict[str, _Live] = {}
-
-    def _learn(self, trials: Sequence[optuna.trial.FrozenTrial], *, alone: bool) -> None:
-        """Take the trials of an earlier search for own ones, or of several weigh each by how alike it is.
-
-        Weighed, what misleads costs less and what is right gives less (docs/benchmarks.md): whoever names one search
-        means it.
-        """
-        if not alone:
-            self._shown.teach(trials)
-            return
-        for trial in trials:
-            self._study.add_trial(trial)
 
     def known(self) -> list[optuna.trial.FrozenTrial]:
         """All trials that Optuna was told of, warm ones first, as they stand there."""
@@ -149,7 +142,7 @@ class LedgerSampler(Searcher):
         point = self._space.points[number] if number < len(self._space.points) else {}
         seed = trial_seed(self._ledger.record.seed, number)
         for again in range(_TRIES):
-            trial = self._ask(believed(self._space.parameters, number, seed + again) | point)
+            trial = self._ask(self._known(number, seed + again, point))
             drawn = self._space.draw(_Asked(trial))
             if (refused := self._refuses(drawn.hyperparameters)) is None:
                 return self._ledger.add(drawn.parameters), trial
@@ -157,6 +150,13 @@ class LedgerSampler(Searcher):
             self._study.tell(trial, state=OptunaState.PRUNED)
         trial = self._ask(first_that_fits(self._space, self._refuses, seed, point))
         return self._ledger.add(self._space.draw(_Asked(trial)).parameters), trial
+
+    def _known(self, number: int, seed: int, point: Mapping[str, Parameter]) -> dict[str, Parameter]:
+        """What Optuna is not asked for: beliefs, points, and all of a trial that looks where teachers do not."""
+        known = {**believed(self._space.parameters, number, seed), **point}
+        if self._shown.is_taught and number < _LOOKING_ABOUT and number % 2:
+            return self._space.draw(RandomSuggest(seed, known)).parameters
+        return known
 
     def _ask(self, known: Mapping[str, Parameter]) -> optuna.Trial:
         fixed = {spec.name for spec in self._space.parameters if spec.kind == "fixed"}

@@ -74,6 +74,11 @@ class SubsampledStorage(InMemoryStorage):
         self._teachers.append(Teacher(sorted(taught, key=self._rank, reverse=True)))
 
     @property
+    def is_taught(self) -> bool:
+        """Whether trials of earlier searches stand beside this one's."""
+        return any(teacher.trials for teacher in self._teachers)
+
+    @property
     def trust(self) -> list[float]:
         """How far each teacher is trusted by now, from 0 to 1."""
         own = self._own()

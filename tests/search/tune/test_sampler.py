@@ -10,9 +10,10 @@ from optuna.trial import TrialState
 from ich_ray.errors import IntegrityError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import Report, TrialResult
-from ich_ray.search.ledger import Ledger, Verdict
+from ich_ray.search.ledger import Ledger, Verdict, trial_seed
 from ich_ray.search.optuna_adapter import fitting, outcome
 from ich_ray.search.space.constraints import Refusal
+from ich_ray.search.space.space import RandomSuggest
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.tune.sampler import LedgerSampler
 from tests.records import make_record
@@ -243,6 +244,21 @@ def test_a_warm_start_keeps_what_fits(tmp_path: Path) -> None:
     assert [trial.number for trial in kept] == [1]
     known = sampler(new(tmp_path / "other", **narrow), warm=[kept]).known()
     assert [(trial.state, trial.value) for trial in known] == [(TrialState.COMPLETE, 0.6)]
+
+
+def test_of_its_first_trials_every_second_asks_no_teacher(tmp_path: Path) -> None:
+    taught = new(tmp_path / "taught")
+    for number in range(12):
+        taught.add({"architecture": "resnet18", "learning_rate": 1e-3, "dropout": 0.1, "optimizer": "sgd"})
+        end(taught, number, "completed", [0.5])
+    ledger = new(tmp_path)
+    suggest = sampler(ledger, wanted=24, concurrent=24, warm=[list(taught.trials.values())])
+    for number in range(24):
+        suggest.suggest(str(number))
+    space = parse_space(ledger.record.space, "x.yaml")
+    at_random = [space.draw(RandomSuggest(trial_seed(ledger.record.seed, number))).parameters for number in range(24)]
+    alike = [number for number in range(24) if ledger.trials[number].parameters == at_random[number]]
+    assert alike == [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]
 
 
 def test_a_parameter_that_is_new_here_counts_by_its_default(tmp_path: Path) -> None:
