@@ -288,6 +288,7 @@ def test_features_are_of_the_bundle_and_stay(searched: SearchFiles, monkeypatch:
     note = sequence(searched.root, space=searched.root.parent / "space.yaml", resume=True)
     assert note == read_card(searched.bundle).sequence
     assert sequence(searched.root, resume=True) == note  # in the space that it was begun with, and no other
+    assert call(["sequence", str(searched.root), "--resume"]) == 0
     assert tree(searched.bundle) == before
 
 
