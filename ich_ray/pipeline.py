@@ -7,7 +7,6 @@ patients that the phantom makes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ich_ray import progress
@@ -16,6 +15,7 @@ from ich_ray.errors import ConfigError
 from ich_ray.results import SearchResult, TrialResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.request import TrialResources
+from ich_ray.search.space.builtin_spaces import builtin_space
 from ich_ray.storage import DatasetFiles, Location, SearchFiles, locate, read_record
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ich_ray.search.request import TrialKeywords
     from ich_ray.vocabulary import TtaView
 
-__all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "builtin_space", "demo", "finish", "run", "sequence_space"]
+__all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "demo", "finish", "run"]
 
 # A few trials on a few folds: six trainings to their end, about half of what a search of 100 trials costs, and
 # validated on twice as many patients. `ich-ray confirm` does more of it.
@@ -44,8 +44,6 @@ DEMO_PATIENTS = 160
 DEMO_TRIALS = 10
 DEMO_CONFIRM = 2
 DEMO_SEQUENCE = 3
-# Fewer series are shown so few times by the budget of the large space that the small one tells as much.
-_MANY_SERIES = 5000
 # RSNA slices have 512 pixels a side; a quarter of that is 170 MB instead of 670.
 DEMO_SIZE = 256
 
@@ -70,15 +68,6 @@ class RunResult:
     @property
     def bundle(self) -> UPath:
         return self.search.files.bundle
-
-
-def builtin_space(name: str) -> Path:
-    """The search space `name` that comes with the package, such as `demo` or `default`."""
-    package = Path(__file__).parent
-    for folder in (package / "search_spaces", package.parent / "search_spaces"):
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    raise ConfigError(f"{name}: a search space of this package must be named, got none of that name")
 
 
 def run(
@@ -274,9 +263,11 @@ def finish(
 
 
 def _search_sequence(files: SearchFiles, trials: int) -> None:
-    """Unless the bundle has a sequence model, or its test patients were looked at without one."""
+    """Unless the bundle has a sequence model, can have none, or its test patients were looked at without one."""
     from ich_ray.bundle.card_file import read_card
-    from ich_ray.refit.sequence import drop_outdated, sequence
+    from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.refit.sequence import sequence
+    from ich_ray.refit.sequence_conditions import drop_outdated, why_skipped
 
     card = read_card(files.bundle)
     if card.sequence is not None:
@@ -287,22 +278,17 @@ def _search_sequence(files: SearchFiles, trials: int) -> None:
             "evaluating that opens them again"
         )
         return
-    progress.say("sequence")
     found = open_search(files.root)
+    try:
+        why_skipped(found, PreparedDataset.of_search(found))
+    except ConfigError as error:  # nobody asked for this stage by its name
+        progress.say(f"sequence: left out, {error}")
+        return
+    progress.say("sequence")
     drop_outdated(found)
     if there := files.sequence.search.exists():
         trials = max(trials, open_search(files.sequence.root).record.wanted)
-    sequence(files.root, space=sequence_space(found), trials=trials, resume=there)
-
-
-def sequence_space(found: SearchResult) -> Path:
-    """The search space of sequence models for as many series as a dataset has."""
-    from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.data.series_order import order_of_slices
-
-    dataset = PreparedDataset.of_search(found)
-    series = len(order_of_slices(dataset.slices.take(dataset.role("train").rows)))
-    return builtin_space("sequence" if series >= _MANY_SERIES else "sequence_small")
+    sequence(files.root, trials=trials, resume=there)
 
 
 def _views_of(trial: TrialResult, views: Sequence[TtaView]) -> tuple[TtaView, ...]:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from upath import UPath
 
 from ich_ray import cli, pipeline
 from ich_ray.data.dataset import PreparedDataset
@@ -17,6 +18,7 @@ from ich_ray.errors import ConfigError, IntegrityError, SpaceError
 from ich_ray.refit.retrain import chosen_trial
 from ich_ray.results import open_search
 from ich_ray.search.cluster_resources import Machine
+from ich_ray.search.space.builtin_spaces import builtin_space
 from ich_ray.storage import SearchFiles, locate, read_json, remove, write_json
 from tests.prepared import make_dataset
 from tests.records import make_card, make_confirmation
@@ -46,15 +48,18 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def stage(name: str) -> Any:
         def work(*_: Any, **options: Any) -> Any:
             calls.append(f"{name} --resume" if options.get("resume") else name + asked(name, options))
+            assert options.get("space") is None, "that of the search which is there, or of the package"
             if name == "prepare":
                 return dataset
             if name == "run_search" and not files.search.exists():
                 make_search(tmp_path / "search")
+                held = {"dataset": str(dataset.files.root), "fingerprint": dataset.manifest.fingerprint}
+                write_json(files.search, {**read_json(files.search), **held})
             if name == "confirm":
                 write_json(files.confirmation, make_confirmation(0, 1, 0))
             if name == "retrain":
                 write_json(files.retraining, retraining(chosen_trial(open_search(files.root)).number))
-                write_json(card, make_card(tta=[*options["tta"]]))
+                write_json(card, make_card(tta=[*options["tta"]], **trained_as(tmp_path)))
             if name in (later := noted((tmp_path / "series").exists())):
                 write_json(card, {**read_json(card), **later[name]})
             return files.report
@@ -66,11 +71,14 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         "ich_ray.search.cluster_resources.ClusterResources", lambda: SimpleNamespace(machines=lambda: [MACHINE])
     )
-    monkeypatch.setattr(pipeline, "sequence_space", lambda _: pipeline.builtin_space("sequence_small"))
-    monkeypatch.setattr("ich_ray.refit.sequence.drop_outdated", lambda _: None)
     for name, module in STAGES.items():
         monkeypatch.setattr(f"{module}.{name}", stage(name))
     return calls
+
+
+def trained_as(folder: Path) -> dict[str, Any]:
+    """What else a retraining writes into the card, for tests of bundles of another kind."""
+    return read_json(told) if (told := locate(folder / "retrained.json")).exists() else {}  # type: ignore[return-value]
 
 
 def noted(series: bool) -> dict[str, dict[str, Any]]:
@@ -94,7 +102,7 @@ def retraining(trial: int) -> dict[str, Any]:
 def run(
     folder: Path, space: Path | str = "", confirm: int = 3, tta: Sequence[str] = (), sequence: int = 0
 ) -> pipeline.RunResult:
-    space = space or pipeline.builtin_space("demo")
+    space = space or builtin_space("demo")
     return pipeline.run("images", "labels", space, folder, confirm=confirm, tta=tta, sequence=sequence)
 
 
@@ -140,7 +148,7 @@ def test_a_view_that_the_chosen_trial_cannot_be_shown_is_left_out_and_said(
     said: list[str] = []
     monkeypatch.setattr("ich_ray.progress.say", said.append)
     for _ in range(2):
-        result = run(tmp_path, pipeline.builtin_space("small"), tta=["depth_flip", "hflip"])
+        result = run(tmp_path, builtin_space("small"), tta=["depth_flip", "hflip"])
         assert result.card["tta"] == ["hflip"]
     assert said.count("--tta depth_flip: left out, trial 0 sees no neighbors") == 2
     assert ran.count("retrain --tta hflip") == 1
@@ -197,6 +205,69 @@ def test_test_patients_are_not_opened_again_for_a_sequence_model_that_nobody_ask
     run(tmp_path, sequence=3)
     assert ran == ["prepare", "run_search --resume", "report"]
     assert [line for line in said if line.startswith("sequence: left out, the test patients were opened")]
+
+
+MEMBER = {"trial": 1, "seed": 0, "parameters": {}, "shifts": [0.0],
+          "weights": {"file": "model-1.safetensors", "sha256": "ab" * 32}}  # fmt: skip
+ON_ALL = {"patients": "train+validation", "images": 1, "budget": "", "best_images_seen": 1, "seed": 0, "seeds": [0],
+          "rule": "the only one", "validation": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("card", "roles", "why"),
+    [
+        ({"members": [MEMBER]}, {}, "final/bundle: a sequence model reads features of one network, got a bundle of"),
+        ({"retraining": ON_ALL}, {}, "got one that trained on train+validation; retrain it with --patients train"),
+        ({}, {"calibration": {"positives": 0}}, "calibration must have positive and negative slices, got 0 positive"),
+    ],
+)
+def test_a_sequence_model_that_cannot_be_is_left_out_and_said(
+    ran: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    card: dict[str, Any],
+    roles: dict[str, dict[str, int]],
+    why: str,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ich_ray.progress.say", said.append)
+    write_json(locate(tmp_path / "retrained.json"), card)
+    manifest = read_json(locate(tmp_path / "dataset" / "dataset.json"))
+    held = {name: {**counts, **roles.get(name, {})} for name, counts in manifest["roles"].items()}
+    write_json(locate(tmp_path / "dataset" / "dataset.json"), {**manifest, "roles": held})
+    run(tmp_path, sequence=3)
+    assert ran == ["prepare", "run_search", CONFIRM, "retrain", "calibrate", "evaluate", "report"]
+    (line,) = [line for line in said if line.startswith("sequence")]
+    assert line.startswith("sequence: left out, ")
+    assert why in line
+
+
+def test_a_sequence_model_on_object_storage_is_left_out_and_said(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path)
+    there = SearchFiles(UPath(f"memory://{tmp_path.name}/search"))
+    for path in (tmp_path / "search").rglob("*.json"):
+        content = read_json(locate(path))
+        known = {**content, "test": None} if path.name == "card.json" else content
+        write_json(there.root / path.relative_to(tmp_path / "search").as_posix(), known)
+    said: list[str] = []
+    monkeypatch.setattr("ich_ray.progress.say", said.append)
+    ran.clear()
+    pipeline.finish(there, sequence=3)
+    assert ran == ["evaluate", "report"]
+    (line,) = [line for line in said if line.startswith("sequence")]
+    assert line.startswith(f"sequence: left out, {there.sequence.root}: features of slices are mapped from a folder")
+
+
+def test_a_sequence_search_that_is_there_goes_on(ran: list[str], tmp_path: Path) -> None:
+    run(tmp_path)
+    files = SearchFiles(locate(tmp_path / "search"))
+    remove(files.bundle)
+    write_json(files.sequence.search, {**read_json(files.search), "trials": 5})
+    ran.clear()
+    run(tmp_path, sequence=3)
+    assert ran[2:] == ["retrain", "sequence --resume", "calibrate", "evaluate", "report"]
 
 
 def test_another_best_trial_is_retrained_and_all_after_it(ran: list[str], tmp_path: Path) -> None:
@@ -323,7 +394,7 @@ def test_what_is_asked_of_prepare_reaches_it(
         raise ConfigError("seen")
 
     monkeypatch.setattr("ich_ray.data.prepare.run.prepare", prepare)
-    space = str(pipeline.builtin_space("demo"))
+    space = str(builtin_space("demo"))
     arguments = ["images", "--labels", "labels", "--space", space, "--out", str(tmp_path)]
     assert cli.call(["run", *arguments, *flags]) == 2
     assert {name: told[name] for name in asked} == asked
@@ -332,9 +403,9 @@ def test_what_is_asked_of_prepare_reaches_it(
 
 def test_trials_that_fit_on_no_machine_cost_no_decoding(ran: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--gpus-per-trial: a trial must fit on one machine, got 1"):
-        pipeline.run("images", "labels", pipeline.builtin_space("demo"), tmp_path / "new", gpus_per_trial=1)
+        pipeline.run("images", "labels", builtin_space("demo"), tmp_path / "new", gpus_per_trial=1)
     assert ran == []
-    pipeline.run("images", "labels", pipeline.builtin_space("demo"), tmp_path, gpus_per_trial=1)
+    pipeline.run("images", "labels", builtin_space("demo"), tmp_path, gpus_per_trial=1)
     assert ran[0] == "prepare"  # it is finished: a search that has ended needs no accelerator any more
 
 
@@ -348,9 +419,9 @@ def test_a_mistake_in_the_space_costs_no_decoding(ran: list[str], tmp_path: Path
 
 @pytest.mark.parametrize("name", ["demo", "default"])
 def test_the_spaces_of_the_package_are_found(name: str) -> None:
-    assert pipeline.builtin_space(name).is_file()
+    assert builtin_space(name).is_file()
 
 
 def test_an_unknown_space_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^dmeo: "):
-        pipeline.builtin_space("dmeo")
+        builtin_space("dmeo")

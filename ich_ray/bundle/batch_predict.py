@@ -182,9 +182,9 @@ def predict(
         if studies is not None:
             append(gathered := _gathered(studies))
             totals.count(gathered)
-            if dicom_sr is not None:
-                reports = write_reports(predictor.bundle.card, dicom_sr, studies, survey.inputs, without_preamble)
-                totals.reports, totals.unreported = reports
+    if studies is not None and dicom_sr is not None:  # the table is whole: no report can cost a row
+        reports = write_reports(predictor.bundle.card, dicom_sr, studies, survey.inputs, without_preamble)
+        totals.reports, totals.unreported = reports
     return totals
 
 

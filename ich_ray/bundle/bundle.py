@@ -14,8 +14,7 @@ from ich_ray.bundle.answering_series import answering_series
 from ich_ray.bundle.card import with_sequence_note
 from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.ensemble import Ensemble
-from ich_ray.bundle.sequence_file import read_sequence
-from ich_ray.bundle.sequence_note import SEQUENCE_FILE
+from ich_ray.bundle.sequence_file import read_sequence, remove_others, write_sequence
 from ich_ray.bundle.series_model import SeriesModel
 from ich_ray.bundle.study_logits import study_logits
 from ich_ray.bundle.tta import with_tta
@@ -100,6 +99,8 @@ class Bundle:
     def save(self, path: Location) -> None:
         """Write the weights, then the card with their hash: without the card there is no bundle.
 
+        Another sequence model has another file, so that a bundle whose network stays can be read at any moment.
+
         Raises:
             IchRayError: a weight is not finite.
         """
@@ -112,12 +113,10 @@ class Bundle:
         members = tuple(member.model_copy(update={"weights": weights}) for member, weights in pairs)
         held: dict[str, Any] = {"weights": first, "members": members}
         if self.sequence is not None and self.card.sequence is not None:
-            weights = write_weights_file(folder, SEQUENCE_FILE, self.sequence)
-            held["sequence"] = self.card.sequence.model_copy(update={"weights": weights})
+            held["sequence"] = self.card.sequence.model_copy(update={"weights": write_sequence(folder, self.sequence)})
         self.card = self.card.model_copy(update=held)
         write_card(folder, self.card)
-        if self.sequence is None:  # of the bundle that this one replaces
-            (folder / SEQUENCE_FILE).unlink(missing_ok=True)
+        remove_others(folder, self.card.sequence)
 
     def logits(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Raw logits of `any`, float32 `[n]`; see `label_logits`."""

@@ -1,12 +1,18 @@
-"""Read the sequence model of a bundle; nothing is allocated before header and hash are checked."""
+"""Write and read the file of the sequence model of a bundle.
+
+It is named by its content, as a card that is there must find its own until the next card is written. Nothing is
+allocated before header and hash are checked.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import torch
 
-from ich_ray.bundle.weights_file import REMEDY, damaged_weights, read_weights_file
+from ich_ray.bundle.sequence_note import SEQUENCE_FILE
+from ich_ray.bundle.weights_file import REMEDY, damaged_weights, read_weights_file, write_weights_file
 from ich_ray.errors import IchRayError, IntegrityError
 from ich_ray.model.sequence_networks import build_sequence_network
 from ich_ray.model.tensors import layout_of
@@ -15,9 +21,30 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.bundle.card import Card
+    from ich_ray.bundle.sequence_note import SequenceNote
     from ich_ray.model.sequence_networks import SequenceNetwork
+    from ich_ray.results import WeightsNote
 
-__all__ = ["read_sequence"]
+__all__ = ["read_sequence", "remove_others", "write_sequence"]
+
+# Files of any card; SEQUENCE_FILE itself was written before names were by content.
+_NAME = re.compile(r"sequence(-[0-9a-f]{8})?\.safetensors")
+
+
+def write_sequence(folder: UPath, network: SequenceNetwork) -> WeightsNote:
+    """Write the file, and say what the card must say of it.
+
+    Raises:
+        IchRayError: a weight is not finite.
+    """
+    return write_weights_file(folder, SEQUENCE_FILE, network, by_content=True)
+
+
+def remove_others(folder: UPath, note: SequenceNote | None) -> None:
+    """Remove files of cards before the one that holds this note, which must be written."""
+    for path in [*folder.iterdir()]:
+        if _NAME.fullmatch(path.name) and (note is None or path.name != note.weights.file):
+            path.unlink(missing_ok=True)
 
 
 def read_sequence(folder: UPath, card: Card) -> SequenceNetwork | None:

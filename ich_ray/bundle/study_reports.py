@@ -61,10 +61,22 @@ def write_reports(
     """
     reports, written, missing = StructuredReports(card, locate(folder)), 0, Counter[str]()
     for row, numbers in studies.answering_rows():
-        reason = _write(reports, row, [inputs[number] for number in numbers], without_preamble)
+        reason = _why_failed(reports, row, [inputs[number] for number in numbers], without_preamble)
         written += not reason
         missing.update([reason] if reason else [])
     return written, missing
+
+
+def _why_failed(
+    reports: StructuredReports, row: StudyPrediction, inputs: Sequence[Input], without_preamble: bool
+) -> str:
+    """Why a study has no report; an error is that of its study alone, and told without what it quotes."""
+    try:
+        return _write(reports, row, inputs, without_preamble)
+    except OSError as error:
+        return f"whose report could not be written ({error.strerror or type(error).__name__})"
+    except Exception as error:  # noqa: BLE001  (files of any origin, and two packages that judge them)
+        return f"whose report failed ({type(error).__name__})"
 
 
 def _write(reports: StructuredReports, row: StudyPrediction, inputs: Sequence[Input], without_preamble: bool) -> str:

@@ -73,7 +73,8 @@ def check_site(bundle: UPath, card: Card, site: PreparedDataset) -> None:
     which it was adapted is taken, as its roles say who was fitted to; another one with these patients is not.
 
     Raises:
-        ConfigError: other windows or size, no neighbors or heads for a network that sees them, or the same patients.
+        ConfigError: other windows or size, no neighbors or heads for a network that sees them, roles drawn by slice
+            for a sequence model, or the same patients.
         IntegrityError: the file of marks is damaged.
     """
     manifest = site.manifest
@@ -85,6 +86,11 @@ def check_site(bundle: UPath, card: Card, site: PreparedDataset) -> None:
             f"{card.size} --windows {windows}"
         )
     check_inputs(card.parameters, site)
+    if card.sequence is not None and manifest.split == "slice":
+        raise ConfigError(
+            f"{site.files.root}: a bundle with a sequence model needs roles drawn by patient, got --split slice, where "
+            "slices of one series have several roles; prepare it without, or use a bundle without sequence model"
+        )
     rule = f"{site.files.root}: patients of another site must be given"
     if manifest.fingerprint == card.dataset.fingerprint:
         raise ConfigError(f"{rule}, got the dataset that trained the bundle; run `ich-ray calibrate` on its search")

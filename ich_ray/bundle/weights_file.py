@@ -22,8 +22,14 @@ __all__ = ["REMEDY", "damaged_weights", "read_weights_file", "write_weights_file
 REMEDY = "restore the file or retrain"
 
 
-def write_weights_file(folder: UPath, name: str, network: nn.Module) -> WeightsNote:
+def write_weights_file(folder: UPath, name: str, network: nn.Module, *, by_content: bool = False) -> WeightsNote:
     """Write the weights of a network, and say what the card must say of them.
+
+    Args:
+        folder: of the bundle.
+        name: of the file.
+        network: whose weights.
+        by_content: put the beginning of their hash into the name, so that the file of a card that is there stays.
 
     Raises:
         IchRayError: a weight is not finite.
@@ -32,8 +38,12 @@ def write_weights_file(folder: UPath, name: str, network: nn.Module) -> WeightsN
     if bad := not_finite(tensors):
         raise IchRayError(f"{folder}: weights must be finite, got others in {bad}; retrain")
     data = save(tensors)
-    write_bytes(folder / name, data)
-    return WeightsNote(file=name, sha256=sha256(data))
+    note = WeightsNote(file=name, sha256=sha256(data))
+    if by_content:
+        stem, _, suffix = name.rpartition(".")
+        note = note.model_copy(update={"file": f"{stem}-{note.sha256[:8]}.{suffix}"})
+    write_bytes(folder / note.file, data)
+    return note
 
 
 def read_weights_file(folder: UPath, note: WeightsNote, expected: Layout) -> Tensors:

@@ -1,7 +1,7 @@
 """Whom a file is of, in clear: what a report must repeat to be filed beside it.
 
 Nothing else of the package reads a name or a date. Values that no report may hold are empty: of the wrong form, of
-several values, too long.
+several values, too long, on a day that there is not.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ def read_source_instance(source: Location, without_preamble: bool = False) -> So
         study=elements.text(0x0020000D),
         patient_id=decode(0x00100020),
         patient_name=_line(decode(0x00100010), 3 * 64),
-        birth_date=_of_form(_DATE, elements.text(0x00100030)),
+        birth_date=_date(elements.text(0x00100030)),
         sex=sex if (sex := elements.text(0x00100040)) in {"M", "F", "O"} else "",
         accession_number=_line(decode(0x00080050), 16),
         study_id=_line(decode(0x00200010), 16),
-        study_date=_of_form(_DATE, elements.text(0x00080020)),
-        study_time=_of_form(_TIME, elements.text(0x00080030)),
+        study_date=_date(elements.text(0x00080020)),
+        study_time=_time(elements.text(0x00080030)),
         referring_physician=_line(decode(0x00080090), 3 * 64),
     )
 
@@ -97,8 +97,27 @@ def _decoder(elements: Elements) -> Callable[[int], str]:
     return decode
 
 
-def _of_form(form: re.Pattern[str], text: str) -> str:
-    return text if form.fullmatch(text) else ""
+def _date(text: str) -> str:
+    from pydicom.valuerep import DA
+
+    return _possible(DA, text) if _DATE.fullmatch(text) else ""
+
+
+def _time(text: str) -> str:
+    from pydicom.valuerep import TM
+
+    return _possible(TM, text) if _TIME.fullmatch(text) else ""
+
+
+def _possible(kind: Callable[[str], object], text: str) -> str:
+    """Empty where there is no such day or time, which whoever writes a report is refused."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            kind(text)
+        except ValueError:
+            return ""
+    return text
 
 
 def _line(text: str, most: int) -> str:

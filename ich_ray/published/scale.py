@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from ich_ray.pipeline import builtin_space
+from ich_ray.search.space.builtin_spaces import builtin_space
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

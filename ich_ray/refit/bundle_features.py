@@ -7,6 +7,7 @@ other.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ __all__ = ["compute_features", "feature_files", "features_key", "open_features",
 # Test patients are read when `evaluate` opens them.
 _ROLES: tuple[Role, ...] = ("train", "validation", "calibration")
 _NAMED_BY = 16  # of the key, in the name of a folder
+_NAME = re.compile(rf"[0-9a-f]{{{_NAMED_BY}}}")
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ def _files(search: SearchFiles, dataset: PreparedDataset, key: str) -> SequenceF
 
 
 def outdated(search: SearchFiles, files: SequenceFeatureFiles) -> list[str]:
-    """Names of folders with features of other bundles."""
+    """Names of folders with features of other bundles; what else lies beside them is not ours."""
     found = search.features.iterdir() if search.features.exists() else ()
-    return sorted(folder.name for folder in found if folder.name != files.root.name)
+    return sorted(folder.name for folder in found if _NAME.fullmatch(folder.name) and folder.name != files.root.name)
 
 
 def open_features(search: SearchFiles, dataset: PreparedDataset, key: str) -> SequenceFeatures:

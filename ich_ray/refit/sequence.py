@@ -16,42 +16,44 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ich_ray.bundle.card_file import has_card, read_card
+from ich_ray.bundle.card_file import read_card
 from ich_ray.bundle.sequence_note import Blend, SequenceNote
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.series_order import order_of_slices
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
+from ich_ray.refit.sequence_conditions import check_features, why_skipped
 from ich_ray.refit.sequence_trials import SequenceTrainer
 from ich_ray.results import open_network_search
 from ich_ray.runtime import connected
 from ich_ray.search.best_states import best_state, keep_only
 from ich_ray.search.request import SearchRequest
-from ich_ray.storage import Location, is_local, remove
+from ich_ray.search.space.builtin_spaces import builtin_space
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ich_ray.bundle.bundle import Bundle
-    from ich_ray.bundle.card import Card
     from ich_ray.data.dataset import SliceSet
-    from ich_ray.data.sequence_features import SequenceFeatureFiles, SequenceFeatures
+    from ich_ray.data.sequence_features import SequenceFeatures
     from ich_ray.model.sequence_networks import SequenceNetwork
     from ich_ray.model.sequence_parameters import SequenceParameters
     from ich_ray.refit.sequence_figures import ReadSlices
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.search.tune.trial import Trainer
-    from ich_ray.storage import SearchFiles
+    from ich_ray.storage import Location
 
-__all__ = ["DEFAULT_TRIALS", "drop_outdated", "nothing_to_learn", "read_slices", "sequence"]
+__all__ = ["DEFAULT_TRIALS", "read_slices", "sequence", "space_for"]
 
 DEFAULT_TRIALS = 8
-# Below, slices beside each other are so rare that whatever a model over them gains is gained by no one.
-_LEAST_SHARE = 0.1
+# Fewer series are shown so few times by the budget of the large space that the small one tells as much.
+_MANY_SERIES = 5000
 
 
 def sequence(
     search: Location,
     *,
-    space: Location,
+    space: Location | None = None,
     trials: int | None = None,
     resume: bool = False,
     seed: int | None = None,
@@ -65,7 +67,8 @@ def sequence(
 
     Args:
         search: the search folder, with its bundle.
-        space: the YAML file of a space that `searches: sequence`.
+        space: the YAML file of a space that `searches: sequence`; if not given, that of the search that is there, or
+            the one of the package for as many series as the dataset has.
         trials: in all, counting those already there; 8, or as many as before, if not given.
         resume: go on with the search that is there.
         seed: of its draws and trials; that of the search if not given.
@@ -79,29 +82,27 @@ def sequence(
     from ich_ray.search.checked_request import validate_request
 
     found = open_network_search(search)
-    card = _checked_card(found)
     dataset = PreparedDataset.of_search(found)
-    if why := nothing_to_learn(dataset):
+    if why := why_skipped(found, dataset):
         say(f"sequence: skipped, {why}; the bundle stays as it is")
         return None
     from ich_ray.refit.bundle_features import compute_features, feature_files, open_features
 
-    _check_calibration(dataset)
-    files = found.files.sequence
+    card, files = read_card(found.files.bundle), found.files.sequence
     features = feature_files(files, dataset, card)
-    _check_features(files, features)
-    if files.search.exists() and not resume:
+    check_features(files, features)
+    if (there := files.search.exists()) and not resume:
         raise ConfigError(
             f"{files.root}: a new search needs a folder without one, got one; add --resume to go on with it, or remove "
             "the folder"
         )
     request = SearchRequest(
         dataset.files.root,
-        space,
+        space or (None if there else space_for(dataset)),
         files.root,
-        trials=DEFAULT_TRIALS if trials is None and not files.search.exists() else trials,
+        trials=DEFAULT_TRIALS if trials is None and not there else trials,
         resume=resume,
-        seed=found.record.seed if seed is None and not files.search.exists() else seed,
+        seed=found.record.seed if seed is None and not there else seed,
         address=address,
     )
     validate_request(request, "sequence")  # a mistake must cost no features
@@ -114,117 +115,52 @@ def sequence(
     return _into_bundle(found, ended, open_features(files, dataset, features.key))
 
 
-def _checked_card(found: SearchResult) -> Card:
-    """The card of a bundle that a sequence model can be put into.
+def space_for(dataset: PreparedDataset) -> Path:
+    """The search space of sequence models for as many series as a dataset has."""
+    series = len(order_of_slices(dataset.slices.take(dataset.role("train").rows)))
+    return builtin_space("sequence" if series >= _MANY_SERIES else "sequence_small")
+
+
+def _into_bundle(found: SearchResult, ended: SearchResult, features: SequenceFeatures) -> SequenceNote | None:
+    """Put the best trial's network into the bundle, unless it is there.
 
     Raises:
-        ConfigError: there is none, its network trained on the validation patients, or there are several networks.
+        ConfigError: the bundle is another one than that whose features were searched.
     """
-    where = found.files.bundle
-    if not has_card(where):
-        raise ConfigError(
-            f"{where}: a sequence model reads features of a bundle, got none; run `ich-ray retrain` first"
-        )
-    card = read_card(where)
-    if card.retraining is not None and card.retraining.patients != "train":
-        raise ConfigError(
-            f"{where}: validation patients select the sequence model and must be new to the network, got one that "
-            f"trained on {card.retraining.patients}; retrain it with --patients train"
-        )
-    if card.members:
-        raise ConfigError(
-            f"{where}: a sequence model reads features of one network, got a bundle of several; retrain without "
-            "--ensemble"
-        )
-    return card
-
-
-def nothing_to_learn(dataset: PreparedDataset) -> str:
-    """Why a model over series has nothing to learn from a dataset; empty if it has.
-
-    Raises:
-        ConfigError: slices of one series have several roles.
-    """
-    if dataset.manifest.split == "slice":
-        raise ConfigError(
-            f"{dataset.files.root}: slices of a series must be of one role, got roles drawn by slice; prepare it by "
-            "patient"
-        )
-    for role in ("train", "validation"):
-        rows = dataset.role(role).rows
-        order = order_of_slices(dataset.slices.take(rows))
-        several = int((order.lengths[order.series] > 1).sum())
-        if several < _LEAST_SHARE * len(rows):
-            return f"{several:,} of {len(rows):,} {role} slices have another slice in their series"
-    return ""
-
-
-def _check_calibration(dataset: PreparedDataset) -> None:
-    """The blend must be fitted.
-
-    Raises:
-        ConfigError: calibration slices are all alike.
-    """
-    there = dataset.manifest.roles.get("calibration")
-    slices, positives = (there.slices, there.positives) if there else (0, 0)
-    if not 0 < positives < slices:
-        raise ConfigError(
-            f"{dataset.files.root}: calibration must have positive and negative slices, got {positives} positive of "
-            f"{slices}; prepare a dataset with more patients"
-        )
-
-
-def _check_features(files: SearchFiles, features: SequenceFeatureFiles) -> None:
-    """Features can be kept, and a search that is there must be over those of this bundle.
-
-    Raises:
-        ConfigError: the search lies on object storage, or they are of another bundle.
-    """
-    if not is_local(files.root):
-        raise ConfigError(
-            f"{files.root}: features of slices are mapped from a folder that all machines see, got object storage; "
-            "copy the search into one"
-        )
-    from ich_ray.refit.bundle_features import outdated
-
-    if others := outdated(files, features):
-        raise ConfigError(
-            f"{files.root}: its features must be of the bundle, got those of another one ({', '.join(others)} instead "
-            f"of {features.root.name}); remove the folder to search anew"
-        )
-
-
-def drop_outdated(found: SearchResult) -> None:
-    """Remove a search over features of another bundle, such as the one that a retraining has replaced."""
-    from ich_ray.refit.bundle_features import feature_files, outdated
-
-    files, card = found.files.sequence, read_card(found.files.bundle)
-    if outdated(files, feature_files(files, PreparedDataset.of_search(found), card)):
-        say(f"  {files.root}: of the bundle before this one, removed")
-        remove(files.root)
-
-
-def _into_bundle(found: SearchResult, ended: SearchResult, features: SequenceFeatures) -> SequenceNote:
-    """Put the best trial's network into the bundle, unless it is there."""
     from ich_ray.bundle.bundle import load_bundle  # loads PyTorch
     from ich_ray.model.sequence_networks import build_sequence_network
     from ich_ray.model.sequence_parameters import SequenceParameters
     from ich_ray.model.tensors import layout_of
+    from ich_ray.refit.bundle_features import features_key
     from ich_ray.training.state import TrainingState
 
     trial, bundle = ended.best(), load_bundle(found.files.bundle)
+    if features_key(bundle.card, PreparedDataset.of_search(ended)) != features.files.key:
+        raise ConfigError(
+            f"{found.files.bundle}: the bundle must be the one whose features were searched, got another one, made "
+            f"meanwhile; remove {ended.files.root} and search again"
+        )
     parameters = SequenceParameters.model_validate(trial.parameters)
-    there = bundle.card.sequence
-    if there is not None and (there.trial, there.trials, there.value) == (trial.number, len(ended.trials), trial.value):
-        say("sequence: the bundle has the best of these trials already")
-        return there
     network = build_sequence_network(parameters, features.record.features, len(bundle.card.parameters.predicted_labels))
     state = TrainingState.load(best_state(ended.files.weights_of(trial.seed), trial), layout_of(network))
     network.load_state_dict(state.validated_weights)
+    there = bundle.card.sequence
+    if there is not None and bundle.sequence is not None:
+        said = there.trial, there.trials, there.value, there.parameters
+        if said == (trial.number, len(ended.trials), trial.value, parameters) and _same(bundle.sequence, network):
+            say("sequence: the bundle has the best of these trials already")
+            return there
     note = _measured(bundle, network.eval(), parameters, trial, ended, features)
-    bundle.with_sequence(network, note).save(found.files.bundle)
+    made = bundle.with_sequence(network, note)
+    made.save(found.files.bundle)
     keep_only(ended.files.weights, [trial.seed])
-    return note
+    return made.card.sequence
+
+
+def _same(one: SequenceNetwork, other: SequenceNetwork) -> bool:
+    """Whether two networks of the same parameters have the same weights."""
+    weights = other.state_dict()
+    return all(np.array_equal(value.cpu(), weights[name].cpu()) for name, value in one.state_dict().items())
 
 
 def _measured(

@@ -21,7 +21,7 @@ from ich_ray.progress import say
 from ich_ray.results import MOST_TRIALS, Objective, SearchRecord, TrialResult, open_search
 from ich_ray.search.checked_folds import check_folds_of_search, decided
 from ich_ray.search.ledger import Ledger, differences
-from ich_ray.search.space.yaml_file import SearchSpace, load_space
+from ich_ray.search.space.yaml_file import SearchSpace, load_space, parse_space
 from ich_ray.search.time_budget import Limits
 from ich_ray.storage import Location, SearchFiles, exists, is_foreign, locate
 
@@ -79,13 +79,14 @@ def validate_request(request: SearchRequest, searches: Searched = "network") -> 
         raise ConfigError(f"--trials: must be at most {MOST_TRIALS:,}, got {trials:,}; ask for fewer")
     if seed is not None and seed < 0:
         raise ConfigError(f"--seed: must be at least 0, got {seed}; any other number will do")
-    checked, data = load_space(request.space, searches), PreparedDataset.open(request.dataset)
+    files = SearchFiles(locate(request.out))
+    there = open_search(files.root).record if exists(files.search) else None
+    checked = _space(request, files, there, searches)
+    data = PreparedDataset.open(request.dataset)
     data.check_table()  # or every trial would fail at it
     _check_listed(checked, trials, asked)
     if data.manifest.leak:
         say(data.manifest.leak)
-    files = SearchFiles(locate(request.out))
-    there = open_search(files.root).record if exists(files.search) else None
     if seed is None:
         seed = there.seed if there else 0
     checked = decided(checked, data, there)
@@ -104,6 +105,15 @@ def validate_request(request: SearchRequest, searches: Searched = "network") -> 
     check_folds_of_search(checked, data, seed)
     wanted = trials or (begun or record).wanted
     return CheckedRequest(limits, checked, data, files, record, begun, wanted, teachers, warm)
+
+
+def _space(request: SearchRequest, files: SearchFiles, there: SearchRecord | None, searches: Searched) -> SearchSpace:
+    """The space of a file, or that with which the search that is there was begun."""
+    if request.space is not None:
+        return load_space(request.space, searches)
+    if there is None:
+        raise ConfigError(f"{files.root}: a search to go on with must be there, got none; give a search space")
+    return parse_space(there.space, str(files.search), searches)
 
 
 def _several(warm_start: Location | Sequence[Location] | None) -> tuple[str, ...]:

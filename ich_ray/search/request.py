@@ -64,7 +64,7 @@ class SearchRequest(TrialResources):
 
     Attributes:
         dataset: a prepared dataset.
-        space: the YAML file of the search space.
+        space: the YAML file of the search space; None for that of the search in `out`, as it was begun.
         out: the search folder, new or (with `resume`) begun before.
         trials: in all, counting those already there; if not given what the search was begun with, all of a grid or of
             a list of candidates, else 20.
@@ -81,7 +81,7 @@ class SearchRequest(TrialResources):
     """
 
     dataset: Location
-    space: Location
+    space: Location | None
     out: Location
     _: KW_ONLY
     trials: int | None = None

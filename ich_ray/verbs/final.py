@@ -80,7 +80,10 @@ def retrain(
 def sequence(
     folder: SearchFolder,
     space: Annotated[
-        str | None, typer.Option("--space", help="Space with `searches: sequence`; one of ours, by size, if not given.")
+        str | None,
+        typer.Option(
+            "--space", help="Space with `searches: sequence`; one of ours, by size, if not given, or that to --resume."
+        ),
     ] = None,
     trials: Trials = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search that is there.")] = False,
@@ -88,12 +91,10 @@ def sequence(
     as_json: Json = False,
 ) -> None:
     """Search a model over the slices of a series, for the bundle."""
-    from ich_ray.pipeline import sequence_space
     from ich_ray.refit.sequence import sequence as search_sequence
 
     found = open_search(folder)
-    chosen = space or sequence_space(found)
-    note = search_sequence(folder, space=chosen, trials=trials, resume=resume, address=address)
+    note = search_sequence(folder, space=space, trials=trials, resume=resume, address=address)
     display.print_sequence(note, str(found.files.bundle), as_json)
 
 

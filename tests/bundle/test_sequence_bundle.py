@@ -14,6 +14,7 @@ import torch
 
 from ich_ray import cli
 from ich_ray.assess.calibration import calibrate
+from ich_ray.assess.evaluate import evaluate_site
 from ich_ray.assess.recalibration import recalibrate
 from ich_ray.bundle import weights_file
 from ich_ray.bundle.bundle import Bundle, load_bundle
@@ -47,14 +48,15 @@ def bundle(made: Path, tmp_path: Path) -> Path:
 
 
 def test_it_comes_back_as_it_was_without_pickle(bundle: Path, tmp_path: Path) -> None:
-    assert sorted(path.name for path in bundle.iterdir()) == ["card.json", "model.safetensors", "sequence.safetensors"]
+    name = f"sequence-{sha256(_file(bundle).read_bytes())[:8]}.safetensors"
+    assert sorted(path.name for path in bundle.iterdir()) == ["card.json", "model.safetensors", name]
     one = load_bundle(bundle)
     one.save(tmp_path / "other")
     other = load_bundle(tmp_path / "other")
     assert other.card == one.card
     images = np.random.default_rng(0).integers(0, 256, (5, *one.card.input_shape), np.uint8)
     assert np.array_equal(one.label_logits(images), other.label_logits(images))
-    data = (bundle / "sequence.safetensors").read_bytes()
+    data = _bytes(bundle)
     tensors = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert {tensor["dtype"] for tensor in tensors.values()} == {"F32"}
     assert {"mean", "std"} <= {*tensors}
@@ -63,12 +65,57 @@ def test_it_comes_back_as_it_was_without_pickle(bundle: Path, tmp_path: Path) ->
 def test_a_bundle_that_takes_its_place_has_none(bundle: Path) -> None:
     loaded = load_bundle(bundle)
     Bundle(loaded.network, loaded.card.model_copy(update={"sequence": None})).save(bundle)
-    assert not (bundle / "sequence.safetensors").exists()
+    assert [*bundle.glob("sequence*")] == []
     assert load_bundle(bundle).sequence is None
     with pytest.raises(ConfigError, match="a sequence model must be there, got none"):
         load_bundle(bundle).seen(np.zeros((1, *loaded.card.input_shape), np.uint8))
     with pytest.raises(IchRayError, match="a sequence model must be given where the card has one"):
         Bundle(loaded.network, loaded.card)
+
+
+def test_a_kill_between_the_weights_and_the_card_leaves_the_bundle_as_it_was(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, other = load_bundle(bundle), load_bundle(bundle)
+    assert other.sequence is not None
+    with torch.no_grad():
+        next(other.sequence.parameters()).add_(1)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ich_ray.bundle.bundle.write_card", killed)
+        with pytest.raises(KeyboardInterrupt):
+            other.save(bundle)
+    assert len([*bundle.glob("sequence*")]) == 2
+    images = np.random.default_rng(0).integers(0, 256, (5, *before.card.input_shape), np.uint8)
+    assert np.array_equal(load_bundle(bundle).label_logits(images), before.label_logits(images))
+    other.save(bundle)
+    assert [*bundle.glob("sequence*")] == [_file(bundle)]
+    assert np.array_equal(load_bundle(bundle).label_logits(images), other.label_logits(images))
+
+
+def test_a_file_that_is_not_named_by_its_content_is_read_and_replaced(bundle: Path) -> None:
+    before = load_bundle(bundle)
+    _file(bundle).rename(bundle / "sequence.safetensors")
+    _card(bundle, lambda note: note["weights"].update(file="sequence.safetensors"))
+    images = np.random.default_rng(0).integers(0, 256, (5, *before.card.input_shape), np.uint8)
+    assert np.array_equal(load_bundle(bundle).label_logits(images), before.label_logits(images))
+    load_bundle(bundle).save(bundle)
+    assert [*bundle.glob("sequence*")] == [_file(bundle)]
+    assert load_bundle(bundle).card == before.card
+
+
+def test_roles_drawn_by_slice_are_refused_before_an_opening_is_counted(bundle: Path, tmp_path: Path) -> None:
+    assert load_bundle(bundle).card.operating_points, "so that it can be evaluated"
+    site = make_dataset(tmp_path / "site", patients=40, seed=5)
+    write_json(site.files.manifest, {**read_json(site.files.manifest), "split": "slice"})
+    with pytest.raises(ConfigError, match="a bundle with a sequence model needs roles drawn by patient, got --split s"):
+        evaluate_site(bundle, site.files.root, tmp_path / "figures")
+    assert load_bundle(bundle).card.site_openings == {}
+    with pytest.raises(ConfigError, match="a bundle with a sequence model needs roles drawn by patient, got --split s"):
+        recalibrate(bundle, site.files.root, tmp_path / "new")
 
 
 def test_what_was_fitted_without_it_is_taken_out_and_openings_stay(tmp_path: Path) -> None:
@@ -108,22 +155,28 @@ def _card(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     write_json(locate(folder / "card.json"), content)
 
 
+def _file(folder: Path) -> Path:
+    card = Card.model_validate(read_json(locate(folder / "card.json")))
+    assert card.sequence is not None
+    return folder / card.sequence.weights.file
+
+
 def _put(folder: Path, data: bytes) -> None:
-    (folder / "sequence.safetensors").write_bytes(data)
+    _file(folder).write_bytes(data)
     _card(folder, lambda note: note["weights"].update(sha256=sha256(data)))
 
 
 def _bytes(folder: Path) -> bytes:
-    return (folder / "sequence.safetensors").read_bytes()
+    return _file(folder).read_bytes()
 
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no file": (lambda at: (at / "sequence.safetensors").unlink(), "the weights of the card must be there, got none"),
-    "another file": (lambda at: (at / "sequence.safetensors").write_bytes(_bytes(at)[:-1] + b"\7"), "SHA-256 must be"),
+    "no file": (lambda at: _file(at).unlink(), "the weights of the card must be there, got none"),
+    "another file": (lambda at: _file(at).write_bytes(_bytes(at)[:-1] + b"\7"), "SHA-256 must be"),
     "shorter": (lambda at: _put(at, _bytes(at)[:-4]), "must be the weights of its card, got"),
     "no header": (lambda at: _put(at, b"\xff" * 64), "must be the weights of its card, got a header of"),
     "a number that is none": (lambda at: _put(at, _bytes(at)[:-4] + b"\0\0\xc0\x7f"), "weights must be finite, got"),
-    "a pipe": (lambda at: _pipe(at / "sequence.safetensors"), "must be a file, got something else"),
+    "a pipe": (lambda at: _pipe(_file(at)), "must be a file, got something else"),
     "the network's": (lambda at: _put(at, (at / "model.safetensors").read_bytes()), "got another tensor|got no tensor"),
     "wider": (lambda at: _card(at, lambda n: n["parameters"].update(hidden=4096)), "must be the weights of its card"),
     "huge": (lambda at: _card(at, lambda n: n.update(features=2**16)), "must be the weights of its card"),

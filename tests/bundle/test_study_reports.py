@@ -17,6 +17,7 @@ import pytest
 from ich_ray import cli, progress
 from ich_ray.bundle.card import Card
 from ich_ray.bundle.card_file import read_card, write_card
+from ich_ray.bundle.structured_report import StructuredReports
 from ich_ray.bundle.study_reports import check_reports
 from ich_ray.errors import ConfigError
 from ich_ray.storage import locate
@@ -205,6 +206,49 @@ def test_a_study_that_no_report_may_be_of_is_counted(
         "1 reports, 4 studies without (of several patients 1, with a PatientID that no report may hold 1, "
         "with identifiers that are no UIDs 1, without a study 1)" in capsys.readouterr().out
     )
+    assert len(reports_of(scans)) == 1
+
+
+def test_days_and_times_that_there_are_not_are_left_out(bundle: Path, tmp_path: Path) -> None:
+    impossible = {"StudyDate": "20241301", "StudyTime": "246161", "PatientBirthDate": "00000000"}
+    write_series(tmp_path / "scans", "1.2.7", 2, **{**NAMED, "StudyInstanceUID": STUDY, **impossible})
+    assert len(predicted(bundle, tmp_path / "scans")) == 1
+    (report,) = reports_of(tmp_path / "scans")
+    assert [report[keyword].value for keyword in impossible] == ["", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (ValueError("CANARY"), "whose report failed (ValueError)"),
+        (OSError(28, "No space left on device"), "whose report could not be written (No space left on device)"),
+    ],
+)
+def test_an_error_of_one_report_costs_no_row_and_no_other_report(
+    bundle: Path,
+    scans: Path,
+    error: Exception,
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_series(scans, "1.2.9", 2, **{**NAMED, "StudyInstanceUID": "1.2.6"})
+    write = StructuredReports.write
+
+    def failing(self: StructuredReports, row: Any, *given: Any) -> str:
+        assert (scans.parent / "out.json").exists(), "the table is closed before"
+        if row.study == rows[0]["study"]:
+            raise error
+        return write(self, row, *given)
+
+    rows = predicted(bundle, scans)
+    shutil.rmtree(scans.parent / "reports")
+    monkeypatch.setattr(StructuredReports, "write", failing)
+    (scans.parent / "out.json").unlink()
+    assert predicted(bundle, scans, code=3) == rows
+    told = capsys.readouterr()
+    assert f"1 reports, 1 studies without ({why} 1)" in told.out
+    assert "CANARY" not in told.out + told.err
     assert len(reports_of(scans)) == 1
 
 

@@ -20,15 +20,16 @@ from ich_ray.bundle.card_file import read_card
 from ich_ray.cli import call
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, SpaceError
-from ich_ray.pipeline import sequence_space
 from ich_ray.refit import bundle_features
 from ich_ray.refit.bundle_features import features_key
-from ich_ray.refit.sequence import drop_outdated, sequence
+from ich_ray.refit.sequence import sequence, space_for
+from ich_ray.refit.sequence_conditions import drop_outdated
 from ich_ray.refit.sequence_trials import SequenceTrainer
 from ich_ray.results import open_search
 from ich_ray.runtime import connected
 from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.best_states import best_state
+from ich_ray.search.run import run_request
 from ich_ray.search.tune.trial import TrialSettings
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from ich_ray.training.state import TrainingState
@@ -157,6 +158,7 @@ def test_series_of_one_slice_teach_nothing(
     pq.write_table(table, str(data.files.slices))
     files = make_search(tmp_path / "search", alone := PreparedDataset.open(data.files.root))
     make_bundle(files, alone)
+    trained_on_all(files)  # which would be refused if there were something to learn
     before = tree(files.root)
     assert call(["sequence", str(files.root), "--space", str(space)]) == 0
     assert said == [
@@ -234,8 +236,9 @@ def test_its_search_is_one_like_any_other(searched: SearchFiles, capsys: pytest.
 def test_an_audit_of_the_search_sees_other_weights_of_the_sequence_model(searched: SearchFiles, tmp_path: Path) -> None:
     shutil.copytree(str(searched.root), str(tmp_path / "search"))
     assert audit(tmp_path / "search").checks[6].breaches == ()
-    (tmp_path / "search" / "final" / "bundle" / "sequence.safetensors").write_bytes(b"others")
-    told = "final/bundle/sequence.safetensors: SHA-256 must be the one in card.json, got another one"
+    (file,) = (tmp_path / "search" / "final" / "bundle").glob("sequence-*.safetensors")
+    file.write_bytes(b"others")
+    told = f"final/bundle/{file.name}: SHA-256 must be the one in card.json, got another one"
     assert audit(tmp_path / "search").checks[6].breaches == (told,)
 
 
@@ -284,7 +287,72 @@ def test_features_are_of_the_bundle_and_stay(searched: SearchFiles, monkeypatch:
     before = tree(searched.bundle)
     note = sequence(searched.root, space=searched.root.parent / "space.yaml", resume=True)
     assert note == read_card(searched.bundle).sequence
+    assert sequence(searched.root, resume=True) == note  # in the space that it was begun with, and no other
+    assert call(["sequence", str(searched.root), "--resume"]) == 0
     assert tree(searched.bundle) == before
+
+
+@pytest.fixture
+def finished(searched: SearchFiles, tmp_path: Path) -> SearchFiles:
+    """A copy whose bundle has the best of its trials, to write into."""
+    shutil.copytree(str(searched.root), str(tmp_path / "search"))
+    return SearchFiles(locate(tmp_path / "search"))
+
+
+def other_weights(files: SearchFiles) -> None:
+    bundle = load_bundle(files.bundle)
+    assert bundle.sequence is not None
+    with torch.no_grad():
+        next(bundle.sequence.parameters()).add_(1)
+    bundle.save(files.bundle)
+
+
+def other_parameters(files: SearchFiles) -> None:
+    card = read_json(files.bundle / "card.json")
+    parameters = {**card["sequence"]["parameters"], "learning_rate": 0.5}
+    write_json(files.bundle / "card.json", {**card, "sequence": {**card["sequence"], "parameters": parameters}})
+
+
+@pytest.mark.parametrize("change", [other_weights, other_parameters])
+def test_another_model_of_the_same_number_and_value_is_not_the_best_of_these_trials(
+    finished: SearchFiles, change: Callable[[SearchFiles], None]
+) -> None:
+    before = read_card(finished.bundle).sequence
+    change(finished)
+    note = sequence(finished.root, resume=True)
+    assert before is not None
+    assert note is not None
+    assert (note.parameters, note.weights) == (before.parameters, before.weights)
+    assert read_card(finished.bundle).sequence == note
+
+
+def test_a_bundle_that_was_replaced_meanwhile_gets_no_sequence_model(
+    finished: SearchFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its features are of another network than those that were searched."""
+
+    def replacing(*given: Any, **keys: Any) -> Any:
+        ended = run_request(*given, **keys)
+        bundle = load_bundle(finished.bundle)
+        with torch.no_grad():
+            next(bundle.network.parameters()).add_(1)
+        bundle.save(finished.bundle)
+        replaced.update(tree(finished.bundle))
+        return ended
+
+    replaced: dict[str, bytes] = {}
+    monkeypatch.setattr("ich_ray.search.run.run_request", replacing)
+    with pytest.raises(ConfigError, match=r"final/bundle: the bundle must be the one whose features were searched, go"):
+        sequence(finished.root, resume=True)
+    assert tree(finished.bundle) == replaced
+
+
+def test_what_is_not_ours_among_the_features_is_not_another_bundle(finished: SearchFiles) -> None:
+    (Path(str(finished.sequence.features)) / ".DS_Store").touch()
+    before = read_card(finished.bundle).sequence
+    assert sequence(finished.root, resume=True) == before
+    drop_outdated(open_search(finished.root))
+    assert finished.sequence.search.exists()
 
 
 def test_a_search_of_the_bundle_before_is_dropped_and_of_this_one_kept(searched: SearchFiles, tmp_path: Path) -> None:
@@ -298,5 +366,8 @@ def test_a_search_of_the_bundle_before_is_dropped_and_of_this_one_kept(searched:
     assert not files.sequence.root.exists()
 
 
-def test_the_space_follows_from_the_number_of_series(searched: SearchFiles) -> None:
-    assert sequence_space(open_search(searched.root)).name == "sequence_small.yaml"
+def test_the_space_follows_from_the_number_of_series(searched: SearchFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = PreparedDataset.of_search(open_search(searched.root))
+    assert space_for(dataset).name == "sequence_small.yaml"
+    monkeypatch.setattr("ich_ray.refit.sequence._MANY_SERIES", len(set(dataset.role("train").patients)))
+    assert space_for(dataset).name == "sequence.yaml"

@@ -51,23 +51,28 @@ def load_space(path: Location, searches: Searched | None = None) -> SearchSpace:
         source = parse_yaml(text)
     except ValueError as error:
         raise SpaceError(f"{where.name}: must be YAML, got {error}") from None
-    space = parse_space(source, where.name)
-    if searches not in {None, space.drawn.name}:
-        verb = "ich-ray sequence" if space.drawn is SEQUENCES else "ich-ray search"
-        raise SpaceError(
-            f"{where.name}: searches: must be {searches} here, got {space.drawn.name}; give it to `{verb}`, or give "
-            "another space"
-        )
-    return space
+    return parse_space(source, where.name, searches)
 
 
-def parse_space(source: Any, file: str) -> SearchSpace:
-    """Check a space that has been read already; `file` names it in errors.
+def parse_space(source: Any, file: str, searches: Searched | None = None) -> SearchSpace:
+    """Check a space that has been read already.
+
+    Args:
+        source: what its file says.
+        file: names it in errors.
+        searches: what it must search; anything if not given.
 
     Raises:
         SpaceError: `file.yaml: key: rule, got ..., what next`.
     """
-    return _Checker(file).space(source)
+    space = _Checker(file).space(source)
+    if searches not in {None, space.drawn.name}:
+        verb = "ich-ray sequence" if space.drawn is SEQUENCES else "ich-ray search"
+        raise SpaceError(
+            f"{file}: searches: must be {searches} here, got {space.drawn.name}; give it to `{verb}`, or give "
+            "another space"
+        )
+    return space
 
 
 class _File(BaseModel):

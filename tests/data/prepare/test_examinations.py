@@ -16,8 +16,8 @@ from ich_ray.data.prepare.examinations import find_folders, gather_examinations
 from ich_ray.data.prepare.label_table import LabelTable, read_labels
 from ich_ray.data.prepare.run import prepare
 from ich_ray.errors import ConfigError, IntegrityError, LabelError
-from ich_ray.pipeline import builtin_space
 from ich_ray.search.run import run_search
+from ich_ray.search.space.builtin_spaces import builtin_space
 from ich_ray.vocabulary import LABELS, Level
 from tests.ct.files import head
 from tests.data.folders import refusals, write
