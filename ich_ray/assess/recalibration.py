@@ -21,6 +21,7 @@ from ich_ray.assess.calibration import (
     with_subtypes,
 )
 from ich_ray.assess.operating_points import OperatingPointSpec
+from ich_ray.assess.own_scaling import with_own_scaling
 from ich_ray.assess.study_fitting import calibrate_studies, why_not_by_study
 from ich_ray.bundle.card_file import has_card
 from ich_ray.bundle.training_data import site_note
@@ -116,7 +117,7 @@ def recalibrate(
         found = with_subtypes(found, slices, logits, shifts, before, conservative=conservative)
     found = with_studies(found, loaded, slices, logits, card.studies, conservative=conservative)
     found = with_gains(found, loaded, slices, logits[:, -1])
-    loaded.card = with_calibration(card, found)
+    loaded.card = with_calibration(with_own_scaling(card, loaded, slices, method), found)
     copy_known(locate(bundle), target)
     loaded.save(target)
     return found

@@ -406,6 +406,7 @@ def with_sequence_note(card: Card, note: SequenceNote) -> Card:
         "bias",
         "operating_points",
         "subtypes",
+        "studies",
         "calibrations",
         "test",
         "site_tests",

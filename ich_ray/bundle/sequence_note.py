@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from ich_ray.bundle.logit_scaling import LogitScaling
 from ich_ray.model.sequence_parameters import SequenceParameters
 from ich_ray.results import WeightsNote
 from ich_ray.storage import Count, JsonValue, Line, Record, Time
@@ -17,7 +18,7 @@ from ich_ray.vocabulary import Subtype
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MOST_FEATURES", "SEQUENCE_FILE", "Blend", "SequenceNote"]
+__all__ = ["MOST_FEATURES", "SEQUENCE_FILE", "Blend", "OwnScaling", "SequenceNote"]
 
 SEQUENCE_FILE = "sequence.safetensors"
 # Far beyond what any network pools for its last layer.
@@ -32,6 +33,19 @@ class Blend(Record):
     bias: float = 0.0
 
 
+class OwnScaling(Record):
+    """What turns the network's own logit of `any` into a probability, as `LogitScaling` does."""
+
+    prior_shift: float
+    temperature: float = Field(gt=0)
+    bias: float = 0.0
+
+    @property
+    def scaling(self) -> LogitScaling:
+        """What turns its logits into probabilities."""
+        return LogitScaling(self.prior_shift, self.temperature, self.bias)
+
+
 class SequenceNote(Record):
     """A sequence model that stands beside the network of a bundle.
 
@@ -42,6 +56,8 @@ class SequenceNote(Record):
         trial: of the search over `trials` that chose it by `objective`, in which it reached `value`: optimistic.
         figures: what was measured on `validation` and, cross-fitted, on `calibration` patients: without it (`none`),
             with Gaussian `smoothing` and with it (`sequence`).
+        own_scaling: of the network alone, to tell what it would say; it decides nothing. None until calibrated, and in
+            older cards.
     """
 
     parameters: SequenceParameters
@@ -54,6 +70,7 @@ class SequenceNote(Record):
     value: float | None = None
     figures: dict[Line, JsonValue] = Field(default_factory=dict)
     created: Time = 0.0
+    own_scaling: OwnScaling | None = Field(default=None, exclude_if=lambda scaling: scaling is None)
 
     def blends(self, labels: Sequence[str]) -> list[Blend]:
         """Of these labels, in their order."""
