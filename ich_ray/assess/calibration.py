@@ -7,6 +7,7 @@ other role.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -139,7 +140,7 @@ def calibrate(
     if bundle.card.parameters.labels == "all":
         shifts = subtype_shifts(dataset, bundle.card)
         calibration = with_subtypes(calibration, slices, logits, shifts, conservative=conservative)
-    calibration = with_studies(calibration, bundle, slices, logits, conservative=conservative)
+    calibration = with_studies(calibration, bundle, slices, logits, wanted)
     calibration = with_gains(calibration, bundle, slices, logits[:, -1])
     write_json(found.files.calibration, calibration.model_dump(mode="json"))
     card = with_own_scaling(bundle.card.model_copy(update={"calibrations": ()}), bundle, slices, method)
@@ -242,14 +243,16 @@ def with_studies(
     bundle: Bundle,
     slices: SliceSet,
     logits: NDArray[np.float32],
+    wanted: OperatingPointSpec,
     before: StudyCalibration | None = None,
-    *,
-    conservative: bool = False,
 ) -> Calibration:
-    """The calibration with that of studies, from logits of slices `[n, labels]`; see `fit_studies`."""
+    """The calibration with that of studies, from logits of slices `[n, labels]`; see `fit_studies`.
+
+    What slices reach and studies do not is a note: they are fewer.
+    """
     of_slices: dict[str, LogitScaling] = {name: one.scaling for name, one in calibration.subtypes.items()}
     of_slices["any"] = LogitScaling(calibration.prior_shift, calibration.temperature, calibration.bias)
-    found = calibrate_studies(bundle, slices, logits, of_slices, before, OperatingPointSpec(conservative=conservative))
+    found = calibrate_studies(bundle, slices, logits, of_slices, before, replace(wanted, strict=False))
     return calibration.model_copy(update={"studies": found})
 
 

@@ -115,7 +115,7 @@ def recalibrate(
         before = dict(zip(SUBTYPES, card.scalings, strict=False))
         shifts = {name: scaling.prior_shift for name, scaling in before.items()}
         found = with_subtypes(found, slices, logits, shifts, before, conservative=conservative)
-    found = with_studies(found, loaded, slices, logits, card.studies, conservative=conservative)
+    found = with_studies(found, loaded, slices, logits, wanted, card.studies)
     found = with_gains(found, loaded, slices, logits[:, -1])
     loaded.card = with_calibration(with_own_scaling(card, loaded, slices, method), found)
     copy_known(locate(bundle), target)

@@ -88,6 +88,18 @@ def test_probabilities_of_studies_are_fitted_to_the_share_of_studies(search: Sea
     assert point.specificity == pytest.approx((~called[truth == 0]).mean())
 
 
+def test_points_that_are_asked_for_are_found_of_studies_too_and_unreached_ones_are_notes(search: SearchFiles) -> None:
+    found = calibrate(search.root, beta=1.0, points=["sensitivity=0.85", "sensitivity=0.93"])
+    assert found.studies is not None
+    assert {"f1", "sensitivity_85", "sensitivity_93"} <= {*found.operating_points}
+    assert [*found.studies.operating_points] == ["study_f2", "study_f1", "study_sensitivity_85", "study_sensitivity_90"]
+    notes = found.studies.labels["any"].notes
+    assert [note.split(" at least ")[1].split()[0] for note in notes if "must be reached" in note] == [
+        "0.93", "0.95", "0.98"
+    ]  # fmt: skip
+    assert load_bundle(search.bundle).card.studies == found.studies
+
+
 def test_figures_of_studies_stand_beside_those_of_slices(search: SearchFiles, home: Path) -> None:
     calibrate(search.root)
     found = evaluate(search.root, study_prevalence=0.1)
