@@ -192,7 +192,7 @@ def test_every_file_of_weights_decides_and_is_named(bundle: Path, scans: Path, m
         predicted(bundle, scans)
     card = card_of(bundle)
     for digit in "12":  # two ensembles, which differ in their second network alone
-        note = WeightsNote(file="model-2.safetensors", sha256=digit * 64)
+        note = WeightsNote(file="model-1.safetensors", sha256=digit * 64)
         member = Member(trial=1, seed=1, parameters=card.parameters, shifts=(0.0,), weights=note)
         ensemble = card.model_copy(update={"members": (member,)})
         assert StructuredReports(ensemble, locate(scans.parent / "reports")).write(*given) == ""
