@@ -68,7 +68,9 @@ class SequenceGraph(nn.Module):
 
 
 def exported_sequence(bundle: Bundle, metadata: dict[str, str]) -> bytes:
-    """The graph of the sequence model of a bundle, for series of any length; of a transformer up to `LONGEST_KEY`.
+    """The graph of the sequence model of a bundle, for series of any length.
+
+    Of a transformer it holds for series of at most as many places as the metadata `LONGEST_KEY` say.
 
     Raises:
         ConfigError: PyTorch cannot export it.

@@ -184,10 +184,11 @@ def _answers(
     for way in WAYS:
         one, other = (_columns(part, way, sigma) for part in (fitted_on, read))
         slices[way] = _said(fit_weights(fitted_on.targets[:, -1], one), other)
-        if way == "sequence":
-            one, other = (part.head[:, -1:] for part in (fitted_on, read))
-        told = _of_studies(fitted_on, one)[first]
-        studies[way] = _said(fit_weights(fitted_on.study_targets[first], told), _of_studies(read, other))
+        told, asked = (
+            _of_studies(part, part.head[:, -1:] if way == "sequence" else columns)
+            for part, columns in ((fitted_on, one), (read, other))
+        )
+        studies[way] = _said(fit_weights(fitted_on.study_targets[first], told[first]), asked)
     return slices, studies
 
 
