@@ -19,7 +19,8 @@ def add_sequence(folder: Path, **fields: object) -> Path:
     before = load_bundle(folder)
     made = with_sequence(before, **fields)
     # As calibrated as it was.
-    kept = {name: getattr(before.card, name) for name in ("operating_points", "temperature", "bias", "subtypes")}
+    fitted = ("operating_points", "temperature", "bias", "subtypes", "studies")
+    kept = {name: getattr(before.card, name) for name in fitted}
     made.card = made.card.model_copy(update=kept)
     made.save(folder)
     return folder

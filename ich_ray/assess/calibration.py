@@ -7,6 +7,7 @@ other role.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from ich_ray.assess.ensemble_gain import format_ensemble_gain, measure_ensemble
 from ich_ray.assess.operating_points import OperatingPointSpec, operating_points
+from ich_ray.assess.own_scaling import trained_shift, with_own_scaling
 from ich_ray.assess.study_fitting import calibrate_studies
 from ich_ray.assess.subtype_calibration import fit_subtypes, subtype_shifts
 from ich_ray.assess.tta_gain import format_gain, measure_tta
@@ -121,7 +123,6 @@ def calibrate(
         IchRayError: a logit is not finite.
     """
     from ich_ray.bundle.bundle import load_bundle  # loads PyTorch
-    from ich_ray.training.loss import prior_shift
 
     wanted = OperatingPointSpec(beta, sensitivity, conservative, tuple(points))
     check_method(method)
@@ -131,20 +132,19 @@ def calibrate(
     warn_if_outdated(found, bundle.card)
     dataset.verify("calibration")
     slices = dataset.role("calibration")
-    trained = [dataset.manifest.roles[role] for role in bundle.card.trained_by]
-    positives, count = sum(role.positives for role in trained), sum(role.slices for role in trained)
     # The blend with a sequence model is fitted on these patients, whatever the classes weighed in training.
     blended = bundle.card.sequence is not None
-    shift = 0.0 if blended else prior_shift(bundle.card.parameters.loss, positives, count - positives)
+    shift = 0.0 if blended else trained_shift(bundle.card)
     logits = bundle.slice_label_logits(slices)
     calibration = fit_calibration(slices, logits[:, -1], LogitScaling(), method, shift, wanted)
     if bundle.card.parameters.labels == "all":
         shifts = subtype_shifts(dataset, bundle.card)
         calibration = with_subtypes(calibration, slices, logits, shifts, conservative=conservative)
-    calibration = with_studies(calibration, bundle, slices, logits, conservative=conservative)
+    calibration = with_studies(calibration, bundle, slices, logits, wanted)
     calibration = with_gains(calibration, bundle, slices, logits[:, -1])
     write_json(found.files.calibration, calibration.model_dump(mode="json"))
-    write_card(found.files.bundle, with_calibration(bundle.card.model_copy(update={"calibrations": ()}), calibration))
+    card = with_own_scaling(bundle.card.model_copy(update={"calibrations": ()}), bundle, slices, method)
+    write_card(found.files.bundle, with_calibration(card, calibration))
     return calibration
 
 
@@ -243,14 +243,16 @@ def with_studies(
     bundle: Bundle,
     slices: SliceSet,
     logits: NDArray[np.float32],
+    wanted: OperatingPointSpec,
     before: StudyCalibration | None = None,
-    *,
-    conservative: bool = False,
 ) -> Calibration:
-    """The calibration with that of studies, from logits of slices `[n, labels]`; see `fit_studies`."""
+    """The calibration with that of studies, from logits of slices `[n, labels]`; see `fit_studies`.
+
+    What slices reach and studies do not is a note: they are fewer.
+    """
     of_slices: dict[str, LogitScaling] = {name: one.scaling for name, one in calibration.subtypes.items()}
     of_slices["any"] = LogitScaling(calibration.prior_shift, calibration.temperature, calibration.bias)
-    found = calibrate_studies(bundle, slices, logits, of_slices, before, OperatingPointSpec(conservative=conservative))
+    found = calibrate_studies(bundle, slices, logits, of_slices, before, replace(wanted, strict=False))
     return calibration.model_copy(update={"studies": found})
 
 

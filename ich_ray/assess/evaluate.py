@@ -25,6 +25,7 @@ from ich_ray.assess.interval_estimates import (
     measure,
 )
 from ich_ray.assess.label_figures import measure_labels
+from ich_ray.assess.own_scaling import probabilities_alone
 from ich_ray.assess.sequence_change import format_changed, measure_change
 from ich_ray.assess.study_figures import ScoredStudies, StudyFigures, measure_studies, score_studies
 from ich_ray.bundle.card_file import read_card, write_card
@@ -186,7 +187,7 @@ def _opened(folder: UPath, dataset: PreparedDataset, out: _Files, stated: _State
         own = bundle.network_label_logits(slices)
         changed = measure_change(bundle, slices, logits, own, studies, draws)
         evaluation = evaluation.model_copy(update={"sequence_change": changed})
-    _write(out, slices, probabilities, evaluation, None if own is None else bundle.calibrated(own[:, -1]))
+    _write(out, slices, probabilities, evaluation, None if own is None else probabilities_alone(card, own[:, -1]))
     if isinstance(studies, ScoredStudies):
         write_table(out.studies, studies.table(), private=dataset.manifest.clear)
     write_card(folder, _with_figures(card, evaluation))

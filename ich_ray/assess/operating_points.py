@@ -38,19 +38,19 @@ class _Asked(NamedTuple):
 class OperatingPointSpec:
     """The operating points to look for besides the F2-optimal one.
 
-    Each that cannot be reached is an error.
-
     Attributes:
         beta: also the threshold with the highest F-beta of this beta.
         sensitivity: also this one.
         conservative: the lower bound of the sensitivity must reach its target, not the sensitivity itself.
         points: also these, by rule: `youden`, or `sensitivity=0.93` where it takes a number.
+        strict: whether one of these that cannot be reached is an error, or else a note, as of the usual ones.
     """
 
     beta: float | None = None
     sensitivity: float | None = None
     conservative: bool = False
     points: tuple[str, ...] = ()
+    strict: bool = True
 
     def __post_init__(self) -> None:
         for flag, rule, number in (("--beta", "f_beta", self.beta), ("--sensitivity", "sensitivity", self.sensitivity)):
@@ -107,11 +107,11 @@ def operating_points(
         unit: what is called positive, for words.
 
     Returns:
-        The points by name, such as `f2` and `sensitivity_95`, and a note for each usual one that cannot be reached, and
-        for each that is found by calling every slice positive.
+        The points by name, such as `f2` and `sensitivity_95`, and a note for each that cannot be reached, and for each
+        that is found by calling every slice positive.
 
     Raises:
-        SensitivityError: a sensitivity of `wanted` cannot be reached.
+        SensitivityError: a sensitivity of a strict `wanted` cannot be reached.
         ConfigError: a rule gives no threshold.
     """
     slices = ScoredSlices(labels, probabilities, patients, wanted.conservative, unit)
@@ -121,7 +121,7 @@ def operating_points(
         try:
             threshold = rule.threshold(slices, asked.number)
         except SensitivityError as error:
-            if asked in wanted.asked:
+            if wanted.strict and asked in wanted.asked:
                 raise
             notes.append(str(error))
             continue

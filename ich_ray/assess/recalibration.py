@@ -22,6 +22,7 @@ from ich_ray.assess.calibration import (
     with_subtypes,
 )
 from ich_ray.assess.operating_points import OperatingPointSpec
+from ich_ray.assess.own_scaling import with_own_scaling
 from ich_ray.assess.study_fitting import calibrate_studies, why_not_by_study
 from ich_ray.bundle.card_file import has_card
 from ich_ray.bundle.training_data import site_note
@@ -137,9 +138,9 @@ def fit_to_site(
         before = dict(zip(SUBTYPES, card.scalings, strict=False))
         shifts = {name: scaling.prior_shift for name, scaling in before.items()}
         found = with_subtypes(found, slices, logits, shifts, before, conservative=wanted.conservative)
-    found = with_studies(found, bundle, slices, logits, card.studies, conservative=wanted.conservative)
+    found = with_studies(found, bundle, slices, logits, wanted, card.studies)
     found = with_gains(found, bundle, slices, logits[:, -1])
-    bundle.card = with_calibration(card, found)
+    bundle.card = with_calibration(with_own_scaling(card, bundle, slices, method), found)
     return found
 
 

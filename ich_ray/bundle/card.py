@@ -375,6 +375,12 @@ class Card(Record):
         return (self.parameters, *(member.parameters for member in self.members))
 
     @property
+    def each_weights(self) -> tuple[WeightsNote, ...]:
+        """Those of each network, then of the sequence model where there is one."""
+        of_sequence = () if self.sequence is None else (self.sequence.weights,)
+        return (self.weights, *(member.weights for member in self.members), *of_sequence)
+
+    @property
     def trained_by(self) -> tuple[Role, ...]:
         """The roles whose patients trained the weights."""
         return roles_of(self.retraining.patients if self.retraining else "train")
@@ -406,6 +412,7 @@ def with_sequence_note(card: Card, note: SequenceNote) -> Card:
         "bias",
         "operating_points",
         "subtypes",
+        "studies",
         "calibrations",
         "test",
         "site_tests",

@@ -92,7 +92,8 @@ def export_onnx(bundle: Location, out: Location) -> UPath:
     A bundle with a sequence model becomes two graphs: OUT gives `network_logits` and `features` of slices, and no
     probability; OUT with `.sequence` before its suffix takes those of the slices of one series in their order, float32
     `[1, slices, labels]` and `[1, slices, d]`, and `places_mm` `[1, slices]`, see sequence_onnx.py. It gives
-    `label_logits` and `label_probabilities` `[1, slices, labels]`, and `study_logits` `[1, labels]`.
+    `label_logits` and `label_probabilities` `[1, slices, labels]`, and `study_logits` `[1, labels]`. Of a transformer
+    it holds for series of at most as many places as its metadata `ich_ray_longest_series` say.
 
     Before the file is written ONNX Runtime must give its logits and probabilities on random images, within 1e-4.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from ich_ray.bundle.adaptation_note import AdaptationNote
+from ich_ray.bundle.logit_scaling import LogitScaling
 from ich_ray.model.sequence_parameters import SequenceParameters
 from ich_ray.results import WeightsNote
 from ich_ray.storage import Count, JsonValue, Line, Record, Time
@@ -18,7 +19,7 @@ from ich_ray.vocabulary import Subtype
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MOST_FEATURES", "SEQUENCE_FILE", "Blend", "SequenceNote"]
+__all__ = ["MOST_FEATURES", "SEQUENCE_FILE", "Blend", "OwnScaling", "SequenceNote"]
 
 SEQUENCE_FILE = "sequence.safetensors"
 # Far beyond what any network pools for its last layer.
@@ -33,6 +34,19 @@ class Blend(Record):
     bias: float = 0.0
 
 
+class OwnScaling(Record):
+    """What turns the network's own logit of `any` into a probability, as `LogitScaling` does."""
+
+    prior_shift: float
+    temperature: float = Field(gt=0)
+    bias: float = 0.0
+
+    @property
+    def scaling(self) -> LogitScaling:
+        """What turns its logits into probabilities."""
+        return LogitScaling(self.prior_shift, self.temperature, self.bias)
+
+
 class SequenceNote(Record):
     """A sequence model that stands beside the network of a bundle.
 
@@ -44,6 +58,8 @@ class SequenceNote(Record):
         figures: what was measured on `validation` and, cross-fitted, on `calibration` patients: without it (`none`),
             with Gaussian `smoothing` and with it (`sequence`); empty where it was adapted since.
         adaptations: to the labels of other sites, the last one in force.
+        own_scaling: of the network alone, to tell what it would say; it decides nothing. None until calibrated, and in
+            older cards.
     """
 
     parameters: SequenceParameters
@@ -57,6 +73,7 @@ class SequenceNote(Record):
     figures: dict[Line, JsonValue] = Field(default_factory=dict)
     created: Time = 0.0
     adaptations: tuple[AdaptationNote, ...] = ()
+    own_scaling: OwnScaling | None = Field(default=None, exclude_if=lambda scaling: scaling is None)
 
     def adapted_to(self, fingerprint: str) -> bool:
         """Whether patients of this dataset taught it, or chose its weights."""

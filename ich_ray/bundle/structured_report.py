@@ -37,7 +37,7 @@ _SERIES_NUMBER = 9900  # behind those of a scanner
 _UTF_8 = "ISO_IR 192"
 # What decides what a bundle says of a study.
 _DECISIVE = {"parameters", "temperature", "prior_shift", "bias", "operating_points", "subtypes", "studies", "tta",
-             "windows", "size", "training_data", "weights", "sequence"}  # fmt: skip
+             "windows", "size", "training_data", "weights", "members", "sequence"}  # fmt: skip
 
 
 def check_highdicom() -> Any:
@@ -188,7 +188,7 @@ class StructuredReports:
             version=f"{ich_ray.__version__}, bundle {self._bundle[:16]}",
             parameters=[
                 f"operating point {row.operating_point}",
-                f"weights {card.weights.sha256}",
+                *(f"weights {note.sha256}" for note in card.each_weights),
                 *([f"flags {row.answering_flags}"] if row.answering_flags else []),
                 NOT_FOR_DIAGNOSIS,
             ],

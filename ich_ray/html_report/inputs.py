@@ -6,7 +6,7 @@ The records are those of the stages that wrote them.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -38,7 +38,7 @@ class Predictions:
     Attributes:
         labels: 1 where `any` is positive, int64 `[n]`.
         probabilities: calibrated, float64 `[n]`.
-        without_sequence: what the network alone would say; None where the bundle has no sequence model.
+        without_sequence: what the network alone would say, calibrated by itself; None where nothing can be said.
     """
 
     slice_ids: NDArray[np.object_]
@@ -123,7 +123,7 @@ def gather(where: Location, dataset: Location | None = None) -> Inputs:
         retraining=_read(files.retraining, Retraining),
         calibration=_read(files.calibration, Calibration) if calibrated else None,
         evaluation=evaluation,
-        predictions=read_predictions(files.predictions, evaluation.slices) if evaluation else None,
+        predictions=_predictions(files.predictions, evaluation.slices, card) if evaluation else None,
         studies=_read_studies(files.studies, evaluation.studies) if evaluation and evaluation.studies else None,
         card=card,
         dataset=held,
@@ -142,6 +142,13 @@ def _read(path: UPath, kind: type[_Kind]) -> _Kind | None:
     if not path.exists():
         return None
     return read_record(path, kind, "remove the file and run its stage again")
+
+
+def _predictions(path: UPath, slices: int, card: dict[str, Any] | None) -> Predictions | None:
+    """What `evaluate` saw, without what older versions made of the network alone by the calibration of the blend."""
+    found = read_predictions(path, slices)
+    fitted = card is not None and ((card.get("sequence") or {}).get("own_scaling")) is not None
+    return found if found is None or fitted else replace(found, without_sequence=None)
 
 
 def read_predictions(path: UPath, slices: int) -> Predictions | None:

@@ -56,7 +56,8 @@ def study_content(inputs: Inputs) -> dict[str, Any]:
     evaluation = inputs.evaluation
     found = evaluation.studies if evaluation else None
     changed = evaluation.sequence_change.items() if evaluation else ()
-    rows = {"sequence_rows": [_changed(name, figure) for name, figure in changed]}
+    alone = inputs.predictions is not None and inputs.predictions.without_sequence is not None
+    rows = {"sequence_rows": [_changed(name, figure) for name, figure in changed], "sequence_alone": alone}
     if found is None:
         return {"studies": None, "study_problem": _problem(evaluation), **rows}
     points = found.operating_points.items()

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ich_ray.bundle.answering_series import answering_series
 from ich_ray.bundle.card_file import read_card
 from ich_ray.bundle.sequence_note import Blend, SequenceNote
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.series_order import order_of_slices
+from ich_ray.data.study_labels import studies_of
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
 from ich_ray.refit.sequence_conditions import check_features, why_skipped
@@ -202,7 +204,7 @@ def read_slices(bundle: Bundle, network: SequenceNetwork, slices: SliceSet, feat
     from ich_ray.training.sequence_batches import sequence_logits
     from ich_ray.training.sequence_set import SequenceSet
 
-    labels = bundle.card.parameters.predicted_labels
+    labels, studies = bundle.card.parameters.predicted_labels, studies_of(slices)
     given = SequenceSet.of(slices.dataset, slices.rows, features.of_rows(slices.rows), labels, features.files.key)
     order = given.order
     said = sequence_logits(network.to(bundle.device), given.features, order, bundle.device)
@@ -212,7 +214,9 @@ def read_slices(bundle: Bundle, network: SequenceNetwork, slices: SliceSet, feat
         sequence=said.slices,
         head=said.study[order.series],
         series=order.series,
-        studies=given.studies[order.series],
+        studies=studies.of_slice,
+        study_targets=np.append(studies.label("any"), np.float32(np.nan))[studies.of_slice],  # -1 is the last
+        answering=answering_series(slices, bundle.card.training_data),
         places_mm=order.places_mm[order.place].astype(np.float64),
         patients=given.patients,
     )

@@ -1,8 +1,9 @@
 """What a sequence model adds to no model and to Gaussian smoothing, by slice and by study.
 
 Each way is fitted on patients whom nobody trained on: a logit is `weights @ logits + bias`, of the network's own alone,
-of these smoothed, or of these and the sequence model's. A study is as probable as its most probable slice, or as its
-study head says. Knows arrays; nothing of files, images or networks.
+of these smoothed, or of these and the sequence model's. A study is as probable as the most probable slice of the series
+that answers for it, or as the study head says of that series: the rule, and the labels, of `evaluate`. Knows arrays;
+nothing of files, images or networks.
 
 Array shapes: logits and targets are `[n, labels]`, `any` last, targets NaN where unknown; groups and places `[n]`.
 """
@@ -44,7 +45,10 @@ class ReadSlices:
         own: logits of the network.
         sequence: logits of the sequence model at the place of each slice.
         head: of its study head, for the series of each slice.
-        series, studies: a number of the series and of the study of each slice.
+        series: a number of that of each slice.
+        studies: a number of that of each slice, -1 where it names none.
+        study_targets: `any` of the study of each slice, `[n]`, NaN where unknown.
+        answering: whether the series of a slice answers for its study, `[n]`.
         places_mm: along the series, NaN where it is not known.
         patients: who they are of, `[n]`.
     """
@@ -55,6 +59,8 @@ class ReadSlices:
     head: NDArray[np.float32]
     series: NDArray[np.int64]
     studies: NDArray[np.int64]
+    study_targets: NDArray[np.float32]
+    answering: NDArray[np.bool_]
     places_mm: NDArray[np.float64]
     patients: NDArray[np.object_]
 
@@ -97,6 +103,8 @@ def _even(targets: NDArray[Any], logits: NDArray[Any]) -> Weights:
 def _fitted(targets: NDArray[Any], logits: NDArray[Any], *, fixed: bool = False) -> Weights:
     """The same without a least weight; with `fixed` all weights are 1."""
     known = np.isfinite(targets)
+    if not known.any():
+        return Weights((1 / logits.shape[1],) * logits.shape[1], 0.0)
     labels, columns = np.asarray(targets, np.float64)[known], np.asarray(logits, np.float64)[known]
     positive = labels.sum()
     truth = np.where(labels == 1, (positive + 1) / (positive + 2), 1 / (len(labels) - positive + 2))
@@ -142,8 +150,7 @@ def _is_lacked(read: ReadSlices) -> bool:
 
 def compared(fitted_on: ReadSlices, read: ReadSlices) -> dict[str, dict[str, float | None]]:
     """Figures of `any` for each of `WAYS`, fitted on some patients and measured on others."""
-    slices, studies = _answers(fitted_on, read)
-    return _figures(read, slices, studies)
+    return _figures(read, *_answers(fitted_on, read))
 
 
 def cross_fitted(read: ReadSlices) -> dict[str, dict[str, float | None]]:
@@ -154,8 +161,7 @@ def cross_fitted(read: ReadSlices) -> dict[str, dict[str, float | None]]:
     names = np.unique(read.patients)
     fold = np.random.default_rng(0).permutation(len(names)) % _FOLDS
     folds = fold[np.searchsorted(names, read.patients)]
-    slices = {way: np.full(len(folds), math.nan) for way in WAYS}
-    studies = {way: np.full(len(folds), math.nan) for way in WAYS}
+    slices, studies = ({way: np.full((len(folds), 2), math.nan) for way in WAYS} for _ in range(2))
     for number in range(_FOLDS):
         inside = folds == number
         labels = read.targets[~inside, -1]
@@ -171,67 +177,81 @@ def cross_fitted(read: ReadSlices) -> dict[str, dict[str, float | None]]:
 def _answers(
     fitted_on: ReadSlices, read: ReadSlices
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
-    """Logits of `any` of each slice, and of its study, as each way says."""
-    own = fit_weights(fitted_on.targets[:, -1], fitted_on.own[:, -1:])
-    sigma = _sigma(fitted_on, own)
+    """What each way says of `any` of each slice, and of its study, as `_said`."""
+    sigma = _sigma(fitted_on)
     slices, studies = {}, {}
+    first = _first_slices(fitted_on)
     for way in WAYS:
-        one, other = (_columns(part, way, own, sigma) for part in (fitted_on, read))
-        slices[way] = fit_weights(fitted_on.targets[:, -1], one)(other)
-        told = [_of_studies(part, columns) if way != "sequence" else _of_studies(part, part.head[:, -1:])
-                for part, columns in ((fitted_on, one), (read, other))]  # fmt: skip
-        _, first = np.unique(fitted_on.studies, return_index=True)
-        truth = _of_studies(fitted_on, fitted_on.targets[:, -1:])[first, 0]
-        studies[way] = fit_weights(truth, told[0][first])(told[1])
+        one, other = (_columns(part, way, sigma) for part in (fitted_on, read))
+        slices[way] = _said(fit_weights(fitted_on.targets[:, -1], one), other)
+        told, asked = (
+            _of_studies(part, part.head[:, -1:] if way == "sequence" else columns)
+            for part, columns in ((fitted_on, one), (read, other))
+        )
+        studies[way] = _said(fit_weights(fitted_on.study_targets[first], told[first]), asked)
     return slices, studies
 
 
-def _sigma(read: ReadSlices, own: Weights) -> float:
+def _said(weights: Weights, logits: NDArray[Any]) -> NDArray[np.float64]:
+    """The logit of each row, and beside it what ranks it, `[n, 2]`.
+
+    That is the logit without its bias, by weights that add up to 1. A fold with many positives is moved down by the
+    bias of the others, who have few: ranked among other folds by that, logits that say nothing would seem to mislead.
+    """
+    whole = sum(weights.weights)
+    ranked = Weights(tuple(one / whole for one in weights.weights), 0.0)
+    return np.stack([weights(logits), ranked(logits)], 1)
+
+
+def _sigma(read: ReadSlices) -> float:
     """The width that smoothes best; of logits that mean probabilities."""
     order = ordered_series(read.series, read.places_mm)
-    logits = own(read.own[:, -1:])[:, None]
-    return fit_sigmas(logits, read.targets[:, -1:], order.place, order.starts)[0]
+    own = fit_weights(read.targets[:, -1], read.own[:, -1:])
+    return fit_sigmas(own(read.own[:, -1:])[:, None], read.targets[:, -1:], order.place, order.starts)[0]
 
 
-def _columns(read: ReadSlices, way: str, own: Weights, sigma: float) -> NDArray[np.float64]:
+def _columns(read: ReadSlices, way: str, sigma: float) -> NDArray[np.float64]:
     """The logits that a way weighs, `[n, k]`."""
     logits = read.own[:, -1:].astype(np.float64)
     if way == "smoothing":
         order = ordered_series(read.series, read.places_mm)
-        return smoothed(own(logits)[:, None], order.place, order.starts, (sigma,)).astype(np.float64)
+        return smoothed(logits, order.place, order.starts, (sigma,)).astype(np.float64)
     return logits if way == "none" else np.concatenate([logits, read.sequence[:, -1:]], 1)
 
 
 def _of_studies(read: ReadSlices, values: NDArray[Any]) -> NDArray[np.float64]:
-    """The highest of the study of each slice, `[n, k]`."""
-    return _highest(values, read.studies)
+    """Of each column the highest of the answering slices of the study of each slice, `[n, k]`; NaN without a study."""
+    asked = read.answering & (read.studies >= 0)
+    found = np.full((read.studies.max(initial=-1) + 2, values.shape[1]), -np.inf)
+    np.maximum.at(found, read.studies[asked], values[asked])
+    found[-1] = math.nan  # where -1 points to
+    return found[read.studies]
 
 
-def _highest(values: NDArray[Any], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Of each column the highest value in the group of each row, `[n, k]`."""
-    _, number = np.unique(groups, return_inverse=True)
-    found = np.full((number.max(initial=-1) + 1, values.shape[1]), -np.inf)
-    np.maximum.at(found, number, values)
-    return found[number]
+def _first_slices(read: ReadSlices) -> NDArray[np.int64]:
+    """One of each study."""
+    studies, first = np.unique(read.studies, return_index=True)
+    return first[studies >= 0]
 
 
 def _figures(
     read: ReadSlices, slices: dict[str, NDArray[np.float64]], studies: dict[str, NDArray[np.float64]]
 ) -> dict[str, dict[str, float | None]]:
-    _, first = np.unique(read.studies, return_index=True)
-    labels = read.targets[:, -1]
-    truth = _highest(labels[:, None], read.studies)[first, 0]
+    first = _first_slices(read)
     return {
         way: {
-            **_measured("", labels, slices[way]),
-            **_measured("study_", truth, studies[way][first]),
+            **_measured("", read.targets[:, -1], slices[way]),
+            **_measured("study_", read.study_targets[first], studies[way][first]),
         }
         for way in WAYS
     }
 
 
-def _measured(prefix: str, labels: NDArray[Any], logits: NDArray[np.float64]) -> dict[str, float | None]:
-    """None where a figure is not defined."""
-    ap, auc = Ranking(labels, logits).statistics()
-    values = {"average_precision": ap, "roc_auc": auc, "log_loss": log_loss(labels, expit(logits))}
+def _measured(prefix: str, labels: NDArray[Any], said: NDArray[np.float64]) -> dict[str, float | None]:
+    """Of those whose label is known; None where a figure is not defined."""
+    known = ~np.isnan(labels)
+    truth, (logits, ranked) = labels[known], said[known].T
+    ap, auc = Ranking(truth, ranked).statistics() if known.any() else (math.nan, math.nan)
+    loss = log_loss(truth, expit(logits)) if known.any() else math.nan
+    values = {"average_precision": ap, "roc_auc": auc, "log_loss": loss}
     return {prefix + name: float(value) if math.isfinite(value) else None for name, value in values.items()}

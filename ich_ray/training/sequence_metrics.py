@@ -1,4 +1,8 @@
-"""Validation metrics of a sequence model: those of a network on slices, and those of studies."""
+"""Validation metrics of a sequence model: those of a network on slices, and those of studies.
+
+They choose among trials, and are below the bundle: a study has the mean logit of its series. What the card and
+`evaluate` say of a study is by another rule, as only the bundle knows which series is most like those that trained it.
+"""
 
 from __future__ import annotations
 

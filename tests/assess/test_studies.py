@@ -17,6 +17,7 @@ from ich_ray.assess.calibration import calibrate
 from ich_ray.assess.evaluate import Evaluation, evaluate, evaluate_site
 from ich_ray.assess.recalibration import recalibrate
 from ich_ray.bundle.bundle import Bundle, load_bundle
+from ich_ray.bundle.sequence_note import OwnScaling
 from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.data.study_labels import studies_of
 from ich_ray.errors import ConfigError
@@ -85,6 +86,18 @@ def test_probabilities_of_studies_are_fitted_to_the_share_of_studies(search: Sea
     called = probabilities >= point.threshold
     assert point.sensitivity == pytest.approx(called[truth == 1].mean()) == pytest.approx(11 / 12)
     assert point.specificity == pytest.approx((~called[truth == 0]).mean())
+
+
+def test_points_that_are_asked_for_are_found_of_studies_too_and_unreached_ones_are_notes(search: SearchFiles) -> None:
+    found = calibrate(search.root, beta=1.0, points=["sensitivity=0.85", "sensitivity=0.93"])
+    assert found.studies is not None
+    assert {"f1", "sensitivity_85", "sensitivity_93"} <= {*found.operating_points}
+    assert [*found.studies.operating_points] == ["study_f2", "study_f1", "study_sensitivity_85", "study_sensitivity_90"]
+    notes = found.studies.labels["any"].notes
+    assert [note.split(" at least ")[1].split()[0] for note in notes if "must be reached" in note] == [
+        "0.93", "0.95", "0.98"
+    ]  # fmt: skip
+    assert load_bundle(search.bundle).card.studies == found.studies
 
 
 def test_figures_of_studies_stand_beside_those_of_slices(search: SearchFiles, home: Path) -> None:
@@ -257,7 +270,8 @@ class TestSite:
 def test_a_sequence_model_answers_for_studies_and_is_held_against_the_network(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "search", tmp_path / "search")
     search = SearchFiles(locate(tmp_path / "search"))
-    calibrate(search.root)
+    alone = calibrate(search.root)
+    without = OwnScaling(prior_shift=alone.prior_shift, temperature=alone.temperature, bias=alone.bias)
     add_sequence(Path(str(search.bundle)))
     calibrate(search.root)
     found = evaluate(search.root)
@@ -278,4 +292,24 @@ def test_a_sequence_model_answers_for_studies_and_is_held_against_the_network(ho
     assert figure.with_sequence == found.studies.metrics["roc_auc"].value
     assert figure.difference == pytest.approx(figure.with_sequence - (figure.without or 0))
     table = pq.read_table(str(search.predictions)).to_pydict()
-    assert table["probability_without_sequence"] == pytest.approx(bundle.calibrated(own).tolist())
+    assert bundle.card.sequence is not None
+    assert bundle.card.sequence.own_scaling is not None
+    said = np.array(table["probability_without_sequence"])
+    assert said == pytest.approx(bundle.card.sequence.own_scaling.scaling(own))
+    fitted = PreparedDataset.open(home / "dataset").role("calibration")
+    own_fitted, truth = bundle.network_label_logits(fitted)[:, -1], fitted.labels
+    assert bundle.card.sequence.own_scaling == without
+    blended = sklearn_metrics.log_loss(truth, bundle.calibrated(own_fitted))
+    assert sklearn_metrics.log_loss(truth, without.scaling(own_fitted)) < blended - 0.001
+
+
+def test_a_bundle_calibrated_by_an_older_version_says_nothing_of_its_network_alone(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "search", tmp_path / "search")
+    search = SearchFiles(locate(tmp_path / "search"))
+    add_sequence(Path(str(search.bundle)))
+    calibrate(search.root)
+    card = read_json(search.bundle / "card.json")
+    del card["sequence"]["own_scaling"]
+    write_json(search.bundle / "card.json", card)
+    assert evaluate(search.root).sequence_change
+    assert "probability_without_sequence" not in pq.read_schema(str(search.predictions)).names

@@ -23,6 +23,7 @@ from ich_ray.bundle.sequence_file import read_sequence
 from ich_ray.bundle.sequence_note import Blend
 from ich_ray.bundle.sequence_scorer import SequenceScorer
 from ich_ray.bundle.series_model import SeriesModel
+from ich_ray.bundle.study_calibration import StudyCalibration, StudyScaling
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.model.sequence_networks import build_sequence_network
@@ -33,6 +34,10 @@ from tests.prepared import make_dataset
 from tests.searched import make_bundle as trained_bundle
 from tests.searched import make_search
 from tests.sequence_bundles import add_sequence, with_sequence
+
+STUDIES = StudyScaling(
+    studies=20, positives=10, patients=10, scaled_by="own", temperature=1.0, log_loss_before=0.7, log_loss_after=0.6
+)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +126,12 @@ def test_roles_drawn_by_slice_are_refused_before_an_opening_is_counted(bundle: P
 def test_what_was_fitted_without_it_is_taken_out_and_openings_stay(tmp_path: Path) -> None:
     plain = load_bundle(make_bundle(tmp_path / "plain"))
     held: dict[str, Any] = {"openings": 1, "temperature": 2.0, "test": {"a": 1}, "site_openings": {"a" * 32: 2}}
+    held["studies"] = StudyCalibration(method="platt", score="maximum", unknown=0, labels={"any": STUDIES})
     plain.card = plain.card.model_copy(update={**held, "limitations": ("It leaks.", *LIMITATIONS)})
     card = with_sequence(plain).card
     assert (card.openings, card.site_openings) == (1, {"a" * 32: 2})
     assert (card.temperature, card.operating_points, card.test, card.calibrations) == (1.0, {}, None, ())
+    assert card.studies is None
     assert card.limitations[0] == "It leaks."
     assert card.limitations[1].startswith("It sees each slice, and weighs features of all slices of one series: a lone")
     assert card.limitations[2:] == LIMITATIONS[1:]
@@ -252,7 +259,14 @@ def test_recalibration_carries_it_along_and_fits_blended_logits(tmp_path: Path) 
     _other_patients(tmp_path / "site")
     recalibrate(files.bundle, tmp_path / "site", tmp_path / "local")
     one, other = load_bundle(files.bundle), load_bundle(tmp_path / "local")
-    assert other.card.sequence == one.card.sequence
+    assert one.card.sequence is not None
+    assert other.card.sequence is not None
+    here, there = one.card.sequence.own_scaling, other.card.sequence.own_scaling
+    assert here is not None
+    assert there is not None
+    assert here.prior_shift == there.prior_shift, "of the training"
+    assert there.bias != here.bias == 0.0, "the site's by Platt's method"
+    assert other.card.sequence == one.card.sequence.model_copy(update={"own_scaling": there})
     assert _bytes(tmp_path / "local") == _bytes(Path(str(files.bundle)))
     assert other.card.temperature != one.card.temperature
 

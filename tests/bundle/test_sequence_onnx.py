@@ -12,7 +12,7 @@ from ich_ray import cli
 from ich_ray.bundle import onnx_export
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.bundle.onnx_export import CARD_KEY, export_onnx, onnx_run
-from ich_ray.bundle.sequence_onnx import OUTPUTS, bundle_outputs, example_series, exported_sequence
+from ich_ray.bundle.sequence_onnx import LONGEST_KEY, OUTPUTS, bundle_outputs, example_series, exported_sequence
 from ich_ray.errors import IchRayError
 from tests.bundle.test_predict_series import make_bundle
 from tests.sequence_bundles import add_sequence
@@ -57,6 +57,8 @@ def test_slices_go_through_the_first_graph_and_their_series_through_the_second(
 
 @pytest.mark.parametrize("model", ["bilstm", "transformer", "dilated_conv"])
 def test_the_second_graph_of_other_models(tmp_path: Path, model: str) -> None:
+    import onnx
+
     loaded = load_bundle(add_sequence(make_bundle(tmp_path / "bundle"), model=model, position="mm", deltas=False))
     data = exported_sequence(loaded, {})
     for slices in (1, 12):
@@ -64,3 +66,5 @@ def test_the_second_graph_of_other_models(tmp_path: Path, model: str) -> None:
         found = onnx_run(data, OUTPUTS, dict(zip(("features", "network_logits", "places_mm"), given, strict=True)))
         for one, other in zip(found, bundle_outputs(loaded, *given), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4)
+    told = {entry.key: entry.value for entry in onnx.load_from_string(data).metadata_props}
+    assert told == ({LONGEST_KEY: "1024"} if model == "transformer" else {})

@@ -17,9 +17,11 @@ import pytest
 from ich_ray import cli, progress
 from ich_ray.bundle.card import Card
 from ich_ray.bundle.card_file import read_card, write_card
+from ich_ray.bundle.members import Member
 from ich_ray.bundle.structured_report import StructuredReports
 from ich_ray.bundle.study_reports import check_reports
 from ich_ray.errors import ConfigError
+from ich_ray.results import WeightsNote
 from ich_ray.storage import locate
 from tests.bundle.test_frames import series as enhanced_file
 from tests.bundle.test_input_survey import THIN, write_series
@@ -181,6 +183,24 @@ def test_the_same_bundle_point_and_files_give_the_same_bytes(bundle: Path, scans
     for date, clock in (("ContentDate", "ContentTime"), ("InstanceCreationDate", "InstanceCreationTime")):
         assert (report[date].value, report[clock].value) == ("20240229", "101530")
     assert not written("--point", "sensitivity_90").keys() & first.keys()
+
+
+def test_every_file_of_weights_decides_and_is_named(bundle: Path, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(StructuredReports, "write", lambda _, *told: given.extend(told) or "")
+        predicted(bundle, scans)
+    card = card_of(bundle)
+    for digit in "12":  # two ensembles, which differ in their second network alone
+        note = WeightsNote(file="model-1.safetensors", sha256=digit * 64)
+        member = Member(trial=1, seed=1, parameters=card.parameters, shifts=(0.0,), weights=note)
+        ensemble = card.model_copy(update={"members": (member,)})
+        assert StructuredReports(ensemble, locate(scans.parent / "reports")).write(*given) == ""
+    reports = reports_of(scans)
+    assert len({report.SOPInstanceUID for report in reports}) == 2
+    texts = [report.to_json() for report in reports]
+    assert all(f"weights {card.weights.sha256}" in text for text in texts)
+    assert [sum(f"weights {digit * 64}" in text for text in texts) for digit in "12"] == [1, 1]
 
 
 def test_a_study_without_a_date_has_that_of_the_calibration(bundle: Path, tmp_path: Path) -> None:

@@ -113,6 +113,9 @@ def test_the_sequence_model_is_a_thin_line_and_a_table(inputs: Inputs) -> None:
     assert strip.change.startswith("its most probable slice without the sequence model 0.")
     text = Page(render(changed)).text
     assert "What the sequence model changed" in text
+    assert "The thin line is what the network says without its sequence model, calibrated by itself." in text
+    older = Page(render(replace(changed, predictions=inputs.predictions))).text
+    assert "The thin line" not in older
     assert "ROC AUC, by study 0.700 0.750 0.050 0.010 to 0.090" in text
 
 

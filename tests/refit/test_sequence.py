@@ -13,15 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.bundle.card_file import read_card
+from ich_ray.bundle.study_logits import study_logits
 from ich_ray.cli import call
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.study_labels import studies_of
 from ich_ray.errors import ConfigError, SpaceError
 from ich_ray.refit import bundle_features
-from ich_ray.refit.bundle_features import features_key
+from ich_ray.refit.bundle_features import features_key, open_features
 from ich_ray.refit.sequence import sequence, space_for
 from ich_ray.refit.sequence_conditions import drop_outdated
 from ich_ray.refit.sequence_trials import SequenceTrainer
@@ -32,6 +35,8 @@ from ich_ray.search.best_states import best_state
 from ich_ray.search.run import run_request
 from ich_ray.search.tune.trial import TrialSettings
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
+from ich_ray.training.sequence_batches import sequence_logits
+from ich_ray.training.sequence_set import SequenceSet
 from ich_ray.training.state import TrainingState
 from tests.prepared import make_dataset
 from tests.searched import make_bundle, make_search
@@ -262,11 +267,28 @@ def test_what_the_bundle_answers_is_the_blend(searched: SearchFiles, dataset: Pr
     assert bundle.card.sequence is not None
     blend = bundle.card.sequence.blend["any"]
     own, blended = bundle.network_label_logits(slices), bundle.slice_label_logits(slices)
-    rest = (blended - blend.own * own - blend.bias)[:, 0]
-    assert blend.own >= 0
-    assert blend.sequence >= 0
-    if blend.sequence == 0:
-        np.testing.assert_allclose(rest, 0, atol=1e-4)
+    rest = blended - blend.own * own - blend.bias
+    assert bundle.sequence is not None
+    labels = bundle.card.parameters.predicted_labels
+    features = open_features(searched.sequence, dataset, features_key(bundle.card, dataset))
+    given = SequenceSet.of(dataset, slices.rows, features.of_rows(slices.rows), labels)
+    said = sequence_logits(bundle.sequence, given.features, given.order, bundle.device).slices
+    assert blend.sequence > 0
+    assert said.std() > 0.01
+    np.testing.assert_allclose(rest, blend.sequence * said, atol=1e-4)
+
+
+def test_figures_of_studies_are_by_the_rules_of_evaluate(searched: SearchFiles, dataset: PreparedDataset) -> None:
+    bundle, slices = load_bundle(searched.bundle), dataset.role("validation")
+    assert bundle.card.sequence is not None
+    own, studies = bundle.network_label_logits(slices), studies_of(slices)
+    head = bundle.study_label_logits(slices)
+    answering = study_logits(slices, head.answering, own, "maximum")
+    figures = bundle.card.sequence.figures["validation"]
+    assert isinstance(figures, dict)
+    for way, found in (("none", answering), ("sequence", head)):
+        expected = roc_auc_score(studies.label("any"), found.logits[found.of_slice[studies.first], -1])
+        assert figures[way]["study_roc_auc"] == pytest.approx(expected)  # type: ignore[index,call-overload]
 
 
 def test_class_weights_are_not_taken_out_of_blended_logits_again(

@@ -62,7 +62,8 @@ def by_study(labels: LabelTable, root: UPath, files: Sequence[str], without_prea
                 f"labels: a study must have one accession number of the table, got numbers {first + 1} and {row + 1} "
                 "for one; name studies by their StudyInstanceUID"
             )
-    return replace(labels, slice_ids=pa.array(ids, pa.string()))
+    unfound = frozenset(number for number, row in place.items() if row not in studies)
+    return replace(labels, slice_ids=pa.array(ids, pa.string()), unfound=unfound)
 
 
 def _read(root: UPath, files: Sequence[str], without_preamble: bool) -> Iterator[tuple[str, str]]:

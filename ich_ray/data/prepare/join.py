@@ -54,6 +54,7 @@ class Assembly:
         folds: int8 `[accepted]`.
         refused: file, frame, slice_id, reason and detail of all that is not accepted, then of labels without a file.
         unmatched: how many labels have no file; the last rows of `refused`, reason `file_missing`, file empty.
+        unfound: how many more go by an accession number that no file has; they are not in `refused`.
         examinations: labels of studies and the like; None where there are none.
     """
 
@@ -63,6 +64,7 @@ class Assembly:
     folds: NDArray[np.int8]
     refused: pa.Table
     unmatched: int
+    unfound: int = 0
     examinations: Examinations | None = None
 
     @property
@@ -146,16 +148,19 @@ def assemble(
         why = ", ".join(f"{reason} {count}" for reason, count in Counter(reasons[refused]).most_common(4))
         raise RoleError(f"{error}; {len(refused)} of {len(rows)} files were not accepted ({why})") from None
     without_file = labels.slice_ids.take(pa.array(unmatched))
-    no_file = pa.array([""] * len(unmatched), pa.string())
+    secret = pc.is_in(without_file, value_set=pa.array(sorted(labels.unfound), pa.string()))
+    without_file = without_file.filter(pc.invert(secret))
+    lacking = len(without_file)
+    no_file = pa.array([""] * lacking, pa.string())
     not_kept = rows.take(refused)
     files, frames, slice_ids = (not_kept[name].combine_chunks() for name in ("file", "frame", "slice_id"))
     table = pa.table(
         {
             "file": pa.concat_arrays([files, no_file]),
-            "frame": pa.concat_arrays([frames, pa.array([0] * len(unmatched), pa.int32())]),
+            "frame": pa.concat_arrays([frames, pa.array([0] * lacking, pa.int32())]),
             "slice_id": pa.concat_arrays([pc.fill_null(slice_ids, ""), without_file]),
-            "reason": pa.array([*reasons[refused], *["file_missing"] * len(unmatched)], pa.string()),
-            "detail": pa.array([*details[refused], *["a label without a file"] * len(unmatched)], pa.string()),
+            "reason": pa.array([*reasons[refused], *["file_missing"] * lacking], pa.string()),
+            "detail": pa.array([*details[refused], *["a label without a file"] * lacking], pa.string()),
         }
     )
     examinations = None
@@ -163,7 +168,7 @@ def assemble(
         of_kept = places[kept] if examined is labels else find_examinations(examined, accepted, pseudonyms)
         examinations = gather_examinations(examined, accepted, of_kept, roles, values[:, _ANY])
     flagged = _flag_shared_pixels(accepted, roles, split)
-    return Assembly(flagged, values, roles, folds, table, len(unmatched), examinations)
+    return Assembly(flagged, values, roles, folds, table, lacking, len(unmatched) - lacking, examinations)
 
 
 def _column(rows: pa.Table, name: str) -> NDArray[np.object_]:

@@ -56,6 +56,7 @@ class LabelTable:
         level: what a row is about.
         agreement: of the readers, where a label has several.
         by_accession: whether studies go by accession numbers, until `accession_numbers.by_study` has found them.
+        unfound: the accession numbers among the ids that no file has. They are counted, and never written.
     """
 
     slice_ids: pa.StringArray
@@ -67,6 +68,7 @@ class LabelTable:
     level: Level = "slice"
     agreement: tuple[ReaderAgreement, ...] = ()
     by_accession: bool = False
+    unfound: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.slice_ids)

@@ -292,8 +292,8 @@ def _notes(work: Work, assembly: Assembly, further_frames: int) -> tuple[str, ..
         notes.append(f"{found} of {len(work.labels)} labels found their file by {MATCH_RULES[work.labels.rule]}")
     if assembly.examinations is not None:
         notes += assembly.examinations.notes(work.labels.level == "slice")
-    if assembly.unmatched:
-        notes.append(f"{assembly.unmatched} labels have no file")
+    if lacking := assembly.unmatched + assembly.unfound:
+        notes.append(f"{lacking} labels have no file")
     notes += map(str, (*work.labels.agreement, *(work.examined.agreement if work.examined else ())))
     if work.labels.collapsed:
         notes.append(f"{work.labels.collapsed} label rows repeat others")

@@ -289,8 +289,8 @@ def _mismatch(root: UPath, reference: CheckpointReference | LogitsReference) -> 
 def _bundle(card: UPath) -> Iterator[str]:
     try:
         told = read_json(card)
-        notes = [told["weights"], *([told["sequence"]["weights"]] if told.get("sequence") else [])]
-        weights = [WeightsNote.model_validate(note) for note in notes]
+        holders = [told, *(told.get("members") or ()), *([told["sequence"]] if told.get("sequence") else ())]
+        weights = [WeightsNote.model_validate(holder["weights"]) for holder in holders]
         changed = [one.file for one in weights if sha256(card.parent / one.file) != one.sha256]
     except (OSError, LookupError, TypeError, ValueError, AttributeError, IntegrityError) as error:
         yield f"final/bundle: card and weights must be readable, got {type(error).__name__}: {error}"

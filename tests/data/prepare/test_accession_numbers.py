@@ -38,6 +38,7 @@ def test_numbers_become_the_studies_of_their_files(tmp_path: Path, files: list[s
     )
     found = by_study(labels, locate(tmp_path), files, False)
     assert found.slice_ids.to_pylist() == ["st2", "st1", "A4", "gone"]
+    assert found.unfound == {"A4", "gone"}
     assert found.values.tolist() == labels.values.tolist()
 
 

@@ -61,7 +61,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = folder / "s" / "final" / "bundle"
     bundle.mkdir(parents=True)
     (bundle / "model.safetensors").write_bytes(b"weights")
-    write_json(locate(bundle / "card.json"), {"weights": {"file": "model.safetensors", "sha256": sha256(b"weights")}})
+    (bundle / "model-1.safetensors").write_bytes(b"of another")
+    member = {"weights": {"file": "model-1.safetensors", "sha256": sha256(b"of another")}}
+    told = {"weights": {"file": "model.safetensors", "sha256": sha256(b"weights")}, "members": [member]}
+    write_json(locate(bundle / "card.json"), told)
     return folder
 
 
@@ -238,6 +241,12 @@ BREACHES: list[tuple[str, Callable[[Path], Any], str]] = [
     ),
     ("I1", rename_the_file_of_a_checkpoint, "trial 3: its record must be readable, got"),
     ("I7", lambda f: (f / "s/final/bundle/model.safetensors").write_bytes(b"w"), "final/bundle/model.safetensors: SHA"),
+    (
+        "I7",
+        lambda f: (f / "s/final/bundle/model-1.safetensors").unlink(),
+        "final/bundle: card and weights must be read",
+    ),
+    ("I7", lambda f: (f / "s/final/bundle/model-1.safetensors").write_bytes(b"w"), "final/bundle/model-1.safetensors:"),
     ("I8", lambda f: edit(f / "data" / "dataset.json", size=8), "24 images of (3, 8, 8) must be there, got (24, 3, 16"),
     ("I8", lambda f: edit(f / "data" / "dataset.json", roles={}), "0 validation slices must be there, got"),
     ("I8", lambda f: edit(f / "data" / "dataset.json", listed=53), "53 files were listed, got 52 counted"),
