@@ -30,7 +30,7 @@ from ich_ray.statistics.metrics import at_chance
 from ich_ray.storage import Location, SearchFiles, exists, locate, remove, write_bytes, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["Ledger", "Verdict", "differences", "trial_seed"]
 
@@ -158,11 +158,19 @@ class Ledger:
         """One more attempt at a trial begins; the first one is counted when it is added."""
         return self._change(number, attempts=self.trials[number].attempts + 1, **changes)
 
-    def lose(self, number: int, cause: str, detail: str, node: str, host: str) -> LostAttempt:
+    def lose(
+        self, number: int, cause: str, detail: str, node: str, host: str, devices: Iterable[str] = ()
+    ) -> LostAttempt:
         """Note an attempt that a fault of its machine or process has ended."""
         trial = self.trials[number]
         attempt = LostAttempt(
-            node=node, host=host, cause=cause, detail=detail, images_seen=trial.images_seen, time=time.time()
+            node=node,
+            host=host,
+            devices=tuple(devices),
+            cause=cause,
+            detail=detail,
+            images_seen=trial.images_seen,
+            time=time.time(),
         )
         self._change(number, lost=(*trial.lost, attempt))
         return attempt

@@ -33,7 +33,7 @@ from ich_ray.search.out_of_fold import OutOfFold
 from ich_ray.search.space.parameter_sets import PARAMETER_SETS
 from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
 from ich_ray.search.tune.quarantine import DECLINED, is_admitted
-from ich_ray.search.tune.train_workers import WorkersLost
+from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
 from ich_ray.storage import SearchFiles, locate, read_record, without_credentials
 from ich_ray.training.checkpoint_store import CheckpointStore
 from ich_ray.training.machine_faults import machine_fault
@@ -174,10 +174,13 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
 
     def trial(config: dict[str, Any]) -> None:
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _THREAD_TIMEOUT_S
-        _admitted(settings)
+        admitted = _admitted(settings)
         try:
             repeat(registered)
-            _run(settings, trainer, config)
+            _run(settings, trainer, config, admitted)
+        except FaultOfWorker as error:
+            _lose(error.fault, error.detail)
+            raise
         except WorkersLost:
             raise  # to Tune a lost worker, which this is
         except Exception as error:
@@ -194,16 +197,18 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
 _faulty = threading.Event()
 
 
-def _admitted(settings: TrialSettings) -> None:
-    """Leave a process, or a machine, that was found to be sick: the trial goes back, and nothing is counted.
+def _admitted(settings: TrialSettings) -> float:
+    """When this attempt was let in; a process, machine or device that was found to be sick gives its trial back.
+
+    Nothing is counted then.
 
     Raises:
         WorkersLost: it was.
     """
     if not _faulty.is_set():
-        out = _quarantined(settings)
-        if not out or is_admitted(out, _node(), settings.search, time.time()):
-            return
+        out, now = _quarantined(settings), time.time()
+        if not out or is_admitted(out, _node(), _devices(), settings.search, now):
+            return now
         time.sleep(settings.declined_s)  # it comes back at once as long as no other machine is free
     _lose(DECLINED, "")
     raise WorkersLost("this machine or process gets no trials")
@@ -221,12 +226,18 @@ def _quarantined(settings: TrialSettings) -> list[QuarantineNote]:
 def _lose(cause: str, detail: str) -> None:
     """Tell the driver that this attempt ends by no fault of its own, before it ends."""
     _faulty.set()
-    tune.report({"lost": cause, "detail": detail, "node": _node(), "host": platform.node()})
+    told = {"lost": cause, "detail": detail, "node": _node(), "host": platform.node()}
+    tune.report({**told, "devices": _devices()} if _devices() else told)
 
 
 def _node() -> str:
     """Ray's id of this machine; empty without Ray."""
     return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+
+
+def _devices() -> list[str]:
+    """Ray's ids of the accelerators that this trial holds, all of its workers together."""
+    return sorted(map(str, ray.get_gpu_ids())) if ray.is_initialized() else []
 
 
 def as_failure(error: Exception) -> TrialFailure:
@@ -237,7 +248,7 @@ def as_failure(error: Exception) -> TrialFailure:
     return TrialFailure(reason, without_credentials(f"{type(error).__name__}: {error}")[:500])
 
 
-def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> None:
+def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], admitted: float) -> None:
     files = SearchFiles(locate(settings.search))
     checkpoints = checkpoints_of(files, config["number"])
     kept = checkpoints.newest()
@@ -291,6 +302,8 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
                 {
                     **report,
                     "node": _node(),
+                    "devices": _devices(),
+                    "admitted": admitted,
                     "checkpoint": reference.model_dump() if reference else None,
                     "note": checkpoints.note,
                     "logits": best.reference.model_dump() if best.reference else None,
