@@ -18,6 +18,7 @@ from ich_ray.errors import ConfigError
 from ich_ray.results import (
     CheckpointReference,
     FoldNote,
+    LogitsReference,
     LostAttempt,
     Parameter,
     Report,
@@ -230,8 +231,15 @@ class Ledger:
         if not written.keeps_logits:
             remove(self.files.logits_of(trial.number))
         elif kept:
+            self._drop_other_logits(trial.number, kept)
             self._keep_the_best_logits()
         return written
+
+    def _drop_other_logits(self, number: int, kept: LogitsReference) -> None:
+        """Those of reports that were best before, which an attempt keeps for the next one."""
+        for path in self.files.logits_of(number).glob("*.f32"):
+            if path.name != kept.file.rpartition("/")[2]:
+                path.unlink(missing_ok=True)
 
     def _keep_the_best_logits(self) -> None:
         """Of the trials that are best; the record is written first, so that it names no file that is gone."""
