@@ -153,7 +153,7 @@ class CheckpointReference(Record):
 NodeId = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
 # Ray's ids of accelerators within a machine; left out of files where they are none, as on CPUs.
 Devices = Annotated[
-    tuple[Annotated[str, Field(pattern=r"^[0-9A-Za-z/_-]{1,64}$")], ...], Field(exclude_if=lambda devices: not devices)
+    tuple[Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")], ...], Field(exclude_if=lambda devices: not devices)
 ]
 
 

@@ -237,7 +237,8 @@ def _node() -> str:
 
 def _devices() -> list[str]:
     """Ray's ids of the accelerators that this trial holds, all of its workers together."""
-    return sorted(map(str, ray.get_gpu_ids())) if ray.is_initialized() else []
+    held = ray.get_gpu_ids() if ray.is_initialized() else []
+    return sorted(str(device).replace("/", "-") for device in held)  # MIG-GPU-UUID/1/0 of older drivers
 
 
 def as_failure(error: Exception) -> TrialFailure:
