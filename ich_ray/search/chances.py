@@ -91,7 +91,7 @@ class BestLogits:
         return None
 
     def report(self, report: Mapping[str, Any], logits: NDArray[np.float32] | None) -> None:
-        """Write the logits of a report if it is the best so far; the file of the one before goes with the next."""
+        """Write the logits of a report if it is the best so far; the file before goes with the next one."""
         if self._passed:
             (self._files.root / self._passed.file).unlink(missing_ok=True)
             self._passed = None

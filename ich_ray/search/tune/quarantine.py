@@ -1,4 +1,4 @@
-"""Which machines and devices get no trials for a while, because what they are given fails there alone.
+"""Which machines and devices get no trials for a while, as what they are given fails there alone.
 
 Told by the driver of every attempt that was lost to a fault of its machine or process, and of every report; decides
 whose fault it was. Counts by machine and device, as a report of one accelerator says nothing of the next; on CPUs by
