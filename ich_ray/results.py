@@ -41,7 +41,7 @@ from ich_ray.storage import (
 from ich_ray.vocabulary import LEAK, Precision, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     import pandas as pd
     from upath import UPath
@@ -151,6 +151,10 @@ class CheckpointReference(Record):
 
 # Ray's id of a machine; empty where there was no Ray.
 NodeId = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
+# Ray's ids of accelerators within a machine; left out of files where they are none, as on CPUs.
+Devices = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")], ...], Field(exclude_if=lambda devices: not devices)
+]
 
 
 class LostAttempt(Record):
@@ -158,12 +162,14 @@ class LostAttempt(Record):
 
     Attributes:
         node: Ray's id of the machine, and `host`, its name.
+        devices: of the machine, that the trial held.
         cause: a `Fault` of training/machine_faults.py, or `silent`.
         images_seen: that the trial had reported by then, and from whose newest state it goes on.
     """
 
     node: NodeId
     host: Line
+    devices: Devices = ()
     cause: Line
     detail: Text = ""
     images_seen: Count
@@ -171,22 +177,43 @@ class LostAttempt(Record):
 
 
 class QuarantineNote(Record):
-    """A machine that gets no trials until a time, and then one first."""
+    """A machine, or some accelerators of it, that get no trials until a time, and then one first.
+
+    Attributes:
+        devices: of the machine; empty for all of it.
+    """
 
     node: NodeId
     host: Line
+    devices: Devices = ()
     cause: Line
     since: Time
     until: Time
 
+    def covers(self, node: str, devices: Collection[str]) -> bool:
+        """Whether a trial that holds these devices of a machine holds one that is out."""
+        return self.node == node and (not self.devices or not {*self.devices}.isdisjoint(devices))
+
+    @property
+    def place(self) -> str:
+        """The machine by its name, and what of it."""
+        return placed(self.host, self.devices)
+
+
+def placed(host: str, devices: Collection[str]) -> str:
+    """A machine, or devices of it, for people."""
+    return f"{host} (GPU {', '.join(sorted(devices))})" if devices else host
+
 
 def fault_note(record: SearchRecord, trials: Iterable[TrialResult]) -> str:
     """What faults of machines have cost a search, and who is in quarantine; empty where there were none."""
-    lost = Counter(f"{attempt.cause} on {attempt.host}" for trial in trials for attempt in trial.lost)
+    lost = Counter(
+        f"{attempt.cause} on {placed(attempt.host, attempt.devices)}" for trial in trials for attempt in trial.lost
+    )
     if not lost:
         return ""
     told = ", ".join(f"{count} {what}" for what, count in lost.most_common())
-    hosts = ", ".join(dict.fromkeys(note.host for note in record.quarantined))
+    hosts = ", ".join(dict.fromkeys(note.place for note in record.quarantined))
     return f"{lost.total()} attempts lost to faults of machines ({told}){hosts and f', in quarantine: {hosts}'}"
 
 
@@ -423,6 +450,7 @@ class _Amendment(Record):
     ended: EndCheck | None = None
     quarantine: QuarantineNote | None = None
     released: NodeId = ""
+    released_devices: Devices = ()
 
 
 class SearchRecord(Record):
@@ -514,13 +542,15 @@ class SearchRecord(Record):
 
     @property
     def quarantined(self) -> list[QuarantineNote]:
-        """Machines that have not been released; a search that goes on begins with them."""
-        out: dict[str, QuarantineNote] = {}
+        """Machines and devices that have not been released; a search that goes on begins with them."""
+        out: dict[tuple[str, tuple[str, ...]], QuarantineNote] = {}
         for change in self.amendments:
             if note := change.get("quarantine"):
                 found = QuarantineNote.model_validate(note)
-                out[found.node] = found
-            out.pop(str(change.get("released", "")), None)
+                out[found.node, found.devices] = found
+            if released := change.get("released"):
+                devices = change.get("released_devices")
+                out.pop((str(released), tuple(map(str, devices)) if isinstance(devices, list | tuple) else ()), None)
         return list(out.values())
 
     def _amended(self, key: str, first: Any) -> Any:

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Protocol
 
 from ich_ray.errors import IchRayError
+from ich_ray.progress import say
 from ich_ray.storage import remove
 
 if TYPE_CHECKING:
@@ -66,16 +67,27 @@ class BestStates:
 def best_state(folder: UPath, trial: TrialResult) -> UPath:
     """The file of the state of a trial's best report.
 
+    Where an attempt fell back and gave other values, that report has none: then the best state that is there.
+
     Raises:
         IchRayError: it is not there.
     """
     best = trial.best_report
-    found = [path for images, _, path in _states(folder) if best and images == best.images_seen]
-    if not found:
+    there = _states(folder)
+    told = (best.images_seen, best.metrics.get(trial.objective.metric)) if best else None
+    if found := [path for images, value, path in there if told == (images, value)]:
+        return found[0]
+    if best is None or not there:
         raise IchRayError(
             f"{folder}: the weights of trial {trial.number} must be there, got none; search again in another folder"
         )
-    return found[0]
+    sign = 1 if trial.objective.mode == "max" else -1
+    images, value, path = max(there, key=lambda state: (sign * state[1], state[0]))
+    say(
+        f"trial {trial.number}: the weights of its best report, after {best.images_seen:,} images, are gone, as an "
+        f"attempt went back before it; those after {images:,} are taken ({trial.objective.metric} {value:.4f})"
+    )
+    return path
 
 
 def keep_only(weights: UPath, seeds: Iterable[int]) -> None:

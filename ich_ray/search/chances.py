@@ -49,7 +49,8 @@ class BestLogits:
         wanted: whether any are kept.
 
     Attributes:
-        reference: to the file; None where there is none of the best report.
+        reference: to the file; None where there is none of the best report. That of the best report before it stays
+            until the next one, as a process that dies before its checkpoint comes back to that.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class BestLogits:
                 self._best, best_images = value, report["images_seen"]
         if best_images:
             self.reference = self._kept(best_images)
+        self._passed: LogitsReference | None = None
 
     def _is_best(self, value: float | None) -> bool:
         if value is None or not math.isfinite(value):
@@ -89,7 +91,10 @@ class BestLogits:
         return None
 
     def report(self, report: Mapping[str, Any], logits: NDArray[np.float32] | None) -> None:
-        """Write the logits of a report if it is the best so far; the file of the one before goes."""
+        """Write the logits of a report if it is the best so far; the file before goes with the next one."""
+        if self._passed:
+            (self._files.root / self._passed.file).unlink(missing_ok=True)
+            self._passed = None
         value = report["metrics"].get(self._objective.metric)
         if not (self._wanted and self._is_best(value)):
             return
@@ -97,8 +102,7 @@ class BestLogits:
         if logits is not None:
             by_label = logits.reshape(len(logits), -1)
             self.reference = save_logits(self._files, self._trial, report["images_seen"], by_label)
-        if before and before != self.reference:
-            (self._files.root / before.file).unlink(missing_ok=True)
+        self._passed = before if before != self.reference else None
 
 
 def write_chances(ledger: Ledger, dataset: PreparedDataset) -> Chances | None:
@@ -107,49 +111,43 @@ def write_chances(ledger: Ledger, dataset: PreparedDataset) -> Chances | None:
     sign = 1 if objective.mode == "max" else -1
     kept = [trial for trial in completed if trial.value is not None and (trial.logits or trial.best_notes)]
     best = sorted(kept, key=lambda one: (-sign * (one.value or 0.0), one.number))[:MOST_LOGITS]
-    found = _compared(ledger, dataset, best, objective) if len(best) > 1 else None
-    if found is None:
+    judged = dict(_judged(ledger, dataset, best, objective)) if len(best) > 1 else {}
+    p_best = chances_of_best([*judged.values()], objective.metric) if len(judged) > 1 else None
+    if p_best is None:
         ledger.files.chances.unlink(missing_ok=True)
         return None
-    p_best, patients, positive = found
+    patients, positive = _patients(next(iter(judged.values())))
     chances = Chances(
         completed=len(completed),
         patients=patients,
         positive=positive,
-        trials=tuple(Chance(trial=one.number, p_best=share) for one, share in zip(best, p_best, strict=True)),
+        trials=tuple(Chance(trial=one, p_best=share) for one, share in zip(judged, p_best, strict=True)),
     )
     write_json(ledger.files.chances, chances.model_dump(mode="json"))
     return chances
 
 
-def _compared(
-    ledger: Ledger, dataset: PreparedDataset, best: Sequence[TrialResult], objective: Objective
-) -> tuple[list[float], int, int] | None:
-    """The chance of each, and the patients who judged them, all and positive."""
-    try:
-        judged = [*_judged(ledger, dataset, best, objective)]
-    except (OSError, IntegrityError) as error:
-        say(f"ranking: the best trials cannot be compared: {error}")
-        return None
-    if (p_best := chances_of_best(judged, objective.metric)) is None:
-        return None
-    patients = np.concatenate([part.patients for part in judged[0]]).astype(str)
-    positive = np.concatenate([part.targets[:, -1] for part in judged[0]]) > 0
-    return p_best, len(np.unique(patients)), len(np.unique(patients[positive]))
+def _patients(parts: Sequence[FoldPart]) -> tuple[int, int]:
+    """Who judges trials, all and positive."""
+    patients = np.concatenate([part.patients for part in parts]).astype(str)
+    positive = np.concatenate([part.targets[:, -1] for part in parts]) > 0
+    return len(np.unique(patients)), len(np.unique(patients[positive]))
 
 
 def _judged(
     ledger: Ledger, dataset: PreparedDataset, best: Sequence[TrialResult], objective: Objective
-) -> Iterator[list[FoldPart]]:
-    if objective.networks > 1:
-        kept = OutOfFold(ledger.files, dataset, objective, ledger.record.seed)
-        for trial in best:
-            yield [kept.read(note.number, note.logits) for note in trial.best_notes]
-        return
+) -> Iterator[tuple[int, list[FoldPart]]]:
+    """What is known of each trial by its number; one whose file is lost is left out."""
+    folded = OutOfFold(ledger.files, dataset, objective, ledger.record.seed) if objective.networks > 1 else None
     slices = dataset.role("validation")
     for trial in best:
-        if trial.logits:
-            yield [part_of(slices, read_logits(ledger.files, trial.logits, len(slices)))]
+        try:
+            if folded:
+                yield trial.number, [folded.read(note.number, note.logits) for note in trial.best_notes]
+            elif trial.logits:
+                yield trial.number, [part_of(slices, read_logits(ledger.files, trial.logits, len(slices)))]
+        except (OSError, IntegrityError) as error:
+            say(f"ranking: trial {trial.number} cannot be compared: {error}")
 
 
 def format_chances(chances: Chances | None) -> str:

@@ -81,10 +81,10 @@ class ClusterResources:
         return live + ([] if self._limits is None else autoscaled(self._limits, len(alive) - 1))
 
 
-def nodes_that_hold(cpus: float, gpus: float) -> set[str]:
-    """Ray's ids of the machines that are up and large enough for a trial."""
+def nodes_that_hold(cpus: float, gpus: float) -> dict[str, int]:
+    """Accelerators of the machines that are up and large enough for a trial, by Ray's ids."""
     return {
-        node["NodeID"]
+        node["NodeID"]: int(node["Resources"].get("GPU", 0.0))
         for node in _alive()
         if node["Resources"].get("CPU", 0.0) >= cpus and node["Resources"].get("GPU", 0.0) >= gpus
     }

@@ -18,6 +18,7 @@ from ich_ray.errors import ConfigError
 from ich_ray.results import (
     CheckpointReference,
     FoldNote,
+    LogitsReference,
     LostAttempt,
     Parameter,
     Report,
@@ -30,7 +31,7 @@ from ich_ray.statistics.metrics import at_chance
 from ich_ray.storage import Location, SearchFiles, exists, locate, remove, write_bytes, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["Ledger", "Verdict", "differences", "trial_seed"]
 
@@ -160,11 +161,19 @@ class Ledger:
         """One more attempt at a trial begins; the first one is counted when it is added."""
         return self._change(number, attempts=self.trials[number].attempts + 1, **changes)
 
-    def lose(self, number: int, cause: str, detail: str, node: str, host: str) -> LostAttempt:
+    def lose(
+        self, number: int, cause: str, detail: str, node: str, host: str, devices: Iterable[str] = ()
+    ) -> LostAttempt:
         """Note an attempt that a fault of its machine or process has ended."""
         trial = self.trials[number]
         attempt = LostAttempt(
-            node=node, host=host, cause=cause, detail=detail, images_seen=trial.images_seen, time=time.time()
+            node=node,
+            host=host,
+            devices=tuple(devices),
+            cause=cause,
+            detail=detail,
+            images_seen=trial.images_seen,
+            time=time.time(),
         )
         self._change(number, lost=(*trial.lost, attempt))
         return attempt
@@ -237,8 +246,15 @@ class Ledger:
         if not written.keeps_logits:
             remove(self.files.logits_of(trial.number))
         elif kept:
+            self._drop_other_logits(trial.number, kept)
             self._keep_the_best_logits()
         return written
+
+    def _drop_other_logits(self, number: int, kept: LogitsReference) -> None:
+        """Those of reports that were best before, which an attempt keeps for the next one."""
+        for path in self.files.logits_of(number).glob("*.f32"):
+            if path.name != kept.file.rpartition("/")[2]:
+                path.unlink(missing_ok=True)
 
     def _keep_the_best_logits(self) -> None:
         """Of the trials that are best; the record is written first, so that it names no file that is gone."""

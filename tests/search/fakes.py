@@ -157,12 +157,14 @@ class FakeWorker:
 
     Attributes:
         wait_s, kill_once: as of FakeTrainer.
+        fault_once: the same, where rank 1 meets a CUDA error after 500 images.
         raise_at: an exception and the images after which rank 1 raises it while the others wait for it.
         pids: a folder in which each worker leaves its number.
     """
 
     wait_s: float = 0.0
     kill_once: str = ""
+    fault_once: str = ""
     raise_at: tuple[Exception, int] | None = None
     pids: str = ""
 
@@ -187,6 +189,9 @@ class FakeWorker:
                 with suppress(FileNotFoundError):
                     Path(self.kill_once).unlink()
                     os.kill(os.getpid(), signal.SIGKILL)
+            if shard.rank == 1 and seen > 500 and self.fault_once and Path(self.fault_once).exists():
+                Path(self.fault_once).unlink()
+                raise torch.AcceleratorError("CUDA error: unspecified launch failure")
             if shard.rank == 1 and self.raise_at and seen >= self.raise_at[1]:
                 raise self.raise_at[0]
             together = int(shard.total(torch.ones(1)))

@@ -73,6 +73,20 @@ def test_files_of_other_names_are_not_looked_at(name: str, tmp_path: Path) -> No
         best_state(locate(tmp_path), trial([0.5]))
 
 
+@pytest.mark.parametrize(("repeated", "taken"), [([0.5, 0.6], 300), ([0.65, 0.6], 200), ([0.1, 0.3, 0.55], 400)])
+def test_after_a_trial_fell_back_the_best_that_is_there_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeated: list[float], taken: int
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ich_ray.search.best_states.say", said.append)
+    offered(tmp_path, [0.2, 0.7])
+    offered(tmp_path, repeated, after=100)
+    file = best_state(locate(tmp_path), trial([0.2, 0.7, 0.6, 0.55]))
+    assert TrainingState.load(file).images_seen == taken
+    (line,) = said
+    assert f"those after {taken} are taken (average_precision {max(repeated)}" in line
+
+
 def test_a_very_small_loss_is_read_as_it_was_written(tmp_path: Path) -> None:
     offered(tmp_path, [1.5e-17])
     assert offered(tmp_path, [], after=100).kept == [(100, 1.5e-17)]

@@ -114,9 +114,26 @@ def test_what_cannot_be_read_is_said_and_tells_nothing(
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
     assert write_chances(ledger, dataset) is None
     assert not ledger.files.chances.exists()
-    assert said[0].startswith("ranking: the best trials cannot be compared: ")
+    assert said[0].startswith("ranking: trial 1 cannot be compared: ")
     assert "SHA-256 must be the one in the ledger" in said[0]
     assert any("trial 1" in breach for check in audit(tmp_path / "s").breached for breach in check.breaches)
+
+
+def test_one_trial_whose_logits_are_lost_is_left_out(
+    tmp_path: Path, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(module, "say", said.append)
+    ledger = ledger_of(tmp_path / "s", dataset)
+    for skill in (2.0, 1.0, 1.5):
+        trained(ledger, dataset, skill)
+    (ledger.files.root / ledger.trials[0].logits.file).unlink()  # type: ignore[union-attr]
+    chances = write_chances(ledger, dataset)
+    assert chances is not None
+    assert {one.trial for one in chances.trials} == {1, 2}
+    assert sum(one.p_best for one in chances.trials) == pytest.approx(1)
+    assert len(said) == 1
+    assert said[0].startswith("ranking: trial 0 cannot be compared: ")
 
 
 def test_a_search_without_logits_has_no_chances(tmp_path: Path, dataset: PreparedDataset) -> None:
@@ -154,6 +171,7 @@ def test_the_file_is_of_the_best_report_also_after_a_resume(tmp_path: Path) -> N
         first.report(report(images, value), logits[images])
     assert first.reference is not None
     assert [path.name for path in files.logits_of(7).iterdir()] == [Path(first.reference.file).name]
+    assert BestLogits(files, 7, OBJECTIVE, [report(100, 0.5)], wanted=True).reference is None, "two reports ago"
     assert read_logits(files, first.reference, 4)[:, 0].tolist() == [200] * 4
     history = [report(100, 0.5), report(200, 0.8)]
     again = BestLogits(files, 7, OBJECTIVE, history, wanted=True)
@@ -163,9 +181,28 @@ def test_the_file_is_of_the_best_report_also_after_a_resume(tmp_path: Path) -> N
     again.report(report(400, 0.9), logits[400])
     assert again.reference is not None
     assert read_logits(files, again.reference, 4)[:, 0].tolist() == [400] * 4
-    assert len([*files.logits_of(7).iterdir()]) == 1
+    assert len([*files.logits_of(7).iterdir()]) == 2
+    # dead before its checkpoint: the one before is there still, and a repeat may give other values
+    back = BestLogits(files, 7, OBJECTIVE, [*history, report(300, 0.7)], wanted=True)
+    assert back.reference == first.reference
+    back.report(report(400, 0.75), logits[400] + 1)
+    back.report(report(500, 0.74), logits[400])
+    assert back.reference == first.reference
+    again.report(report(500, 0.8), logits[400])
     # the file of the best report is gone, and that of another one would say something else
     assert BestLogits(files, 7, OBJECTIVE, history, wanted=True).reference is None
+
+
+def test_of_a_trial_that_has_ended_one_file_stays(tmp_path: Path, dataset: PreparedDataset) -> None:
+    ledger = ledger_of(tmp_path / "s", dataset)
+    number = ledger.add({"dropout": 0.1}).number
+    best = BestLogits(ledger.files, number, OBJECTIVE, (), wanted=True)
+    for images, value in ((100, 0.5), (200, 0.6), (300, 0.7)):
+        best.report(report(images, value), np.full(4, value, np.float32))
+        end = Verdict("completed") if images == 300 else None
+        assert len([*ledger.files.logits_of(number).iterdir()]) == min(images // 100, 2)
+        ledger.report(number, images, report(images, value)["metrics"], 1.0, logits=best.reference, end=end)
+    assert [path.name[:12] for path in ledger.files.logits_of(number).iterdir()] == ["000000000300"]
 
 
 def test_a_network_that_says_nothing_and_a_confirmation_write_nothing(tmp_path: Path) -> None:

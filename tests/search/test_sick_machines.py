@@ -31,14 +31,24 @@ class Sick:
     Attributes:
         mark: the file; without it nothing is sick.
         whole_machine: whether every process of that machine is sick, or one process.
-        quarantines: that must stand in the ledger before anything else goes on.
+        quarantines: that must stand in the ledger before anything else goes on; with a device, beyond two reports.
+        device: the accelerator that is sick, in place of what a file names.
     """
 
-    mark: str
-    whole_machine: bool
+    mark: str = ""
+    whole_machine: bool = False
     quarantines: int = 0
+    device: str = ""
 
     def __call__(self, *arguments: Any) -> Generator[FakeProgress, None, None]:
+        if self.device:
+            if self.device in map(str, ray.get_gpu_ids()):
+                raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+            for progress in FakeTrainer(wait_s=0.1)(*arguments):
+                yield progress
+                if progress.images_seen == 200:
+                    self.wait(arguments[2].search)
+            return
         me = ray.get_runtime_context().get_node_id() if self.whole_machine else str(os.getpid())
         try:
             with Path(self.mark).open("x") as file:
@@ -47,10 +57,13 @@ class Sick:
             time.sleep(0.05)  # until its writer has written
         if Path(self.mark).read_text() == me:
             raise torch.AcceleratorError("CUDA error: unspecified launch failure")
-        record = Path(arguments[2].search) / "search.json"
+        self.wait(arguments[2].search)
+        yield from FakeTrainer(wait_s=0.1)(*arguments)
+
+    def wait(self, search: str) -> None:
+        record = Path(search) / "search.json"
         while record.read_text().count('"quarantine"') < self.quarantines:
             time.sleep(0.1)
-        yield from FakeTrainer(wait_s=0.1)(*arguments)
 
 
 @pytest.fixture
@@ -70,6 +83,26 @@ def test_a_sick_process_costs_an_attempt_and_no_trial(call: tuple[Path, Path, Pa
     )
     assert found.count("failed") == 0
     assert attempts_lost(found) == 1
+    assert audit(call[2]).breached == ()
+
+
+def test_a_sick_device_costs_two_attempts_and_no_trial(
+    call: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray believes in two accelerators here, one a trial; the healthy one reports between the faults."""
+    monkeypatch.setattr(driver, "DECLINED_S", 0.5)
+    made = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2, "include_dashboard": False}
+    )  # fmt: skip
+    try:
+        sick = Sick(device="1", quarantines=1)
+        found = run_search(*call, trials=4, address=made.address, cpus_per_trial=1, gpus_per_trial=1, _trainer=sick)
+    finally:
+        ray.shutdown()
+        made.shutdown()
+    assert {trial.state for trial in found.trials} <= {"completed", "pruned"}
+    assert [one.devices for trial in found.trials for one in trial.lost] == [("1",)] * 2
+    assert [(note.devices, note.cause) for note in found.record.quarantined] == [(("1",), "device")]
     assert audit(call[2]).breached == ()
 
 

@@ -108,8 +108,9 @@ class LedgerCallback(Callback):
         }
         if result.get("note"):
             changes["detail"] = result["note"]
-        if result.get("logits"):
-            changes["logits"] = LogitsReference.model_validate(result["logits"])
+        if "logits" in result:  # None where the file of the best report is lost
+            logits = result["logits"]
+            changes["logits"] = LogitsReference.model_validate(logits) if logits else None
         if result.get("setup"):
             changes["setup"] = ExecutionInfo.model_validate(result["setup"])
         verdict, before = self._scheduler.verdicts.get(number), self._ledger.trials[number].images_seen

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ich_ray.data.folds import HeldOut
-from ich_ray.errors import TrialFailure
-from ich_ray.search.tune.train_workers import WorkersLost, run_workers
+from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost, run_workers
 from ich_ray.storage import Location, locate, sha256, write_bytes
+from ich_ray.training.machine_faults import machine_fault
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.errors import TrialFailure
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import ExecutionInfo
     from ich_ray.search.tune.trial import Trainer, TrialSettings
@@ -69,7 +70,7 @@ class _Mailbox:
     """
 
     def __init__(self) -> None:
-        self._told: asyncio.Queue[_Step | tuple[str, str]] = asyncio.Queue()
+        self._told: asyncio.Queue[_Step | Exception] = asyncio.Queue()
         self._changed = asyncio.Condition()
         self._jobs: list[dict[str, Any] | None] = []
         self._allowed, self._ended = (0, 0), 0
@@ -93,10 +94,11 @@ class _Mailbox:
             await self._changed.wait_for(lambda: self._ended >= job or self._allowed >= (job, report))
         return self._ended < job
 
-    async def fail(self, reason: str, detail: str) -> None:
-        self._told.put_nowait((reason, detail))
+    async def fail(self, reason: Exception) -> None:
+        """What ended a worker, for the process of its trial to raise."""
+        self._told.put_nowait(reason)
 
-    async def next(self) -> _Step | tuple[str, str]:
+    async def next(self) -> _Step | Exception:
         return await self._told.get()
 
     async def answer(self, goes_on: bool) -> None:
@@ -185,18 +187,19 @@ class _Group:
 
         Raises:
             TrialFailure: a worker has said why it cannot go on.
+            FaultOfWorker: the same, where that is of its machine or process.
             WorkersLost: one is gone without a word.
         """
         asked = self._desk.next.remote()
-        told: _Step | tuple[str, str] | None = None
+        told: _Step | Exception | None = None
         while told is None:
             alive = self._thread.is_alive()
             if ray.wait([asked], timeout=0.5 if alive else 1)[0]:
                 told = ray.get(asked)
             elif not alive:
                 raise WorkersLost(f"the workers of a trial must end with it, got: {self._lost}")
-        if isinstance(told, tuple):
-            raise TrialFailure(*told)
+        if isinstance(told, Exception):
+            raise told
         return told
 
     def answer(self, goes_on: bool) -> None:
@@ -223,7 +226,6 @@ def _visible(devices: list[str]) -> dict[str, str]:
 
 def _work(config: dict[str, Any]) -> None:
     """What each worker runs. It ends by an exception where the others may be waiting for it: Ray Train ends them."""
-    from ich_ray.search.tune.trial import as_failure
     from ich_ray.training.data_parallel import PeerLost
 
     desk = config["desk"]
@@ -236,9 +238,16 @@ def _work(config: dict[str, Any]) -> None:
     except PeerLost:
         raise  # what ended the peer is the reason, and this is not
     except Exception as error:
-        failure = as_failure(error)
-        ray.get(desk.fail.remote(failure.reason, failure.detail))
+        ray.get(desk.fail.remote(_reason(error)))
         raise
+
+
+def _reason(error: Exception) -> TrialFailure | FaultOfWorker:
+    """What the process of a trial is told of an error: a failure of the trial, or a fault of its machine."""
+    from ich_ray.search.tune.trial import as_failure
+
+    failure, fault = as_failure(error), machine_fault(error)
+    return FaultOfWorker(fault, failure.detail) if fault else failure
 
 
 def _train(
@@ -261,12 +270,13 @@ def _train(
     dataset = opened(settings, fold)
     with closing(trainer(parameters, dataset, settings, seed, resume, shard)) as steps:
         for report, progress in enumerate(steps, start=1):
-            step = _step(progress, settings.images_of(parameters)) if shard.rank == 0 else None
+            step = _step(progress, settings, parameters) if shard.rank == 0 else None
             if not ray.get(desk.hand_in.remote(job, report, step)):
                 return
 
 
-def _step(progress: Any, images: int) -> _Step:
-    last = progress.images_seen >= images
-    data = b"" if last else progress.state().packed()
+def _step(progress: Any, settings: TrialSettings, parameters: Hyperparameters) -> _Step:
+    """A report with its state, which the last one needs only where the weights of the best stay."""
+    last = progress.images_seen >= settings.images_of(parameters)
+    data = b"" if last and not settings.keep_weights else progress.state().packed()
     return _Step(progress.images_seen, progress.metrics, progress.elapsed_s, progress.setup, data)

@@ -1,29 +1,30 @@
-"""Which machines get no trials for a while, because what they are given fails there alone.
+"""Which machines and devices get no trials for a while, as what they are given fails there alone.
 
 Told by the driver of every attempt that was lost to a fault of its machine or process, and of every report; decides
-whose fault it was. Where a quarantine is over one trial goes first, and its report ends it. Starts nothing and knows
-nothing of Ray: what a machine is asked stands in `is_admitted`, which the process of a trial calls on its own machine.
+whose fault it was. Counts by machine and device, as a report of one accelerator says nothing of the next; on CPUs by
+machine. Where a quarantine is over one trial goes first, and its report ends it. Starts nothing and knows nothing of
+Ray: what a machine is asked stands in `is_admitted`, which the process of a trial calls on its own machine.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from ich_ray.errors import IchRayError
 from ich_ray.progress import say
-from ich_ray.results import LostAttempt, QuarantineNote
+from ich_ray.results import LostAttempt, QuarantineNote, placed
 from ich_ray.search.ledger import Verdict
 from ich_ray.storage import sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from ich_ray.search.ledger import Ledger
 
@@ -32,7 +33,7 @@ __all__ = ["DECLINED", "DEVICE_ERROR", "Quarantine", "is_admitted"]
 DEVICE_ERROR = "device_error"
 # In the place of a fault's name: the process or machine was known to be sick, and nothing was lost.
 DECLINED = "declined"
-# Faults in a row on one machine, with no report from it between them, before it gets no more trials: one may be an
+# Faults in a row on one device, with no report from it between them, before it gets no more trials: one may be an
 # accident, and a third costs a third attempt.
 _IN_A_ROW = 2
 # A trial that loses so many attempts to storage, with no report of its own between them, ends the search: nothing would
@@ -40,36 +41,48 @@ _IN_A_ROW = 2
 _UNWRITTEN, _UNWRITTEN_FULL = 5, 2
 # On the only machine there is nothing to compare with: so many trials in a row must fail there, each of them twice.
 _TRIALS_ALONE = 3
+# So long a quarantine lasts at most.
+_LONGEST_S = 3600.0
 
 
-@dataclass
-class _Machine:
-    """Faults since its last good report: the trial of each."""
+class _Held(NamedTuple):
+    """What an attempt held, by Ray's ids: a machine, and devices of it unless it computes on CPUs."""
 
-    host: str = ""
-    faults: list[int] = field(default_factory=list)
+    node: str
+    devices: frozenset[str]
+
+    @property
+    def spots(self) -> frozenset[tuple[str, str]]:
+        return frozenset((self.node, device) for device in self.devices or ("",))
+
+    def is_apart(self, other: _Held) -> bool:
+        """Whether two attempts had no device in common."""
+        devices = bool(self.devices and other.devices) and self.devices.isdisjoint(other.devices)
+        return self.node != other.node or devices
 
 
 class Quarantine:
-    """Judges lost attempts, and writes into the ledger which machines are out.
+    """Judges lost attempts, and writes into the ledger which machines and devices are out.
 
     Args:
         ledger: of the search.
-        machines: ids of the machines that are up.
+        machines: accelerators of the machines that are up, by id.
         released_after_s: after which a machine is tried again.
     """
 
     def __init__(
         self,
         ledger: Ledger,
-        machines: Callable[[], Iterable[str]],
+        machines: Callable[[], Mapping[str, int]],
         released_after_s: float,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._ledger, self._machines, self._released_after_s, self._now = ledger, machines, released_after_s, now
-        self._seen: dict[str, _Machine] = {}
-        self._out = {note.node for note in ledger.record.quarantined}
-        self._of_trial: dict[int, list[str]] = {}
+        self._out = [*ledger.record.quarantined]
+        # Since the last report from there, the trials that were lost on a device, and on a machine with where.
+        self._faults: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        self._in_a_row: defaultdict[str, list[tuple[int, _Held]]] = defaultdict(list)
+        self._of_trial: defaultdict[int, list[_Held]] = defaultdict(list)
         self._failed_alone: list[int] = []
 
     def lost(self, number: int, told: Mapping[str, Any]) -> Verdict | None:
@@ -77,8 +90,8 @@ class Quarantine:
 
         Args:
             number: of the trial.
-            told: what its process said: `lost`, the fault's name, `detail`, `node` and `host`; `full` where a storage
-                has no room.
+            told: what its process said: `lost`, the fault's name, `detail`, `node`, `host` and `devices`; `full` where
+                a storage has no room.
 
         Raises:
             IchRayError: no machine is left that a trial could run on.
@@ -86,26 +99,33 @@ class Quarantine:
         """
         if told["lost"] == DECLINED:
             return None
-        attempt = self._ledger.lose(number, told["lost"], told["detail"], told["node"], told["host"])
-        say(f"trial {number}: {attempt.cause} fault on {attempt.host}, goes back to the queue ({attempt.detail[:160]})")
-        if attempt.cause == "storage":
+        devices = told.get("devices", ())
+        attempt = self._ledger.lose(number, told["lost"], told["detail"], told["node"], told["host"], devices)
+        place, of_storage = placed(attempt.host, attempt.devices), attempt.cause == "storage"
+        say(f"trial {number}: {attempt.cause} fault on {place}, goes back to the queue ({attempt.detail[:160]})")
+        if of_storage:
             self._check_storage(number, attempt.detail, _UNWRITTEN_FULL if told.get("full") else _UNWRITTEN)
-        machine = self._seen.setdefault(attempt.node, _Machine())
-        machine.host = attempt.host
-        before = self._of_trial.setdefault(number, [])
-        twice_here, elsewhere = attempt.node in before, {*before} - {attempt.node}
-        well = twice_here and number not in machine.faults  # a report came from there between the two
-        before.append(attempt.node)
-        machine.faults.append(number)
-        if (elsewhere or well) and attempt.cause != "storage":  # no parameters can be the fault of a folder
+        # What a folder takes is no matter of a device.
+        held = _Held(attempt.node, frozenset(() if of_storage else attempt.devices))
+        before = [*self._of_trial[number]]
+        here = {spot for earlier in before for spot in earlier.spots & held.spots}
+        well = bool(here) and all(number not in self._faults[spot] for spot in here)  # a report came between the two
+        self._of_trial[number].append(held)
+        self._in_a_row[held.node].append((number, held))
+        for spot in held.spots:
+            self._faults[spot].append(number)
+        several = self._failed_on_two(held, before)
+        if (well or several) and not of_storage:  # no parameters can be the fault of a folder
             self._clear_of(number)
-            return self._failed(attempt, "on two machines" if elsewhere else "twice, where others run")
-        if len(machine.faults) < _IN_A_ROW:
+            return self._failed(attempt, "twice, where others run" if well else f"on two {several}")
+        sick = self._sick(held)
+        if sick is None:
             return None
-        if {*self._machines()} - {attempt.node} - self._out:
-            self._shut(attempt, len(machine.faults))
+        if self._is_room_beside(held, sick):
+            self._shut(attempt, sick)
             return None
-        return None if attempt.cause == "storage" else self._alone(number, attempt, twice_here)
+        twice_here = any(earlier.node == held.node for earlier in before)
+        return None if of_storage else self._alone(number, attempt, twice_here)
 
     def _check_storage(self, number: int, detail: str, most: int) -> None:
         """Ask the driver to write where a worker could not: a folder that takes nothing ends the search."""
@@ -114,6 +134,36 @@ class Quarantine:
         since = [one for one in trial.lost if one.cause == "storage" and one.images_seen == trial.images_seen]
         if len(since) >= most:
             raise OSError(detail)
+
+    def _failed_on_two(self, held: _Held, before: Iterable[_Held]) -> str:
+        """Of what a trial has failed on two; of devices of one machine only while nothing says that all of it is sick.
+
+        Empty where it has not.
+        """
+        apart = [earlier for earlier in before if held.is_apart(earlier)]
+        if any(earlier.node != held.node for earlier in apart):
+            return "machines"
+        return "devices" if apart and not self._is_sick_as_a_whole(held.node) else ""
+
+    def _is_sick_as_a_whole(self, node: str) -> bool:
+        """Whether several trials failed in a row on a machine, on several of its devices."""
+        row = self._in_a_row[node]
+        return any(one != other and here.is_apart(there) for one, here in row for other, there in row)
+
+    def _sick(self, held: _Held) -> frozenset[str] | None:
+        """Devices where attempts have failed in a row, none for the whole machine; None where that is not so."""
+        if self._is_sick_as_a_whole(held.node):
+            return frozenset()
+        devices = [device for node, device in held.spots if len(self._faults[node, device]) >= _IN_A_ROW]
+        return frozenset(filter(None, devices)) if devices else None
+
+    def _is_room_beside(self, held: _Held, sick: frozenset[str]) -> bool:
+        """Whether trials can run on another machine, or on other devices of this one."""
+        for node, devices in self._machines().items():
+            out = [{*note.devices} for note in self._out if note.node == node] + [{*sick}] * (node == held.node)
+            if all(out) and devices - len(set[str]().union(*out)) >= len(held.devices):
+                return True
+        return False
 
     def _alone(self, number: int, attempt: LostAttempt, twice_here: bool) -> Verdict | None:
         """On the last machine: a trial has two attempts, and a few such trials in a row end the search."""
@@ -131,53 +181,70 @@ class Quarantine:
     def _failed(self, attempt: LostAttempt, where: str) -> Verdict:
         return Verdict("failed", DEVICE_ERROR, f"{attempt.cause} {where}: {attempt.detail}"[:500])
 
-    def reported(self, node: str) -> None:
-        """A report has come from a machine: what it is given runs there."""
+    def reported(self, node: str, devices: Iterable[str] = (), admitted: float = 0.0) -> None:
+        """A report has come from devices of a machine: what they are given runs there.
+
+        Args:
+            node: the machine.
+            devices: that the trial holds.
+            admitted: when its attempt began; one of before says nothing about the end of a quarantine.
+        """
         if not node:
             return
+        held = _Held(node, frozenset(devices))
         self._failed_alone.clear()
-        if machine := self._seen.get(node):
-            machine.faults.clear()
-        if node in self._out:
-            self._release(node)
+        self._in_a_row.pop(node, None)
+        for spot in {*held.spots, (node, "")}:
+            self._faults[spot].clear()
+        for note in [*self._out]:
+            if admitted >= note.until and note.covers(node, held.devices):
+                self._release(note)
 
-    def _shut(self, attempt: LostAttempt, count: int) -> None:
-        before = [one for one in self._ledger.record.quarantines if one.node == attempt.node]
-        for_s = self._released_after_s * 2 ** len(before)
+    def _shut(self, attempt: LostAttempt, sick: frozenset[str]) -> None:
+        devices, now = tuple(sorted(sick)), self._now()
+        there = [note for note in self._out if note.node == attempt.node and note.devices in ((), devices)]
+        if any(now < note.until for note in there):
+            return  # it was out already: an attempt that had begun before
+        self._out = [note for note in self._out if (note.node, note.devices) != (attempt.node, devices)]
+        before = [one for one in self._ledger.record.quarantines if (one.node, one.devices) == (attempt.node, devices)]
+        for_s = min(_LONGEST_S, self._released_after_s * 2 ** min(len(before), 60))
         note = QuarantineNote(
-            node=attempt.node, host=attempt.host, cause=attempt.cause, since=self._now(), until=self._now() + for_s
+            node=attempt.node, host=attempt.host, devices=devices, cause=attempt.cause, since=now, until=now + for_s
         )
-        self._out.add(attempt.node)
+        self._out.append(note)
         self._ledger.amend(quarantine=note.model_dump(mode="json"))
         say(
-            f"machine {attempt.host} is in quarantine for {for_s:.0f} s: {count} attempts in a row were lost there "
+            f"machine {note.place} is in quarantine for {for_s:.0f} s: attempts in a row were lost there "
             f"({attempt.cause}: {attempt.detail})"
         )
 
-    def _release(self, node: str) -> None:
-        self._out.discard(node)
-        self._ledger.amend(released=node)
-        say(f"machine {self._seen[node].host if node in self._seen else node} is out of quarantine: it works again")
+    def _release(self, note: QuarantineNote) -> None:
+        self._out.remove(note)
+        self._ledger.amend(released=note.node, **({"released_devices": note.devices} if note.devices else {}))
+        say(f"machine {note.place} is out of quarantine: it works again")
 
     def _clear_of(self, number: int) -> None:
-        """A trial was the only one to fail on a machine: so it was the trial."""
-        for node in {*self._of_trial[number]}:
-            machine = self._seen[node]
-            if {*machine.faults} == {number}:
-                machine.faults.clear()
-                if node in self._out:
-                    self._release(node)
+        """A trial was the only one to fail on a device: so it was the trial."""
+        for note in [*self._out]:
+            there = (failed for (node, device), failed in self._faults.items() if note.covers(node, [device]))
+            if {one for failed in there for one in failed} == {number}:
+                self._release(note)
+        for failed in self._faults.values():
+            if {*failed} == {number}:
+                failed.clear()
+        for node, row in self._in_a_row.items():
+            self._in_a_row[node] = [one for one in row if one[0] != number]
 
 
-def is_admitted(notes: Iterable[QuarantineNote], node: str, search: str, now: float) -> bool:
-    """Whether a trial may start on this machine: outside of a quarantine, or as the first one after it.
+def is_admitted(notes: Iterable[QuarantineNote], node: str, devices: Collection[str], search: str, now: float) -> bool:
+    """Whether a trial may start on these devices: outside of a quarantine, or as the first one after it.
 
     The first one keeps a lock of this machine for as long as its process lives.
     """
-    note = next((note for note in notes if note.node == node), None)
-    if note is None:
-        return True
-    return now >= note.until and _holds_lock(f"{search} {node} {note.since}")
+    covering = [note for note in notes if note.covers(node, devices)]
+    return all(now >= note.until for note in covering) and all(
+        _holds_lock(" ".join([search, node, *note.devices, str(note.since)])) for note in covering
+    )
 
 
 @lru_cache

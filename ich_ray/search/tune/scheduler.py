@@ -62,7 +62,7 @@ class StoppingScheduler(TrialScheduler):
         if "lost" in result:
             return self._lost(number, result)
         if self._quarantine and "failure" not in result:
-            self._quarantine.reported(result.get("node", ""))
+            self._quarantine.reported(result.get("node", ""), result.get("devices", ()), result.get("admitted", 0.0))
         images = self._drawn.images_of(trial.config.get("parameters", {}), self._budget.images)
         verdict = self.verdicts.get(number) or self._judge(number, result, images * self._networks)
         if verdict is None:
@@ -73,11 +73,12 @@ class StoppingScheduler(TrialScheduler):
         return TrialScheduler.STOP
 
     def _lost(self, number: int, result: Mapping[str, Any]) -> str:
-        """An attempt that a fault of its machine has ended: the trial goes back to the queue, or fails."""
-        verdict = self._quarantine.lost(number, result) if self._quarantine else None
-        if verdict is None:
+        """An attempt that a fault of its machine has ended: the trial goes back to the queue while there is time."""
+        verdict = (self._quarantine.lost(number, result) if self._quarantine else None) or self._limit()
+        if not verdict:
             return TrialScheduler.CONTINUE
-        self.failed(number)
+        if verdict.state == "failed":
+            self.failed(number)
         self.verdicts[number] = verdict
         return TrialScheduler.STOP
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ich_ray.storage import Location
 
-__all__ = ["WorkersLost", "nothing_left_behind", "run_workers"]
+__all__ = ["FaultOfWorker", "WorkersLost", "nothing_left_behind", "run_workers"]
 
 # How often Ray Train looks at its workers: the end of a group waits for it (2 s by default).
 _LOOK_EVERY_S = "0.2"
@@ -26,6 +26,21 @@ _LOOK_EVERY_S = "0.2"
 
 class WorkersLost(IchRayError):
     """Processes that train together ended before their work was done; another attempt may well finish it."""
+
+
+class FaultOfWorker(WorkersLost):
+    """One of them met a fault of its machine or process, and said which.
+
+    Attributes:
+        fault: see `training.machine_faults`.
+    """
+
+    def __init__(self, fault: str, detail: str) -> None:
+        super().__init__(fault, detail)
+        self.fault, self.detail = fault, detail
+
+    def __str__(self) -> str:
+        return f"a worker of a trial met a fault of its machine ({self.fault}): {self.detail}"
 
 
 def run_workers(

@@ -34,7 +34,7 @@ from ich_ray.search.out_of_fold import OutOfFold
 from ich_ray.search.space.parameter_sets import PARAMETER_SETS
 from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
 from ich_ray.search.tune.quarantine import DECLINED, is_admitted
-from ich_ray.search.tune.train_workers import WorkersLost
+from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
 from ich_ray.storage import SearchFiles, locate, read_record, without_credentials
 from ich_ray.training.checkpoint_store import CheckpointStore
 from ich_ray.training.machine_faults import machine_fault
@@ -175,10 +175,13 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
 
     def trial(config: dict[str, Any]) -> None:
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _THREAD_TIMEOUT_S
-        _admitted(settings)
+        admitted = _admitted(settings)
         try:
             repeat(registered)
-            _run(settings, trainer, config)
+            _run(settings, trainer, config, admitted)
+        except FaultOfWorker as error:
+            _lose(error.fault, error.detail)
+            raise
         except WorkersLost:
             raise  # to Tune a lost worker, which this is
         except _UnwrittenError as error:
@@ -210,16 +213,18 @@ class _UnwrittenError(OSError):
 _faulty = threading.Event()
 
 
-def _admitted(settings: TrialSettings) -> None:
-    """Leave a process, or a machine, that was found to be sick: the trial goes back, and nothing is counted.
+def _admitted(settings: TrialSettings) -> float:
+    """When this attempt was let in; a process, machine or device that was found to be sick gives its trial back.
+
+    Nothing is counted then.
 
     Raises:
         WorkersLost: it was.
     """
     if not _faulty.is_set():
-        out = _quarantined(settings)
-        if not out or is_admitted(out, _node(), settings.search, time.time()):
-            return
+        out, now = _quarantined(settings), time.time()
+        if not out or is_admitted(out, _node(), _devices(), settings.search, now):
+            return now
         time.sleep(settings.declined_s)  # it comes back at once as long as no other machine is free
     _lose(DECLINED, "")
     raise WorkersLost("this machine or process gets no trials")
@@ -237,13 +242,20 @@ def _quarantined(settings: TrialSettings) -> list[QuarantineNote]:
 def _lose(cause: str, detail: str, *, full: bool = False) -> None:
     """Tell the driver that this attempt ends by no fault of its own, before it ends."""
     _faulty.set()
-    told = {"lost": cause, "detail": detail, "node": _node(), "host": platform.node()}
-    tune.report({**told, "full": True} if full else told)
+    told: dict[str, Any] = {"lost": cause, "detail": detail, "node": _node(), "host": platform.node()}
+    told |= {"full": True} if full else {}
+    tune.report({**told, "devices": _devices()} if _devices() else told)
 
 
 def _node() -> str:
     """Ray's id of this machine; empty without Ray."""
     return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+
+
+def _devices() -> list[str]:
+    """Ray's ids of the accelerators that this trial holds, all of its workers together."""
+    held = ray.get_gpu_ids() if ray.is_initialized() else []
+    return sorted(str(device).replace("/", "-") for device in held)  # MIG-GPU-UUID/1/0 of older drivers
 
 
 def as_failure(error: Exception) -> TrialFailure:
@@ -254,7 +266,7 @@ def as_failure(error: Exception) -> TrialFailure:
     return TrialFailure(reason, without_credentials(f"{type(error).__name__}: {error}")[:500])
 
 
-def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> None:
+def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], admitted: float) -> None:
     files = SearchFiles(locate(settings.search))
     checkpoints = checkpoints_of(files, config["number"])
     kept = checkpoints.newest()
@@ -307,6 +319,8 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any]) -> N
                 {
                     **report,
                     "node": _node(),
+                    "devices": _devices(),
+                    "admitted": admitted,
                     "checkpoint": reference.model_dump() if reference else None,
                     "note": checkpoints.note,
                     "logits": best.reference.model_dump() if best.reference else None,

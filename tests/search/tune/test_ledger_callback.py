@@ -118,6 +118,14 @@ def test_a_silent_attempt_is_no_retry_and_with_a_verdict_the_last_one(
     assert driver.ledger.trials[0].state == state
 
 
+def test_logits_that_an_attempt_has_lost_are_not_kept_by_name(driver: Driver) -> None:
+    trial = driver.start()
+    for images_seen, logits in ((100, {"file": "logits/00000/1-0.f32", "sha256": "0" * 64}), (200, None)):
+        result = {"images_seen": images_seen, "metrics": {"average_precision": 0.5}, "elapsed_s": 1.0, "logits": logits}
+        driver.ledger_callback.on_trial_result(0, [], trial, result)
+        assert bool(driver.ledger.trials[0].logits) == bool(logits)
+
+
 def test_nothing_is_known_before_the_first_report(driver: Driver) -> None:
     driver.start()
     driver.ledger_callback._deadline = float("inf")

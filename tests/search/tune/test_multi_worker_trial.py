@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,17 +15,21 @@ from typing import Any
 import pytest
 import torch
 
+from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.run import run_search
+from ich_ray.search.tune import multi_worker_trial as module
 from ich_ray.search.tune.multi_worker_trial import _Mailbox, _Step, _step, _visible
+from ich_ray.search.tune.train_workers import FaultOfWorker
 from ich_ray.search.tune.trial import TrialSettings
 from ich_ray.storage import sha256
 from ich_ray.training.data_parallel import PeerLost, Shard
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE, FakeWorker
 
+FAILURE = TrialFailure("out_of_memory", "first")
 STEP = _Step(100, {"average_precision": 0.5}, 1.0, None, b"state")
 
 
@@ -56,13 +62,13 @@ def test_what_a_worker_says_of_its_failure_comes_after_the_reports_before() -> N
         await desk.post({})
         task = asyncio.create_task(desk.hand_in(1, 1, STEP))
         await asyncio.sleep(0)
-        await desk.fail("out_of_memory", "first")
-        await desk.fail("error", "second")
+        await desk.fail(FAILURE)
+        await desk.fail(TrialFailure("error", "second"))
         told = [await desk.next(), await desk.next()]
         task.cancel()
         return told
 
-    assert asyncio.run(meet()) == [STEP, ("out_of_memory", "first")]
+    assert asyncio.run(meet()) == [STEP, FAILURE]
 
 
 def test_a_state_travels_as_the_file_that_it_will_be(tmp_path: Path) -> None:
@@ -72,13 +78,44 @@ def test_a_state_travels_as_the_file_that_it_will_be(tmp_path: Path) -> None:
 
 def test_the_last_report_of_a_trial_of_few_epochs_needs_no_state() -> None:
     settings = TrialSettings("", "", "", images=10_000, report_every=50, cpus=1, gpus=0)
-    images = settings.images_of(Hyperparameters(training_slices=50, epochs=3))
-    assert images == 150
+    parameters = Hyperparameters(training_slices=50, epochs=3)
+    assert settings.images_of(parameters) == 150
     packed = SimpleNamespace(packed=lambda: b"state")
     progress = SimpleNamespace(images_seen=100, metrics={}, elapsed_s=1.0, setup=None, state=lambda: packed)
-    assert _step(progress, images).data == b"state"
+    assert _step(progress, settings, parameters).data == b"state"
     progress.images_seen = 150
-    assert _step(progress, images).data == b""
+    assert _step(progress, settings, parameters).data == b""
+    assert _step(progress, replace(settings, keep_weights=True), parameters).data == b"state", "it may be the best"
+
+
+def test_a_fault_of_a_worker_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the worker that met it to the process of its trial, with the desk between them."""
+    post: list[bytes] = []
+    desk = SimpleNamespace(
+        job=SimpleNamespace(remote=lambda _: {}),
+        fail=SimpleNamespace(remote=lambda reason: post.append(pickle.dumps(reason))),
+        next=SimpleNamespace(remote=lambda: pickle.loads(post.pop(0))),  # noqa: S301
+    )
+    errors: list[Exception] = [
+        torch.AcceleratorError("CUDA error: unspecified launch failure"),
+        RuntimeError("NCCL error: unhandled system error"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ]
+
+    def fail(*_: object, **__: object) -> None:
+        raise errors[0]
+
+    monkeypatch.setattr(module, "_train", fail)
+    monkeypatch.setattr(module, "ray", SimpleNamespace(get=lambda told: told, wait=lambda asked, **_: (asked, [])))
+    group = object.__new__(module._Group)
+    group._desk, group._thread = desk, threading.current_thread()
+    for kind, told in ((FaultOfWorker, "device"), (FaultOfWorker, "nccl"), (TrialFailure, "out_of_memory")):
+        with pytest.raises(type(errors[0])):
+            module._work({"desk": desk})
+        with pytest.raises(kind) as raised:
+            group.next()
+        assert raised.value.args[0] == told
+        assert raised.value.args[1].endswith(str(errors.pop(0)))
 
 
 def test_workers_see_the_accelerators_of_their_trial_and_no_others() -> None:
@@ -206,13 +243,17 @@ def test_two_workers_write_the_ledger_that_one_writes(data: Path, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_killed_worker_costs_its_trial_one_attempt(data: Path, tmp_path: Path, cluster: None) -> None:
-    trap = tmp_path / "trap"
-    trap.touch()
-    found = search(data, tmp_path, trials=1, _trainer=FakeWorker(kill_once=str(trap)))
-    trial = found.trials[0]
-    assert not trap.exists()
-    assert (trial.state, trial.attempts) == ("completed", 2)
+def test_a_killed_worker_and_a_fault_of_one_cost_their_trial_an_attempt_each(
+    data: Path, tmp_path: Path, cluster: None
+) -> None:
+    traps = [tmp_path / "trap", tmp_path / "fault"]
+    for trap in traps:
+        trap.touch()
+    worker = FakeWorker(kill_once=str(traps[0]), fault_once=str(traps[1]))
+    trial = search(data, tmp_path, trials=1, _trainer=worker).trials[0]
+    assert not any(trap.exists() for trap in traps)
+    assert (trial.state, trial.attempts) == ("completed", 3)
+    assert [(one.cause, one.images_seen) for one in trial.lost] == [("device", 500)]
     assert [report.images_seen for report in trial.reports] == list(range(100, 901, 100))
     assert {report.metrics["workers"] for report in trial.reports} == {2}
     assert everything_is_free()

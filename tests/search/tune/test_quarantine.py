@@ -20,7 +20,7 @@ LOST = LostAttempt(node="a", host="host-a", cause="storage", images_seen=0, time
 class Told:
     """A ledger of ten trials, a quarantine over it, and the clock of both."""
 
-    def __init__(self, folder: Path, *machines: str) -> None:
+    def __init__(self, folder: Path, *machines: str, gpus: int = 0) -> None:
         record = SearchRecord(
             name="x", space={}, dataset="/d", fingerprint="f" * 32, prevalence=0.2, seed=0, trials=10, versions={},
             created=0.0,
@@ -29,18 +29,18 @@ class Told:
         for _ in range(10):
             self.ledger.add({})
         self.now = 1000.0
-        self.quarantine = Quarantine(self.ledger, lambda: machines, 600, lambda: self.now)
+        self.quarantine = Quarantine(self.ledger, lambda: dict.fromkeys(machines, gpus), 600, lambda: self.now)
 
-    def lost(self, number: int, node: str, cause: str = "device", *, full: bool = False) -> str | None:
+    def lost(self, number: int, node: str, *devices: str, cause: str = "device", full: bool = False) -> str | None:
         """How the trial ends, None if it goes back to the queue."""
         told = {"lost": cause, "detail": "CUDA error: planted", "node": node, "host": f"host-{node}", "full": full}
-        verdict = self.quarantine.lost(number, told)
+        verdict = self.quarantine.lost(number, told | {"devices": devices})
         assert verdict is None or (verdict.state, verdict.reason) == ("failed", "device_error")
         return verdict.detail if verdict else None
 
     def out(self) -> list[tuple[str, float]]:
         """Machines that are out by the files, and until when."""
-        return [(note.host, note.until) for note in open_search(self.ledger.files.root).record.quarantined]
+        return [(note.place, note.until) for note in open_search(self.ledger.files.root).record.quarantined]
 
 
 def test_one_fault_is_an_accident_and_stands_in_the_ledger(tmp_path: Path) -> None:
@@ -58,7 +58,12 @@ def test_two_in_a_row_on_a_machine_put_it_out_and_its_report_brings_it_back(tmp_
     told.quarantine.reported("b")
     assert told.lost(second, "a") is None
     assert told.out() == [("host-a", 1600.0)]
-    told.quarantine.reported("a")
+    told.quarantine.reported("a", admitted=1599.0)
+    assert told.out() == [("host-a", 1600.0)], "an attempt that was there before"
+    assert told.lost(7, "a") is None
+    assert told.lost(8, "a") is None
+    assert told.out() == [("host-a", 1600.0)], "no second quarantine within the first"
+    told.quarantine.reported("a", admitted=1600.0)
     assert told.out() == []
     told.now = 2000.0
     for number in (5, 6):
@@ -104,10 +109,10 @@ def test_the_only_machine_ends_the_search_after_three_trials(tmp_path: Path) -> 
 
 def test_a_folder_that_one_machine_cannot_write_is_no_fault_of_parameters(tmp_path: Path) -> None:
     told = Told(tmp_path, "a", "b")
-    assert told.lost(3, "a", "storage") is None
-    assert told.lost(3, "a", "storage") is None
+    assert told.lost(3, "a", cause="storage") is None
+    assert told.lost(3, "a", cause="storage") is None
     assert [host for host, _ in told.out()] == ["host-a"]
-    assert told.lost(3, "b", "storage") is None
+    assert told.lost(3, "b", cause="storage") is None
     assert not (tmp_path / "checkpoints" / "00003" / ".writable").exists()
 
 
@@ -115,10 +120,10 @@ def test_a_folder_that_one_machine_cannot_write_is_no_fault_of_parameters(tmp_pa
 def test_a_trial_that_no_attempt_can_write_ends_the_search(tmp_path: Path, full: bool, attempts: int) -> None:
     told = Told(tmp_path, "a", "b")
     for _ in range(attempts - 1):
-        assert told.lost(3, "a", "storage", full=full) is None
-    told.lost(4, "a", "storage", full=full)
+        assert told.lost(3, "a", cause="storage", full=full) is None
+    told.lost(4, "a", cause="storage", full=full)
     with pytest.raises(OSError, match="planted"):
-        told.lost(3, "b", "storage", full=full)
+        told.lost(3, "b", cause="storage", full=full)
 
 
 def test_where_the_driver_cannot_write_either_the_search_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,14 +135,81 @@ def test_where_the_driver_cannot_write_either_the_search_ends(tmp_path: Path, mo
     monkeypatch.setattr("ich_ray.search.ledger.Ledger.lose", lambda *_: LOST)
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="checkpoints/00003: No space left on device"):
-        told.lost(3, "a", "storage")
+        told.lost(3, "a", cause="storage")
     assert list((tmp_path / "checkpoints" / "00003").iterdir()) == []
+
+
+@pytest.mark.parametrize("machines", ["a", "ab"])
+def test_a_sick_device_is_shut_alone_and_costs_no_trial(tmp_path: Path, machines: str) -> None:
+    told = Told(tmp_path, *machines, gpus=8)
+    for number in (3, 4):
+        assert told.lost(number, "a", "3") is None
+        told.quarantine.reported("a", ["5"])
+    assert told.out() == [("host-a (GPU 3)", 1600.0)]
+    told.quarantine.reported("a", ["5"], admitted=1700.0)
+    assert told.out() == [("host-a (GPU 3)", 1600.0)], "of another device"
+    told.now = 1700.0
+    assert told.lost(6, "a", "3") is None
+    assert told.out() == [("host-a (GPU 3)", 1700.0 + 1200.0)]
+    assert [one.devices for one in open_search(tmp_path).trials[6].lost] == [("3",)]
+    told.quarantine.reported("a", ["3"], admitted=3000.0)
+    assert told.out() == []
+
+
+def test_a_trial_that_a_sick_device_gets_again_has_not_failed(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a", gpus=2)
+    for _ in range(2):
+        assert told.lost(3, "a", "1") is None
+        told.quarantine.reported("a", ["0"])
+    assert told.out() == [("host-a (GPU 1)", 1600.0)]
+
+
+def test_parameters_that_fail_on_two_devices_are_the_fault(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a", gpus=2)
+    for _ in range(2):
+        assert told.lost(3, "a", "0") is None
+    assert told.out() == [("host-a (GPU 0)", 1600.0)]
+    assert told.lost(3, "a", "1") == "device on two devices: CUDA error: planted"
+    assert told.out() == []
+
+
+def test_a_machine_whose_devices_all_fail_is_out_as_a_whole(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a", "b", gpus=4)
+    for number, device in ((3, "0"), (4, "1"), (5, "2"), (6, "3"), (3, "1"), (4, "0")):
+        assert told.lost(number, "a", device) is None
+    assert told.out() == [("host-a", 1600.0)]
+    told.quarantine.reported("a", ["2"], admitted=1600.0)
+    assert told.out() == []
+
+
+def test_trials_that_need_all_devices_of_the_only_machine_have_nowhere_to_go(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a", gpus=2)
+    assert told.lost(3, "a", "0", "1") is None
+    assert told.lost(3, "a", "0", "1") == "device twice in a row: CUDA error: planted"
+    assert told.out() == []
+
+
+def test_a_quarantine_lasts_an_hour_at_most(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a", "b")
+    told.lost(3, "a")
+    for _ in range(6):
+        told.lost(4, "a")
+        ((_, told.now),) = told.out()
+    assert [note.until - note.since for note in open_search(tmp_path).record.quarantines] == [
+        600.0, 1200.0, 2400.0, 3600.0, 3600.0, 3600.0,
+    ]  # fmt: skip
+
+
+def test_a_note_of_a_device_lets_trials_on_the_others_start() -> None:
+    note = QuarantineNote(node="a", host="host-a", devices=("3",), cause="device", since=1000.0, until=1600.0)
+    assert is_admitted([note], "a", ["2"], "s", 1100.0)
+    assert not is_admitted([note], "a", ["2", "3"], "s", 1100.0)
 
 
 def test_what_a_sick_machine_declines_is_not_lost(tmp_path: Path) -> None:
     told = Told(tmp_path, "a", "b")
     for _ in range(5):
-        assert told.lost(3, "a", DECLINED) is None
+        assert told.lost(3, "a", cause=DECLINED) is None
     assert told.out() == []
     assert open_search(tmp_path).trials[3].lost == ()
 
@@ -146,8 +218,8 @@ def test_a_search_that_goes_on_remembers_who_is_out(tmp_path: Path) -> None:
     told = Told(tmp_path, "a", "b")
     for number in (3, 4):
         told.lost(number, "a")
-    again = Quarantine(Ledger.open(tmp_path), lambda: ["a", "b"], 600)
-    again.reported("a")
+    again = Quarantine(Ledger.open(tmp_path), lambda: {"a": 0, "b": 0}, 600)
+    again.reported("a", admitted=2000.0)
     assert told.out() == []
 
 
@@ -155,15 +227,15 @@ def test_after_a_quarantine_one_trial_goes_first(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
     note = QuarantineNote(node="a", host="host-a", cause="device", since=1000.0, until=1600.0)
-    assert is_admitted([note], "b", "s", 1100.0)
-    assert not is_admitted([note], "a", "s", 1100.0)
+    assert is_admitted([note], "b", [], "s", 1100.0)
+    assert not is_admitted([note], "a", [], "s", 1100.0)
     ask = (
         "import sys; from ich_ray.results import QuarantineNote;"
         "from ich_ray.search.tune.quarantine import is_admitted;"
         "note = QuarantineNote(node='a', host='host-a', cause='device', since=1000.0, until=1600.0);"
-        "sys.exit(0 if is_admitted([note], 'a', 's', 1700.0) else 7)"
+        "sys.exit(0 if is_admitted([note], 'a', [], 's', 1700.0) else 7)"
     )
     assert subprocess.run([sys.executable, "-c", ask], check=False).returncode == 0, "and leaves with its process"
-    assert is_admitted([note], "a", "s", 1700.0)
-    assert is_admitted([note], "a", "s", 1700.0), "the same process again"
+    assert is_admitted([note], "a", [], "s", 1700.0)
+    assert is_admitted([note], "a", [], "s", 1700.0), "the same process again"
     assert subprocess.run([sys.executable, "-c", ask], check=False).returncode == 7

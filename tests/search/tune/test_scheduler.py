@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 from ich_ray.results import Objective
+from ich_ray.search.ledger import Verdict
 from ich_ray.search.space.space import Budget
 from ich_ray.search.stopping.asha import AshaRungs
 from ich_ray.search.stopping.fold_race import FoldRace
+from ich_ray.search.tune.quarantine import DECLINED
 from ich_ray.search.tune.scheduler import StoppingScheduler
 
 BUDGET = Budget(images=900, report_every=100, first_rung=100, reduction=3, min_peers=2)
@@ -24,6 +27,18 @@ def test_a_trial_of_few_epochs_ends_before_the_budget() -> None:
     assert scheduler.verdicts[0].state == "completed"
     assert decision(1, 400) == "CONTINUE"
     assert decision(1, 900) == "STOP"
+
+
+def test_a_trial_that_a_sick_machine_declines_ends_with_the_time_of_the_search() -> None:
+    over: list[Verdict] = []
+    scheduler = StoppingScheduler(
+        BUDGET, Objective(), AshaRungs(BUDGET, Objective()), lambda: over[0] if over else None
+    )
+    trial: Any = SimpleNamespace(config={"number": 4})
+    assert scheduler.on_trial_result(None, trial, {"lost": DECLINED}) == "CONTINUE"
+    over.append(Verdict("pruned", "hours"))
+    assert scheduler.on_trial_result(None, trial, {"lost": DECLINED}) == "STOP"
+    assert scheduler.verdicts == {4: Verdict("pruned", "hours")}
 
 
 def test_nobody_is_compared_with_a_trial_that_failed_without_a_report() -> None:

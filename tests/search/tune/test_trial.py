@@ -12,7 +12,7 @@ import torch
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
 from ich_ray.search.tune import trial as trials
-from ich_ray.search.tune.train_workers import WorkersLost
+from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
 from ich_ray.search.tune.trial import TrialSettings, as_failure, checkpoints_of, train_model, trial_function
 from ich_ray.storage import SearchFiles, locate
 from ich_ray.training.machine_faults import machine_fault
@@ -66,8 +66,15 @@ def test_a_trial_that_sees_no_promised_accelerator_does_not_train_on_the_cpu(dat
     assert machine_fault(raised.value) == "driver"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: unspecified launch failure"),
+        FaultOfWorker("device", "AcceleratorError: CUDA error: unspecified launch failure"),
+    ],
+)
 def test_a_process_that_has_met_a_fault_takes_no_further_trial(
-    tmp_path: Path, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(trials, "tune", SimpleNamespace(report=told.append))
@@ -79,10 +86,10 @@ def test_a_process_that_has_met_a_fault_takes_no_further_trial(
     )  # fmt: skip
 
     def sick(*_: object) -> Any:
-        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+        raise error
 
     config = {"number": 7, "seed": 1, "parameters": {}, "fold": None, "reported": 0}
-    with pytest.raises(torch.AcceleratorError):
+    with pytest.raises(type(error)):
         trial_function(settings, sick)(config)
     with pytest.raises(WorkersLost, match="this machine or process gets no trials"):
         trial_function(settings)(config)
