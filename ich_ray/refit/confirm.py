@@ -23,11 +23,21 @@ from ich_ray.data.folds import HeldOut, check_folds
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
-from ich_ray.refit.confirm_race import SHARE, Dropped, RaceNote, Runner, dropped, trainings_allowed, unusable
+from ich_ray.refit.confirm_race import (
+    SHARE,
+    Dropped,
+    RaceNote,
+    Runner,
+    dropped,
+    standing_trainings,
+    trainings_allowed,
+    unusable,
+)
 from ich_ray.refit.racing import LEVEL, Race
 from ich_ray.refit.retrain_record import searched_budget
 from ich_ray.results import Objective, SearchRecord, SearchResult, TrialResult, open_network_search, open_search
 from ich_ray.runtime import connected
+from ich_ray.search.best_states import keep_only
 from ich_ray.search.ledger import Ledger, differences, trial_seed
 from ich_ray.search.request import TrialResources
 from ich_ray.search.space.space import Listed
@@ -140,7 +150,7 @@ def confirm(
     """Train the best trials of a search again and choose among them.
 
     Retrain and calibrate then use the chosen one. Run it again to go on after an interruption or a failure, or with
-    more to spend: what is done is not done twice.
+    more to spend: what is done is not done twice. Weights are kept of the chosen trial's trainings alone.
 
     Args:
         search: the search folder.
@@ -205,13 +215,14 @@ def confirm(
             Runner(race, ledger, parts, allowed=allowed, at_a_time=slots.concurrent).run(train)
         else:
             train(_missing(ledger, candidates, parts))
-    trained = open_search(files.root)
-    if race:
-        note = RaceNote(share=share, allowed=allowed, trainings=len(_ended(trained)))
-        confirmation = _raced(found, trained, race, kind, note)
-    else:
-        confirmation = _confirmation(found, trained, candidates, kind, parts)
-    write_json(found.files.confirmation, confirmation.model_dump(mode="json"))
+        trained = open_search(files.root)
+        if race:
+            note = RaceNote(share=share, allowed=allowed, trainings=len(_ended(trained)))
+            confirmation = _raced(found, trained, race, kind, note)
+        else:
+            confirmation = _confirmation(found, trained, candidates, kind, parts)
+        write_json(found.files.confirmation, confirmation.model_dump(mode="json"))
+        keep_only(files.weights, (one.seed for one in trained.trials if one.repeats == confirmation.chosen))
     return confirmation
 
 
@@ -315,6 +326,10 @@ def _confirmation(
 
 def _ended(trained: SearchResult) -> list[TrialResult]:
     """In their order, each training once: what failed and was made good since is left out."""
+    return standing_trainings(_spent(trained))
+
+
+def _spent(trained: SearchResult) -> list[TrialResult]:
     return [trial for trial in trained.trials if trial.state in {"completed", "failed"} and trial.repeats is not None]
 
 
@@ -344,8 +359,8 @@ def _raced(found: SearchResult, trained: SearchResult, race: Race, kind: Kind, n
         objective=found.objective,
         chosen=chosen.number,
         candidates=tuple(judged),
-        images=sum(training.images_seen for training in ended),
-        cost_gpu_s=sum(training.cost_gpu_s for training in ended),
+        images=sum(training.images_seen for training in _spent(trained)),
+        cost_gpu_s=sum(training.cost_gpu_s for training in _spent(trained)),
         created=time.time(),
         race=note,
     )
