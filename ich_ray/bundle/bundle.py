@@ -5,6 +5,7 @@ Needs neither Ray nor the search it came from.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,6 +117,10 @@ class Bundle:
             held["sequence"] = self.card.sequence.model_copy(update={"weights": weights})
         self.card = self.card.model_copy(update=held)
         write_card(folder, self.card)
+        named = {weights.file for weights in others}
+        for file in folder.glob("model-*.safetensors"):  # of a larger ensemble that this one replaces
+            if file.name not in named and re.fullmatch(r"model-\d+\.safetensors", file.name):
+                file.unlink()
         if self.sequence is None:  # of the bundle that this one replaces
             (folder / SEQUENCE_FILE).unlink(missing_ok=True)
 
