@@ -73,7 +73,7 @@ class Teacher:
 def likeness(places: Sequence[float]) -> float:
     """The trust in a teacher that gives the trials of this search, best first, these places.
 
-    Places are 0 for the best. Whole before there is any, half after 10 trials that it knew nothing of, none after 10
+    Places are 0 for the best. Whole before there is any, half after 10 trials that it knew nothing of, none after 5
     whose order it reversed.
     """
     count = len(places)
