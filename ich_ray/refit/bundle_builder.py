@@ -16,7 +16,7 @@ from ich_ray.bundle.training_data import describe_training
 from ich_ray.bundle.training_patients import write_known
 from ich_ray.data.folds import roles_of
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.refit.confirm import confirmed
+from ich_ray.refit.confirmation import confirmed
 from ich_ray.refit.ensemble_members import class_weight_shifts
 from ich_ray.refit.retrain_record import SEED_RULE
 from ich_ray.results import WeightsNote

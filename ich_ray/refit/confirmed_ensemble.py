@@ -11,7 +11,8 @@ from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
 from ich_ray.refit.bundle_builder import make_bundle
-from ich_ray.refit.confirm import DEFAULT_FOLDS, chosen_trial, confirmed
+from ich_ray.refit.confirm import DEFAULT_FOLDS
+from ich_ray.refit.confirmation import chosen_trial, confirmed
 from ich_ray.refit.retrain_record import MemberRun, Retraining, SeedRun, check_views, parse_views, searched_budget
 from ich_ray.results import open_search
 from ich_ray.search.best_states import best_state
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ich_ray.bundle.bundle import Bundle
-    from ich_ray.refit.confirm import Kind
+    from ich_ray.refit.confirmation import Kind
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.vocabulary import Patients
 

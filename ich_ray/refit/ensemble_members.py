@@ -10,13 +10,13 @@ from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
-from ich_ray.refit.confirm import confirmed
+from ich_ray.refit.confirmation import confirmed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.refit.confirm import Candidate
+    from ich_ray.refit.confirmation import Candidate
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.vocabulary import Patients
 

@@ -34,7 +34,7 @@ from ich_ray.machines import ask_machines
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
 from ich_ray.refit.bundle_builder import make_bundle
-from ich_ray.refit.confirm import chosen_trial
+from ich_ray.refit.confirmation import chosen_trial
 from ich_ray.refit.ensemble_members import check_ensemble, other_trials
 from ich_ray.refit.ray_train import RetrainPlan, best_report, checkpoints_in, fit, read_reports
 from ich_ray.refit.retrain_record import (
