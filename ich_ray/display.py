@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import DatasetManifest
     from ich_ray.data.identities import FileIdentity
     from ich_ray.pipeline import RunResult
-    from ich_ray.refit.confirm import Candidate, Confirmation
+    from ich_ray.refit.confirmation import Candidate, Confirmation
     from ich_ray.results import Parameter, SearchResult, TrialResult
     from ich_ray.search.audit.search_audit import Audit
     from ich_ray.search.plan.plan_report import SearchPlan

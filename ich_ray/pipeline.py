@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.refit.confirm import Confirmation
+    from ich_ray.refit.confirmation import Confirmation
     from ich_ray.refit.retrain_record import RetrainCourse
     from ich_ray.search.request import TrialKeywords
     from ich_ray.vocabulary import TtaView
@@ -61,7 +61,7 @@ class RunResult:
     @property
     def chosen(self) -> TrialResult:
         """What the bundle and its figures are of."""
-        from ich_ray.refit.confirm import chosen_trial
+        from ich_ray.refit.confirmation import chosen_trial
 
         return chosen_trial(self.search)
 
@@ -119,7 +119,7 @@ def run(
         RejectionLimitError: too many files were rejected.
     """
     from ich_ray.data.prepare.run import prepare
-    from ich_ray.refit.confirm import confirmed
+    from ich_ray.refit.confirmation import confirmed
     from ich_ray.refit.retrain_record import check_views, parse_views
     from ich_ray.search.cluster_resources import ClusterResources
     from ich_ray.search.preflight import plan_slots
@@ -197,7 +197,8 @@ def demo(out: Location, *, sequence: int = DEMO_SEQUENCE) -> RunResult:
 def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, resources: TrialKeywords) -> None:
     """Unless there is nothing to choose among, or those that are best now were confirmed already."""
     from ich_ray.data.folds import check_folds
-    from ich_ray.refit.confirm import confirm, confirmed
+    from ich_ray.refit.confirm import confirm
+    from ich_ray.refit.confirmation import confirmed
 
     found = open_search(files.root)
     best = [trial.number for trial in found.ranked() if trial.state == "completed" and trial.value is not None][:top]
@@ -236,7 +237,7 @@ def finish(
     from ich_ray.assess.evaluate import evaluate
     from ich_ray.bundle.card_file import read_card
     from ich_ray.html_report.page import report
-    from ich_ray.refit.confirm import chosen_trial
+    from ich_ray.refit.confirmation import chosen_trial
     from ich_ray.refit.retrain import retrain
     from ich_ray.refit.retrain_record import parse_views
 

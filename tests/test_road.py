@@ -12,7 +12,7 @@ import pytest
 import ich_ray
 from ich_ray import cli
 from ich_ray.data.identities import read_identities
-from ich_ray.refit.confirm import Confirmation
+from ich_ray.refit.confirmation import Confirmation
 from ich_ray.storage import SearchFiles, locate, read_json
 from tests.data.real import real_data
 

@@ -27,7 +27,7 @@ from ich_ray.bundle.study_calibration import StudyCalibration
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say
-from ich_ray.refit.confirm import chosen_trial
+from ich_ray.refit.confirmation import chosen_trial
 from ich_ray.results import open_search
 from ich_ray.statistics.metrics import log_loss
 from ich_ray.storage import Count, Fingerprint, Line, Location, Record, Share, write_json

@@ -5,6 +5,7 @@ Needs neither Ray nor the search it came from.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,6 +118,10 @@ class Bundle:
         self.card = self.card.model_copy(update=held)
         write_card(folder, self.card)
         remove_others(folder, self.card.sequence)
+        named = {weights.file for weights in others}
+        for file in folder.glob("model-*.safetensors"):  # of a larger ensemble that this one replaces
+            if file.name not in named and re.fullmatch(r"model-\d+\.safetensors", file.name):
+                file.unlink()
 
     def logits(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Raw logits of `any`, float32 `[n]`; see `label_logits`."""

@@ -17,7 +17,7 @@ from ich_ray.assess.evaluate import Evaluation
 from ich_ray.bundle.card_file import has_card, read_card
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError, IntegrityError
-from ich_ray.refit.confirm import Confirmation, chosen_trial
+from ich_ray.refit.confirmation import Confirmation, chosen_trial
 from ich_ray.refit.retrain_record import Retraining
 from ich_ray.results import SearchResult, TrialResult, open_network_search
 from ich_ray.storage import Location, read_record, read_table

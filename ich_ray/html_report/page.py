@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ich_ray.assess.evaluate import Evaluation
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.html_report.inputs import Inputs
-    from ich_ray.refit.confirm import Confirmation
+    from ich_ray.refit.confirmation import Confirmation
     from ich_ray.refit.retrain_record import Retraining
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.storage import Location

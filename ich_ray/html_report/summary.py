@@ -17,7 +17,7 @@ from ich_ray.statistics import metrics
 if TYPE_CHECKING:
     from ich_ray.assess.evaluate import Estimate, Evaluation
     from ich_ray.html_report.inputs import Inputs
-    from ich_ray.refit.confirm import Confirmation
+    from ich_ray.refit.confirmation import Confirmation
     from ich_ray.results import TrialState
 
 __all__ = ["Missing", "at_chance", "confirmed_on", "missing", "sentences", "warnings"]

@@ -8,7 +8,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.schedule import SCHEDULES
-from ich_ray.refit.confirm import chosen_trial
+from ich_ray.refit.confirmation import chosen_trial
 from ich_ray.refit.retrain_record import RetrainCourse
 from ich_ray.results import open_search
 

@@ -16,7 +16,7 @@ from ich_ray.bundle.training_data import describe_training
 from ich_ray.bundle.training_patients import write_known
 from ich_ray.data.folds import roles_of
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.refit.confirm import confirmed
+from ich_ray.refit.confirmation import confirmed
 from ich_ray.refit.ensemble_members import class_weight_shifts
 from ich_ray.refit.retrain_record import SEED_RULE
 from ich_ray.results import WeightsNote
@@ -115,11 +115,12 @@ def _members(parameters: Hyperparameters, dataset: PreparedDataset, retraining: 
     """Networks beside the first, with what its class weights and theirs differ by; their weights are saved later."""
     if not retraining.members:
         return ()
-    first = class_weight_shifts(parameters, dataset, retraining.patients, retraining.seed or 0)
+    patients, fold = retraining.patients, retraining.runs[0].fold if retraining.runs else None
+    first = class_weight_shifts(parameters, dataset, patients, retraining.seed or 0, fold)
     members = []
     for one in retraining.members:
         own = Hyperparameters.model_validate(one.parameters)
-        shifts = class_weight_shifts(own, dataset, retraining.patients, one.run.seed)
+        shifts = class_weight_shifts(own, dataset, patients, one.run.seed, one.run.fold)
         members.append(
             Member(
                 trial=one.trial,

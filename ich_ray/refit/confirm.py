@@ -14,26 +14,34 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal, Unpack
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut, check_folds
-from ich_ray.errors import ConfigError, IchRayError, IntegrityError
+from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
-from ich_ray.refit.confirm_race import SHARE, Dropped, RaceNote, Runner, dropped, trainings_allowed, unusable
+from ich_ray.refit.confirm_race import (
+    SHARE,
+    RaceNote,
+    Runner,
+    dropped,
+    standing_trainings,
+    trainings_allowed,
+    unusable,
+)
+from ich_ray.refit.confirmation import Candidate, Confirmation, Kind
 from ich_ray.refit.racing import LEVEL, Race
 from ich_ray.refit.retrain_record import searched_budget
 from ich_ray.results import Objective, SearchRecord, SearchResult, TrialResult, open_network_search, open_search
 from ich_ray.runtime import connected
+from ich_ray.search.best_states import keep_only
 from ich_ray.search.ledger import Ledger, differences, trial_seed
 from ich_ray.search.request import TrialResources
 from ich_ray.search.space.space import Listed
 from ich_ray.search.space.yaml_file import SearchSpace, parse_space
 from ich_ray.search.value_model import ValueModel
-from ich_ray.storage import Count, Location, Record, SearchFiles, Seconds, Share, Time, read_record, write_json
+from ich_ray.storage import Location, SearchFiles, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,89 +49,11 @@ if TYPE_CHECKING:
     from ich_ray.search.request import TrialKeywords
     from ich_ray.search.tune.trial import Trainer
 
-__all__ = ["Candidate", "Confirmation", "chosen_trial", "confirm", "confirmed"]
+__all__ = ["DEFAULT_FOLDS", "confirm"]
 
 DEFAULT_FOLDS = 5
 # A number that no trial of a search has: its seed begins a confirmation's own, so no training repeats another's seed.
 _SEED_OF_CONFIRMATION = 2**31
-
-Kind = Literal["folds", "seeds"]
-
-
-class Candidate(Record):
-    """One of the top k.
-
-    Attributes:
-        trial: its number in the search.
-        selection_value: the score it was picked by, the best of many and therefore optimistic.
-        values: the best report of each fold or seed, in their order; None where the training failed.
-        mean: and `spread`, the sample standard deviation, of those that are there.
-        estimate: after a race, what it is worth at the end of its budget by all trainings, and `p_best`, how probable
-            it is that it is the best.
-        dropped: when it was out of the race, and why; None for those that stayed.
-    """
-
-    trial: Count
-    selection_value: float
-    values: tuple[float | None, ...]
-    mean: float | None
-    spread: float | None
-    estimate: float | None = Field(default=None, exclude_if=lambda value: value is None)
-    p_best: Share | None = Field(default=None, exclude_if=lambda value: value is None)
-    dropped: Dropped | None = Field(default=None, exclude_if=lambda value: value is None)
-
-
-class Confirmation(Record):
-    """confirm.json.
-
-    Attributes:
-        kind: what differs between the trainings of a candidate; there are `parts` of them, in a race at most.
-        chosen: the number of the trial with the best mean, or after a race the best estimate, among those none of
-            whose trainings failed.
-        candidates: in the order of the search, best first; in a race those that had a chance when it began.
-        images: seen by all trainings, `cost_gpu_s` the accelerator seconds they took.
-        race: how it was run, None where every candidate had every part.
-    """
-
-    format: Literal[1] = 1
-    kind: Kind
-    parts: Count
-    objective: Objective
-    chosen: Count
-    candidates: tuple[Candidate, ...]
-    images: Count
-    cost_gpu_s: Seconds
-    created: Time
-    race: RaceNote | None = Field(default=None, exclude_if=lambda note: note is None)
-
-
-def confirmed(files: SearchFiles) -> Confirmation | None:
-    """The confirmation of a search, if there is one.
-
-    Raises:
-        IntegrityError: confirm.json does not match its format.
-    """
-    if not files.confirmation.exists():
-        return None
-    return read_record(files.confirmation, Confirmation, "remove the file and confirm again")
-
-
-def chosen_trial(found: SearchResult) -> TrialResult:
-    """The trial that confirmation chose, else the best of the search.
-
-    Raises:
-        IntegrityError: confirm.json does not match its format, or this search.
-    """
-    confirmation = confirmed(found.files)
-    if confirmation is None:
-        return found.best()
-    for trial in found.trials:
-        if trial.number == confirmation.chosen:
-            return trial
-    raise IntegrityError(
-        f"{found.files.confirmation}: 'chosen' must be the number of a trial of this search, got "
-        f"{confirmation.chosen}; confirm again"
-    )
 
 
 def confirm(
@@ -140,7 +70,7 @@ def confirm(
     """Train the best trials of a search again and choose among them.
 
     Retrain and calibrate then use the chosen one. Run it again to go on after an interruption or a failure, or with
-    more to spend: what is done is not done twice.
+    more to spend: what is done is not done twice. Weights are kept of the chosen trial's trainings alone.
 
     Args:
         search: the search folder.
@@ -205,13 +135,14 @@ def confirm(
             Runner(race, ledger, parts, allowed=allowed, at_a_time=slots.concurrent).run(train)
         else:
             train(_missing(ledger, candidates, parts))
-    trained = open_search(files.root)
-    if race:
-        note = RaceNote(share=share, allowed=allowed, trainings=len(_ended(trained)))
-        confirmation = _raced(found, trained, race, kind, note)
-    else:
-        confirmation = _confirmation(found, trained, candidates, kind, parts)
-    write_json(found.files.confirmation, confirmation.model_dump(mode="json"))
+        trained = open_search(files.root)
+        if race:
+            note = RaceNote(share=share, allowed=allowed, trainings=len(_ended(trained)))
+            confirmation = _raced(found, trained, race, kind, note)
+        else:
+            confirmation = _confirmation(found, trained, candidates, kind, parts)
+        write_json(found.files.confirmation, confirmation.model_dump(mode="json"))
+        keep_only(files.weights, (one.seed for one in trained.trials if one.repeats == confirmation.chosen))
     return confirmation
 
 
@@ -315,6 +246,10 @@ def _confirmation(
 
 def _ended(trained: SearchResult) -> list[TrialResult]:
     """In their order, each training once: what failed and was made good since is left out."""
+    return standing_trainings(_spent(trained))
+
+
+def _spent(trained: SearchResult) -> list[TrialResult]:
     return [trial for trial in trained.trials if trial.state in {"completed", "failed"} and trial.repeats is not None]
 
 
@@ -344,8 +279,8 @@ def _raced(found: SearchResult, trained: SearchResult, race: Race, kind: Kind, n
         objective=found.objective,
         chosen=chosen.number,
         candidates=tuple(judged),
-        images=sum(training.images_seen for training in ended),
-        cost_gpu_s=sum(training.cost_gpu_s for training in ended),
+        images=sum(training.images_seen for training in _spent(trained)),
+        cost_gpu_s=sum(training.cost_gpu_s for training in _spent(trained)),
         created=time.time(),
         race=note,
     )

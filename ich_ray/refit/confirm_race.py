@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ich_ray.results import TrialResult
     from ich_ray.search.ledger import Ledger
 
-__all__ = ["SHARE", "Dropped", "RaceNote", "Runner", "dropped", "trainings_allowed", "unusable"]
+__all__ = ["SHARE", "Dropped", "RaceNote", "Runner", "dropped", "standing_trainings", "trainings_allowed", "unusable"]
 
 # Of the images of a search, what a race may spend upon them.
 SHARE = 0.15
@@ -134,13 +134,26 @@ class Runner:
 
 def unusable(trained: Sequence[TrialResult]) -> dict[int, str]:
     """Numbers of trials that cannot be chosen, and why: one training failed and was not made good."""
-    found: dict[int, str] = {}
+    failed = [one for one in standing_trainings(trained) if one.state == "failed"]
+    failed.sort(key=lambda one: one.reason == "diverged")  # the reason that stays
+    return {one.repeats: one.reason for one in failed if one.repeats is not None}
+
+
+def standing_trainings(trained: Sequence[TrialResult]) -> list[TrialResult]:
+    """Without those that failed and were made good, in whatever order.
+
+    On a fold, by one of the same trial and fold that completed; with seeds each that completed makes one good. What
+    diverged would do so again, and stands.
+    """
+    completed = Counter((one.repeats, one.fold) for one in trained if one.state == "completed")
+    standing = []
     for one in trained:
-        if one.repeats is not None and one.state == "failed":
-            found[one.repeats] = one.reason
-        elif one.repeats is not None and one.state == "completed" and found.get(one.repeats, "") != "diverged":
-            found.pop(one.repeats, None)
-    return found
+        part = (one.repeats, one.fold)
+        if one.state == "failed" and one.reason != "diverged" and completed[part]:
+            completed[part] -= one.fold is None
+        else:
+            standing.append(one)
+    return standing
 
 
 def dropped(race: Race, trained: Sequence[TrialResult]) -> tuple[list[Standing], dict[int, Dropped]]:

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from ich_ray.bundle.members import MOST_MEMBERS
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.folds import folds_of
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
 from ich_ray.refit.bundle_builder import make_bundle
-from ich_ray.refit.confirm import chosen_trial, confirmed
+from ich_ray.refit.confirm import DEFAULT_FOLDS
+from ich_ray.refit.confirmation import chosen_trial, confirmed
 from ich_ray.refit.retrain_record import MemberRun, Retraining, SeedRun, check_views, parse_views, searched_budget
 from ich_ray.results import open_search
 from ich_ray.search.best_states import best_state
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ich_ray.bundle.bundle import Bundle
+    from ich_ray.refit.confirmation import Kind
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.vocabulary import Patients
 
@@ -37,7 +40,8 @@ def bundle_confirmed(search: Location, *, tta: Sequence[str] = ()) -> Bundle:
         tta: see `retrain`.
 
     Raises:
-        ConfigError: nothing was confirmed, or its weights were not kept, as by versions before they were.
+        ConfigError: nothing was confirmed, or the weights of fewer than two trainings of its choice are there, as where
+            a race trained it once, another was the choice before, or a version before weights were kept.
     """
     views, found = parse_views(tta), open_search(search)
     again = confirmed(found.files)
@@ -49,6 +53,8 @@ def bundle_confirmed(search: Location, *, tta: Sequence[str] = ()) -> Bundle:
     trial, dataset = chosen_trial(found), PreparedDataset.of_search(found)
     trained = open_search(found.files.confirming(again.kind).root)
     runs = _trainings(trained, trial.number)
+    if len(runs) < 2:
+        raise _too_few(found, trained, trial.number, again.kind, len(runs))
     parameters = Hyperparameters.model_validate(trial.parameters)
     check_views(views, [parameters])
     patients: Patients = "train+validation" if again.kind == "folds" else "train"
@@ -79,20 +85,27 @@ def bundle_confirmed(search: Location, *, tta: Sequence[str] = ()) -> Bundle:
 
 
 def _trainings(trained: SearchResult, number: int) -> list[TrialResult]:
-    """Trainings of the chosen trial whose weights are there, in the order of folds or seeds.
-
-    Of one that was repeated after a failure there is one.
-    """
+    """Trainings of the chosen trial whose weights are there, in the order of folds or seeds."""
     ended = [one for one in trained.trials if one.repeats == number and one.state == "completed"]
-    whole = sorted(ended, key=lambda one: (-1 if one.fold is None else one.fold, one.number))[:MOST_MEMBERS]
-    missing = [one.number for one in whole if not trained.files.weights_of(one.seed).exists()]
-    if missing or len(whole) < 2:
-        got = f"none of its training {missing[0]}" if missing else f"{len(whole)} that completed, of two at least"
-        raise ConfigError(
-            f"{trained.files.root}: --from-confirmation takes the weights of trial {number}'s trainings, got {got}; "
-            "remove the folder and confirm again, or use --ensemble, which trains"
+    there = [one for one in ended if trained.files.weights_of(one.seed).exists()]
+    if 2 <= len(there) < len(ended):
+        say(f"  ensemble: {len(ended) - len(there)} of {len(ended)} networks are left out, their weights are gone")
+    return sorted(there, key=lambda one: (-1 if one.fold is None else one.fold, one.number))[:MOST_MEMBERS]
+
+
+def _too_few(found: SearchResult, trained: SearchResult, number: int, kind: Kind, there: int) -> ConfigError:
+    ended = sum(one.repeats == number and one.state == "completed" for one in trained.trials)
+    said = f"{trained.files.root}: --from-confirmation takes two trainings of trial {number} at least, got"
+    if ended > there:
+        return ConfigError(
+            f"{said} the weights of {there} of {ended}: others than those of the chosen trial go, and are there again "
+            "when it has trained again; remove the folder and confirm again, or use --ensemble, which trains"
         )
-    return whole
+    parts = min(DEFAULT_FOLDS, len(folds_of(PreparedDataset.of_search(found)))) if kind == "folds" else 3
+    return ConfigError(
+        f"{said} {ended} that completed; `ich-ray confirm {found.files.root} --top 3 --{kind} {parts}` goes on in this "
+        "folder until all have as many, or use --ensemble, which trains"
+    )
 
 
 def _run(training: TrialResult) -> SeedRun:
@@ -105,4 +118,5 @@ def _run(training: TrialResult) -> SeedRun:
         seconds=training.reports[-1].elapsed_s if training.reports else 0.0,
         device=training.setup.device if training.setup else "",
         setup=training.setup,
+        fold=training.fold,
     )

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ich_ray.bundle.members import MOST_MEMBERS, differing_inputs
-from ich_ray.data.folds import trained_and_validated
+from ich_ray.data.folds import HeldOut, trained_and_validated
 from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
-from ich_ray.refit.confirm import confirmed
+from ich_ray.refit.confirmation import confirmed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ich_ray.data.dataset import PreparedDataset
+    from ich_ray.refit.confirmation import Candidate
     from ich_ray.results import SearchResult, TrialResult
     from ich_ray.vocabulary import Patients
 
@@ -40,7 +41,9 @@ def check_ensemble(ensemble: int, seeds: int) -> None:
 def other_trials(found: SearchResult, chosen: TrialResult, count: int) -> list[TrialResult]:
     """The best trials that may stand beside the chosen one.
 
-    Those that were confirmed come first, by their mean. Says which are left out, and if there are fewer than `count`.
+    Those that were confirmed come first, by their mean, or after a race by their estimate, which unlike the mean of
+    other folds can be compared; not those whose training failed there. Says which are left out for their input, and if
+    there are fewer than `count`.
     """
     first = Hyperparameters.model_validate(chosen.parameters)
     taken: list[TrialResult] = []
@@ -65,10 +68,12 @@ def other_trials(found: SearchResult, chosen: TrialResult, count: int) -> list[T
 def _by_rank(found: SearchResult) -> Iterator[TrialResult]:
     again, sign = confirmed(found.files), -1 if found.objective.mode == "max" else 1
     by_number = {trial.number: trial for trial in found.trials}
-    judged = [one for one in again.candidates if one.mean is not None] if again else []
-    ranked = sorted(judged, key=lambda one: sign * (one.mean or 0.0))
-    yield from (by_number[one.trial] for one in ranked if one.trial in by_number)
-    told = {one.trial for one in ranked}
+    candidates = [one for one in again.candidates if one.trial in by_number] if again else []
+    failed = {one.trial for one in candidates if _failed(one)}
+    judged = [one for one in candidates if one.mean is not None and one.trial not in failed]
+    ranked = sorted(judged, key=lambda one: sign * (one.estimate if one.estimate is not None else one.mean or 0.0))
+    yield from (by_number[one.trial] for one in ranked)
+    told = failed | {one.trial for one in ranked}
     yield from (
         trial
         for trial in found.ranked()
@@ -76,16 +81,28 @@ def _by_rank(found: SearchResult) -> Iterator[TrialResult]:
     )
 
 
+def _failed(candidate: Candidate) -> bool:
+    """In its confirmation, and not made good."""
+    if candidate.estimate is None:
+        return None in candidate.values
+    return candidate.dropped is not None and bool(candidate.dropped.reason)
+
+
 def class_weight_shifts(
-    parameters: Hyperparameters, dataset: PreparedDataset, patients: Patients, seed: int
+    parameters: Hyperparameters, dataset: PreparedDataset, patients: Patients, seed: int, fold: int | None = None
 ) -> tuple[float, ...]:
-    """What takes the class weights of a training out of its logits, for each label, `any` last."""
+    """What takes the class weights of a training out of its logits, for each label, `any` last.
+
+    A training that held a fold out weighed the slices of the others.
+    """
     import torch
 
     from ich_ray.training.loss import CrossEntropy
     from ich_ray.training.targets import known_targets
 
     slices, _ = trained_and_validated(dataset, patients)
+    if fold is not None:
+        slices = HeldOut(dataset, fold).role("train")
     if parameters.training_slices:
         slices = stratified(slices, parameters.training_slices, seed)
     return CrossEntropy(parameters, torch.from_numpy(known_targets(parameters, slices))).shifts

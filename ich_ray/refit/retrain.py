@@ -34,7 +34,7 @@ from ich_ray.machines import ask_machines
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
 from ich_ray.refit.bundle_builder import make_bundle
-from ich_ray.refit.confirm import chosen_trial
+from ich_ray.refit.confirmation import chosen_trial
 from ich_ray.refit.ensemble_members import check_ensemble, other_trials
 from ich_ray.refit.ray_train import RetrainPlan, best_report, checkpoints_in, fit, read_reports
 from ich_ray.refit.retrain_record import (
@@ -141,7 +141,7 @@ def retrain(
     run = _kept(found, first, patients)
     ranked = best_runs(first, found.objective)[:ensemble] if seeds > 1 else [run]
     members = [(tasks[0], one) for one in ranked if one is not run]
-    members += [(task, one) for task, (one,) in zip(tasks[1:], others, strict=True) if not one.reason]
+    members += [(task, one) for task, (one,) in zip(tasks[1:], others, strict=True) if _may_answer(one, patients)]
     retraining = Retraining(
         trial=trial.number,
         parameters=course.parameters.model_dump(),
@@ -221,7 +221,9 @@ def _rehearsal(found: SearchResult, trial: TrialResult, parameters: Hyperparamet
     before = read_record(found.files.retraining, Retraining, "remove the file and retrain")
     if before.trial != trial.number or not parameters.is_same(before.parameters):
         return ()
-    return before.rehearsal or tuple(run for run in before.runs if run.value is not None)
+    if before.patients != "train":  # its own runs may be of folds, each measured on other patients
+        return before.rehearsal
+    return tuple(run for run in before.runs if run.value is not None)
 
 
 def _plan(found: SearchResult, course: RetrainCourse, patients: Patients) -> RetrainPlan:
@@ -289,6 +291,14 @@ def _kept(found: SearchResult, runs: Sequence[SeedRun], patients: Patients) -> S
         f"{found.files.final}: {found.objective.metric} must be finite in one report at least, got none; are there "
         "positive validation slices?"
     )
+
+
+def _may_answer(run: SeedRun, patients: Patients) -> bool:
+    """Whether a trial beside the chosen one has come out; the objective of its reports must have been finite once."""
+    if not run.reason and patients == "train" and run.value is None:
+        say(f"  ensemble: seed {run.seed} is left out, its objective was finite in no report")
+        return False
+    return not run.reason
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ich_ray.bundle.card import SeedSpread
 from ich_ray.data.folds import roles_of
@@ -65,6 +65,7 @@ class SeedRun(Record):
         best_images_seen: at which its weights were kept.
         seconds: of the attempt that ended it.
         reason: why it failed, empty if it did not.
+        fold: that was held out, if one of a confirmation was.
     """
 
     seed: Seed
@@ -75,6 +76,7 @@ class SeedRun(Record):
     device: Line = ""
     setup: ExecutionInfo | None = None
     reason: Text = ""
+    fold: Count | None = Field(default=None, exclude_if=lambda fold: fold is None)
 
 
 class MemberRun(Record):
@@ -122,7 +124,7 @@ class Retraining(Record):
     @property
     def spread(self) -> SeedSpread | None:
         """Of the seeds whose validation patients were held out: these, or those of the rehearsal."""
-        return spread(self.rehearsal or self.runs)
+        return spread(self.runs if self.patients == "train" else self.rehearsal)
 
 
 @dataclass(frozen=True)

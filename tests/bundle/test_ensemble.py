@@ -155,3 +155,17 @@ def test_one_network_and_no_shift_is_that_network(images: NDArray[np.uint8]) -> 
     batch = torch.from_numpy(images)
     with torch.no_grad():
         assert torch.equal(Ensemble([one], [[0.0]])(batch), one(batch))
+
+
+def test_a_smaller_bundle_leaves_no_weights_of_the_larger_one(tmp_path: Path) -> None:
+    larger = ensemble()
+    larger.save(tmp_path)
+    for name in ("model-12.safetensors", "model-own.safetensors"):
+        shutil.copy(tmp_path / "model-1.safetensors", tmp_path / name)
+    larger.save(tmp_path)
+    assert (tmp_path / "model-1.safetensors").exists()
+    assert not (tmp_path / "model-12.safetensors").exists()
+    larger.without_members().save(tmp_path)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["card.json", "model-own.safetensors", "model.safetensors"]
+    assert len(load_bundle(tmp_path).networks) == 1

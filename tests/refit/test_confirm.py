@@ -24,7 +24,8 @@ from ich_ray.data.folds import HeldOut
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit import confirm as module
-from ich_ray.refit.confirm import Confirmation, chosen_trial, confirm
+from ich_ray.refit.confirm import confirm
+from ich_ray.refit.confirmation import Confirmation, chosen_trial
 from ich_ray.results import SearchRecord, open_search
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.tune.trial import TrialSettings, train_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 
 from ich_ray.cli import call
 from ich_ray.refit import confirm as module
-from ich_ray.refit.confirm import chosen_trial, confirmed
 from ich_ray.refit.confirm_race import RaceNote, Runner
+from ich_ray.refit.confirmation import chosen_trial, confirmed
 from ich_ray.refit.racing import Race
 from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.search import cluster_resources, preflight, run
@@ -105,7 +106,11 @@ def test_luck_loses_a_race_within_its_trainings(found: SearchResult, tmp_path: P
     assert (chosen.dropped, chosen.estimate) == (None, pytest.approx(worth(confirmation.chosen / 25), abs=0.03))
     assert sum(one.p_best or 0.0 for one in confirmation.candidates) > 0.9
     assert confirmation.images == 900 * len(train.rounds)
-    assert {len(one.values) for one in confirmation.candidates} >= {0}
+    trainings = Counter(trial for one in train.rounds for trial, _ in one)
+    assert {one.trial: len(one.values) for one in confirmation.candidates if one.values} == trainings
+    untrained = [one.trial for one in confirmation.candidates if not one.values]
+    assert untrained, "a candidate that had a chance when it began and never trained is told, too"
+    assert not set(untrained) & trainings.keys()
     assert "race" in confirmation.model_dump(mode="json")
 
 
@@ -150,6 +155,27 @@ def test_who_fails_is_not_trained_again_before_the_next_call(found: SearchResult
     assert [len(one) for one in train.rounds] == [1, 1, 1]
     assert len({one[0][0] for one in train.rounds}) == 3
     assert sum(map(len, raced(found, ledger, true, allowed=3).rounds)) == 3
+
+
+def test_what_failed_and_ran_again_counts_once_and_is_in_the_race(found: SearchResult, tmp_path: Path) -> None:
+    ledger = ledger_of(found, tmp_path / "c")
+    raced(found, ledger, lambda number, dropout: None if number == 0 else true(number, dropout), allowed=3)
+    lost = ledger.trials[0].repeats
+    assert lost is not None
+    race = module._race(found, "seeds")
+    note = RaceNote(share=0.15, allowed=3, trainings=3)
+    failed = module._raced(found, open_search(ledger.files.root), race, "seeds", note)
+    told = next(one for one in failed.candidates if one.trial == lost)
+    assert told.dropped is not None
+    assert (told.values, told.dropped.reason, failed.chosen == lost) == ((None,), "out_of_memory", False)
+    ends = ((300, Verdict("failed", "out_of_memory")), (900, Verdict("completed")), (900, Verdict("completed")))
+    for number, (images, end) in enumerate(ends, 3):
+        ledger.add(ledger.trials[0].parameters, repeats=lost)
+        ledger.report(number, images, {"average_precision": 0.7}, 1.0, end=end)
+    again = module._raced(found, open_search(ledger.files.root), race, "seeds", note)
+    told = next(one for one in again.candidates if one.trial == lost)
+    assert (told.values, told.dropped) == ((0.7, 0.7), None)
+    assert again.images == failed.images + 2100, "what failed has cost its images"
 
 
 def test_each_fold_is_held_out_once_before_any_twice(found: SearchResult, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +14,24 @@ from ich_ray import cli
 from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.folds import HeldOut
 from ich_ray.errors import ConfigError
 from ich_ray.model.networks import build_network
+from ich_ray.refit import confirm as confirm_module
+from ich_ray.refit.confirm import confirm
 from ich_ray.refit.confirmed_ensemble import bundle_confirmed
+from ich_ray.refit.retrain import _rehearsal
 from ich_ray.refit.retrain_record import Retraining
+from ich_ray.results import open_search
+from ich_ray.search import cluster_resources, preflight, run
+from ich_ray.search.ledger import Ledger, Verdict
+from ich_ray.search.preflight import Slots
+from ich_ray.search.space.space import Listed, SearchSpace
 from ich_ray.search.tune import trial as trials
 from ich_ray.storage import SearchFiles, locate, read_json, remove, write_json
 from ich_ray.training.state import TrainingState
 from tests.records import make_confirmation
+from tests.refit.test_confirm import searched
 from tests.searched import PARAMETERS, make_search
 
 
@@ -79,20 +91,98 @@ def test_the_networks_of_a_confirmation_are_one_bundle(search: SearchFiles, data
     with torch.no_grad():
         second = own(torch.from_numpy(slices.gather(np.arange(len(slices))))).numpy()
     first = again.without_members().slice_logits(slices)
-    assert again.slice_logits(slices) == pytest.approx((first + second) / 2, abs=1e-5)
+    shares = [HeldOut(dataset, fold).role("train").prevalence for fold in (0, 1)]
+    odds = [math.log(share / (1 - share)) for share in shares]  # by which each weighed its classes
+    assert again.slice_logits(slices) == pytest.approx((first + second + odds[1] - odds[0]) / 2, abs=1e-5)
     record = Retraining.model_validate(read_json(search.retraining))
     assert record.budget == "that of the search, for each of 2 folds of its confirmation"
     assert calibrate(search.root).ensemble_gain is not None
+
+
+def test_networks_of_folds_are_no_rehearsal_and_have_no_spread(search: SearchFiles) -> None:
+    note = bundle_confirmed(search.root).card.retraining
+    assert note is not None
+    assert (note.patients, note.validation) == ("train+validation", None)
+    found = open_search(search.root)
+    record = Retraining.model_validate(read_json(search.retraining))
+    assert [one.fold for one in (*record.runs, *(member.run for member in record.members))] == [0, 1]
+    assert record.runs[0].value is not None
+    assert _rehearsal(found, found.best(), PARAMETERS) == ()
+
+
+def test_a_choice_that_was_trained_once_is_refused_with_what_gives_it_more(search: SearchFiles) -> None:
+    confirming = search.confirming("folds")
+    confirming.trial(1).unlink()
+    with pytest.raises(ConfigError) as caught:
+        bundle_confirmed(search.root)
+    assert str(caught.value) == (
+        f"{confirming.root}: --from-confirmation takes two trainings of trial 0 at least, got 1 that completed; "
+        f"`ich-ray confirm {search.root} --top 3 --folds 5` goes on in this folder until all have as many, or use "
+        "--ensemble, which trains"
+    )
 
 
 def test_without_a_confirmation_or_its_weights_it_is_refused(
     search: SearchFiles, tmp_path: Path, dataset: PreparedDataset
 ) -> None:
     remove(search.confirming("folds").weights_of(41))
-    with pytest.raises(ConfigError, match=r"takes the weights of trial 0's trainings, got none of its training 1; re"):
+    with pytest.raises(
+        ConfigError, match=r"takes two trainings of trial 0 at least, got the weights of 1 of 2: others"
+    ):
         bundle_confirmed(search.root)
     files = make_search(tmp_path / "other", dataset)
     with pytest.raises(ConfigError, match=r"--from-confirmation takes the networks of a confirmation, got none; run "):
+        bundle_confirmed(files.root)
+
+
+def test_what_run_confirms_is_an_ensemble_and_goes_on(
+    tmp_path: Path, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The top 3 on 2 folds, as `run` asks, then on 3, trained as a worker does, without Ray."""
+    trained: list[tuple[int | None, int | None]] = []
+
+    def run_listed(
+        space: SearchSpace, data: PreparedDataset, ledger: Ledger, _: Slots, listed: list[Listed], **keys: Any
+    ) -> None:
+        settings = trials.TrialSettings(
+            str(data.files.root), data.manifest.fingerprint, str(ledger.files.root), space.budget.images,
+            space.budget.report_every, cpus=1, gpus=0, keep_weights=keys["keep_weights"],
+        )  # fmt: skip
+        for one in listed:
+            trained.append((one.repeats, one.fold))
+            record, told = ledger.add(one.parameters, repeats=one.repeats, fold=one.fold), list[dict[str, Any]]()
+            monkeypatch.setattr(trials, "tune", SimpleNamespace(report=told.append))
+            keys = {"number": record.number, "parameters": record.parameters, "seed": record.seed, "fold": one.fold}
+            trials.trial_function(settings)({**keys, "reported": 0})
+            for report in (each for each in told if "failure" not in each):
+                end = Verdict("completed") if report["images_seen"] >= settings.images else None
+                ledger.report(record.number, report["images_seen"], report["metrics"], report["elapsed_s"], end=end)
+
+    monkeypatch.setattr(run, "run_listed", run_listed)
+    monkeypatch.setattr(confirm_module, "connected", lambda _: nullcontext())
+    monkeypatch.setattr(cluster_resources, "ClusterResources", lambda: SimpleNamespace(machines=list))
+    monkeypatch.setattr(preflight, "plan_slots", lambda *_: Slots(1.0, 0.0, 2))
+    monkeypatch.setattr(preflight, "check_machines", lambda *_: None)
+    files = SearchFiles(locate(searched(tmp_path / "s", dataset, {1e-3: 0.8, 1e-2: 0.78, 2e-2: 0.77})))
+    weights = files.confirming("folds").weights
+
+    def kept() -> list[tuple[int | None, int | None]]:
+        by_seed = {str(one.seed): (one.repeats, one.fold) for one in open_search(weights.parent).trials}
+        return sorted(by_seed[folder.name] for folder in weights.iterdir())
+
+    chosen = confirm(files.root, top=3, folds=2).chosen
+    assert len(trained) == 6
+    assert kept() == [(chosen, 0), (chosen, 1)]
+    assert len(bundle_confirmed(files.root).networks) == 2
+    again = confirm(files.root, top=3, folds=3)
+    assert trained[6:] == [(number, 2) for number in range(3)]
+    assert [len(one.values) for one in again.candidates] == [3, 3, 3]
+    assert {number for number, _ in kept()} == {again.chosen}
+    other = next(number for number in range(3) if number not in {chosen, again.chosen})
+    write_json(files.confirmation, again.model_copy(update={"chosen": other}).model_dump(mode="json"))
+    with pytest.raises(
+        ConfigError, match=f"of trial {other} at least, got the weights of 0 of 3: others than those of"
+    ):
         bundle_confirmed(files.root)
 
 

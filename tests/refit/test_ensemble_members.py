@@ -12,9 +12,10 @@ import torch
 from ich_ray.assess.calibration import calibrate
 from ich_ray.bundle.bundle import load_bundle
 from ich_ray.data.dataset import PreparedDataset
+from ich_ray.data.folds import pool_of
 from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.refit.ensemble_members import check_ensemble, class_weight_shifts, other_trials
-from ich_ray.refit.ray_train import RetrainPlan, _train
+from ich_ray.refit.ray_train import RetrainPlan, _train, best_report
 from ich_ray.refit.retrain import retrain
 from ich_ray.refit.retrain_record import Retraining
 from ich_ray.results import ExecutionInfo, open_search
@@ -84,6 +85,55 @@ def test_what_was_confirmed_comes_first(dataset: PreparedDataset, tmp_path: Path
     write_json(files.confirmation, confirmation)
     found = open_search(files.root)
     assert [trial.number for trial in other_trials(found, found.trials[0], 3)] == [4, 3, 2]
+
+
+def test_a_race_ranks_by_estimates_whatever_the_folds(dataset: PreparedDataset, tmp_path: Path) -> None:
+    """Trial 3 had one easy fold alone, trial 5 failed; trial 2 is the best by all trainings."""
+    files = search_of(tmp_path, dataset, {"filters": 12}, {"filters": 4}, {"blocks": 1}, {"dense": 8})
+    confirmation = make_confirmation(0, 0, 2, 3, 4, 5)
+    told = {0: (0.7, 0.7), 2: (0.60, 0.68), 3: (0.90, 0.55), 4: (None, 0.60), 5: (0.95, 0.69)}
+    for candidate in confirmation["candidates"]:
+        candidate["mean"], candidate["estimate"] = told[candidate["trial"]]
+        candidate["values"] = [] if candidate["mean"] is None else [candidate["mean"]]
+    dropped = {"trainings": 3, "chance": 0.5, "leader": 0, "reason": "out_of_memory"}
+    confirmation["candidates"][4] |= {"dropped": dropped, "values": [0.95, None]}
+    write_json(files.confirmation, confirmation)
+    found = open_search(files.root)
+    assert [trial.number for trial in other_trials(found, found.trials[0], 4)] == [2, 3, 4]
+
+
+def test_what_failed_on_a_fold_is_left_out(dataset: PreparedDataset, tmp_path: Path) -> None:
+    files = search_of(tmp_path, dataset, {"filters": 12}, {"filters": 4})
+    confirmation = make_confirmation(0, 0, 2, 3)
+    confirmation["candidates"][1] |= {"values": [0.9, None], "mean": 0.9}
+    write_json(files.confirmation, confirmation)
+    found = open_search(files.root)
+    assert [trial.number for trial in other_trials(found, found.trials[0], 2)] == [3]
+
+
+def test_a_fold_that_was_held_out_has_no_part_in_the_class_weights(dataset: PreparedDataset) -> None:
+    pool = pool_of(dataset)
+    fold = dataset.column("fold")[pool.rows]
+    shifts = [class_weight_shifts(PARAMETERS, dataset, "train+validation", 0, held)[0] for held in (0, 1)]
+    shares = [pool.labels[fold != held].mean() for held in (0, 1)]
+    assert shifts == pytest.approx([math.log(share / (1 - share)) for share in shares])
+    assert shares[0] != shares[1]
+
+
+def test_a_member_whose_objective_was_never_finite_is_left_out(
+    dataset: PreparedDataset, tmp_path: Path, trained_here: list[RetrainPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ich_ray.refit.retrain.say", said.append)
+    monkeypatch.setattr(
+        "ich_ray.refit.retrain.best_report",
+        lambda reports, objective: best_report(reports, objective) if len(trained_here) < 2 else None,
+    )
+    files = search_of(tmp_path, dataset, {"filters": 12})
+    bundle = retrain(files.root, ensemble=2)
+    assert len(trained_here) == 2
+    assert bundle.card.members == ()
+    assert "  ensemble: seed 12 is left out, its objective was finite in no report" in said
 
 
 def test_class_weights_of_a_training_shift_its_logits(dataset: PreparedDataset) -> None:

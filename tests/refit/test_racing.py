@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ich_ray.refit.confirm_race import Dropped, dropped, trainings_allowed, unusable
+from ich_ray.refit.confirm_race import Dropped, dropped, standing_trainings, trainings_allowed, unusable
 from ich_ray.refit.racing import Race
 from ich_ray.results import Report, TrialResult, TrialState
 from ich_ray.search.value_model import ValueModel
@@ -146,6 +146,30 @@ def test_what_failed_and_was_made_good_is_forgiven_unless_it_diverged() -> None:
     assert unusable([lost]) == {0: "out_of_memory"}
     assert unusable([lost, training(0, 0.8)]) == {}
     assert unusable([training(0, None), training(0, 0.8)]) == {0: "diverged"}
+
+
+@pytest.mark.parametrize(
+    ("folds", "standing"),
+    [
+        (((0, None), (0, 0.8)), [1]),
+        (((0, 0.8), (1, None)), [0, 1]),  # the other fold never came through
+        (((1, None), (0, 0.8)), [0, 1]),
+        (((1, None), (1, None), (0, 0.7), (1, 0.8)), [2, 3]),
+        (((None, None), (None, 0.8)), [1]),  # with seeds each that completed makes one good
+        (((None, 0.8), (None, None)), [0]),
+        (((None, None), (None, 0.8), (None, None)), [1, 2]),
+    ],
+)
+def test_a_failure_is_made_good_by_the_same_fold_in_any_order(
+    folds: Sequence[tuple[int | None, float | None]], standing: list[int]
+) -> None:
+    trained = [
+        training(0, value, number, reason="out_of_memory", fold=fold) for number, (fold, value) in enumerate(folds)
+    ]
+    assert [one.number for one in standing_trainings(trained)] == standing
+    failed = any(trained[number].state == "failed" for number in standing)
+    assert unusable(trained) == ({0: "out_of_memory"} if failed else {})
+    assert unusable(trained[::-1]) == unusable(trained)
 
 
 @pytest.mark.parametrize(("images", "allowed"), [(0, 2), (10_000, 2), (20_000, 3), (400_000, 60)])

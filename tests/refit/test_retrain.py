@@ -23,7 +23,7 @@ from ich_ray.data.dataset import PreparedDataset, RoleCounts
 from ich_ray.data.folds import trained_and_validated
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.refit.confirm import chosen_trial
+from ich_ray.refit.confirmation import chosen_trial
 from ich_ray.refit.ray_train import RetrainPlan, _resources, _train, checkpoints_in, patience_over, read_reports
 from ich_ray.refit.retrain import _plan, retrain
 from ich_ray.refit.retrain_record import (

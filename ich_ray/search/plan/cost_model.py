@@ -182,7 +182,7 @@ def _resampled(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -
     return 4 * (channels * math.prod(image_shape[1:]) + 2 * (channels + 1) * math.prod(sides))
 
 
-@lru_cache
+@lru_cache(maxsize=4096)  # of a thousand draws that are refused, too
 def _count(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
     """Bytes of all weights and buffers, of the trained weights, and of two batches.
 

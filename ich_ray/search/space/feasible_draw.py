@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from ich_ray.errors import ConfigError
+from ich_ray.progress import say
 from ich_ray.search.space.space import RandomSuggest
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = ["first_that_fits"]
 
 # Where fewer than one draw in a thousand fits, the file means another space.
 _MOST_DRAWS = 1000
+_TOLD_AFTER = 100
 
 
 def first_that_fits(
@@ -31,7 +33,9 @@ def first_that_fits(
     """
     found: Counter[str] = Counter()
     suggest = RandomSuggest(seed, point)
-    for _ in range(_MOST_DRAWS):
+    for refusals in range(_MOST_DRAWS):
+        if refusals == _TOLD_AFTER:
+            say(f"constraints: {refusals} random draws refused, at most {_MOST_DRAWS:,} are tried (can take minutes)")
         drawn = space.draw(suggest)
         if (refused := refuses(drawn.hyperparameters)) is None:
             return drawn.parameters

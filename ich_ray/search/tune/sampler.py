@@ -22,6 +22,7 @@ import optuna
 from optuna.trial import TrialState as OptunaState
 from ray.tune.search import Searcher
 
+from ich_ray.errors import ConfigError
 from ich_ray.search.ledger import Verdict, trial_seed
 from ich_ray.search.optuna_adapter import as_optuna, outcome, reached
 from ich_ray.search.space.feasible_draw import first_that_fits
@@ -66,7 +67,11 @@ class _Live:
 
 
 class LedgerSampler(Searcher):
-    """Suggests `wanted` trials in all and at most `concurrent()` at a time."""
+    """Suggests `wanted` trials in all and at most `concurrent()` at a time.
+
+    `warm` has an entry for each search that was named to learn from, empty where it cannot be read any more: what is
+    left of several is not taken for the only one.
+    """
 
     def __init__(
         self,
@@ -91,7 +96,7 @@ class LedgerSampler(Searcher):
         self._study = _study(space, self._shown, trial_seed(ledger.record.seed, len(ledger.trials)))
         self._refuses = refuses or (lambda _: None)
         taught = [[as_optuna(space, trial) for trial in trials] for trials in warm]
-        for trials in taught if listed is None else ():
+        for trials in filter(None, taught) if listed is None else ():
             self._shown.teach(trials)
         for trial in finished if listed is None else ():
             self._study.add_trial(as_optuna(space, trial))
@@ -148,7 +153,7 @@ class LedgerSampler(Searcher):
                 return self._ledger.add(drawn.parameters), trial
             trial.set_constraint(refused.constraint, refused.excess)
             self._study.tell(trial, state=OptunaState.PRUNED)
-        trial = self._ask(first_that_fits(self._space, self._refuses, seed, point))
+        trial = self._ask(self._fitting(seed, point))
         return self._ledger.add(self._space.draw(_Asked(trial)).parameters), trial
 
     def _known(self, number: int, seed: int, point: Mapping[str, Parameter]) -> dict[str, Parameter]:
@@ -157,6 +162,13 @@ class LedgerSampler(Searcher):
         if self._shown.is_taught and number < _LOOKING_ABOUT and number % 2:
             return self._space.draw(RandomSuggest(seed, known)).parameters
         return known
+
+    def _fitting(self, seed: int, point: Mapping[str, Parameter]) -> dict[str, Parameter]:
+        """A random draw that fits, else the one that was found before the search began: it does not end for this."""
+        try:
+            return first_that_fits(self._space, self._refuses, seed, point)
+        except ConfigError:
+            return first_that_fits(self._space, self._refuses, self._ledger.record.seed, point)
 
     def _ask(self, known: Mapping[str, Parameter]) -> optuna.Trial:
         fixed = {spec.name for spec in self._space.parameters if spec.kind == "fixed"}

@@ -56,6 +56,17 @@ def test_what_is_listed_is_trained_whatever_it_takes(listed: dict[str, Any]) -> 
         parse_space(source, "x.yaml")
 
 
+def test_a_long_search_for_a_draw_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ich_ray.search.space.feasible_draw.say", said.append)
+    refused = iter([Refusal("max_gpu_gb", 0.5)] * 99)
+    first_that_fits(space(max_gpu_gb=1), lambda _: next(refused, None), 0)
+    assert said == []
+    refused = iter([Refusal("max_gpu_gb", 0.5)] * 250)
+    first_that_fits(space(max_gpu_gb=1), lambda _: next(refused, None), 0)
+    assert said == ["constraints: 100 random draws refused, at most 1,000 are tried (can take minutes)"]
+
+
 def test_a_draw_that_fits_is_found_or_none() -> None:
     def refuses(parameters: Hyperparameters) -> Refusal | None:
         return Refusal("max_gpu_gb", 0.5) if parameters.batch_size > 16 else None

@@ -13,6 +13,7 @@ from ich_ray.results import Report, TrialResult
 from ich_ray.search.ledger import Ledger, Verdict, trial_seed
 from ich_ray.search.optuna_adapter import fitting, outcome
 from ich_ray.search.space.constraints import Refusal
+from ich_ray.search.space.feasible_draw import first_that_fits
 from ich_ray.search.space.space import RandomSuggest
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.tune.sampler import LedgerSampler
@@ -362,6 +363,29 @@ def test_where_nearly_nothing_fits_a_draw_is_looked_for_at_random(tmp_path: Path
     suggest.suggest("t0")
     assert Hyperparameters.model_validate(ledger.trials[0].parameters) == asked[60]
     assert (len(asked), len(suggest.known())) == (61, 51)
+
+
+def test_a_search_goes_on_with_the_draw_of_its_beginning_where_no_other_is_found(tmp_path: Path) -> None:
+    ledger = new(tmp_path)
+    space = parse_space(ledger.record.space, "x.yaml")
+    known = first_that_fits(space, lambda _: None, ledger.record.seed)
+
+    def refuses(parameters: Hyperparameters) -> Refusal | None:
+        return None if parameters.is_same(known) else Refusal("max_gpu_gb", 1.0)
+
+    suggest = sampler(ledger, refuses=refuses)
+    for number in range(2):
+        suggest.suggest(f"t{number}")
+    assert [trial.parameters for trial in ledger.trials.values()] == [known, known]
+
+
+@pytest.mark.parametrize(("named", "alone"), [(1, True), (2, False)])
+def test_what_is_left_of_two_teachers_is_not_taken_for_own_trials(tmp_path: Path, named: int, alone: bool) -> None:
+    teacher = new(tmp_path / "teacher")
+    run_some(teacher, sampler(teacher))
+    suggest = sampler(new(tmp_path), warm=[list(teacher.trials.values()), *[[]] * (named - 1)])
+    assert (len(suggest.known()), suggest.told()) == (4, 0)
+    assert (suggest._shown.trust == []) == alone
 
 
 def test_tune_state_is_never_restored(tmp_path: Path) -> None:
