@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from ich_ray.search.ledger import Ledger
+    from ich_ray.training.machine_faults import Fault
 
 __all__ = ["DECLINED", "DEVICE_ERROR", "Quarantine", "is_admitted"]
 
 DEVICE_ERROR = "device_error"
 # In the place of a fault's name: the process or machine was known to be sick, and nothing was lost.
 DECLINED = "declined"
+# Faults that may be of what a trial holds of a machine; a full disk or a driver is of all of it.
+_OF_DEVICES: tuple[Fault, ...] = ("device", "nccl")
 # Faults in a row on one device, with no report from it between them, before it gets no more trials: one may be an
 # accident, and a third costs a third attempt.
 _IN_A_ROW = 2
@@ -99,7 +102,7 @@ class Quarantine:
         """
         if told["lost"] == DECLINED:
             return None
-        devices = told.get("devices", ())
+        devices = told.get("devices", ()) if told["lost"] in _OF_DEVICES else ()
         attempt = self._ledger.lose(number, told["lost"], told["detail"], told["node"], told["host"], devices)
         place, of_storage = placed(attempt.host, attempt.devices), attempt.cause == "storage"
         say(f"trial {number}: {attempt.cause} fault on {place}, goes back to the queue ({attempt.detail[:160]})")

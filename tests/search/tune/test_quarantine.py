@@ -164,6 +164,13 @@ def test_a_trial_that_a_sick_device_gets_again_has_not_failed(tmp_path: Path) ->
     assert told.out() == [("host-a (GPU 1)", 1600.0)]
 
 
+def test_a_full_disk_is_of_the_whole_machine(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a", "b", gpus=2)
+    for device in ("0", "1"):
+        assert told.lost(3, "a", device, cause="disk") is None
+    assert told.out() == [("host-a", 1600.0)]
+
+
 def test_parameters_that_fail_on_two_devices_are_the_fault(tmp_path: Path) -> None:
     told = Told(tmp_path, "a", gpus=2)
     for _ in range(2):
