@@ -108,9 +108,7 @@ class Quarantine:
         say(f"trial {number}: {attempt.cause} fault on {place}, goes back to the queue ({attempt.detail[:160]})")
         if of_storage:
             self._check_storage(number, attempt.detail, _UNWRITTEN_FULL if told.get("full") else _UNWRITTEN)
-        # What a folder takes is no matter of a device.
-        held = _Held(attempt.node, frozenset(() if of_storage else attempt.devices))
-        before = [*self._of_trial[number]]
+        held, before = _Held(attempt.node, frozenset(attempt.devices)), [*self._of_trial[number]]
         here = {spot for earlier in before for spot in earlier.spots & held.spots}
         well = bool(here) and all(number not in self._faults[spot] for spot in here)  # a report came between the two
         self._of_trial[number].append(held)
