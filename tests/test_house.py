@@ -72,6 +72,7 @@ MAY_IMPORT_RAY = {
     "search.preflight",
     "search.tune.driver",
     "search.tune.ledger_callback",
+    "search.tune.lost_attempts",
     "search.tune.watchdog",
     "search.tune.measure_speed",
     "search.tune.multi_worker_trial",

@@ -11,31 +11,27 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import platform
-import threading
-import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import ray
 from ray import tune
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut
-from ich_ray.errors import IchRayError, TrialFailure
+from ich_ray.errors import TrialFailure
 from ich_ray.registry import registered_here, repeat
-from ich_ray.results import CheckpointReference, Objective, QuarantineNote, Report, SearchRecord, finite
+from ich_ray.results import CheckpointReference, Objective, Report, finite
 from ich_ray.search.best_states import BestStates
 from ich_ray.search.chances import BestLogits
 from ich_ray.search.out_of_fold import OutOfFold
 from ich_ray.search.space.parameter_sets import PARAMETER_SETS
 from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
-from ich_ray.search.tune.quarantine import DECLINED, is_admitted
+from ich_ray.search.tune.lost_attempts import admitted, devices_held, lose, node_id
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
-from ich_ray.storage import SearchFiles, locate, read_record, without_credentials
+from ich_ray.storage import SearchFiles, locate, without_credentials
 from ich_ray.training.checkpoint_store import CheckpointStore
 from ich_ray.training.machine_faults import machine_fault
 from ich_ray.training.memory import out_of_memory
@@ -175,22 +171,22 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
 
     def trial(config: dict[str, Any]) -> None:
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _THREAD_TIMEOUT_S
-        admitted = _admitted(settings)
+        began = admitted(settings.search, settings.declined_s)
         try:
             repeat(registered)
-            _run(settings, trainer, config, admitted)
+            _run(settings, trainer, config, began)
         except FaultOfWorker as error:
-            _lose(error.fault, error.detail)
+            lose(error.fault, error.detail)
             raise
         except WorkersLost:
             raise  # to Tune a lost worker, which this is
         except _UnwrittenError as error:
-            _lose("storage", str(error), full=error.is_full)
+            lose("storage", str(error), full=error.is_full)
             raise
         except Exception as error:
             failure = as_failure(error)
             if fault := machine_fault(error):
-                _lose(fault, failure.detail)
+                lose(fault, failure.detail)
                 raise  # to Tune a lost worker, and another process takes the trial
             tune.report({"failure": failure.reason, "detail": failure.detail})
 
@@ -209,55 +205,6 @@ class _UnwrittenError(OSError):
         self.is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-# Set by a fault that later trials of this process would meet as well.
-_faulty = threading.Event()
-
-
-def _admitted(settings: TrialSettings) -> float:
-    """When this attempt was let in; a process, machine or device that was found to be sick gives its trial back.
-
-    Nothing is counted then.
-
-    Raises:
-        WorkersLost: it was.
-    """
-    if not _faulty.is_set():
-        out, now = _quarantined(settings), time.time()
-        if not out or is_admitted(out, _node(), _devices(), settings.search, now):
-            return now
-        time.sleep(settings.declined_s)  # it comes back at once as long as no other machine is free
-    _lose(DECLINED, "")
-    raise WorkersLost("this machine or process gets no trials")
-
-
-def _quarantined(settings: TrialSettings) -> list[QuarantineNote]:
-    """Machines that are out by the ledger; none where it cannot be read now."""
-    try:
-        file = SearchFiles(locate(settings.search)).search
-        return read_record(file, SearchRecord, "restore the file").quarantined
-    except (IchRayError, OSError):
-        return []
-
-
-def _lose(cause: str, detail: str, *, full: bool = False) -> None:
-    """Tell the driver that this attempt ends by no fault of its own, before it ends."""
-    _faulty.set()
-    told: dict[str, Any] = {"lost": cause, "detail": detail, "node": _node(), "host": platform.node()}
-    told |= {"full": True} if full else {}
-    tune.report({**told, "devices": _devices()} if _devices() else told)
-
-
-def _node() -> str:
-    """Ray's id of this machine; empty without Ray."""
-    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
-
-
-def _devices() -> list[str]:
-    """Ray's ids of the accelerators that this trial holds, all of its workers together."""
-    held = ray.get_gpu_ids() if ray.is_initialized() else []
-    return sorted(str(device).replace("/", "-") for device in held)  # MIG-GPU-UUID/1/0 of older drivers
-
-
 def as_failure(error: Exception) -> TrialFailure:
     """What ended a trial, as the ledger will have it; torch need not be there for that."""
     if isinstance(error, TrialFailure):
@@ -266,7 +213,7 @@ def as_failure(error: Exception) -> TrialFailure:
     return TrialFailure(reason, without_credentials(f"{type(error).__name__}: {error}")[:500])
 
 
-def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], admitted: float) -> None:
+def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], began: float) -> None:
     files = SearchFiles(locate(settings.search))
     checkpoints = checkpoints_of(files, config["number"])
     kept = checkpoints.newest()
@@ -318,9 +265,9 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], admi
             tune.report(
                 {
                     **report,
-                    "node": _node(),
-                    "devices": _devices(),
-                    "admitted": admitted,
+                    "node": node_id(),
+                    "devices": devices_held(),
+                    "admitted": began,
                     "checkpoint": reference.model_dump() if reference else None,
                     "note": checkpoints.note,
                     "logits": best.reference.model_dump() if best.reference else None,

@@ -11,6 +11,7 @@ import torch
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
+from ich_ray.search.tune import lost_attempts
 from ich_ray.search.tune import trial as trials
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
 from ich_ray.search.tune.trial import TrialSettings, as_failure, checkpoints_of, train_model, trial_function
@@ -77,8 +78,9 @@ def test_a_process_that_has_met_a_fault_takes_no_further_trial(
     tmp_path: Path, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(trials, "tune", SimpleNamespace(report=told.append))
-    monkeypatch.setattr(trials, "_faulty", threading.Event())
+    for module in (trials, lost_attempts):
+        monkeypatch.setattr(module, "tune", SimpleNamespace(report=told.append))
+    monkeypatch.setattr(lost_attempts, "_faulty", threading.Event())
     files = make_search(tmp_path / "s", dataset)
     settings = TrialSettings(
         dataset=str(dataset.files.root), fingerprint=dataset.manifest.fingerprint, search=str(files.root), images=100,
@@ -103,8 +105,9 @@ def test_a_state_that_cannot_be_written_is_lost_to_its_storage(
     tmp_path: Path, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(trials, "tune", SimpleNamespace(report=told.append))
-    monkeypatch.setattr(trials, "_faulty", threading.Event())
+    for module in (trials, lost_attempts):
+        monkeypatch.setattr(module, "tune", SimpleNamespace(report=told.append))
+    monkeypatch.setattr(lost_attempts, "_faulty", threading.Event())
     files = make_search(tmp_path / "s", dataset)
     settings = TrialSettings(
         dataset=str(dataset.files.root), fingerprint=dataset.manifest.fingerprint, search=str(files.root), images=200,
