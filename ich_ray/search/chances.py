@@ -156,4 +156,4 @@ def format_chances(chances: Chances | None) -> str:
         return ""
     most = sorted(chances.trials, key=lambda one: -one.p_best)[:_TOLD]
     told = ", ".join(f"trial {one.trial} {one.p_best:.0%}" for one in most)
-    return f"the best of all, as {chances.positive} positive patients of {chances.patients} say: {told}"
+    return f"best of all: {told} (by {chances.positive} positive of {chances.patients} patients)"

@@ -218,5 +218,5 @@ def test_the_line_names_the_three_most_probable() -> None:
     shares = (0.05, 0.6, 0.25, 0.1)
     trials = tuple(Chance(trial=number, p_best=share) for number, share in enumerate(shares))
     told = format_chances(Chances(completed=9, patients=82, positive=39, trials=trials))
-    assert told == "the best of all, as 39 positive patients of 82 say: trial 1 60%, trial 2 25%, trial 3 10%"
+    assert told == "best of all: trial 1 60%, trial 2 25%, trial 3 10% (by 39 positive of 82 patients)"
     assert format_chances(None) == ""
