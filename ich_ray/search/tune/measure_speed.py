@@ -9,9 +9,13 @@ import ray
 from ich_ray.errors import IchRayError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
+from ich_ray.registry import registered_here, repeat
 from ich_ray.search.plan.constraint_check import measured_ms, networks_to_measure
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ich_ray.registry import Registration
     from ich_ray.search.plan.constraint_check import ConstraintCheck
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.space import SearchSpace
@@ -33,8 +37,9 @@ def measure_speeds(space: SearchSpace, check: ConstraintCheck, slots: Slots) -> 
     told = {key: parameters.model_dump() for key, parameters in networks.items()}
     gpus = min(slots.gpus, 1.0)
     measure = ray.remote(num_cpus=slots.cpus, num_gpus=gpus)(_measured)
+    threads = max(1, int(slots.cpus))
     try:
-        found: dict[str, float] = ray.get(measure.remote(told, check.image_shape, gpus > 0, max(1, int(slots.cpus))))
+        found: dict[str, float] = ray.get(measure.remote(registered_here(), told, check.image_shape, gpus > 0, threads))
     except ray.exceptions.RayError as error:
         problem = str(error).strip().splitlines()[-1]
         raise IchRayError(
@@ -44,10 +49,15 @@ def measure_speeds(space: SearchSpace, check: ConstraintCheck, slots: Slots) -> 
 
 
 def _measured(
-    told: dict[str, dict[str, Any]], image_shape: tuple[int, int, int], gpu: bool, threads: int
+    registered: Iterable[Registration],
+    told: dict[str, dict[str, Any]],
+    image_shape: tuple[int, int, int],
+    gpu: bool,
+    threads: int,
 ) -> dict[str, float]:
     import torch
 
+    repeat(registered)
     torch.set_num_threads(threads)
     device = torch.device("cuda" if gpu else "cpu")
     return {
