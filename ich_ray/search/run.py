@@ -109,7 +109,7 @@ def run_request(
             slots,
             wanted=wanted,
             limits=checked.limits,
-            warm=[checked.warm.get(teacher, []) for teacher in checked.teachers],
+            warm=[*checked.warm.values()],
             trainer=trainer,
             listed=_listed(checked.space, ledger, wanted),
             placement=request.placement,

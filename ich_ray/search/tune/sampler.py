@@ -69,8 +69,7 @@ class _Live:
 class LedgerSampler(Searcher):
     """Suggests `wanted` trials in all and at most `concurrent()` at a time.
 
-    `warm` has an entry for each search that was named to learn from, empty where it cannot be read any more: what is
-    left of several is not taken for the only one.
+    `warm` are the trials of each earlier search that it learns from.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class LedgerSampler(Searcher):
         self._study = _study(space, self._shown, trial_seed(ledger.record.seed, len(ledger.trials)))
         self._refuses = refuses or (lambda _: None)
         taught = [[as_optuna(space, trial) for trial in trials] for trials in warm]
-        for trials in filter(None, taught) if listed is None else ():
+        for trials in taught if listed is None else ():
             self._shown.teach(trials)
         for trial in finished if listed is None else ():
             self._study.add_trial(as_optuna(space, trial))

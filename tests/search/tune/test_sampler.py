@@ -379,11 +379,10 @@ def test_a_search_goes_on_with_the_draw_of_its_beginning_where_no_other_is_found
     assert [trial.parameters for trial in ledger.trials.values()] == [known, known]
 
 
-@pytest.mark.parametrize("named", [1, 2])
-def test_a_teacher_is_weighed_whether_or_not_another_is_left(tmp_path: Path, named: int) -> None:
+def test_a_single_teacher_is_weighed(tmp_path: Path) -> None:
     teacher = new(tmp_path / "teacher")
     run_some(teacher, sampler(teacher))
-    suggest = sampler(new(tmp_path), warm=[list(teacher.trials.values()), *[[]] * (named - 1)])
+    suggest = sampler(new(tmp_path), warm=[list(teacher.trials.values())])
     assert (len(suggest.known()), suggest.told()) == (4, 0)
     assert suggest._shown.trust == [1.0]
 
