@@ -148,7 +148,9 @@ class Watchdog(Callback):
         if stood_still_s > _STOOD_STILL_S:  # reports of this time are still to be read
             for pace in self._running.values():
                 pace.last += stood_still_s
-        return {number for number, pace in self._running.items() if now - pace.last > self.limit_s(number)}
+        quiet_s = {number: now - pace.last for number, pace in self._running.items()}
+        # No limit is below the least, and a median of many reports takes its time.
+        return {number for number, quiet in quiet_s.items() if quiet > self._least_s and quiet > self.limit_s(number)}
 
     def limit_s(self, number: int) -> float:
         """How long a running trial may say nothing."""
