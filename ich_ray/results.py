@@ -65,6 +65,7 @@ __all__ = [
     "TrialResult",
     "TrialState",
     "WeightsNote",
+    "best_first",
     "fault_note",
     "finite",
     "judged",
@@ -269,6 +270,11 @@ class Objective(Record):
         """On which patients trials are judged, in words behind the metric."""
         return judged(self.parts, self.repeats)
 
+    @property
+    def sign(self) -> int:
+        """Times which values are higher for better."""
+        return 1 if self.mode == "max" else -1
+
     def better(self, one: float, other: float) -> bool:
         return one > other if self.mode == "max" else one < other
 
@@ -398,6 +404,11 @@ class TrialResult(Record):
         """All metrics of the best report; empty without one."""
         best = self.best_report
         return dict(best.metrics) if best else {}
+
+
+def best_first(trials: Iterable[TrialResult], objective: Objective) -> list[TrialResult]:
+    """Trials that have a value, in its order; of equals by number."""
+    return sorted(trials, key=lambda trial: (-objective.sign * (trial.value or 0.0), trial.number))
 
 
 class Chance(Record):
@@ -604,15 +615,11 @@ class SearchResult:
 
     def ranked(self) -> list[TrialResult]:
         """Completed trials, best first; trials that ended otherwise follow, also best first."""
+        sign = self.objective.sign
 
         def key(trial: TrialResult) -> tuple[bool, float, int]:
-            if trial.value is None:
-                return (trial.state != "completed", math.inf, trial.number)
-            return (
-                trial.state != "completed",
-                -trial.value if self.objective.mode == "max" else trial.value,
-                trial.number,
-            )
+            value = trial.value
+            return (trial.state != "completed", math.inf if value is None else -sign * value, trial.number)
 
         return sorted(self.trials, key=key)
 

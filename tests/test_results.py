@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from upath import UPath
@@ -20,6 +20,7 @@ from ich_ray.results import (
     SearchResult,
     TrialResult,
     TrialState,
+    best_first,
     open_search,
 )
 from ich_ray.search.ledger import Ledger, Verdict
@@ -141,6 +142,22 @@ def test_what_is_not_finite_is_none_in_a_report() -> None:
 def test_an_objective_says_which_is_better() -> None:
     assert Objective().better(0.2, 0.1)
     assert not Objective(metric="log_loss", mode="min").better(0.2, 0.1)
+    assert (Objective().sign, Objective(mode="min").sign) == (1, -1)
+
+
+@pytest.mark.parametrize(("mode", "numbers"), [("max", [2, 0, 3, 1]), ("min", [1, 0, 3, 2])])
+def test_of_trials_that_are_equally_good_the_first_is_best(mode: Literal["max", "min"], numbers: list[int]) -> None:
+    objective = Objective(mode=mode)
+    trials = [
+        TrialResult(
+            number=number,
+            objective=objective,
+            parameters={},
+            reports=(Report(images_seen=1, metrics={"average_precision": value}, elapsed_s=0, time=0),),
+        )
+        for number, value in ((3, 0.5), (1, -0.1), (0, 0.5), (2, 0.7))
+    ]
+    assert [trial.number for trial in best_first(trials, objective)] == numbers
 
 
 def test_trials_are_in_order_of_their_numbers(tmp_path: Path) -> None:

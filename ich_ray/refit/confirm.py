@@ -263,7 +263,7 @@ def _raced(found: SearchResult, trained: SearchResult, race: Race, kind: Kind, n
     chosen = race.chosen(ended, unusable(ended))
     if chosen is None or all(training.state == "failed" for training in ended):
         raise _nobody_through(trained)
-    sign = 1 if found.objective.mode == "max" else -1
+    sign = found.objective.sign
     judged, named = [], {found.best().number, chosen.number, *(one.repeats for one in ended)}
     for trial in found.ranked():
         place = race.place_of(trial.number)
@@ -312,8 +312,7 @@ def _chosen(judged: Sequence[Candidate], objective: Objective, trained: SearchRe
     whole = [candidate for candidate in judged if None not in candidate.values]
     if not whole:
         raise _nobody_through(trained)
-    sign = 1 if objective.mode == "max" else -1
-    return max(whole, key=lambda candidate: sign * (candidate.mean or 0.0)).trial
+    return max(whole, key=lambda candidate: objective.sign * (candidate.mean or 0.0)).trial
 
 
 def _nobody_through(trained: SearchResult) -> IchRayError:

@@ -66,12 +66,12 @@ def other_trials(found: SearchResult, chosen: TrialResult, count: int) -> list[T
 
 
 def _by_rank(found: SearchResult) -> Iterator[TrialResult]:
-    again, sign = confirmed(found.files), -1 if found.objective.mode == "max" else 1
+    again, sign = confirmed(found.files), found.objective.sign
     by_number = {trial.number: trial for trial in found.trials}
     candidates = [one for one in again.candidates if one.trial in by_number] if again else []
     failed = {one.trial for one in candidates if _failed(one)}
     judged = [one for one in candidates if one.mean is not None and one.trial not in failed]
-    ranked = sorted(judged, key=lambda one: sign * (one.estimate if one.estimate is not None else one.mean or 0.0))
+    ranked = sorted(judged, key=lambda one: -sign * (one.estimate if one.estimate is not None else one.mean or 0.0))
     yield from (by_number[one.trial] for one in ranked)
     told = failed | {one.trial for one in ranked}
     yield from (

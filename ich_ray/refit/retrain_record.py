@@ -261,5 +261,4 @@ def spread(runs: Sequence[SeedRun]) -> SeedSpread | None:
 def best_runs(runs: Iterable[SeedRun], objective: Objective) -> list[SeedRun]:
     """Those that were measured, by SEED_RULE best first, the earliest of equals."""
     measured = [(run.value, run) for run in runs if run.value is not None and math.isfinite(run.value)]
-    sign = -1 if objective.mode == "max" else 1
-    return [run for _, run in sorted(measured, key=lambda found: sign * found[0])]
+    return [run for _, run in sorted(measured, key=lambda found: -objective.sign * found[0])]

@@ -81,8 +81,7 @@ def best_state(folder: UPath, trial: TrialResult) -> UPath:
         raise IchRayError(
             f"{folder}: the weights of trial {trial.number} must be there, got none; search again in another folder"
         )
-    sign = 1 if trial.objective.mode == "max" else -1
-    images, value, path = max(there, key=lambda state: (sign * state[1], state[0]))
+    images, value, path = max(there, key=lambda state: (trial.objective.sign * state[1], state[0]))
     say(
         f"trial {trial.number}: the weights of its best report, after {best.images_seen:,} images, are gone, as an "
         f"attempt went back before it; those after {images:,} are taken ({trial.objective.metric} {value:.4f})"

@@ -14,7 +14,7 @@ import numpy as np
 
 from ich_ray.errors import IntegrityError
 from ich_ray.progress import say
-from ich_ray.results import Chance, Chances, LogitsReference
+from ich_ray.results import Chance, Chances, LogitsReference, best_first
 from ich_ray.search.ledger import MOST_LOGITS
 from ich_ray.search.out_of_fold import OutOfFold, part_of, read_logits, save_logits
 from ich_ray.statistics.pooling import chances_of_best
@@ -108,9 +108,8 @@ class BestLogits:
 def write_chances(ledger: Ledger, dataset: PreparedDataset) -> Chances | None:
     """Compare the best completed trials of a search; None, and no file, where that cannot be told."""
     objective, completed = ledger.record.objective, [one for one in ledger.trials.values() if one.state == "completed"]
-    sign = 1 if objective.mode == "max" else -1
     kept = [trial for trial in completed if trial.value is not None and (trial.logits or trial.best_notes)]
-    best = sorted(kept, key=lambda one: (-sign * (one.value or 0.0), one.number))[:MOST_LOGITS]
+    best = best_first(kept, objective)[:MOST_LOGITS]
     judged = dict(_judged(ledger, dataset, best, objective)) if len(best) > 1 else {}
     p_best = chances_of_best([*judged.values()], objective.metric) if len(judged) > 1 else None
     if p_best is None:

@@ -25,6 +25,7 @@ from ich_ray.results import (
     SearchRecord,
     TrialResult,
     TrialState,
+    best_first,
     open_search,
 )
 from ich_ray.statistics.metrics import at_chance
@@ -259,8 +260,7 @@ class Ledger:
     def _keep_the_best_logits(self) -> None:
         """Of the trials that are best; the record is written first, so that it names no file that is gone."""
         kept = [trial for trial in self.trials.values() if trial.state == "completed" and trial.logits]
-        sign = 1 if self._objective.mode == "max" else -1
-        for trial in sorted(kept, key=lambda one: -sign * (one.value or 0.0))[MOST_LOGITS:]:
+        for trial in best_first(kept, self._objective)[MOST_LOGITS:]:
             self._change(trial.number, logits=None)
             remove(self.files.logits_of(trial.number))
 

@@ -66,7 +66,7 @@ class ValueModel:
 
     def __init__(self, space: SearchSpace, trials: Sequence[TrialResult]) -> None:
         self._space = space
-        self._sign = 1.0 if space.objective.mode == "max" else -1.0
+        self._sign = space.objective.sign
         told = [trial for trial in trials if trial.state != "failed" and trial.value is not None]
         self._seen = self._observed(told)
         seen = {one.training for one in self._seen}

@@ -36,7 +36,6 @@ class AshaRungs(StoppingRule):
 
     def __init__(self, budget: Budget, objective: Objective) -> None:
         super().__init__(budget, objective)
-        self._sign = 1.0 if objective.mode == "max" else -1.0
         self._best: dict[int, float] = {}
         self._told: dict[int, int] = {}
         self.reached: dict[int, dict[int, float]] = {level: {} for level in budget.rungs()}
@@ -50,7 +49,7 @@ class AshaRungs(StoppingRule):
         if value is None or not math.isfinite(value) or images_seen <= self._told.get(number, -1):
             return None
         self._told[number] = images_seen
-        self._best[number] = max(self._best.get(number, -math.inf), self._sign * value)
+        self._best[number] = max(self._best.get(number, -math.inf), self.objective.sign * value)
         passed = [level for level in self.reached if images_seen >= level]
         new = [level for level in passed if number not in self.reached[level]]
         for level in new:
