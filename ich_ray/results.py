@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -277,6 +277,10 @@ class Objective(Record):
 
     def better(self, one: float, other: float) -> bool:
         return one > other if self.mode == "max" else one < other
+
+    def improves(self, value: float | None, best: float | None) -> TypeGuard[float]:
+        """Whether a value is finite, and better than the best so far if there is one."""
+        return value is not None and math.isfinite(value) and (best is None or self.better(value, best))
 
     def best(self, values: Iterable[float]) -> float:
         """Of at least one."""

@@ -145,6 +145,23 @@ def test_an_objective_says_which_is_better() -> None:
     assert (Objective().sign, Objective(mode="min").sign) == (1, -1)
 
 
+@pytest.mark.parametrize(
+    ("value", "best", "improves"),
+    [
+        (0.2, 0.1, True),
+        (0.1, 0.1, False),
+        (0.1, None, True),
+        (None, None, False),
+        (math.nan, None, False),
+        (math.inf, 0.1, False),
+    ],
+)
+def test_a_value_improves_on_the_best_if_it_is_finite_and_better(
+    value: float | None, best: float | None, improves: bool
+) -> None:
+    assert Objective().improves(value, best) is improves
+
+
 @pytest.mark.parametrize(("mode", "numbers"), [("max", [2, 0, 3, 1]), ("min", [1, 0, 3, 2])])
 def test_of_trials_that_are_equally_good_the_first_is_best(mode: Literal["max", "min"], numbers: list[int]) -> None:
     objective = Objective(mode=mode)

@@ -52,7 +52,7 @@ class BestStates:
     def offer(self, progress: _Progress) -> None:
         """Keep the state of a report if it is the best."""
         value = float(progress.metrics.get(self.objective.metric, math.nan))
-        if not math.isfinite(value) or (self.kept and not self.objective.better(value, self.kept[-1][1])):
+        if not self.objective.improves(value, self.kept[-1][1] if self.kept else None):
             return
         progress.state().save(self._file(progress.images_seen, value))
         self.kept.append((progress.images_seen, value))

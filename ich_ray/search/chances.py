@@ -7,7 +7,6 @@ keeps while it trains. Nothing is said of what another seed would have given: re
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,16 +66,11 @@ class BestLogits:
         self.reference: LogitsReference | None = None
         best_images = 0
         for report in reports if wanted else ():
-            if self._is_best(value := report["metrics"].get(objective.metric)):
+            if objective.improves(value := report["metrics"].get(objective.metric), self._best):
                 self._best, best_images = value, report["images_seen"]
         if best_images:
             self.reference = self._kept(best_images)
         self._passed: LogitsReference | None = None
-
-    def _is_best(self, value: float | None) -> bool:
-        if value is None or not math.isfinite(value):
-            return False
-        return self._best is None or self._objective.better(value, self._best)
 
     def _kept(self, images_seen: int) -> LogitsReference | None:
         """What an attempt before has written of a report; its name says whether it is whole."""
@@ -96,7 +90,7 @@ class BestLogits:
             (self._files.root / self._passed.file).unlink(missing_ok=True)
             self._passed = None
         value = report["metrics"].get(self._objective.metric)
-        if not (self._wanted and self._is_best(value)):
+        if not (self._wanted and self._objective.improves(value, self._best)):
             return
         before, self._best, self.reference = self.reference, value, None
         if logits is not None:

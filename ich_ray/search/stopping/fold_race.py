@@ -11,7 +11,6 @@ Racing Algorithm for Configuring Metaheuristics, GECCO 2002.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -63,10 +62,9 @@ class FoldRace:
             return False
         self._logits.setdefault(number, {})[note.number, note.images_seen] = note.logits
         key = (number, note.number)
-        if value is not None and math.isfinite(value):
-            best = self._best.get(key)
-            if best is None or self._objective.better(value, best[0]):
-                self._best[key] = (value, note.images_seen)
+        best = self._best.get(key)
+        if self._objective.improves(value, best[0] if best else None):
+            self._best[key] = (value, note.images_seen)
         if note.whole and images_seen in self.reached and key in self._best:
             self.reached[images_seen][number] = self._best[key][0]
         return True

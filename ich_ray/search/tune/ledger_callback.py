@@ -253,9 +253,8 @@ class LedgerCallback(Callback):
             self._ended[trial.state] += 1
             self._ended_images += trial.images_seen
             self._stopped[trial.reason] += 1
-        if trial.state != "completed" or trial.value is None:
-            return
-        if self._best is None or trial.objective.better(trial.value, self._best.value or 0.0):
+        best = self._best.value if self._best else None
+        if trial.state == "completed" and trial.objective.improves(trial.value, best):
             self._best = trial
 
     def _ended_without_report(self, number: int) -> None:
