@@ -28,7 +28,7 @@ from ich_ray.storage import (
     write_table,
 )
 from ich_ray.training.checkpoint_store import CheckpointStore
-from tests.search.fakes import FakeProgress
+from tests.search.fakes import FakeState
 
 
 def numbered(number: int) -> OSError:
@@ -131,7 +131,7 @@ def test_a_state_whose_storage_does_not_answer_is_not_called_damaged(
 ) -> None:
     folder = locate(tmp_path)
     store = CheckpointStore(folder, "newest")
-    store.save(FakeProgress(100, {}, 1.0), [])
+    store.save(100, FakeState(100), [])
     plant(numbered(errno.ESTALE), 99)
     with pytest.raises(Exception, match=r"[Ss]tale file handle"):
         store.newest()

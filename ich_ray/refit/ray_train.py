@@ -167,7 +167,7 @@ def _train(plan: RetrainPlan, shard: Any, device: Any) -> ExecutionInfo | None:
         if shard.rank == 0:
             best = best_report(reports, objective)
             told = [report.model_dump(mode="json") for report in reports]
-            checkpoints.save(progress, told, best.images_seen if best else None)
+            checkpoints.save(progress.images_seen, progress.state(), told, best.images_seen if best else None)
         if patience_over(reports, objective, patience):
             break
     return setup

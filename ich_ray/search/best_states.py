@@ -14,7 +14,7 @@ from ich_ray.progress import say
 from ich_ray.storage import remove
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from upath import UPath
 
@@ -31,7 +31,6 @@ class _Progress(Protocol):
     def images_seen(self) -> int: ...
     @property
     def metrics(self) -> Mapping[str, float]: ...
-    def state(self) -> SavedState: ...
 
 
 class BestStates:
@@ -49,12 +48,12 @@ class BestStates:
                 path.unlink(missing_ok=True)
         self.kept = [(images, value) for images, value, _ in there if images <= images_seen]
 
-    def offer(self, progress: _Progress) -> None:
-        """Keep the state of a report if it is the best."""
+    def offer(self, progress: _Progress, state: Callable[[], SavedState]) -> None:
+        """Keep the state of a report, which is asked for only then, if it is the best."""
         value = float(progress.metrics.get(self.objective.metric, math.nan))
         if not self.objective.improves(value, self.kept[-1][1] if self.kept else None):
             return
-        progress.state().save(self._file(progress.images_seen, value))
+        state().save(self._file(progress.images_seen, value))
         self.kept.append((progress.images_seen, value))
         for images, before in self.kept[:-2]:
             self._file(images, before).unlink(missing_ok=True)

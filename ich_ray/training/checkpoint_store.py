@@ -45,12 +45,6 @@ class SavedState(Protocol):
         """Write it whole or not at all; the SHA-256 of what was written."""
 
 
-class _Progress(Protocol):
-    @property
-    def images_seen(self) -> int: ...
-    def state(self) -> SavedState: ...
-
-
 class CheckpointStore:
     """The checkpoints of one training, as one attempt at it writes them.
 
@@ -101,17 +95,18 @@ class CheckpointStore:
         found = read_json(old) if old.exists() else []
         return tuple(found) if isinstance(found, list) else (found,)
 
-    def save(self, progress: _Progress, reports: Sequence[Any], best: int | None = None) -> Checkpoint:
+    def save(self, images_seen: int, state: SavedState, reports: Sequence[Any], best: int | None = None) -> Checkpoint:
         """Write a state with all reports up to it, then remove what need not stay.
 
         Args:
-            progress: that the training has made.
+            images_seen: by the training.
+            state: that it has then.
             reports: what JSON can hold.
             best: images seen at the best of these reports, where the best is kept.
         """
         # The state that was resumed stays until there are newer ones.
-        file = self._next(progress.images_seen)
-        written = Checkpoint(file, progress.state().save(file), progress.images_seen, tuple(reports))
+        file = self._next(images_seen)
+        written = Checkpoint(file, state.save(file), images_seen, tuple(reports))
         index = file.with_suffix(".json")
         entry = {"file": file.name, "sha256": written.sha256, "images_seen": written.images_seen, "reports": [*reports]}
         write_json(index, entry)

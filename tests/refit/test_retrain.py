@@ -45,7 +45,7 @@ from ich_ray.training.data_parallel import ALONE
 from ich_ray.training.loop import TrainingBudget, train
 from ich_ray.vocabulary import Patients, Role
 from tests.records import make_confirmation
-from tests.search.fakes import FakeProgress
+from tests.search.fakes import FakeState
 from tests.searched import PARAMETERS, make_search
 
 
@@ -235,9 +235,9 @@ def test_a_resumed_seed_knows_its_reports(tmp_path: Path) -> None:
     folder = locate(tmp_path / "r")
     assert read_reports(folder) == []
     reports = [report(1, 0.5), report(2, None)]
-    checkpoints_in(folder).save(FakeProgress(2, {}, 1.0), [entry.model_dump(mode="json") for entry in reports])
+    checkpoints_in(folder).save(2, FakeState(2), [entry.model_dump(mode="json") for entry in reports])
     assert read_reports(folder) == reports
-    checkpoints_in(folder).save(FakeProgress(3, {}, 1.0), [{"images_seen": "many"}])
+    checkpoints_in(folder).save(3, FakeState(3), [{"images_seen": "many"}])
     with pytest.raises(IntegrityError, match=r"r: checkpoints must hold a list of reports, got .*; remove it and"):
         read_reports(folder)
 

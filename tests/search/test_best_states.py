@@ -31,7 +31,8 @@ class Step:
 def offered(folder: Path, values: list[float], after: int = 0) -> BestStates:
     best = BestStates(locate(folder), Objective(), after)
     for index, value in enumerate(values, start=after // 100 + 1):
-        best.offer(Step(100 * index, value))  # type: ignore[arg-type]
+        step = Step(100 * index, value)
+        best.offer(step, step.state)
     return best
 
 

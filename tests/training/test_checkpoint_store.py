@@ -12,7 +12,7 @@ from upath import UPath
 from ich_ray.storage import SearchFiles, locate, sha256, write_json
 from ich_ray.training.checkpoint_store import CheckpointStore
 from ich_ray.training.state import TrainingState
-from tests.search.fakes import FakeProgress
+from tests.search.fakes import FakeState
 
 REPORTS = [{"images_seen": 100, "metrics": {"average_precision": None}, "elapsed_s": 1.0}]
 
@@ -25,7 +25,7 @@ def files(tmp_path: Path) -> SearchFiles:
 def save(files: SearchFiles, *images: int) -> CheckpointStore:
     checkpoints = CheckpointStore(files.checkpoint(3), "newest")
     for seen in images:
-        saved = checkpoints.save(FakeProgress(seen, {}, 1.0), REPORTS)
+        saved = checkpoints.save(seen, FakeState(seen), REPORTS)
         assert saved.sha256 == sha256(saved.file)
     return checkpoints
 
@@ -88,11 +88,11 @@ def test_the_good_one_stays_until_the_next_attempt_has_a_newer_one(files: Search
     checkpoints = CheckpointStore(files.checkpoint(3), "newest")
     kept = checkpoints.newest()
     assert kept is not None
-    first = checkpoints.save(FakeProgress(400, {}, 1.0), REPORTS)
+    first = checkpoints.save(400, FakeState(400), REPORTS)
     assert len(names(files)) == 4
     first.file.write_bytes(b"torn")
     assert resumed(files) == 300
-    checkpoints.save(FakeProgress(500, {}, 1.0), REPORTS)
+    checkpoints.save(500, FakeState(500), REPORTS)
     assert len(names(files)) == 4
     assert not kept.file.exists()
     assert resumed(files) == 500
@@ -102,12 +102,12 @@ def test_an_attempt_that_was_taken_for_lost_touches_nothing_of_the_next(files: S
     lost = save(files, 100)
     live = CheckpointStore(files.checkpoint(3), "newest")
     live.newest()
-    live.save(FakeProgress(200, {}, 1.0), REPORTS)
-    saved = live.save(FakeProgress(300, {}, 1.0), REPORTS)
+    live.save(200, FakeState(200), REPORTS)
+    saved = live.save(300, FakeState(300), REPORTS)
     for seen in (200, 300):
-        lost.save(FakeProgress(seen, {}, 1.0), REPORTS)
+        lost.save(seen, FakeState(seen), REPORTS)
         assert saved.sha256 == sha256(saved.file)
-    live.save(FakeProgress(400, {}, 1.0), REPORTS)
+    live.save(400, FakeState(400), REPORTS)
     assert resumed(files) == 400
 
 
@@ -132,7 +132,7 @@ def test_only_the_newest_and_the_best_state_stay(tmp_path: Path) -> None:
     store = best_of(folder)
     for seen, best in ((100, 100), (200, 200), (300, 200)):
         reports.append({"images_seen": seen})
-        store.save(FakeProgress(seen, {}, 1.0), reports, best)
+        store.save(seen, FakeState(seen), reports, best)
     assert stems(folder) == ["state-000000000200", "state-000000000300"]
     assert best_of(folder).reports() == ({"images_seen": 100}, {"images_seen": 200}, {"images_seen": 300})
     best_of(folder).file(300).write_bytes(b"torn")
@@ -141,7 +141,7 @@ def test_only_the_newest_and_the_best_state_stay(tmp_path: Path) -> None:
     assert resumed is not None
     assert (resumed.file, resumed.images_seen, len(resumed.reports)) == (store.file(200), 200, 2)
     assert store.note == "checkpoint state-000000000300 was damaged"
-    store.save(FakeProgress(400, {}, 1.0), reports, None)
+    store.save(400, FakeState(400), reports, None)
     assert stems(folder) == ["state-000000000400"]
 
 
@@ -153,7 +153,7 @@ def test_a_retraining_of_version_0_1_0_goes_on(tmp_path: Path) -> None:
     resumed = store.newest()
     assert resumed is not None
     assert (resumed.images_seen, resumed.reports) == (300, tuple({"images_seen": seen} for seen in (100, 200, 300)))
-    store.save(FakeProgress(400, {}, 1.0), [*resumed.reports, {"images_seen": 400}], 200)
+    store.save(400, FakeState(400), [*resumed.reports, {"images_seen": 400}], 200)
     assert stems(folder) == ["reports", "state-000000000200", "state-000000000400"]
     assert len(store.reports()) == 4
 
@@ -183,7 +183,7 @@ def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
     store = CheckpointStore(locate(tmp_path), "newest")
     assert store.newest() is None
     for seen in (100, 200):
-        store.save(FakeProgress(seen, {}, 1.0), REPORTS)
+        store.save(seen, FakeState(seen), REPORTS)
     left = {path.name for path in tmp_path.iterdir() if path not in {*tmp_path.glob("[ab]-*")}}
     assert left == {"run.json", "notes-a-.txt", "state-1.json"}
     assert len([*tmp_path.glob("[ab]-*")]) == 4

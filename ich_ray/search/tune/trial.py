@@ -11,10 +11,10 @@ from __future__ import annotations
 import errno
 import gc
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ray import tune
@@ -243,7 +243,6 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], bega
     resume = kept.file if kept else None
     seen = kept.images_seen if kept else 0
     states = BestStates(files.weights_of(config["seed"]), settings.objective, seen) if settings.keep_weights else None
-    keep = states.offer if states else _skip
     with closing(train(parameters, dataset, settings, config["seed"], resume)) as steps:
         for progress in steps:
             report = {
@@ -258,8 +257,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], bega
                     report["fold"] = folds.note(progress).model_dump()
                 best.report(report, getattr(progress, "logits", None))
                 history.append(report)
-                keep(progress)
-                reference = None if last else _reference(checkpoints.save(progress, history))
+                saved = _saved(progress, history, states, None if last else checkpoints)
             except OSError as error:
                 raise _UnwrittenError(checkpoints.folder, error) from error
             tune.report(
@@ -268,7 +266,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], bega
                     "node": node_id(),
                     "devices": devices_held(),
                     "admitted": began,
-                    "checkpoint": reference.model_dump() if reference else None,
+                    "checkpoint": _reference(saved).model_dump() if saved else None,
                     "note": checkpoints.note,
                     "logits": best.reference.model_dump() if best.reference else None,
                     "setup": progress.setup.model_dump() if progress.setup else None,
@@ -278,8 +276,17 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], bega
     raise TrialFailure("error", f"training ended at {seen} of {images} images")
 
 
-def _skip(progress: _Progress) -> None:
-    """Where no weights are kept."""
+def _saved(
+    progress: _Progress,
+    history: Sequence[dict[str, Any]],
+    states: BestStates | None,
+    checkpoints: CheckpointStore | None,
+) -> Checkpoint | None:
+    """Write the state of a report where weights are kept and it is the best, and as what the trial goes on from."""
+    state = cache(progress.state)  # copied from the device once, and not at all where nobody writes it
+    if states:
+        states.offer(progress, state)
+    return checkpoints.save(progress.images_seen, state(), history) if checkpoints else None
 
 
 def opened(settings: TrialSettings, fold: int | None) -> PreparedDataset:

@@ -17,7 +17,7 @@ from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
 from ich_ray.search.tune.trial import TrialSettings, as_failure, checkpoints_of, train_model, trial_function
 from ich_ray.storage import SearchFiles, locate
 from ich_ray.training.machine_faults import machine_fault
-from tests.search.fakes import FakeProgress
+from tests.search.fakes import FakeProgress, FakeState
 from tests.searched import PARAMETERS, make_search
 
 
@@ -33,7 +33,7 @@ def test_reports_that_no_ledger_would_take_are_damage(report: Any, tmp_path: Pat
     files, good = SearchFiles(locate(tmp_path)), {"images_seen": 200, "metrics": {}, "elapsed_s": 1.0}
     store = checkpoints_of(files, 3)
     for seen in (100, 200):
-        newest = store.save(FakeProgress(seen, {}, 1.0), [{**good, "images_seen": seen}])
+        newest = store.save(seen, FakeState(seen), [{**good, "images_seen": seen}])
     index = Path(str(newest.file.with_suffix(".json")))
     reports = [good | report if isinstance(report, dict) and report else report]
     index.write_text(json.dumps(json.loads(index.read_text()) | {"reports": reports}))
@@ -122,3 +122,47 @@ def test_a_state_that_cannot_be_written_is_lost_to_its_storage(
     (one,) = told
     assert (one["lost"], one["full"]) == ("storage", True)
     assert one["detail"] == f"{files.checkpoint(7)}: No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("keep_weights", "values", "taken", "kept"),
+    [
+        (False, [0.3, 0.2, 0.4], [100, 200], []),
+        (True, [0.3, 0.2, 0.4], [100, 200, 300], ["000000000100=0.3.safetensors", "000000000300=0.4.safetensors"]),
+        (True, [0.3, 0.4, 0.2], [100, 200], ["000000000100=0.3.safetensors", "000000000200=0.4.safetensors"]),
+    ],
+)
+def test_the_state_of_a_report_is_taken_once_and_only_to_be_written(
+    tmp_path: Path,
+    dataset: PreparedDataset,
+    monkeypatch: pytest.MonkeyPatch,
+    keep_weights: bool,
+    values: list[float],
+    taken: list[int],
+    kept: list[str],
+) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(trials, "tune", SimpleNamespace(report=told.append))
+    for ask in ("node_id", "devices_held"):
+        monkeypatch.setattr(trials, ask, lambda: "")
+    files, asked = make_search(tmp_path / "s", dataset), list[int]()
+    settings = TrialSettings(
+        dataset=str(dataset.files.root), fingerprint=dataset.manifest.fingerprint, search=str(files.root), images=300,
+        report_every=100, cpus=1, gpus=0, keep_weights=keep_weights,
+    )  # fmt: skip
+
+    class Progress(FakeProgress):
+        def state(self) -> FakeState:
+            asked.append(self.images_seen)
+            return super().state()
+
+    def trained(*_: object) -> Any:
+        for at, value in enumerate(values, start=1):
+            yield Progress(100 * at, {"average_precision": value}, 1.0)
+
+    config = {"number": 7, "seed": 1, "parameters": {}, "fold": None, "reported": 0}
+    trial_function(settings, trained)(config)
+    assert asked == taken
+    assert [bool(one["checkpoint"]) for one in told[:3]] == [True, True, False]
+    weights = Path(str(files.weights_of(1)))
+    assert sorted(path.name for path in weights.glob("*")) == kept
