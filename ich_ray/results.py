@@ -41,7 +41,7 @@ from ich_ray.storage import (
 from ich_ray.vocabulary import LEAK, Precision, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     import pandas as pd
     from upath import UPath
@@ -552,21 +552,21 @@ class SearchRecord(Record):
     @property
     def quarantines(self) -> list[QuarantineNote]:
         """Of machines, in their order; also those that are over."""
-        told = (change.get("quarantine") for change in self.amendments)
-        return [QuarantineNote.model_validate(note) for note in told if note]
+        return [change.quarantine for change in self._changes() if change.quarantine]
 
     @property
     def quarantined(self) -> list[QuarantineNote]:
         """Machines and devices that have not been released; a search that goes on begins with them."""
         out: dict[tuple[str, tuple[str, ...]], QuarantineNote] = {}
-        for change in self.amendments:
-            if note := change.get("quarantine"):
-                found = QuarantineNote.model_validate(note)
-                out[found.node, found.devices] = found
-            if released := change.get("released"):
-                devices = change.get("released_devices")
-                out.pop((str(released), tuple(map(str, devices)) if isinstance(devices, list | tuple) else ()), None)
+        for change in self._changes():
+            if note := change.quarantine:
+                out[note.node, note.devices] = note
+            if change.released:
+                out.pop((change.released, change.released_devices), None)
         return list(out.values())
+
+    def _changes(self) -> Iterator[_Amendment]:
+        return map(_Amendment.model_validate, self.amendments)
 
     def _amended(self, key: str, first: Any) -> Any:
         return next((change[key] for change in reversed(self.amendments) if key in change), first)
