@@ -158,36 +158,46 @@ Devices = Annotated[
 ]
 
 
-class LostAttempt(Record):
-    """An attempt at a trial that its machine or its process has ended, and not the trial.
+class _FaultPlace(Record):
+    """Where a fault was, and which one.
 
     Attributes:
         node: Ray's id of the machine, and `host`, its name.
-        devices: of the machine, that the trial held.
+        devices: of the machine.
         cause: a `Fault` of training/machine_faults.py, or `silent`.
-        images_seen: that the trial had reported by then, and from whose newest state it goes on.
     """
 
     node: NodeId
     host: Line
     devices: Devices = ()
     cause: Line
+
+    @property
+    def place(self) -> str:
+        """The machine by its name, and what of it."""
+        return f"{self.host} (GPU {', '.join(sorted(self.devices))})" if self.devices else self.host
+
+
+class LostAttempt(_FaultPlace):
+    """An attempt at a trial that its machine or its process has ended, and not the trial.
+
+    Attributes:
+        devices: that the trial held.
+        images_seen: that the trial had reported by then, and from whose newest state it goes on.
+    """
+
     detail: Text = ""
     images_seen: Count
     time: Time
 
 
-class QuarantineNote(Record):
+class QuarantineNote(_FaultPlace):
     """A machine, or some accelerators of it, that get no trials until a time, and then one first.
 
     Attributes:
-        devices: of the machine; empty for all of it.
+        devices: empty for all of the machine.
     """
 
-    node: NodeId
-    host: Line
-    devices: Devices = ()
-    cause: Line
     since: Time
     until: Time
 
@@ -195,22 +205,10 @@ class QuarantineNote(Record):
         """Whether a trial that holds these devices of a machine holds one that is out."""
         return self.node == node and (not self.devices or not {*self.devices}.isdisjoint(devices))
 
-    @property
-    def place(self) -> str:
-        """The machine by its name, and what of it."""
-        return placed(self.host, self.devices)
-
-
-def placed(host: str, devices: Collection[str]) -> str:
-    """A machine, or devices of it, for people."""
-    return f"{host} (GPU {', '.join(sorted(devices))})" if devices else host
-
 
 def fault_note(record: SearchRecord, trials: Iterable[TrialResult]) -> str:
     """What faults of machines have cost a search, and who is in quarantine; empty where there were none."""
-    lost = Counter(
-        f"{attempt.cause} on {placed(attempt.host, attempt.devices)}" for trial in trials for attempt in trial.lost
-    )
+    lost = Counter(f"{attempt.cause} on {attempt.place}" for trial in trials for attempt in trial.lost)
     if not lost:
         return ""
     told = ", ".join(f"{count} {what}" for what, count in lost.most_common())

@@ -73,6 +73,7 @@ STATED = {
     "results.LostAttempt text": "cause detail host",
     "results.LostAttempt lines": "detail",
     "results.QuarantineNote text": "cause host",
+    "results._FaultPlace text": "cause host",
     "results.Objective text": "metric",
     "results.Report text": "metrics",
     "results.SearchRecord address": "dataset",
