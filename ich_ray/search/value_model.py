@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.space.space import same
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class ValueModel:
         reports = [report for report in trial.reports if report.network == 0]
         values = [report.metrics.get(trial.objective.metric) for report in reports]
         known = [value for value in values if value is not None and math.isfinite(value)]
-        whole = Hyperparameters.model_validate(trial.parameters).images_within(self._space.budget.images)
+        whole = self._space.drawn.images_of(trial.parameters, self._space.budget.images)
         steps = {_THIRD**power for power in range(len(known).bit_length())}
         found = [
             (reports[step - 1].images_seen / whole, smoothed_best(known[:step], self._sign))
