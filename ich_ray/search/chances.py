@@ -13,11 +13,11 @@ import numpy as np
 
 from ich_ray.errors import IntegrityError
 from ich_ray.progress import say
-from ich_ray.results import Chance, Chances, LogitsReference, best_first
+from ich_ray.results import Chance, Chances, best_first
 from ich_ray.search.ledger import MOST_LOGITS
-from ich_ray.search.out_of_fold import OutOfFold, part_of, read_logits, save_logits
+from ich_ray.search.out_of_fold import OutOfFold, kept_logits, part_of, read_logits, save_logits
 from ich_ray.statistics.pooling import chances_of_best
-from ich_ray.storage import exists, sha256, write_json
+from ich_ray.storage import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.results import Objective, TrialResult
+    from ich_ray.results import LogitsReference, Objective, TrialResult
     from ich_ray.search.ledger import Ledger
     from ich_ray.statistics.pooling import FoldPart
     from ich_ray.storage import SearchFiles
@@ -69,20 +69,8 @@ class BestLogits:
             if objective.improves(value := report["metrics"].get(objective.metric), self._best):
                 self._best, best_images = value, report["images_seen"]
         if best_images:
-            self.reference = self._kept(best_images)
+            self.reference = kept_logits(files, trial, best_images)
         self._passed: LogitsReference | None = None
-
-    def _kept(self, images_seen: int) -> LogitsReference | None:
-        """What an attempt before has written of a report; its name says whether it is whole."""
-        folder = self._files.logits_of(self._trial)
-        try:
-            for path in folder.glob(f"{images_seen:012d}-*.f32") if exists(folder) else ():
-                digest = sha256(path)
-                if path.name.endswith(f"-{digest[:8]}.f32"):
-                    return LogitsReference(file=f"{folder.parent.name}/{folder.name}/{path.name}", sha256=digest)
-        except (OSError, IntegrityError):  # it only tells less then
-            return None
-        return None
 
     def report(self, report: Mapping[str, Any], logits: NDArray[np.float32] | None) -> None:
         """Write the logits of a report if it is the best so far; the file before goes with the next one."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ich_ray.results import Objective
     from ich_ray.storage import SearchFiles
 
-__all__ = ["OutOfFold", "part_of", "read_logits", "save_logits"]
+__all__ = ["OutOfFold", "kept_logits", "part_of", "read_logits", "save_logits"]
 
 _REMEDY = "restore the file from a copy, or start the trial again"
 
@@ -86,9 +86,26 @@ def part_of(slices: SliceSet, logits: NDArray[np.float32]) -> FoldPart:
 def save_logits(files: SearchFiles, trial: int, images_seen: int, logits: NDArray[np.float32]) -> LogitsReference:
     """Write what a network of a trial said, `[n, labels]`."""
     data = np.ascontiguousarray(logits, "<f4").tobytes()
-    digest = sha256(data)
+    reference = _reference(files, trial, images_seen, sha256(data))
+    write_bytes(files.root / reference.file, data)
+    return reference
+
+
+def kept_logits(files: SearchFiles, trial: int, images_seen: int) -> LogitsReference | None:
+    """What an attempt before has written of a report; None where there is none, or it is not whole."""
+    folder = files.logits_of(trial)
+    try:
+        for path in folder.glob(f"{images_seen:012d}-*.f32") if exists(folder) else ():
+            reference = _reference(files, trial, images_seen, sha256(path))
+            if path.name == reference.file.rpartition("/")[2]:
+                return reference
+    except (OSError, IntegrityError):  # it only tells less then
+        return None
+    return None
+
+
+def _reference(files: SearchFiles, trial: int, images_seen: int, digest: str) -> LogitsReference:
     path = files.logits_of(trial) / f"{images_seen:012d}-{digest[:8]}.f32"
-    write_bytes(path, data)
     return LogitsReference(file=f"{files.logits.name}/{path.parent.name}/{path.name}", sha256=digest)
 
 
