@@ -73,7 +73,7 @@ class AshaRungs(StoppingRule):
         rungs = budget.rungs()
         reaching = [trials]
         for level in rungs:
-            hedged = sum(map(budget.hedged, range(trials))) if level == budget.first_rung else 0
+            hedged = math.floor(trials * budget.hedge) if level == budget.first_rung else 0  # as `hedged` counts them
             spared = min(reaching[-1], budget.min_peers)
             reaching.append(max(spared, hedged + math.ceil((reaching[-1] - hedged) / budget.reduction)))
         segments = [after - before for before, after in zip((0, *rungs), (*rungs, budget.images), strict=True)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -57,6 +58,13 @@ def test_the_share_of_trials_that_the_first_rung_spares_lies_evenly_among_their_
 ) -> None:
     budget = BUDGET.model_copy(update={"hedge": hedge})
     assert [number for number in range(8) if budget.hedged(number)] == spared
+
+
+@pytest.mark.parametrize("hedge", [0.1, 0.3, 1 / 3, math.nextafter(0.5, 0), 1e-3])
+def test_of_any_number_of_trials_the_whole_share_is_spared(hedge: float) -> None:
+    budget = BUDGET.model_copy(update={"hedge": hedge})
+    spared = itertools.accumulate(map(budget.hedged, range(3000)))
+    assert [*spared] == [math.floor(trials * hedge) for trials in range(1, 3001)]
 
 
 def test_a_trial_that_the_first_rung_spares_is_judged_at_the_second() -> None:
