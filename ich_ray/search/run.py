@@ -16,7 +16,7 @@ from ich_ray.search.checked_folds import check_single_worker
 from ich_ray.search.checked_request import validate_request
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.request import SearchRequest
-from ich_ray.search.space.feasible_draw import first_that_fits
+from ich_ray.search.space.feasible_draw import check_fits
 from ich_ray.search.space.space import Listed, sampled
 from ich_ray.search.time_budget import Limits
 from ich_ray.storage import Location, SearchFiles, file_lock
@@ -162,8 +162,7 @@ def _constraints(checked: CheckedRequest, slots: Slots) -> ConstraintCheck | Non
     check = ConstraintCheck(space.constraints, checked.dataset.image_shape, {})
     known = checked.begun.ms_per_slice if checked.begun else None
     check = replace(check, milliseconds=measure_speeds(space, check, slots) if known is None else known)
-    for point in ({}, *space.points):
-        first_that_fits(space, check, checked.record.seed, point)
+    check_fits(space, check, checked.record.seed)
     return check
 
 

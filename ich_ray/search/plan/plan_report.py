@@ -15,7 +15,7 @@ from ich_ray.search.checked_folds import check_single_worker
 from ich_ray.search.checked_request import validate_request
 from ich_ray.search.plan.expected import plan_trials
 from ich_ray.search.request import SearchRequest
-from ich_ray.search.space.feasible_draw import first_that_fits
+from ich_ray.search.space.feasible_draw import check_fits
 from ich_ray.search.space.space import sampled
 from ich_ray.storage import is_local
 
@@ -126,6 +126,5 @@ def _refused(checked: CheckedRequest, plan: WorkPlan) -> RefusedShare:
 
     space, known = checked.space, checked.begun.ms_per_slice if checked.begun else None
     check = ConstraintCheck(space.constraints, checked.dataset.image_shape, known or {})
-    for point in ({}, *space.points):
-        first_that_fits(space, check, checked.record.seed, point)
+    check_fits(space, check, checked.record.seed)
     return refused_share(space, check, plan.gpus, max(1, int(plan.cpus)))

@@ -16,11 +16,21 @@ if TYPE_CHECKING:
     from ich_ray.search.space.constraints import Refuses
     from ich_ray.search.space.space import SearchSpace
 
-__all__ = ["first_that_fits"]
+__all__ = ["check_fits", "first_that_fits"]
 
 # Where fewer than one draw in a thousand fits, the file means another space.
 _MOST_DRAWS = 1000
 _TOLD_AFTER = 100
+
+
+def check_fits(space: SearchSpace, refuses: Refuses, seed: int) -> None:
+    """Check that some draw fits, and some of each point.
+
+    Raises:
+        ConfigError: none does.
+    """
+    for point in ({}, *space.points):
+        first_that_fits(space, refuses, seed, point)
 
 
 def first_that_fits(

@@ -7,7 +7,7 @@ import pytest
 from ich_ray.errors import ConfigError, SpaceError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.space.constraints import Constraints, Refusal
-from ich_ray.search.space.feasible_draw import first_that_fits
+from ich_ray.search.space.feasible_draw import check_fits, first_that_fits
 from ich_ray.search.space.yaml_file import SearchSpace, parse_space
 
 SOURCE: dict[str, Any] = {
@@ -79,3 +79,15 @@ def test_a_draw_that_fits_is_found_or_none() -> None:
         "constraints: some draw of point {'batch_size': 32} of the space x must keep max_gpu_gb 1, got none in 1,000, "
         "most refused by max_gpu_gb; raise it, or add smaller networks"
     )
+
+
+def test_a_space_fits_if_some_draw_does_and_some_of_each_point() -> None:
+    def refuses(parameters: Hyperparameters) -> Refusal | None:
+        return Refusal("max_gpu_gb", 0.5) if parameters.batch_size > 16 else None
+
+    told = SOURCE | {"constraints": {"max_gpu_gb": 1}}
+    check_fits(parse_space(told | {"points": [{"batch_size": 16}]}, "x.yaml"), refuses, 0)
+    with pytest.raises(ConfigError, match=r"some draw of point \{'batch_size': 32\} of the space x must keep"):
+        check_fits(parse_space(told | {"points": [{"batch_size": 16}, {"batch_size": 32}]}, "x.yaml"), refuses, 0)
+    with pytest.raises(ConfigError, match="some draw of the space x must keep"):
+        check_fits(parse_space(told, "x.yaml"), lambda _: Refusal("max_gpu_gb", 0.5), 0)
