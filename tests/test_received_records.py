@@ -44,7 +44,7 @@ STATED = {
     "assess.study_figures.StudyFigures text": "floors labels metrics notes operating_points subtypes",
     "assess.interval_estimates.Figures text": "floors metrics operating_points",
     "assess.interval_estimates.GroupFigures text": "floors metrics operating_points",
-    "refit.confirm_race.Dropped text": "reason",
+    "refit.race_record.Dropped text": "reason",
     "refit.retrain_record.Retraining text": "budget device parameters",
     "refit.retrain_record.Retraining signed": "parameters",
     "refit.retrain_record.Retraining seed": "seed",

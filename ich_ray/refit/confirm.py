@@ -23,7 +23,6 @@ from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
 from ich_ray.refit.confirm_race import (
     SHARE,
-    RaceNote,
     Runner,
     dropped,
     standing_trainings,
@@ -31,7 +30,8 @@ from ich_ray.refit.confirm_race import (
     unusable,
 )
 from ich_ray.refit.confirmation import Candidate, Confirmation, Kind
-from ich_ray.refit.racing import LEVEL, Race
+from ich_ray.refit.race_record import LEVEL, RaceNote
+from ich_ray.refit.racing import Race
 from ich_ray.refit.retrain_record import searched_budget
 from ich_ray.results import Objective, SearchRecord, SearchResult, TrialResult, open_network_search, open_search
 from ich_ray.runtime import connected

@@ -1,4 +1,4 @@
-"""A race run over rounds of trainings, and what is written of it: who was out when, and why.
+"""A race run over rounds of trainings, and what its trainings say: who was out when, and why.
 
 What stands in the ledger of a confirmation is all its state: a race that was killed goes on where it was, and its
 record is made from the trainings in their order.
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
-from ich_ray.refit.racing import LEVEL
+from ich_ray.refit.race_record import LEVEL, Dropped
 from ich_ray.search.space.space import Listed
-from ich_ray.storage import Count, Line, Record, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from ich_ray.results import TrialResult
     from ich_ray.search.ledger import Ledger
 
-__all__ = ["SHARE", "Dropped", "RaceNote", "Runner", "dropped", "standing_trainings", "trainings_allowed", "unusable"]
+__all__ = ["SHARE", "Runner", "dropped", "standing_trainings", "trainings_allowed", "unusable"]
 
 # Of the images of a search, what a race may spend upon them.
 SHARE = 0.15
@@ -31,37 +30,6 @@ SHARE = 0.15
 _FEWEST = 2
 # So that what the first trainings say decides who has the others, however many fit at a time.
 _ROUNDS = 3
-
-
-class Dropped(Record):
-    """When a candidate was out of a race for good.
-
-    Attributes:
-        trainings: of all candidates, after which it was.
-        chance: how probable it then was that it is as good as the leader.
-        leader: that one's number.
-        reason: empty, or why its own training failed.
-    """
-
-    trainings: Count
-    chance: Share
-    leader: Count
-    reason: Line = ""
-
-
-class RaceNote(Record):
-    """How a race was run.
-
-    Attributes:
-        share: of the search's images, what it might spend; `allowed` trainings are that.
-        trainings: that it took.
-        level: a candidate is out where it is less probable than this that it is as good as the leader.
-    """
-
-    share: float
-    allowed: Count
-    trainings: Count
-    level: Share = LEVEL
 
 
 def trainings_allowed(share: float, images: int, each: int) -> int:

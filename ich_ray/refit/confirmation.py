@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from ich_ray.errors import IntegrityError
-from ich_ray.refit.confirm_race import Dropped, RaceNote
+from ich_ray.refit.race_record import Dropped, RaceNote
 from ich_ray.results import Objective, SearchResult, TrialResult
 from ich_ray.storage import Count, Record, SearchFiles, Seconds, Share, Time, read_record
 

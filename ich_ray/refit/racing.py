@@ -12,7 +12,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
+
+from ich_ray.refit.race_record import LEVEL
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -22,16 +24,14 @@ if TYPE_CHECKING:
     from ich_ray.results import TrialResult
     from ich_ray.search.value_model import ValueModel
 
-__all__ = ["ENOUGH", "LEVEL", "Race", "Standing"]
+__all__ = ["ENOUGH", "Race", "Standing"]
 
-# A trial is out where it is less probable than this that it is as good as the leader.
-LEVEL = 0.05
 # No more trainings are needed where one is the best with this probability.
 ENOUGH = 0.95
 # Trials among whom the next training is placed.
 _MOST = 20
 _DRAWS = 4000
-_NORMAL = norm.ppf((np.arange(20) + 0.5) / 20)  # a normal distribution in twenty equal parts
+_NORMAL = ndtri((np.arange(20) + 0.5) / 20)  # a normal distribution in twenty equal parts
 
 
 class Standing(NamedTuple):
@@ -82,7 +82,7 @@ class Race:
         best = np.bincount(drawn.argmax(1), minlength=len(mean)) / _DRAWS
         leader = int(mean.argmax())
         variance = np.diag(covariance) + covariance[leader, leader] - 2 * covariance[leader]
-        chance = norm.cdf((mean - mean[leader]) / np.sqrt(np.maximum(variance, 1e-18)))
+        chance = ndtr((mean - mean[leader]) / np.sqrt(np.maximum(variance, 1e-18)))
         chance[leader] = 1.0
         return Standing(mean, covariance, best, chance)
 

@@ -13,8 +13,9 @@ import pytest
 
 from ich_ray.cli import call
 from ich_ray.refit import confirm as module
-from ich_ray.refit.confirm_race import RaceNote, Runner
+from ich_ray.refit.confirm_race import Runner
 from ich_ray.refit.confirmation import chosen_trial, confirmed
+from ich_ray.refit.race_record import RaceNote
 from ich_ray.refit.racing import Race
 from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.search import cluster_resources, preflight, run

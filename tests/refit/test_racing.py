@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ich_ray.refit.confirm_race import Dropped, dropped, standing_trainings, trainings_allowed, unusable
+from ich_ray.refit.confirm_race import dropped, standing_trainings, trainings_allowed, unusable
+from ich_ray.refit.race_record import Dropped
 from ich_ray.refit.racing import Race
 from ich_ray.results import Report, TrialResult, TrialState
 from ich_ray.search.value_model import ValueModel
