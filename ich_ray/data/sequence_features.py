@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SequenceFeatureFiles", "SequenceFeatures", "SomeFeatures", "sequence_features_key"]
 
+_KINDS: dict[str, type[np.floating]] = {"features": np.float16, "logits": np.float32}
 # Of 2,048 features 16 MB: a task of seconds for a network on a CPU.
 ROWS_A_PART = 4096
 _MOST_ROWS_A_PART, _MOST_FEATURES, _MOST_LABELS = 2**24, 2**20, 64
@@ -128,18 +129,27 @@ class SequenceFeatureFiles:
             with writing(path) as file, pa.ipc.new_file(file, table.schema) as sink:
                 sink.write_table(table)
 
-    def finish(self, features: int, labels: int) -> None:
-        """Say that all parts are there, of so many features and labels."""
+    def finish(self) -> None:
+        """Say that all parts are there, each as wide as the first.
+
+        Raises:
+            IntegrityError: the first is damaged.
+        """
         record = SequenceFeaturesRecord(
             key=self.key,
             fingerprint=self.fingerprint,
             slices=len(self.rows),
             rows_sha256=_digest(self.rows),
             rows_a_part=ROWS_A_PART,
-            features=features,
-            labels=labels,
+            features=self._width("features"),
+            labels=self._width("logits"),
         )
         write_json(self.manifest, record.model_dump(mode="json"))
+
+    def _width(self, column: Literal["features", "logits"]) -> int:
+        path = self.file(0, column)
+        with malformed(path, f"must hold {column}", _REMEDY):
+            return int(map_tensors(path, column, _KINDS[column], remedy=_REMEDY).shape[1])
 
 
 def _digest(rows: NDArray[np.int64]) -> str:
@@ -197,7 +207,7 @@ class SequenceFeatures:
         return places
 
     def _kind(self, column: Literal["features", "logits"]) -> tuple[type[np.floating], int]:
-        return (np.float16, self.record.features) if column == "features" else (np.float32, self.record.labels)
+        return _KINDS[column], self.record.features if column == "features" else self.record.labels
 
     def _part(self, column: Literal["features", "logits"], number: int) -> NDArray[np.floating]:
         if (column, number) not in self._mapped:

@@ -120,8 +120,7 @@ def _alone(files: SequenceFeatureFiles, job: _Job) -> None:
             for _ in _mapped(job, missing) if missing else ():
                 done += 1
                 advance(done)
-        _, bundle, network = _opened(job)
-        files.finish(network.width, len(bundle.card.parameters.predicted_labels))
+        files.finish()
 
 
 def _mapped(job: _Job, numbers: list[int]) -> Iterator[int]:

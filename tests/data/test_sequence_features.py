@@ -29,7 +29,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SequenceFeatureFil
     for number in range(files.count):
         rows = files.rows_of(number).astype(np.float32)
         files.write(number, np.stack([rows, rows / 2], 1), -rows)
-    files.finish(2, 1)
+    files.finish()
     return files
 
 
@@ -75,6 +75,23 @@ def test_a_damaged_part_is_named(files: SequenceFeatureFiles) -> None:
         opened(files).of_rows(ROWS)[np.array([3])]
 
 
+def test_the_manifest_tells_the_widths_of_the_parts(files: SequenceFeatureFiles) -> None:
+    record = opened(files).record
+    assert (record.slices, record.rows_a_part, record.features, record.labels) == (7, 3, 2, 1)
+    files.write(0, np.zeros((3, 4)), np.zeros((3, 6)))
+    files.finish()
+    record = opened(files).record
+    assert (record.features, record.labels) == (4, 6)
+
+
+def test_a_damaged_first_part_is_named_before_they_count_as_whole(files: SequenceFeatureFiles) -> None:
+    files.manifest.unlink()
+    files.file(0, "logits").write_bytes(files.file(0, "logits").read_bytes()[:-200])
+    with pytest.raises(IntegrityError, match=r"00000\.logits\.arrow: must hold logits"):
+        files.finish()
+    assert not files.manifest.exists()
+
+
 def test_a_damaged_manifest_is_named(files: SequenceFeatureFiles) -> None:
     write_json(files.manifest, {**read_json(files.manifest), "features": 0})
     with pytest.raises(IntegrityError, match=r"features\.json"):
@@ -108,8 +125,8 @@ def test_a_network_fills_them_in_one_pass(tmp_path: Path) -> None:
     assert np.array_equal(logits, predict_logits(network, role, drawn))
     files = SequenceFeatureFiles(locate(tmp_path / "features"), KEY, dataset.manifest.fingerprint, role.rows)
     files.write(0, features, logits)
-    files.finish(both.width, 6)
+    files.finish()
     given = SequenceSet.of(dataset, role.rows, opened(files).of_rows(role.rows), drawn.predicted_labels, KEY)
-    assert given.features.shape == (len(role), 8)
+    assert given.features.shape == (len(role), both.width) == (len(role), 8)
     assert np.allclose(given.features[np.arange(len(role))], features, rtol=1e-3)
     assert np.array_equal(opened(files).logits(role.rows), logits)

@@ -49,6 +49,11 @@ def test_what_was_made_before_a_kill_is_kept(
     assert made == [2]
     compute_features(files, retrained.bundle, dataset, search)
     assert made == [2]
+    files.manifest.unlink()
+    bundle_features._opened.cache_clear()
+    compute_features(files, retrained.bundle, dataset, search)
+    assert made == [2]
+    assert bundle_features._opened.cache_info().currsize == 0  # whoever asks for them loads no network
 
     bundle, validation = load_bundle(retrained.bundle), dataset.role("validation")
     found = open_features(search, dataset, files.key)
