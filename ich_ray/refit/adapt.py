@@ -28,7 +28,7 @@ from ich_ray.data.study_labels import studies_of
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
 from ich_ray.refit.adaptation_figures import changed_figures, format_figures
-from ich_ray.refit.bundle_features import compute_features, feature_files, open_features, outdated
+from ich_ray.refit.bundle_features import compute_features, feature_files, open_features, outdated, read_set
 from ich_ray.refit.sequence import read_slices
 from ich_ray.refit.sequence_figures import fit_blends
 from ich_ray.runtime import connected
@@ -178,7 +178,7 @@ def _adapted(bundle: Bundle, site: PreparedDataset, features: SequenceFeatures) 
     assert before is not None  # noqa: S101  (looked at in the card)
     assert card.sequence is not None  # noqa: S101
     labels, study_alone = card.parameters.predicted_labels, site.manifest.level != "slice"
-    train, validation = (_set(site.role(role), features, labels) for role in ("train", "validation"))
+    train, validation = (read_set(site.role(role), features, labels) for role in ("train", "validation"))
     own = features.logits(site.role("validation").rows)
     ended = fit_to_labels(before, train, validation, own, study_alone=study_alone, device=bundle.device)
     after = build_sequence_network(card.sequence.parameters, before.features, before.labels)
@@ -193,12 +193,6 @@ def _adapted(bundle: Bundle, site: PreparedDataset, features: SequenceFeatures) 
     # A blend has a bias: a temperature on top of it needs no more patients than were asked for.
     fit_to_site(made, calibration, "platt" if study_alone else "temperature", OperatingPointSpec())
     return made, found
-
-
-def _set(slices: SliceSet, features: SequenceFeatures, labels: tuple[str, ...]) -> SequenceSet:
-    from ich_ray.training.sequence_set import SequenceSet
-
-    return SequenceSet.of(slices.dataset, slices.rows, features.of_rows(slices.rows), labels, features.files.key)
 
 
 def _note(

@@ -20,9 +20,10 @@ from ich_ray.errors import ConfigError
 from ich_ray.progress import bar, say
 from ich_ray.ray_data import map_in_order
 from ich_ray.storage import SearchFiles, file_lock, is_held, locate
+from ich_ray.training.sequence_set import SequenceSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import pyarrow as pa
     from upath import UPath
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ich_ray.model.pooled_features import FeatureNetwork
     from ich_ray.vocabulary import Role
 
-__all__ = ["compute_features", "feature_files", "features_key", "open_features", "outdated"]
+__all__ = ["compute_features", "feature_files", "features_key", "open_features", "outdated", "read_set"]
 
 # Test patients are read when `evaluate` opens them.
 _ROLES: tuple[Role, ...] = ("train", "validation", "calibration")
@@ -85,6 +86,11 @@ def open_features(search: SearchFiles, dataset: PreparedDataset, key: str) -> Se
             f"{files.root}: features of this bundle must be there, got none; run `ich-ray sequence` again"
         )
     return features
+
+
+def read_set(slices: SliceSet, features: SequenceFeatures, labels: Sequence[str]) -> SequenceSet:
+    """Slices with their features, as a sequence model learns from them; `labels` has `any` last."""
+    return SequenceSet.of(slices.dataset, slices.rows, features.of_rows(slices.rows), labels, features.files.key)
 
 
 def compute_features(files: SequenceFeatureFiles, bundle: UPath, dataset: PreparedDataset, search: SearchFiles) -> None:

@@ -200,12 +200,12 @@ def _measured(
 
 def read_slices(bundle: Bundle, network: SequenceNetwork, slices: SliceSet, features: SequenceFeatures) -> ReadSlices:
     """Slices of a role, as the network of the bundle and the sequence model read them."""
+    from ich_ray.refit.bundle_features import read_set
     from ich_ray.refit.sequence_figures import ReadSlices
     from ich_ray.training.sequence_batches import sequence_logits
-    from ich_ray.training.sequence_set import SequenceSet
 
     labels, studies = bundle.card.parameters.predicted_labels, studies_of(slices)
-    given = SequenceSet.of(slices.dataset, slices.rows, features.of_rows(slices.rows), labels, features.files.key)
+    given = read_set(slices, features, labels)
     order = given.order
     said = sequence_logits(network.to(bundle.device), given.features, order, bundle.device)
     return ReadSlices(

@@ -44,10 +44,9 @@ class SequenceTrainer:
     ) -> Generator[Progress, None, None]:
         import torch
 
-        from ich_ray.refit.bundle_features import open_features
+        from ich_ray.refit.bundle_features import open_features, read_set
         from ich_ray.training.parts import TrainingBudget
         from ich_ray.training.sequence_loop import train_sequence
-        from ich_ray.training.sequence_set import SequenceSet
         from ich_ray.training.state import TrainingState
 
         del shard  # such a network trains in one process
@@ -55,8 +54,8 @@ class SequenceTrainer:
         device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
         files = SearchFiles(locate(settings.search))
         features = open_features(files, dataset, self.key)
-        rows = [dataset.role(role).rows for role in ("train", "validation")]
-        train, validation = (SequenceSet.of(dataset, one, features.of_rows(one), self.labels, self.key) for one in rows)
+        slices = (dataset.role(role) for role in ("train", "validation"))
+        train, validation = (read_set(one, features, self.labels) for one in slices)
         state = TrainingState.load(resume) if resume else None
         budget = TrainingBudget(settings.images, settings.report_every)
         keys: dict[str, Any] = {"device": device, "trials": settings.neighbors, "precision": settings.precision}
