@@ -24,7 +24,7 @@ from ich_ray.assess.calibration import (
 from ich_ray.assess.operating_points import OperatingPointSpec
 from ich_ray.assess.own_scaling import with_own_scaling
 from ich_ray.assess.study_fitting import calibrate_studies, why_not_by_study
-from ich_ray.bundle.card_file import has_card
+from ich_ray.bundle.card_file import check_no_bundle
 from ich_ray.bundle.training_data import site_note
 from ich_ray.bundle.training_patients import check_site, copy_known
 from ich_ray.data.dataset import PreparedDataset, SliceSet
@@ -94,10 +94,7 @@ def recalibrate(
     target = locate(out)
     check_folder(target, "--out")
     loaded, site = load_bundle(bundle), PreparedDataset.open(dataset)
-    if target == locate(bundle) or has_card(target):
-        raise ConfigError(
-            f"--out {target}: a folder without a bundle must be given, got one with a bundle; name another"
-        )
+    check_no_bundle(target, locate(bundle))
     check_site(locate(bundle), loaded.card, site)
     if note := site_note(loaded.card.training_data, site, ("train", "validation", "calibration")):
         say(f"  slices of this site are unlike those that trained the bundle: {note}")

@@ -15,7 +15,7 @@ from ich_ray.storage import exists, read_record, write_json
 if TYPE_CHECKING:
     from upath import UPath
 
-__all__ = ["has_card", "read_card", "write_card"]
+__all__ = ["check_no_bundle", "has_card", "read_card", "write_card"]
 
 _FILE = "card.json"
 
@@ -23,6 +23,18 @@ _FILE = "card.json"
 def has_card(folder: UPath) -> bool:
     """Whether there is a bundle in `folder`."""
     return exists(folder / _FILE)
+
+
+def check_no_bundle(target: UPath, source: UPath) -> None:
+    """A bundle made of that in `source` may not replace one.
+
+    Raises:
+        ConfigError: there is one in `target`.
+    """
+    if target == source or has_card(target):
+        raise ConfigError(
+            f"--out {target}: a folder without a bundle must be given, got one with a bundle; name another"
+        )
 
 
 def read_card(folder: UPath) -> Card:

@@ -18,7 +18,7 @@ from ich_ray.assess.recalibration import fit_to_site
 from ich_ray.assess.study_fitting import why_not_by_study
 from ich_ray.bundle.adaptation_note import AdaptationNote, AdaptedPatients
 from ich_ray.bundle.answering_series import answering_series
-from ich_ray.bundle.card_file import has_card, read_card
+from ich_ray.bundle.card_file import check_no_bundle, read_card
 from ich_ray.bundle.sequence_note import Blend
 from ich_ray.bundle.study_logits import study_logits
 from ich_ray.bundle.training_data import site_note
@@ -28,7 +28,7 @@ from ich_ray.data.study_labels import studies_of
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
 from ich_ray.refit.adaptation_figures import changed_figures, format_figures
-from ich_ray.refit.bundle_features import compute_features, feature_files, open_features, outdated, read_set
+from ich_ray.refit.bundle_features import check_features, compute_features, feature_files, open_features, read_set
 from ich_ray.refit.sequence import read_slices
 from ich_ray.refit.sequence_figures import fit_blends
 from ich_ray.runtime import connected
@@ -82,11 +82,7 @@ def adapt(bundle: Location, dataset: Location, out: Location, *, address: str | 
     _check_labels(site)
     files = SearchFiles(target / "adaptation")
     features = feature_files(files, site, card)
-    if others := outdated(files, features):
-        raise ConfigError(
-            f"{files.root}: its features must be of this bundle and dataset, got others ({', '.join(others)} instead "
-            f"of {features.root.name}); remove the folder, or name another --out"
-        )
+    check_features(files, features, "remove the folder, or name another --out")
     loaded = load_bundle(folder)
     if note := site_note(card.training_data, site, _ROLES):
         say(f"  slices of this site are unlike those that trained the bundle: {note}")
@@ -121,10 +117,7 @@ def _check_bundle(folder: UPath, card: Card, site: PreparedDataset) -> None:
 
 def _check_out(folder: UPath, target: UPath) -> None:
     check_folder(target, "--out")
-    if target == folder or has_card(target):
-        raise ConfigError(
-            f"--out {target}: a folder without a bundle must be given, got one with a bundle; name another"
-        )
+    check_no_bundle(target, folder)
     if not is_local(target):
         raise ConfigError(
             f"--out {target}: features of slices are mapped from a folder that all machines see, got object storage; "

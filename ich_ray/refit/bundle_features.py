@@ -33,7 +33,15 @@ if TYPE_CHECKING:
     from ich_ray.model.pooled_features import FeatureNetwork
     from ich_ray.vocabulary import Role
 
-__all__ = ["compute_features", "feature_files", "features_key", "open_features", "outdated", "read_set"]
+__all__ = [
+    "check_features",
+    "compute_features",
+    "feature_files",
+    "features_key",
+    "open_features",
+    "outdated",
+    "read_set",
+]
 
 # Test patients are read when `evaluate` opens them.
 _ROLES: tuple[Role, ...] = ("train", "validation", "calibration")
@@ -71,6 +79,19 @@ def outdated(search: SearchFiles, files: SequenceFeatureFiles) -> list[str]:
     """Names of folders with features of other bundles; what else lies beside them is not ours."""
     found = search.features.iterdir() if search.features.exists() else ()
     return sorted(folder.name for folder in found if _NAME.fullmatch(folder.name) and folder.name != files.root.name)
+
+
+def check_features(search: SearchFiles, files: SequenceFeatureFiles, hint: str) -> None:
+    """Refuse a folder with features of another bundle or dataset; `hint` says what to do with it.
+
+    Raises:
+        ConfigError: they are of others.
+    """
+    if others := outdated(search, files):
+        raise ConfigError(
+            f"{search.root}: its features must be of this bundle and dataset, got others ({', '.join(others)} instead "
+            f"of {files.root.name}); {hint}"
+        )
 
 
 def open_features(search: SearchFiles, dataset: PreparedDataset, key: str) -> SequenceFeatures:

@@ -24,7 +24,7 @@ from ich_ray.data.series_order import order_of_slices
 from ich_ray.data.study_labels import studies_of
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
-from ich_ray.refit.sequence_conditions import check_features, why_skipped
+from ich_ray.refit.sequence_conditions import why_skipped
 from ich_ray.refit.sequence_trials import SequenceTrainer
 from ich_ray.results import open_network_search
 from ich_ray.runtime import connected
@@ -88,11 +88,11 @@ def sequence(
     if why := why_skipped(found, dataset):
         say(f"sequence: skipped, {why}; the bundle stays as it is")
         return None
-    from ich_ray.refit.bundle_features import compute_features, feature_files, open_features
+    from ich_ray.refit.bundle_features import check_features, compute_features, feature_files, open_features
 
     card, files = read_card(found.files.bundle), found.files.sequence
     features = feature_files(files, dataset, card)
-    check_features(files, features)
+    check_features(files, features, "remove the folder to search anew")
     if (there := files.search.exists()) and not resume:
         raise ConfigError(
             f"{files.root}: a new search needs a folder without one, got one; add --resume to go on with it, or remove "

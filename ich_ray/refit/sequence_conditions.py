@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.bundle.card import Card
-    from ich_ray.data.sequence_features import SequenceFeatureFiles
     from ich_ray.results import SearchResult
-    from ich_ray.storage import SearchFiles
 
-__all__ = ["check_features", "drop_outdated", "nothing_to_learn", "why_skipped"]
+__all__ = ["drop_outdated", "nothing_to_learn", "why_skipped"]
 
 # Below, slices beside each other are so rare that whatever a model over them gains is gained by no one.
 _LEAST_SHARE = 0.1
@@ -103,21 +101,6 @@ def _check_calibration(dataset: PreparedDataset) -> None:
         raise ConfigError(
             f"{dataset.files.root}: calibration must have positive and negative slices, got {positives} positive of "
             f"{slices}; prepare a dataset with more patients"
-        )
-
-
-def check_features(files: SearchFiles, features: SequenceFeatureFiles) -> None:
-    """A search that is there must be over features of this bundle.
-
-    Raises:
-        ConfigError: they are of another bundle.
-    """
-    from ich_ray.refit.bundle_features import outdated
-
-    if others := outdated(files, features):
-        raise ConfigError(
-            f"{files.root}: its features must be of the bundle, got those of another one ({', '.join(others)} instead "
-            f"of {features.root.name}); remove the folder to search anew"
         )
 
 

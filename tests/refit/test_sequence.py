@@ -107,7 +107,7 @@ def as_it_is(files: SearchFiles) -> None:
     [
         (without_bundle, SPACE, r"reads features of a bundle, got none; run `ich-ray retrain` first"),
         (trained_on_all, SPACE, r"got one that trained on train\+validation; retrain it with --patients train"),
-        (with_features_of_another, SPACE, r"got those of another one \(0{16} instead of .*; remove the folder to"),
+        (with_features_of_another, SPACE, r"got others \(0{16} instead of .*; remove the folder to search anew"),
         (without_positive_calibration, SPACE, r"calibration must have positive and negative slices, got 0 positive of"),
         (as_it_is, SPACE.replace("searches: sequence", ""), r"sequence\.yaml: model: must be a parameter of the"),
         (as_it_is, "name: x\nbudget: {images: 4, report_every: 4, first_rung: 4}\nparameters: {dropout: 0.1}\n",
