@@ -87,19 +87,25 @@ def pick_studies(
 
     Studies whose label is unknown (NaN) are of no kind.
     """
+    found: dict[StudyKind, list[int]] = {}
+    for kind, group in _kinds(labels, probabilities, threshold).items():
+        sign = -1 if kind in {"false alarm", "right positive"} else 1
+        order = np.flatnonzero(group)[np.argsort(sign * probabilities[group], kind="stable")]
+        found[kind] = order[: _EACH[kind]].tolist()
+    return found
+
+
+def _kinds(
+    labels: NDArray[np.float64], probabilities: NDArray[np.float64], threshold: float
+) -> dict[StudyKind, NDArray[np.bool_]]:
+    """Which studies are of each kind."""
     flagged = probabilities >= threshold
-    groups: dict[StudyKind, NDArray[np.bool_]] = {
+    return {
         "miss": ~flagged & (labels == 1),
         "false alarm": flagged & (labels == 0),
         "right positive": flagged & (labels == 1),
         "right negative": ~flagged & (labels == 0),
     }
-    found: dict[StudyKind, list[int]] = {}
-    for kind, group in groups.items():
-        sign = -1 if kind in {"false alarm", "right positive"} else 1
-        order = np.flatnonzero(group)[np.argsort(sign * probabilities[group], kind="stable")]
-        found[kind] = order[: _EACH[kind]].tolist()
-    return found
 
 
 def strips(inputs: Inputs) -> list[tuple[str, int, list[StudyStrip]]]:
@@ -113,16 +119,10 @@ def strips(inputs: Inputs) -> list[tuple[str, int, list[StudyStrip]]]:
     )
     threshold, found = point[1].threshold, []
     chosen = pick_studies(studies.labels, studies.probabilities, threshold)
-    flagged = studies.probabilities >= threshold
-    counts = {
-        "miss": ~flagged & (studies.labels == 1),
-        "false alarm": flagged & (studies.labels == 0),
-        "right positive": flagged & (studies.labels == 1),
-        "right negative": ~flagged & (studies.labels == 0),
-    }
+    kinds = _kinds(studies.labels, studies.probabilities, threshold)
     for kind, title in _TITLES.items():
         drawn = [drawing.strip(studies, place) for place in chosen[kind]]
-        found.append((title, int(counts[kind].sum()), [strip for strip in drawn if strip is not None]))
+        found.append((title, int(kinds[kind].sum()), [strip for strip in drawn if strip is not None]))
     return found
 
 
