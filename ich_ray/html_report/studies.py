@@ -73,7 +73,7 @@ def study_content(inputs: Inputs) -> dict[str, Any]:
         "study_groups": study_tables(found),
         "strips": shown,
         "strip_problem": "" if shown else _no_strips(inputs),
-        "strip_box": f"0 0 {WIDTH} {HEIGHT + 8}",
+        "strip_width": WIDTH,
         "strip_floor": HEIGHT,
         **rows,
     }
