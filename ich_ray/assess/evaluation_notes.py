@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ich_ray.assess.point_rules import effective_positives
 from ich_ray.data.folds import ranking_roles, ranking_slices
+from ich_ray.statistics.aggregation import patients_by_label
 from ich_ray.statistics.bootstrap import FEWEST_PATIENTS
 from ich_ray.statistics.metrics import chance_bound, ranking_note
 
@@ -53,12 +54,12 @@ def notes_of_data(dataset: PreparedDataset, card: Card, opened: int) -> tuple[st
 
 def notes_of_patients(slices: SliceSet) -> list[str]:
     """What to say when too few patients have a slice of either kind for them to be drawn again."""
-    held = {what: len(set(slices.patients[slices.labels == label])) for label, what in ((1, "with"), (0, "without"))}
+    held = patients_by_label(slices.labels, slices.patients)
     return [
         f"{patients} test {'patient has' if patients == 1 else 'patients have'} a slice {what} haemorrhage, and fewer "
         f"than {FEWEST_PATIENTS} cannot say what the next one would change: shares have exact intervals, which count "
         "the slices of a patient as one, and other figures have none."
-        for what, patients in held.items()
+        for what, patients in (("with", held[1]), ("without", held[0]))
         if patients < FEWEST_PATIENTS
     ]
 

@@ -31,19 +31,22 @@ from ich_ray.data.dataset import PreparedDataset, SliceSet
 from ich_ray.data.study_labels import studies_of
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
+from ich_ray.statistics.aggregation import patients_by_label
 from ich_ray.statistics.metrics import POSITIVE_PATIENTS_OF_A_LABEL
 from ich_ray.storage import Location, check_folder, locate
 from ich_ray.vocabulary import SUBTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from upath import UPath
 
     from ich_ray.bundle.bundle import Bundle
     from ich_ray.bundle.logit_scaling import Method
     from ich_ray.bundle.study_calibration import StudyCalibration
     from ich_ray.vocabulary import Role
 
-__all__ = ["fit_to_site", "recalibrate"]
+__all__ = ["check_patients", "fit_to_site", "recalibrate"]
 
 # Ten events for each number that is fitted: Peduzzi et al., "A simulation study of the number of events per variable in
 # logistic regression analysis" (1996). Slices of one patient are one event.
@@ -103,7 +106,7 @@ def recalibrate(
     slices = SliceSet(site, np.flatnonzero(np.isin(site.column("role"), roles)))
     where = "in the calibration role, as the bundle was adapted to the others," if adapted else "outside the test role"
     if site.manifest.level == "slice":
-        _check_patients(slices, method, where)
+        _check_slices(slices, method, where)
     else:
         _check_studies(slices, method, where)
     site.verify(*roles)
@@ -160,20 +163,35 @@ def _check_studies(slices: SliceSet, method: Method, role: str) -> None:
         raise ConfigError(
             f"{where}: studies must be there to fit them, got none ({reason}); prepare files that name theirs"
         )
-    truth = studies.label("any")
-    for label, what in ((1, "with"), (0, "without")):
-        held = len(set(studies.patients[truth == label]))
-        if held < POSITIVE_PATIENTS_OF_A_LABEL:
+    held = patients_by_label(studies.label("any"), studies.patients)
+    check_patients(where, held, "study", f"there {role}", "label more patients")
+
+
+def check_patients(where: UPath, held: Mapping[int, int], what: str, place: str, hint: str) -> None:
+    """Enough patients must have a slice or study with haemorrhage, and enough one without.
+
+    Args:
+        where: the dataset.
+        held: patients by label.
+        what: a slice or a study.
+        place: where they must be.
+        hint: what to do.
+
+    Raises:
+        ConfigError: they are too few.
+    """
+    for label, kind in ((1, "with"), (0, "without")):
+        if held[label] < POSITIVE_PATIENTS_OF_A_LABEL:
             raise ConfigError(
-                f"{where}: at least {POSITIVE_PATIENTS_OF_A_LABEL} patients with a study {what} haemorrhage must be "
-                f"there {role}, got {held}; label more patients"
+                f"{where}: at least {POSITIVE_PATIENTS_OF_A_LABEL} patients with a {what} {kind} haemorrhage must be "
+                f"{place}, got {held[label]}; {hint}"
             )
 
 
-def _check_patients(slices: SliceSet, method: Method, role: str) -> None:
+def _check_slices(slices: SliceSet, method: Method, role: str) -> None:
     needed = _PATIENTS_PER_NUMBER * _NUMBERS[method]
-    for label, what in ((1, "with"), (0, "without")):
-        held = len(set(slices.patients[slices.labels == label]))
+    by_label = patients_by_label(slices.labels, slices.patients)
+    for held, what in ((by_label[1], "with"), (by_label[0], "without")):
         if held < needed:
             hint = "use --method temperature, which needs 10, or label" if method == "platt" and held >= 10 else "label"
             raise ConfigError(

@@ -16,6 +16,7 @@ from ich_ray.bundle.logit_scaling import LogitScaling, bound_note, fit_scaling
 from ich_ray.bundle.study_calibration import StudyCalibration, StudyLabel, StudyScaling
 from ich_ray.data.study_labels import studies_of
 from ich_ray.progress import say
+from ich_ray.statistics.aggregation import patients_by_label
 from ich_ray.statistics.metrics import POSITIVE_PATIENTS_OF_A_LABEL, log_loss
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _fitted(
 ) -> StudyScaling:
     known = ~np.isnan(data[0])
     targets, logits, patients = data[0][known], data[1][known], data[2][known]
-    held = {label: len(set(patients[targets == label])) for label in (0, 1)}
+    held = patients_by_label(targets, patients)
     enough = min(held.values()) >= POSITIVE_PATIENTS_OF_A_LABEL
     scaling, notes = of_slices, [_few(name, held)]
     points: dict[str, OperatingPoint] = {}

@@ -16,6 +16,7 @@ from ich_ray.bundle.card import SubtypeCalibration
 from ich_ray.bundle.logit_scaling import LogitScaling, bound_note, fit_scaling
 from ich_ray.data.folds import trained_and_validated
 from ich_ray.data.sampling import stratified
+from ich_ray.statistics.aggregation import patients_by_label
 from ich_ray.statistics.metrics import POSITIVE_PATIENTS_OF_A_LABEL, log_loss
 from ich_ray.vocabulary import SUBTYPES
 
@@ -102,7 +103,7 @@ def _fitted(
     targets, logits = data
     known = ~np.isnan(targets)
     labels, logits, patients = targets[known], logits[known], slices.patients[known]
-    held = {label: len(set(patients[labels == label])) for label in (0, 1)}
+    held = patients_by_label(labels, patients)
     enough = min(held.values()) >= POSITIVE_PATIENTS_OF_A_LABEL
     scaling = fit_scaling(method, labels, logits, as_any.prior_shift) if enough else as_any
     points: dict[str, OperatingPoint] = {}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ich_ray.assess.operating_points import OperatingPointSpec
-from ich_ray.assess.recalibration import fit_to_site
+from ich_ray.assess.recalibration import check_patients, fit_to_site
 from ich_ray.assess.study_fitting import why_not_by_study
 from ich_ray.bundle.adaptation_note import AdaptationNote, AdaptedPatients
 from ich_ray.bundle.answering_series import answering_series
@@ -32,7 +32,7 @@ from ich_ray.refit.bundle_features import check_features, compute_features, feat
 from ich_ray.refit.sequence import read_slices
 from ich_ray.refit.sequence_figures import fit_blends
 from ich_ray.runtime import connected
-from ich_ray.statistics.metrics import POSITIVE_PATIENTS_OF_A_LABEL
+from ich_ray.statistics.aggregation import patients_by_label
 from ich_ray.storage import Location, SearchFiles, check_folder, file_lock, is_local, locate, remove
 
 if TYPE_CHECKING:
@@ -144,13 +144,8 @@ def _check_labels(site: PreparedDataset) -> None:
                 f"{where}: studies must be there to be learned from, got none in the {role} role ({reason}); prepare "
                 "files that name theirs"
             )
-        labels, patients = _labels(slices)
-        for label, held in ((1, "with"), (0, "without")):
-            if (found := len(set(patients[labels == label]))) < POSITIVE_PATIENTS_OF_A_LABEL:
-                raise ConfigError(
-                    f"{where}: at least {POSITIVE_PATIENTS_OF_A_LABEL} patients with a {what} {held} haemorrhage must "
-                    f"be in the {role} role, got {found}; label more patients, or use `ich-ray recalibrate`"
-                )
+        held, hint = patients_by_label(*_labels(slices)), "label more patients, or use `ich-ray recalibrate`"
+        check_patients(where, held, what, f"in the {role} role", hint)
 
 
 def _labels(slices: SliceSet) -> tuple[NDArray[np.float32], NDArray[np.object_]]:
@@ -222,8 +217,7 @@ def _note(
 
 
 def _patients(slices: SliceSet, series: int) -> AdaptedPatients:
-    labels, patients = _labels(slices)
-    positives = len(set(patients[labels == 1]))
+    positives = patients_by_label(*_labels(slices))[1]
     return AdaptedPatients(patients=len(set(slices.patients)), positives=positives, series=series)
 
 

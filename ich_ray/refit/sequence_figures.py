@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from ich_ray.data.series_order import ordered_series
+from ich_ray.statistics.aggregation import patients_by_label
 from ich_ray.statistics.metrics import POSITIVE_PATIENTS_OF_A_LABEL, Ranking, log_loss
 from ich_ray.statistics.smoothing import fit_sigmas, smoothed
 
@@ -139,13 +140,13 @@ def fit_blends(read: ReadSlices) -> list[Weights]:
 
 def _is_told(read: ReadSlices, label: int) -> bool:
     targets = read.targets[:, label]
-    positive = len(set(read.patients[targets == 1]))
+    positive = patients_by_label(targets, read.patients)[1]
     return positive >= POSITIVE_PATIENTS_OF_A_LABEL and bool((targets == 0).any())
 
 
 def _is_lacked(read: ReadSlices) -> bool:
     """Whether enough patients have slices without haemorrhage."""
-    return len(set(read.patients[read.targets[:, -1] == 0])) >= POSITIVE_PATIENTS_OF_A_LABEL
+    return patients_by_label(read.targets[:, -1], read.patients)[0] >= POSITIVE_PATIENTS_OF_A_LABEL
 
 
 def compared(fitted_on: ReadSlices, read: ReadSlices) -> dict[str, dict[str, float | None]]:

@@ -1,4 +1,4 @@
-"""Slices by group, and the probability of a study or patient from those of its slices, by one rule."""
+"""Slices by group, patients by label, and the probability of a study or patient from its slices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["members", "most_probable", "partners"]
+__all__ = ["members", "most_probable", "partners", "patients_by_label"]
 
 
 def members(groups: NDArray[np.integer[Any]]) -> list[NDArray[np.int64]]:
@@ -24,6 +24,11 @@ def partners(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.int64]:
     names, of_other = np.unique(other, return_inverse=True)
     pairs = np.unique(of_one.astype(np.int64) * max(len(names), 1) + of_other)
     return np.bincount(pairs // max(len(names), 1), minlength=1)[of_one]
+
+
+def patients_by_label(labels: NDArray[Any], patients: NDArray[Any]) -> dict[int, int]:
+    """How many patients have a slice, or study, of each label, 0 and 1; NaN is neither."""
+    return {label: len(set(patients[labels == label])) for label in (0, 1)}
 
 
 def most_probable(groups: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.int64]:

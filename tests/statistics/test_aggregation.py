@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ich_ray.statistics.aggregation import most_probable
+from ich_ray.statistics.aggregation import most_probable, patients_by_label
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,9 @@ def test_the_most_probable_slice_of_each_group(
 ) -> None:
     found = most_probable(np.array(groups, np.int64), np.array(probabilities, np.float64))
     assert found.tolist() == positions
+
+
+def test_patients_are_counted_by_each_label_they_have() -> None:
+    labels = np.array([1, 1, 0, 0, 0, np.nan], np.float32)
+    assert patients_by_label(labels, np.array(["a", "a", "a", "b", "c", "d"], object)) == {0: 3, 1: 1}
+    assert patients_by_label(labels[:2], np.array(["a", "b"], object)) == {0: 0, 1: 2}
