@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import statistics
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ich_ray.assess.cross_fitting import cross_fitted, fold_count
 from ich_ray.assess.paired_changes import FIGURES, Change, format_changes, paired_changes
 from ich_ray.bundle.card import EnsembleFigure, EnsembleGain
 from ich_ray.bundle.logit_scaling import fit_scaling
-from ich_ray.data.roles import FOLDS, assign_folds
 from ich_ray.data.shown_rectangles import WHOLE
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ich_ray.bundle.logit_scaling import Method
     from ich_ray.data.dataset import SliceSet
 
-__all__ = ["cross_fitted", "ensemble_changes", "format_ensemble_gain", "measure_ensemble"]
+__all__ = ["ensemble_changes", "format_ensemble_gain", "measure_ensemble"]
 
 _TIMED_SLICES, _TIMES = 64, 3
 
@@ -45,12 +46,14 @@ def measure_ensemble(
     Returns:
         None where fewer than two patients have a positive slice, or fewer than two a negative one.
     """
-    folds = min([FOLDS, *(len(np.unique(slices.patients[slices.labels == label])) for label in (0, 1))])
+    labels, patients = slices.labels.astype(np.float64), slices.patients
+    folds = fold_count(labels, patients)
     if folds < 2:
         return None
     alone = bundle.without_members()
-    before, after = (cross_fitted(slices, each, method, shift, folds) for each in (alone.slice_logits(slices), logits))
-    changes = paired_changes(slices.labels.astype(np.float64), before, after, slices.patients)
+    fit = partial(fit_scaling, method, prior_shift=shift)
+    before, after = (cross_fitted(labels, each, patients, folds, fit) for each in (alone.slice_logits(slices), logits))
+    changes = paired_changes(labels, before, after, patients)
     figures = {
         name: EnsembleFigure(
             single=one.before, ensemble=one.after, difference=one.difference, low=one.low, high=one.high
@@ -61,23 +64,6 @@ def measure_ensemble(
     return EnsembleGain(
         networks=len(bundle.networks), folds=folds, **figures, single_ms=single_ms, ensemble_ms=ensemble_ms
     )
-
-
-def cross_fitted(
-    slices: SliceSet, logits: NDArray[np.float32], method: Method, shift: float, folds: int
-) -> NDArray[np.float64]:
-    """Probabilities `[n]` of logits `[n]`, each by a scaling that was fitted on other patients.
-
-    Those of the other folds. Patients are divided by who bleeds; `folds` must not exceed those with a positive slice,
-    nor those with a negative.
-    """
-    labels = slices.labels.astype(np.float64)
-    fold = assign_folds(slices.patients, slices.labels, np.full(len(labels), "calibration", object), 0, folds)
-    found = np.empty(len(labels))
-    for number in range(folds):
-        held = fold == number
-        found[held] = fit_scaling(method, labels[~held], logits[~held], shift)(logits[held])
-    return found
 
 
 def _ms_per_slice(bundle: Bundle) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ich_ray.assess.interval_estimates import CONFIDENCE, Cases, as_estimate, enough_patients, ranked_draws
+from ich_ray.assess.paired_changes import Change, format_change
 from ich_ray.bundle.study_logits import study_logits
 from ich_ray.statistics.bootstrap import interval
 from ich_ray.statistics.metrics import Ranking
@@ -109,9 +110,7 @@ def format_changed(figure: ChangedFigure) -> str:
     """A figure without and with the model, and the difference with its interval, or "no interval"."""
     if figure.without is None or figure.with_sequence is None or figure.difference is None:
         return "undefined"
-    known = figure.low is not None and figure.high is not None
-    bounds = f"{figure.low:+.4f} to {figure.high:+.4f}" if known else "no interval"
-    return f"{figure.without:.4f} -> {figure.with_sequence:.4f} ({figure.difference:+.4f}, {bounds})"
+    return format_change(Change(figure.without, figure.with_sequence, figure.difference, figure.low, figure.high))
 
 
 def _defined(value: float) -> float | None:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import expit
 
-from ich_ray.assess.paired_changes import format_change, paired_changes
+from ich_ray.assess.cross_fitting import cross_fitted, fold_count
+from ich_ray.assess.paired_changes import Change, format_change, paired_changes
 from ich_ray.bundle.adaptation_note import AdaptationFigure
-from ich_ray.data.roles import FOLDS, assign_folds
 from ich_ray.refit.sequence_figures import fit_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -36,33 +36,23 @@ def changed_figures(
     """Figures of `any` by name, behind a prefix; none where fewer than two patients are of either kind."""
     known = np.isfinite(targets)
     truth, whose = targets[known].astype(np.float64), patients[known]
-    folds = min([FOLDS, *(len(np.unique(whose[truth == label])) for label in (0, 1))])
+    folds = fold_count(truth, whose)
     if folds < 2:
         return {}
-    fold = assign_folds(whose, truth, np.full(len(truth), "calibration", object), 0, folds)
-    one, other = (_cross_fitted(truth, logits[known], fold) for logits in (before, after))
+    one, other = (cross_fitted(truth, logits[known], whose, folds, _fitted) for logits in (before, after))
     return {
         f"{prefix}{name}": AdaptationFigure(**change._asdict())
         for name, change in paired_changes(truth, one, other, whose).items()
     }
 
 
-def _cross_fitted(
-    truth: NDArray[np.float64], logits: NDArray[np.float32], fold: NDArray[np.int8]
-) -> NDArray[np.float64]:
-    """Probabilities, each by weights that were fitted on the other folds."""
-    found = np.empty(len(truth))
-    for number in np.unique(fold):
-        held = fold == number
-        found[held] = expit(fit_weights(truth[~held], logits[~held])(logits[held]))
-    return found
+def _fitted(
+    truth: NDArray[np.float64], logits: NDArray[np.float32]
+) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
+    weights = fit_weights(truth, logits)
+    return lambda others: np.asarray(expit(weights(others)))
 
 
 def format_figures(figures: Mapping[str, AdaptationFigure]) -> list[str]:
     """A line for each: before, after, and the difference with its interval."""
-    from ich_ray.assess.paired_changes import Change
-
-    return [
-        f"{name.replace('_', ' ')} " + format_change(Change(one.before, one.after, one.difference, one.low, one.high))
-        for name, one in figures.items()
-    ]
+    return [f"{name.replace('_', ' ')} {format_change(Change(**one.model_dump()))}" for name, one in figures.items()]

@@ -1,32 +1,21 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from ich_ray.assess.ensemble_gain import cross_fitted, format_ensemble_gain, measure_ensemble
+from ich_ray.assess.cross_fitting import cross_fitted
+from ich_ray.assess.ensemble_gain import format_ensemble_gain, measure_ensemble
 from ich_ray.bundle.bundle import Bundle
 from ich_ray.bundle.card import EnsembleFigure, EnsembleGain
 from ich_ray.bundle.logit_scaling import fit_scaling
 from ich_ray.bundle.members import Member
 from ich_ray.data.dataset import PreparedDataset, SliceSet
-from ich_ray.data.roles import assign_folds
 from ich_ray.results import WeightsNote
 from tests.bundle.test_ensemble import CARD, network
 from tests.searched import PARAMETERS
-
-
-def test_nobody_is_measured_by_a_scaling_that_was_fitted_on_them(dataset: PreparedDataset) -> None:
-    slices = SliceSet(dataset, np.arange(len(dataset)))
-    logits = (slices.labels * 2.0 - 1 + np.random.default_rng(0).normal(0, 2, len(slices))).astype(np.float32)
-    found = cross_fitted(slices, logits, "platt", 0.5, 3)
-    fold = assign_folds(slices.patients, slices.labels, np.full(len(slices), "calibration", object), 0, 3)
-    assert {*fold.tolist()} == {0, 1, 2}
-    for number in range(3):
-        held = fold == number
-        assert not {*slices.patients[held]} & {*slices.patients[~held]}
-        scaling = fit_scaling("platt", slices.labels[~held].astype(float), logits[~held], 0.5)
-        assert found[held] == pytest.approx(scaling(logits[held]))
 
 
 def test_the_ensemble_is_set_beside_its_first_network(dataset: PreparedDataset) -> None:
@@ -39,7 +28,9 @@ def test_the_ensemble_is_set_beside_its_first_network(dataset: PreparedDataset) 
     gain = measure_ensemble(bundle, slices, bundle.slice_logits(slices), "temperature", 0.0)
     assert gain is not None
     assert (gain.networks, gain.folds) == (2, 5)
-    probabilities = cross_fitted(slices, bundle.slice_logits(slices), "temperature", 0.0, 5)
+    labels, logits = slices.labels.astype(float), bundle.slice_logits(slices)
+    fit = partial(fit_scaling, "temperature", prior_shift=0.0)
+    probabilities = cross_fitted(labels, logits, slices.patients, 5, fit)
     expected = sklearn_metrics.roc_auc_score(slices.labels, probabilities)
     assert gain.roc_auc.ensemble == pytest.approx(expected)
     assert gain.roc_auc.difference == pytest.approx(gain.roc_auc.ensemble - gain.roc_auc.single)
