@@ -100,16 +100,8 @@ def chance_of_better(
     Both have judged the same slices in the same order, so that what is hard for both does not count. None where it
     cannot be told: for a metric not in `PAIRED_METRICS`, or with fewer positive patients than an interval takes.
     """
-    labels, patients = _labels(one), np.concatenate([part.patients for part in one])
-    if not np.array_equal(labels, _labels(other)) or len(patients) != sum(len(part.patients) for part in other):
-        raise ValueError("both must have judged the same slices")
-    if metric not in PAIRED_METRICS or len(np.unique(patients[labels > 0].astype(str))) < FEWEST_PATIENTS:
-        return None
-    ours, theirs = _weighted(one, metric, how), _weighted(other, metric, how)
-    draws = PatientDraws(patients, resamples=_RESAMPLES, seed=seed)
-    differences = np.array([ours(weights) - theirs(weights) for weights in draws.weights()])
-    defined = differences[np.isfinite(differences)]
-    return float(np.mean(defined >= 0)) if len(defined) else None
+    values = _resampled([one, other], metric, how, seed)
+    return None if values is None else float(np.mean(values[:, 0] >= values[:, 1]))
 
 
 def chances_of_best(
@@ -119,9 +111,20 @@ def chances_of_best(
 
     All have judged the same slices in the same order, see `chance_of_better`. None where it cannot be told.
     """
-    first = trials[0]
-    labels, patients = _labels(first), np.concatenate([part.patients for part in first])
-    if any(not np.array_equal(labels, _labels(other)) for other in trials):
+    values = _resampled(trials, metric, how, seed)
+    if values is None:
+        return None
+    best = values == values.max(1, keepdims=True)
+    return [float(share) for share in (best / best.sum(1, keepdims=True)).mean(0)]
+
+
+def _resampled(
+    trials: Sequence[Sequence[FoldPart]], metric: str, how: Pooling, seed: int
+) -> NDArray[np.float64] | None:
+    """The metric of each trial in each resample that defines it for all, `[resamples, trials]`; None of none."""
+    labels, patients = _labels(trials[0]), np.concatenate([part.patients for part in trials[0]])
+    slices = [sum(len(part.patients) for part in parts) for parts in trials]
+    if slices != [len(patients)] * len(trials) or not all(np.array_equal(labels, _labels(one)) for one in trials):
         raise ValueError("all must have judged the same slices")
     if metric not in PAIRED_METRICS or len(np.unique(patients[labels > 0].astype(str))) < FEWEST_PATIENTS:
         return None
@@ -129,10 +132,7 @@ def chances_of_best(
     draws = PatientDraws(patients, resamples=_RESAMPLES, seed=seed)
     values = np.array([[one(weights) for one in each] for weights in draws.weights()])
     defined = values[np.isfinite(values).all(1)]
-    if not len(defined):
-        return None
-    best = defined == defined.max(1, keepdims=True)
-    return [float(share) for share in (best / best.sum(1, keepdims=True)).mean(0)]
+    return defined if len(defined) else None
 
 
 def _labels(parts: Sequence[FoldPart]) -> NDArray[np.float32]:
