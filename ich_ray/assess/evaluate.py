@@ -16,14 +16,7 @@ import pyarrow as pa
 from ich_ray.assess.calibration import warn_if_outdated
 from ich_ray.assess.evaluation import RESAMPLES, Evaluation
 from ich_ray.assess.evaluation_notes import notes_of_data, notes_of_figures, notes_of_patients
-from ich_ray.assess.interval_estimates import (
-    Cases,
-    Counts,
-    Estimate,
-    GroupFigures,
-    PointFigures,
-    measure,
-)
+from ich_ray.assess.interval_estimates import Cases, Estimate, measure
 from ich_ray.assess.label_figures import measure_labels
 from ich_ray.assess.own_scaling import probabilities_alone
 from ich_ray.assess.sequence_change import format_changed, measure_change
@@ -54,19 +47,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
+    from ich_ray.assess.interval_estimates import GroupFigures
     from ich_ray.bundle.bundle import Bundle
     from ich_ray.bundle.card import Card
     from ich_ray.data.dataset import SliceSet
 
-__all__ = [
-    "Counts",
-    "Estimate",
-    "Evaluation",
-    "GroupFigures",
-    "PointFigures",
-    "evaluate",
-    "evaluate_site",
-]
+__all__ = ["evaluate", "evaluate_site"]
 
 
 @dataclass(frozen=True)

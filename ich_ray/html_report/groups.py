@@ -13,7 +13,8 @@ from ich_ray.html_report.style import count, number
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ich_ray.assess.evaluate import Estimate, Evaluation, GroupFigures
+    from ich_ray.assess.evaluation import Evaluation
+    from ich_ray.assess.interval_estimates import Estimate, GroupFigures
     from ich_ray.assess.study_figures import StudyFigures
 
 __all__ = ["GroupRow", "group_tables", "study_tables"]

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from ich_ray.assess.calibration import Calibration
-from ich_ray.assess.evaluate import Evaluation
+from ich_ray.assess.evaluation import Evaluation
 from ich_ray.bundle.card_file import has_card, read_card
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError, IntegrityError

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from upath import UPath
 
-    from ich_ray.assess.evaluate import Evaluation
+    from ich_ray.assess.evaluation import Evaluation
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.html_report.inputs import Inputs
     from ich_ray.refit.confirmation import Confirmation

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from numpy.typing import NDArray
 
-    from ich_ray.assess.evaluate import Counts, Estimate, PointFigures
+    from ich_ray.assess.interval_estimates import Counts, Estimate, PointFigures
     from ich_ray.html_report.confidence_bands import Band
 
 __all__ = [

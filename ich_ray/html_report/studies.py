@@ -16,7 +16,7 @@ from ich_ray.html_report.style import metric_title, number
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from ich_ray.assess.evaluate import Evaluation
+    from ich_ray.assess.evaluation import Evaluation
     from ich_ray.assess.sequence_change import ChangedFigure
     from ich_ray.html_report.inputs import Inputs
 

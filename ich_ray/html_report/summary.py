@@ -15,7 +15,8 @@ from ich_ray.html_report.style import count, metric_name, number, percent
 from ich_ray.statistics import metrics
 
 if TYPE_CHECKING:
-    from ich_ray.assess.evaluate import Estimate, Evaluation
+    from ich_ray.assess.evaluation import Evaluation
+    from ich_ray.assess.interval_estimates import Estimate
     from ich_ray.html_report.inputs import Inputs
     from ich_ray.refit.confirmation import Confirmation
     from ich_ray.results import TrialState

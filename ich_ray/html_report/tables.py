@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from ich_ray.assess.calibration import Calibration
-    from ich_ray.assess.evaluate import Counts, Estimate, Evaluation, PointFigures
-    from ich_ray.assess.interval_estimates import Figures
+    from ich_ray.assess.evaluation import Evaluation
+    from ich_ray.assess.interval_estimates import Counts, Estimate, Figures, PointFigures
     from ich_ray.assess.study_figures import StudyFigures
     from ich_ray.bundle.card import EnsembleGain, TtaGain
     from ich_ray.bundle.study_calibration import StudyCalibration

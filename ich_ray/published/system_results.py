@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import expit
 
-from ich_ray.assess.evaluate import Evaluation
+from ich_ray.assess.evaluation import Evaluation
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.html_report.inputs import read_predictions

@@ -134,7 +134,7 @@ def _members(parameters: Hyperparameters, dataset: PreparedDataset, retraining: 
 
 
 class _Openings(Record):
-    """Of evaluation.json, how often the test patients were looked at; assess/evaluate.py has the rest."""
+    """Of evaluation.json, how often the test patients were looked at; assess/evaluation.py has the rest."""
 
     model_config = ConfigDict(extra="ignore")
 

@@ -17,7 +17,8 @@ from ich_ray import cli, progress
 from ich_ray.assess import calibration
 from ich_ray.assess import evaluate as module
 from ich_ray.assess.calibration import calibrate
-from ich_ray.assess.evaluate import Evaluation, evaluate
+from ich_ray.assess.evaluate import evaluate
+from ich_ray.assess.evaluation import Evaluation
 from ich_ray.assess.evaluation_notes import dataset_ranking_note
 from ich_ray.assess.point_rules import effective_positives
 from ich_ray.bundle.bundle import load_bundle

@@ -14,7 +14,8 @@ from sklearn import metrics as sklearn_metrics
 
 from ich_ray import cli, progress
 from ich_ray.assess.calibration import calibrate
-from ich_ray.assess.evaluate import Evaluation, evaluate, evaluate_site
+from ich_ray.assess.evaluate import evaluate, evaluate_site
+from ich_ray.assess.evaluation import Evaluation
 from ich_ray.assess.recalibration import recalibrate
 from ich_ray.bundle.bundle import Bundle, load_bundle
 from ich_ray.bundle.sequence_note import OwnScaling

@@ -16,7 +16,8 @@ from sklearn import metrics as sklearn_metrics
 
 from ich_ray.assess import evaluate as evaluate_module
 from ich_ray.assess.calibration import Calibration, calibrate
-from ich_ray.assess.evaluate import Evaluation, evaluate
+from ich_ray.assess.evaluate import evaluate
+from ich_ray.assess.evaluation import Evaluation
 from ich_ray.assess.label_figures import measure_labels
 from ich_ray.assess.recalibration import recalibrate
 from ich_ray.assess.subtype_calibration import subtype_shifts

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from upath import UPath
 
-from ich_ray.assess.evaluate import Counts
+from ich_ray.assess.interval_estimates import Counts
 from ich_ray.data.dataset import SliceSet
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.html_report import summary, tables

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from ich_ray.assess.evaluate import Counts, Estimate, PointFigures
+from ich_ray.assess.interval_estimates import Counts, Estimate, PointFigures
 from ich_ray.html_report import performance, style
 from ich_ray.html_report.confidence_bands import perfect_shares, precision_recall_band, roc_band
 from ich_ray.html_report.parallel_coordinates import axis, parallel_coordinates
