@@ -137,8 +137,7 @@ def confirm(
             train(_missing(ledger, candidates, parts))
         trained = open_search(files.root)
         if race:
-            note = RaceNote(share=share, allowed=allowed, trainings=len(_ended(trained)))
-            confirmation = _raced(found, trained, race, kind, note)
+            confirmation = _raced(found, trained, race, kind, share=share, allowed=allowed)
         else:
             confirmation = _confirmation(found, trained, candidates, kind, parts)
         write_json(found.files.confirmation, confirmation.model_dump(mode="json"))
@@ -244,23 +243,17 @@ def _confirmation(
     )
 
 
-def _ended(trained: SearchResult) -> list[TrialResult]:
-    """In their order, each training once: what failed and was made good since is left out."""
-    return standing_trainings(_spent(trained))
-
-
-def _spent(trained: SearchResult) -> list[TrialResult]:
-    return [trial for trial in trained.trials if trial.state in {"completed", "failed"} and trial.repeats is not None]
-
-
-def _raced(found: SearchResult, trained: SearchResult, race: Race, kind: Kind, note: RaceNote) -> Confirmation:
+def _raced(
+    found: SearchResult, trained: SearchResult, race: Race, kind: Kind, *, share: float, allowed: int
+) -> Confirmation:
     """What a race has shown.
 
     Its candidates are the search's favorite, those that had a chance when it began, and whoever was trained.
     """
-    ended = _ended(trained)
+    spent = [one for one in trained.trials if one.state in {"completed", "failed"} and one.repeats is not None]
+    ended = standing_trainings(spent)
     standings, out = dropped(race, ended)
-    chosen = race.chosen(ended, unusable(ended))
+    chosen = race.chosen(ended, unusable(ended), standing=standings[-1])
     if chosen is None or all(training.state == "failed" for training in ended):
         raise _nobody_through(trained)
     sign = found.objective.sign
@@ -279,10 +272,10 @@ def _raced(found: SearchResult, trained: SearchResult, race: Race, kind: Kind, n
         objective=found.objective,
         chosen=chosen.number,
         candidates=tuple(judged),
-        images=sum(training.images_seen for training in _spent(trained)),
-        cost_gpu_s=sum(training.cost_gpu_s for training in _spent(trained)),
+        images=sum(training.images_seen for training in spent),
+        cost_gpu_s=sum(training.cost_gpu_s for training in spent),
         created=time.time(),
-        race=note,
+        race=RaceNote(share=share, allowed=allowed, trainings=len(ended)),
     )
 
 

@@ -146,9 +146,17 @@ class Race:
             if trial.number not in out and (trial.state == "completed" or trial.number in through)
         }
 
-    def chosen(self, trained: Sequence[TrialResult], out: Container[int] = ()) -> TrialResult | None:
-        """The best estimate among those that came to their end, in the search or since; None of none."""
-        mean = self.standing(trained).mean
+    def chosen(
+        self, trained: Sequence[TrialResult], out: Container[int] = (), *, standing: Standing | None = None
+    ) -> TrialResult | None:
+        """The best estimate among those that came to their end, in the search or since; None of none.
+
+        Args:
+            trained: so far.
+            out: numbers of trials that cannot be chosen.
+            standing: after these trainings, if it is known.
+        """
+        mean = (standing or self.standing(trained)).mean
         place = max(self._able(trained, out), key=lambda place: mean[place], default=None)
         return None if place is None else self.trials[place]
 

@@ -99,9 +99,9 @@ def test_luck_loses_a_race_within_its_trainings(found: SearchResult, tmp_path: P
     assert found.best().number == 3
     assert all(len(one) == 1 for one in train.rounds)
     assert len(train.rounds) <= 6
-    note = RaceNote(share=0.15, allowed=6, trainings=len(train.rounds))
     trained = open_search(ledger.files.root)
-    confirmation = module._raced(found, trained, module._race(found, "seeds"), "seeds", note)
+    confirmation = module._raced(found, trained, module._race(found, "seeds"), "seeds", share=0.15, allowed=6)
+    assert confirmation.race == RaceNote(share=0.15, allowed=6, trainings=len(train.rounds))
     assert worth(confirmation.chosen / 25) > 0.79
     chosen = next(one for one in confirmation.candidates if one.trial == confirmation.chosen)
     assert (chosen.dropped, chosen.estimate) == (None, pytest.approx(worth(confirmation.chosen / 25), abs=0.03))
@@ -164,8 +164,8 @@ def test_what_failed_and_ran_again_counts_once_and_is_in_the_race(found: SearchR
     lost = ledger.trials[0].repeats
     assert lost is not None
     race = module._race(found, "seeds")
-    note = RaceNote(share=0.15, allowed=3, trainings=3)
-    failed = module._raced(found, open_search(ledger.files.root), race, "seeds", note)
+    failed = module._raced(found, open_search(ledger.files.root), race, "seeds", share=0.15, allowed=3)
+    assert failed.race == RaceNote(share=0.15, allowed=3, trainings=3)
     told = next(one for one in failed.candidates if one.trial == lost)
     assert told.dropped is not None
     assert (told.values, told.dropped.reason, failed.chosen == lost) == ((None,), "out_of_memory", False)
@@ -173,7 +173,8 @@ def test_what_failed_and_ran_again_counts_once_and_is_in_the_race(found: SearchR
     for number, (images, end) in enumerate(ends, 3):
         ledger.add(ledger.trials[0].parameters, repeats=lost)
         ledger.report(number, images, {"average_precision": 0.7}, 1.0, end=end)
-    again = module._raced(found, open_search(ledger.files.root), race, "seeds", note)
+    again = module._raced(found, open_search(ledger.files.root), race, "seeds", share=0.15, allowed=3)
+    assert again.race == RaceNote(share=0.15, allowed=3, trainings=4)  # six in all, of which two were made good
     told = next(one for one in again.candidates if one.trial == lost)
     assert (told.values, told.dropped) == ((0.7, 0.7), None)
     assert again.images == failed.images + 2100, "what failed has cost its images"

@@ -88,6 +88,8 @@ def test_what_was_stopped_may_be_trained_and_is_chosen_only_after_that() -> None
     assert running.chosen([]) == running.trials[0]
     assert running.chosen([training(1, 0.83)]) == running.trials[1]
     assert running.chosen([training(1, 0.70)]) == running.trials[0]
+    worse = running.standing([training(1, 0.70)])
+    assert running.chosen([training(1, 0.83)], standing=worse) == running.trials[0], "what is known is not asked again"
 
 
 def test_the_last_training_is_of_the_leader_unless_it_had_one() -> None:
