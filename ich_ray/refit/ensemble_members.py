@@ -100,9 +100,7 @@ def class_weight_shifts(
     from ich_ray.training.loss import CrossEntropy
     from ich_ray.training.targets import known_targets
 
-    slices, _ = trained_and_validated(dataset, patients)
-    if fold is not None:
-        slices = HeldOut(dataset, fold).role("train")
+    slices = trained_and_validated(dataset, patients)[0] if fold is None else HeldOut(dataset, fold).role("train")
     if parameters.training_slices:
         slices = stratified(slices, parameters.training_slices, seed)
     return CrossEntropy(parameters, torch.from_numpy(known_targets(parameters, slices))).shifts
