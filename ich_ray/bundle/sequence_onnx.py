@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ich_ray.bundle.sequence_scorer import as_stored
+from ich_ray.data.sequence_features import as_stored
 from ich_ray.errors import ConfigError
 from ich_ray.model.sequence_networks import LONGEST_ATTENTION
 

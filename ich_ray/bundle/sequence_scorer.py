@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ich_ray.data.sequence_features import as_stored
 from ich_ray.data.series_order import ordered_series
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ich_ray.data.series_order import SeriesOrder
     from ich_ray.model.sequence_networks import SequenceNetwork
 
-__all__ = ["SequenceAnswers", "SequenceScorer", "as_stored"]
+__all__ = ["SequenceAnswers", "SequenceScorer"]
 
 # Places of a batch of series, padded to the longest: 32 MB of 2,048 features each.
 _PLACES_AT_ONCE = 4096
@@ -104,12 +105,6 @@ class SequenceScorer:
         with torch.inference_mode():
             slices, study = self.network(*given)
         return slices.cpu().numpy(), study.cpu().numpy()
-
-
-def as_stored(features: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
-    """Features as they are kept for training: float16, NaN where there is no number."""
-    limit = np.finfo(np.float16).max
-    return np.asarray(np.clip(features, -limit, limit), np.float16)
 
 
 def _batches(order: SeriesOrder) -> Iterator[NDArray[np.int64]]:
