@@ -319,7 +319,7 @@ def test_many_series_at_once_are_scored_as_one_by_one(scorer: SequenceScorer, mo
     places_mm = rng.permutation(len(series)).astype(float)
     given = own.astype(np.float32), features.astype(np.float32), series, places_mm
     whole = scorer(*given)
-    monkeypatch.setattr("ich_ray.bundle.sequence_scorer._PLACES_AT_ONCE", 1)
+    monkeypatch.setattr("ich_ray.training.sequence_batches.MOST_PLACES", 1)
     np.testing.assert_allclose(scorer(*given).logits, whole.logits, atol=1e-6)
     np.testing.assert_allclose(scorer(*(one[order] for one in given)).logits, whole.logits[order], atol=1e-6)
     reversed_ = scorer(*given[:3], -places_mm)
