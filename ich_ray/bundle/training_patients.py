@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from ich_ray.errors import ConfigError
 from ich_ray.storage import Fingerprint, PatientHash, Record, read_record, sha256, write_json
 from ich_ray.training.network_inputs import check_inputs
@@ -37,13 +39,13 @@ class Known(Record):
     Attributes:
         dataset: the fingerprint of the dataset whose patients these are.
         marks: sorted.
-        sites: to which the bundle was adapted.
+        sites: to which the bundle was adapted; left out where there are none, as older versions wrote and read it.
     """
 
     format: Literal[1] = 1
     dataset: Fingerprint
     marks: tuple[PatientHash, ...]
-    sites: tuple[SitePatients, ...] = ()
+    sites: tuple[SitePatients, ...] = Field(default=(), exclude_if=lambda sites: not sites)
 
 
 def write_known(bundle: UPath, dataset: PreparedDataset) -> None:
@@ -115,8 +117,7 @@ def _read(bundle: UPath) -> Known | None:
 
 
 def _write(bundle: UPath, known: Known) -> None:
-    """Without `sites` where there are none, as older versions wrote and read it."""
-    write_json(bundle / _FILE, known.model_dump(mode="json", exclude=None if known.sites else {"sites"}))
+    write_json(bundle / _FILE, known.model_dump(mode="json"))
 
 
 def _marks(dataset: PreparedDataset) -> set[str]:
