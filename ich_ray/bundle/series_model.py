@@ -16,6 +16,7 @@ from ich_ray.data.series_survey import number_series, numbers
 from ich_ray.errors import ConfigError
 from ich_ray.model.pooled_features import FeatureNetwork
 from ich_ray.training.feature_pass import batch_features, predict_features
+from ich_ray.training.network_inputs import check_whole_series
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -85,11 +86,7 @@ class SeriesModel:
         """
         if self._last is not None and self._is_of(slices, self._last[0]):
             return self._last[1]
-        if slices.dataset.manifest.split == "slice":
-            raise ConfigError(
-                f"{slices.dataset.files.root}: a sequence model needs roles drawn by patient, got --split slice, where "
-                "slices of one series have several roles; prepare it without, or use a bundle without sequence model"
-            )
+        check_whole_series(slices.dataset)
         series = number_series(slices.dataset.slices)
         places_mm = numbers(slices.dataset.slices, "position_mm")
         rows, answers = [], []

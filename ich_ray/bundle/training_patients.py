@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ich_ray.errors import ConfigError
 from ich_ray.storage import Fingerprint, PatientHash, Record, read_record, sha256, write_json
-from ich_ray.training.network_inputs import check_inputs
+from ich_ray.training.network_inputs import check_inputs, check_whole_series
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -88,11 +88,8 @@ def check_site(bundle: UPath, card: Card, site: PreparedDataset) -> None:
             f"{card.size} --windows {windows}"
         )
     check_inputs(card.parameters, site)
-    if card.sequence is not None and manifest.split == "slice":
-        raise ConfigError(
-            f"{site.files.root}: a bundle with a sequence model needs roles drawn by patient, got --split slice, where "
-            "slices of one series have several roles; prepare it without, or use a bundle without sequence model"
-        )
+    if card.sequence is not None:
+        check_whole_series(site)
     rule = f"{site.files.root}: patients of another site must be given"
     if manifest.fingerprint == card.dataset.fingerprint:
         raise ConfigError(f"{rule}, got the dataset that trained the bundle; run `ich-ray calibrate` on its search")
