@@ -75,11 +75,11 @@ class NoNetwork:
     def __init__(self, bundle: Bundle) -> None:
         self.card, self.operating_point = bundle.card, bundle.operating_point
 
-    def probabilities(self, images: NDArray[np.uint8], _: object = None) -> NDArray[np.float64]:
-        return np.full(len(images), 0.5)
+    def label_logits(self, images: NDArray[np.uint8], _: object = None) -> NDArray[np.float32]:
+        return np.zeros((len(images), 1), np.float32)
 
-    def label_probabilities(self, images: NDArray[np.uint8], _: object = None) -> NDArray[np.float64]:
-        return self.probabilities(images)[:, None]
+    def label_calibrated(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.full(logits.shape, 0.5)
 
 
 def make_bundle(folder: Path, architecture: str, neighbors: int = 0) -> Bundle:

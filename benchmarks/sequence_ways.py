@@ -16,9 +16,9 @@ import numpy as np
 import yaml
 
 from benchmarks.detector_parts import BASE, opened
-from ich_ray.bundle.sequence_scorer import as_stored
 from ich_ray.data.dataset import SliceSet
 from ich_ray.data.roles import assign_folds
+from ich_ray.data.sequence_features import as_stored
 from ich_ray.data.series_order import ordered_series
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.sequence_parameters import SequenceParameters

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from ich_ray.bundle.training_data import SeriesLook, median_step
 from ich_ray.ct.slabs import known_median
 from ich_ray.data.series_survey import number_series, numbers
+from ich_ray.data.study_labels import number_studies
 from ich_ray.statistics.aggregation import members
 
 if TYPE_CHECKING:
@@ -107,21 +107,10 @@ def answering_series(slices: SliceSet, known: TrainingData | None) -> NDArray[np
     there = [name for name in _COLUMNS if name in held.column_names]
     table = held.select(there).take(slices.rows)
     series = number_series(table)
-    return _answer(_studies(table), series, lambda rows: _series(table.take(rows)), known)
+    return _answer(number_studies(slices)[0], series, lambda rows: _series(table.take(rows)), known)
 
 
 _COLUMNS = ("patient", "study", "series", "position_mm", "thickness_mm", "kernel")
-
-
-def _studies(table: pa.Table) -> NDArray[np.int64]:
-    """The number of the study of each slice, of one patient; -1 without one."""
-    if "study" not in table.column_names:
-        return np.full(len(table), -1)
-    study, patient = (
-        pc.dictionary_encode(table[name].cast("large_string")).combine_chunks() for name in ("study", "patient")
-    )
-    found = study.indices.to_numpy().astype(np.int64) * max(len(patient.dictionary), 1) + patient.indices.to_numpy()
-    return np.where(pc.equal(table["study"], "").to_numpy(), -1, found)
 
 
 def _series(table: pa.Table) -> StudySeries:

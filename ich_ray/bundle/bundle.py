@@ -5,7 +5,6 @@ Needs neither Ray nor the search it came from.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +14,17 @@ from ich_ray.bundle.answering_series import answering_series
 from ich_ray.bundle.card import with_sequence_note
 from ich_ray.bundle.card_file import read_card, write_card
 from ich_ray.bundle.ensemble import Ensemble
-from ich_ray.bundle.sequence_file import read_sequence, remove_others, write_sequence
+from ich_ray.bundle.sequence_file import read_sequence, write_sequence
 from ich_ray.bundle.series_model import SeriesModel
 from ich_ray.bundle.study_logits import study_logits
 from ich_ray.bundle.tta import with_tta
-from ich_ray.bundle.weights_file import REMEDY, damaged_weights, read_weights_file, write_weights_file
+from ich_ray.bundle.weights_file import (
+    REMEDY,
+    damaged_weights,
+    read_weights_file,
+    remove_other_weights,
+    write_weights_file,
+)
 from ich_ray.data.shown_rectangles import WHOLE
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.model.outline import filled, outline
@@ -117,11 +122,7 @@ class Bundle:
             held["sequence"] = self.card.sequence.model_copy(update={"weights": write_sequence(folder, self.sequence)})
         self.card = self.card.model_copy(update=held)
         write_card(folder, self.card)
-        remove_others(folder, self.card.sequence)
-        named = {weights.file for weights in others}
-        for file in folder.glob("model-*.safetensors"):  # of a larger ensemble that this one replaces
-            if file.name not in named and re.fullmatch(r"model-\d+\.safetensors", file.name):
-                file.unlink()
+        remove_other_weights(folder, self.card)
 
     def logits(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Raw logits of `any`, float32 `[n]`; see `label_logits`."""

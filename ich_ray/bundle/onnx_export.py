@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ich_ray.bundle.bundle import Bundle, load_bundle
-from ich_ray.bundle.sequence_onnx import OUTPUTS, bundle_outputs, example_series, exported_sequence
+from ich_ray.bundle.sequence_onnx import INPUTS, OUTPUTS, bundle_outputs, example_series, exported_sequence
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.model.resampling import reduced
 from ich_ray.storage import Location, check_file, locate, write_bytes
@@ -129,7 +129,7 @@ def _both_graphs(bundle: Bundle, series: SeriesModel, target: UPath) -> UPath:
     second = exported_sequence(bundle, _metadata(bundle))
     for slices in (1, 5):
         series_given = example_series(bundle, slices)
-        inputs = dict(zip(("features", "network_logits", "places_mm"), series_given, strict=True))
+        inputs = dict(zip(INPUTS, series_given, strict=True))
         _check(beside, bundle_outputs(bundle, *series_given), onnx_run(second, OUTPUTS, inputs))
     write_bytes(target, data)
     write_bytes(beside, second)

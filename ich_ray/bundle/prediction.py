@@ -151,24 +151,12 @@ def list_inputs(paths: Iterable[Location]) -> list[Input]:
 
 
 class Scorer(Protocol):
-    """What gives probabilities, such as a bundle."""
+    """What gives logits and probabilities, such as a bundle."""
 
     @property
     def card(self) -> Card: ...
 
     def operating_point(self, name: str) -> OperatingPoint: ...
-
-    def probabilities(
-        self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float64]: ...
-
-    def label_probabilities(
-        self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float64]: ...
-
-
-class LogitScorer(Protocol):
-    """What gives logits, such as a bundle."""
 
     def label_logits(
         self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None = None
@@ -373,14 +361,12 @@ class Predictor:
         if not images:
             return list(rows)
         pixels = self._beside_each_other(images)
-        if self.row_kind is self.kind:
-            return self._told(rows, self._by_label(pixels, rectangles), pixels, rectangles)
-        # Of a probability of 1 no logit can be told, and studies are scaled by themselves.
-        bundle = cast("LogitScorer", self.bundle)
-        logits = bundle.label_logits(pixels, rectangles)
-        told = iter(logits.tolist())
-        rows = [row if row.reason else _with_logits(row, next(told)) for row in rows]
-        return self._told(rows, bundle.label_calibrated(logits), pixels, rectangles)
+        logits = self.bundle.label_logits(pixels, rectangles)
+        if self.row_kind is not self.kind:
+            # Of a probability of 1 no logit can be told, and studies are scaled by themselves.
+            told = iter(logits.tolist())
+            rows = [row if row.reason else _with_logits(row, next(told)) for row in rows]
+        return self._told(rows, self.bundle.label_calibrated(logits), pixels, rectangles)
 
     def _told(
         self,
@@ -410,12 +396,6 @@ class Predictor:
         for place, beside in enumerate(images):
             np.concatenate([image[:count] for image, count in zip(beside, counts, strict=True)], out=pixels[place])
         return pixels
-
-    def _by_label(self, images: NDArray[np.uint8], rectangles: NDArray[np.float32] | None) -> NDArray[np.float64]:
-        """Probabilities `[n, labels]`, `any` last."""
-        if self.kind is LabelledPrediction:
-            return self.bundle.label_probabilities(images, rectangles)
-        return self.bundle.probabilities(images, rectangles)[:, None]
 
     def _decided(self, row: Prediction, by_label: Sequence[float], heatmap: str) -> Prediction:
         *subtypes, probability = by_label

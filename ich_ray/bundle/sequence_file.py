@@ -6,7 +6,6 @@ allocated before header and hash are checked.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,14 +20,10 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.bundle.card import Card
-    from ich_ray.bundle.sequence_note import SequenceNote
     from ich_ray.model.sequence_networks import SequenceNetwork
     from ich_ray.results import WeightsNote
 
-__all__ = ["read_sequence", "remove_others", "write_sequence"]
-
-# Files of any card; SEQUENCE_FILE itself was written before names were by content.
-_NAME = re.compile(r"sequence(-[0-9a-f]{8})?\.safetensors")
+__all__ = ["read_sequence", "write_sequence"]
 
 
 def write_sequence(folder: UPath, network: SequenceNetwork) -> WeightsNote:
@@ -38,13 +33,6 @@ def write_sequence(folder: UPath, network: SequenceNetwork) -> WeightsNote:
         IchRayError: a weight is not finite.
     """
     return write_weights_file(folder, SEQUENCE_FILE, network, by_content=True)
-
-
-def remove_others(folder: UPath, note: SequenceNote | None) -> None:
-    """Remove files of cards before the one that holds this note, which must be written."""
-    for path in [*folder.iterdir()]:
-        if _NAME.fullmatch(path.name) and (note is None or path.name != note.weights.file):
-            path.unlink(missing_ok=True)
 
 
 def read_sequence(folder: UPath, card: Card) -> SequenceNetwork | None:

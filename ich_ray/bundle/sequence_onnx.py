@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ich_ray.bundle.sequence_scorer import as_stored
+from ich_ray.data.sequence_features import as_stored
 from ich_ray.errors import ConfigError
 from ich_ray.model.sequence_networks import LONGEST_ATTENTION
 
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from ich_ray.bundle.sequence_note import Blend
     from ich_ray.model.sequence_networks import SequenceNetwork
 
-__all__ = ["LONGEST_KEY", "OUTPUTS", "SequenceGraph", "bundle_outputs", "example_series", "exported_sequence"]
+__all__ = ["INPUTS", "LONGEST_KEY", "OUTPUTS", "SequenceGraph", "bundle_outputs", "example_series", "exported_sequence"]
 
+INPUTS = ("features", "network_logits", "places_mm")
 OUTPUTS = ("label_logits", "label_probabilities", "study_logits")
 LONGEST_KEY = "ich_ray_longest_series"
 _STEP_MM = 5.0
@@ -51,7 +52,7 @@ class SequenceGraph(nn.Module):
     def forward(
         self, features: torch.Tensor, network_logits: torch.Tensor, places_mm: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """`OUTPUTS` of one series: `[1, slices, labels]` twice, and `[1, labels]`.
+        """`OUTPUTS` of `INPUTS` of one series: `[1, slices, labels]` twice, and `[1, labels]`.
 
         Args:
             features: float32 `[1, slices, d]`.
@@ -92,9 +93,9 @@ def exported_sequence(bundle: Bundle, metadata: dict[str, str]) -> bytes:
                 examples,
                 dynamo=True,
                 verbose=False,
-                input_names=["features", "network_logits", "places_mm"],
+                input_names=[*INPUTS],
                 output_names=[*OUTPUTS],
-                dynamic_shapes={name: {1: slices} for name in ("features", "network_logits", "places_mm")},
+                dynamic_shapes={name: {1: slices} for name in INPUTS},
             )
     finally:
         torch.backends.mha.set_fastpath_enabled(was_fast)

@@ -12,23 +12,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
+from ich_ray.data.sequence_features import as_stored
 from ich_ray.data.series_order import ordered_series
+from ich_ray.training.sequence_batches import sequence_logits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    import torch
     from numpy.typing import NDArray
 
     from ich_ray.bundle.sequence_note import Blend
-    from ich_ray.data.series_order import SeriesOrder
     from ich_ray.model.sequence_networks import SequenceNetwork
 
-__all__ = ["SequenceAnswers", "SequenceScorer", "as_stored"]
-
-# Places of a batch of series, padded to the longest: 32 MB of 2,048 features each.
-_PLACES_AT_ONCE = 4096
+__all__ = ["SequenceAnswers", "SequenceScorer"]
 
 
 @dataclass(frozen=True)
@@ -85,44 +83,10 @@ class SequenceScorer:
             places_mm: of each slice along its series, NaN where not known.
         """
         order = ordered_series(series, places_mm)
-        of_places = np.empty((len(order.places_mm), self._blend.shape[0]), np.float32)
-        of_series = np.empty((len(order), self._blend.shape[0]), np.float32)
-        at_places = order.averaged(as_stored(features))
-        for batch in _batches(order):
-            places, mask = order.padded(batch)
-            slices, study = self._asked(at_places[places], order.places_mm[places], mask)
-            of_places[places[mask]] = slices[mask]
-            of_series[batch] = study
+        said = sequence_logits(self.network, as_stored(features), order, self._device)
         weight, weight_of_sequence, bias = self._blend.T
-        logits = weight * own + weight_of_sequence * of_places[order.place] + bias
-        return SequenceAnswers(own, logits, _highest(of_series[order.series], series))
-
-    def _asked(
-        self, features: NDArray[np.float32], places_mm: NDArray[np.float32], mask: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        given = (torch.from_numpy(array).to(self._device) for array in (features, places_mm, mask))
-        with torch.inference_mode():
-            slices, study = self.network(*given)
-        return slices.cpu().numpy(), study.cpu().numpy()
-
-
-def as_stored(features: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
-    """Features as they are kept for training: float16, NaN where there is no number."""
-    limit = np.finfo(np.float16).max
-    return np.asarray(np.clip(features, -limit, limit), np.float16)
-
-
-def _batches(order: SeriesOrder) -> Iterator[NDArray[np.int64]]:
-    """Series of about one length side by side, so many that their padded places stay few."""
-    by_length = np.argsort(order.lengths, kind="stable")
-    held: list[int] = []
-    for series in by_length.tolist():
-        if held and (len(held) + 1) * order.lengths[series] > _PLACES_AT_ONCE:
-            yield np.array(held)
-            held = []
-        held.append(series)
-    if held:
-        yield np.array(held)
+        logits = weight * own + weight_of_sequence * said.slices + bias
+        return SequenceAnswers(own, logits, _highest(said.study[order.series], series))
 
 
 def _highest(values: NDArray[np.float32], series: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -9,21 +9,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from ich_ray.bundle.sequence_scorer import SequenceAnswers, SequenceScorer
 from ich_ray.data.dataset import SliceSet
 from ich_ray.data.series_survey import number_series, numbers
 from ich_ray.errors import ConfigError
 from ich_ray.model.pooled_features import FeatureNetwork
-from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, in_batches
-from ich_ray.training.network_inputs import place_inputs
+from ich_ray.training.feature_pass import batch_features, predict_features
+from ich_ray.training.network_inputs import check_whole_series
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    import torch
     from numpy.typing import NDArray
+    from torch import nn
 
     from ich_ray.bundle.card import Card
     from ich_ray.bundle.sequence_note import SequenceNote
@@ -49,12 +49,11 @@ class SeriesModel:
         self, model: nn.Module, sequence: SequenceNetwork, card: Card, note: SequenceNote, device: torch.device
     ) -> None:
         self._card, self._device = card, device
-        self.seeing = FeatureNetwork(model, card.input_shape)
+        self.seeing = FeatureNetwork(model, card.input_shape).eval()  # and stays so, whichever thread ends first
         if self.seeing.width != note.features:
             raise ConfigError(
                 f"sequence: features must be as many as {self.seeing.width} of the network, got {note.features}"
             )
-        self._beside = _Beside(self.seeing).eval()  # and stays so, whichever thread ends first
         self._labels = len(card.parameters.predicted_labels)
         self._scorer = SequenceScorer(sequence, note.blends(card.parameters.predicted_labels), device)
         # What was said last: calibration and evaluation ask for slices, their studies and the network's own logits.
@@ -62,9 +61,7 @@ class SeriesModel:
 
     def seen(self, batches: Iterable[torch.Tensor]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Own logits `[n, labels]` and features `[n, d]` of all images of the batches."""
-        both = batch_logits(self._beside, batches)
-        both = both.reshape(len(both), -1)
-        return both[:, : self._labels], both[:, self._labels :]
+        return batch_features(self.seeing, batches, self._labels)
 
     def __call__(
         self,
@@ -89,17 +86,13 @@ class SeriesModel:
         """
         if self._last is not None and self._is_of(slices, self._last[0]):
             return self._last[1]
-        if slices.dataset.manifest.split == "slice":
-            raise ConfigError(
-                f"{slices.dataset.files.root}: a sequence model needs roles drawn by patient, got --split slice, where "
-                "slices of one series have several roles; prepare it without, or use a bundle without sequence model"
-            )
+        check_whole_series(slices.dataset)
         series = number_series(slices.dataset.slices)
         places_mm = numbers(slices.dataset.slices, "position_mm")
         rows, answers = [], []
         for part in _whole_series(series, slices.rows):
-            inputs = place_inputs(self._card.parameters, SliceSet(slices.dataset, part), self._device, "host")
-            own, features = self.seen(in_batches(inputs, np.arange(len(part)), EVALUATION_BATCH))
+            of_part = SliceSet(slices.dataset, part)
+            own, features = predict_features(self.seeing, of_part, self._card.parameters, self._device)
             rows.append(part)
             answers.append(self._scorer(own, features, series[part], places_mm[part]))
         found = SequenceAnswers.joined(answers).at(_positions(np.concatenate(rows), slices.rows))
@@ -109,18 +102,6 @@ class SeriesModel:
     @staticmethod
     def _is_of(one: SliceSet, other: SliceSet) -> bool:
         return one.dataset is other.dataset and np.array_equal(one.rows, other.rows)
-
-
-class _Beside(nn.Module):
-    """Logits and features beside each other, `[n, labels + d]`, as one pass over many batches gives one array."""
-
-    def __init__(self, seeing: FeatureNetwork) -> None:
-        super().__init__()
-        self.seeing = seeing
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits, features = self.seeing(images)
-        return torch.cat([logits.reshape(len(logits), -1), features], 1)
 
 
 def _whole_series(series: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ich_ray.bundle.sequence_scorer import as_stored
 from ich_ray.ct.slabs import SAME_MM
+from ich_ray.data.sequence_features import as_stored
 from ich_ray.data.series_survey import is_gap
 
 if TYPE_CHECKING:

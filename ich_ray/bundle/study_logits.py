@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ich_ray.data.study_labels import studies_of
+from ich_ray.data.study_labels import number_studies
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +49,7 @@ def study_logits(
         logits: of the slices or, the same for all slices of one, of their series, `[n, labels]`.
         score: where these come from.
     """
-    of_slice = studies_of(slices).of_slice
+    of_slice, _ = number_studies(slices)
     found = np.full((of_slice.max(initial=-1) + 1, logits.shape[1]), -np.inf, np.float32)
     asked = (of_slice >= 0) & answering
     np.maximum.at(found, of_slice[asked], logits[asked])

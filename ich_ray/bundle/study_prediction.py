@@ -190,7 +190,8 @@ class GatheredStudies:
         """Each study that has a probability, with the numbers of the rows of the series that answers."""
         for study in self._found.values():
             if study.series:
-                yield self._row(study), [*study.series[self._answering(study)].rows]
+                row = self._row(study)
+                yield row, [*study.series[row.answering_series].rows]
 
     def _row(self, study: _Study) -> StudyPrediction:
         first = study.first

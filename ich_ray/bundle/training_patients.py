@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from ich_ray.errors import ConfigError
 from ich_ray.storage import Fingerprint, PatientHash, Record, read_record, sha256, write_json
-from ich_ray.training.network_inputs import check_inputs
+from ich_ray.training.network_inputs import check_inputs, check_whole_series
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -37,13 +39,13 @@ class Known(Record):
     Attributes:
         dataset: the fingerprint of the dataset whose patients these are.
         marks: sorted.
-        sites: to which the bundle was adapted.
+        sites: to which the bundle was adapted; left out where there are none, as older versions wrote and read it.
     """
 
     format: Literal[1] = 1
     dataset: Fingerprint
     marks: tuple[PatientHash, ...]
-    sites: tuple[SitePatients, ...] = ()
+    sites: tuple[SitePatients, ...] = Field(default=(), exclude_if=lambda sites: not sites)
 
 
 def write_known(bundle: UPath, dataset: PreparedDataset) -> None:
@@ -86,11 +88,8 @@ def check_site(bundle: UPath, card: Card, site: PreparedDataset) -> None:
             f"{card.size} --windows {windows}"
         )
     check_inputs(card.parameters, site)
-    if card.sequence is not None and manifest.split == "slice":
-        raise ConfigError(
-            f"{site.files.root}: a bundle with a sequence model needs roles drawn by patient, got --split slice, where "
-            "slices of one series have several roles; prepare it without, or use a bundle without sequence model"
-        )
+    if card.sequence is not None:
+        check_whole_series(site)
     rule = f"{site.files.root}: patients of another site must be given"
     if manifest.fingerprint == card.dataset.fingerprint:
         raise ConfigError(f"{rule}, got the dataset that trained the bundle; run `ich-ray calibrate` on its search")
@@ -115,8 +114,7 @@ def _read(bundle: UPath) -> Known | None:
 
 
 def _write(bundle: UPath, known: Known) -> None:
-    """Without `sites` where there are none, as older versions wrote and read it."""
-    write_json(bundle / _FILE, known.model_dump(mode="json", exclude=None if known.sites else {"sites"}))
+    write_json(bundle / _FILE, known.model_dump(mode="json"))
 
 
 def _marks(dataset: PreparedDataset) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from safetensors.torch import save
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
     from torch import nn
     from upath import UPath
 
+    from ich_ray.bundle.card import Card
     from ich_ray.model.tensors import Layout, Tensors
 
-__all__ = ["REMEDY", "damaged_weights", "read_weights_file", "write_weights_file"]
+__all__ = ["REMEDY", "damaged_weights", "read_weights_file", "remove_other_weights", "write_weights_file"]
 
 REMEDY = "restore the file or retrain"
+# Beside the first network: others of an ensemble, and sequence models, whose names were not always by content.
+_NAME = re.compile(r"(model-\d+|sequence(-[0-9a-f]{8})?)\.safetensors")
 
 
 def write_weights_file(folder: UPath, name: str, network: nn.Module, *, by_content: bool = False) -> WeightsNote:
@@ -44,6 +48,14 @@ def write_weights_file(folder: UPath, name: str, network: nn.Module, *, by_conte
         note = note.model_copy(update={"file": f"{stem}-{note.sha256[:8]}.{suffix}"})
     write_bytes(folder / note.file, data)
     return note
+
+
+def remove_other_weights(folder: UPath, card: Card) -> None:
+    """Remove files of cards before this one, which must be written."""
+    named = {weights.file for weights in card.each_weights}
+    for path in [*folder.iterdir()]:
+        if _NAME.fullmatch(path.name) and path.name not in named:
+            path.unlink(missing_ok=True)
 
 
 def read_weights_file(folder: UPath, note: WeightsNote, expected: Layout) -> Tensors:

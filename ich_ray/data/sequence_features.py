@@ -31,13 +31,12 @@ if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.vocabulary import TtaView
 
-__all__ = ["SequenceFeatureFiles", "SequenceFeatures", "SomeFeatures", "sequence_features_key"]
+__all__ = ["SequenceFeatureFiles", "SequenceFeatures", "SomeFeatures", "as_stored", "sequence_features_key"]
 
 _KINDS: dict[str, type[np.floating]] = {"features": np.float16, "logits": np.float32}
 # Of 2,048 features 16 MB: a task of seconds for a network on a CPU.
 ROWS_A_PART = 4096
 _MOST_ROWS_A_PART, _MOST_FEATURES, _MOST_LABELS = 2**24, 2**20, 64
-_LARGEST = float(np.finfo(np.float16).max)
 _REMEDY = "remove the folder; they are computed again"
 
 
@@ -75,6 +74,15 @@ def sequence_features_key(
     """
     told = [weights_sha256, parameters.identity(), fingerprint, sorted(tta)]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def as_stored(features: NDArray[np.floating]) -> NDArray[np.float16]:
+    """Features as they are kept for training: float16, NaN where there is no number.
+
+    Those beyond become its largest number.
+    """
+    limit = np.finfo(np.float16).max
+    return np.asarray(np.clip(features, -limit, limit), np.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +128,7 @@ class SequenceFeatureFiles:
     def write(self, number: int, features: NDArray[np.floating], logits: NDArray[np.floating]) -> None:
         """A part, each file whole or not at all; features beyond float16 become its largest number."""
         tables = {
-            "features": features.clip(-_LARGEST, _LARGEST).astype(np.float16),
+            "features": as_stored(features),
             "logits": logits.astype(np.float32).reshape(len(logits), -1),
         }
         for column, values in tables.items():

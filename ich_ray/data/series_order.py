@@ -53,13 +53,6 @@ class SeriesOrder:
         """The number of the series of each row that was given."""
         return np.searchsorted(self.starts, self.place, side="right") - 1
 
-    def averaged(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
-        """What rows `[n, ...]` say, of each place: the mean over its rows, float32 `[places, ...]`."""
-        total = np.zeros((len(self.places_mm), *values.shape[1:]))
-        np.add.at(total, self.place, values)
-        count = np.bincount(self.place, minlength=len(total)).reshape(-1, *[1] * (values.ndim - 1))
-        return np.asarray(total / count, np.float32)
-
     def padded(self, series: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Places of some series side by side, `[series, longest]`, and where there is one; elsewhere is 0."""
         first, lengths = self.starts[series], self.lengths[series]

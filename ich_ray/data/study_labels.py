@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import SliceSet
 
-__all__ = ["LabelledStudies", "studies_of"]
+__all__ = ["LabelledStudies", "examined", "number_studies", "of_parts", "one_each", "studies_of"]
 
 _ANY = LABELS.index("any")
 
@@ -61,22 +61,24 @@ class LabelledStudies:
 
 def studies_of(slices: SliceSet) -> LabelledStudies:
     """The studies of slices; there is none where the dataset does not name them."""
-    of_slice, first = _numbered(slices)
+    of_slice, first = number_studies(slices)
     named = np.flatnonzero(of_slice >= 0)
     dataset, rows = slices.dataset, slices.rows[first]
     targets = np.full((len(first), len(LABELS)), np.nan, np.float32)
     if dataset.manifest.level == "slice":
-        targets = _of_parts(slices.targets(LABELS)[named], of_slice[named], len(first))
-    if dataset.manifest.examinations is not None:
-        told = _of_parts(_examined(slices)[named], of_slice[named], len(first))
-        targets = np.where(np.isnan(told), targets, told)
+        targets = of_parts(slices.targets(LABELS)[named], of_slice[named], len(first))
+    told = of_parts(examined(slices)[named], of_slice[named], len(first))
+    targets = np.where(np.isnan(told), targets, told)
     targets[np.isnan(targets) & (targets[:, [_ANY]] == 0)] = 0  # without any haemorrhage none of its kinds
     names = dataset.column("study")[rows] if len(first) else np.empty(0, object)
     return LabelledStudies(of_slice, first, names, slices.patients[first], targets)
 
 
-def _numbered(slices: SliceSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The number of the study of each slice, in the order in which they are first met, and the first slice of each."""
+def number_studies(slices: SliceSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which study each slice is of, `[n]`, and the first slice of each study.
+
+    Studies are of one patient each and numbered as they are first met; a slice that names none has -1.
+    """
     table = slices.dataset.slices
     if "study" not in table.column_names or not len(slices):
         return np.full(len(slices), -1), np.empty(0, np.int64)
@@ -93,7 +95,12 @@ def _numbered(slices: SliceSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return of_slice, named[first[order]]
 
 
-def _of_parts(values: NDArray[np.float32], of_part: NDArray[np.int64], count: int) -> NDArray[np.float32]:
+def one_each(of_slice: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers of studies, where a slice that names none is a study of its own."""
+    return np.where(of_slice < 0, of_slice.max(initial=-1) + 1 + np.arange(len(of_slice)), of_slice)
+
+
+def of_parts(values: NDArray[np.float32], of_part: NDArray[np.int64], count: int) -> NDArray[np.float32]:
     """What holds of wholes `[count, labels]` whose parts have these values `[n, labels]`: 1, 0 or NaN."""
     shown, lacking = (np.zeros((count, values.shape[1]), bool) for _ in range(2))
     np.logical_or.at(shown, of_part, values == 1)
@@ -101,10 +108,11 @@ def _of_parts(values: NDArray[np.float32], of_part: NDArray[np.int64], count: in
     return np.where(shown, 1, np.where(lacking, np.nan, 0)).astype(np.float32)
 
 
-def _examined(slices: SliceSet) -> NDArray[np.float32]:
-    """The labels of the examination of each slice, `[n, labels]`, NaN where they say nothing of its study."""
+def examined(slices: SliceSet) -> NDArray[np.float32]:
+    """Labels of the examination of each slice, `[n, labels]`, NaN where they say nothing of its study."""
     dataset, record = slices.dataset, slices.dataset.manifest.examinations
-    assert record is not None  # noqa: S101  (whoever calls has looked)
+    if record is None:
+        return np.full((len(slices), len(LABELS)), np.nan, np.float32)
     table = dataset.examinations
     ids = dataset.slices[record.level].take(pa.array(slices.rows)).combine_chunks()
     place = np.asarray(pc.fill_null(pc.index_in(ids, value_set=table["examination"].combine_chunks()), -1), np.int64)
@@ -113,8 +121,8 @@ def _examined(slices: SliceSet) -> NDArray[np.float32]:
     patients = np.asarray(table["patient"].to_numpy(zero_copy_only=False), object)
     told = np.flatnonzero(place >= 0)
     values[told[patients[place[told]] != slices.patients[told]]] = np.nan
-    if record.level == "patient" and "study" in dataset.slices.column_names:
+    if record.level == "patient":
         # That a patient bleeds says of no study that it shows it, unless there is but one.
-        several = partners(slices.patients.astype(str), dataset.column("study")[slices.rows].astype(str)) > 1
+        several = partners(slices.patients.astype(str), one_each(number_studies(slices)[0])) > 1
         values[several[:, None] & (values == 1)] = np.nan
     return values

@@ -20,7 +20,7 @@ from ich_ray.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["FeatureNetwork", "pooled"]
+__all__ = ["FeatureNetwork"]
 
 
 class FeatureNetwork(nn.Module):
@@ -44,7 +44,7 @@ class FeatureNetwork(nn.Module):
         self.network, self._inputs = network, _Inputs()
         black = torch.zeros((1, *input_shape), dtype=torch.uint8, device=next(network.parameters()).device)
         with _evaluating(network):
-            self._hook = _last_layer(network, black).register_forward_pre_hook(self._inputs)
+            _last_layer(network, black).register_forward_pre_hook(self._inputs)
             self.width = self(black)[1].shape[1]
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,24 +52,6 @@ class FeatureNetwork(nn.Module):
         with self._inputs as seen:
             logits: torch.Tensor = self.network(images)
             return logits, torch.stack([_flat(one) for one in seen]).mean(0)
-
-    def release(self) -> None:
-        """Leave the network as it was found."""
-        self._hook.remove()
-
-
-def pooled(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Features of images, float32 `[n, d]`, in evaluation mode.
-
-    For many batches make a `FeatureNetwork` once.
-    """
-    channels, rows, columns = images.shape[1:]
-    both = FeatureNetwork(network, (channels, rows, columns))
-    try:
-        with _evaluating(network):
-            return both(images)[1]  # type: ignore[no-any-return]
-    finally:
-        both.release()
 
 
 class _Inputs:

@@ -12,7 +12,6 @@ a series changes nothing, whatever it is.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ich_ray.model.sequence_parameters import SEQUENCE_MODELS, SequenceParameters
 
-__all__ = ["SEQUENCE_MODELS", "SequenceNetwork", "SequenceOutputs", "build_sequence_network"]
+__all__ = ["SEQUENCE_MODELS", "SequenceNetwork", "build_sequence_network"]
 
 # Units of the layer that says how much a place counts for the examination.
 _ATTENTION = 128
@@ -32,18 +31,6 @@ _WAVELENGTHS = (4.0, 8.0, 16.0, 32.0, 64.0)
 _SLICE_MM = 5.0
 LONGEST_ATTENTION = 1024  # places; a CT of the head in slices of 0.5 mm has about 320
 _LARGEST_HEADS, _LEAST_OF_HEAD = 8, 16
-
-
-class SequenceOutputs(NamedTuple):
-    """Logits of places and of examinations; how much each place counted for the latter.
-
-    `[series, longest, labels]`, `[series, labels]`, and `[series, longest, labels]`, which is 0 behind the end and adds
-    up to 1 along a series.
-    """
-
-    slices: torch.Tensor
-    study: torch.Tensor
-    attention: torch.Tensor
 
 
 class SequenceNetwork(nn.Module):
@@ -85,13 +72,6 @@ class SequenceNetwork(nn.Module):
             places_mm: along the normal, ascending; NaN where it is not known.
             mask: of the places that are there; None where all are.
         """
-        slices, study, _ = self.attended(features, places_mm, mask)
-        return slices, study
-
-    def attended(
-        self, features: torch.Tensor, places_mm: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> SequenceOutputs:
-        """The same, with how much each place counted for the examination."""
         inputs = self._inputs(features, places_mm, mask)
         projected = self.dropout(gelu(self.project(inputs)))
         seen = self.dropout(self.model(projected, mask))
@@ -100,10 +80,10 @@ class SequenceNetwork(nn.Module):
         if mask is not None:
             scores = scores.masked_fill(~mask.unsqueeze(2), -torch.inf)
             seen = seen.masked_fill(~mask.unsqueeze(2), 0.0)
-        shares = scores.float().softmax(1)
+        shares = scores.float().softmax(1)  # how much each place counts, `[series, longest, labels]`
         # The head's row of a label is applied to what that label's shares add up to.
         study = (torch.einsum("spl,spw->slw", shares, seen.float()) * self.study_head.weight).sum(2)
-        return SequenceOutputs(slices.float(), study + self.study_head.bias, shares)
+        return slices.float(), study + self.study_head.bias
 
     def _inputs(self, features: torch.Tensor, places_mm: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         normal = ((features.float() - self.mean) / self.std).clamp(-_FARTHEST_SD, _FARTHEST_SD)

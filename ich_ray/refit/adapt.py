@@ -129,13 +129,9 @@ def _check_labels(site: PreparedDataset) -> None:
     """Each role that fits or chooses something must be able to.
 
     Raises:
-        ConfigError: roles were drawn by slice, studies have no names where only they have labels, or patients are few.
+        ConfigError: studies have no names where only they have labels, or patients are few.
     """
     where, level = site.files.root, site.manifest.level
-    if site.manifest.split == "slice":
-        raise ConfigError(
-            f"{where}: slices of a series must be of one role, got roles drawn by slice; prepare it by patient"
-        )
     what = "slice" if level == "slice" else "study"
     for role in _ROLES:
         slices = site.role(role)

@@ -192,4 +192,4 @@ def _opened(job: _Job) -> tuple[PreparedDataset, Bundle, FeatureNetwork]:
             f"{job.bundle}: every machine must see the same bundle, got features {found[:12]} instead of "
             f"{job.key[:12]}; put it on storage that all of them share"
         )
-    return dataset, bundle, FeatureNetwork(bundle.model, bundle.card.input_shape)
+    return dataset, bundle, FeatureNetwork(bundle.model, bundle.card.input_shape).eval()

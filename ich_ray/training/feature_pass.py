@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
-from ich_ray.training.inference import EVALUATION_BATCH, cut_batch, in_batches
+from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, in_batches
 from ich_ray.training.network_inputs import place_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import SliceSet
     from ich_ray.model.fields import NetworkFields
     from ich_ray.model.pooled_features import FeatureNetwork
 
-__all__ = ["predict_features"]
+__all__ = ["batch_features", "predict_features"]
 
 
 def predict_features(
@@ -40,16 +43,32 @@ def predict_features(
         batch_size: slices at a time.
     """
     inputs = place_inputs(parameters, slices, torch.device(device), "host")
-    logits = np.empty((len(slices), len(parameters.predicted_labels)), np.float32)
-    features, done = np.empty((len(slices), network.width), np.float32), 0
-    was_training = network.training
-    network.eval()
-    with torch.inference_mode():
-        for batch in in_batches(inputs, np.arange(len(slices)), batch_size):
-            for part in cut_batch(batch):
-                told, pooled = network(part)
-                here = slice(done, done + len(part))
-                logits[here], features[here] = told.reshape(len(part), -1).cpu().numpy(), pooled.cpu().numpy()
-                done += len(part)
-    network.train(was_training)
-    return logits, features
+    batches = in_batches(inputs, np.arange(len(slices)), batch_size)
+    return batch_features(network, batches, len(parameters.predicted_labels))
+
+
+def batch_features(
+    network: FeatureNetwork, batches: Iterable[torch.Tensor], labels: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits and features of all images of the batches, in evaluation mode and full precision.
+
+    Args:
+        network: on the device of the batches; threads may share one that is in evaluation mode.
+        batches: as in `batch_logits`.
+        labels: that the network answers.
+    """
+    both = batch_logits(_Beside(network), batches).reshape(-1, labels + network.width)
+    return both[:, :labels], both[:, labels:]
+
+
+class _Beside(nn.Module):
+    """Logits and features beside each other, `[n, labels + d]`, as one pass over many batches gives one array."""
+
+    def __init__(self, seeing: FeatureNetwork) -> None:
+        super().__init__()
+        self.seeing = seeing
+        self.train(seeing.training)  # which it is left in
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits, features = self.seeing(images)
+        return torch.cat([logits.reshape(len(logits), -1), features], 1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.training.network_inputs import NetworkInputs
 
-__all__ = ["EVALUATION_BATCH", "batch_logits", "cut_batch", "in_batches", "predict_logits"]
+__all__ = ["EVALUATION_BATCH", "batch_logits", "in_batches", "predict_logits"]
 
 # One batch size for every forward pass that is not training: the same slice then gets the same logit everywhere.
 EVALUATION_BATCH = 128
@@ -65,12 +65,12 @@ def batch_logits(
     was_training = network.training
     network.eval()
     with torch.inference_mode(), precision or nullcontext():
-        parts = [network(part) for batch in batches for part in cut_batch(batch)]
+        parts = [network(part) for batch in batches for part in _cut(batch)]
     network.train(was_training)
     return torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.float32)
 
 
-def cut_batch(batch: torch.Tensor) -> Sequence[torch.Tensor]:
+def _cut(batch: torch.Tensor) -> Sequence[torch.Tensor]:
     """A batch of the host in parts of few bytes; an accelerator takes it whole."""
     if batch.device.type != "cpu":
         return (batch,)

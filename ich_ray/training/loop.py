@@ -36,16 +36,14 @@ from ich_ray.data.sampling import stratified
 from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.model.networks import Network, build_network
 from ich_ray.model.schedule import ScheduleStep, needs_budget, rate_of
-from ich_ray.results import ExecutionInfo
 from ich_ray.training.augmentation import augmentation_of
 from ich_ray.training.averaging import WeightAverage
 from ich_ray.training.data_parallel import ALONE, Shard
 from ich_ray.training.frozen_features import TrainableHead, shared
 from ich_ray.training.inference import EVALUATION_BATCH, batch_logits, in_batches
-from ich_ray.training.memory import out_of_memory
 from ich_ray.training.network_inputs import NetworkInputs, place_inputs
 from ich_ray.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
-from ich_ray.training.parts import Parts, Progress, TrainingBudget
+from ich_ray.training.parts import Parts, Progress, TrainingBudget, execution_of, reports
 from ich_ray.training.precision import autocast, precision_on
 from ich_ray.training.state import TrainingState
 from ich_ray.training.stream import Lookahead, Stream, mixed_seed, next_batch
@@ -111,20 +109,11 @@ def train(
     if parameters.training_slices:
         train = stratified(train, parameters.training_slices, seed)
     where = torch.device(device)
-    run = _Run(parameters, train, validation, parts or Parts(), budget=budget, seed=seed, device=where, shard=shard)
-    try:
-        run.start(resume, placement, trials, features, precision)
-        while run.images_seen < budget.images:
-            run.until(min(budget.images, (run.images_seen // budget.report_every + 1) * budget.report_every))
-            yield run.report()
-    except RuntimeError as error:
-        detail = out_of_memory(error)
-        if detail is None:
-            raise
-    else:
-        return
-    del run  # outside of the handler nothing else holds it, and others on the device need its memory
-    raise TrialFailure("out_of_memory", detail)
+    yield from reports(
+        _Run(parameters, train, validation, parts or Parts(), budget=budget, seed=seed, device=where, shard=shard),
+        lambda run: run.start(resume, placement, trials, features, precision),
+        budget,
+    )
 
 
 class _Run:
@@ -205,16 +194,6 @@ class _Run:
                 trials=trials,
             )
 
-    @property
-    def setup(self) -> ExecutionInfo:
-        cuda = self.device.type == "cuda"
-        return ExecutionInfo(
-            device=torch.cuda.get_device_name(self.device) if cuda else str(self.device.type),
-            workers=self.shard.world_size,
-            images=self.inputs.where,
-            mode=self.precision,
-        )
-
     def until(self, end: int) -> None:
         """Train to exactly `end` images."""
         started = time.perf_counter()
@@ -277,7 +256,8 @@ class _Run:
             metrics, logits = self._validated(self.validation, self.validation_inputs)
         metrics["train_loss"] = self.train_loss
         self.elapsed_s += self._interval_s + time.perf_counter() - started
-        return Progress(self.images_seen, metrics, self.elapsed_s, self.images_per_s, self.setup, logits, self._capture)
+        setup = execution_of(self.device, self.inputs.where, self.precision, self.shard.world_size)
+        return Progress(self.images_seen, metrics, self.elapsed_s, self.images_per_s, setup, logits, self._capture)
 
     def _validated(self, validation: SliceSet, inputs: NetworkInputs) -> tuple[dict[str, float], NDArray[np.float32]]:
         """Metrics, and the logits behind them as those of probabilities."""

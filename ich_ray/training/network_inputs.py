@@ -35,6 +35,7 @@ __all__ = [
     "check_inputs",
     "check_neighbors",
     "check_view",
+    "check_whole_series",
     "input_rectangles",
     "input_rows",
     "place_inputs",
@@ -113,6 +114,19 @@ def check_neighbors(parameters: NetworkFields, dataset: PreparedDataset) -> None
         raise ConfigError(
             f"{rule} the series and position of slices, got none in {dataset.files.root}; prepare it again from files "
             "that have them, or use neighbors: 0"
+        )
+
+
+def check_whole_series(dataset: PreparedDataset) -> None:
+    """Refuse slices whose series a bundle with a sequence model cannot be given whole.
+
+    Raises:
+        ConfigError: roles were drawn by slice, so that other slices of a series may be of another role.
+    """
+    if dataset.manifest.split == "slice":
+        raise ConfigError(
+            f"{dataset.files.root}: a bundle with a sequence model needs roles drawn by patient, got --split slice, "
+            "where slices of one series have several roles; prepare it without, or use a bundle without sequence model"
         )
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from ich_ray.errors import ConfigError
+import torch
+
+from ich_ray.errors import ConfigError, TrialFailure
+from ich_ray.results import ExecutionInfo
 from ich_ray.training.loss import CrossEntropy
+from ich_ray.training.memory import out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from ich_ray.results import ExecutionInfo
     from ich_ray.training.augmentation import Augmentation
     from ich_ray.training.loss import LossOf
     from ich_ray.training.state import TrainingState
+    from ich_ray.vocabulary import Precision
 
-__all__ = ["Parts", "Progress", "TrainingBudget"]
+__all__ = ["Parts", "Progress", "Run", "TrainingBudget", "execution_of", "reports"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +83,52 @@ class Progress:
     def state(self) -> TrainingState:
         """A copy of the state at this report, on the CPU. Take it before asking for the next report."""
         return self._capture()
+
+
+class Run(Protocol):
+    """A training that goes on to its next report."""
+
+    images_seen: int
+
+    def until(self, end: int) -> None:
+        """Train to exactly `end` images."""
+
+    def report(self) -> Progress:
+        """Where it stands."""
+
+
+AnyRun = TypeVar("AnyRun", bound=Run)
+
+
+def reports(run: AnyRun, start: Callable[[AnyRun], None], budget: TrainingBudget) -> Iterator[Progress]:
+    """Start a run and yield its reports; the last one is at `budget.images`.
+
+    Args:
+        run: that nothing else refers to, so that its memory is free when a failure is raised.
+        start: begins it.
+        budget: images to show and images between reports.
+
+    Raises:
+        TrialFailure: `out_of_memory`, or what the run raises.
+    """
+    try:
+        start(run)
+        while run.images_seen < budget.images:
+            run.until(min(budget.images, (run.images_seen // budget.report_every + 1) * budget.report_every))
+            yield run.report()
+    except RuntimeError as error:
+        detail = out_of_memory(error)
+        if detail is None:
+            raise
+    else:
+        return
+    del run  # outside of the handler nothing else holds it, and others on the device need its memory
+    raise TrialFailure("out_of_memory", detail)
+
+
+def execution_of(
+    device: torch.device, images: Literal["device", "host"], mode: Precision, workers: int = 1
+) -> ExecutionInfo:
+    """How a training on this device is computed."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
+    return ExecutionInfo(device=name, workers=workers, images=images, mode=mode)

@@ -20,10 +20,8 @@ from torch.nn.utils import clip_grad_norm_
 from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.model.schedule import ScheduleStep, rate_of
 from ich_ray.model.sequence_networks import build_sequence_network
-from ich_ray.results import ExecutionInfo
-from ich_ray.training.memory import out_of_memory
 from ich_ray.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
-from ich_ray.training.parts import Progress, TrainingBudget
+from ich_ray.training.parts import Progress, TrainingBudget, execution_of, reports
 from ich_ray.training.precision import autocast, precision_on
 from ich_ray.training.sequence_batches import PlaceFeatures, sequence_logits, short_parts
 from ich_ray.training.sequence_loss import SequenceLoss
@@ -101,20 +99,11 @@ def train_sequence(
         TrialFailure: `diverged` when the loss or a logit is not finite, `out_of_memory`.
         ConfigError: there is nothing to learn from, or the state belongs to another plan.
     """
-    run = _SequenceRun(parameters, train, validation, budget, seed, torch.device(device))
-    try:
-        run.start(resume, trials, precision, start)
-        while run.images_seen < budget.images:
-            run.until(min(budget.images, (run.images_seen // budget.report_every + 1) * budget.report_every))
-            yield run.report()
-    except RuntimeError as error:
-        detail = out_of_memory(error)
-        if detail is None:
-            raise
-    else:
-        return
-    del run  # outside of the handler nothing else holds it, and others on the device need its memory
-    raise TrialFailure("out_of_memory", detail)
+    yield from reports(
+        _SequenceRun(parameters, train, validation, budget, seed, torch.device(device)),
+        lambda run: run.start(resume, trials, precision, start),
+        budget,
+    )
 
 
 class _SequenceRun:
@@ -162,16 +151,6 @@ class _SequenceRun:
         self.precision = precision_on(self.device, (resume.precision if resume else None) or precision)
         if resume is not None:
             self._restore(resume)
-
-    @property
-    def setup(self) -> ExecutionInfo:
-        cuda = self.device.type == "cuda"
-        return ExecutionInfo(
-            device=torch.cuda.get_device_name(self.device) if cuda else str(self.device.type),
-            workers=1,
-            images=self.places.where,
-            mode=self.precision,
-        )
 
     def until(self, end: int) -> None:
         """Train to exactly `end` series."""
@@ -222,7 +201,8 @@ class _SequenceRun:
             metrics = sequence_metrics(self.validation, logits, study)
         metrics["train_loss"] = self.train_loss
         self.elapsed_s += self._interval_s + time.perf_counter() - started
-        return Progress(self.images_seen, metrics, self.elapsed_s, self.images_per_s, self.setup, logits, self._capture)
+        setup = execution_of(self.device, self.places.where, self.precision)
+        return Progress(self.images_seen, metrics, self.elapsed_s, self.images_per_s, setup, logits, self._capture)
 
     def _capture(self) -> TrainingState:
         tensors = {f"weights.{name}": value for name, value in self.network.state_dict().items()}

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from ich_ray.data.dataset import SliceSet
 from ich_ray.data.series_order import SeriesOrder, order_of_slices
+from ich_ray.data.study_labels import examined, number_studies, of_parts, one_each
 from ich_ray.storage import sha256
+from ich_ray.vocabulary import LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
 
-__all__ = ["FeatureRows", "SequenceSet", "examination_targets", "targets_of_slices"]
+__all__ = ["FeatureRows", "SequenceSet", "targets_of_slices"]
 
 
 class FeatureRows(Protocol):
@@ -86,21 +88,23 @@ class SequenceSet:
             labels: names, `any` last.
             key: of the features.
         """
-        slices = dataset.slices.take(pa.array(rows))
-        order = order_of_slices(slices)
+        slices = SliceSet(dataset, rows)
+        order = order_of_slices(dataset.slices.take(pa.array(rows)))
         targets = targets_of_slices(dataset, rows, labels)
         first = np.empty(len(order), np.int64)  # any slice of each series
         first[order.series] = np.arange(len(rows))
-        written = examination_targets(dataset, slices, labels)[first]
-        studies = _numbers(slices, ("patient", "study"))[first]
+        written = examined(slices)[first][:, [LABELS.index(name) for name in labels]]
+        written = _without_subtypes(written, written[:, -1] == 0)
+        studies = one_each(number_studies(slices)[0])[first]
+        of_slices = of_parts(targets, studies[order.series], int(studies.max(initial=-1)) + 1)[studies]
         told = f"{key} {dataset.manifest.fingerprint} {' '.join(labels)}"
         return cls(
             features=features,
             order=order,
             targets=targets,
-            study_targets=np.where(np.isnan(written), _of_studies(targets, studies[order.series])[first], written),
+            study_targets=np.where(np.isnan(written), of_slices, written),
             studies=studies,
-            patients=np.asarray(slices["patient"].to_numpy(zero_copy_only=False), np.object_),
+            patients=slices.patients,
             labels=tuple(labels),
             fingerprint=sha256(f"{told} ".encode() + rows.astype("<i8").tobytes()),
         )
@@ -114,52 +118,7 @@ def targets_of_slices(dataset: PreparedDataset, rows: NDArray[np.int64], labels:
     return _without_subtypes(found, found[:, -1] == 0)
 
 
-def examination_targets(dataset: PreparedDataset, slices: pa.Table, labels: Sequence[str]) -> NDArray[np.float32]:
-    """What the table of examinations says of those of slices, NaN where nothing; float32 `[n, labels]`.
-
-    That a patient has shown blood says of none of several studies that it does.
-    """
-    record = dataset.manifest.examinations
-    if record is None:
-        return np.full((len(slices), len(labels)), np.nan, np.float32)
-    table = dataset.examinations
-    values = np.stack([np.asarray(pc.cast(table[name], pa.float32()).to_numpy(), np.float32) for name in labels], 1)
-    values = _without_subtypes(values, values[:, -1] == 0)
-    row = pc.index_in(slices[record.level].combine_chunks(), value_set=table["examination"].combine_chunks())
-    found = np.append(values, np.full((1, len(labels)), np.nan, np.float32), 0)[pc.fill_null(row, -1).to_numpy()]
-    if record.level == "patient":
-        studies, patients = _numbers(slices, ("patient", "study")), _numbers(slices, ("patient",))
-        _, first = np.unique(studies, return_index=True)
-        several = np.bincount(patients[first], minlength=len(slices))[patients] > 1
-        found[several[:, None] & (found == 1)] = np.nan
-    return np.asarray(found)
-
-
 def _without_subtypes(targets: NDArray[np.float32], negative: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Where there is no haemorrhage there is none of any kind, whether or not a table says so."""
     targets[np.isnan(targets) & negative[:, None]] = 0
     return targets
-
-
-def _of_studies(targets: NDArray[np.float32], studies: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Of the study of each slice: positive with a positive slice, negative if all are, else unknown."""
-    count = int(studies.max(initial=-1)) + 1
-    positive, open_ = np.zeros((2, count, targets.shape[1]), bool)
-    np.logical_or.at(positive, studies, targets == 1)
-    np.logical_or.at(open_, studies, np.isnan(targets))
-    found = np.where(positive, 1.0, np.where(open_, np.nan, 0.0)).astype(np.float32)
-    return np.asarray(found[studies])
-
-
-def _numbers(slices: pa.Table, names: Sequence[str]) -> NDArray[np.int64]:
-    """A number for each combination of some columns; rows without a study are one each."""
-    found = np.zeros(len(slices), np.int64)
-    for name in names:
-        # Codes of texts, not the texts themselves, as in data/series_survey.py.
-        texts = pc.fill_null(slices[name].cast(pa.large_string()), "")
-        codes = pc.dictionary_encode(texts).combine_chunks().indices.to_numpy().astype(np.int64)
-        if name == "study":
-            absent = pc.equal(texts, "").to_numpy()
-            codes = np.where(absent, codes.max(initial=0) + 1 + np.arange(len(texts)), codes)
-        found = np.unique(found * (int(codes.max(initial=0)) + 1) + codes, return_inverse=True)[1]
-    return found

@@ -98,6 +98,7 @@ def chosen(dataset: PreparedDataset, known: TrainingData | None, rows: Any = sli
         ({"series": ["", "", "", ""]}, None, [1, 1, 1, 1]),
         ({"series": None}, None, [1, 1, 1, 1]),
         ({"series": [*"abbb"], "study": [""] * 4}, None, [1, 1, 1, 1]),
+        ({"series": [*"abbb"], "study": pa.nulls(4, pa.string())}, None, [1, 1, 1, 1]),
         ({"series": [*"abbb"], "study": None}, None, [1, 1, 1, 1]),
         ({"series": [*"abcd"], "study": [*"xxyy"]}, None, [1, 0, 1, 0]),
     ],

@@ -137,12 +137,12 @@ def test_batches_on_several_threads_come_back_in_order(
     at_once: list[int] = []
     networks = Barrier(3)
 
-    def meet(images: NDArray[np.uint8], _: object = None) -> NDArray[np.float64]:
+    def meet(images: NDArray[np.uint8], _: object = None) -> NDArray[np.float32]:
         at_once.append(torch.get_num_threads())
         networks.wait(60)  # passed only if three batches are in the network at a time
-        return Bundle.probabilities(loaded, images)
+        return Bundle.label_logits(loaded, images)
 
-    monkeypatch.setattr(loaded, "probabilities", meet)
+    monkeypatch.setattr(loaded, "label_logits", meet)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -308,7 +308,7 @@ def test_a_run_that_fails_leaves_no_table(
     def broken(self: Bundle, images: np.ndarray, _: object = None) -> np.ndarray:
         raise RuntimeError
 
-    monkeypatch.setattr(Bundle, "probabilities", broken)
+    monkeypatch.setattr(Bundle, "label_logits", broken)
     (tmp_path / "tables").mkdir()
     for suffix in ("csv", "json", "parquet"):
         with pytest.raises(RuntimeError):
@@ -321,13 +321,13 @@ def test_batches_are_one_batch_long_whatever_the_folder(
 ) -> None:
     monkeypatch.setattr("ich_ray.bundle.prediction.EVALUATION_BATCH", 5)
     seen: list[int] = []
-    plain = Bundle.probabilities
+    plain = Bundle.label_logits
 
     def spy(self: Bundle, images: np.ndarray, _: object = None) -> np.ndarray:
         seen.append(len(images))
         return plain(self, images)
 
-    monkeypatch.setattr(Bundle, "probabilities", spy)
+    monkeypatch.setattr(Bundle, "label_logits", spy)
     predict(bundle, [scans], tmp_path / "out.parquet")
     assert seen == [5, 5, 2]
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 12

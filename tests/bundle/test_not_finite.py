@@ -125,7 +125,7 @@ def test_weights_with_such_a_number_are_refused_and_cost_no_opening(search: Sear
 def test_only_the_slices_concerned_get_the_reason(
     search: SearchFiles, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Bundle, "logits", lambda self, images, *_: PLANTED.copy())
+    monkeypatch.setattr(Bundle, "label_logits", lambda self, images, *_: PLANTED.copy()[:, None])
     for suffix in ("json", "csv", "parquet"):
         out = scans.parent / f"rows.{suffix}"
         assert cli.call(["predict", str(search.bundle), str(scans), "--out", str(out)]) == 3
@@ -142,7 +142,7 @@ def test_only_the_slices_concerned_get_the_reason(
 def test_by_study_such_a_file_has_a_row_of_its_own(
     search: SearchFiles, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Bundle, "logits", lambda self, images, *_: PLANTED.copy())
+    monkeypatch.setattr(Bundle, "label_logits", lambda self, images, *_: PLANTED.copy()[:, None])
     predictor = Predictor(load_bundle(search.bundle), "f2")
     studies = GatheredStudies(StudyDecision.of_card(predictor.bundle.card, "f2"))
     for rows in predictor.stream([Input(str(path)) for path in sorted(scans.iterdir())]):
@@ -155,7 +155,7 @@ def test_by_study_such_a_file_has_a_row_of_its_own(
 def test_a_worker_of_ray_data_gives_the_same_rows(
     search: SearchFiles, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Bundle, "logits", lambda self, images, *_: PLANTED.copy())
+    monkeypatch.setattr(Bundle, "label_logits", lambda self, images, *_: PLANTED.copy()[:, None])
     worker = batch_predict._Worker(batch_predict._Order(str(search.bundle), "f2", None))
     (part,) = single_slices([Input(str(path)) for path in sorted(scans.iterdir())], 4)
     found = worker(as_item(part)).to_pydict()
@@ -174,7 +174,7 @@ def test_no_heat_map_is_drawn_of_such_a_slice(
         drawn.extend(files)
         return [f"{file}.png" for file in files]
 
-    monkeypatch.setattr(Bundle, "logits", lambda self, images, *_: PLANTED[: len(images)].copy())
+    monkeypatch.setattr(Bundle, "label_logits", lambda self, images, *_: PLANTED[: len(images), None].copy())
     predictor = Predictor(load_bundle(search.bundle), "f2", SimpleNamespace(write=write))  # type: ignore[arg-type]
     inputs = [Input(str(path)) for path in sorted(scans.iterdir())]
     (rows,) = predictor.stream(inputs)

@@ -86,12 +86,12 @@ def test_rows_come_back_from_a_worker_as_they_were(bundle: Path, scans: Path) ->
 def test_a_slice_with_a_subtype_that_is_no_number_is_not_decided(
     bundle: Path, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Bundle, images: np.ndarray, _: object = None) -> np.ndarray:
-        found = np.full((len(images), 6), 0.5)
+    def broken(self: Bundle, logits: np.ndarray) -> np.ndarray:
+        found = np.full((len(logits), 6), 0.5)
         found[0, 2] = np.nan
         return found
 
-    monkeypatch.setattr(Bundle, "label_probabilities", broken)
+    monkeypatch.setattr(Bundle, "label_calibrated", broken)
     predictor = Predictor(load_bundle(bundle), "f2")
     rows = predictor.predict(*predictor.parts(list_inputs([scans])))
     assert [row.reason for row in rows].count("not_finite") == 1

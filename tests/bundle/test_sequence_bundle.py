@@ -16,13 +16,12 @@ from ich_ray import cli
 from ich_ray.assess.calibration import calibrate
 from ich_ray.assess.evaluate import evaluate_site
 from ich_ray.assess.recalibration import recalibrate
-from ich_ray.bundle import weights_file
+from ich_ray.bundle import series_model, weights_file
 from ich_ray.bundle.bundle import Bundle, load_bundle
 from ich_ray.bundle.card import LIMITATIONS, Card
 from ich_ray.bundle.sequence_file import read_sequence
 from ich_ray.bundle.sequence_note import Blend
 from ich_ray.bundle.sequence_scorer import SequenceScorer
-from ich_ray.bundle.series_model import SeriesModel
 from ich_ray.bundle.study_calibration import StudyCalibration, StudyScaling
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
@@ -319,7 +318,7 @@ def test_many_series_at_once_are_scored_as_one_by_one(scorer: SequenceScorer, mo
     places_mm = rng.permutation(len(series)).astype(float)
     given = own.astype(np.float32), features.astype(np.float32), series, places_mm
     whole = scorer(*given)
-    monkeypatch.setattr("ich_ray.bundle.sequence_scorer._PLACES_AT_ONCE", 1)
+    monkeypatch.setattr("ich_ray.training.sequence_batches.MOST_PLACES", 1)
     np.testing.assert_allclose(scorer(*given).logits, whole.logits, atol=1e-6)
     np.testing.assert_allclose(scorer(*(one[order] for one in given)).logits, whole.logits[order], atol=1e-6)
     reversed_ = scorer(*given[:3], -places_mm)
@@ -331,7 +330,7 @@ def test_what_is_asked_again_is_not_computed_again(made: Path, tmp_path: Path, m
     loaded = load_bundle(made)
     slices = make_dataset(tmp_path / "dataset", size=32).role("test")
     first = loaded.slice_label_logits(slices)
-    monkeypatch.setattr(SeriesModel, "seen", lambda *_: pytest.fail("seen again"))
+    monkeypatch.setattr(series_model, "predict_features", lambda *_: pytest.fail("seen again"))
     assert np.array_equal(loaded.slice_label_logits(slices), first)
     loaded.network_label_logits(slices)
     loaded.study_label_logits(slices)

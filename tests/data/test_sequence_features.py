@@ -122,6 +122,9 @@ def test_a_network_fills_them_in_one_pass(tmp_path: Path) -> None:
     network = build_network(drawn, dataset.image_shape)
     both = FeatureNetwork(network, dataset.image_shape)
     logits, features = predict_features(both, role, drawn)
+    assert network.training
+    predict_features(both.eval(), role, drawn)
+    assert not any(module.training for module in both.modules())
     assert np.array_equal(logits, predict_logits(network, role, drawn))
     files = SequenceFeatureFiles(locate(tmp_path / "features"), KEY, dataset.manifest.fingerprint, role.rows)
     files.write(0, features, logits)

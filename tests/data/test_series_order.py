@@ -47,15 +47,6 @@ def test_the_order_of_rows_changes_nothing() -> None:
     first, second = ordered_series(series, places), ordered_series(series[shuffled], places[shuffled])
     assert np.array_equal(first.place[shuffled], second.place)
     assert np.array_equal(first.places_mm, second.places_mm)
-    values = random.normal(size=(60, 3)).astype(np.float16)
-    assert np.array_equal(first.averaged(values), second.averaged(values[shuffled]))
-
-
-def test_slices_at_one_place_are_averaged() -> None:
-    found = order([0, 0, 0], [5, 0, 5])
-    values = np.array([[1, 2], [3, 4], [5, 8]], np.float16)
-    assert found.averaged(values).tolist() == [[3, 4], [3, 5]]
-    assert found.averaged(values[:, 0]).tolist() == [3, 3]
 
 
 def test_series_lie_side_by_side() -> None:

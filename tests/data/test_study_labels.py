@@ -3,10 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from ich_ray.data.dataset import PreparedDataset, SliceSet
-from ich_ray.data.study_labels import studies_of
+from ich_ray.data.study_labels import number_studies, one_each, studies_of
 from ich_ray.errors import ConfigError
 from ich_ray.vocabulary import LABELS
 from tests.examined import with_columns, with_examinations
@@ -89,3 +90,18 @@ def test_that_a_patient_bleeds_says_of_one_of_two_studies_nothing(dataset: Prepa
 
 def test_a_dataset_without_studies_has_none(dataset: PreparedDataset) -> None:
     assert len(studies_of(everything(with_columns(dataset, study=[""] * 12)))) == 0
+
+
+def test_a_study_that_is_null_is_none(dataset: PreparedDataset) -> None:
+    found = with_columns(dataset, study=[None if name in ("", "c") else name for name in STUDIES])
+    of_slice, first = number_studies(SliceSet(found, np.arange(12)[::-1]))
+    assert of_slice.tolist() == [0, 0, 1, 1, -1, -1, -1, -1, 2, 2, 3, 3]
+    assert first.tolist() == [0, 2, 8, 10]
+    assert one_each(of_slice).tolist() == [0, 0, 1, 1, 8, 9, 10, 11, 2, 2, 3, 3]
+
+
+def test_without_a_column_of_studies_there_is_none(dataset: PreparedDataset) -> None:
+    pq.write_table(dataset.slices.drop_columns(["study"]), str(dataset.files.slices))
+    of_slice, first = number_studies(everything(PreparedDataset.open(dataset.files.root)))
+    assert (of_slice.tolist(), first.tolist()) == ([-1] * 12, [])
+    assert one_each(of_slice).tolist() == list(range(12))

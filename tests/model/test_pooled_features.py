@@ -13,7 +13,7 @@ from ich_ray.errors import ConfigError
 from ich_ray.model.architectures import ARCHITECTURES
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import Network, build_network
-from ich_ray.model.pooled_features import FeatureNetwork, pooled
+from ich_ray.model.pooled_features import FeatureNetwork
 
 TIMM = ["timm/test_resnet", "timm/test_efficientnet", "timm/test_convnext", "timm/test_vit"]
 # Of each architecture the last layer, and how many features go into it.
@@ -44,11 +44,21 @@ def images(count: int = 3) -> torch.Tensor:
     return torch.randint(0, 256, (count, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
+def pooled(net: nn.Module, given: torch.Tensor) -> torch.Tensor:
+    """Features of images in evaluation mode; a network is left in the mode that it is in."""
+    training = net.training
+    both = FeatureNetwork(net, SHAPE)
+    assert net.training == training
+    with torch.inference_mode():
+        found: torch.Tensor = both.eval()(given)[1]
+    net.train(training)
+    return found
+
+
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES.names(), *TIMM])
 def test_features_are_what_the_last_layer_makes_logits_of(architecture: str) -> None:
     net = network(architecture=architecture)
-    found = pooled(net, images())
-    assert net.training
+    found = pooled(net.train(), images())
     path, width = LAST[architecture]
     last = [module for module in net.body.modules() if isinstance(module, nn.Linear) and module.out_features == 6][-1]
     assert net.body.get_submodule(path) is last
@@ -116,10 +126,11 @@ class Brightness(nn.Module):
         return images.float().mean((1, 2, 3)) - self.threshold
 
 
-def test_a_network_is_left_as_it_was_and_refused_without_layers() -> None:
+def test_of_a_network_the_last_layer_alone_is_asked_and_one_without_layers_is_refused() -> None:
     net = network()
-    hooks = [len(module._forward_pre_hooks) for module in net.modules()]
+    hooks = {name: len(module._forward_pre_hooks) for name, module in net.named_modules()}
     pooled(net, images())
-    assert [len(module._forward_pre_hooks) for module in net.modules()] == hooks
+    asked = {f"body.{LAST['plain_cnn'][0]}": 1}
+    assert {name: len(module._forward_pre_hooks) for name, module in net.named_modules()} == hooks | asked
     with pytest.raises(ConfigError, match="must end in a linear layer"):
         pooled(Brightness(), images())

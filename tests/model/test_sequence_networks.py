@@ -81,14 +81,21 @@ def test_series_of_a_batch_do_not_hear_of_each_other() -> None:
     assert torch.allclose(first, second, rtol=0, atol=1e-6)
 
 
-def test_attention_is_of_each_label_and_adds_up_to_one() -> None:
-    net = network("bigru")
+def test_attention_is_of_each_label_and_adds_up_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares, softmax = [], torch.Tensor.softmax
+
+    def spy(scores: torch.Tensor, dim: int) -> torch.Tensor:
+        shares.append(softmax(scores, dim))
+        return shares[-1]
+
+    monkeypatch.setattr(torch.Tensor, "softmax", spy)
     with torch.inference_mode():
-        found = net.attended(*padded([series(3), series(6)], 8, math.nan))
-    assert found.attention.shape == (2, 8, LABELS)
-    assert torch.allclose(found.attention.sum(1), torch.ones(2, LABELS))
-    assert found.attention[0, 3:].abs().max() == 0
-    assert not torch.allclose(found.attention[:, :, 0], found.attention[:, :, 1])
+        network("bigru")(*padded([series(3), series(6)], 8, math.nan))
+    (attention,) = shares
+    assert attention.shape == (2, 8, LABELS)
+    assert torch.allclose(attention.sum(1), torch.ones(2, LABELS))
+    assert attention[0, 3:].abs().max() == 0
+    assert not torch.allclose(attention[:, :, 0], attention[:, :, 1])
 
 
 def test_differences_are_to_the_places_before_and_after() -> None:

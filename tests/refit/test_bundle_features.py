@@ -25,6 +25,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def here(job: bundle_features._Job, missing: list[int]) -> Iterator[int]:
         for number in missing:
             bundle_features.make_part(job, number)
+            network = bundle_features._opened(job)[1].model
+            assert not any(module.training for module in network.modules()), "as a bundle predicts"
             numbers.append(number)
             yield number
 

@@ -56,6 +56,21 @@ def test_a_series_is_answered_as_if_it_were_alone(case: str) -> None:
         assert np.allclose(found.study[number], alone.study[0], rtol=0, atol=1e-6)
 
 
+def test_slices_at_one_place_are_averaged_whatever_the_order_of_rows() -> None:
+    found = ordered_series(np.zeros(3, int), np.array([5.0, 0, 5]))
+    values = np.array([[1, 2], [3, 4], [5, 8]], np.float16)
+    assert PlaceFeatures(values, found, torch.device("cpu")).gathered(np.arange(2)).tolist() == [[3, 4], [3, 5]]
+    random = np.random.default_rng(0)
+    series, places, shuffled = random.integers(0, 5, 60), random.integers(0, 9, 60) * 5.0, random.permutation(60)
+    rows = random.normal(size=(60, 3)).astype(np.float16)
+    first, second = ordered_series(series, places), ordered_series(series[shuffled], places[shuffled])
+    of_places = np.arange(len(first.places_mm))
+    assert np.array_equal(
+        PlaceFeatures(rows, first, torch.device("cpu")).gathered(of_places),
+        PlaceFeatures(rows[shuffled], second, torch.device("cpu")).gathered(of_places),
+    )
+
+
 def test_slices_at_one_place_share_the_logit_of_their_mean() -> None:
     rows = features(4)
     found = sequence_logits(network("transformer"), rows, ordered_series(np.zeros(4, int), np.array([0.0, 5, 5, 10])))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,22 @@ def test_memory_that_runs_out_fails_the_trial(
     monkeypatch.setattr(sequence_loop, "clip_grad_norm_", refuse)
     with pytest.raises(TrialFailure, match="out_of_memory: CUDA out of memory"):
         trained(given)
+
+
+def test_its_memory_is_free_when_the_failure_is_told(
+    given: tuple[SequenceSet, SequenceSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[weakref.ref[sequence_loop._SequenceRun]] = []
+
+    def full(self: sequence_loop._SequenceRun, _: int) -> None:
+        runs.append(weakref.ref(self))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(sequence_loop._SequenceRun, "_step", full)
+    with pytest.raises(TrialFailure, match="out_of_memory") as caught:
+        trained(given)
+    assert [run() for run in runs] == [None]
+    assert caught.value.__context__ is None, "with it its frames would hold the run"
 
 
 def test_the_study_head_learns_of_examinations_alone() -> None:

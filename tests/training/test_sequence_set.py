@@ -8,34 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ich_ray.data.dataset import ExaminationRecord, PreparedDataset
-from ich_ray.storage import sha256, write_json
+from ich_ray.data.dataset import PreparedDataset
 from ich_ray.training.sequence_metrics import of_studies, sequence_metrics, study_metrics
 from ich_ray.training.sequence_set import SequenceSet
-from ich_ray.vocabulary import LABELS, Level
+from ich_ray.vocabulary import LABELS
+from tests.examined import with_columns, with_examinations
 from tests.prepared import make_dataset
 from tests.sequences import make_series
 
 ANY = ("any",)
-
-
-def examined(dataset: PreparedDataset, level: Level, any_of: dict[str, int | None], *, slices: bool) -> PreparedDataset:
-    """The dataset with labels of examinations, and of slices or without."""
-    table = pa.table(
-        {
-            "examination": list(any_of),
-            **{name: pa.array([None] * len(any_of), pa.int8()) for name in LABELS[:-1]},
-            "any": pa.array(list(any_of.values()), pa.int8()),
-        }
-    )
-    pq.write_table(table, str(dataset.files.examinations))
-    record = ExaminationRecord(
-        level=level, rows=len(any_of), positives=0, sha256=sha256(dataset.files.examinations), contradictions={}
-    )
-    level_of_labels: Level = "slice" if slices else level
-    manifest = dataset.manifest.model_copy(update={"examinations": record, "level": level_of_labels})
-    write_json(dataset.files.manifest, manifest.model_dump(mode="json"))
-    return PreparedDataset.open(dataset.files.root)
 
 
 def of(dataset: PreparedDataset, rows: list[int], labels: tuple[str, ...] = ANY) -> SequenceSet:
@@ -82,9 +63,10 @@ def test_a_study_is_negative_only_if_all_its_slices_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("slices", [True, False])
 def test_the_label_of_a_study_goes_before_what_its_slices_say(tmp_path: Path, slices: bool) -> None:
     plain = make_dataset(tmp_path / "data", patients=20)
-    dataset = examined(plain, "study", {"t0000": 1, "t0001": 0, "t0002": None}, slices=slices)
-    found = of(dataset, list(range(16)), ("subdural", "any"))
     own = of(plain, list(range(16)), ("subdural", "any")).study_targets
+    known = {"t0000": {"any": 1}, "t0001": {"any": 0}, "t0002": {"any": None}}
+    dataset = with_examinations(plain, "study", known, alone=not slices)
+    found = of(dataset, list(range(16)), ("subdural", "any"))
     assert found.study_targets[:2, 1].tolist() == [1, 0]
     assert found.study_targets[1, 0] == 0  # no haemorrhage of any kind
     if slices:
@@ -96,16 +78,35 @@ def test_the_label_of_a_study_goes_before_what_its_slices_say(tmp_path: Path, sl
 
 def test_the_label_of_a_series_is_its_own_and_that_of_a_patient_of_one_study(tmp_path: Path) -> None:
     plain = make_dataset(tmp_path / "data", patients=20)
-    by_series = examined(plain, "series", {"s0000": 1, "s0001": 0}, slices=False)
+    by_series = with_examinations(plain, "series", {"s0000": {"any": 1}, "s0001": {"any": 0}}, alone=True)
     assert of(by_series, list(range(8))).study_targets.tolist() == [[1], [0]]
-    table = plain.slices.set_column(
-        plain.slices.column_names.index("study"), "study", [[f"t{row // 2}" for row in range(80)]]
-    )
-    pq.write_table(table, str(plain.files.slices))  # two studies a patient
-    by_patient = examined(PreparedDataset.open(plain.files.root), "patient", {"p00000": 1, "p00001": 0}, slices=False)
+    two_each = with_columns(plain, study=[f"t{row // 2}" for row in range(80)])
+    by_patient = with_examinations(two_each, "patient", {"p00000": {"any": 1}, "p00001": {"any": 0}}, alone=True)
     found = of(by_patient, list(range(8))).study_targets[:, 0]
     assert np.isnan(found[:2]).all()
     assert found[2:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("study", ["null", "empty", "no column"])
+def test_what_names_no_study_is_one_by_itself(tmp_path: Path, study: str) -> None:
+    plain = make_dataset(tmp_path / "data", patients=20)
+    names = {"null": pa.nulls(80, pa.string()), "empty": pa.array([""] * 80)}
+    if study == "no column":
+        pq.write_table(plain.slices.drop_columns(["study"]), str(plain.files.slices))
+        dataset = PreparedDataset.open(plain.files.root)
+    else:
+        dataset = with_columns(plain, study=names[study], any=[1, *[0] * 79])
+    found = of(dataset, list(range(8)))
+    assert found.order.lengths.tolist() == [4, 4]
+    assert len(set(found.studies)) == 2
+    assert np.array_equal(found.study_targets[:, 0], found.targets.reshape(2, 4).max(1))
+
+
+def test_that_a_patient_bleeds_says_nothing_of_slices_that_name_no_study(tmp_path: Path) -> None:
+    plain = with_columns(make_dataset(tmp_path / "data", patients=20), study=["", "", *["t"] * 2, *["u"] * 76])
+    dataset = with_examinations(plain, "patient", {"p00000": {"any": 1}, "p00001": {"any": 1}}, alone=True)
+    found = of(dataset, [0, 1, 4, 5]).study_targets[:, 0]
+    assert np.array_equal(found, [math.nan, 1], equal_nan=True)
 
 
 def test_of_several_series_of_a_study_the_mean_counts() -> None:
