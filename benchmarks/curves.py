@@ -67,7 +67,7 @@ def train_all(work: Path, count: int, seeds: int, until: str | None) -> None:
 
     torch.set_num_threads(1)
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / "data" / "manifest.json").exists():
+    if not (work / "data" / "dataset.json").exists():
         make_phantom(work, PATIENTS)
     data = PreparedDataset.open(work / "data")
     for seed in range(seeds):
