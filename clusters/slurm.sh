@@ -77,13 +77,17 @@ HEAD="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):6379"
 STARTED=$(mktemp) # on the first machine, where this script runs
 export HEAD STARTED
 
-# On each machine; without the pages that `ray stop` prints of the processes that it ends. What leaves them out outlives a
-# signal to all: a command whose output nobody takes would not end well.
+# On each machine. A Ray that is there already was left by a job of yours that was killed: the machine is this job's alone.
+# `ray stop` prints pages of the processes that it ends; what leaves them out outlives a signal to all, so that the command
+# can say its last words, and this waits for them. `ray symmetric-run` itself does not, and leaves its Ray behind then.
 machine='mkdir -p -m 700 "$RAY_TMPDIR" && [ -O "$RAY_TMPDIR" ] || exit 1
+trap : TERM
+ray stop --force >/dev/null 2>&1
 ray symmetric-run "$@" 2>&1 | (trap "" TERM && exec sed -u "/ scripts.py:[0-9]/d")
 code=${PIPESTATUS[0]}
+[ "$code" -ne 143 ] || ray stop --force >/dev/null 2>&1
 rm -rf "$RAY_TMPDIR"
-exit $code'
+exit "$code"'
 # On the first one. Its number is noted, so that the command alone can be told to end, and not Ray beside it.
 first='echo $$ >"$STARTED" && RAY_ADDRESS="$HEAD" exec ich-ray "$@"'
 
