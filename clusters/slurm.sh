@@ -74,7 +74,7 @@ chmod 600 "$token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$token"
 export RAY_TMPDIR="/tmp/ich-ray-$SLURM_JOB_ID" RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 HEAD="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):6379"
-STARTED=$(mktemp) # on the first machine, where this script runs
+STARTED=$(mktemp "/tmp/ich-ray-$SLURM_JOB_ID-XXXXXX") # on the first machine alone, where this script runs
 export HEAD STARTED
 
 # On each machine. A Ray that is there already was left by a job of yours that was killed: the machine is this job's alone.
@@ -87,14 +87,15 @@ ray symmetric-run "$@" 2>&1 | (trap "" TERM && exec sed -u "/ scripts.py:[0-9]/d
 code=${PIPESTATUS[0]}
 [ "$code" -ne 143 ] || ray stop --force >/dev/null 2>&1
 rm -rf "$RAY_TMPDIR"
+[ -s "$STARTED" ] || exit 0  # another machine that ends does not end the first one
 exit "$code"'
 # On the first one. Its number is noted, so that the command alone can be told to end, and not Ray beside it.
 first='echo $$ >"$STARTED" && RAY_ADDRESS="$HEAD" exec ich-ray "$@"'
 
-interrupted='' signalled=''
+interrupted='' signalled='' machines=''
 interrupt() {
     interrupted=yes signalled=yes
-    kill -TERM "$(cat "$STARTED")" 2>/dev/null || kill -TERM "$machines"
+    kill -TERM "$(cat "$STARTED")" 2>/dev/null || kill -TERM "$machines" 2>/dev/null
 }
 trap interrupt USR1
 # Without a word to its steps: Slurm, which sends this, ends them itself.
@@ -116,10 +117,10 @@ if [ "$code" -eq 0 ] && [ ! -s "$STARTED" ]; then
 fi
 rm -f "$STARTED"
 
-# In its time of grace a preempted job is still running, and its steps have been told to end; a job that was canceled is
-# not.
+# In its time of grace a preempted job is still running, and its steps have been told to end (SIGTERM); a job that was
+# canceled is not. A step that was killed for its memory stays as it is: it would be so again and again.
 case $code in
-    130 | 137 | 143) [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" != RUNNING ] || interrupted=yes ;;
+    130 | 143) [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" != RUNNING ] || interrupted=yes ;;
 esac
 if [ "$code" -ne 0 ] && [ -n "$interrupted" ]; then
     echo "slurm.sh: interrupted; job $SLURM_JOB_ID goes back into the queue" >&2

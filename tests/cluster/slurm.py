@@ -123,7 +123,8 @@ def running_slurm(folder: Path, environ: Mapping[str, str]) -> Iterator[Slurm]:
             process.kill()  # and with it everything that runs there
             process.wait(60)
             for number in range(first_job, first_job + 20):
-                shutil.rmtree(f"/tmp/ich-ray-{number}", ignore_errors=True)
+                for left in Path("/tmp").glob(f"ich-ray-{number}*"):
+                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
 
 
 def give_addresses() -> None:
