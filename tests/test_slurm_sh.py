@@ -130,7 +130,7 @@ def test_ray_takes_its_arguments_and_we_ours(job: Job) -> None:
     assert (start["include_dashboard"], start["disable_usage_stats"]) == (False, True)
     assert not {"--head", "--node-ip-address", "--port", "--block"} & {one.partition("=")[0] for one in more}
     verb, *flags = command[4:]
-    search = typer.main.get_group(cli.app).commands[verb].make_context(verb, list(flags)).params  # type: ignore[attr-defined]
+    search = typer.main.get_group(cli.app).commands[verb].make_context(verb, list(flags)).params
     assert (search["dataset"], search["resume"], search["hours"]) == ("/mnt/DATASET", True, 23.833)
     assert job.note("ich-ray").startswith("gpu01:6379 token search /mnt/DATASET --space my.yaml")
 
@@ -269,4 +269,4 @@ def test_the_command_of_its_comment_is_one_of_ours() -> None:
     (line,) = (line for line in SCRIPT.read_text().splitlines() if line.startswith("#   sbatch"))
     _, script, verb, *arguments = shlex.split(line.removeprefix("#"))
     assert (SCRIPT.parents[1] / script) == SCRIPT
-    typer.main.get_group(cli.app).commands[verb].make_context(verb, arguments)  # type: ignore[attr-defined]
+    typer.main.get_group(cli.app).commands[verb].make_context(verb, arguments)
