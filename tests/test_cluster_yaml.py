@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 REPOSITORY = Path(__file__).parents[1]
-FILES = ("cluster.yaml", "clusters/onprem.yaml")
+CLOUDS = ("cluster.yaml", "clusters/gcp.yaml", "clusters/azure.yaml")
+FILES = (*CLOUDS, "clusters/onprem.yaml")
+RAY = Path(ray.autoscaler.__file__).parent
 
 
 def prepared(name: str) -> dict[str, Any]:
@@ -90,12 +94,12 @@ def test_what_is_copied_from_here_is_here(name: str) -> None:
     assert [source for source in sources if not (REPOSITORY / source).exists()] == []
 
 
-def test_the_head_has_no_gpu_and_workers_start_from_zero() -> None:
-    config = prepared("cluster.yaml")
+@pytest.mark.parametrize("name", CLOUDS)
+def test_the_head_has_no_work_and_workers_start_from_zero(name: str) -> None:
+    config = prepared(name)
     types = config["available_node_types"]
     head = types.pop(config["head_node_type"])
     assert head["resources"] == {"CPU": 0, "GPU": 0}
-    assert re.match(r"[cmrt]\d", head["node_config"]["InstanceType"])
     assert {name: kind["min_workers"] for name, kind in types.items()} == {
         "gpu_spot": 0,
         "gpu_on_demand": 0,
@@ -103,25 +107,137 @@ def test_the_head_has_no_gpu_and_workers_start_from_zero() -> None:
     }
     assert config["idle_timeout_minutes"] <= 15
     assert config["max_workers"] == sum(kind["max_workers"] for kind in types.values())
+    assert config["provider"]["cache_stopped_nodes"] is False
 
 
-def test_gpu_workers_are_spot_first_and_on_demand_second() -> None:
-    types = prepared("cluster.yaml")["available_node_types"]
+@pytest.mark.parametrize(
+    ("name", "machine"),
+    [
+        ("cluster.yaml", r"[cmrt]\d\S*"),
+        ("clusters/gcp.yaml", r"[en]2-standard-\d+"),
+        ("clusters/azure.yaml", r"Standard_D\d+s_v5"),
+    ],
+)
+def test_the_head_is_a_machine_without_a_gpu(name: str, machine: str) -> None:
+    config = prepared(name)
+    node = config["available_node_types"][config["head_node_type"]]["node_config"]
+    told = node | node.get("azure_arm_parameters", {})
+    (chosen,) = (told[key] for key in ("InstanceType", "machineType", "vmSize") if key in told)
+    assert re.fullmatch(machine, chosen)
+
+
+def is_spot(kind: dict[str, Any]) -> bool:
+    """Whether it may vanish; nothing that costs money is left of it then."""
+    node = kind["node_config"]
+    arm = node.get("azure_arm_parameters", {})
+    google = {"provisioningModel": "SPOT", "instanceTerminationAction": "DELETE", "onHostMaintenance": "TERMINATE"}
+    return (
+        node.get("InstanceMarketOptions") == {"MarketType": "spot"}
+        or node.get("scheduling") == google
+        or (arm.get("priority"), arm.get("evictionPolicy")) == ("Spot", "Delete")
+    )
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_workers_are_spot_first_and_gpus_on_demand_second(name: str) -> None:
+    types = prepared(name)["available_node_types"]
+    assert {key for key, kind in types.items() if is_spot(kind)} == {"gpu_spot", "cpu_spot"}
     spot, on_demand = types["gpu_spot"], types["gpu_on_demand"]
-    assert spot["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
-    assert "InstanceMarketOptions" not in on_demand["node_config"]
     assert spot["priority"] > on_demand["priority"]
-    assert spot["resources"]["GPU"] == on_demand["resources"]["GPU"] == 1
+    assert spot["resources"] == on_demand["resources"]
+    assert spot["resources"]["GPU"] == 1
+    assert types["cpu_spot"]["resources"]["GPU"] == 0
 
 
-def test_every_node_mounts_the_shared_folder_of_the_same_region() -> None:
-    config = prepared("cluster.yaml")
-    for kind in ("head", "worker"):
-        mount = next(line for line in config[f"{kind}_setup_commands"] if "efs" in line)
-        assert f".efs.{config['provider']['region']}.amazonaws.com:/ /mnt/ich_ray nfs4 " in mount
+def fstab(name: str) -> str:
+    """The entry of the shared folder, as the set-up writes it."""
+    (line,) = (line for line in prepared(name)["setup_commands"] if "/etc/fstab" in line)
+    (entry,) = re.findall(r"echo '(.*)'", line)
+    return str(entry)
 
 
-def test_what_a_user_must_fill_in_says_so() -> None:
-    text = (REPOSITORY / "cluster.yaml").read_text()
-    assert "ami-REPLACE-WITH-" in text
-    assert "fs-REPLACE-WITH-" in text
+@pytest.mark.parametrize("name", CLOUDS)
+def test_every_node_mounts_the_shared_folder(name: str) -> None:
+    """The head and workers; hard, so that a pause of its server is no error of a trial."""
+    _, folder, kind, options, dump, check = fstab(name).split()
+    assert (folder, dump, check) == ("/mnt/ich_ray", "0", "0")
+    assert kind in {"nfs", "nfs4"}
+    assert {"hard", "_netdev"} <= set(options.split(","))
+    lines = prepared(name)["setup_commands"]
+    mounting = next(number for number, line in enumerate(lines) if "sudo mount /mnt/ich_ray" in line)
+    assert next(number for number, line in enumerate(lines) if "nfs-common" in line) < mounting
+
+
+def test_the_file_system_of_aws_is_of_the_same_region() -> None:
+    region = prepared("cluster.yaml")["provider"]["region"]
+    assert fstab("cluster.yaml").split()[0].endswith(f".efs.{region}.amazonaws.com:/")
+
+
+def test_the_zone_of_google_is_named_once() -> None:
+    config = prepared("clusters/gcp.yaml")
+    zone = config["provider"]["availability_zone"]
+    assert zone.startswith(config["provider"]["region"])
+    for kind in config["available_node_types"].values():
+        (disk,) = kind["node_config"]["disks"]
+        assert disk["initializeParams"]["diskType"] == f"zones/{zone}/diskTypes/pd-balanced"
+        assert (disk["boot"], disk["autoDelete"]) == (True, True)
+
+
+def test_azure_is_told_what_the_template_of_its_machines_knows() -> None:
+    """Ray fills it in on the head; a parameter that it does not have ends as a failed deployment there."""
+    template = json.loads((RAY / "_private/_azure/azure-vm-template.json").read_text())["parameters"]
+    ours = {"adminUsername", "publicKey", "vmName", "vmTags", "vmCount", "msi", "nsg", "subnet"}  # by Ray
+    config = prepared("clusters/azure.yaml")
+    for kind in config["available_node_types"].values():
+        told = dict(kind["node_config"]["azure_arm_parameters"])
+        told.pop("availability_zone", None)
+        assert set(told) <= set(template) - ours
+        kinds = {"string": str, "int": int, "object": dict}
+        assert all(isinstance(value, kinds[template[key]["type"]]) for key, value in told.items())
+        needed = {key for key, of in template.items() if "defaultValue" not in of} - ours
+        assert needed <= set(told)
+
+
+def test_the_security_group_of_azure_lets_in_ssh_alone() -> None:
+    template = json.loads((RAY / "_private/_azure/azure-config-template.json").read_text())
+    (group,) = (made for made in template["resources"] if made["type"] == "Microsoft.Network/networkSecurityGroups")
+    (rule,) = group["properties"]["securityRules"]
+    assert (rule["properties"]["direction"], rule["properties"]["destinationPortRange"]) == ("Inbound", "22")
+
+
+def test_the_packages_of_azure_are_those_that_this_ray_names() -> None:
+    defaults = yaml.safe_load((RAY / "azure/defaults.yaml").read_text())
+    (theirs,) = defaults["head_setup_commands"]
+    (ours,) = yaml.safe_load((REPOSITORY / "clusters/azure.yaml").read_text())["head_setup_commands"]
+    assert re.findall(r"\S+==\S+", ours) == re.findall(r"\S+==\S+", theirs)
+    assert len(re.findall(r"\S+==\S+", ours)) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "marks"),
+    [
+        ("cluster.yaml", {"ami-REPLACE-WITH-A-GPU-DRIVER-IMAGE-OF-YOUR-REGION", "fs-REPLACE-WITH-YOUR-EFS-ID"}),
+        ("clusters/gcp.yaml", {"REPLACE-WITH-YOUR-PROJECT", "REPLACE-WITH-THE-ADDRESS-OF-YOUR-FILESTORE"}),
+        ("clusters/azure.yaml", {"REPLACE-WITH-YOUR-ACCOUNT"}),
+        (
+            "clusters/onprem.yaml",
+            {"HEAD-ADDRESS-TO-REPLACE", "FIRST-WORKER-ADDRESS-TO-REPLACE", "SECOND-WORKER-ADDRESS-TO-REPLACE"},
+        ),
+        ("clusters/kuberay.yaml", {"REPLACE-WITH-YOUR-IMAGE", "REPLACE-WITH-A-READ-WRITE-MANY-CLAIM"}),
+        ("clusters/slurm.sh", {"REPLACE-WITH-A-PARTITION-OF-GPUS"}),
+    ],
+)
+def test_what_a_user_must_fill_in_says_so(name: str, marks: set[str]) -> None:
+    text = (REPOSITORY / name).read_text()
+    assert set(re.findall(r"(?:ami-|fs-)?REPLACE-WITH-[A-Z-]+[A-Z]|[A-Z-]+-TO-REPLACE", text)) == marks
+
+
+def test_the_top_folder_has_one_cluster_file() -> None:
+    assert {path.name for path in REPOSITORY.glob("*.yaml")} == {"cluster.yaml"}
+    assert {path.name for path in (REPOSITORY / "clusters").iterdir()} == {
+        "azure.yaml",
+        "gcp.yaml",
+        "kuberay.yaml",
+        "onprem.yaml",
+        "slurm.sh",
+    }
