@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING
 from ich_ray.cluster.findings import Finding
 from ich_ray.cluster.hardware_checks import check_devices, check_disks, check_metadata
 from ich_ray.cluster.storage_checks import check_storage
-from ich_ray.versions import DRIVER
+from ich_ray.versions import DRIVER, differences
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ich_ray.cluster.machine_facts import Facts
     from ich_ray.cluster.secrets import Secret
+    from ich_ray.versions import Difference
 
 __all__ = ["check", "check_cluster_file", "skew_s"]
 
 # Object stores refuse requests whose clock is 15 minutes off; records of two machines are hard to compare long before.
 _GOOD_SKEW_S, _WORST_SKEW_S = 2.0, 300.0
 _DASHBOARD_PORT = 8265
+_MISSING = "missing"
 
 
 def check(machines: Sequence[Facts], dashboard: str | None, is_cluster: bool) -> list[Finding]:
@@ -78,30 +80,32 @@ def _unanswered(machines: Iterable[Facts]) -> Iterable[Finding]:
 
 
 def _versions(machines: Iterable[Facts]) -> Iterable[Finding]:
+    """What a search would refuse, or could not do, is an error; other differences are said there, too."""
     told = [machine for machine in machines if machine.versions]
     if not told:
         return
-    for name in (name for name in told[0].versions if name != DRIVER):
-        count = Counter(machine.versions.get(name, "missing") for machine in told)
-        usual = count.most_common(1)[0][0]
-        if len(count) > 1:
-            odd = [machine for machine in told if machine.versions.get(name, "missing") != usual]
-            shown = ", ".join(f"{machine.machine} {machine.versions.get(name, 'missing')}" for machine in odd)
-            yield Finding(
-                "error",
-                "versions",
-                f"{name} must be the same on all machines, got {usual} but on {shown}",
-                "run the set-up again on those: `ray up cluster.yaml`",
-                tuple(machine.machine for machine in odd),
-            )
-        elif usual == "missing":
-            yield Finding(
-                "error",
-                "versions",
-                f"{name} must be installed, got none",
-                "install this package with its dependencies",
-            )
-    shown = ", ".join(f"{name} {told[0].versions[name]}" for name in ("ich_ray", "ray", "torch", "python"))
+    usual = {
+        name: Counter(machine.versions.get(name, _MISSING) for machine in told).most_common(1)[0][0]
+        for name in told[0].versions
+        if name != DRIVER
+    }
+    odd: dict[str, list[tuple[str, Difference]]] = {}
+    for machine in told:
+        for difference in differences(usual, machine.versions):
+            odd.setdefault(difference.name, []).append((machine.machine, difference))
+    for name, found in odd.items():
+        shown = ", ".join(f"{machine} {difference.there}" for machine, difference in found)
+        yield Finding(
+            "error" if any(each.matters or _MISSING in each[1:3] for _, each in found) else "warning",
+            "versions",
+            f"{name} must be the same on all machines, got {usual[name]} but on {shown}",
+            "run the set-up again on those: `ray up cluster.yaml`",
+            tuple(machine for machine, _ in found),
+        )
+    for name in (name for name, version in usual.items() if version == _MISSING and name not in odd):
+        remedy = "install this package with its dependencies"
+        yield Finding("error", "versions", f"{name} must be installed, got none", remedy)
+    shown = ", ".join(f"{name} {usual[name]}" for name in ("ich_ray", "ray", "torch", "python"))
     yield Finding("ok", "versions", f"{len(told)} machine{'s' * (len(told) > 1)}: {shown}")
 
 

@@ -146,7 +146,7 @@ def _ask_all(scratch: str | None, witness: str) -> tuple[list[Facts], str | None
     })  # fmt: skip
     machines = {node: _facts(names[node], answer, nodes[node]) for node, answer in asked.items()}
     writers = [node for node, facts in machines.items() if facts.speed is not None]
-    again = _ask({node: partial(_look_again, scratch, writers, node) for node in nodes if not machines[node].silent})
+    again = _ask({node: _again(scratch, writers, node) for node in nodes if not machines[node].silent})
     for node, answer in again.items():
         machines[node] = _second(machines[node], answer, names)
     return sorted(machines.values(), key=lambda facts: facts.machine), get_dashboard_url()  # type: ignore[no-untyped-call]
@@ -200,6 +200,10 @@ def _look_there(machine: str, storage: str | None, witness: str, node: str) -> d
     temporary = here and here.get_session_dir_path()
     # Plain, as another version of this package may have another record.
     return look(machine, storage, witness, temporary, name=node, is_of_ray=True).model_dump(mode="json")
+
+
+def _again(scratch: str | None, writers: list[str], node: str) -> Callable[[], tuple[float, Any, float]]:
+    return lambda: _look_again(scratch, writers, node)  # Ray takes no partial
 
 
 def _look_again(scratch: str | None, writers: list[str], node: str) -> tuple[float, Any, float]:

@@ -51,6 +51,13 @@ def test_a_fit_cluster_has_one_line_each() -> None:
     ]
 
 
+def test_a_package_that_is_nowhere_is_an_error_on_one_machine_too() -> None:
+    found = check([facts(versions=GOOD["versions"] | {"pydicom": "missing"})], None, is_cluster=False)
+    assert [str(each) for each in found if each.check == "versions"] == [
+        "error   versions  pydicom must be installed, got none; install this package with its dependencies"
+    ]
+
+
 def test_of_a_cloud_it_is_told_that_its_service_answers() -> None:
     machines = [facts(), facts(machine="b", cloud="AWS"), facts(machine="c", cloud="AWS", cache="")]
     told = {finding.check: str(finding) for finding in check(machines, None, is_cluster=True)}
@@ -75,6 +82,10 @@ def test_of_a_machine_that_has_another_package_its_versions_are_judged_all_the_s
     [
         ({"versions": GOOD["versions"] | {"torch": "2.13.0"}}, "error", "versions",
          "torch must be the same on all machines, got 2.14.0 but on b 2.13.0"),
+        ({"versions": GOOD["versions"] | {"torch": "2.14.1"}}, "warning", "versions",
+         "torch must be the same on all machines, got 2.14.0 but on b 2.14.1"),
+        ({"versions": GOOD["versions"] | {"ray": "missing"}}, "error", "versions",
+         "ray must be the same on all machines, got 2.60.0 but on b missing"),
         ({"devices": {"seen": 0}}, "error", "gpus", "b: torch must see the 1 that Ray promises, got 0"),
         ({"devices": {"seen": "OSError: libcudart"}}, "error", "gpus", "b: torch must load, got OSError: libcudart"),
         ({"storage": "FileNotFoundError: x"}, "error", "storage",
