@@ -31,7 +31,7 @@ __all__ = ["doctor"]
 
 # Each machine ends its own checks before: with PyTorch on a slow share, and a device that hangs.
 _ANSWER_WITHIN_S = 180.0
-_WITHIN_S = 30.0
+_WITHIN_S = 60.0
 _DRIVER, _THIS = "this process", "this"
 
 
@@ -176,7 +176,7 @@ def _ask(questions: Mapping[str, Callable[[], Any]]) -> dict[str, _Answer]:
 
     began, sent = time.monotonic(), time.time()
     waiting = {on_node(node, question): node for node, question in questions.items()}
-    found = {}
+    found: dict[str, _Answer] = {}
     while waiting:
         left_s = max(0.0, began + _ANSWER_WITHIN_S - time.monotonic())
         ready, _ = ray.wait([*waiting], timeout=left_s)

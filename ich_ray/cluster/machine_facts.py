@@ -38,7 +38,7 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (Ray's object store lies there)
 _LISTEN = "0A"
 _PAGE = 4096
 # What asks a disk, and what writes some MB to a share.
-_DISK_WITHIN_S, _STORAGE_WITHIN_S = 20.0, 30.0
+_DISK_WITHIN_S, _STORAGE_WITHIN_S = 20.0, 60.0
 
 
 class Facts(Record):

@@ -32,7 +32,7 @@ def check_storage(machines: Sequence[Facts]) -> Iterable[Finding]:
                 "mount it at the same path with write access, or give the node credentials for it",
                 (machine.machine,),
             )
-        if machine.unread:
+        elif machine.unread:
             other, why = next(iter(machine.unread.items()))
             more = f", and of {len(machine.unread) - 1} more" if len(machine.unread) > 1 else ""
             yield Finding(
