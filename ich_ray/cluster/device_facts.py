@@ -1,4 +1,4 @@
-"""Accelerators of this machine, each asked to compute in a process of its own; and what their driver says.
+"""Accelerators of this machine: each computes in a process of its own; what their driver says.
 
 A fault of one device leaves the others, and this process, as they were.
 """
