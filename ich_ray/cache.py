@@ -27,7 +27,7 @@ from ich_ray.storage import folder_of_home, retried, sha256, write_bytes, writin
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["lacking_room", "local_copy"]
+__all__ = ["cache_folder", "existing_part", "lacking_room", "local_copy"]
 
 _DEFAULT_GB = 200.0
 _USED = ".used"
@@ -59,7 +59,7 @@ def local_copy(path: UPath, digest: str, dataset: str, most_bytes: int) -> Path:
     """
     if not _DATASET.fullmatch(dataset) or not _HASH.fullmatch(digest):
         raise IntegrityError(f"{path}: its dataset must have hexadecimal hashes, got others; prepare the dataset again")
-    folder = _home() / dataset
+    folder = cache_folder() / dataset
     copy = folder / f"{digest}.arrow"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,10 +87,10 @@ def lacking_room(path: UPath, dataset: str, most_bytes: int) -> str:
         most_bytes: that the blocks can hold.
     """
     try:
-        home, limit_gb = _home(), _limit_gb()
+        home, limit_gb = cache_folder(), _limit_gb()
         there = _size_bytes(home / dataset) if (home / dataset).is_dir() else 0
         others = sum(size for folder, size in _sizes(home).items() if folder.name != dataset)
-        free = shutil.disk_usage(next(part for part in (home, *home.absolute().parents) if part.exists())).free
+        free = shutil.disk_usage(existing_part(home)).free
     except (ConfigError, OSError) as error:
         return str(error)
     needed_gb = math.ceil(most_bytes / 1e9)
@@ -108,6 +108,11 @@ def lacking_room(path: UPath, dataset: str, most_bytes: int) -> str:
     return ""
 
 
+def existing_part(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there: whose disk it will be on."""
+    return next(part for part in (folder, *folder.absolute().parents) if part.exists())
+
+
 def _check_no_link(own: Path) -> None:
     """What is written and removed lies in the cache, and not where somebody's link leads."""
     if own.is_symlink():
@@ -117,7 +122,12 @@ def _check_no_link(own: Path) -> None:
         )
 
 
-def _home() -> Path:
+def cache_folder() -> Path:
+    """Where copies lie on this machine.
+
+    Raises:
+        ConfigError: neither the environment nor the list of users tells.
+    """
     cache = os.environ.get("ICH_RAY_CACHE")
     if cache:
         return Path(cache).expanduser()

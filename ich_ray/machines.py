@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import ConfigError
 from ich_ray.progress import say
-from ich_ray.versions import Difference, differences, version_reader
+from ich_ray.versions import DRIVER, Difference, differences, version_reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ask_machines", "on_node"]
+__all__ = ["ask_machines", "on_node", "with_versions"]
 
 _ANSWER_WITHIN_S = 30
 
@@ -28,7 +28,7 @@ def on_node(node: str, function: Any, *arguments: Any) -> Any:
 def ask_machines(look: Callable[..., str] | None = None, *arguments: Any) -> None:
     """Let each machine tell the versions of its code, and look whether all is as the work needs it.
 
-    Versions that differ without an effect on results are said.
+    Versions that differ without an effect on results are said, and drivers of accelerators that differ.
 
     Args:
         look: runs on a machine and returns what is wrong there, with what to do unless it is a path that others see;
@@ -41,9 +41,10 @@ def ask_machines(look: Callable[..., str] | None = None, *arguments: Any) -> Non
     import ray
 
     read_versions = version_reader()
-    here, question = read_versions(), _question(read_versions, look, arguments)
+    here, question = read_versions(), with_versions(read_versions, look, arguments)
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     asked = {on_node(node["NodeID"], question): node["NodeManagerAddress"] for node in alive}
+    drivers: dict[str, str] = {}
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
     for reference in ready:
         try:
@@ -54,6 +55,7 @@ def ask_machines(look: Callable[..., str] | None = None, *arguments: Any) -> Non
                 "with `ray status`"
             ) from None
         _compare(asked[reference], differences(here, there))
+        drivers |= {asked[reference]: there[DRIVER]} if DRIVER in there else {}
         if problem:
             remedy = "" if "; " in problem else "; use a folder that all machines share, or a URI"
             raise ConfigError(f"machine {asked[reference]}: {problem}{remedy}")
@@ -62,17 +64,22 @@ def ask_machines(look: Callable[..., str] | None = None, *arguments: Any) -> Non
         raise ConfigError(
             f"machine {where}: must answer within {_ANSWER_WITHIN_S} s, got nothing; check it with `ray status`"
         )
+    if len({*drivers.values()}) > 1:
+        say(f"machines have different drivers: {', '.join(f'{each} {drivers[each]}' for each in sorted(drivers))}")
 
 
-def _question(
-    read_versions: Callable[[], dict[str, str]], look: Callable[..., str] | None, arguments: tuple[Any, ...]
-) -> Callable[[], tuple[dict[str, str], str]]:
-    """What a machine is asked. It needs nothing of this package there until versions are read."""
+def with_versions(
+    read_versions: Callable[[], dict[str, str]], look: Callable[..., Any] | None, arguments: tuple[Any, ...]
+) -> Callable[[], tuple[dict[str, str], Any]]:
+    """What a machine is asked: its versions, and what `look` returns there, or why it cannot, as a text.
+
+    It needs nothing of this package there until versions are read.
+    """
     from ray import cloudpickle
 
     packed = cloudpickle.dumps((look, arguments))  # type: ignore[no-untyped-call]
 
-    def answer() -> tuple[dict[str, str], str]:
+    def answer() -> tuple[dict[str, str], Any]:
         import pickle
 
         versions = read_versions()

@@ -23,7 +23,7 @@ from ich_ray.terminal import complain, guard_logger
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["cluster_address", "connected", "knock", "signals_given_back"]
+__all__ = ["cluster_address", "connected", "knock", "signals_given_back", "terminated_as_interrupted"]
 
 # Ray warns about its own future defaults on every start; none of these concern a user of this package.
 _QUIET = {
@@ -85,7 +85,7 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         if not (where or "").startswith("ray://"):
             threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address, over), daemon=True).start()
         try:
-            with _terminated_as_interrupted():
+            with terminated_as_interrupted():
                 yield
         finally:
             over.set()
@@ -93,8 +93,11 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Within the block SIGTERM does what Ctrl-C does; Ray's own handler would end the process where it stands."""
+def terminated_as_interrupted() -> Iterator[None]:
+    """Within the block SIGTERM does what Ctrl-C does.
+
+    Ray's own handler would end the process where it stands.
+    """
 
     def interrupt(*_: object) -> None:
         _terminated.set()

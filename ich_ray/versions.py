@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Difference", "differences", "version_reader"]
+__all__ = ["DRIVER", "Difference", "differences", "version_reader"]
+
+# Told where there is one; machines without accelerators have none.
+DRIVER = "nvidia_driver"
 
 _PACKAGES = (
     "ray",
@@ -49,11 +52,12 @@ def version_reader() -> Callable[[], dict[str, str]]:
     It is defined in here and imports all that it needs, so that Ray pickles it as a whole: it answers also where
     `ich_ray` is another version, or is missing.
     """
-    packages = _PACKAGES
+    packages, driver = _PACKAGES, DRIVER
 
     def read_versions() -> dict[str, str]:
         import hashlib
         import platform
+        import re
         from importlib.metadata import PackageNotFoundError, version
         from pathlib import Path
 
@@ -72,15 +76,20 @@ def version_reader() -> Callable[[], dict[str, str]]:
                 found[name] = version(name)
             except PackageNotFoundError:
                 found[name] = "missing"
+        told = Path("/proc/driver/nvidia/version")
+        if told.exists() and (number := re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", told.read_text(errors="replace"))):
+            found[driver] = number[0]
         return found
 
     return read_versions
 
 
 def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[Difference]:
-    """What differs between two processes; what matters comes first."""
+    """What differs between two processes, but for the driver; what matters comes first."""
     found = []
     for name, version in here.items():
+        if name == DRIVER:
+            continue
         other = there.get(name, "missing")
         if other != version:
             matters = name == "ich_ray" or (name in _SAME_MINOR and _minor(other) != _minor(version))

@@ -12,7 +12,7 @@ import pytest
 
 from ich_ray import cli, progress, runtime
 from ich_ray.cluster import doctor, jobs
-from ich_ray.cluster.checks import Finding
+from ich_ray.cluster.findings import Finding
 from ich_ray.cluster.jobs import Job
 from ich_ray.results import TrialResult
 from ich_ray.search.ledger import Ledger, Verdict
@@ -225,7 +225,7 @@ def test_the_log_of_a_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_the_machines_of_a_cluster(options: Sequence[str], said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "doctor", lambda **_: [Finding("problem", "clock", HOSTILE, HOSTILE)])
+    monkeypatch.setattr(doctor, "doctor", lambda **_: [Finding("error", "clock", HOSTILE, HOSTILE)])
     code, text = said("doctor", *options)
     assert code == 1
     assert json.loads(text)[0]["found"] == HOSTILE if options else f"{PLANTED}; {PLANTED}" in text

@@ -41,6 +41,27 @@ def test_a_difference_without_an_effect_is_said(capsys: pytest.CaptureFixture[st
     )
 
 
+def test_drivers_that_differ_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    drivers = {"10.0.0.1": None, "10.0.0.2": "570.1", "10.0.0.3": "535.2"}
+    nodes = [{"NodeID": each, "NodeManagerAddress": each, "Alive": True} for each in drivers]
+    told = {
+        each: {"torch": "2.14.0"} | ({"nvidia_driver": driver} if driver else {}) for each, driver in drivers.items()
+    }
+    monkeypatch.setattr(machines, "version_reader", lambda: lambda: {"torch": "2.14.0", "nvidia_driver": "580.0"})
+    monkeypatch.setattr(machines, "on_node", lambda node, _: node)
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    monkeypatch.setattr("ray.wait", lambda asked, **_: (asked, []))
+    monkeypatch.setattr("ray.get", lambda node: (told[node], ""))
+    progress.show()
+    try:
+        machines.ask_machines()
+        del nodes[2]
+        machines.ask_machines()
+    finally:
+        progress.show(False)
+    assert capsys.readouterr().err == "machines have different drivers: 10.0.0.2 570.1, 10.0.0.3 535.2\n"
+
+
 def test_versions_are_told_also_where_the_files_cannot_be_looked_at() -> None:
     def look(name: str) -> str:
         return f"{name}: must be there, got none" if name else ""
@@ -55,5 +76,5 @@ def test_versions_are_told_also_where_the_files_cannot_be_looked_at() -> None:
         (None, None, ""),
     ):
         arguments = () if argument is None else (argument,)
-        answer = machines._question(lambda: {"torch": "2.14.0"}, function, arguments)
+        answer = machines.with_versions(lambda: {"torch": "2.14.0"}, function, arguments)
         assert answer() == ({"torch": "2.14.0"}, problem)

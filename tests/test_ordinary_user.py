@@ -112,7 +112,7 @@ def test_a_folder_of_another_user_is_named_by_doctor_and_by_a_search(ordinary: O
     line = f"{theirs}: must be a folder of user {USER} alone, got a folder of user 0; let its owner, or root, remove it"
     found = ordinary.run("doctor")
     assert found.returncode == 1
-    assert f"problem folder    {line}" in found.stdout.splitlines()
+    assert f"error   folder    {line}" in found.stdout.splitlines()
     code = "from ich_ray.runtime import connected\nwith connected():\n    pass"
     tried = subprocess.run(ordinary.command("-c", code), capture_output=True, text=True, check=False)
     assert tried.stderr.splitlines()[-1] == f"ich_ray.errors.ConfigError: {line}"
@@ -148,7 +148,7 @@ def test_a_small_shared_memory_is_enough(tmp_path: Path) -> None:
     """What a container gets where nobody asks for more: 64 MB, where here 100 MB are sent to a worker."""
     (tmp_path / "send.py").write_text(
         "import numpy as np, ray\nfrom ich_ray.cluster.doctor import doctor\nfrom ich_ray.runtime import connected\n"
-        "print([str(found) for found in doctor() if found.what == 'shm'])\n"
+        "print([str(found) for found in doctor() if found.check == 'shm'])\n"
         "with connected(cpus=1):\n"
         "    print(ray.get(ray.remote(lambda sent: sent.sum()).remote(ray.put(np.ones(100_000_000, np.uint8)))))\n"
     )

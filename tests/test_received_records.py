@@ -13,9 +13,17 @@ KINDS = hostile.kinds()
 # machine that a training reads; `address`, without what opens it; `file`, below the folder of the record; `lines`, a
 # text of several; `seed`, a number without a bound, which nothing allocates; `signed`, a whole number below zero.
 STATED = {
-    "cluster.machine_facts.Facts text": "auth_mode home machine ray_folder storage token_file torch_gpus versions",
-    "cluster.machine_facts.Facts lines": "auth_mode home machine ray_folder storage token_file torch_gpus",
-    "cluster.machine_facts.Facts signed": "disk_free_bytes shm_free_bytes",
+    "cluster.device_facts.DeviceFacts text": "name number problem",
+    "cluster.device_facts.DeviceFacts lines": "problem",
+    "cluster.device_facts.Devices text": "cuda hints seen",
+    "cluster.device_facts.Devices lines": "hints seen",
+    "cluster.machine_facts.Facts text": (
+        "auth_mode cache cache_folder cloud disk home machine metadata ray_folder silent storage token_file unanswered "
+        "unread versions"
+    ),
+    "cluster.machine_facts.Facts lines": (
+        "auth_mode cache cache_folder disk home machine metadata ray_folder silent storage token_file unanswered unread"
+    ),
     "data.dataset_audit.Check text": "breaches found invariant rule",
     "data.dataset_audit.Check lines": "breaches found",
     "data.dataset.BlockRecord file": "file",

@@ -159,7 +159,7 @@ def test_a_process_that_is_ended_with_its_head_waits_less(
     before = signal.getsignal(signal.SIGTERM)
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"
-    with runtime._terminated_as_interrupted():
+    with runtime.terminated_as_interrupted():
         with pytest.raises(KeyboardInterrupt):
             signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         started = time.monotonic()

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ich_ray.cluster.checks import Finding, check, check_cluster_file
+from ich_ray.cluster.checks import check, check_cluster_file
+from ich_ray.cluster.findings import Finding
 from ich_ray.cluster.machine_facts import Facts, look
 from ich_ray.cluster.secrets import find_secrets
-from ich_ray.errors import ConfigError
+from ich_ray.cluster.storage_speed import read_others
+from ich_ray.cluster.time_limits import Question, answers
+from ich_ray.errors import ConfigError, first_line
 from ich_ray.local_ray import sessions_folder
-from ich_ray.machines import on_node
-from ich_ray.runtime import cluster_address, connected
+from ich_ray.machines import on_node, with_versions
+from ich_ray.runtime import cluster_address, connected, terminated_as_interrupted
 from ich_ray.storage import Location, locate, remove, write_bytes
+from ich_ray.versions import version_reader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
     from upath import UPath
 
 __all__ = ["doctor"]
 
-_ANSWER_WITHIN_S = 120.0
+# Each machine ends its own checks before: with PyTorch on a slow share, and a device that hangs.
+_ANSWER_WITHIN_S = 180.0
+_WITHIN_S = 60.0
+_DRIVER, _THIS = "this process", "this"
 
 
 def doctor(
@@ -36,25 +48,22 @@ def doctor(
         cluster_file: a cluster file to look through for secrets.
 
     Returns:
-        Findings; a `problem` among them means that a search should not be started.
+        Findings; an `error` among them means that a search should not be started.
 
     Raises:
         ConfigError: no cluster answers at the address, or the cluster file is not there.
     """
-    findings = _read_cluster_file(locate(cluster_file)) if cluster_file is not None else []
-    scratch = locate(storage) / f".ich-ray-doctor-{secrets.token_hex(4)}" if storage is not None else None
-    witness = secrets.token_hex(8)
-    problem = _leave_witness(scratch, witness)
-    try:
-        where = cluster_address(address)
+    given = _read_cluster_file(locate(cluster_file)) if cluster_file is not None else []
+    where = cluster_address(address)
+    of_scratch: list[Finding] = []
+    with terminated_as_interrupted(), _scratch(storage, of_scratch) as (scratch, witness):
         if where is None:
-            return findings + check([_here(scratch, witness, problem)], None, is_cluster=False)
-        with connected(address):
-            machines, dashboard = _ask_all(str(scratch) if scratch is not None else None, witness)
-    finally:
-        if scratch is not None and not problem:
-            remove(scratch)
-    return findings + check(machines, dashboard, is_cluster=True)
+            found = check([_here(scratch, witness)], None, is_cluster=False)
+        else:
+            with connected(address):
+                machines, dashboard = _ask_all(scratch, witness)
+            found = check(machines, dashboard, is_cluster=True)
+    return given + found + of_scratch
 
 
 def _read_cluster_file(path: UPath) -> list[Finding]:
@@ -63,74 +72,179 @@ def _read_cluster_file(path: UPath) -> list[Finding]:
     return check_cluster_file(path.name, find_secrets(path.read_text(errors="replace")))
 
 
-def _leave_witness(scratch: UPath | None, witness: str) -> str:
-    if scratch is None:
-        return ""
+@contextmanager
+def _scratch(storage: Location | None, findings: list[Finding]) -> Iterator[tuple[str | None, str]]:
+    """A folder of the storage for the block, with what stands in its witness.
+
+    None where it cannot be made, which is a finding then.
+    """
+    if storage is None:
+        yield None, ""
+        return
+    scratch, witness = locate(storage) / f".ich-ray-doctor-{secrets.token_hex(4)}", secrets.token_hex(8)
+    failed: dict[str, str] = {}
     try:
-        write_bytes(scratch / "witness", witness.encode())
-    except Exception as error:  # noqa: BLE001  (credentials, mounts, permissions, missing drivers: all are findings)
-        return f"{type(error).__name__}: {error}"
-    return ""
+        _, failed = answers({"write": Question(_WITHIN_S, partial(write_bytes, scratch / "witness", witness.encode()))})
+        if failed:
+            findings.append(
+                Finding(
+                    "error",
+                    "storage",
+                    f"{_DRIVER}: must write it, got {failed['write']}",
+                    "mount it with write access, or give this machine credentials for it",
+                    (_DRIVER,),
+                )
+            )
+        yield None if failed else str(scratch), witness
+    finally:
+        _, left = answers({"remove": Question(1.0 if failed else _WITHIN_S, partial(remove, scratch))})
+        if left and not failed:
+            findings.append(
+                Finding("warning", "storage", f"{scratch}: could not be removed, got {left['remove']}", "remove it")
+            )
 
 
-def _here(scratch: UPath | None, witness: str, problem: str) -> Facts:
-    facts = look("this", None if scratch is None or problem else str(scratch), witness)
-    return facts.model_copy(update={"ray_folder": _no_ray_folder()} | ({"storage": problem} if problem else {}))
-
-
-def _no_ray_folder() -> str:
+def _here(scratch: str | None, witness: str) -> Facts:
+    """This machine, which reads what it has written."""
+    folder, problem = None, ""
     try:
-        sessions_folder()
+        folder = str(sessions_folder())
     except ConfigError as error:
-        return str(error)
-    return ""
+        problem = str(error)
+    facts = look(_THIS, scratch, witness, folder)
+    if scratch is not None and facts.speed is not None:
+        facts = _with_reading(facts, _read(scratch, [], _THIS), {})
+    return facts.model_copy(update={"ray_folder": problem})
 
 
-def _ask_all(storage: str | None, witness: str) -> tuple[list[Facts], str | None]:
-    """Every node that is up, each asked at once; what the driver sees of the storage is part of the answer."""
+def _read(scratch: str, names: list[str], large_of: str) -> tuple[dict[str, str], float | None]:
+    told, missing = answers({"read": Question(_WITHIN_S, partial(read_others, scratch, names, large_of))})
+    answer: tuple[dict[str, str], float | None] = told.get("read") or ({large_of: missing["read"]}, None)
+    return answer
+
+
+def _with_reading(facts: Facts, read: tuple[dict[str, str], float | None], names: Mapping[str, str]) -> Facts:
+    """What a machine has read of others, by the names of their files."""
+    wrong, rate = read
+    speed = facts.speed and facts.speed.model_copy(update={"read_mb_per_s": rate})
+    return facts.model_copy(
+        update={"unread": {names.get(name, name): why for name, why in wrong.items()}, "speed": speed}
+    )
+
+
+def _ask_all(scratch: str | None, witness: str) -> tuple[list[Facts], str | None]:
+    """Every node that is up, all at once; then each reads what the others have written."""
     import ray
 
     from ich_ray.ray_internals import get_dashboard_url
 
-    sent = time.time()
-    nodes = {
-        on_node(node["NodeID"], _look_there, node["NodeManagerAddress"], storage, witness): node
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"]
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+    names = _names(nodes)
+    read_versions = version_reader()
+    asked = _ask({
+        node: with_versions(read_versions, _look_there, (names[node], scratch, witness, node)) for node in nodes
+    })  # fmt: skip
+    machines = {node: _facts(names[node], answer, nodes[node]) for node, answer in asked.items()}
+    writers = [node for node, facts in machines.items() if facts.speed is not None]
+    again = _ask({node: _again(scratch, writers, node) for node in nodes if not machines[node].silent})
+    for node, answer in again.items():
+        machines[node] = _second(machines[node], answer, names)
+    return sorted(machines.values(), key=lambda facts: facts.machine), get_dashboard_url()  # type: ignore[no-untyped-call]
+
+
+def _names(nodes: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """What each machine is called: its address, with its id where several have one."""
+    count = Counter(node["NodeManagerAddress"] for node in nodes.values())
+    return {
+        key: address if count[address := node["NodeManagerAddress"]] == 1 else f"{address} ({key[:8]})"
+        for key, node in nodes.items()
     }
-    waiting, machines = list(nodes), []
+
+
+class _Answer(NamedTuple):
+    """What a machine has said, and when by the clock here; or why it has not."""
+
+    sent: float
+    received: float
+    said: Any
+    silent: str = ""
+
+
+def _ask(questions: Mapping[str, Callable[[], Any]]) -> dict[str, _Answer]:
+    """The answer of each node, all asked at once."""
+    import ray
+
+    began, sent = time.monotonic(), time.time()
+    waiting = {on_node(node, question): node for node, question in questions.items()}
+    found: dict[str, _Answer] = {}
     while waiting:
-        ready, waiting = ray.wait(waiting, timeout=_ANSWER_WITHIN_S)
+        left_s = max(0.0, began + _ANSWER_WITHIN_S - time.monotonic())
+        ready, _ = ray.wait([*waiting], timeout=left_s)
         received = time.time()
         if not ready:
-            silent = ", ".join(nodes[reference]["NodeManagerAddress"] for reference in waiting)
-            raise ConfigError(f"machine {silent}: must answer within {_ANSWER_WITHIN_S:.0f} s, got nothing; restart it")
-        node = nodes[ready[0]]
+            silent = f"nothing within {_ANSWER_WITHIN_S:.0f} s"
+            return found | {node: _Answer(sent, received, None, silent) for node in waiting.values()}
         try:
-            machines.append(_placed(ray.get(ready[0]), node, sent, received))
+            found[waiting[ready[0]]] = _Answer(sent, received, ray.get(ready[0]))
         except ray.exceptions.RayError as error:
-            raise ConfigError(
-                f"machine {node['NodeManagerAddress']}: must run this package, got {str(error).splitlines()[-1]}; "
-                "`ich-ray submit -- doctor` sends it along"
-            ) from None
-    return sorted(machines, key=lambda facts: facts.machine), get_dashboard_url()  # type: ignore[no-untyped-call]
+            found[waiting[ready[0]]] = _Answer(sent, received, None, first_line(error))
+        del waiting[ready[0]]
+    return found
 
 
-def _look_there(machine: str, storage: str | None, witness: str) -> Facts:
+def _look_there(machine: str, storage: str | None, witness: str, node: str) -> dict[str, Any]:
     """What a worker of Ray says of its machine; it knows where Ray keeps its files there."""
     from ich_ray.ray_internals import worker
 
-    node = worker.global_worker.node
-    return look(machine, storage, witness, temporary=node and node.get_session_dir_path())
+    here = worker.global_worker.node
+    temporary = here and here.get_session_dir_path()
+    # Plain, as another version of this package may have another record.
+    return look(machine, storage, witness, temporary, name=node, is_of_ray=True).model_dump(mode="json")
 
 
-def _placed(facts: Facts, node: dict[str, Any], sent: float, received: float) -> Facts:
+def _again(scratch: str | None, writers: list[str], node: str) -> Callable[[], tuple[float, Any, float]]:
+    return lambda: _look_again(scratch, writers, node)  # Ray takes no partial
+
+
+def _look_again(scratch: str | None, writers: list[str], node: str) -> tuple[float, Any, float]:
+    """What a machine reads of others, with its clock before and after: this time nothing had to be loaded."""
+    began = time.time()
+    read = None
+    if scratch is not None and writers:
+        ring = sorted({*writers, node})
+        beside = ring[(ring.index(node) + 1) % len(ring)]  # what it has written itself is in its memory
+        read = _read(scratch, [each for each in writers if each != node], beside)
+    return began, read, time.time()
+
+
+def _facts(machine: str, answer: _Answer, node: dict[str, Any]) -> Facts:
     resources = node["Resources"]
-    return facts.model_copy(
-        update={
-            "is_head": "node:__internal_head__" in resources,
-            "gpus": resources.get("GPU", 0.0),
-            "sent": sent,
-            "received": received,
-        }
-    )
+    known = {
+        "machine": machine,
+        "is_head": "node:__internal_head__" in resources,
+        "gpus": resources.get("GPU", 0.0),
+        "sent": answer.sent,
+        "received": answer.received,
+    }
+    if answer.silent:
+        return Facts(versions={}, silent=answer.silent, **known)
+    versions, said = answer.said
+    if isinstance(said, str):
+        return Facts(versions=versions, silent=said, **known)
+    try:
+        return Facts.model_validate(said | {"versions": versions} | known)
+    except (TypeError, ValueError) as error:
+        return Facts(versions=versions, silent=f"an answer of another version, {first_line(error)}", **known)
+
+
+def _second(facts: Facts, answer: _Answer, names: Mapping[str, str]) -> Facts:
+    """With what a machine has read, and the times of the quicker of two round trips."""
+    if answer.silent:
+        return facts.model_copy(update={"unanswered": facts.unanswered | {"storage": answer.silent}})
+    began, read, answered = answer.said
+    if read is not None:
+        facts = _with_reading(facts, read, names)
+    first_s = (facts.received - facts.sent) - (facts.answered - facts.began)
+    second_s = (answer.received - answer.sent) - (answered - began)
+    times = {"sent": answer.sent, "began": began, "answered": answered, "received": answer.received}
+    return facts.model_copy(update=times if second_s < first_s else {})

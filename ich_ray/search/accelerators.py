@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["common_precision", "least_capability"]
 
+_NONE = (0, 0)
 # A process of its own, because it holds memory of every device that it asks.
 _ASK = """
 import torch
@@ -32,7 +33,7 @@ def common_precision(gpus_per_trial: float) -> Precision:
     Machines that are up count. Where none with an accelerator is up yet, that of the first one that comes.
 
     Raises:
-        IchRayError: a machine does not say what it has.
+        IchRayError: no machine says what it has.
     """
     if not gpus_per_trial:
         return "float32"
@@ -40,17 +41,28 @@ def common_precision(gpus_per_trial: float) -> Precision:
 
     alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
     if alive:
-        asked = [on_node(node["NodeID"], least_capability) for node in alive]
+        asked = {on_node(node["NodeID"], least_capability): node["NodeManagerAddress"] for node in alive}
     else:
         say("waiting for the first machine with a GPU, whose kind decides the precision of the search")
-        asked = [ray.remote(num_cpus=0, num_gpus=gpus_per_trial)(least_capability).remote()]
+        asked = {ray.remote(num_cpus=0, num_gpus=gpus_per_trial)(least_capability).remote(): "the first one"}
+    told = [_told(reference, machine) for reference, machine in asked.items()]
+    if not any(told):
+        raise IchRayError(
+            "GPU: a machine must tell the capability of its own, got none that does; check them with `ich-ray doctor`"
+        )
+    return precision_of(min((known for known in told if known and known > _NONE), default=_NONE))
+
+
+def _told(reference: ray.ObjectRef[tuple[int, int]], machine: str) -> tuple[int, int] | None:
+    """None of a machine that does not tell: one that is sick changes nothing for others, who are given its trials."""
+    capability, problem = None, "none"
     try:
-        return precision_of(min(ray.get(asked)))
+        capability = ray.get(reference)
     except ray.exceptions.RayError as error:
         problem = str(error).strip().splitlines()[-1]
-        raise IchRayError(
-            f"GPU: every machine must tell the capability of its own, got {problem}; check it with `ich-ray doctor`"
-        ) from None
+    if capability is None or capability == _NONE:
+        say(f"machine {machine}: PyTorch must see its GPUs, got {problem}; check it with `ich-ray doctor`")
+    return capability
 
 
 def least_capability() -> tuple[int, int]:

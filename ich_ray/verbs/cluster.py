@@ -94,7 +94,7 @@ def doctor(
     else:
         for finding in findings:
             print_line(finding)
-    if any(finding.level == "problem" for finding in findings):
+    if any(finding.state == "error" for finding in findings):
         raise typer.Exit(1)
 
 

@@ -33,13 +33,13 @@ def _token(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dashboard_open_to_other_machines_is_found_from_outside(head: Head, tmp_path: Path) -> None:
     findings = asked(head, tmp_path / "shared")
     (listed,) = ich_ray.jobs(head.url)
-    assert {finding["what"]: finding["level"] for finding in findings if finding["what"] not in {"disk", "shm"}} == {
+    assert {finding["check"]: finding["state"] for finding in findings if finding["check"] not in {"disk", "shm"}} == {
         "versions": "ok",
         "gpus": "ok",
         "storage": "ok",
         "clock": "ok",
         "token": "ok",
-        "dashboard": "problem",
+        "dashboard": "error",
     }
     assert listed.exit_code == 1
     assert list((tmp_path / "shared").iterdir()) == []
@@ -71,14 +71,14 @@ def test_what_is_wrong_with_the_second_machine_is_found(head: Head, tmp_path: Pa
         deadline, findings = time.monotonic() + 120, asked(head, shared)
         while any("1 machine:" in finding["found"] for finding in findings) and time.monotonic() < deadline:
             findings = asked(head, shared)  # the second one was not up yet
-    problems = [(f["level"], f["what"], f["found"]) for f in findings if f["level"] != "ok" and f["what"] != "disk"]
+    problems = [(f["state"], f["check"], f["found"]) for f in findings if f["state"] != "ok" and f["check"] != "disk"]
     assert [(level, what) for level, what, _ in problems] == [
-        ("problem", "versions"),
-        ("problem", "gpus"),
-        ("problem", "storage"),
-        ("problem", "clock"),
+        ("warning", "versions"),
+        ("error", "gpus"),
+        ("error", "storage"),
+        ("error", "clock"),
         ("warning", "shm"),
-        ("problem", "dashboard"),
+        ("error", "dashboard"),
     ]
     said = [found for *_, found in problems]
     assert said[0].startswith("optuna must be the same on all machines, got ")
