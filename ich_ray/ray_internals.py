@@ -20,6 +20,7 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 from ray.job_config import JobConfig
+from ray.runtime_context import get_runtime_context
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -74,7 +75,7 @@ def drain_node(node: str, why: str, deadline_ms: int) -> None:
         RuntimeError: Ray does not accept it.
     """
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    gcs = GcsClient(address=worker.get_runtime_context().gcs_address)
+    gcs = GcsClient(address=get_runtime_context().gcs_address)
     accepted, why_not = gcs.drain_node(node, reason, why, deadline_ms)
     if not accepted:
         raise RuntimeError(why_not)

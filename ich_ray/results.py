@@ -212,7 +212,7 @@ class QuarantineNote(_FaultPlace):
 
 
 def fault_note(record: SearchRecord, trials: Iterable[TrialResult]) -> str:
-    """What machines have cost a search: faults, those that went, and who is in quarantine; empty where nothing."""
+    """Attempts that machines have cost a search, and who is in quarantine; empty without any."""
     attempts = [attempt for trial in trials for attempt in trial.lost]
     if not attempts:
         return ""

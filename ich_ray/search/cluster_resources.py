@@ -102,7 +102,7 @@ def is_gone(node: str) -> bool:
 
 
 def host_of(node: str) -> str:
-    """The name of a machine by Ray's id, of one that is gone, too; the start of its id where Ray has none."""
+    """The name of a machine by Ray's id, also of one that is gone; else the start of its id."""
     named = {one["NodeID"]: one.get("NodeManagerHostname") for one in ray.nodes()}  # type: ignore[no-untyped-call]
     return named.get(node) or node[:8]
 

@@ -57,7 +57,9 @@ def test_a_machine_with_a_notice_is_left_at_the_next_report_and_one_without_cost
     lost = sorted((one.cause, one.node, one.images_seen) for trial in after.trials for one in trial.lost)
     assert lost == [("node_lost", other.node_id, 300), ("preempted", spot.node_id, 400)]
     assert sorted(trial.attempts for trial in after.trials) == [1, 1, 2, 2]
-    assert "2 attempts moved from 2 machines that went" in driver.said.read_text()
+    said = driver.said.read_text()
+    assert "2 attempts moved from 2 machines that went" in said
+    assert said.count(": AWS spot terminate\n") == 1
 
 
 def until_drained(cluster: Cluster, node: str) -> None:

@@ -68,6 +68,7 @@ class LedgerCallback(Callback):
         self._running: set[int] = set()
         self._told_lost: set[int] = set()
         self._losses = NodeLosses(is_gone)
+        self._heard: set[str | None] = {None, ""}
         self._declined: set[int] = set()
         self._started: float | None = None
         self._last_line = self._last_table = time.monotonic()
@@ -108,6 +109,9 @@ class LedgerCallback(Callback):
             "cost_gpu_s": self._cost(number),
             "where": f"{result.get('hostname', '')}:{result.get('pid', '')}",
         }
+        if result.get("heard") not in self._heard:
+            self._heard.add(result["heard"])
+            say(result["heard"])
         if result.get("note"):
             changes["detail"] = result["note"]
         if "logits" in result:  # None where the file of the best report is lost

@@ -54,7 +54,7 @@ def admitted(search: str, declined_s: float) -> float:
 
 
 def leave_if_draining() -> None:
-    """Give the trial back where this machine will be taken away; call it when a state has just been reported.
+    """Give the trial back where this machine will be taken away; call it after a report.
 
     Raises:
         WorkersLost: it will.

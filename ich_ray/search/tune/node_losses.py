@@ -72,7 +72,7 @@ class NodeLosses:
                 death.count()
 
     def died(self, trial: Trial) -> str:
-        """An attempt has ended without a word: the node if it is gone, else nothing, and time will tell."""
+        """An attempt has ended without a word: its node if that is gone, else an empty string."""
         number = trial.config["number"]
         node, before = self._nodes.pop(number, ""), self._failures.pop(number, None)
         if not node or (before is not None and trial.num_failures == before):
@@ -88,7 +88,7 @@ class NodeLosses:
         self._nodes.pop(trial.config["number"], None)
 
     def settle(self) -> Iterator[Death]:
-        """Deaths whose machines are found to be gone by now; those of machines that live are counted after a time."""
+        """Deaths whose machines are found to be gone; others are counted after a time."""
         still = []
         for death in self._open:
             if self._is_gone(death.node):

@@ -146,7 +146,7 @@ class _Aws:
         if not answer:
             return None
         told = _fields(answer)
-        return Notice(f"AWS spot {told['action']}", datetime.fromisoformat(told["time"]).timestamp())
+        return Notice(f"AWS spot {str(told['action'])[:40]}", datetime.fromisoformat(told["time"]).timestamp())
 
     def _get(self, name: str) -> str | None:
         try:

@@ -20,7 +20,6 @@ import ray
 from filelock import FileLock, Timeout
 
 from ich_ray.errors import ConfigError
-from ich_ray.progress import say
 from ich_ray.ray_internals import drain_node, draining_nodes
 from ich_ray.search.tune.notices import follow, service_of
 
@@ -29,10 +28,12 @@ if TYPE_CHECKING:
 
     from ich_ray.search.tune.notices import MetadataService, Notice
 
-__all__ = ["draining", "format_deadline", "is_draining", "watch_notices"]
+__all__ = ["draining", "format_deadline", "heard", "is_draining", "watch_notices"]
 
 # Between two tries of a process to become the one of its machine that asks.
 _TAKE_OVER_S = 5.0
+# What this process has heard last and Ray does not know: a worker has no terminal, its reports take it along.
+_heard: list[str] = []
 
 
 def draining() -> dict[str, int]:
@@ -72,7 +73,7 @@ def watch_notices() -> None:
     try:
         service = service_of()
     except ConfigError as error:
-        say(str(error))
+        _heard[:] = [f"machine {platform.node()}: {error}"]
         return
     if service is None or not ray.is_initialized():
         return
@@ -102,13 +103,19 @@ def _is_the_one(node: str) -> bool:
 
 
 def _tell(node: str, notice: Notice) -> bool:
-    """Drain this node; whether Ray has taken it. A recommendation is only said, in the log of this process."""
+    """Drain this node; whether Ray has taken it. A recommendation is only said."""
+    said = f"machine {platform.node()}: {notice.detail}"
+    _heard[:] = [said]
     if notice.deadline is None:
-        say(f"machine {platform.node()}: {notice.detail}")
         return False
     try:
-        drain_node(node, f"{platform.node()}: {notice.detail}", int(notice.deadline * 1000))
-    except Exception as error:  # noqa: BLE001  (asked again, and Ray is told again)
-        say(f"machine {platform.node()}: {notice.detail}, and Ray could not be told: {type(error).__name__}")
+        drain_node(node, said, int(notice.deadline * 1000))
+    except Exception as error:  # noqa: BLE001  (the cloud is asked again, and Ray is told again)
+        _heard[:] = [f"{said}, and Ray could not be told: {type(error).__name__}: {error}"]
         return False
     return True
+
+
+def heard() -> str:
+    """What this process has heard of its machine; empty without a notice."""
+    return _heard[0] if _heard else ""
