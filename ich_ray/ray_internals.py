@@ -17,7 +17,7 @@ from ray._private.worker import get_dashboard_url
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 from ray.job_config import JobConfig
 from ray.runtime_context import get_runtime_context

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from ich_ray.cluster.jobs import outcome
 from ich_ray.cluster.jobs import submit as submit_job
 from ich_ray.cluster.ray_errors import UnknownJob, Unreachable
-from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.errors import ConfigError, IchRayError, Interrupted
 from ich_ray.progress import say
 
 if TYPE_CHECKING:
@@ -67,12 +67,19 @@ def run_to_end(
     Raises:
         ConfigError: the command, the address or the token is not right.
         IchRayError: the cluster did not answer for an hour, or its last job was lost without a trace.
+        Interrupted: nobody waits for it any more; the job goes on.
     """
     again = [command[0], "--resume", *command[1:]] if knows_resume and "--resume" not in command else [*command]
     job = submit_job(command, address=address, cpus=cpus, gpus=gpus, python=python)
     for number in range(restarts + 1):
         submitted(job)
-        ended = _end_of(job, address)
+        try:
+            ended = _end_of(job, address)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"{job}: is brought back only while this command waits for it, got interrupted; the job goes on, and "
+                "`ich-ray stop` ends it"
+            ) from None
         why = "the cluster has no record of it" if ended is None else _loss(ended)
         if number == restarts or not why:
             break

@@ -152,6 +152,18 @@ def test_a_new_head_with_another_token_is_told_at_once(cluster: Cluster) -> None
     assert cluster.now == 0.0
 
 
+def test_an_interrupt_leaves_the_job_alone_and_says_so(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    cluster.answers = [RUNNING]
+    monkeypatch.setattr(restarts.time, "sleep", interrupt)
+    assert submit("--restarts", "1") == 130
+    assert "the job goes on, and `ich-ray stop` ends it" in capsys.readouterr().err
+
+
 def test_without_restarts_it_returns_at_once(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit() == 0
     assert capsys.readouterr().out == "job-1\n"

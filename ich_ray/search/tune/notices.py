@@ -50,8 +50,8 @@ class Notice:
 
     Attributes:
         detail: in a few words.
-        deadline: when it is taken away at the earliest, in seconds since 1970; None for a recommendation, after which
-            it may well stay.
+        deadline: when it is taken away at the earliest, in seconds since 1970; None where it may well stay or come
+            back, as after a recommendation.
     """
 
     detail: str
@@ -146,7 +146,9 @@ class _Aws:
         if not answer:
             return None
         told = _fields(answer)
-        return Notice(f"AWS spot {str(told['action'])[:40]}", datetime.fromisoformat(told["time"]).timestamp())
+        stays = told["action"] == "hibernate"  # whose memory comes back: Ray knows no way back from draining
+        deadline = datetime.fromisoformat(told["time"]).timestamp()
+        return Notice(f"AWS spot {str(told['action'])[:40]}", None if stays else deadline)
 
     def _get(self, name: str) -> str | None:
         try:

@@ -78,6 +78,14 @@ def test_a_recommendation_is_told_and_the_order_after_it(service: Service) -> No
     ]
 
 
+def test_a_machine_that_hibernates_is_not_left(service: Service) -> None:
+    service.answers = {TOKEN: "secret", ACTION: '{"action": "hibernate", "time": "2026-11-29T10:02:00Z"}'}
+    told = Told(2)
+    with pytest.raises(KeyboardInterrupt):
+        followed(service, "aws", told)
+    assert told == [Notice("AWS spot hibernate", None)] * 2
+
+
 def test_a_token_that_is_over_is_asked_for_again(service: Service) -> None:
     service.answers, service.statuses = {TOKEN: "secret"}, {ACTION: 401}
     with pytest.raises(KeyboardInterrupt):
