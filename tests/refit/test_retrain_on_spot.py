@@ -51,7 +51,7 @@ def test_a_retraining_leaves_a_machine_that_is_drained_at_its_next_report(
     drained: list[str] = []
 
     def drain() -> None:
-        deadline, found = time.monotonic() + 240, None
+        deadline, found = time.monotonic() + 400, None
         while not found and time.monotonic() < deadline:
             time.sleep(0.1)
             found = worker(cluster) if states(files) else None

@@ -63,7 +63,7 @@ def test_a_machine_with_a_notice_is_left_at_the_next_report_and_one_without_cost
 
 
 def until_drained(cluster: Cluster, node: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     with connected(cluster.address):
         while node not in draining_nodes():
             assert time.monotonic() < deadline
