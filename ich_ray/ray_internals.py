@@ -17,8 +17,10 @@ from ray._private.worker import get_dashboard_url
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 from ray.job_config import JobConfig
+from ray.runtime_context import get_runtime_context
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -27,6 +29,8 @@ __all__ = [
     "DEBUG_AUTOSCALING_STATUS",
     "DriverPathJob",
     "GcsClient",
+    "drain_node",
+    "draining_nodes",
     "forget",
     "forget_authentication",
     "get_cluster_status",
@@ -54,9 +58,27 @@ def forget(trial: Trial) -> None:
 
 def process_of(trial: Trial) -> tuple[str, int] | None:
     """The node and number of the process that runs a trial; None where Ray does not know it."""
-    actor = getattr(trial.temporary_state, "ray_actor", None)
+    actor = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
     told = state.actor_table(actor._actor_id.hex()) if actor is not None else {}
     return (told["Address"]["NodeID"], told["Pid"]) if told.get("Pid") else None
+
+
+def draining_nodes() -> dict[str, int]:
+    """Ids of nodes that will be taken away, and when: in ms since 1970, or 0 where nobody said."""
+    return dict(state.get_draining_nodes())
+
+
+def drain_node(node: str, why: str, deadline_ms: int) -> None:
+    """Say of a node that it will be taken away: Ray starts nothing more there.
+
+    Raises:
+        RuntimeError: Ray does not accept it.
+    """
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    gcs = GcsClient(address=get_runtime_context().gcs_address)
+    accepted, why_not = gcs.drain_node(node, reason, why, deadline_ms)
+    if not accepted:
+        raise RuntimeError(why_not)
 
 
 class DriverPathJob(JobConfig):

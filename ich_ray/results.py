@@ -158,13 +158,18 @@ Devices = Annotated[
 ]
 
 
+# Causes of lost attempts that are no faults: a machine was taken away, with a notice and without one.
+PREEMPTED, NODE_LOST = "preempted", "node_lost"
+OF_NODES = (PREEMPTED, NODE_LOST)
+
+
 class _FaultPlace(Record):
     """Where a fault was, and which one.
 
     Attributes:
         node: Ray's id of the machine, and `host`, its name.
         devices: of the machine.
-        cause: a `Fault` of training/machine_faults.py, or `silent`.
+        cause: a `Fault` of training/machine_faults.py, `silent`, `preempted` or `node_lost`.
     """
 
     node: NodeId
@@ -207,13 +212,21 @@ class QuarantineNote(_FaultPlace):
 
 
 def fault_note(record: SearchRecord, trials: Iterable[TrialResult]) -> str:
-    """What faults of machines have cost a search, and who is in quarantine; empty where there were none."""
-    lost = Counter(f"{attempt.cause} on {attempt.place}" for trial in trials for attempt in trial.lost)
-    if not lost:
+    """Attempts that machines have cost a search, and who is in quarantine; empty without any."""
+    attempts = [attempt for trial in trials for attempt in trial.lost]
+    if not attempts:
         return ""
-    told = ", ".join(f"{count} {what}" for what, count in lost.most_common())
+    went = [attempt for attempt in attempts if attempt.cause in OF_NODES]
+    faults = Counter(f"{attempt.cause} on {attempt.place}" for attempt in attempts if attempt.cause not in OF_NODES)
+    causes = ", ".join(f"{count} {what}" for what, count in faults.most_common())
+    nodes = len({attempt.node for attempt in went})
     hosts = ", ".join(dict.fromkeys(note.place for note in record.quarantined))
-    return f"{lost.total()} attempts lost to faults of machines ({told}){hosts and f', in quarantine: {hosts}'}"
+    told = [
+        f"{faults.total()} attempts lost to faults of machines ({causes})" if faults else "",
+        f"{len(went)} attempts moved from {nodes} machine{'s' * (nodes > 1)} that went" if went else "",
+        f"in quarantine: {hosts}" if hosts else "",
+    ]
+    return ", ".join(filter(None, told))
 
 
 class WeightsNote(Record):

@@ -24,7 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or writes the user's key, or joins a cluster that happens to run."""
+    """No test reads or writes the user's key, joins a cluster that happens to run, or asks a cloud for its notices."""
+    os.environ["ICH_RAY_METADATA_SERVICE"] = "off"
     os.environ["ICH_RAY_KEY_FILE"] = str(Path(tmp_path_factory.mktemp("key")) / "key")
     os.environ.pop("RAY_ADDRESS", None)
 

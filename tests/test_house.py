@@ -76,6 +76,8 @@ MAY_IMPORT_RAY = {
     "search.tune.watchdog",
     "search.tune.measure_speed",
     "search.tune.multi_worker_trial",
+    "search.tune.node_losses",
+    "search.tune.preemption",
     "search.tune.sampler",
     "search.tune.scheduler",
     "search.tune.train_workers",

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
     from ich_ray.cluster.access import Access
 
-__all__ = ["remote_line", "translate_errors"]
+__all__ = ["UnknownJob", "Unreachable", "remote_line", "translate_errors"]
+
+
+class Unreachable(ConfigError):
+    """No cluster answers at an address; it may be on its way."""
+
+
+class UnknownJob(ConfigError):
+    """The cluster that answers has no record of a job."""
 
 
 @contextmanager
@@ -30,15 +38,13 @@ def translate_errors(access: Access, job: str | None = None) -> Iterator[None]:
     except AuthenticationError as error:
         raise ConfigError(f"{access}: {_token_problem(access, str(error))}") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(
+        raise Unreachable(
             f"{access}: the dashboard of a Ray cluster must answer there, got {remote_line(error)}; "
             "check that the cluster is up and that `ray dashboard cluster.yaml`, the tunnel to it, is open"
         ) from None
     except RuntimeError as error:
         if job and ("status code 404" in str(error) or "does not exist" in str(error)):
-            raise ConfigError(
-                f"job {job}: must be known at {access.url}, got none; `ich-ray jobs` lists them"
-            ) from None
+            raise UnknownJob(f"job {job}: must be known at {access.url}, got none; `ich-ray jobs` lists them") from None
         raise IchRayError(f"{access}: a Ray cluster must do as it is asked, got {remote_line(error)}") from None
 
 

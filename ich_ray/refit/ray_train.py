@@ -1,8 +1,9 @@
 """One network trained by several workers of Ray Train, until its budget or its patience is over.
 
 Each worker runs `training.loop`; rank 0 keeps reports and states (training/checkpoint_store.py). A worker or driver
-that dies is followed by one that goes on from the newest state, so at most one report is done twice. Ray Train keeps
-nothing of ours: its own storage is removed afterwards. Knows nothing of searches and bundles.
+that dies is followed by one that goes on from the newest state, so at most one report is done twice; workers leave a
+machine that will be taken away at their next report. Ray Train keeps nothing of ours: its own storage is removed
+afterwards. Knows nothing of searches and bundles.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from ich_ray.storage import first_problem, locate, remove
 from ich_ray.training.checkpoint_store import CheckpointStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from upath import UPath
 
     from ich_ray.search.cluster_resources import Machine
@@ -34,6 +37,7 @@ __all__ = ["RetrainPlan", "best_report", "checkpoints_in", "fit", "patience_over
 
 _REPORTS = TypeAdapter(tuple[Report, ...])
 
+# Failures in a row of workers whose machines live, with no new state between them, before a training is given up.
 _MAX_FAILURES = 2
 
 
@@ -65,31 +69,57 @@ def fit(plan: RetrainPlan, workers: int, gpus_per_worker: float | None) -> tuple
         IchRayError: workers died too often.
     """
     from ich_ray.search.cluster_resources import ClusterResources
-    from ich_ray.search.tune.train_workers import WorkersLost, run_workers
 
     resources = _resources(ClusterResources().machines(), workers, gpus_per_worker)
     # Ray checks that every worker sees its storage, so it lies in the search, which they all see.
     storage = locate(plan.folder) / "ray_train"
     try:
-        outcome: dict[str, Any] = run_workers(
-            _worker,
-            {"plan": plan},
-            workers=workers,
-            resources=resources,
-            nccl=resources["GPU"] >= 1,
-            storage=storage,
-            max_failures=_MAX_FAILURES,
-        )
-    except WorkersLost as error:
-        raise IchRayError(
-            f"retrain: the workers must finish within {_MAX_FAILURES} failures, got: {error}; retrain again to go on "
-            "from the newest state"
-        ) from error
+        outcome = _run_to_the_end(plan, workers, resources, storage)
     finally:
         remove(storage)
     if "failure" in outcome:
         raise TrialFailure(*outcome["failure"])
     return str(outcome["device"]), outcome["setup"]
+
+
+def _run_to_the_end(plan: RetrainPlan, workers: int, resources: dict[str, float], storage: UPath) -> dict[str, Any]:
+    """Start workers again after each loss while there is progress: machines that go are no failures.
+
+    Raises:
+        IchRayError: the workers failed too often without a new state.
+    """
+    from ich_ray.search.cluster_resources import is_gone, nodes_that_hold
+    from ich_ray.search.tune.train_workers import WorkersLost, run_workers
+
+    failures = 0
+    while True:
+        seen, nodes = _images_seen(plan), [*nodes_that_hold(0, 0)]
+        try:
+            return dict(
+                run_workers(
+                    _worker,
+                    {"plan": plan},
+                    workers=workers,
+                    resources=resources,
+                    nccl=resources["GPU"] >= 1,
+                    storage=storage,
+                )
+            )
+        except WorkersLost as error:
+            now, gone = _images_seen(plan), sum(map(is_gone, nodes))
+            failures = 0 if now > seen or gone else failures + 1
+            if failures > _MAX_FAILURES:
+                raise IchRayError(
+                    f"retrain: the workers must finish within {_MAX_FAILURES} failures without a new state, got: "
+                    f"{error}; retrain again to go on from the newest state"
+                ) from error
+            why = f"{gone} of its machines went" if gone else f"its workers were lost ({error})"
+            say(f"  retrain: {why}, going on from {now:,} images where there are machines for {workers} worker(s)")
+
+
+def _images_seen(plan: RetrainPlan) -> int:
+    reports = read_reports(locate(plan.folder))
+    return reports[-1].images_seen if reports else 0
 
 
 def _resources(found: list[Machine], workers: int, gpus_per_worker: float | None) -> dict[str, float]:
@@ -120,12 +150,15 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train import get_context
     from ray.train.torch import get_device
 
+    from ich_ray.search.tune.preemption import watch_notices
     from ich_ray.training.data_parallel import Shard
 
+    watch_notices()
     context = get_context()
     device = get_device()
     try:
-        setup = _train(config["plan"], Shard(context.get_world_rank(), context.get_world_size()), device)
+        shard = Shard(context.get_world_rank(), context.get_world_size())
+        setup = _train(config["plan"], shard, device, _leave_if_preempted)
     except TrialFailure as failure:
         if failure.reason == "out_of_memory" and context.get_world_size() > 1:
             raise  # of this worker alone perhaps: the others wait for it until Ray Train ends them
@@ -133,7 +166,23 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     return {"device": str(device), "setup": setup}
 
 
-def _train(plan: RetrainPlan, shard: Any, device: Any) -> ExecutionInfo | None:
+def _leave_if_preempted() -> None:
+    """End this attempt where a machine of these workers will be taken away; all of them ask at the same report.
+
+    Raises:
+        IchRayError: it will.
+    """
+    from ray.train import get_preemption_info
+
+    told = get_preemption_info()
+    if told is not None:
+        raise IchRayError(f"{len(told.preempted_node_ids)} of the machines will be taken away")
+
+
+def _train(
+    plan: RetrainPlan, shard: Any, device: Any, reported: Callable[[], None] = lambda: None
+) -> ExecutionInfo | None:
+    """Train until the end, or until `reported` raises, which is called when a report and its state are kept."""
     from ich_ray.training.loop import TrainingBudget, TrainingState, train
 
     dataset, folder = PreparedDataset.open(plan.dataset, fingerprint=plan.fingerprint), locate(plan.folder)
@@ -170,6 +219,8 @@ def _train(plan: RetrainPlan, shard: Any, device: Any) -> ExecutionInfo | None:
             checkpoints.save(progress.images_seen, progress.state(), told, best.images_seen if best else None)
         if patience_over(reports, objective, patience):
             break
+        if progress.images_seen < plan.images:
+            reported()
     return setup
 
 

@@ -17,12 +17,18 @@ import ray
 import yaml
 
 from ich_ray.machines import on_node
-from ich_ray.ray_internals import DEBUG_AUTOSCALING_STATUS, get_cluster_status, internal_kv_get, is_autoscaler_v2
+from ich_ray.ray_internals import (
+    DEBUG_AUTOSCALING_STATUS,
+    draining_nodes,
+    get_cluster_status,
+    internal_kv_get,
+    is_autoscaler_v2,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ClusterResources", "Machine", "autoscaled", "is_up", "nodes_that_hold"]
+__all__ = ["ClusterResources", "Machine", "autoscaled", "host_of", "is_gone", "nodes_that_hold"]
 
 _ANSWER_WITHIN_S = 30
 # An autoscaler that does not tell its limits (KubeRay's) is asked for this many machines more than are up. Each is one
@@ -73,7 +79,7 @@ class ClusterResources:
         """Those that are up, by what they hold, then those that may still come."""
         alive = _alive()
         kinds: dict[tuple[float, float], int] = {}
-        for node in alive:
+        for node in _staying(alive):
             resources = node["Resources"]
             kind = (resources.get("CPU", 0.0), resources.get("GPU", 0.0))
             kinds[kind] = kinds.get(kind, 0) + 1
@@ -85,14 +91,26 @@ def nodes_that_hold(cpus: float, gpus: float) -> dict[str, int]:
     """Accelerators of the machines that are up and large enough for a trial, by Ray's ids."""
     return {
         node["NodeID"]: int(node["Resources"].get("GPU", 0.0))
-        for node in _alive()
+        for node in _staying(_alive())
         if node["Resources"].get("CPU", 0.0) >= cpus and node["Resources"].get("GPU", 0.0) >= gpus
     }
 
 
-def is_up(node: str) -> bool:
-    """Whether a machine is still there, by Ray's id."""
-    return any(one["NodeID"] == node for one in _alive())
+def is_gone(node: str) -> bool:
+    """Whether a machine, by Ray's id, is no longer there, or will be taken away."""
+    return all(one["NodeID"] != node for one in _staying(_alive()))
+
+
+def host_of(node: str) -> str:
+    """The name of a machine by Ray's id, also of one that is gone; else the start of its id."""
+    named = {one["NodeID"]: one.get("NodeManagerHostname") for one in ray.nodes()}  # type: ignore[no-untyped-call]
+    return named.get(node) or node[:8]
+
+
+def _staying(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that will not be taken away: Ray starts nothing on the others."""
+    leaving = draining_nodes()
+    return [node for node in nodes if node["NodeID"] not in leaving]
 
 
 def _alive() -> list[dict[str, Any]]:

@@ -31,14 +31,32 @@ def submit(
     cpus: Annotated[float, typer.Option("--cpus", min=0, help="CPUs the command itself holds; 0: on the head.")] = 0,
     gpus: Annotated[float, typer.Option("--gpus", min=0, help="GPUs it holds, to calibrate or evaluate.")] = 0,
     python: Annotated[str, typer.Option("--python", help="The interpreter of the cluster.")] = "python",
+    restarts: Annotated[
+        int,
+        typer.Option(
+            "--restarts", min=0, help="Wait for its end, and submit it again where its driver or its head was lost."
+        ),
+    ] = 0,
 ) -> None:
-    """Run a verb on a cluster, and return at once."""
+    """Run a verb on a cluster, and return at once unless it may be restarted."""
     from ich_ray.cluster.jobs import submit as submit_job
+    from ich_ray.cluster.restarts import run_to_end
 
-    _check_flags(context, command)
-    job = submit_job(command, address=address, cpus=cpus, gpus=gpus, python=python)
-    say(f"submitted; `ich-ray logs {job} --follow` shows how it goes on")
-    print_line(job)
+    flags = _check_flags(context, command)
+
+    def submitted(job: str) -> None:
+        say(f"submitted; `ich-ray logs {job} --follow` shows how it goes on")
+        print_line(job)
+
+    if not restarts:
+        submitted(submit_job(command, address=address, cpus=cpus, gpus=gpus, python=python))
+        return
+    ended, number = run_to_end(
+        command, restarts, knows_resume="--resume" in flags, submitted=submitted, address=address, cpus=cpus,
+        gpus=gpus, python=python,
+    )  # fmt: skip
+    say(f"{ended.id}: {_state(ended)} after {number} of at most {restarts} restarts")
+    _exit_as(ended)
 
 
 def jobs(address: Address = None, as_json: Json = False) -> None:
@@ -66,8 +84,7 @@ def logs(
     if follow:
         ended = outcome(job, address)
         say(f"{job}: {_state(ended)}")
-        if ended.state != "succeeded":
-            raise typer.Exit(ended.exit_code or 1)
+        _exit_as(ended)
 
 
 def stop(job: JobId, address: Address = None) -> None:
@@ -98,11 +115,20 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _check_flags(context: typer.Context, command: list[str]) -> None:
-    """Read the command as this machine would, so that a misspelt flag is told before it travels."""
+def _check_flags(context: typer.Context, command: list[str]) -> set[str]:
+    """Read the command as this machine would, so that a misspelt flag is told before it travels; its verb's flags."""
     verbs = context.find_root().command
-    if known := verbs.get_command(context, command[0]):  # type: ignore[attr-defined]
-        known.make_context(command[0], command[1:], parent=context.find_root())
+    known = verbs.get_command(context, command[0])  # type: ignore[attr-defined]
+    if not known:
+        return set()
+    known.make_context(command[0], command[1:], parent=context.find_root())
+    return {flag for parameter in known.params for flag in parameter.opts}
+
+
+def _exit_as(ended: Job) -> None:
+    """End as a job did that was waited for."""
+    if ended.state != "succeeded":
+        raise typer.Exit(ended.exit_code or 1)
 
 
 def _state(job: Job) -> str:

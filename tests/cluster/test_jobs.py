@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 import ich_ray
 from ich_ray import cli
-from ich_ray.cluster import jobs
+from ich_ray.cluster import jobs, restarts
 from ich_ray.errors import ConfigError
 from ich_ray.results import open_search
 from ich_ray.runtime import connected
@@ -91,6 +92,38 @@ def test_a_stopped_search_stops(token: Head, tmp_path: Path) -> None:
         time.sleep(0.5)
     assert jobs.outcome(job, token.url).state == "stopped"
     assert open_search(tmp_path / "s").count("running") > 0
+
+
+@pytest.mark.timeout(600)
+def test_a_search_whose_driver_is_killed_is_brought_back(
+    token: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restarts, "_LOOK_EVERY_S", 0.5)
+    monkeypatch.setattr(restarts, "_PAUSE_S", 1.0)
+    make_dataset(tmp_path / "data", patients=20)
+    (tmp_path / "mine.yaml").write_text(SPACE)
+    command = ["search", f"{tmp_path}/data", f"--space={tmp_path}/mine.yaml", "--out", f"{tmp_path}/s", "--trials", "3"]
+    killed: list[int] = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "s" / "search.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for process in psutil.process_iter(["cmdline"]):
+            if {"ich_ray.cli", f"{tmp_path}/s"} <= {*(process.info["cmdline"] or ())}:
+                process.kill()
+                killed.append(process.pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    code = cli.call(["submit", "--restarts", "2", "--address", token.url, "--", *command])
+    thread.join()
+    first, second = capsys.readouterr().out.split()
+    assert (code, len(killed)) == (0, 1)
+    assert jobs.outcome(first, token.url).state == "failed"
+    assert "--resume" in jobs.outcome(second, token.url).command
+    found = open_search(tmp_path / "s")
+    assert found.count("completed") + found.count("pruned") == 3
 
 
 class Line:

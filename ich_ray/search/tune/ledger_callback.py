@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from ray.tune import Callback
 
 from ich_ray.progress import say
-from ich_ray.ray_internals import forget
-from ich_ray.results import CheckpointReference, ExecutionInfo, FoldNote, LogitsReference, fault_note
-from ich_ray.search.cluster_resources import is_up
+from ich_ray.ray_internals import forget, process_of
+from ich_ray.results import NODE_LOST, CheckpointReference, ExecutionInfo, FoldNote, LogitsReference, fault_note
+from ich_ray.search.cluster_resources import host_of, is_gone
 from ich_ray.search.plan.expected import expected_images
 from ich_ray.search.progress_table import RungCount, SearchStatus, format_best, format_failure
+from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.quarantine import DECLINED
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class LedgerCallback(Callback):
         self._marks: dict[int, float] = {}
         self._running: set[int] = set()
         self._told_lost: set[int] = set()
-        self._nodes: dict[int, str] = {}
+        self._losses = NodeLosses(is_gone)
+        self._heard: set[str | None] = {None, ""}
         self._declined: set[int] = set()
         self._started: float | None = None
         self._last_line = self._last_table = time.monotonic()
@@ -86,6 +88,8 @@ class LedgerCallback(Callback):
         elif trial.config["again"] or number in self._marks:
             self._ledger.start(number, cost_gpu_s=self._cost(number))
         self._marks[number] = time.time()
+        process = process_of(trial)
+        self._losses.start(trial, process[0] if process else "")
         self._started = self._started or time.monotonic()
         self._running.add(number)
 
@@ -101,11 +105,13 @@ class LedgerCallback(Callback):
         if "lost" in result:
             self._lost(number, trial, result)
             return
-        self._nodes[number] = result.get("node", "")
         changes: dict[str, Any] = {
             "cost_gpu_s": self._cost(number),
             "where": f"{result.get('hostname', '')}:{result.get('pid', '')}",
         }
+        if result.get("heard") not in self._heard:
+            self._heard.add(result["heard"])
+            say(result["heard"])
         if result.get("note"):
             changes["detail"] = result["note"]
         if "logits" in result:  # None where the file of the best report is lost
@@ -156,11 +162,15 @@ class LedgerCallback(Callback):
         trial.config["reported"] = self._ledger.trials[number].images_seen  # what the next attempt may rely on
         if number in self._told_lost:
             self._told_lost.discard(number)
-        elif (node := self._nodes.get(number)) and not is_up(node):
-            trial.max_failures += 1  # a machine that is gone is no fault of the trial, and none of its retries
+            self._losses.forget(trial)
+        elif node := self._losses.died(trial):
+            self._note_loss(number, node)
             say(f"trial {number}: its machine is gone, it goes back to the queue with its newest checkpoint")
         else:
             say(f"trial {number}: its process died, starting it again from its newest checkpoint")
+
+    def _note_loss(self, number: int, node: str) -> None:
+        self._ledger.lose(number, NODE_LOST, "its machine is gone", node, host_of(node))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         self._ended_without_report(trial.config["number"])
@@ -174,6 +184,9 @@ class LedgerCallback(Callback):
         if now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
             self._fail_lost(trials)
+            for death in self._losses.settle():
+                self._note_loss(death.number, death.node)
+                say(f"trial {death.number}: it was its machine that was lost, which is none of its retries")
             if not self.draw:
                 say(self.standing(now).line())
         if self.draw and now - self._last_table >= _TABLE_EVERY_S:

@@ -1,6 +1,7 @@
 """The end of an attempt at a trial by no fault of its own, told by the process that it ends with.
 
-And its beginning: a process that has met a fault, or whose machine or device is in quarantine, gives its trial back.
+And its beginning: a process that has met a fault, whose machine or device is in quarantine, or whose machine will be
+taken away, gives its trial back.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import ray
 from ray import tune
 
 from ich_ray.errors import IchRayError
-from ich_ray.results import SearchRecord
+from ich_ray.results import PREEMPTED, SearchRecord
+from ich_ray.search.tune.preemption import draining, format_deadline, is_draining, watch_notices
 from ich_ray.search.tune.quarantine import DECLINED, is_admitted
 from ich_ray.search.tune.train_workers import WorkersLost
 from ich_ray.storage import SearchFiles, locate, read_record
@@ -22,7 +24,7 @@ from ich_ray.storage import SearchFiles, locate, read_record
 if TYPE_CHECKING:
     from ich_ray.results import QuarantineNote
 
-__all__ = ["admitted", "devices_held", "lose", "node_id"]
+__all__ = ["admitted", "devices_held", "leave_if_draining", "lose", "node_id"]
 
 # Set by a fault that later trials of this process would meet as well.
 _faulty = threading.Event()
@@ -31,7 +33,8 @@ _faulty = threading.Event()
 def admitted(search: str, declined_s: float) -> float:
     """When this attempt was let in; what was found to be sick gives its trial back.
 
-    That is this process, its machine or a device that it holds. Nothing is counted then.
+    That is this process, its machine or a device that it holds; so does a machine that will be taken away. Nothing is
+    counted then.
 
     Args:
         search: its folder, whose ledger says who is out.
@@ -40,13 +43,27 @@ def admitted(search: str, declined_s: float) -> float:
     Raises:
         WorkersLost: it was.
     """
-    if not _faulty.is_set():
+    watch_notices()
+    if not _faulty.is_set() and not is_draining(node_id()):
         out, now = _quarantined(search), time.time()
         if not out or is_admitted(out, node_id(), devices_held(), search, now):
             return now
         time.sleep(declined_s)  # it comes back at once as long as no other machine is free
     lose(DECLINED, "")
     raise WorkersLost("this machine or process gets no trials")
+
+
+def leave_if_draining() -> None:
+    """Give the trial back where this machine will be taken away; call it after a report.
+
+    Raises:
+        WorkersLost: it will.
+    """
+    deadline_ms = draining().get(node_id())
+    if deadline_ms is not None:
+        detail = f"the machine is taken away {format_deadline(deadline_ms)}"
+        lose(PREEMPTED, detail)
+        raise WorkersLost(detail)
 
 
 def _quarantined(search: str) -> list[QuarantineNote]:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from ich_ray.errors import IchRayError
 from ich_ray.progress import say
-from ich_ray.results import LostAttempt, QuarantineNote
+from ich_ray.results import PREEMPTED, LostAttempt, QuarantineNote
 from ich_ray.search.ledger import Verdict
 from ich_ray.storage import sha256
 
@@ -105,6 +105,9 @@ class Quarantine:
         devices = told.get("devices", ()) if told["lost"] in _OF_DEVICES else ()
         attempt = self._ledger.lose(number, told["lost"], told["detail"], told["node"], told["host"], devices)
         place, of_storage = attempt.place, attempt.cause == "storage"
+        if attempt.cause == PREEMPTED:
+            say(f"trial {number}: leaves {place} with its newest checkpoint, {attempt.detail}")
+            return None
         say(f"trial {number}: {attempt.cause} fault on {place}, goes back to the queue ({attempt.detail[:160]})")
         if of_storage:
             self._check_storage(number, attempt.detail, _UNWRITTEN_FULL if told.get("full") else _UNWRITTEN)

@@ -51,7 +51,6 @@ def run_workers(
     resources: dict[str, float],
     nccl: bool,
     storage: Location,
-    max_failures: int = 0,
     **scaling: Any,
 ) -> Any:
     """Run `work(config)` in processes that share a process group; what rank 0 returned.
@@ -63,11 +62,11 @@ def run_workers(
         resources: of each.
         nccl: whether the group speaks through accelerators.
         storage: a folder of Ray Train's own, on storage that every worker sees.
-        max_failures: times that the whole group is started again.
         scaling: more of Ray Train's ScalingConfig, such as the placement.
 
     Raises:
-        WorkersLost: it has failed more often than that.
+        WorkersLost: one of them has ended before its work was done. After a notice that its machine is taken away Ray
+            Train starts the group again by itself.
         KeyboardInterrupt: Ctrl-C, or SIGTERM within `connected`.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _LOOK_EVERY_S)
@@ -90,7 +89,7 @@ def run_workers(
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # Ray's type is that of its former version
             storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=max_failures),
+            failure_config=FailureConfig(max_failures=0),
             worker_runtime_env={"env_vars": environment} if environment else {},
         ),
     )

@@ -29,7 +29,8 @@ from ich_ray.search.chances import BestLogits
 from ich_ray.search.out_of_fold import OutOfFold
 from ich_ray.search.space.parameter_sets import PARAMETER_SETS
 from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
-from ich_ray.search.tune.lost_attempts import admitted, devices_held, lose, node_id
+from ich_ray.search.tune.lost_attempts import admitted, devices_held, leave_if_draining, lose, node_id
+from ich_ray.search.tune.preemption import heard
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
 from ich_ray.storage import SearchFiles, locate, without_credentials
 from ich_ray.training.checkpoint_store import CheckpointStore
@@ -268,10 +269,12 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], bega
                     "admitted": began,
                     "checkpoint": _reference(saved).model_dump() if saved else None,
                     "note": checkpoints.note,
+                    "heard": heard(),
                     "logits": best.reference.model_dump() if best.reference else None,
                     "setup": progress.setup.model_dump() if progress.setup else None,
                 }
             )
+            leave_if_draining()
     seen = history[-1]["images_seen"] if history else 0
     raise TrialFailure("error", f"training ended at {seen} of {images} images")
 

@@ -15,6 +15,7 @@ from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.stopping.asha import AshaRungs
 from ich_ray.search.tune import ledger_callback
 from ich_ray.search.tune.ledger_callback import LedgerCallback
+from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.scheduler import StoppingScheduler
 from tests.search.test_time_budget import callback_of, start
 
@@ -216,3 +217,32 @@ def test_the_race_is_told_of_trials_that_failed_without_a_report(
     driver.ledger_callback._sampler = SimpleNamespace(on_trial_complete=complete)  # type: ignore[assignment]
     driver.ledger_callback._fail_lost([dropped])
     assert failed == [0, 2]
+
+
+def test_a_lost_machine_stands_in_the_record_of_its_trial_and_costs_no_retry(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    gone: set[str] = set()
+    monkeypatch.setattr(ledger_callback, "say", said.append)
+    monkeypatch.setattr(ledger_callback, "process_of", lambda _: ("ab" * 28, 1))
+    monkeypatch.setattr(ledger_callback, "host_of", lambda node: f"host-{node[:4]}")
+    driver.ledger_callback._losses = NodeLosses(gone.__contains__)
+    early, late = driver.start(), driver.start()
+    for trial in (early, late):
+        trial.max_failures = 3
+        driver.report(trial, 100, 0.5)
+    driver.ledger_callback.on_trial_recover(0, [], late)  # Ray tells of its process first
+    gone.add("ab" * 28)
+    driver.ledger_callback.on_trial_recover(0, [], early)
+    driver.ledger_callback._last_line = -100.0
+    driver.ledger_callback.on_step_end(0, [])
+    for number, trial in enumerate((early, late)):
+        assert trial.max_failures == 4
+        (lost,) = driver.ledger.trials[number].lost
+        assert (lost.cause, lost.host, lost.images_seen) == ("node_lost", "host-abab", 100)
+    assert said[:3] == [
+        "trial 1: its process died, starting it again from its newest checkpoint",
+        "trial 0: its machine is gone, it goes back to the queue with its newest checkpoint",
+        "trial 1: it was its machine that was lost, which is none of its retries",
+    ]

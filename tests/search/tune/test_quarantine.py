@@ -246,3 +246,18 @@ def test_after_a_quarantine_one_trial_goes_first(tmp_path: Path, monkeypatch: py
     assert is_admitted([note], "a", [], "s", 1700.0)
     assert is_admitted([note], "a", [], "s", 1700.0), "the same process again"
     assert subprocess.run([sys.executable, "-c", ask], check=False).returncode == 7
+
+
+def test_a_machine_that_is_taken_away_is_no_sick_one(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a", "b")
+    for number in (3, 4, 3, 5, 3):
+        assert told.lost(number, "a", cause="preempted") is None
+    assert told.out() == []
+    found = open_search(tmp_path)
+    assert [one.cause for one in found.trials[3].lost] == ["preempted"] * 3
+    assert found.faults == "5 attempts moved from 1 machine that went"
+    assert told.lost(4, "b", cause="device") is None
+    assert told.lost(6, "c", cause="node_lost") is None
+    assert open_search(tmp_path).faults == (
+        "1 attempts lost to faults of machines (1 device on host-b), 6 attempts moved from 2 machines that went"
+    )

@@ -166,3 +166,38 @@ def test_the_state_of_a_report_is_taken_once_and_only_to_be_written(
     assert [bool(one["checkpoint"]) for one in told[:3]] == [True, True, False]
     weights = Path(str(files.weights_of(1)))
     assert sorted(path.name for path in weights.glob("*")) == kept
+
+
+def test_a_trial_leaves_a_machine_that_is_drained_with_the_state_of_its_report(
+    tmp_path: Path, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+    leaving: dict[str, int] = {}
+    monkeypatch.setattr(trials, "tune", SimpleNamespace(report=told.append))
+    monkeypatch.setattr(lost_attempts, "tune", SimpleNamespace(report=told.append))
+    monkeypatch.setattr(lost_attempts, "_faulty", threading.Event())
+    monkeypatch.setattr(lost_attempts, "draining", lambda: leaving)
+    monkeypatch.setattr(lost_attempts, "is_draining", leaving.__contains__)
+    files = make_search(tmp_path / "s", dataset)
+    settings = TrialSettings(
+        dataset=str(dataset.files.root), fingerprint=dataset.manifest.fingerprint, search=str(files.root), images=900,
+        report_every=100, cpus=1, gpus=0,
+    )  # fmt: skip
+
+    def trained(*_: object) -> Any:
+        for seen in (100, 200, 300):
+            if seen == 200:
+                leaving[""] = 1795946520000
+            yield FakeProgress(seen, {"average_precision": 0.5}, 1.0)
+
+    config = {"number": 7, "seed": 1, "parameters": {}, "fold": None, "reported": 0}
+    with pytest.raises(WorkersLost, match="the machine is taken away at 10:02:00 UTC"):
+        trial_function(settings, trained)(config)
+    with pytest.raises(WorkersLost, match="this machine or process gets no trials"):
+        trial_function(settings, trained)(config)
+    assert [(one.get("images_seen"), one.get("lost")) for one in told] == [
+        (100, None), (200, None), (None, "preempted"), (None, "declined"),
+    ]  # fmt: skip
+    kept = checkpoints_of(files, 7).newest()
+    assert kept is not None
+    assert kept.images_seen == 200

@@ -1,0 +1,94 @@
+"""A retraining on machines that are taken away, for real."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.ray_internals import GcsClient
+from ich_ray.refit import ray_train
+from ich_ray.refit.retrain import retrain
+from ich_ray.storage import SearchFiles, read_json
+from tests.search.test_faults_cluster import HEAD, family
+from tests.searched import PARAMETERS, make_search
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Two machines of one slot each, beside a head without any."""
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
+    made = Cluster(initialize_head=True, head_node_args={**HEAD, "num_cpus": 0})
+    try:
+        for _ in range(2):
+            made.add_node(num_cpus=1)
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def test_a_retraining_leaves_a_machine_that_is_drained_at_its_next_report(
+    cluster: Cluster, dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(ray_train, "say", said.append)
+    parameters = PARAMETERS.model_copy(update={"learning_rate": 1e-5})
+    files = make_search(tmp_path / "search", dataset, parameters, images=10_000, report_every=500)
+    drained: list[str] = []
+
+    def drain() -> None:
+        deadline, found = time.monotonic() + 400, None
+        while not found and time.monotonic() < deadline:
+            time.sleep(0.1)
+            found = worker(cluster) if states(files) else None
+        assert found is not None
+        node, process = found
+        process.send_signal(signal.SIGSTOP)  # until Ray Train has had time to look
+        try:
+            reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+            until_ms = int((time.time() + 600) * 1000)
+            assert GcsClient(address=cluster.address).drain_node(node, reason, "spot", until_ms) == (True, "")
+            time.sleep(3)
+            drained.append(node)
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    try:
+        retrain(files.root, address=cluster.address)
+    finally:
+        thread.join()
+    (line,) = said
+    assert line.startswith("  retrain: 1 of its machines went, going on from ")
+    reports = [entry["images_seen"] for entry in read_json(files.retraining)["reports"]]
+    assert reports == [500 * (number + 1) for number in range(len(reports))]
+    assert len(drained) == 1
+
+
+def states(files: SearchFiles) -> list[Any]:
+    return list(files.final.glob("retraining-*/state-*.json"))
+
+
+def worker(cluster: Cluster) -> tuple[str, psutil.Process] | None:
+    """The machine that trains, and its process there."""
+    for node in cluster.worker_nodes:
+        for process in family(node):
+            with suppress(psutil.Error):  # it has ended meanwhile
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    return node.node_id, process
+    return None
