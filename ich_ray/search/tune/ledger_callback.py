@@ -21,9 +21,10 @@ from ich_ray.search.cluster_resources import is_up
 from ich_ray.search.plan.expected import expected_images
 from ich_ray.search.progress_table import RungCount, SearchStatus, format_best, format_failure
 from ich_ray.search.tune.quarantine import DECLINED
+from ich_ray.usage import ReportUsage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ray.tune.experiment import Trial
 
@@ -38,6 +39,8 @@ __all__ = ["LedgerCallback"]
 _LINE_EVERY_S = 5.0
 # Drawing 20 lines takes the driver 2 ms.
 _TABLE_EVERY_S = 0.5
+# Measured around the training, and not by it.
+_OF_SAVING = ("saving_s", "bytes_written")
 # What the plan says of a trial's images weighs as much as this many trials that have ended.
 _PLAN_WEIGHS = 3
 
@@ -125,6 +128,7 @@ class LedgerCallback(Callback):
                 result["elapsed_s"],
                 checkpoint=CheckpointReference.model_validate(reference) if reference else None,
                 fold=FoldNote.model_validate(result["fold"]) if result.get("fold") else None,
+                usage=_usage(result),
                 end=verdict,
                 **changes,
             )
@@ -285,3 +289,10 @@ class LedgerCallback(Callback):
         """What machines have cost, where they have cost anything."""
         note = fault_note(self._ledger.record, self._ledger.trials.values())
         return f"; {note}" if note else ""
+
+
+def _usage(result: Mapping[str, Any]) -> ReportUsage | None:
+    """What a report took, as far as its training and who saved its states have said."""
+    saved = {name: result[name] for name in _OF_SAVING if result.get(name) is not None}
+    told = {**(result.get("usage") or {}), **saved}
+    return ReportUsage.model_validate(told) if told else None

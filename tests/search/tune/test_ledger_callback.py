@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.tune.experiment import Trial
 
-from ich_ray.results import SearchRecord
+from ich_ray.results import SearchRecord, open_search
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.progress_table import RungCount
 from ich_ray.search.space.yaml_file import parse_space
@@ -16,6 +16,7 @@ from ich_ray.search.stopping.asha import AshaRungs
 from ich_ray.search.tune import ledger_callback
 from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.scheduler import StoppingScheduler
+from ich_ray.usage import ReportUsage
 from tests.search.test_time_budget import callback_of, start
 
 SPACE = {
@@ -79,6 +80,25 @@ def test_the_standing_counts_what_happened(driver: Driver) -> None:
     # The plan expects 100 images of 10 trials, 200 of 4 and 600 of 2: 300 each. With two ended after 1,000 in all each
     # is (1,000 + 3 x 300) / 5 = 380, so 8 more take 3,040, of which 100 are done, at 110 a second.
     assert seen.left_s == pytest.approx(2940 / 110)
+
+
+def test_a_report_keeps_what_its_training_and_its_saving_took(driver: Driver) -> None:
+    trial = driver.start()
+    report: dict[str, Any] = {"images_seen": 100, "metrics": {"average_precision": 0.5}, "elapsed_s": 1.0}
+    for images_seen, more in (
+        (100, {}),
+        (200, {"usage": {"images_per_s": 50.0, "validation_s": 0.5, "saving_s": None}}),
+        (300, {"usage": {"images_per_s": 60.0}, "saving_s": 0.25, "bytes_written": 1200}),
+        (400, {"saving_s": 0.0, "bytes_written": None}),
+    ):
+        driver.ledger_callback.on_trial_result(0, [], trial, {**report, "images_seen": images_seen, **more})
+    assert [kept.usage for kept in driver.ledger.trials[0].reports] == [
+        None,
+        ReportUsage(images_per_s=50.0, validation_s=0.5),
+        ReportUsage(images_per_s=60.0, saving_s=0.25, bytes_written=1200),
+        ReportUsage(saving_s=0.0),
+    ]
+    assert open_search(driver.ledger.files.root).trials == (driver.ledger.trials[0],)
 
 
 def test_the_time_left_counts_the_networks_of_trials_past_their_first_fold(
