@@ -137,11 +137,14 @@ def export(
     tensorboard: Annotated[str | None, typer.Option("--tensorboard", help="A new folder for event files.")] = None,
     optuna: Annotated[str | None, typer.Option("--optuna", help="A new SQLite file, for optuna-dashboard.")] = None,
     mlflow: Annotated[str | None, typer.Option("--mlflow", help="A tracking URI, such as sqlite:///runs.db.")] = None,
+    candidates: Annotated[
+        str | None, typer.Option("--candidates", help="A new YAML file: a space that lists these very trials.")
+    ] = None,
 ) -> None:
-    """Write a search for TensorBoard, Optuna or MLflow."""
+    """Write a search for TensorBoard, Optuna or MLflow, or to draw it again."""
     from ich_ray.search.export import export as export_search
 
-    for command in export_search(folder, tensorboard=tensorboard, optuna=optuna, mlflow=mlflow):
+    for command in export_search(folder, tensorboard=tensorboard, optuna=optuna, mlflow=mlflow, candidates=candidates):
         print_line(command)
 
 

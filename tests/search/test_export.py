@@ -163,7 +163,7 @@ def test_a_search_begun_at_another_moment_is_another_experiment(found: SearchRes
     assert experiment_name(found.record.model_copy(update={"created": 1_600_000_001.0})) == "tiny-20200913T122641Z"
 
 
-@pytest.mark.parametrize("flag", ["--tensorboard", "--optuna"])
+@pytest.mark.parametrize("flag", ["--tensorboard", "--optuna", "--candidates"])
 def test_nothing_is_written_over(
     found: SearchResult, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
@@ -182,7 +182,7 @@ def test_all_targets_are_checked_before_any_is_written(found: SearchResult, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["there.db"]
 
 
-@pytest.mark.parametrize("flag", ["tensorboard", "optuna"])
+@pytest.mark.parametrize("flag", ["tensorboard", "optuna", "candidates"])
 def test_a_place_that_cannot_be_written_is_told(found: SearchResult, tmp_path: Path, flag: str) -> None:
     (tmp_path / "there").write_text("mine")
     for place in ("there/x", "there/y/x"):
@@ -200,5 +200,6 @@ def test_two_exports_have_two_places(found: SearchResult, tmp_path: Path) -> Non
 
 
 def test_an_export_needs_a_target(found: SearchResult) -> None:
-    with pytest.raises(ConfigError, match="at least one of --tensorboard, --optuna and --mlflow must be given"):
+    asked = "at least one of --tensorboard, --optuna, --mlflow and --candidates must be given"
+    with pytest.raises(ConfigError, match=asked):
         export(found.files.root)
