@@ -130,8 +130,8 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
     _print_failures(found)
     if found.faults:
         print_line(found.faults)
-    if used := format_usage(usage):
-        print_line(used)
+    if went := format_usage(usage):
+        print_line(went)
     for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
         print_line(f"{count} trials on {setup}")
 

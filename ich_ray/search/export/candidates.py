@@ -1,4 +1,4 @@
-"""The trials of a search as a space that lists them: it draws the same again, in the same order, wherever it runs."""
+"""The trials of a search as a space that lists them, so that another search draws the same ones."""
 
 from __future__ import annotations
 
