@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ich_ray.results import Parameter, SearchResult, TrialResult
     from ich_ray.search.audit.search_audit import Audit
     from ich_ray.search.plan.plan_report import SearchPlan
+    from ich_ray.side_by_side import SideBySide
 
 __all__ = [
     "print_audit",
@@ -38,6 +39,7 @@ __all__ = [
     "print_run",
     "print_search",
     "print_sequence",
+    "print_side_by_side",
 ]
 
 _TABLE_ROWS = 10
@@ -134,6 +136,30 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         print_line(went)
     for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
         print_line(f"{count} trials on {setup}")
+
+
+def print_side_by_side(compared: SideBySide, as_json: bool) -> None:
+    """Several searches, a row each, and how each after the first differs from it."""
+    if as_json:
+        print_json(compared.figures())
+        return
+    rows = [
+        (at, one.name, f"{one.completed} of {one.trials}", one.metric, _plain(one.best), _plain(one.confirmed),
+         _plain(one.test), f"{one.images:,}", f"{one.gpu_hours:.1f}")
+        for at, one in enumerate(compared.searches, 1)
+    ]  # fmt: skip
+    columns = ("search", "name", "completed", "metric", "best", "confirmed", "test", "images", "GPU hours")
+    print_table(columns, rows, left=("name", "metric"))
+    for at, one in enumerate(compared.searches, 1):
+        print_line(f"search {at}: {one.search}")
+    for at, pair in enumerate(compared.pairs, 2):
+        print_line(f"search {at} and search 1: {'the same dataset' if pair.same_dataset else 'different datasets'}")
+        for line in pair.differences[:_TABLE_ROWS]:
+            print_line(f"  {line}")
+        if len(pair.differences) > _TABLE_ROWS:
+            print_line(f"  {len(pair.differences) - _TABLE_ROWS} more differences; --json has all")
+        print_line(f"  best of search {at}: {pair.verdict}")
+    print_line("best: the selection score, optimistic; confirmed and test: where those stages have run")
 
 
 def _of_folds(trial: TrialResult) -> dict[str, Any]:

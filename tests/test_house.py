@@ -50,7 +50,7 @@ LEVELS = [
     {"bundle"},
     {"refit", "assess"},
     {"html_report"},
-    {"cluster", "pipeline"},
+    {"cluster", "pipeline", "side_by_side"},
     {"display"},
     {"verbs"},
     {"published"},
