@@ -1,4 +1,4 @@
-"""Several searches side by side: on the same data or not, what they asked, reached and cost, and what is noise.
+"""Several searches side by side: what they asked, reached and cost, and which differences are noise.
 
 Whether the best of one is better than that of another is judged by the same patients, drawn again; where their logits
 or the dataset are not there, that is said.

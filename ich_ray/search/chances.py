@@ -119,7 +119,10 @@ def _patients(parts: Sequence[FoldPart]) -> tuple[int, int]:
 def judged_parts(
     files: SearchFiles, dataset: PreparedDataset, best: Sequence[TrialResult], objective: Objective, seed: int
 ) -> Iterator[tuple[int, list[FoldPart]]]:
-    """What trials of a search with this seed said of those who judge them, by number; lost files are left out."""
+    """What trials said of those who judge them, by number; lost files are left out.
+
+    `seed` is that of the search, which divides its patients.
+    """
     folded = OutOfFold(files, dataset, objective, seed) if objective.networks > 1 else None
     slices = dataset.role("validation")
     for trial in best:
