@@ -13,6 +13,7 @@ from ich_ray.data.identities import identities_file
 from ich_ray.results import RESULT_COLUMNS, registered_columns
 from ich_ray.search.progress_table import format_failure, format_parameters
 from ich_ray.terminal import print_json, print_line, print_table
+from ich_ray.usage import format_usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ich_ray.results import Parameter, SearchResult, TrialResult
     from ich_ray.search.audit.search_audit import Audit
     from ich_ray.search.plan.plan_report import SearchPlan
+    from ich_ray.side_by_side import SideBySide
 
 __all__ = [
     "print_audit",
@@ -37,6 +39,7 @@ __all__ = [
     "print_run",
     "print_search",
     "print_sequence",
+    "print_side_by_side",
 ]
 
 _TABLE_ROWS = 10
@@ -97,6 +100,7 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
             {
                 **trial.model_dump(mode="json"),
                 "value": trial.value,
+                **({"usage": used} if (used := trial.usage.figures()) else {}),
                 **({"p_best": found.p_best[trial.number]} if trial.number in found.p_best else {}),
                 **_of_folds(trial),
                 **registered_columns(trial),
@@ -109,7 +113,7 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         print_line(found.record.leak)
     states = ", ".join(f"{found.count(state)} {state}" for state in ("completed", "pruned", "failed", "running"))
     print_line(f"{found.record.name}: {len(found.trials)} of {found.record.wanted} trials: {states}")
-    rows = []
+    rows, usage = [], found.usage
     for trial in ranked[: top or _TABLE_ROWS]:
         seconds = f"{trial.reports[-1].elapsed_s:.0f}" if trial.reports else "-"
         state = f"{trial.state} ({trial.reason})" if trial.reason else trial.state
@@ -117,17 +121,45 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         added = map(_cell, registered_columns(trial).values())
         folds = (" ".join(map(_plain, trial.fold_values)),) if found.objective.networks > 1 else ()
         chance = (_share(found.p_best.get(trial.number)),) if found.p_best else ()
-        rows.append((trial.number, state, value, *chance, trial.images_seen, seconds, *folds, *added, drawn))
+        rate = (_rate(trial.usage.images_per_s),) if usage.images_per_s else ()
+        rows.append((trial.number, state, value, *chance, trial.images_seen, seconds, *rate, *folds, *added, drawn))
     by_fold = ("each fold",) if found.objective.networks > 1 else ()
     known = ("best",) if found.p_best else ()
-    names = ("trial", "state", found.objective.metric, *known, "images", "seconds", *by_fold)
+    rates = ("images/s",) if usage.images_per_s else ()
+    names = ("trial", "state", found.objective.metric, *known, "images", "seconds", *rates, *by_fold)
     columns = (*names, *RESULT_COLUMNS.names(), "parameters")
     print_table(columns, rows, left=_TEXT)
     _print_failures(found)
     if found.faults:
         print_line(found.faults)
+    if went := format_usage(usage):
+        print_line(went)
     for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
         print_line(f"{count} trials on {setup}")
+
+
+def print_side_by_side(compared: SideBySide, as_json: bool) -> None:
+    """Several searches, a row each, and how each after the first differs from it."""
+    if as_json:
+        print_json(compared.figures())
+        return
+    rows = [
+        (at, one.name, f"{one.completed} of {one.trials}", one.metric, _plain(one.best), _plain(one.confirmed),
+         _plain(one.test), f"{one.images:,}", f"{one.gpu_hours:.1f}")
+        for at, one in enumerate(compared.searches, 1)
+    ]  # fmt: skip
+    columns = ("search", "name", "completed", "metric", "best", "confirmed", "test", "images", "GPU hours")
+    print_table(columns, rows, left=("name", "metric"))
+    for at, one in enumerate(compared.searches, 1):
+        print_line(f"search {at}: {one.search}")
+    for at, pair in enumerate(compared.pairs, 2):
+        print_line(f"search {at} and search 1: {'the same dataset' if pair.same_dataset else 'different datasets'}")
+        for line in pair.differences[:_TABLE_ROWS]:
+            print_line(f"  {line}")
+        if len(pair.differences) > _TABLE_ROWS:
+            print_line(f"  {len(pair.differences) - _TABLE_ROWS} more differences; --json has all")
+        print_line(f"  best of search {at}: {pair.verdict}")
+    print_line("best: the selection score, optimistic; confirmed and test: where those stages have run")
 
 
 def _of_folds(trial: TrialResult) -> dict[str, Any]:
@@ -273,6 +305,10 @@ def _print_studies(studies: dict[str, Any] | None) -> None:
 
 def _cell(value: Parameter | None) -> str:
     return _plain(value) if value is None or isinstance(value, float) else str(value)
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _share(value: float | None) -> str:

@@ -38,6 +38,7 @@ from ich_ray.storage import (
     locate,
     read_record,
 )
+from ich_ray.usage import ReportUsage, Usage, added
 from ich_ray.vocabulary import LEAK, Precision, Split
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class Report(Record):
         time: when it reached the ledger, seconds since 1970.
         fold: where trials are judged by folds, what the network of this fold gave; metrics are then of all folds so far
             at equally many images, pooled.
+        usage: what it took since the report before; None in files of version 0.1.0.
     """
 
     images_seen: Count
@@ -123,11 +125,19 @@ class Report(Record):
     elapsed_s: Seconds
     time: Time
     fold: FoldNote | None = Field(default=None, exclude_if=lambda note: note is None)
+    usage: ReportUsage | None = Field(default=None, exclude_if=lambda usage: usage is None)
 
     @property
     def network(self) -> int:
         """Which of its trial's networks it is of, from 0."""
         return self.fold.number if self.fold else 0
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Its numbers, for tools that draw curves: metrics, time, and as `usage/...` what it took."""
+        used = self.usage.model_dump() if self.usage else {}
+        told = {**self.metrics, "elapsed_s": self.elapsed_s, **{f"usage/{name}": value for name, value in used.items()}}
+        return {name: value for name, value in told.items() if value is not None}
 
     @field_validator("metrics", mode="before")
     @classmethod
@@ -420,6 +430,20 @@ class TrialResult(Record):
         best = self.best_report
         return dict(best.metrics) if best else {}
 
+    @property
+    def measured(self) -> Iterator[tuple[int, ReportUsage]]:
+        """The images of each report that says what it took, with that."""
+        before = 0
+        for report in self.reports:
+            if report.usage:
+                yield report.images_seen - before, report.usage
+            before = report.images_seen
+
+    @property
+    def usage(self) -> Usage:
+        """What all reports took."""
+        return added(self.measured)
+
 
 def best_first(trials: Iterable[TrialResult], objective: Objective) -> list[TrialResult]:
     """Trials that have a value, in its order; of equals by number."""
@@ -611,6 +635,11 @@ class SearchResult:
         """See `fault_note`."""
         return fault_note(self.record, self.trials)
 
+    @property
+    def usage(self) -> Usage:
+        """What all trials took."""
+        return added(measured for trial in self.trials for measured in trial.measured)
+
     def count(self, state: TrialState) -> int:
         return sum(trial.state == state for trial in self.trials)
 
@@ -663,8 +692,9 @@ class SearchResult:
 
         Returns:
             One row per trial: its record's fields, `value` and `images_seen`, the metrics of its best report, `reports`
-            and `lost` attempts as counts, `seconds` of training, `p_best` where it is known, the parameters as
-            `param_*`, and the columns that others registered (`RESULT_COLUMNS`). What a trial has not is missing.
+            and `lost` attempts as counts, `seconds` of training, what was measured of them (`usage.Usage`), `p_best`
+            where it is known, the parameters as `param_*`, and the columns that others registered (`RESULT_COLUMNS`).
+            What a trial has not is missing.
         """
         import pandas as pd
 
@@ -691,18 +721,20 @@ def registered_columns(trial: TrialResult) -> dict[str, Parameter | None]:
     Raises:
         ConfigError: a name is taken by what the record itself says.
     """
-    added = {name: RESULT_COLUMNS[name](trial) for name in RESULT_COLUMNS.names()}
-    if taken := sorted(added.keys() & {*_trial_row(trial), "p_best", *TrialResult.model_fields}):
+    values = {name: RESULT_COLUMNS[name](trial) for name in RESULT_COLUMNS.names()}
+    own = {*_trial_row(trial), "p_best", *TrialResult.model_fields}
+    if taken := sorted(values.keys() & own):
         raise ConfigError(
             f"result_columns: a name must be free, got {taken[0]}, which the results have; choose another"
         )
-    return added
+    return values
 
 
 def _trial_row(trial: TrialResult) -> dict[str, Any]:
     left_out = {"objective", "parameters", "reports", "checkpoint", "setup", "lost", "logits"}
     plain = trial.model_dump(exclude=left_out)
     return {
+        **vars(trial.usage),
         **plain,
         "lost": len(trial.lost),
         "objective": trial.objective.metric,
@@ -724,7 +756,9 @@ def _trial_row(trial: TrialResult) -> dict[str, Any]:
 
 def _report_row(trial: TrialResult, report: Report) -> dict[str, Any]:
     of_fold = {"fold": report.fold.number, "fold_value": report.fold.value} if report.fold else {"fold": None}
-    return {"number": trial.number, **report.model_dump(exclude={"metrics", "fold"}), **of_fold, **report.metrics}
+    plain = report.model_dump(exclude={"metrics", "fold", "usage"})
+    used = report.usage or ReportUsage()
+    return {"number": trial.number, **plain, **used.model_dump(), **of_fold, **report.metrics}
 
 
 def open_search(where: Location) -> SearchResult:

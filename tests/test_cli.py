@@ -132,6 +132,33 @@ def test_results_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFi
     assert [(trial["number"], trial["value"]) for trial in printed["trials"]] == [(1, 0.7)]
 
 
+def test_results_say_what_trials_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_search(tmp_path)
+    assert cli.call(["results", str(tmp_path)]) == 0
+    assert "images/s" not in capsys.readouterr().out  # nobody measured
+    path = locate(tmp_path) / "trials" / "00001.json"
+    record = read_json(path)
+    seen = record["reports"][0]["images_seen"]
+    record["reports"][0]["usage"] = {
+        "images_per_s": seen / 6, "data_wait_s": 2.0, "validation_s": 3.0, "saving_s": 1.0, "device_use": 0.75,
+        "peak_memory_bytes": 3_210_000_000, "bytes_written": 120_000,
+    }  # fmt: skip
+    write_json(path, record)
+    assert cli.call(["results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rate = f"{seen / 6:.0f}" if seen >= 60 else f"{seen / 6:.1f}"
+    assert lines[1].split()[:6] == ["trial", "state", "average_precision", "images", "seconds", "images/s"]
+    assert [line.split()[5] for line in lines[2:5]] == [rate, "-", "-"]
+    assert (
+        "time of trials: 40% training, 20% waiting for data, 30% validation, 10% saving; devices 75% in use while "
+        "training; up to 3.21 GB of memory a trial; 120 kB written"
+    ) in lines
+    assert cli.call(["results", str(tmp_path), "--json"]) == 0
+    first, *others = json.loads(capsys.readouterr().out)["trials"]
+    assert (first["usage"]["training_s"], first["usage"]["saving_s"]) == (6.0, 1.0)
+    assert not any("usage" in trial for trial in others)
+
+
 def test_results_say_why_trials_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_search(tmp_path)
     details = ["ValueError: no\nsuch layer", "ValueError: no\nsuch layer", "out of\x1b memory", ""]

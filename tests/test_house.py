@@ -40,6 +40,7 @@ LEVELS = [
         "registry",
         "runtime",
         "results",
+        "usage",
         "versions",
     },
     {"model"},
@@ -49,7 +50,7 @@ LEVELS = [
     {"bundle"},
     {"refit", "assess"},
     {"html_report"},
-    {"cluster", "pipeline"},
+    {"cluster", "pipeline", "side_by_side"},
     {"display"},
     {"verbs"},
     {"published"},
@@ -115,7 +116,7 @@ def test_imports_go_one_way(path: Path) -> None:
 
 def test_results_needs_little_of_the_ground_floor() -> None:
     ours = {name for name in imports(PACKAGE / "results.py") if name.startswith("ich_ray")}
-    assert ours <= {"ich_ray.errors", "ich_ray.registry", "ich_ray.storage", "ich_ray.vocabulary"}
+    assert ours <= {"ich_ray.errors", "ich_ray.registry", "ich_ray.storage", "ich_ray.usage", "ich_ray.vocabulary"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)

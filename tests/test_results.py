@@ -24,6 +24,7 @@ from ich_ray.results import (
     open_search,
 )
 from ich_ray.search.ledger import Ledger, Verdict
+from ich_ray.usage import ReportUsage, Usage
 from tests.records import make_record
 
 BEST = {"max": 2, "min": 0}
@@ -94,7 +95,9 @@ def test_a_frame_leaves_no_field_of_the_records_out(tmp_path: Path) -> None:
     trials, reports = found.to_frame(), found.to_frame(reports=True)
     fields = TrialResult.model_fields.keys() - {"parameters"} | {"param_dropout", "param_optimizer", "param_momentum"}
     assert fields <= set(trials.columns)
-    assert set(reports.columns) == Report.model_fields.keys() - {"metrics"} | {"number", "average_precision", "f2"}
+    own = Report.model_fields.keys() - {"metrics", "usage"} | ReportUsage.model_fields.keys()
+    assert set(reports.columns) == own | {"number", "average_precision", "f2"}
+    assert vars(Usage()).keys() <= set(trials.columns)
     assert trials.attrs["search"] == found.record.model_dump(mode="json") == reports.attrs["search"]
     last = trials.iloc[4]
     assert (last["checkpoint"], last["checkpoint_sha256"], last["checkpoint_images_seen"]) == (
@@ -109,6 +112,31 @@ def test_a_frame_leaves_no_field_of_the_records_out(tmp_path: Path) -> None:
     assert list(zip(reports["number"], reports["images_seen"], strict=True)) == rows
     assert reports["average_precision"].tolist()[:5] == pytest.approx([0.3, 0.2, 0.9, 0.5, 0.4])
     assert reports["time"].tolist() == [report.time for trial in found.trials for report in trial.reports]
+
+
+def test_a_frame_says_what_trials_and_reports_took(tmp_path: Path) -> None:
+    ledger = Ledger.create(tmp_path / "s", make_record())
+    for measured in (True, False):
+        number = ledger.add({}).number
+        for images_seen, rate in ((100, 50.0), (300, 100.0)):
+            usage = (
+                ReportUsage(images_per_s=rate, validation_s=0.5, peak_memory_bytes=images_seen) if measured else None
+            )
+            ledger.report(number, images_seen, {"average_precision": 0.5}, 1.0, usage=usage)
+    found = open_search(tmp_path / "s")
+    trials, reports = found.to_frame(), found.to_frame(reports=True)
+    assert trials.loc[0, ["images_per_s", "training_s", "validation_s", "peak_memory_bytes"]].tolist() == [
+        75,
+        4,
+        1,
+        300,
+    ]
+    assert reports["images_per_s"].tolist()[:2] == [50.0, 100.0]
+    assert trials["images_per_s"].isna().tolist() == [False, True]
+    assert reports["validation_s"].isna().tolist() == [False, False, True, True]
+    assert found.usage.images_per_s == 75.0
+    assert "usage" in found.files.trial(0).read_text()
+    assert "usage" not in found.files.trial(1).read_text()
 
 
 def test_a_search_is_read_from_object_storage(tmp_path: Path) -> None:

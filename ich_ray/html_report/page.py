@@ -22,6 +22,7 @@ from ich_ray.html_report.parallel_coordinates import parallel_coordinates
 from ich_ray.html_report.reliability_diagram import reliability
 from ich_ray.html_report.studies import study_content, study_figures
 from ich_ray.html_report.style import STATE_COLORS, metric_name, metric_title, moment, number, setting
+from ich_ray.html_report.time_spent import spent_bars, spent_facts
 from ich_ray.html_report.timeline import slots, timeline
 from ich_ray.refit.retrain_record import SEED_RULE
 from ich_ray.storage import write_bytes
@@ -92,6 +93,8 @@ def _search_figures(inputs: Inputs) -> dict[str, go.Figure]:
         "curves": trials.learning_curves(shown, objective, trials.rungs(space), best, chance),
         "timeline": timeline(_begun(search), numbered=len(search.trials) <= MOST_TRIALS),
     }
+    if spent := spent_bars(shown):
+        found["spent"] = spent
     effects = trials.parameter_effects(shown, space, objective)
     found.update({f"effect {name}": figure for name, figure in effects.items()})
     if effects:
@@ -230,6 +233,7 @@ def _provenance_content(inputs: Inputs) -> dict[str, Any]:
         "versions": list(record.versions.items()),
         "checklist": list((inputs.card or {}).get("checklist", {}).items()),
         "cost": tables.cost_facts(inputs.search),
+        "spent": spent_facts(inputs.search),
         **_retraining_content(inputs.retraining),
         "calibration": tables.calibration_facts(inputs.calibration) if inputs.calibration else [],
         "chosen": inputs.chosen,

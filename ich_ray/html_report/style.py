@@ -25,6 +25,7 @@ __all__ = [
     "NEGATIVE",
     "POSITIVE",
     "REFERENCE",
+    "SPENT_COLORS",
     "STATE_COLORS",
     "STATE_DASHES",
     "STATE_SYMBOLS",
@@ -39,6 +40,7 @@ __all__ = [
     "percent",
     "plain",
     "setting",
+    "unit_of_time",
 ]
 
 STATE_COLORS: dict[TrialState, str] = {
@@ -58,6 +60,8 @@ MODEL = "#8468d3"
 POSITIVE = "#cf5f34"
 NEGATIVE = "#74838f"
 REFERENCE = "#878d94"
+# Where the time of a trial went.
+SPENT_COLORS = {"training": "#5f8f2a", "data": "#b5654a", "validation": "#4c86a8", "saving": "#9a6aa0"}
 
 
 def blank(x: str, y: str) -> go.Figure:
@@ -139,6 +143,13 @@ def duration(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def unit_of_time(whole_s: float) -> tuple[float, str]:
+    """Seconds in the unit of an axis that is so long, and its name."""
+    if whole_s > 2 * 3600:
+        return 3600.0, "hours"
+    return (60.0, "minutes") if whole_s > 120 else (1.0, "seconds")
 
 
 def moment(time: float) -> str:

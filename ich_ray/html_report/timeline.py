@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ich_ray.html_report.style import STATE_COLORS, blank, duration, plain
+from ich_ray.html_report.style import STATE_COLORS, blank, duration, plain, unit_of_time
 from ich_ray.html_report.trials import by_state
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def timeline(trials: Sequence[TrialResult], numbered: bool = True) -> go.Figure:
     """
     begun = min((trial.started for trial in trials), default=0.0)
     whole = max((_end(trial) for trial in trials), default=0.0) - begun
-    unit, name = _unit(whole)
+    unit, name = unit_of_time(whole)
     places = slots(trials)
     figure = blank(f"{name} since the first trial started", "")
     for state, group in by_state(trials):
@@ -77,13 +77,6 @@ def timeline(trials: Sequence[TrialResult], numbered: bool = True) -> go.Figure:
         type="category",
     )
     return figure.update_layout(barmode="overlay", bargap=0.25)
-
-
-def _unit(whole_s: float) -> tuple[float, str]:
-    """Seconds in the unit of a time axis, and its name."""
-    if whole_s > 2 * 3600:
-        return 3600.0, "hours"
-    return (60.0, "minutes") if whole_s > 120 else (1.0, "seconds")
 
 
 def _about(trial: TrialResult) -> str:

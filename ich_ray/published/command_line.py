@@ -17,6 +17,7 @@ from ich_ray.verbs.options import (
     Images,
     Json,
     LimitRejected,
+    OtherSearches,
     Out,
     SearchFolder,
     Seed,
@@ -76,6 +77,7 @@ def probe(
 
 def _decisions_at_half(
     folder: SearchFolder,
+    others: OtherSearches = None,
     at_half: Annotated[
         bool, typer.Option("--at-half", help="What each decides by itself at its end: F2, specificity, PPV.")
     ] = False,
@@ -86,6 +88,8 @@ def _decisions_at_half(
 
     if not at_half:
         raise ConfigError(f"--dataset: only --at-half reads it, got {dataset} without; add --at-half or leave it out")
+    if others:
+        raise ConfigError(f"--at-half: tells of one search, got {1 + len(others)}; give one")
     _print_quick(quick_evaluation(open_search(folder), dataset), as_json)
 
 

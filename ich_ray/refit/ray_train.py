@@ -254,7 +254,13 @@ def best_report(reports: list[Report], objective: Objective) -> Report | None:
 
 def _report(progress: Progress) -> Report:
     metrics: dict[str, float | None] = {**progress.metrics}
-    return Report(images_seen=progress.images_seen, metrics=metrics, elapsed_s=progress.elapsed_s, time=time.time())
+    return Report(
+        images_seen=progress.images_seen,
+        metrics=metrics,
+        elapsed_s=progress.elapsed_s,
+        time=time.time(),
+        usage=progress.usage,
+    )
 
 
 def patience_over(reports: list[Report], objective: Objective, patience: int | None) -> bool:

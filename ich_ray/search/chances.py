@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ich_ray.statistics.pooling import FoldPart
     from ich_ray.storage import SearchFiles
 
-__all__ = ["BestLogits", "format_chances", "write_chances"]
+__all__ = ["BestLogits", "format_chances", "judged_parts", "write_chances"]
 
 
 # Of each that is told in a line.
@@ -92,7 +92,8 @@ def write_chances(ledger: Ledger, dataset: PreparedDataset) -> Chances | None:
     objective, completed = ledger.record.objective, [one for one in ledger.trials.values() if one.state == "completed"]
     kept = [trial for trial in completed if trial.value is not None and (trial.logits or trial.best_notes)]
     best = best_first(kept, objective)[:MOST_LOGITS]
-    judged = dict(_judged(ledger, dataset, best, objective)) if len(best) > 1 else {}
+    known = judged_parts(ledger.files, dataset, best, objective, ledger.record.seed)
+    judged = dict(known) if len(best) > 1 else {}
     p_best = chances_of_best([*judged.values()], objective.metric) if len(judged) > 1 else None
     if p_best is None:
         ledger.files.chances.unlink(missing_ok=True)
@@ -115,18 +116,21 @@ def _patients(parts: Sequence[FoldPart]) -> tuple[int, int]:
     return len(np.unique(patients)), len(np.unique(patients[positive]))
 
 
-def _judged(
-    ledger: Ledger, dataset: PreparedDataset, best: Sequence[TrialResult], objective: Objective
+def judged_parts(
+    files: SearchFiles, dataset: PreparedDataset, best: Sequence[TrialResult], objective: Objective, seed: int
 ) -> Iterator[tuple[int, list[FoldPart]]]:
-    """What is known of each trial by its number; one whose file is lost is left out."""
-    folded = OutOfFold(ledger.files, dataset, objective, ledger.record.seed) if objective.networks > 1 else None
+    """What trials said of those who judge them, by number; lost files are left out.
+
+    `seed` is that of the search, which divides its patients.
+    """
+    folded = OutOfFold(files, dataset, objective, seed) if objective.networks > 1 else None
     slices = dataset.role("validation")
     for trial in best:
         try:
             if folded:
                 yield trial.number, [folded.read(note.number, note.logits) for note in trial.best_notes]
             elif trial.logits:
-                yield trial.number, [part_of(slices, read_logits(ledger.files, trial.logits, len(slices)))]
+                yield trial.number, [part_of(slices, read_logits(files, trial.logits, len(slices)))]
         except (OSError, IntegrityError) as error:
             say(f"ranking: trial {trial.number} cannot be compared: {error}")
 

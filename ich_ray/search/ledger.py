@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -30,13 +30,15 @@ from ich_ray.results import (
 )
 from ich_ray.statistics.metrics import at_chance
 from ich_ray.storage import Location, SearchFiles, exists, locate, remove, write_bytes, write_json
+from ich_ray.usage import ReportUsage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 __all__ = ["Ledger", "Verdict", "differences", "trial_seed"]
 
-_REPORTED = {*Report.model_fields}
+_Light = TypeVar("_Light", Report, ReportUsage)
+_NAMES = {kind: {*kind.model_fields} for kind in (Report, ReportUsage)}
 
 
 # Trials without folds whose logits stay: of more than so many each is hardly ever the best.
@@ -201,6 +203,7 @@ class Ledger:
         *,
         checkpoint: CheckpointReference | None = None,
         fold: FoldNote | None = None,
+        usage: ReportUsage | None = None,
         end: Verdict | None = None,
         **changes: Any,
     ) -> TrialResult:
@@ -213,7 +216,14 @@ class Ledger:
         if images_seen > trial.images_seen:
             # Interned, because each result comes with names of its own: a third of what a report weighs in memory.
             named = {sys.intern(name): value for name, value in metrics.items()}
-            report = Report(images_seen=images_seen, metrics=named, elapsed_s=elapsed_s, time=time.time(), fold=fold)
+            report = Report(
+                images_seen=images_seen,
+                metrics=named,
+                elapsed_s=elapsed_s,
+                time=time.time(),
+                fold=fold,
+                usage=usage and _light(usage),
+            )
             changes["reports"] = (*trial.reports, _light(report))
         if checkpoint:
             changes["checkpoint"] = checkpoint
@@ -280,9 +290,9 @@ class Ledger:
         remove(self.files.checkpoint(number))
 
 
-def _light(report: Report) -> Report:
+def _light(record: _Light) -> _Light:
     """The same with one set of names for all reports, which nobody reads: 216 bytes of each."""
-    return Report.model_construct(_fields_set=_REPORTED, **dict(report))
+    return type(record).model_construct(_fields_set=_NAMES[type(record)], **dict(record))
 
 
 def trial_seed(seed: int, number: int) -> int:

@@ -53,6 +53,11 @@ class SearchStatus:
         images: training images shown in this run, in `elapsed_s`.
         left_s: seconds until the last trial has ended, None while nothing is known.
         searched: names of the parameters that are not fixed, in the order of the space.
+        leading: the trial with the best report of any that has not failed, if its value is better than that of `best`;
+            None with folds, where fewer of them are no match for all.
+        ended_before: trials that had ended before this run.
+        gpu_hours: of all trials so far, running ones included; None where trials hold no accelerators.
+        gpus: accelerators of all running trials together.
     """
 
     name: str
@@ -70,20 +75,27 @@ class SearchStatus:
     left_s: float | None
     searched: Sequence[str]
     networks: int = 1
+    leading: TrialResult | None = None
+    ended_before: int = 0
+    gpu_hours: float | None = None
+    gpus: float = 0.0
 
     def line(self) -> str:
         """All of it that fits a line of a log."""
-        counts = f"{self._ended()}/{self.wanted} trials ended, {self._under_way()}"
+        counts = f"{self._ended()}/{self.wanted} trials ended{self._pace()}, {self._under_way()}"
         images = f"{self.images:,} images ({self.images_per_s:,.0f}/s)"
-        return f"  {counts}, {images}, {self._left()}; {format_best(self.best)}"
+        cost = "" if self.gpu_hours is None else f", {self._cost()}"
+        leading = f", so far {self._leads(self.leading)}" if self.leading else ""
+        return f"  {counts}, {images}{cost}, {self._left()}; {format_best(self.best)}{leading}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The head, then as many running trials as the terminal has lines for."""
         states = ", ".join(f"{self.ended.get(state, 0)} {state}" for state in _STATES)
         head = [
             f"search {self.name}: {self._ended()} of {self.wanted} trials ended, {self._under_way()}",
-            f"ended     {states}",
+            f"ended     {states}{self._pace()}",
             f"images    {self.images:,} ({self.images_per_s:,.0f}/s) in {_clock(self.elapsed_s)}, {self._left()}",
+            *([] if self.gpu_hours is None else [f"cost      {self._cost()}"]),
             *self._best_lines(),
         ]
         # One line for the titles, one for what is left out, one for the cursor.
@@ -99,6 +111,22 @@ class SearchStatus:
     def _ended(self) -> int:
         return sum(self.ended.values())
 
+    def _pace(self) -> str:
+        """Trials an hour of this run, empty before one has ended in it."""
+        ended = self._ended() - self.ended_before
+        if not ended or not self.elapsed_s:
+            return ""
+        pace = 3600 * ended / self.elapsed_s
+        return f" ({pace:,.0f} an hour)" if pace >= 10 else f" ({pace:.2g} an hour)"
+
+    def _cost(self) -> str:
+        spent = self.gpu_hours or 0.0
+        whole = "" if self.left_s is None else f", about {_hours(spent + self.gpus * self.left_s / 3600)} in all"
+        return f"{_hours(spent)} GPU hours{whole}"
+
+    def _leads(self, trial: TrialResult) -> str:
+        return f"{trial.value:.4f} (trial {trial.number}, {trial.state} at {trial.images_seen:,} images)"
+
     def _under_way(self) -> str:
         running = f"{len(self.running)} running"
         return f"{running}, {self.waiting} waiting for a free slot" if self.waiting else running
@@ -107,10 +135,11 @@ class SearchStatus:
         return "time left unknown" if self.left_s is None else f"about {_clock(self.left_s)} left"
 
     def _best_lines(self) -> list[str]:
+        leading = [f"so far    {self.metric} {self._leads(self.leading)}"] if self.leading else []
         if self.best is None:
-            return ["best      none completed yet"]
+            return ["best      none completed yet", *leading]
         found = f"best      {self.metric} {self.best.value:.4f}, trial {self.best.number}"
-        return [found, f"          {format_parameters(self.best.parameters, self.searched)}"]
+        return [found, f"          {format_parameters(self.best.parameters, self.searched)}", *leading]
 
     def _rung_table(self, width: int) -> Table:
         """Rungs side by side; the last ones are left out where the terminal is too narrow."""
@@ -172,6 +201,10 @@ def _said(name: str, value: Parameter) -> str:
     if name == "architecture":
         return str(value)
     return f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}"
 
 
 def _clock(seconds: float) -> str:

@@ -48,6 +48,7 @@ from ich_ray.training.precision import autocast, precision_on
 from ich_ray.training.state import TrainingState
 from ich_ray.training.stream import Lookahead, Stream, mixed_seed, next_batch
 from ich_ray.training.targets import known_targets
+from ich_ray.training.usage_meter import UsageMeter
 from ich_ray.training.validation import label_metrics, validation_metrics
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ class _Run:
         self._place(placement, trials, features)
         self.optimizer = build_optimizer(self.parameters, self.trainable, self.device)
         self.precision = precision_on(self.device, (resume.precision if resume else None) or precision)
+        self.meter = UsageMeter(self.device)
         if resume is not None:
             self._restore(resume)
 
@@ -196,7 +198,7 @@ class _Run:
 
     def until(self, end: int) -> None:
         """Train to exactly `end` images."""
-        started = time.perf_counter()
+        self.meter.begin()
         torch.manual_seed(mixed_seed(self.seed, self.images_seen, self.shard.rank))
         first, steps, total = self.images_seen, 0, torch.zeros((), dtype=torch.float64, device=self.device)
         while self.images_seen < end:
@@ -204,9 +206,9 @@ class _Run:
             steps += 1
             if steps % _STEPS_BETWEEN_CHECKS == 0:
                 self._check(total)
-        self._interval_s = time.perf_counter() - started
+                self.meter.sample()
         self.train_loss = self._check(total) / (end - first)
-        self.images_per_s = (end - first) / self._interval_s
+        self.meter.end(end - first)
 
     def _check(self, total: torch.Tensor) -> float:
         value = float(self.shard.total(total.clone()))
@@ -226,7 +228,9 @@ class _Run:
             group["lr"] = rate
         index = as_index(slices, self.device)
         self.optimizer.zero_grad()
+        asked = time.perf_counter()
         images = self._shown(slices, self.shard.part(np.arange(first, first + take)))
+        self.meter.data_wait_s += time.perf_counter() - asked
         with autocast(self.precision, self.device):
             logits = self.forward(images)
         loss = self.loss(logits, index)
@@ -255,9 +259,18 @@ class _Run:
         if self.validation is not None and self.validation_inputs is not None:
             metrics, logits = self._validated(self.validation, self.validation_inputs)
         metrics["train_loss"] = self.train_loss
-        self.elapsed_s += self._interval_s + time.perf_counter() - started
-        setup = execution_of(self.device, self.inputs.where, self.precision, self.shard.world_size)
-        return Progress(self.images_seen, metrics, self.elapsed_s, self.images_per_s, setup, logits, self._capture)
+        validation_s = time.perf_counter() - started
+        self.elapsed_s += self.meter.training_s + validation_s
+        return Progress(
+            self.images_seen,
+            metrics,
+            self.elapsed_s,
+            self.meter.images_per_s,
+            self.meter.usage(None if logits is None else validation_s),
+            execution_of(self.device, self.inputs.where, self.precision, self.shard.world_size),
+            logits,
+            self._capture,
+        )
 
     def _validated(self, validation: SliceSet, inputs: NetworkInputs) -> tuple[dict[str, float], NDArray[np.float32]]:
         """Metrics, and the logits behind them as those of probabilities."""

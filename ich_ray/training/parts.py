@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ich_ray.training.augmentation import Augmentation
     from ich_ray.training.loss import LossOf
     from ich_ray.training.state import TrainingState
+    from ich_ray.usage import ReportUsage
     from ich_ray.vocabulary import Precision
 
 __all__ = ["Parts", "Progress", "Run", "TrainingBudget", "execution_of", "reports"]
@@ -68,6 +69,7 @@ class Progress:
             validation slices train_loss alone.
         elapsed_s: time in training and validation so far, over all attempts.
         images_per_s: training images per second since the report before, without validation.
+        usage: what it took since the report before.
         setup: how it is computed; of the first worker if there are several.
         logits: of the validation slices, float32 `[n, labels]`, corrected for the class weights; None without any.
     """
@@ -76,6 +78,7 @@ class Progress:
     metrics: dict[str, float]
     elapsed_s: float
     images_per_s: float
+    usage: ReportUsage = field(compare=False)
     setup: ExecutionInfo
     logits: NDArray[np.float32] | None = field(repr=False, compare=False)
     _capture: Callable[[], TrainingState] = field(repr=False, compare=False)

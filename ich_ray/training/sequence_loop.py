@@ -28,6 +28,7 @@ from ich_ray.training.sequence_loss import SequenceLoss
 from ich_ray.training.sequence_metrics import sequence_metrics
 from ich_ray.training.state import TrainingState
 from ich_ray.training.stream import Stream, mixed_seed, next_batch
+from ich_ray.training.usage_meter import UsageMeter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -149,21 +150,21 @@ class _SequenceRun:
         self.network = network.to(self.device)  # its weights stay the same objects
         self.optimizer = build_optimizer(self.parameters.optimization, trained, self.device)
         self.precision = precision_on(self.device, (resume.precision if resume else None) or precision)
+        self.meter = UsageMeter(self.device)
         if resume is not None:
             self._restore(resume)
 
     def until(self, end: int) -> None:
         """Train to exactly `end` series."""
-        started = time.perf_counter()
+        self.meter.begin()
         torch.manual_seed(mixed_seed(self.seed, self.images_seen, 0))
         first, total = self.images_seen, torch.zeros((), dtype=torch.float64, device=self.device)
         while self.images_seen < end:
             total += self._step(end)
-        self._interval_s = time.perf_counter() - started
         self.train_loss = float(total) / (end - first)
+        self.meter.end(end - first)
         if not math.isfinite(self.train_loss):
             raise TrialFailure("diverged", f"the training loss is {self.train_loss} after {self.images_seen} series")
-        self.images_per_s = (end - first) / self._interval_s
 
     def _step(self, end: int) -> torch.Tensor:
         """One optimizer step; the sum of its losses."""
@@ -182,7 +183,9 @@ class _SequenceRun:
 
     def _backward(self, part: NDArray[np.int64], take: int) -> torch.Tensor:
         """Add the gradient of a part of a batch; gradients of all parts are that of the batch."""
+        asked = time.perf_counter()
         batch = self.places.take(part)
+        self.meter.data_wait_s += time.perf_counter() - asked
         with autocast(self.precision, self.device):
             slices, study = self.network(batch.features, batch.places_mm, batch.mask)
         loss = self.loss(slices, study, batch, torch.from_numpy(part).to(self.device))
@@ -200,9 +203,18 @@ class _SequenceRun:
                 raise TrialFailure("diverged", f"a validation logit is not finite after {self.images_seen} series")
             metrics = sequence_metrics(self.validation, logits, study)
         metrics["train_loss"] = self.train_loss
-        self.elapsed_s += self._interval_s + time.perf_counter() - started
-        setup = execution_of(self.device, self.places.where, self.precision)
-        return Progress(self.images_seen, metrics, self.elapsed_s, self.images_per_s, setup, logits, self._capture)
+        validation_s = time.perf_counter() - started
+        self.elapsed_s += self.meter.training_s + validation_s
+        return Progress(
+            self.images_seen,
+            metrics,
+            self.elapsed_s,
+            self.meter.images_per_s,
+            self.meter.usage(None if logits is None else validation_s),
+            execution_of(self.device, self.places.where, self.precision),
+            logits,
+            self._capture,
+        )
 
     def _capture(self) -> TrainingState:
         tensors = {f"weights.{name}": value for name, value in self.network.state_dict().items()}

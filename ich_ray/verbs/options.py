@@ -26,6 +26,7 @@ __all__ = [
     "Json",
     "Labels",
     "LimitRejected",
+    "OtherSearches",
     "Out",
     "Points",
     "Prevalence",
@@ -128,6 +129,7 @@ DatasetOfSearch = Annotated[
     str | None, typer.Option("--dataset", help="Where its dataset lies; needed for an address only search.json names.")
 ]
 SearchFolder = Annotated[str, typer.Argument(metavar="SEARCH", help="Folder that `ich-ray search` wrote.")]
+OtherSearches = Annotated[list[str] | None, typer.Argument(metavar="[SEARCH]...", help="Others, to set beside it.")]
 
 
 def share(text: str) -> float:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ich_ray import display
+from ich_ray.errors import ConfigError
 from ich_ray.results import open_search
 from ich_ray.search.request import SearchRequest
 from ich_ray.terminal import print_line
@@ -18,6 +19,7 @@ from ich_ray.verbs.options import (
     GpusPerTrial,
     Images,
     Json,
+    OtherSearches,
     Out,
     SearchFolder,
     Space,
@@ -90,11 +92,19 @@ def search(
 
 def results(
     folder: SearchFolder,
+    others: OtherSearches = None,
     top: Annotated[int | None, typer.Option("--top", min=1, help="Best trials to show; 10, or all as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
-    """The trials of a search, best first, at any time."""
-    display.print_search(open_search(folder), top, as_json)
+    """The trials of a search, best first, at any time; or several searches side by side."""
+    if not others:
+        display.print_search(open_search(folder), top, as_json)
+        return
+    if top is not None:
+        raise ConfigError(f"--top: trials are shown of one search, got {top} with {1 + len(others)}; leave it out")
+    from ich_ray.side_by_side import side_by_side
+
+    display.print_side_by_side(side_by_side([open_search(one) for one in (folder, *others)]), as_json)
 
 
 def confirm(
@@ -137,11 +147,14 @@ def export(
     tensorboard: Annotated[str | None, typer.Option("--tensorboard", help="A new folder for event files.")] = None,
     optuna: Annotated[str | None, typer.Option("--optuna", help="A new SQLite file, for optuna-dashboard.")] = None,
     mlflow: Annotated[str | None, typer.Option("--mlflow", help="A tracking URI, such as sqlite:///runs.db.")] = None,
+    candidates: Annotated[
+        str | None, typer.Option("--candidates", help="A new YAML file: a space that lists these very trials.")
+    ] = None,
 ) -> None:
-    """Write a search for TensorBoard, Optuna or MLflow."""
+    """Write a search for TensorBoard, Optuna or MLflow, or to draw it again."""
     from ich_ray.search.export import export as export_search
 
-    for command in export_search(folder, tensorboard=tensorboard, optuna=optuna, mlflow=mlflow):
+    for command in export_search(folder, tensorboard=tensorboard, optuna=optuna, mlflow=mlflow, candidates=candidates):
         print_line(command)
 
 

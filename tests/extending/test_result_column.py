@@ -1,4 +1,4 @@
-"""A column of the results from outside: images a second of a trial."""
+"""A column of the results from outside: images a second of a trial, validation included."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.prepared import make_dataset
 from tests.searched import make_search
 
 
-def images_per_s(trial: TrialResult) -> float | None:
+def throughput(trial: TrialResult) -> float | None:
     return trial.images_seen / trial.reports[-1].elapsed_s if trial.reports else None
 
 
@@ -21,12 +21,12 @@ def test_the_results_of_a_search_show_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(RESULT_COLUMNS, "registered", {})  # for this test alone
-    RESULT_COLUMNS.register("images_per_s", images_per_s)
+    RESULT_COLUMNS.register("throughput", throughput)
     search = str(make_search(tmp_path / "search", make_dataset(tmp_path / "data")).root)
-    assert open_search(search).to_frame()["images_per_s"].tolist() == [200.0, 200.0, 200.0]
+    assert open_search(search).to_frame()["throughput"].tolist() == [200.0, 200.0, 200.0]
     assert call(["results", search, "--json"]) == 0
-    assert [trial["images_per_s"] for trial in json.loads(capsys.readouterr().out)["trials"]] == [200.0, 200.0, 200.0]
+    assert [trial["throughput"] for trial in json.loads(capsys.readouterr().out)["trials"]] == [200.0, 200.0, 200.0]
     assert call(["results", search]) == 0
     _, head, best, *_ = capsys.readouterr().out.splitlines()
-    assert head.split() == ["trial", "state", "average_precision", "images", "seconds", "images_per_s", "parameters"]
+    assert head.split() == ["trial", "state", "average_precision", "images", "seconds", "throughput", "parameters"]
     assert best.split()[:6] == ["0", "completed", "0.8000", "600", "3", "200.0000"]

@@ -14,6 +14,7 @@ from upath import UPath
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.results import Objective, Report, SearchRecord, TrialResult
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
+from ich_ray.usage import ReportUsage
 from tests.prepared import make_dataset
 from tests.records import make_card
 
@@ -108,6 +109,7 @@ def fake_trials(count: int, rng: np.random.Generator, slots: int = 3) -> list[Tr
                 },
                 elapsed_s=seen / 120,
                 time=started + seen / 120,
+                usage=_usage(state),
             )
             for seen in range(500, images + 1, 500)
         )
@@ -128,6 +130,13 @@ def fake_trials(count: int, rng: np.random.Generator, slots: int = 3) -> list[Tr
             )
         )
     return found
+
+
+def _usage(state: str) -> ReportUsage:
+    return ReportUsage(
+        images_per_s=200.0, data_wait_s=0.5, validation_s=1.5, saving_s=0.25, device_use=0.8,
+        peak_memory_bytes=2_000_000_000 if state == "completed" else 1_500_000_000, bytes_written=4_000_000,
+    )  # fmt: skip
 
 
 def _draw(rng: np.random.Generator) -> dict[str, Any]:

@@ -23,10 +23,11 @@ from upath import UPath
 from ich_ray.assess.interval_estimates import Counts
 from ich_ray.data.dataset import SliceSet
 from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.html_report import summary, tables
+from ich_ray.html_report import style, summary, tables
 from ich_ray.html_report.gallery import examples, pick, small_png
 from ich_ray.html_report.inputs import Inputs, gather
 from ich_ray.html_report.page import MOST_TRIALS, _dataset_content, render, report
+from ich_ray.html_report.time_spent import spent_facts
 from ich_ray.results import SearchResult, open_search
 from ich_ray.storage import SearchFiles, read_json, write_json
 from ich_ray.vocabulary import LEAK
@@ -34,7 +35,7 @@ from tests.html_report.fake_search import SPACE, STAGES, Stage, build_search, fa
 
 SECTIONS = ("summary", "test", "performance", "search", "examples", "data", "provenance")
 FIGURES = {"curves", "timeline", "parallel", "precision-recall", "roc", "reliability", "histogram", "confusion",
-           "retraining"}  # fmt: skip
+           "retraining", "spent"}  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -460,6 +461,32 @@ class TestTables:
         images = sum(trial.images_seen for trial in evaluated.search.trials)
         assert facts["Images seen in all trials"] == f"{images:,}"
         assert facts["Images per second of training"] == "120"
+
+    def test_where_the_time_went(self, page: Page, evaluated: Inputs) -> None:
+        reports = sum(len(trial.reports) for trial in evaluated.search.trials)
+        facts = dict(spent_facts(evaluated.search))
+        assert facts == {
+            "Training": f"{style.duration(2.0 * reports)} (47.1\u00a0%)",
+            "Waiting for data": f"{style.duration(0.5 * reports)} (11.8\u00a0%)",
+            "Validation": f"{style.duration(1.5 * reports)} (35.3\u00a0%)",
+            "Saving": f"{style.duration(0.25 * reports)} (5.9\u00a0%)",
+            "Devices in use while training": "80.0\u00a0%",
+            "Memory of a trial, at most": "2 GB",
+            "Written in states, weights and logits": f"{4 * reports} MB",
+        }
+        assert "Where the time of trials went" in page.text
+        bars = json.loads(page.scripts[0])["spent"]["data"]
+        assert [bar["name"] for bar in bars] == ["Training", "Waiting for data", "Validation", "Saving"]
+
+    def test_a_search_of_version_0_1_0_does_not_say_where_its_time_went(self, evaluated: Inputs) -> None:
+        unmeasured = [
+            trial.model_copy(update={"reports": tuple(r.model_copy(update={"usage": None}) for r in trial.reports)})
+            for trial in evaluated.search.trials
+        ]
+        old = SearchResult(evaluated.search.files, evaluated.search.record, tuple(unmeasured))
+        found = Page(render(replace(evaluated, search=old)))
+        assert "spent" not in found.figures
+        assert "Where the time of trials went" not in found.text
 
     def test_a_trial_that_never_started_does_not_stretch_time(self, evaluated: Inputs) -> None:
         small = evaluated.search

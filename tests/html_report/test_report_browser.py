@@ -82,7 +82,7 @@ def test_it_draws_logs_nothing_asks_nobody_and_fits(page: Path, name: str, width
     found = look(page, name, width, dark)
     assert found.errors == []
     assert found.requests == []
-    assert found.facts["places"] == found.facts["drawn"] == 18
+    assert found.facts["places"] == found.facts["drawn"] == 19
     assert found.facts["pictures"]
     assert found.facts["slices"] == found.facts["heat"] >= 8
     assert found.facts["tables"] == 2

@@ -13,6 +13,7 @@ from ich_ray.html_report import performance, style
 from ich_ray.html_report.confidence_bands import perfect_shares, precision_recall_band, roc_band
 from ich_ray.html_report.parallel_coordinates import axis, parallel_coordinates
 from ich_ray.html_report.reliability_diagram import reliability, reliability_bins
+from ich_ray.html_report.time_spent import spent_bars
 from ich_ray.html_report.timeline import slots, timeline
 from ich_ray.html_report.trials import (
     learning_curves,
@@ -23,6 +24,7 @@ from ich_ray.html_report.trials import (
     varied,
 )
 from ich_ray.results import Objective, Report, TrialResult
+from ich_ray.usage import ReportUsage
 from tests.html_report.fake_search import SPACE, fake_trials
 
 # Six slices, two with equal probabilities: decided together.
@@ -46,6 +48,32 @@ def trial(number: int, **fields: object) -> TrialResult:
         for seen, value in fields.pop("reports", [])  # type: ignore[attr-defined]
     ]
     return TrialResult.model_validate({"number": number, "parameters": {}, "reports": reports, **fields})
+
+
+def test_the_time_of_trials_is_stacked_by_number_in_a_readable_unit() -> None:
+    fast = ReportUsage(images_per_s=10.0, data_wait_s=60.0, validation_s=120.0, device_use=0.5)
+    slow = ReportUsage(images_per_s=5.0)
+    found = [
+        TrialResult(
+            number=number,
+            parameters={},
+            reports=(Report(images_seen=1800, metrics={}, elapsed_s=1.0, time=0.0, usage=usage),),
+        )
+        for number, usage in ((7, slow), (2, fast), (3, None))
+    ]
+    bars = spent_bars(found)
+    assert bars is not None
+    assert bars.layout.yaxis.title.text == "minutes of all its reports"
+    assert {bar.name: (list(bar.x), list(bar.y)) for bar in bars.data} == {
+        "Training": ([2, 7], [2.0, 6.0]),
+        "Waiting for data": ([2, 7], [1.0, 0.0]),
+        "Validation": ([2, 7], [2.0, 0.0]),
+    }
+    assert bars.data[0].customdata[0] == (
+        "<b>trial 2</b><br>Training: 2 min 0 s<br>10 images per second of training<br>Devices in use while training: "
+        "50.0\u00a0%"
+    )
+    assert spent_bars(found[2:]) is None
 
 
 class TestThresholdCurve:
@@ -360,7 +388,15 @@ class TestStyle:
         assert style.duration(seconds) == expected
 
     @pytest.mark.parametrize(
-        "color", [*style.STATE_COLORS.values(), style.MODEL, style.POSITIVE, style.NEGATIVE, style.REFERENCE]
+        "color",
+        [
+            *style.STATE_COLORS.values(),
+            *style.SPENT_COLORS.values(),
+            style.MODEL,
+            style.POSITIVE,
+            style.NEGATIVE,
+            style.REFERENCE,
+        ],
     )
     @pytest.mark.parametrize("panel", ["#ffffff", "#1b1e23"])
     def test_colors_read_on_light_and_dark(self, color: str, panel: str) -> None:

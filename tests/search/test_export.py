@@ -18,6 +18,7 @@ from ich_ray.search.export.mlflow import experiment_name
 from ich_ray.search.export.optuna import as_frozen
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.space.yaml_file import parse_space
+from ich_ray.usage import ReportUsage
 from tests.search.fakes import SPACE
 
 DRAWN = {"architecture": "resnet18", "learning_rate": 0.001, "dropout": 0.3, "optimizer": "adam"}
@@ -38,12 +39,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
         ([0.6], Verdict("completed")),
         ([0.4], None),
     ]
+    usage = ReportUsage(images_per_s=50.0, validation_s=0.5, device_use=0.75)  # of the first trial alone
     for number, (values, end) in enumerate(curves):
         conditional: dict[str, Any] = {"architecture": "plain_cnn", "blocks": 2} if number == 1 else {}
         conditional |= {"optimizer": "sgd", "momentum": 0.9} if number == 3 else {}
         ledger.add({**DRAWN, **conditional})
         for index, value in enumerate(values):
-            ledger.report(number, 100 * (index + 1), {"average_precision": value, "f2": 0.25}, 1.5)
+            metrics = {"average_precision": value, "f2": 0.25}
+            ledger.report(number, 100 * (index + 1), metrics, 1.5, usage=None if number else usage)
         if end:
             ledger.finish(number, end)
     return open_search(ledger.files.root)
@@ -78,6 +81,9 @@ def test_optuna_opens_the_search(found: SearchResult, tmp_path: Path) -> None:
     assert (trials[2].user_attrs["reason"], trials[2].user_attrs["detail"]) == ("diverged", "nan")
     assert trials[0].datetime_start == datetime.fromtimestamp(found.trials[0].started)
     assert trials[4].datetime_complete is None
+    took = ("images_per_s", "training_s", "validation_s", "device_use")
+    assert [trials[0].user_attrs[name] for name in took] == [50.0, 4.0, 1.0, 0.75]
+    assert "training_s" not in trials[1].user_attrs
 
 
 def test_tensorboard_opens_the_search(found: SearchResult, tmp_path: Path) -> None:
@@ -89,7 +95,11 @@ def test_tensorboard_opens_the_search(found: SearchResult, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events"]
     assert sorted(path.name for path in folder.iterdir()) == [f"trial-{number:05d}" for number in range(5)]
     events = EventAccumulator(str(folder / "trial-00000")).Reload()
-    assert set(events.Tags()["scalars"]) == {"average_precision", "f2", "elapsed_s", "best/average_precision"}
+    assert set(events.Tags()["scalars"]) == {
+        "average_precision", "f2", "elapsed_s", "best/average_precision", "usage/images_per_s", "usage/validation_s",
+        "usage/device_use",
+    }  # fmt: skip
+    assert [(scalar.step, scalar.value) for scalar in events.Scalars("usage/device_use")] == [(100, 0.75), (200, 0.75)]
     scalars = events.Scalars("average_precision")
     assert [(scalar.step, round(scalar.value, 6)) for scalar in scalars] == [(100, 0.7), (200, 0.5)]
     assert scalars[0].wall_time == pytest.approx(found.trials[0].reports[0].time)
@@ -118,6 +128,7 @@ def test_mlflow_opens_the_search(found: SearchResult, tmp_path: Path, monkeypatc
     assert runs[0].data.metrics["best_average_precision"] == 0.7
     history = client.get_metric_history(runs[0].info.run_id, "average_precision")
     assert sorted((metric.step, metric.value) for metric in history) == [(100, 0.7), (200, 0.5)]
+    assert runs[0].data.metrics["usage/images_per_s"] == 50.0
     with pytest.raises(ConfigError, match="the experiment tiny-20200913T122640Z must be new, got one that is there"):
         export(found.files.root, mlflow=uri)
 
@@ -152,7 +163,7 @@ def test_a_search_begun_at_another_moment_is_another_experiment(found: SearchRes
     assert experiment_name(found.record.model_copy(update={"created": 1_600_000_001.0})) == "tiny-20200913T122641Z"
 
 
-@pytest.mark.parametrize("flag", ["--tensorboard", "--optuna"])
+@pytest.mark.parametrize("flag", ["--tensorboard", "--optuna", "--candidates"])
 def test_nothing_is_written_over(
     found: SearchResult, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
@@ -171,7 +182,7 @@ def test_all_targets_are_checked_before_any_is_written(found: SearchResult, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["there.db"]
 
 
-@pytest.mark.parametrize("flag", ["tensorboard", "optuna"])
+@pytest.mark.parametrize("flag", ["tensorboard", "optuna", "candidates"])
 def test_a_place_that_cannot_be_written_is_told(found: SearchResult, tmp_path: Path, flag: str) -> None:
     (tmp_path / "there").write_text("mine")
     for place in ("there/x", "there/y/x"):
@@ -189,5 +200,6 @@ def test_two_exports_have_two_places(found: SearchResult, tmp_path: Path) -> Non
 
 
 def test_an_export_needs_a_target(found: SearchResult) -> None:
-    with pytest.raises(ConfigError, match="at least one of --tensorboard, --optuna and --mlflow must be given"):
+    asked = "at least one of --tensorboard, --optuna, --mlflow and --candidates must be given"
+    with pytest.raises(ConfigError, match=asked):
         export(found.files.root)

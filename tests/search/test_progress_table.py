@@ -52,7 +52,7 @@ def drawn(what: SearchStatus, width: int = 80, height: int = 24) -> list[str]:
 def test_the_table_fits_eighty_columns() -> None:
     assert drawn(standing()) == [
         "search demo: 12 of 20 trials ended, 3 running",
-        "ended     3 completed, 8 pruned, 1 failed",
+        "ended     3 completed, 8 pruned, 1 failed (171 an hour)",
         "images    48,000 (1,234/s) in 0:04:12, about 1:03:10 left",
         "best      average_precision 0.8421, trial 7",
         "          plain_cnn learning_rate=0.00123 batch_size=64 optimizer=sgd dropout=0…",
@@ -102,8 +102,34 @@ def test_a_search_that_has_just_begun_says_what_it_does_not_know() -> None:
 
 def test_a_line_says_it_all() -> None:
     assert standing().line() == (
-        "  12/20 trials ended, 3 running, 48,000 images (1,234/s), about 1:03:10 left; best 0.8421 (trial 7)"
+        "  12/20 trials ended (171 an hour), 3 running, 48,000 images (1,234/s), about 1:03:10 left; best 0.8421 "
+        "(trial 7)"
     )
+    ahead = replace(standing(), leading=trial(12, 0.3, 0.9), gpu_hours=0.2, gpus=3.0, ended_before=11)
+    assert ahead.line() == (
+        "  12/20 trials ended (14 an hour), 3 running, 48,000 images (1,234/s), 0.2 GPU hours, about 3.4 in all, about "
+        "1:03:10 left; best 0.8421 (trial 7), so far 0.9000 (trial 12, running at 2,000 images)"
+    )
+
+
+def test_the_table_tells_what_accelerators_have_cost_and_who_leads() -> None:
+    ahead = replace(standing(), leading=trial(12, 0.3, 0.9), gpu_hours=141.7, gpus=3.0, ended_before=12)
+    assert drawn(ahead)[1:7] == [
+        "ended     3 completed, 8 pruned, 1 failed",
+        "images    48,000 (1,234/s) in 0:04:12, about 1:03:10 left",
+        "cost      142 GPU hours, about 145 in all",
+        "best      average_precision 0.8421, trial 7",
+        "          plain_cnn learning_rate=0.00123 batch_size=64 optimizer=sgd dropout=0…",
+        "so far    average_precision 0.9000 (trial 12, running at 2,000 images)",
+    ]
+    unknown = replace(ahead, best=None, left_s=None, ended_before=11, elapsed_s=7200.0)
+    assert drawn(unknown)[1:6] == [
+        "ended     3 completed, 8 pruned, 1 failed (0.5 an hour)",
+        "images    48,000 (1,234/s) in 2:00:00, time left unknown",
+        "cost      142 GPU hours",
+        "best      none completed yet",
+        "so far    average_precision 0.9000 (trial 12, running at 2,000 images)",
+    ]
 
 
 def test_parameters_that_are_looked_for_come_first() -> None:

@@ -59,3 +59,8 @@ def test_a_trial_is_the_training_loop_reported(tmp_path: Path) -> None:
     assert found.best().value is not None
     assert first.setup == ExecutionInfo(device="cpu", workers=1, images="host", mode="float32")
     assert found.to_frame()["setup"][0] == "cpu, float32, images on host"
+    measured = {"images_per_s", "data_wait_s", "validation_s", "device_use"}
+    for report in (report for trial in found.trials for report in trial.reports):
+        assert report.usage is not None
+        assert measured <= {name for name, value in report.usage.model_dump().items() if value is not None}
+    assert sum(images for images, _ in first.measured) == 600

@@ -70,7 +70,7 @@ def test_a_search_draws_its_table_on_a_terminal(folder: Path) -> None:
     lines = [line for line in plain.splitlines() if line]
     for expected in (
         r"search terminal: \d of 6 trials ended, \d running",
-        r"ended     \d completed, \d pruned, \d failed",
+        r"ended     \d completed, \d pruned, \d failed( \([\d,.]+ an hour\))?",
         r"images    [\d,]+ \([\d,]+/s\) in 0:00:\d\d, (about 0:0\d:\d\d left|time left unknown)",
         r"best      average_precision [01]\.\d{4}, trial \d",
         r"rung +400  800 *",

@@ -58,6 +58,18 @@ def test_it_learns(dataset: PreparedDataset) -> None:
     assert found[0].images_per_s > 0
 
 
+def test_every_report_says_what_it_took(dataset: PreparedDataset) -> None:
+    first, second = (progress.usage for progress in reports(dataset))
+    assert first.images_per_s is not None
+    assert first.images_per_s > 0
+    for usage in (first, second):
+        assert None not in {usage.data_wait_s, usage.validation_s, usage.device_use}
+        assert usage.saving_s is usage.bytes_written is None  # not its business
+    budget = TrainingBudget(100, 100)
+    (alone,) = train(QUICK, dataset.role("train"), None, budget=budget, seed=3)
+    assert alone.usage.validation_s is None
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 64, 1000])
 def test_reports_land_on_multiples_whatever_the_batch(dataset: PreparedDataset, batch_size: int) -> None:
     parameters = QUICK.model_copy(update={"batch_size": batch_size})

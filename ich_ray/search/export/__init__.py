@@ -7,6 +7,7 @@ written is in the module of its name.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from ich_ray.errors import ConfigError
@@ -27,6 +28,7 @@ def export(
     tensorboard: Location | None = None,
     optuna: Location | None = None,
     mlflow: str | None = None,
+    candidates: Location | None = None,
 ) -> list[str]:
     """Write the trials of a search for other tools; running trials as far as they have come.
 
@@ -35,20 +37,28 @@ def export(
         tensorboard: a new folder: one folder of event files per trial.
         optuna: a new SQLite file: an Optuna storage with one study.
         mlflow: a tracking URI: one new experiment there, one run per trial.
+        candidates: a new YAML file: a search space that lists these very trials, for another dataset or machine.
 
     Returns:
         How to open each of them, one line each.
 
     Raises:
         ConfigError: nothing was asked for, it is there already, or it cannot be written; nothing was written over.
+        SpaceError: a trial is of no space that this version knows.
     """
-    if tensorboard is None and optuna is None and mlflow is None:
-        raise ConfigError("export: at least one of --tensorboard, --optuna and --mlflow must be given, got none")
+    if tensorboard is None and optuna is None and mlflow is None and candidates is None:
+        raise ConfigError(
+            "export: at least one of --tensorboard, --optuna, --mlflow and --candidates must be given, got none"
+        )
     found = open_search(search)
     folder = _new("--tensorboard", tensorboard) if tensorboard is not None else None
     file = _new("--optuna", optuna) if optuna is not None else None
-    if folder is not None and folder == file:
-        raise ConfigError(f"--tensorboard, --optuna: must be two places, got {folder} for both; choose another for one")
+    space = _new("--candidates", candidates) if candidates is not None else None
+    for (flag, one), (other_flag, other) in combinations(
+        (("--tensorboard", folder), ("--optuna", file), ("--candidates", space)), 2
+    ):
+        if one is not None and one == other:
+            raise ConfigError(f"{flag}, {other_flag}: must be two places, got {one} for both; choose another for one")
     said = []
     if folder is not None:
         from ich_ray.search.export.tensorboard import write_events
@@ -68,6 +78,11 @@ def export(
         with _written(f"--mlflow {mlflow}"):
             write_experiment(found, mlflow)
         said.append(f"mlflow ui --backend-store-uri {mlflow}")
+    if space is not None:
+        from ich_ray.search.export.candidates import write_candidates
+
+        with _written(f"--candidates {space}"):
+            said.append(write_candidates(found, space))
     return said
 
 

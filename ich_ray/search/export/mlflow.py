@@ -59,8 +59,7 @@ def _write(client: Any, experiment: str, trial: TrialResult) -> None:
     metrics = [
         Metric(name, value, _ms(report.time), report.images_seen)
         for report in trial.reports
-        for name, value in {**report.metrics, "elapsed_s": report.elapsed_s}.items()
-        if value is not None
+        for name, value in report.scalars.items()
     ]
     if trial.value is not None:
         metrics.append(Metric(f"best_{trial.objective.metric}", trial.value, metrics[-1].timestamp, trial.images_seen))

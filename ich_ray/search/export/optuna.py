@@ -70,7 +70,7 @@ def as_frozen(space: SearchSpace, record: TrialResult) -> FrozenTrial:
         datetime_complete=_time(record.ended or record.started) if state.is_finished() else None,
         params={name: drawn[name] for name in recorder.distributions},
         distributions=recorder.distributions,
-        user_attrs={**record.model_dump(mode="json", exclude=kept), **fixed, **best},
+        user_attrs={**record.usage.figures(), **record.model_dump(mode="json", exclude=kept), **fixed, **best},
         system_attrs={},
         intermediate_values=intermediate,
     )

@@ -40,9 +40,8 @@ def _write(trial: TrialResult, folder: UPath) -> None:
 
     with SummaryWriter(str(folder)) as writer:
         for report in trial.reports:
-            for name, value in {**report.metrics, "elapsed_s": report.elapsed_s}.items():
-                if value is not None:
-                    writer.add_scalar(name, value, report.images_seen, walltime=report.time)
+            for name, value in report.scalars.items():
+                writer.add_scalar(name, value, report.images_seen, walltime=report.time)
         best, tag = trial.best_report, f"best/{trial.objective.metric}"
         if best is not None:
             writer.add_scalar(tag, best.metrics[trial.objective.metric], trial.images_seen, walltime=best.time)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ich_ray.search.out_of_fold import OutOfFold
     from ich_ray.statistics.pooling import FoldPart
     from ich_ray.training.checkpoint_store import SavedState
+    from ich_ray.usage import ReportUsage
 
 __all__ = ["FoldProgress", "FoldedTraining"]
 
@@ -45,6 +46,7 @@ class FoldProgress:
         elapsed_s: as `images_seen`.
         number: of the fold.
         of_network: its own report.
+        usage: as of that.
     """
 
     images_seen: int
@@ -53,6 +55,7 @@ class FoldProgress:
     setup: ExecutionInfo | None
     number: int
     of_network: Any
+    usage: ReportUsage | None = None
 
     def state(self) -> SavedState:
         """Of the network in training; at its end nobody needs it, and it makes a checkpoint like others."""
@@ -138,6 +141,7 @@ class FoldedTraining:
             setup=progress.setup,
             number=fold,
             of_network=progress,
+            usage=getattr(progress, "usage", None),
         )
 
     def note(self, progress: FoldProgress) -> FoldNote:

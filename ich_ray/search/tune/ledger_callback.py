@@ -22,9 +22,10 @@ from ich_ray.search.plan.expected import expected_images
 from ich_ray.search.progress_table import RungCount, SearchStatus, format_best, format_failure
 from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.quarantine import DECLINED
+from ich_ray.usage import ReportUsage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ray.tune.experiment import Trial
 
@@ -39,6 +40,8 @@ __all__ = ["LedgerCallback"]
 _LINE_EVERY_S = 5.0
 # Drawing 20 lines takes the driver 2 ms.
 _TABLE_EVERY_S = 0.5
+# Measured around the training, and not by it.
+_OF_SAVING = ("saving_s", "bytes_written")
 # What the plan says of a trial's images weighs as much as this many trials that have ended.
 _PLAN_WEIGHS = 3
 
@@ -78,8 +81,11 @@ class LedgerCallback(Callback):
         self._ended_images = 0
         self._stopped: Counter[str] = Counter()
         self._best: TrialResult | None = None
+        self._leading: tuple[int, float] | None = None  # the trial with the best report, and its value
         for trial in ledger.trials.values():
             self._count(trial)
+            self._compare(trial.number, trial.value)
+        self._ended_before = self._ended.total()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         number = trial.config["number"]
@@ -131,9 +137,11 @@ class LedgerCallback(Callback):
                 result["elapsed_s"],
                 checkpoint=CheckpointReference.model_validate(reference) if reference else None,
                 fold=FoldNote.model_validate(result["fold"]) if result.get("fold") else None,
+                usage=_usage(result),
                 end=verdict,
                 **changes,
             )
+            self._compare(number, result["metrics"].get(self._space.objective.metric))
         self._images += self._ledger.trials[number].images_seen - before
         if verdict:
             self._say_ended(number)
@@ -214,7 +222,23 @@ class LedgerCallback(Callback):
             elapsed_s=elapsed_s,
             left_s=self._left_s(rate),
             searched=[spec.name for spec in self._space.parameters if spec.kind != "fixed"],
+            leading=self._leads(),
+            ended_before=self._ended_before,
+            gpu_hours=self.gpu_seconds() / 3600 if self._gpus else None,
+            gpus=self._gpus * len(self._running),
         )
+
+    def _compare(self, number: int, value: float | None) -> None:
+        leading = self._leading[1] if self._leading else None
+        if self._ledger.trials[number].state != "failed" and self._space.objective.improves(value, leading):
+            self._leading = number, value
+
+    def _leads(self) -> TrialResult | None:
+        """The trial with the best report so far, where it is better than the best that has completed."""
+        if self._leading is None or self._space.objective.networks > 1:
+            return None
+        trial, best = self._ledger.trials[self._leading[0]], self._best.value if self._best else None
+        return trial if self._space.objective.improves(trial.value, best) else None
 
     def _rungs(self) -> Iterator[RungCount]:
         for level, values in self._scheduler.rule.reached.items():
@@ -269,6 +293,10 @@ class LedgerCallback(Callback):
         best = self._best.value if self._best else None
         if trial.state == "completed" and trial.objective.improves(trial.value, best):
             self._best = trial
+        if trial.state == "failed" and self._leading and self._leading[0] == trial.number:
+            self._leading = None
+            for other in self._ledger.trials.values():
+                self._compare(other.number, other.value)
 
     def _ended_without_report(self, number: int) -> None:
         if self._ledger.trials[number].state == "failed":  # others had ended before their process did
@@ -298,3 +326,10 @@ class LedgerCallback(Callback):
         """What machines have cost, where they have cost anything."""
         note = fault_note(self._ledger.record, self._ledger.trials.values())
         return f"; {note}" if note else ""
+
+
+def _usage(result: Mapping[str, Any]) -> ReportUsage | None:
+    """What a report took, as far as its training and who saved its states have said."""
+    saved = {name: result[name] for name in _OF_SAVING if result.get(name) is not None}
+    told = {**(result.get("usage") or {}), **saved}
+    return ReportUsage.model_validate(told) if told else None

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import ExecutionInfo
     from ich_ray.search.tune.trial import Trainer, TrialSettings
+    from ich_ray.usage import ReportUsage
 
 __all__ = ["MultiWorkerTrainer"]
 
@@ -47,13 +48,17 @@ _FAREWELL_S = 10
 
 @dataclass(frozen=True)
 class _Step:
-    """A report of the workers; `data` is their state as a file's content, empty when none is needed."""
+    """A report of the workers; `data` is their state as a file's content, empty when none is needed.
+
+    `usage` is of the first of them, with the images of all.
+    """
 
     images_seen: int
     metrics: dict[str, float]
     elapsed_s: float
     setup: ExecutionInfo | None
     data: bytes
+    usage: ReportUsage | None = None
 
     def state(self) -> _Step:
         return self
@@ -279,4 +284,5 @@ def _step(progress: Any, settings: TrialSettings, parameters: Hyperparameters) -
     """A report with its state, which the last one needs only where the weights of the best stay."""
     last = progress.images_seen >= settings.images_of(parameters)
     data = b"" if last and not settings.keep_weights else progress.state().packed()
-    return _Step(progress.images_seen, progress.metrics, progress.elapsed_s, progress.setup, data)
+    usage = getattr(progress, "usage", None)
+    return _Step(progress.images_seen, progress.metrics, progress.elapsed_s, progress.setup, data, usage)

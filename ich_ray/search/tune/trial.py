@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ich_ray.training.checkpoint_store import Checkpoint, SavedState
     from ich_ray.training.data_parallel import Shard
     from ich_ray.training.loop import Progress
+    from ich_ray.usage import ReportUsage
     from ich_ray.vocabulary import Placement, Precision
 
 __all__ = ["Trainer", "TrialSettings", "as_failure", "checkpoints_of", "opened", "train_model", "trial_function"]
@@ -246,11 +247,7 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], bega
     states = BestStates(files.weights_of(config["seed"]), settings.objective, seen) if settings.keep_weights else None
     with closing(train(parameters, dataset, settings, config["seed"], resume)) as steps:
         for progress in steps:
-            report = {
-                "images_seen": progress.images_seen,
-                "metrics": finite(progress.metrics),
-                "elapsed_s": progress.elapsed_s,
-            }
+            report = _measured(progress)
             # The last report needs no state: the trial is over when it arrives.
             last = progress.images_seen >= images
             try:
@@ -277,6 +274,17 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], bega
             leave_if_draining()
     seen = history[-1]["images_seen"] if history else 0
     raise TrialFailure("error", f"training ended at {seen} of {images} images")
+
+
+def _measured(progress: _Progress) -> dict[str, Any]:
+    """A report as the ledger and the checkpoints after it will have it."""
+    report = {
+        "images_seen": progress.images_seen,
+        "metrics": finite(progress.metrics),
+        "elapsed_s": progress.elapsed_s,
+    }
+    usage: ReportUsage | None = getattr(progress, "usage", None)  # a trainer from outside need not measure
+    return {**report, "usage": usage.model_dump()} if usage else report
 
 
 def _saved(

@@ -141,6 +141,8 @@ def test_a_real_network_says_what_its_report_measures(tmp_path: Path) -> None:
     training = FoldedTraining(train_model, kept, "average_precision", images=64, number=0)
     parameters = Hyperparameters(filters=2, blocks=1, labels="all", loss="weighted")
     first, second = training(parameters, dataset, settings, 0, None)
+    assert first.usage is first.of_network.usage
+    assert first.usage.images_per_s > 0
     own = first.of_network.metrics
     assert own["average_precision"] == pytest.approx(first.metrics["average_precision"])
     assert own["log_loss"] == pytest.approx(first.metrics["log_loss"], rel=1e-4)  # corrected for the class weights

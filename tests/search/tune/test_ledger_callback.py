@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.tune.experiment import Trial
 
-from ich_ray.results import SearchRecord
+from ich_ray.results import SearchRecord, open_search
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.progress_table import RungCount
 from ich_ray.search.space.yaml_file import parse_space
@@ -17,6 +17,7 @@ from ich_ray.search.tune import ledger_callback
 from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.scheduler import StoppingScheduler
+from ich_ray.usage import ReportUsage
 from tests.search.test_time_budget import callback_of, start
 
 SPACE = {
@@ -77,9 +78,47 @@ def test_the_standing_counts_what_happened(driver: Driver) -> None:
     assert seen.rungs == [RungCount(100, 3, 1), RungCount(300, 1, 0)]
     assert (seen.images, seen.images_per_s, seen.elapsed_s) == (1100, 110.0, 10.0)
     assert seen.searched == ["dropout"]
+    assert (seen.ended_before, seen.gpu_hours) == (0, None)
     # The plan expects 100 images of 10 trials, 200 of 4 and 600 of 2: 300 each. With two ended after 1,000 in all each
     # is (1,000 + 3 x 300) / 5 = 380, so 8 more take 3,040, of which 100 are done, at 110 a second.
     assert seen.left_s == pytest.approx(2940 / 110)
+
+
+def test_the_best_report_so_far_leads_until_its_trial_fails(driver: Driver) -> None:
+    leads = driver.ledger_callback._leads
+    first, second, third = driver.start(), driver.start(), driver.start()
+    assert leads() is None
+    driver.report(first, 100, 0.5)
+    driver.report(second, 100, 0.9)
+    driver.report(third, 100, 0.7)
+    assert [trial.number for trial in (leads(),) if trial] == [1]
+    driver.ledger_callback.fell_silent(second, Verdict("failed", "device_error"))
+    driver.ledger_callback._say_ended(1)
+    assert [trial.number for trial in (leads(),) if trial] == [2]
+    whole = driver.start()
+    for images_seen in range(100, 1000, 100):
+        driver.report(whole, images_seen, 0.95)
+    assert driver.ledger.trials[3].state == "completed"
+    assert leads() is None, "the best is the best so far"
+
+
+def test_a_report_keeps_what_its_training_and_its_saving_took(driver: Driver) -> None:
+    trial = driver.start()
+    report: dict[str, Any] = {"images_seen": 100, "metrics": {"average_precision": 0.5}, "elapsed_s": 1.0}
+    for images_seen, more in (
+        (100, {}),
+        (200, {"usage": {"images_per_s": 50.0, "validation_s": 0.5, "saving_s": None}}),
+        (300, {"usage": {"images_per_s": 60.0}, "saving_s": 0.25, "bytes_written": 1200}),
+        (400, {"saving_s": 0.0, "bytes_written": None}),
+    ):
+        driver.ledger_callback.on_trial_result(0, [], trial, {**report, "images_seen": images_seen, **more})
+    assert [kept.usage for kept in driver.ledger.trials[0].reports] == [
+        None,
+        ReportUsage(images_per_s=50.0, validation_s=0.5),
+        ReportUsage(images_per_s=60.0, saving_s=0.25, bytes_written=1200),
+        ReportUsage(saving_s=0.0),
+    ]
+    assert open_search(driver.ledger.files.root).trials == (driver.ledger.trials[0],)
 
 
 def test_the_time_left_counts_the_networks_of_trials_past_their_first_fold(

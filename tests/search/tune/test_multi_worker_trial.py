@@ -26,6 +26,7 @@ from ich_ray.search.tune.train_workers import FaultOfWorker
 from ich_ray.search.tune.trial import TrialSettings
 from ich_ray.storage import sha256
 from ich_ray.training.data_parallel import PeerLost, Shard
+from ich_ray.usage import ReportUsage
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE, FakeWorker
 
@@ -83,6 +84,9 @@ def test_the_last_report_of_a_trial_of_few_epochs_needs_no_state() -> None:
     packed = SimpleNamespace(packed=lambda: b"state")
     progress = SimpleNamespace(images_seen=100, metrics={}, elapsed_s=1.0, setup=None, state=lambda: packed)
     assert _step(progress, settings, parameters).data == b"state"
+    assert _step(progress, settings, parameters).usage is None
+    progress.usage = ReportUsage(images_per_s=50.0)
+    assert _step(progress, settings, parameters).usage == ReportUsage(images_per_s=50.0), "what the first worker took"
     progress.images_seen = 150
     assert _step(progress, settings, parameters).data == b""
     assert _step(progress, replace(settings, keep_weights=True), parameters).data == b"state", "it may be the best"

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ich_ray.cli import call
+from ich_ray.data.dataset import PreparedDataset
+from ich_ray.results import SearchResult, open_search
+from ich_ray.search.ledger import Ledger
+from ich_ray.side_by_side import side_by_side
+from ich_ray.storage import read_json, write_json
+from tests.prepared import make_dataset
+from tests.records import make_confirmation
+from tests.search.test_chances import ledger_of, trained
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_dataset(tmp_path_factory.mktemp("beside") / "data", patients=100)
+
+
+def search(folder: Path, dataset: PreparedDataset, *skills: float) -> Ledger:
+    ledger = ledger_of(folder, dataset)
+    for skill in skills:
+        trained(ledger, dataset, skill)
+    return ledger
+
+
+def opened(*ledgers: Ledger) -> list[SearchResult]:
+    return [open_search(ledger.files.root) for ledger in ledgers]
+
+
+def changed(ledger: Ledger, **values: object) -> Ledger:
+    write_json(ledger.files.search, {**read_json(ledger.files.search), **values})
+    return ledger
+
+
+def test_a_difference_that_the_patients_show_is_beyond_noise(tmp_path: Path, dataset: PreparedDataset) -> None:
+    good, weak, twin = (
+        search(tmp_path / name, dataset, *skills)
+        for name, skills in {"good": (6.0, 1.0), "weak": (0.5,), "twin": (6.0, 1.0)}.items()
+    )
+    compared = side_by_side(opened(good, weak, twin))
+    worse, same = compared.pairs
+    assert worse.same_dataset
+    assert (worse.differences, worse.p_better) == ((), 0.0)
+    assert worse.verdict == "better in 0.0% of draws of the patients who judged both, beyond noise"
+    assert (same.p_better, same.verdict.rpartition(", ")[2]) == (0.5, "within noise")
+    first = compared.searches[0]
+    assert (first.trials, first.completed, first.trial, first.images, first.gpu_hours) == (2, 2, 0, 600, 0.0)
+    assert first.best == open_search(good.files.root).best().value
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fingerprint": "e" * 32}, "they are of different datasets"),
+        ({"space": {"name": "by-hand", "objective": {"metric": "roc_auc"}}}, "their trials were judged otherwise"),
+        ({"dataset": "s3://bucket/data"}, "names its dataset, at s3://bucket/data"),
+        ({"dataset": "/nowhere/at/all"}, "/nowhere/at/all"),
+    ],
+)
+def test_what_cannot_be_told_is_said(
+    change: dict[str, object], said: str, tmp_path: Path, dataset: PreparedDataset
+) -> None:
+    one, other = search(tmp_path / "one", dataset, 6.0), search(tmp_path / "other", dataset, 6.0)
+    (pair,) = side_by_side(opened(one, changed(other, **change))).pairs
+    assert pair.p_better is None
+    assert pair.verdict.startswith("cannot be told apart from noise: ")
+    assert said in pair.problem
+    assert pair.same_dataset == ("fingerprint" not in change)
+
+
+def test_logits_that_were_not_kept_are_named(tmp_path: Path, dataset: PreparedDataset) -> None:
+    one, other, empty = (search(tmp_path / name, dataset, *skills) for name, skills in
+                         {"one": (6.0,), "other": (6.0,), "empty": ()}.items())  # fmt: skip
+    for path in other.files.logits_of(0).iterdir():
+        path.unlink()
+    lost, none = side_by_side(opened(one, other, empty)).pairs
+    assert "the logits of trial 0 of" in lost.problem
+    assert "has no completed trial" in none.problem
+
+
+def test_the_command_tells_spaces_apart(
+    tmp_path: Path, dataset: PreparedDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = search(tmp_path / "one", dataset, 6.0), search(tmp_path / "other", dataset, 0.5)
+    space = read_json(other.files.search)["space"]
+    changed(other, seed=3, space={**space, "parameters": {"dropout": {"uniform": [0.0, 0.5]}}})
+    write_json(one.files.confirmation, make_confirmation(0, 0))
+    places = [str(one.files.root), str(other.files.root)]
+    assert call(["results", *places]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:8] == ["1", "by-hand", "1", "of", "1", "average_precision", "1.0000", "0.4000"]
+    assert "search 2 and search 1: the same dataset" in lines
+    assert "  seed: 0 -> 3" in lines
+    assert "  parameters.dropout.uniform: [0.0, 0.8] -> [0.0, 0.5]" in lines
+    assert "  best of search 2: better in 0.0% of draws of the patients who judged both, beyond noise" in lines
+    assert call(["results", *places, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [search["confirmed"] for search in told["searches"]] == [0.4, None]
+    assert told["pairs"][0]["p_better"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "each search must be given once, got"),
+        (["--top", "3"], "--top: trials are shown of one search, got 3 with 2"),
+        (["--at-half"], "--at-half: tells of one search, got 2"),
+    ],
+)
+def test_what_is_asked_of_one_search_alone_is_refused(
+    flags: list[str], said: str, tmp_path: Path, dataset: PreparedDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(search(tmp_path / "s", dataset, 6.0).files.root)
+    assert call(["results", place, place, *flags]) == 2
+    assert said in capsys.readouterr().err
