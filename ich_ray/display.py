@@ -124,8 +124,8 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
     columns = (*names, *RESULT_COLUMNS.names(), "parameters")
     print_table(columns, rows, left=_TEXT)
     _print_failures(found)
-    if found.faults:
-        print_line(found.faults)
+    for note in filter(None, (found.faults, found.written)):
+        print_line(note)
     for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
         print_line(f"{count} trials on {setup}")
 

@@ -72,6 +72,7 @@ __all__ = [
     "open_network_search",
     "open_search",
     "registered_columns",
+    "written_note",
 ]
 
 TrialState = Literal["running", "completed", "pruned", "failed"]
@@ -183,7 +184,8 @@ class LostAttempt(_FaultPlace):
 
     Attributes:
         devices: that the trial held.
-        images_seen: that the trial had reported by then, and from whose newest state it goes on.
+        images_seen: that the trial had reported by then; it goes on from the state of that report, or if that was not
+            whole yet of the one before.
     """
 
     detail: Text = ""
@@ -214,6 +216,13 @@ def fault_note(record: SearchRecord, trials: Iterable[TrialResult]) -> str:
     told = ", ".join(f"{count} {what}" for what, count in lost.most_common())
     hosts = ", ".join(dict.fromkeys(note.place for note in record.quarantined))
     return f"{lost.total()} attempts lost to faults of machines ({told}){hosts and f', in quarantine: {hosts}'}"
+
+
+def written_note(trials: Iterable[TrialResult]) -> str:
+    """What trials have written; empty where that is unknown."""
+    total = sum(trial.bytes_written for trial in trials)
+    size = f"{total / 1e9:,.1f} GB" if total >= 1e9 else f"{total / 1e6:,.1f} MB"
+    return f"{size} written in states and logits" if total else ""
 
 
 class WeightsNote(Record):
@@ -321,6 +330,7 @@ class TrialResult(Record):
         fold: in a confirmation on folds, the one it validates on.
         lost: attempts that faults of a machine or a process have ended.
         logits: without folds, what it said of the validation slices at its best report; of the best trials alone.
+        bytes_written: by all attempts, in states, logits and weights, as far as reports came after them.
     """
 
     number: Count
@@ -343,6 +353,7 @@ class TrialResult(Record):
     fold: Count | None = None
     lost: tuple[LostAttempt, ...] = Field(default=(), exclude_if=lambda lost: not lost)
     logits: LogitsReference | None = Field(default=None, exclude_if=lambda reference: reference is None)
+    bytes_written: Count = Field(default=0, exclude_if=lambda count: count == 0)
 
     @property
     def images_seen(self) -> int:
@@ -598,6 +609,11 @@ class SearchResult:
         """See `fault_note`."""
         return fault_note(self.record, self.trials)
 
+    @property
+    def written(self) -> str:
+        """See `written_note`."""
+        return written_note(self.trials)
+
     def count(self, state: TrialState) -> int:
         return sum(trial.state == state for trial in self.trials)
 
@@ -692,6 +708,7 @@ def _trial_row(trial: TrialResult) -> dict[str, Any]:
     return {
         **plain,
         "lost": len(trial.lost),
+        "bytes_written": trial.bytes_written,
         "objective": trial.objective.metric,
         "mode": trial.objective.mode,
         "setup": str(trial.setup) if trial.setup else None,

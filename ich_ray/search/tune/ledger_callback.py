@@ -16,7 +16,7 @@ from ray.tune import Callback
 
 from ich_ray.progress import say
 from ich_ray.ray_internals import forget
-from ich_ray.results import CheckpointReference, ExecutionInfo, FoldNote, LogitsReference, fault_note
+from ich_ray.results import CheckpointReference, ExecutionInfo, FoldNote, LogitsReference, fault_note, written_note
 from ich_ray.search.cluster_resources import is_up
 from ich_ray.search.plan.expected import expected_images
 from ich_ray.search.progress_table import RungCount, SearchStatus, format_best, format_failure
@@ -108,6 +108,10 @@ class LedgerCallback(Callback):
         }
         if result.get("note"):
             changes["detail"] = result["note"]
+        changes["bytes_written"] = self._ledger.trials[number].bytes_written + result.get("bytes_written", 0)
+        if "checkpoint" in result:  # None where a trial had to begin anew, and what it had is no good
+            reference = result["checkpoint"]
+            changes["checkpoint"] = CheckpointReference.model_validate(reference) if reference else None
         if "logits" in result:  # None where the file of the best report is lost
             logits = result["logits"]
             changes["logits"] = LogitsReference.model_validate(logits) if logits else None
@@ -117,13 +121,11 @@ class LedgerCallback(Callback):
         if "failure" in result:
             self._ledger.finish(number, self._scheduler.verdicts[number], **changes)
         else:
-            reference = result.get("checkpoint")
             self._ledger.report(
                 number,
                 result["images_seen"],
                 result["metrics"],
                 result["elapsed_s"],
-                checkpoint=CheckpointReference.model_validate(reference) if reference else None,
                 fold=FoldNote.model_validate(result["fold"]) if result.get("fold") else None,
                 end=verdict,
                 **changes,
@@ -278,10 +280,11 @@ class LedgerCallback(Callback):
         states = ", ".join(f"{self._ended[state]} {state}" for state in ("completed", "pruned", "failed"))
         return (
             f"search {self._ledger.record.name}: {self._ended.total()} trials ended ({states}), "
-            f"{self._images:,} images; {format_best(self._best)}{self._faults()}"
+            f"{self._images:,} images; {format_best(self._best)}{self._notes()}"
         )
 
-    def _faults(self) -> str:
-        """What machines have cost, where they have cost anything."""
-        note = fault_note(self._ledger.record, self._ledger.trials.values())
-        return f"; {note}" if note else ""
+    def _notes(self) -> str:
+        """What trials have written, and what machines have cost, where that is anything."""
+        trials = self._ledger.trials.values()
+        notes = written_note(trials), fault_note(self._ledger.record, trials)
+        return "".join(f"; {note}" for note in notes if note)
