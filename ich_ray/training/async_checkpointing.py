@@ -1,4 +1,4 @@
-"""Checkpoints written in a thread beside the training, which goes on meanwhile, one at a time.
+"""Checkpoints written one at a time in a thread, while the training goes on.
 
 Knows nothing of what a state is: it is handed a function that writes a copy of one.
 """
@@ -18,9 +18,9 @@ __all__ = ["AsyncCheckpointer"]
 
 
 class AsyncCheckpointer:
-    """Writes a state while its training goes on; the next one waits for it, so that at most one is in memory.
+    """Writes a state while its training goes on.
 
-    As a context manager it waits at its end for what is being written, also where the training has failed: an attempt
+    The next one waits for it, so that at most one is in memory. As a context manager it waits at its end for what is being written, also where the training has failed: an attempt
     that goes on after it needs that state, and whoever removes the folder must find nobody at work in it.
     """
 

@@ -1,6 +1,6 @@
-"""What a trial writes of its reports: states to go on from, and logits and weights of its best report.
+"""What a trial writes: states to go on from, and logits and weights of its best report.
 
-Written beside the training, after Tune has let the trial go on: of a report that ends it no state is needed, and none
+It is written beside the training, after Tune has let the trial go on: of a report that ends it no state is needed, and none
 is written. So the ledger has a report before its state is whole, and names the one before until then. Nothing is being
 written while a report is out, so that whoever ends the trial there can remove its files.
 """
