@@ -20,8 +20,9 @@ __all__ = ["AsyncCheckpointer"]
 class AsyncCheckpointer:
     """Writes a state while its training goes on.
 
-    The next one waits for it, so that at most one is in memory. As a context manager it waits at its end for what is being written, also where the training has failed: an attempt
-    that goes on after it needs that state, and whoever removes the folder must find nobody at work in it.
+    The next one waits for it, so that at most one is in memory. As a context manager it waits at its end for what is
+    being written, also where the training has failed: an attempt that goes on after it needs that state, and whoever
+    removes the folder must find nobody at work in it.
     """
 
     def __init__(self) -> None:

@@ -216,9 +216,10 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], bega
     history = list(kept.reports) if kept else []
     wanted = settings.compares and folds is None
     best = BestLogits(files, config["number"], settings.objective, history, wanted=wanted)
-    # A lost attempt may have kept reports to itself; the driver ignores those that it has.
+    # A lost attempt may have kept reports to itself; the driver ignores those that it has. Of the newest that it has it
+    # may know the state before alone, which goes as soon as there is a newer one.
     for report in history:
-        if kept and report["images_seen"] > config["reported"]:
+        if kept and report["images_seen"] >= config["reported"]:
             tune.report({**report, "checkpoint": reference_to(kept).model_dump()})
     seen = kept.images_seen if kept else 0
     checkpoints.note = _fallen_back(checkpoints.note, damage, seen, config["reported"], settings.report_every)

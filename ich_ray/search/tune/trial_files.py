@@ -1,8 +1,8 @@
 """What a trial writes: states to go on from, and logits and weights of its best report.
 
-It is written beside the training, after Tune has let the trial go on: of a report that ends it no state is needed, and none
-is written. So the ledger has a report before its state is whole, and names the one before until then. Nothing is being
-written while a report is out, so that whoever ends the trial there can remove its files.
+It is written beside the training, after Tune has let the trial go on: of a report that ends it no state is needed, and
+none is written. So the ledger has a report before its state is whole, and names the one before until then. Nothing is
+being written while a report is out, so that whoever ends the trial there can remove its files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ _has_written = threading.Event()
 
 
 class UnwrittenError(OSError):
-    """The search's folder, which every trial needs, takes nothing from this process: no failure of its trial.
+    """The search's folder, which every trial needs, takes nothing from this process.
+
+    That is no failure of its trial.
 
     Attributes:
         is_full: whether it says that it has no room, to any machine.

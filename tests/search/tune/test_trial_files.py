@@ -190,6 +190,7 @@ def test_a_failure_is_told_once_the_state_before_it_is_whole(told: Told, setting
 @pytest.mark.parametrize(
     ("reported", "of_state", "note"),
     [
+        (200, 300, ""),
         (300, 300, ""),
         (300, 200, ""),
         (100, 0, ""),
@@ -209,10 +210,12 @@ def test_an_attempt_goes_on_from_the_newest_state_that_is_whole(
         ]
         store.save(seen, FakeState(seen), history)
     trial_function(settings, trainer())(CONFIG | {"reported": reported})
-    first = of_state + 100
-    assert told.brief[0] == (first, of_state or None)
-    assert [one["images_seen"] for one in told.reports[:-1]] == [*range(first, 600, 100)]
-    assert {one["note"] for one in told.reports[:-1]} == {note}
+    known = [(seen, of_state) for seen in range(reported, of_state + 100, 100)]
+    assert told.brief[: len(known)] == known, "the ledger names this state before a newer one takes its place"
+    made = told.reports[len(known) : -1]
+    assert told.brief[len(known)] == (of_state + 100, of_state or None)
+    assert [one["images_seen"] for one in made] == [*range(of_state + 100, 600, 100)]
+    assert {one["note"] for one in made} == {note}
 
 
 def test_a_resumed_trial_reports_what_an_undisturbed_one_does(told: Told, settings: TrialSettings) -> None:
