@@ -22,6 +22,7 @@ from ich_ray.results import (
     TrialState,
     best_first,
     open_search,
+    written_note,
 )
 from ich_ray.search.ledger import Ledger, Verdict
 from tests.records import make_record
@@ -77,6 +78,18 @@ def test_a_frame_carries_every_trial(tmp_path: Path) -> None:
     assert list(frame["images_seen"]) == [200, 100, 200, 200, 0]
     assert Ledger.create(tmp_path / "empty", make_record()).files.search.exists()
     assert len(open_search(tmp_path / "empty").to_frame()) == 0
+
+
+@pytest.mark.parametrize(
+    ("each", "told"),
+    [
+        (0, ""),
+        (400_000, "0.8 MB written in states and logits"),
+        (617_000_000_000, "1,234.0 GB written in states and logits"),
+    ],
+)
+def test_what_trials_have_written_is_told(each: int, told: str) -> None:
+    assert written_note([TrialResult(number=number, parameters={}, bytes_written=each) for number in (0, 1)]) == told
 
 
 def test_a_column_may_not_take_the_name_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
