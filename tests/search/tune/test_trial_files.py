@@ -15,10 +15,11 @@ import pytest
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
+from ich_ray.results import CheckpointReference
 from ich_ray.search.tune import lost_attempts, trial_files
 from ich_ray.search.tune import trial as trials
 from ich_ray.search.tune.trial import TrialSettings, checkpoints_of, trial_function
-from ich_ray.storage import Location, SearchFiles
+from ich_ray.storage import Location, SearchFiles, locate, sha256
 from tests.search.fakes import FakeProgress, FakeState
 from tests.searched import make_search
 
@@ -216,6 +217,38 @@ def test_an_attempt_goes_on_from_the_newest_state_that_is_whole(
     assert told.brief[len(known)] == (of_state + 100, of_state or None)
     assert [one["images_seen"] for one in made] == [*range(of_state + 100, 600, 100)]
     assert {one["note"] for one in made} == {note}
+
+
+@pytest.mark.parametrize("has_written", [False, True])
+@pytest.mark.parametrize("of_state", [200, 300])
+def test_what_the_ledger_names_is_there_at_every_report_and_before_every_write(
+    told: Told, settings: TrialSettings, monkeypatch: pytest.MonkeyPatch, has_written: bool, of_state: int
+) -> None:
+    """Of 300 images it has the report, and the state of 200; that of 300 may be whole, too."""
+    if not has_written:
+        monkeypatch.setattr(trial_files, "_has_written", threading.Event())
+    files = SearchFiles(locate(settings.search))
+    store, history = checkpoints_of(files, 7), list[dict[str, Any]]()
+    states = {}
+    for seen in range(100, of_state + 100, 100):
+        history.append({"images_seen": seen, "metrics": {"average_precision": seen / 1000}, "elapsed_s": 1.0})
+        states[seen] = trial_files.reference_to(store.save(seen, FakeState(seen), history))
+    named = [states[200]]
+
+    def check(_: int) -> None:
+        assert sha256(files.root / named[-1].file) == named[-1].sha256
+
+    def at_report(seen: int) -> None:
+        check(seen)
+        if reference := told.reports[-1].get("checkpoint"):
+            named.append(CheckpointReference.model_validate(reference))
+            check(seen)
+
+    told.at_report = at_report
+    trial_function(settings, trainer(check))(CONFIG | {"reported": 300})
+    assert named[-1].images_seen >= 300
+    assert told.brief[-1] == "error", "it ends where Tune would have ended it"
+    assert told.reports[-1]["detail"] == "training ended at 500 of 500 images"
 
 
 def test_a_resumed_trial_reports_what_an_undisturbed_one_does(told: Told, settings: TrialSettings) -> None:
