@@ -35,7 +35,7 @@ class Rates:
         images_per_s: trained a second on one GPU, the mean over the space's architectures; evaluating is `evaluate`
             times as fast.
         start_s: from the start of a trial to its first batch.
-        state_mb: what a trial saves at each report.
+        state_mb: what a trial saves at each report after which it goes on.
         report_ms: the driver's processor time for a report and the new trial that follows some of them.
         storage_gbit: network of the shared storage, for all nodes together; GPUs of one node share its file cache.
         cache_gb: of a node's memory that can hold images; what it does not hold is read again in each epoch.
@@ -116,7 +116,7 @@ def sized(rates: Rates, trials: int, gpus: int) -> Sized:
         dollars=hours * (used * rates.gpu_hour + rates.head_hour),
         fetch_s=fetch_s,
         again_gbit=min(again_gbit, rates.storage_gbit),
-        states_gbit=used / report_s * rates.state_mb * 8 / 1000,
+        states_gbit=used / report_s * (1 - trials * budget.report_every / images) * rates.state_mb * 8 / 1000,
         reports_per_s=used / report_s,
         driver_share=used / report_s * rates.report_ms / 1000,
     )

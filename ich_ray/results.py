@@ -198,7 +198,8 @@ class LostAttempt(_FaultPlace):
 
     Attributes:
         devices: that the trial held.
-        images_seen: that the trial had reported by then, and from whose newest state it goes on.
+        images_seen: that the trial had reported by then; it goes on from the state of that report, or if that was not
+            whole yet of the one before.
     """
 
     detail: Text = ""

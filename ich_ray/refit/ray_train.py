@@ -1,8 +1,9 @@
 """One network trained by several workers of Ray Train, until its budget or its patience is over.
 
-Each worker runs `training.loop`; rank 0 keeps reports and states (training/checkpoint_store.py). A worker or driver
-that dies is followed by one that goes on from the newest state, so at most one report is done twice; workers leave a
-machine that will be taken away at their next report. Ray Train keeps nothing of ours: its own storage is removed
+Each worker runs `training.loop`; rank 0 keeps reports and states (training/checkpoint_store.py), written beside the
+training. A worker or driver that dies is followed by one that goes on from the newest state: at most two reports are
+done twice, or one where the last state was whole; workers leave a machine that will be taken away at their next report,
+with its state. Ray Train keeps nothing of ours: its own storage is removed
 afterwards. Knows nothing of searches and bundles.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -22,6 +24,7 @@ from ich_ray.model.schedule import SCHEDULES
 from ich_ray.progress import say
 from ich_ray.results import ExecutionInfo, Objective, Report, TrialResult
 from ich_ray.storage import first_problem, locate, remove
+from ich_ray.training.async_checkpointing import AsyncCheckpointer
 from ich_ray.training.checkpoint_store import CheckpointStore
 
 if TYPE_CHECKING:
@@ -210,17 +213,20 @@ def _train(
         placement=plan.placement,
         precision=plan.precision,
     )
-    for progress in stream:
-        setup = progress.setup
-        reports.append(_report(progress))
-        if shard.rank == 0:
-            best = best_report(reports, objective)
-            told = [report.model_dump(mode="json") for report in reports]
-            checkpoints.save(progress.images_seen, progress.state(), told, best.images_seen if best else None)
-        if patience_over(reports, objective, patience):
-            break
-        if progress.images_seen < plan.images:
-            reported()
+    with AsyncCheckpointer() as saving:
+        for progress in stream:
+            setup = progress.setup
+            reports.append(_report(progress))
+            if shard.rank == 0:
+                saving.finish()  # before its copy is made there is none of another state
+                best = best_report(reports, objective)
+                told = [report.model_dump(mode="json") for report in reports]
+                arguments = progress.images_seen, progress.state(), told, best.images_seen if best else None
+                saving.start(partial(checkpoints.save, *arguments))
+            if patience_over(reports, objective, patience):
+                break
+            if progress.images_seen < plan.images:
+                reported()
     return setup
 
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from ich_ray.errors import ConfigError
 from ich_ray.results import (
-    CheckpointReference,
     FoldNote,
     LogitsReference,
     LostAttempt,
@@ -201,7 +200,6 @@ class Ledger:
         metrics: Mapping[str, float | None],
         elapsed_s: float,
         *,
-        checkpoint: CheckpointReference | None = None,
         fold: FoldNote | None = None,
         usage: ReportUsage | None = None,
         end: Verdict | None = None,
@@ -210,7 +208,7 @@ class Ledger:
         """Append a report; with `end` the final state, reason and detail in the same write.
 
         A report that the trial has made before (it repeats those that a lost attempt may have kept to itself) changes
-        nothing but its end, and where its newest state lies.
+        nothing but its end and `changes`, such as where its newest state lies.
         """
         trial = self.trials[number]
         if images_seen > trial.images_seen:
@@ -225,8 +223,6 @@ class Ledger:
                 usage=usage and _light(usage),
             )
             changes["reports"] = (*trial.reports, _light(report))
-        if checkpoint:
-            changes["checkpoint"] = checkpoint
         if end:
             return self._end(trial.model_copy(update=changes), end)
         return self._change(number, **changes)

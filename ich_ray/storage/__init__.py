@@ -5,6 +5,7 @@ Knows no file's meaning.
 
 from ich_ray.storage.addresses import holds_credentials, is_foreign, without_credentials
 from ich_ray.storage.files import (
+    bytes_written,
     parse_json,
     read_bytes,
     read_json,
@@ -71,6 +72,7 @@ __all__ = [
     "Share",
     "Text",
     "Time",
+    "bytes_written",
     "check_file",
     "check_folder",
     "check_regular",

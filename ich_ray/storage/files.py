@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
 __all__ = [
+    "bytes_written",
     "parse_json",
     "read_bytes",
     "read_json",
@@ -65,6 +67,26 @@ def write_bytes(path: UPath, data: bytes, private: bool = False) -> None:
         retried(path, write)
     else:
         write()  # which tries again by itself
+    _written.add(len(data))
+
+
+class _Total:
+    """A sum over all threads."""
+
+    def __init__(self) -> None:
+        self.value, self._lock = 0, threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.value += count
+
+
+_written = _Total()
+
+
+def bytes_written() -> int:
+    """Bytes of all that `write_bytes` has written in this process."""
+    return _written.value
 
 
 @contextmanager

@@ -44,6 +44,7 @@ parameters:
 class FakeState:
     images_seen: int
     disk_is_full: bool = False
+    kill_saving: str = ""
 
     def packed(self) -> bytes:
         return json.dumps({"images_seen": self.images_seen}).encode()
@@ -51,6 +52,10 @@ class FakeState:
     def save(self, path: Location) -> str:
         if self.disk_is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if self.kill_saving and self.images_seen >= 300:
+            with suppress(FileNotFoundError):
+                Path(self.kill_saving).unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
         data = self.packed()
         write_bytes(locate(path), data)
         return sha256(data)
@@ -64,9 +69,10 @@ class FakeProgress:
     disk_is_full: bool = False
     setup: ExecutionInfo | None = None
     logits: NDArray[np.float32] | None = None
+    kill_saving: str = ""
 
     def state(self) -> FakeState:
-        return FakeState(self.images_seen, self.disk_is_full)
+        return FakeState(self.images_seen, self.disk_is_full, self.kill_saving)
 
 
 def curve(parameters: Hyperparameters, images_seen: int) -> float:
@@ -97,6 +103,7 @@ class FakeTrainer:
         meet: a folder in which each process leaves its number; none goes on before there are two of them.
         kill_above: learning rate above which it kills its process at its first report.
         kill_once: a file; when it is there, the first process to find it removes it and kills itself after a report.
+        kill_saving: the same, while it writes the state of 300 images or more.
     """
 
     wait_s: float = 0.0
@@ -107,6 +114,7 @@ class FakeTrainer:
     full_from: float = math.inf
     kill_above: float = math.inf
     kill_once: str = ""
+    kill_saving: str = ""
     hold: str = ""
     log: str = ""
     meet: str = ""
@@ -146,9 +154,8 @@ class FakeTrainer:
             if self.log:
                 with Path(self.log).open("a") as log:
                     log.write(f"{seed} {seen}\n")
-            yield FakeProgress(
-                seen, {"average_precision": value, "train_loss": 1 - value}, seen / 1000, seen >= self.full_from
-            )
+            metrics, full = {"average_precision": value, "train_loss": 1 - value}, seen >= self.full_from
+            yield FakeProgress(seen, metrics, seen / 1000, full, kill_saving=self.kill_saving)
 
 
 @dataclass(frozen=True)

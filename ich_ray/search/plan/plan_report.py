@@ -59,6 +59,7 @@ class SearchPlan:
             "images_left": self.images_left,
             "trial_bytes_median": usual.total if usual else None,
             "trial_bytes_most": most.total if most else None,
+            "host_bytes_while_saving_most": most.saving if most else None,
             "draws_counted": len(self.memory.trials),
             "draws_that_do_not_fit": self.memory.misfits,
             "draws_refused": self.refused.share if self.refused else None,

@@ -22,7 +22,7 @@ from ich_ray.search.plan.expected import expected_images
 from ich_ray.search.progress_table import RungCount, SearchStatus, format_best, format_failure
 from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.quarantine import DECLINED
-from ich_ray.usage import ReportUsage
+from ich_ray.usage import ReportUsage, added, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -120,6 +120,9 @@ class LedgerCallback(Callback):
             say(result["heard"])
         if result.get("note"):
             changes["detail"] = result["note"]
+        if "checkpoint" in result:  # None where a trial had to begin anew, and what it had is no good
+            reference = result["checkpoint"]
+            changes["checkpoint"] = CheckpointReference.model_validate(reference) if reference else None
         if "logits" in result:  # None where the file of the best report is lost
             logits = result["logits"]
             changes["logits"] = LogitsReference.model_validate(logits) if logits else None
@@ -129,13 +132,11 @@ class LedgerCallback(Callback):
         if "failure" in result:
             self._ledger.finish(number, self._scheduler.verdicts[number], **changes)
         else:
-            reference = result.get("checkpoint")
             self._ledger.report(
                 number,
                 result["images_seen"],
                 result["metrics"],
                 result["elapsed_s"],
-                checkpoint=CheckpointReference.model_validate(reference) if reference else None,
                 fold=FoldNote.model_validate(result["fold"]) if result.get("fold") else None,
                 usage=_usage(result),
                 end=verdict,
@@ -319,13 +320,15 @@ class LedgerCallback(Callback):
         states = ", ".join(f"{self._ended[state]} {state}" for state in ("completed", "pruned", "failed"))
         return (
             f"search {self._ledger.record.name}: {self._ended.total()} trials ended ({states}), "
-            f"{self._images:,} images; {format_best(self._best)}{self._faults()}"
+            f"{self._images:,} images; {format_best(self._best)}{self._notes()}"
         )
 
-    def _faults(self) -> str:
-        """What machines have cost, where they have cost anything."""
-        note = fault_note(self._ledger.record, self._ledger.trials.values())
-        return f"; {note}" if note else ""
+    def _notes(self) -> str:
+        """What trials have written, and what machines have cost, where that is anything."""
+        trials = self._ledger.trials.values()
+        written = added(measured for trial in trials for measured in trial.measured).bytes_written
+        notes = f"{format_bytes(written)} written" if written else "", fault_note(self._ledger.record, trials)
+        return "".join(f"; {note}" for note in notes if note)
 
 
 def _usage(result: Mapping[str, Any]) -> ReportUsage | None:

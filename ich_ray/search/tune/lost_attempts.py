@@ -22,6 +22,8 @@ from ich_ray.search.tune.train_workers import WorkersLost
 from ich_ray.storage import SearchFiles, locate, read_record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ich_ray.results import QuarantineNote
 
 __all__ = ["admitted", "devices_held", "leave_if_draining", "lose", "node_id"]
@@ -53,14 +55,18 @@ def admitted(search: str, declined_s: float) -> float:
     raise WorkersLost("this machine or process gets no trials")
 
 
-def leave_if_draining() -> None:
+def leave_if_draining(finish: Callable[[], object]) -> None:
     """Give the trial back where this machine will be taken away; call it after a report.
+
+    Args:
+        finish: returns when the state of that report is whole.
 
     Raises:
         WorkersLost: it will.
     """
     deadline_ms = draining().get(node_id())
     if deadline_ms is not None:
+        finish()
         detail = f"the machine is taken away {format_deadline(deadline_ms)}"
         lose(PREEMPTED, detail)
         raise WorkersLost(detail)

@@ -8,13 +8,12 @@ it by not coming back from a report.
 
 from __future__ import annotations
 
-import errno
 import gc
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ray import tune
@@ -23,7 +22,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut
 from ich_ray.errors import TrialFailure
 from ich_ray.registry import registered_here, repeat
-from ich_ray.results import CheckpointReference, Objective, Report, finite
+from ich_ray.results import Objective, Report, finite
 from ich_ray.search.best_states import BestStates
 from ich_ray.search.chances import BestLogits
 from ich_ray.search.out_of_fold import OutOfFold
@@ -32,6 +31,7 @@ from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
 from ich_ray.search.tune.lost_attempts import admitted, devices_held, leave_if_draining, lose, node_id
 from ich_ray.search.tune.preemption import heard
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
+from ich_ray.search.tune.trial_files import TrialFiles, UnwrittenError, reference_to
 from ich_ray.storage import SearchFiles, locate, without_credentials
 from ich_ray.training.checkpoint_store import CheckpointStore
 from ich_ray.training.machine_faults import machine_fault
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import ExecutionInfo
     from ich_ray.search.space.parameter_sets import Searched
-    from ich_ray.training.checkpoint_store import Checkpoint, SavedState
+    from ich_ray.training.checkpoint_store import SavedState
     from ich_ray.training.data_parallel import Shard
     from ich_ray.training.loop import Progress
     from ich_ray.usage import ReportUsage
@@ -182,7 +182,7 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
             raise
         except WorkersLost:
             raise  # to Tune a lost worker, which this is
-        except _UnwrittenError as error:
+        except UnwrittenError as error:
             lose("storage", str(error), full=error.is_full)
             raise
         except Exception as error:
@@ -193,18 +193,6 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
             tune.report({"failure": failure.reason, "detail": failure.detail})
 
     return trial
-
-
-class _UnwrittenError(OSError):
-    """The search's folder, which every trial needs, takes nothing from this process: no failure of its trial.
-
-    Attributes:
-        is_full: whether it says that it has no room, to any machine.
-    """
-
-    def __init__(self, folder: UPath, error: OSError) -> None:
-        super().__init__(f"{folder}: {without_credentials(error.strerror or str(error))}"[:500])
-        self.is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def as_failure(error: Exception) -> TrialFailure:
@@ -230,48 +218,44 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], bega
     history = list(kept.reports) if kept else []
     wanted = settings.compares and folds is None
     best = BestLogits(files, config["number"], settings.objective, history, wanted=wanted)
-    # A lost attempt may have kept reports to itself; the driver ignores those that it has.
+    # A lost attempt may have kept reports to itself; the driver ignores those that it has. Of the newest that it has it
+    # may know the state before alone, which goes as soon as there is a newer one.
     for report in history:
-        if kept and report["images_seen"] > config["reported"]:
-            tune.report({**report, "checkpoint": _reference(kept).model_dump()})
-    if kept is None and config["reported"]:
-        checkpoints.note = f"{damage or 'no good checkpoint'} after {config['reported']} images: started again"
-    elif kept and kept.images_seen < config["reported"]:
-        why = checkpoints.note or "the newest checkpoint was missing"
-        checkpoints.note = f"{why}: went back from {config['reported']} to {kept.images_seen} images"
+        if kept and report["images_seen"] >= config["reported"]:
+            tune.report({**report, "checkpoint": reference_to(kept).model_dump()})
+    seen = kept.images_seen if kept else 0
+    checkpoints.note = _fallen_back(checkpoints.note, damage, seen, config["reported"], settings.report_every)
     parameters = PARAMETER_SETS[settings.searches].made(config["parameters"])
     images = settings.images_of(parameters) * settings.objective.networks
     train = folds or trainer
     resume = kept.file if kept else None
-    seen = kept.images_seen if kept else 0
     states = BestStates(files.weights_of(config["seed"]), settings.objective, seen) if settings.keep_weights else None
-    with closing(train(parameters, dataset, settings, config["seed"], resume)) as steps:
+    with (
+        TrialFiles(checkpoints, kept, best, states) as written,
+        closing(train(parameters, dataset, settings, config["seed"], resume)) as steps,
+    ):
         for progress in steps:
             report = _measured(progress)
-            # The last report needs no state: the trial is over when it arrives.
             last = progress.images_seen >= images
-            try:
-                if folds and isinstance(progress, FoldProgress):
+            if folds and isinstance(progress, FoldProgress):
+                with written.waiting():
                     report["fold"] = folds.note(progress).model_dump()
-                best.report(report, getattr(progress, "logits", None))
-                history.append(report)
-                saved = _saved(progress, history, states, None if last else checkpoints)
-            except OSError as error:
-                raise _UnwrittenError(checkpoints.folder, error) from error
+            history.append(report)
             tune.report(
                 {
                     **report,
+                    **written.before_report(progress, history, last=last),
                     "node": node_id(),
                     "devices": devices_held(),
                     "admitted": began,
-                    "checkpoint": _reference(saved).model_dump() if saved else None,
                     "note": checkpoints.note,
                     "heard": heard(),
-                    "logits": best.reference.model_dump() if best.reference else None,
                     "setup": progress.setup.model_dump() if progress.setup else None,
                 }
             )
-            leave_if_draining()
+            if not last:
+                written.after_report(progress, history)
+                leave_if_draining(written.finish)
     seen = history[-1]["images_seen"] if history else 0
     raise TrialFailure("error", f"training ended at {seen} of {images} images")
 
@@ -287,17 +271,17 @@ def _measured(progress: _Progress) -> dict[str, Any]:
     return {**report, "usage": usage.model_dump()} if usage else report
 
 
-def _saved(
-    progress: _Progress,
-    history: Sequence[dict[str, Any]],
-    states: BestStates | None,
-    checkpoints: CheckpointStore | None,
-) -> Checkpoint | None:
-    """Write the state of a report where weights are kept and it is the best, and as what the trial goes on from."""
-    state = cache(progress.state)  # copied from the device once, and not at all where nobody writes it
-    if states:
-        states.offer(progress, state)
-    return checkpoints.save(progress.images_seen, state(), history) if checkpoints else None
+def _fallen_back(note: str, damage: str, seen: int, reported: int, report_every: int) -> str:
+    """What people are told of a trial that goes on from less than it has reported.
+
+    Of the newest report no state need be there: it is written beside the training, and its attempt may have ended
+    meanwhile. So one report less is told only where a file was found to be damaged.
+    """
+    if seen >= reported or not (note or damage or reported - seen > report_every):
+        return note
+    if not seen:
+        return f"{damage or 'no good checkpoint'} after {reported} images: started again"
+    return f"{note or 'the newest checkpoint was missing'}: went back from {reported} to {seen} images"
 
 
 def opened(settings: TrialSettings, fold: int | None) -> PreparedDataset:
@@ -331,9 +315,3 @@ def _is_report(report: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _reference(checkpoint: Checkpoint) -> CheckpointReference:
-    """What the ledger says of a checkpoint."""
-    name = f"checkpoints/{checkpoint.file.parent.name}/{checkpoint.file.name}"
-    return CheckpointReference(file=name, sha256=checkpoint.sha256, images_seen=checkpoint.images_seen)

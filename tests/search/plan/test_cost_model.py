@@ -60,6 +60,7 @@ def test_memory_is_counted_by_hand(optimizer: Any, momentum: float, states: int)
     trained = 4 * (54 + 4 + 5)
     assert found.weights == trained + 4 * (2 + 2) + 8 + 4 * (3 + 3)
     assert found.training == trained * (1 + states)
+    assert found.saving == 3 * (found.weights + trained * states)
     pixels, maps, pooled = 3 * 32 * 32 * 4, 2 * 32 * 32 * 4, 2 * 16 * 16 * 4
     # Kept: the pixels, both maps around batch normalization and rectifier, the pooled map and its indices, the maxima,
     # the four features that the last layer takes and their dropout mask.
@@ -163,7 +164,8 @@ def test_memory_of_a_space_says_its_largest_draw_and_those_that_do_not_fit(monke
 
     assert str(Memory((trial(10, 32), trial(1, 8), trial(2, 16)))) == (
         "12 MiB a trial usually, 60 at most (plain_cnn batch_size=32 optimizer=adam: weights 10, gradients and "
-        "optimizer 20, activations 30); counted in float32 for 3 draws, without PyTorch's own"
+        "optimizer 20, activations 30); counted in float32 for 3 draws, without PyTorch's own; up to 70 MiB more of "
+        "the host while a state is saved"
     )
 
 

@@ -166,6 +166,35 @@ def test_logits_that_an_attempt_has_lost_are_not_kept_by_name(driver: Driver) ->
         assert bool(driver.ledger.trials[0].logits) == bool(logits)
 
 
+def test_a_report_that_is_made_again_changes_no_value(driver: Driver) -> None:
+    """Its attempt went on from the state of the report before, as that of this one was not whole."""
+    trial = driver.start()
+    state = {"file": "checkpoints/00000/a-00000000.safetensors", "sha256": "0" * 64, "images_seen": 100}
+    for images_seen, value, checkpoint, size in (
+        (100, 0.5, None, 0),
+        (200, 0.6, state, 1000),
+        (200, 0.7, state, 10),
+        (300, 0.8, state | {"images_seen": 200}, 1000),
+    ):
+        result = {"images_seen": images_seen, "metrics": {"average_precision": value}, "elapsed_s": 1.0}
+        told = {"checkpoint": checkpoint, "bytes_written": size, "saving_s": 0.0}
+        driver.ledger_callback.on_trial_result(0, [], trial, result | told)
+    record = driver.ledger.trials[0]
+    assert [report.metrics["average_precision"] for report in record.reports] == [0.5, 0.6, 0.8]
+    assert record.checkpoint is not None
+    assert (record.checkpoint.images_seen, record.usage.bytes_written) == (200, 2000)
+    assert driver.ledger_callback.summary().endswith("; 2 kB written")
+
+
+def test_a_trial_that_had_to_begin_anew_names_no_state_until_it_has_one(driver: Driver) -> None:
+    trial = driver.start()
+    state = {"file": "checkpoints/00000/a-00000000.safetensors", "sha256": "0" * 64, "images_seen": 100}
+    for checkpoint in (state, None):
+        result = {"images_seen": 200, "metrics": {"average_precision": 0.5}, "elapsed_s": 1.0, "checkpoint": checkpoint}
+        driver.ledger_callback.on_trial_result(0, [], trial, result)
+        assert bool(driver.ledger.trials[0].checkpoint) == bool(checkpoint)
+
+
 def test_nothing_is_known_before_the_first_report(driver: Driver) -> None:
     driver.start()
     driver.ledger_callback._deadline = float("inf")

@@ -11,7 +11,7 @@ import torch
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
-from ich_ray.search.tune import lost_attempts
+from ich_ray.search.tune import lost_attempts, trial_files
 from ich_ray.search.tune import trial as trials
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
 from ich_ray.search.tune.trial import TrialSettings, as_failure, checkpoints_of, train_model, trial_function
@@ -108,6 +108,7 @@ def test_a_state_that_cannot_be_written_is_lost_to_its_storage(
     for module in (trials, lost_attempts):
         monkeypatch.setattr(module, "tune", SimpleNamespace(report=told.append))
     monkeypatch.setattr(lost_attempts, "_faulty", threading.Event())
+    monkeypatch.setattr(trial_files, "_has_written", threading.Event())
     files = make_search(tmp_path / "s", dataset)
     settings = TrialSettings(
         dataset=str(dataset.files.root), fingerprint=dataset.manifest.fingerprint, search=str(files.root), images=200,
@@ -168,6 +169,7 @@ def test_the_state_of_a_report_is_taken_once_and_only_to_be_written(
     monkeypatch.setattr(trials, "tune", SimpleNamespace(report=told.append))
     for ask in ("node_id", "devices_held"):
         monkeypatch.setattr(trials, ask, lambda: "")
+    monkeypatch.setattr(trial_files, "_has_written", threading.Event())
     files, asked = make_search(tmp_path / "s", dataset), list[int]()
     settings = TrialSettings(
         dataset=str(dataset.files.root), fingerprint=dataset.manifest.fingerprint, search=str(files.root), images=300,
