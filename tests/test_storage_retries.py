@@ -45,7 +45,6 @@ PASSING = [
     numbered(errno.ESTALE),
     numbered(errno.EIO),
     numbered(errno.ETIMEDOUT),
-    numbered(errno.ENOTCONN),
     of_s3("SlowDown", OSError(errno.EBUSY, "Please reduce your request rate.")),
     of_s3("503", OSError(errno.EBUSY, "Service Unavailable")),
     of_s3("ExpiredToken", PermissionError("The provided token has expired.")),
