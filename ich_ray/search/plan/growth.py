@@ -8,12 +8,11 @@ comes first, as the search ends with it.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["SWITCH_S", "UNKNOWN_EFFICIENCY", "RunningTrial", "efficiency_of", "growing", "most_slots"]
 
