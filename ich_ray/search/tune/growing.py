@@ -31,8 +31,8 @@ __all__ = ["Growing", "SearchState"]
 _LOOK_EVERY_S = 2.0
 # Slots that are free are held within seconds; where they are not, somebody else has them.
 _HELD_WITHIN_S = 60.0
-# Reports after which a trial that has not taken its slots never will: it makes processes ready at the first one.
-_TAKEN_WITHIN = 4
+# Reports after which a trial that has not taken its slots never will: it looks for them at each.
+_TAKEN_WITHIN = 3
 
 
 class SearchState(NamedTuple):
@@ -126,9 +126,11 @@ class Growing(Callback):
         self._measured: list[dict[int, float]] = []
         self._switches_s: list[float] = []
         self._looked = -math.inf
+        self._stay: set[int] = set()  # lost while they were larger
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
-        self._running[trial.config["number"]] = _Running()
+        number = trial.config["number"]
+        self._running[number] = _Running(may_grow=number not in self._stay)
 
     def on_trial_result(
         self,
@@ -161,6 +163,9 @@ class Growing(Callback):
             self._end_keepers(number, running)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        running = self._running.get(trial.config["number"])
+        if running and running.lent:
+            self._stay.add(trial.config["number"])
         self._forget(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002

@@ -1,9 +1,8 @@
 """A trial that goes on with more processes when slots are lent to it, and with fewer when they are taken back.
 
 In the trial's own process, which stays the only one that Tune knows: nothing is paused or queued for a change. After a
-report it looks for the keepers of its slots (`lent_slots`), starts processes on what they hold beside the training
-that still runs, and lets these take over at the report after, from the state of that moment. Where they fail, the trial
-goes on as it was. Decides nothing: growing.py does, in the driver.
+report it looks for the keepers of its slots (`lent_slots`) and goes on from the state of that moment with processes on
+all that they hold. Where these fail, the trial goes on as it was. Decides nothing: growing.py does, in the driver.
 """
 
 from __future__ import annotations
@@ -58,65 +57,75 @@ class GrowingTrainer:
             trial.end()
 
 
+class _Report:
+    """A report of whoever trains, which lets go of them when others take over: the device must be empty then."""
+
+    def __init__(self, of: Any) -> None:
+        self._of = of
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)
+
+    def release(self) -> None:
+        self._of = None
+
+
 class _Trial:
-    """One trial, with the processes that train it now, and those that are to take over."""
+    """One trial, with the processes that train it now."""
 
     def __init__(self, trainer: Trainer, given: tuple[Any, Any], settings: TrialSettings, seed: int) -> None:
         self._trainer, self._given, self._settings, self._seed = trainer, given, settings, seed
         self._lent: Lent = NOTHING_LENT
         self._group: WorkerGroup | None = None
         self._steps: Any = None
-        self._coming: tuple[Lent, WorkerGroup] | None = None
         self._may_grow = True
         self._folder = tempfile.TemporaryDirectory()
 
-    def reports(self, resume: UPath | None) -> Generator[Any, None, None]:
+    def reports(self, resume: UPath | None) -> Generator[_Report, None, None]:
         self._begin(NOTHING_LENT, None, resume)
-        last: Any = None
+        last: _Report | None = None  # of processes that may fail, since they took over
         while True:
             try:
-                progress = next(self._steps, None)
+                step = next(self._steps, None)
             except (WorkersLost, TrialFailure) as error:
-                if last is None or not self._is_of_growth(error):
+                if not self._is_of_growth(error):
                     raise
                 say(f"a trial that had grown goes on as before: {error}")
                 self._may_grow = False
                 self._switch(NOTHING_LENT, None, last)
+                last = None
                 continue
-            if progress is None:
+            if step is None:
                 return
-            yield progress
-            if self._lent.slots:
-                last = progress
-            if self._may_grow:
-                last = self._look(progress) or last
+            report = _Report(step)
+            del step
+            yield report
+            if self._may_grow and self._look(report):
+                last = None
+            elif self._lent.slots:
+                last = report
 
     def _is_of_growth(self, error: Exception) -> bool:
         """Whether the trial might not have met an error without the slots that were lent to it."""
         of_all = isinstance(error, FaultOfWorker) or (isinstance(error, TrialFailure) and error.reason == "diverged")
         return self._lent.slots > 0 and not of_all
 
-    def _look(self, progress: Any) -> Any:
-        """After a report: let those take over who are ready, or make others ready; the report if it was the former."""
+    def _look(self, report: _Report) -> bool:
+        """After a report: go on with as many processes as slots are lent now; whether that is a change."""
         found = lent_to(self._settings.search, self._seed)
-        if self._coming and self._coming[0] == found:
-            group, self._coming = self._coming[1], None
-            self._switch(found, group, progress)
-            return progress
-        self._drop_coming()
         if found == self._lent:
-            return None
-        if not found.slots:
-            self._switch(NOTHING_LENT, None, progress)
-            return progress
+            return False
         workers = self._settings.workers * (1 + found.slots)
-        self._coming = found, WorkerGroup(workers, [*own_devices(), *found.devices])
-        return None
+        group = WorkerGroup(workers, [*own_devices(), *found.devices]) if found.slots else None
+        self._switch(found, group, report)
+        return True
 
-    def _switch(self, lent: Lent, group: WorkerGroup | None, progress: Any) -> None:
-        """Go on with other processes from the state of a report."""
+    def _switch(self, lent: Lent, group: WorkerGroup | None, report: _Report | None) -> None:
+        """Go on with other processes from the state of a report, or else from the one that was saved last."""
         state = locate(Path(self._folder.name) / "state.safetensors")
-        progress.state().save(state)
+        if report is not None:
+            report.state().save(state)
+            report.release()
         self._close()
         self._begin(lent, group, state)
 
@@ -139,13 +148,7 @@ class _Trial:
         self._group = None
         borrow(())
 
-    def _drop_coming(self) -> None:
-        if self._coming:
-            self._coming[1].end()
-        self._coming = None
-
     def end(self) -> None:
         """Leave nothing behind but the processes that serve the next trial, too."""
-        self._drop_coming()
         self._close()
         self._folder.cleanup()

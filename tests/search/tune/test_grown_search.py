@@ -68,14 +68,15 @@ def test_the_last_trial_grows_onto_a_free_slot_and_learns_the_same(
     found = search(data, tmp_path, _trainer=PatientTrainer(trial_seed(0, 0), str(log)))
     (one,), (other,) = alone.trials, found.trials
     workers = [int(line.split()[1]) for line in log.read_text().splitlines()]
-    assert workers[:4] == [1, 1, 1, 1], "it goes on alone until its peers are ready"
-    assert workers[4] == 2
+    assert workers[:2] == [1, 1]
+    assert 2 in workers[2:4], "at its next report, or at the one after if that comes in the same moment"
+    shared = 200 * (1 + workers.index(2))
     assert (other.state, other.attempts, other.lost) == ("completed", 1, ())
     assert [note.workers for note in other.grown][:1] == [2]
-    assert other.grown[0].images_seen in (400, 600)
+    assert other.grown[0].images_seen == 400
     assert [report.images_seen for report in other.reports] == list(range(200, 2001, 200))
     for report, same in zip(one.reports, other.reports, strict=True):
-        exact = report.images_seen <= 800
+        exact = report.images_seen < shared
         assert same.metrics == (report.metrics if exact else pytest.approx(report.metrics, abs=2e-3))
     assert other.logits is not None, "two workers tell what they say of patients, too"
     assert not one.grown
