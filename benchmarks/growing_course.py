@@ -8,15 +8,17 @@ trials first shows it, and computes meanwhile; all nodes that read share what th
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ich_ray.results import Objective
 from ich_ray.search.plan.growth import RunningTrial, efficiency_of, growing
-from ich_ray.search.space.space import Budget
 from ich_ray.search.stopping.asha import AshaRungs
+
+if TYPE_CHECKING:
+    from ich_ray.search.space.space import Budget
 
 __all__ = ["Costs", "course_s"]
 
@@ -180,7 +182,9 @@ class _Course:
                 trial.number, str(trial.node), self.budget.images - trial.images, trial.seconds, trial.slots, 8
             )
             for trial in self.running
-            if trial.slots == trial.next_slots and trial.slots in trial.seconds
+            if trial.slots == trial.next_slots
+            and trial.slots in trial.seconds
+            and trial.images > self.budget.report_every  # the first report tells no speed
         ]
         free = {str(index): node.free for index, node in enumerate(self.nodes)}
         measured = [*self.measured, *(trial.seconds for trial in self.running)]
@@ -189,7 +193,6 @@ class _Course:
             if trial.number in changes:
                 trial.next_slots = changes[trial.number]
                 self.nodes[trial.node].free -= max(0, trial.next_slots - trial.slots)
-        assert min(Counter({index: node.free for index, node in enumerate(self.nodes)}).values()) >= 0
 
 
 def _busy(trial: _Trial) -> bool:

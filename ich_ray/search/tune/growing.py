@@ -181,7 +181,7 @@ class Growing(Callback):
             self._end_keepers(number, running)
 
     def _end_keepers(self, number: int, running: _Running) -> None:
-        held = running.lent > 0
+        held = sum(keeper is not (running.pending or (None,))[0] for keeper in running.keepers)
         for keeper in running.keepers:
             keeper.end()
         running.keepers, running.pending, running.returning, running.reports = [], None, False, 0
