@@ -11,14 +11,26 @@ import statistics
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ich_ray.search.space.parameter_sets import NETWORKS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["SWITCH_S", "UNKNOWN_EFFICIENCY", "RunningTrial", "efficiency_of", "growing", "most_slots"]
+    from ich_ray.search.preflight import Slots
+    from ich_ray.search.space.space import SearchSpace
+
+__all__ = [
+    "SWITCH_S",
+    "RunningTrial",
+    "efficiency_of",
+    "growing",
+    "most_slots",
+    "workers_at_most",
+]
 
 # What is taken for the efficiency of a further slot until a grown trial has shown it.
-UNKNOWN_EFFICIENCY = 0.5
-# From one number of processes to another: they start beside the training, then read the state and map the images.
+_UNKNOWN_EFFICIENCY = 0.5
+# From one number of processes to another: they start, read the state and map the images.
 SWITCH_S = 20.0
 # What a growth must save at least: of its own cost, and of what is left of the trial.
 _SAVED_TIMES, _SAVED_SHARE = 2.0, 0.1
@@ -60,6 +72,18 @@ def most_slots(batch_size: int, workers: int) -> int:
     return max(1, min(_MOST_WORKERS, batch_size // _IMAGES_A_WORKER) // workers)
 
 
+def workers_at_most(space: SearchSpace, slots: Slots, slots_of_a_machine: int) -> int:
+    """Processes that a trial of a search may grow to on its machine.
+
+    Those that it begins with where several trials share an accelerator, and with folds.
+    """
+    whole = slots.gpus == 0 or slots.gpus >= 1
+    if not whole or space.drawn is not NETWORKS or space.objective.networks > 1:
+        return slots.workers
+    room = min(slots_of_a_machine, slots.concurrent) * slots.workers
+    return max(slots.workers, min(_MOST_WORKERS, room) // slots.workers * slots.workers)
+
+
 def efficiency_of(measured: Iterable[Mapping[int, float]]) -> float | None:
     """What a further slot is worth, as a share of the first one: the median of the trials that grew; None of none.
 
@@ -92,7 +116,7 @@ def growing(
         efficiency: see `efficiency_of`.
         switch_s: what each change costs its trial.
     """
-    taken = UNKNOWN_EFFICIENCY if efficiency is None else efficiency
+    taken = _UNKNOWN_EFFICIENCY if efficiency is None else efficiency
     worse = {trial.number: 1 for trial in trials if _is_worse(trial, switch_s)}
     planned = {trial.number: trial for trial in trials if trial.number not in worse and not _has_tried(trial)}
     room, open_to = dict(free), set(planned)

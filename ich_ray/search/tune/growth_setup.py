@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.cluster_resources import slots_of_nodes
-from ich_ray.search.plan.growth import most_slots
+from ich_ray.search.plan.growth import most_slots, workers_at_most
 from ich_ray.search.preflight import is_shareable
-from ich_ray.search.space.parameter_sets import NETWORKS
 from ich_ray.search.tune.growing import Growing, SearchState
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ __all__ = ["growing_of", "may_grow"]
 
 
 def may_grow(space: SearchSpace, slots: Slots, trainer: Trainer) -> bool:
-    """Whether trials of a search can be trained by more processes than they begin with.
+    """Whether trials of a search can be trained by more processes than they begin with, on a machine with room.
 
-    Not where several share an accelerator, nor with folds, nor where the trainer knows nothing of workers.
+    The trainer must know of workers, too.
     """
-    whole = slots.gpus == 0 or slots.gpus >= 1
-    one_network = space.drawn is NETWORKS and space.objective.networks == 1
-    return whole and one_network and "shard" in inspect.signature(trainer).parameters
+    ample = 2 * slots.workers
+    larger = workers_at_most(space, replace(slots, concurrent=ample), ample) > slots.workers
+    return larger and "shard" in inspect.signature(trainer).parameters
 
 
 def growing_of(

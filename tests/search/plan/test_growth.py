@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 
-from ich_ray.search.plan.growth import RunningTrial, efficiency_of, growing, most_slots
+from ich_ray.search.plan.growth import RunningTrial, efficiency_of, growing, most_slots, workers_at_most
+from ich_ray.search.preflight import Slots
+from ich_ray.search.space.yaml_file import parse_space
+
+SPACE = {
+    "name": "tiny",
+    "budget": {"images": 900, "report_every": 100, "first_rung": 100, "min_peers": 1},
+    "parameters": {"dropout": {"uniform": [0.0, 0.6]}},
+}
 
 
 def trial(number: int, left: int = 1_000_000, node: str = "a", **keys: Any) -> RunningTrial:
@@ -31,6 +39,29 @@ def test_a_batch_and_its_last_rest_limit_the_slots() -> None:
     assert [most_slots(batch, 1) for batch in (4, 16, 21, 32, 256)] == [1, 4, 5, 8, 8]
     assert [most_slots(64, workers) for workers in (2, 3, 8, 16)] == [4, 2, 1, 1]
     assert growing([trial(0, most=3)], {"a": 7}, efficiency=1.0) == {0: 3}
+
+
+@pytest.mark.parametrize(
+    ("slots", "a_machine", "workers"),
+    [
+        (Slots(1, 1, 64), 8, 8),
+        (Slots(1, 1, 64), 16, 8),
+        (Slots(1, 1, 64), 1, 1),
+        (Slots(1, 1, 1), 8, 1),  # --concurrent 1
+        (Slots(2, 2, 8, workers=2), 4, 8),
+        (Slots(3, 3, 8, workers=3), 4, 6),
+        (Slots(12, 12, 2, workers=12), 2, 12),
+        (Slots(1, 0, 4), 4, 4),
+        (Slots(1, 0.5, 16), 16, 1),
+    ],
+)
+def test_workers_of_a_grown_trial_are_those_of_whole_slots_on_one_machine(
+    slots: Slots, a_machine: int, workers: int
+) -> None:
+    space = parse_space(SPACE, "x.yaml")
+    assert workers_at_most(space, slots, a_machine) == workers
+    folds = parse_space(SPACE | {"objective": {"folds": 3}}, "x.yaml")
+    assert workers_at_most(folds, slots, a_machine) == slots.workers
 
 
 def test_a_trial_at_most_doubles_until_the_efficiency_is_known() -> None:
