@@ -1,4 +1,4 @@
-"""Which running trials grow onto slots that stand free, once nothing is left to start. Arithmetic only: no Ray.
+"""Which running trials grow onto free slots, once nothing is left to start. Arithmetic, no Ray.
 
 A slot is what a trial begins with; a trial of three slots trains in three times as many processes. It grows on its own
 machine alone: between machines the sum of all gradients takes longer than the step of a small batch. The longest trial
@@ -85,9 +85,9 @@ def workers_at_most(space: SearchSpace, slots: Slots, slots_of_a_machine: int) -
 
 
 def efficiency_of(measured: Iterable[Mapping[int, float]]) -> float | None:
-    """What a further slot is worth, as a share of the first one: the median of the trials that grew; None of none.
+    """What a further slot is worth, as a share of the first one; None where no trial grew.
 
-    1 where three slots are three times as fast, 0 where they are as fast as one; never less.
+    The median of those that did: 1 where three slots are three times as fast, 0 where they are as fast as one; never less.
     """
     found = [
         (seconds[1] / each - 1) / (slots - 1)

@@ -1,8 +1,8 @@
-"""Trials that grow onto slots that stand free, once nothing is left to start: a Tune callback in the driver.
+"""Trials that grow onto free slots at the end of a search: a Tune callback in the driver.
 
-Measures what running trials take for an image, has `plan.growth` decide, and has keepers hold the slots
-(`lent_slots`), which the processes of the trials find (`grown_trial`). A trial that went back to the queue gets its
-slot first: then all slots that are lent are taken back. Tune knows nothing of any of this.
+Once nothing is left to start it has `plan.growth` decide by what running trials take for an image, and keepers hold the
+slots (`lent_slots`), which the processes of the trials find (`grown_trial`). A trial that went back to the queue gets
+its slot first: then all slots that are lent are taken back. Tune knows nothing of any of this.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A trial that goes on with more processes when slots are lent to it, and with fewer when they are taken back.
+"""A trial that goes on with more processes when slots are lent to it, and then with fewer again.
 
 In the trial's own process, which stays the only one that Tune knows: nothing is paused or queued for a change. After a
 report it looks for the keepers of its slots (`lent_slots`) and goes on from the state of that moment with processes on

@@ -25,9 +25,9 @@ __all__ = ["growing_of", "may_grow"]
 
 
 def may_grow(space: SearchSpace, slots: Slots, trainer: Trainer) -> bool:
-    """Whether trials of a search can be trained by more processes than they begin with, on a machine with room.
+    """Whether trials of a search can be trained by more processes than they begin with.
 
-    The trainer must know of workers, too.
+    On a machine with room; the trainer must know of workers, too.
     """
     ample = 2 * slots.workers
     larger = workers_at_most(space, replace(slots, concurrent=ample), ample) > slots.workers

@@ -1,4 +1,4 @@
-"""Slots that the driver of a search lends to a trial: each held by an actor beside it, on the trial's machine.
+"""Slots that the driver of a search lends to a trial, held by an actor on the trial's machine.
 
 Such a keeper holds the CPUs and accelerators of its slots and does nothing. It is named after its trial, so that the
 trial's process finds it; it ends with the driver, or when that takes the slots back.
@@ -81,7 +81,10 @@ class Keeper:
 
 
 def lend(search: str, seed: int, node: str, slots: int, *, cpus: float, gpus: float) -> Keeper:
-    """Have slots of a machine held for a trial, known by its seed; each has so many CPUs and accelerators."""
+    """Have slots of a machine held for a trial, known by its seed.
+
+    Each has so many CPUs and accelerators.
+    """
     actor = ray.remote(_Keeper).options(
         name=f"{_prefix(search, seed)}{next(_count)}",
         num_cpus=slots * cpus,
@@ -103,9 +106,10 @@ def lent_to(search: str, seed: int) -> Lent:
 
 def _asked(name: str) -> Lent:
     try:
-        lent: Lent = ray.get(ray.get_actor(name).lent.remote(), timeout=_ANSWER_WITHIN_S)
+        answer: Any = ray.get(ray.get_actor(name).lent.remote(), timeout=_ANSWER_WITHIN_S)
     except (ValueError, ray.exceptions.RayError):  # gone, not there yet, or about to go
         return NOTHING_LENT
+    lent: Lent = answer
     return lent
 
 

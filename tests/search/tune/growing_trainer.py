@@ -24,12 +24,10 @@ class PatientTrainer:
     Attributes:
         seed: of the trial that waits.
         log: a file that gets a line for each report: how many workers trained it.
-        fail: whether the workers of a trial that has grown fail.
     """
 
     seed: int
     log: str
-    fail: bool = False
 
     def __call__(
         self,
@@ -40,8 +38,6 @@ class PatientTrainer:
         resume: Any,
         shard: Shard | None = None,
     ) -> Generator[Any, None, None]:
-        if self.fail and shard is not None:
-            raise ValueError("planted")
         for progress in train_model(parameters, dataset, settings, seed, resume, shard):
             if seed == self.seed and (shard is None or shard.rank == 0):
                 with Path(self.log).open("a") as log:

@@ -56,16 +56,10 @@ def search(data: Path, folder: Path, **keys: Any) -> SearchResult:
     return run_search(data, folder / "space.yaml", folder / "s", **{"trials": 1, "concurrent": 2, **keys})
 
 
-@pytest.fixture(scope="module")
-def alone(data: Path, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
-    return search(data, tmp_path_factory.mktemp("alone"), grow=False)
-
-
-def test_the_last_trial_grows_onto_a_free_slot_and_learns_the_same(
-    data: Path, cluster: None, alone: SearchResult, tmp_path: Path
-) -> None:
+def test_the_last_trial_grows_onto_a_free_slot_and_learns_the_same(data: Path, cluster: None, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    found = search(data, tmp_path, _trainer=PatientTrainer(trial_seed(0, 0), str(log)))
+    alone = search(data, tmp_path / "alone", grow=False)
+    found = search(data, tmp_path / "grown", _trainer=PatientTrainer(trial_seed(0, 0), str(log)))
     (one,), (other,) = alone.trials, found.trials
     workers = [int(line.split()[1]) for line in log.read_text().splitlines()]
     assert workers[:2] == [1, 1]
@@ -79,14 +73,3 @@ def test_the_last_trial_grows_onto_a_free_slot_and_learns_the_same(
         assert same.metrics == (report.metrics if exact else pytest.approx(report.metrics, abs=2e-3))
     assert other.logits is not None, "two workers tell what they say of patients, too"
     assert not one.grown
-
-
-def test_a_trial_whose_new_workers_fail_goes_on_alone(
-    data: Path, cluster: None, alone: SearchResult, tmp_path: Path
-) -> None:
-    log = tmp_path / "log"
-    found = search(data, tmp_path, _trainer=PatientTrainer(trial_seed(0, 0), str(log), fail=True))
-    (one,), (other,) = alone.trials, found.trials
-    assert (other.state, other.attempts) == ("completed", 1)
-    assert [report.metrics for report in other.reports] == [report.metrics for report in one.reports]
-    assert {line.split()[1] for line in log.read_text().splitlines()} == {"1"}
