@@ -87,7 +87,7 @@ def workers_at_most(space: SearchSpace, slots: Slots, slots_of_a_machine: int) -
 def efficiency_of(measured: Iterable[Mapping[int, float]]) -> float | None:
     """What a further slot is worth, as a share of the first one; None where no trial grew.
 
-    The median of those that did: 1 where three slots are three times as fast, 0 where they are as fast as one; never less.
+    The median of those that did: 1 where three slots are three times as fast, 0 where they are as fast as one.
     """
     found = [
         (seconds[1] / each - 1) / (slots - 1)
