@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from ich_ray.search.plan.expected import WorkPlan
 from ich_ray.search.plan.growth import RunningTrial, efficiency_of, growing, most_slots, workers_at_most
 from ich_ray.search.preflight import Slots
 from ich_ray.search.space.yaml_file import parse_space
@@ -105,3 +107,11 @@ def test_the_efficiency_is_the_median_of_what_grown_trials_showed() -> None:
     assert efficiency_of([{1: 1.0, 2: 0.5}, {1: 1.0, 4: 0.4}, {1: 1.0, 2: 2.0}]) == pytest.approx(0.5)
     assert efficiency_of([{1: 1.0, 2: 2.0}]) == 0.0
     assert efficiency_of([{1: 1.0, 2: 0.4}]) == 1.0
+
+
+def test_the_plan_says_how_far_trials_grow() -> None:
+    keys: dict[str, Any] = {"rungs": None, "reaching": (9,), "images": 9, "images_at_most": 9, "mapped_bytes": 0}
+    plan = WorkPlan("tiny", trials=9, concurrent=4, cpus=1, gpus=1, workers=1, **keys)
+    assert "at the end" not in str(plan)
+    grown = str(replace(plan, grown_workers=4))
+    assert "slots of their machine that stand free, up to 4 workers each (--no-grow: none does)" in grown

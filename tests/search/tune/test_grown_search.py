@@ -13,7 +13,7 @@ from ich_ray.results import SearchResult
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import trial_seed
 from ich_ray.search.run import run_search
-from ich_ray.search.tune import growing
+from ich_ray.search.tune import driver, growing
 from tests.prepared import make_dataset
 from tests.search.tune.growing_trainer import PatientTrainer
 
@@ -46,6 +46,7 @@ def cluster() -> Iterator[None]:
         root = str(Path(__file__).parents[3])
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])))
         patch.setattr(growing, "SWITCH_S", 0.0)  # trials of seconds would never be worth it
+        patch.setattr(driver, "SILENT_S", 3000.0)  # where much else is going on workers take minutes to start
         with connected(cpus=2):
             yield
 
