@@ -2,7 +2,9 @@
 
 Arithmetic on rates, each of them a flag; docs/sizing.md says where the defaults come from. Runs and measures nothing.
 
-The sizes are that of a first search and twice as many pixels a side, one row below the other.
+The sizes are that of a first search and twice as many pixels a side, one row below the other. The second table is of
+the first size: the course of the same search by growing_course.py, with trials that stay as they are and with some that
+grow onto free slots, at several parallel efficiencies.
 
     python benchmarks/sizing.py [--gpus 1 8 64] [--trials 100] [--images-per-s 1500] [--gpu-hour 0.48] ...
 """
@@ -17,12 +19,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.growing_course import Costs, course_s
 from ich_ray.data.roles import DEFAULT_FRACTIONS
 from ich_ray.search.plan.expected import expected_course
+from ich_ray.search.plan.growth import SWITCH_S
 from ich_ray.search.space.yaml_file import load_space
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "default.yaml"
 SIZES = (128, 256, 384, 512)
+# GPUs, those of a node, and GB of its memory that can hold images.
+CLUSTERS = ((8, 8, 150), (64, 1, 24), (64, 8, 150), (512, 8, 150))
+EFFICIENCIES = (1.0, 0.8, 0.5)
+# Searches, of other qualities of trials, whose mean is told.
+COURSES = 4
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,47 @@ def table(several: list[Rates], trials: int, gpus: list[int]) -> list[str]:
     return [head, "|---|---|---|---|---|---|---|---|---|", *rows]
 
 
+def costs_of(rates: Rates) -> Costs:
+    """What things take in a course."""
+    train, validation = (rates.slices * DEFAULT_FRACTIONS[role] for role in ("train", "validation"))
+    return Costs(
+        image_s=1 / rates.images_per_s,
+        validation_s=validation / rates.evaluate / rates.images_per_s,
+        train=train,
+        validation=validation,
+        image_bytes=rates.image_bytes,
+        held=min(1.0, rates.cache_gb * 1e9 / (rates.image_bytes * (train + validation))),
+        storage_bytes_s=rates.storage_gbit * 1e9 / 8,
+        start_s=rates.start_s,
+        switch_s=SWITCH_S,
+    )
+
+
+def courses(rates: Rates, trials: int, gpus: int) -> list[float]:
+    """Mean hours without growth, then at each efficiency; where a node has one GPU nothing grows."""
+    budget, costs, a_node = load_space(SPACE).budget, costs_of(rates), int(rates.gpus_per_node)
+
+    def hours(efficiency: float | None) -> float:
+        one = {"trials": trials, "slots": gpus, "slots_a_node": a_node}
+        found = (course_s(budget, costs, **one, efficiency=efficiency, seed=seed) for seed in range(COURSES))
+        return sum(found) / COURSES / 3600
+
+    alone = hours(None)
+    return [alone, *(hours(efficiency) if a_node > 1 else alone for efficiency in EFFICIENCIES)]
+
+
+def growth_table(rates: Rates, trials: int) -> list[str]:
+    """Rows of Markdown: hours and dollars of searches whose trials stay as they are, and of those that grow."""
+    told = " | ".join(f"efficiency {efficiency:g}" for efficiency in EFFICIENCIES)
+    rows = []
+    for gpus, a_node, cache_gb in CLUSTERS:
+        at = replace(rates, gpus_per_node=a_node, cache_gb=cache_gb)
+        price = gpus * rates.gpu_hour + rates.head_hour
+        cells = (f"{hours:.2f} h, ${hours * price:.0f}" for hours in courses(at, trials, gpus))
+        rows.append(f"| {gpus} | {a_node} | {' | '.join(cells)} |")
+    return [f"| GPUs | on a node | no growth | {told} |", "|---|---|---|---|---|---|", *rows]
+
+
 def twice_as_fine(rates: Rates) -> Rates:
     """The same with images of twice the side: four times the pixels to keep, to send and to compute."""
     return replace(rates, size=2 * rates.size, images_per_s=rates.images_per_s / 4)
@@ -175,6 +225,7 @@ def main() -> None:
     print(preparing(several[0]))
     print(*(f"{at.size:g} pixels a side: {at.images_per_s:,.0f} images a second and GPU" for at in several), sep="\n")
     print("\n".join(table(several, trials, gpus)))
+    print("\n".join(growth_table(several[0], trials)))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ __all__ = [
     "EndCheck",
     "ExecutionInfo",
     "FoldNote",
+    "GrowthNote",
     "LogitsReference",
     "LostAttempt",
     "Objective",
@@ -207,6 +208,19 @@ class LostAttempt(_FaultPlace):
     time: Time
 
 
+class GrowthNote(Record):
+    """A change of the processes of a running trial, onto slots that stood free or back.
+
+    Attributes:
+        workers: processes that it has slots for from now on; `ExecutionInfo` says how many train it.
+        images_seen: that it had reported by then.
+    """
+
+    workers: Count
+    images_seen: Count
+    time: Time
+
+
 class QuarantineNote(_FaultPlace):
     """A machine, or some accelerators of it, that get no trials until a time, and then one first.
 
@@ -344,6 +358,7 @@ class TrialResult(Record):
         repeats: in a confirmation, the trial of the search that this one trains again.
         fold: in a confirmation on folds, the one it validates on.
         lost: attempts that faults of a machine or a process have ended.
+        grown: changes of its processes at the end of a search, none of them an attempt.
         logits: without folds, what it said of the validation slices at its best report; of the best trials alone.
     """
 
@@ -366,6 +381,7 @@ class TrialResult(Record):
     repeats: Count | None = None
     fold: Count | None = None
     lost: tuple[LostAttempt, ...] = Field(default=(), exclude_if=lambda lost: not lost)
+    grown: tuple[GrowthNote, ...] = Field(default=(), exclude_if=lambda grown: not grown)
     logits: LogitsReference | None = Field(default=None, exclude_if=lambda reference: reference is None)
 
     @property

@@ -73,6 +73,8 @@ MAY_IMPORT_RAY = {
     "search.preflight",
     "search.tune.driver",
     "search.tune.ledger_callback",
+    "search.tune.growing",
+    "search.tune.lent_slots",
     "search.tune.lost_attempts",
     "search.tune.watchdog",
     "search.tune.measure_speed",

@@ -28,7 +28,7 @@ from ich_ray.ray_internals import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ClusterResources", "Machine", "autoscaled", "host_of", "is_gone", "nodes_that_hold"]
+__all__ = ["ClusterResources", "Machine", "autoscaled", "host_of", "is_gone", "nodes_that_hold", "slots_of_nodes"]
 
 _ANSWER_WITHIN_S = 30
 # An autoscaler that does not tell its limits (KubeRay's) is asked for this many machines more than are up. Each is one
@@ -93,6 +93,15 @@ def nodes_that_hold(cpus: float, gpus: float) -> dict[str, int]:
         node["NodeID"]: int(node["Resources"].get("GPU", 0.0))
         for node in _staying(_alive())
         if node["Resources"].get("CPU", 0.0) >= cpus and node["Resources"].get("GPU", 0.0) >= gpus
+    }
+
+
+def slots_of_nodes(cpus: float, gpus: float) -> dict[str, int]:
+    """How many trials each machine that is up, and stays, holds, by Ray's ids."""
+    machines = {node["NodeID"]: node["Resources"] for node in _staying(_alive())}
+    return {
+        node: Machine("", there.get("CPU", 0.0), there.get("GPU", 0.0), 1).fits(cpus, gpus)
+        for node, there in machines.items()
     }
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from ich_ray.errors import ConfigError
 from ich_ray.results import (
     FoldNote,
+    GrowthNote,
     LogitsReference,
     LostAttempt,
     Parameter,
@@ -179,6 +180,12 @@ class Ledger:
         )
         self._change(number, lost=(*trial.lost, attempt))
         return attempt
+
+    def grow(self, number: int, workers: int, **changes: Any) -> TrialResult:
+        """Note that a running trial has slots for so many processes from now on: the same attempt, larger."""
+        trial = self.trials[number]
+        note = GrowthNote(workers=workers, images_seen=trial.images_seen, time=time.time())
+        return self._change(number, grown=(*trial.grown, note), **changes)
 
     def check_writable(self, number: int) -> None:
         """Write as a worker does that trains a trial.

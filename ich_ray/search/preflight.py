@@ -11,6 +11,7 @@ import os
 import time
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ich_ray.cache import lacking_room
@@ -42,6 +43,7 @@ __all__ = [
     "check_trials",
     "check_workers",
     "fitting",
+    "is_shareable",
     "plan_slots",
     "room",
 ]
@@ -267,6 +269,19 @@ def check_workers(dataset: PreparedDataset, trials: Iterable[Hyperparameters], w
 
     for parameters in _distinct(trials, weights="none"):
         check_shareable(outline(parameters, dataset.image_shape))
+
+
+@lru_cache(maxsize=1024)
+def is_shareable(parameters: Hyperparameters, image_shape: tuple[int, int, int]) -> bool:
+    """Whether several workers can train the network as one would."""
+    from ich_ray.model.outline import outline
+    from ich_ray.training.data_parallel import check_shareable
+
+    try:
+        check_shareable(outline(parameters, image_shape))
+    except ConfigError:
+        return False
+    return True
 
 
 def _check_neighbors(parameters: Hyperparameters, dataset: PreparedDataset) -> None:

@@ -38,6 +38,7 @@ class SearchKeywords(TrialKeywords, total=False):
     warm_start: Location | Sequence[Location] | None
     placement: Placement
     share_trunks: bool
+    grow: bool
     address: str | None
 
 
@@ -77,6 +78,8 @@ class SearchRequest(TrialResources):
             fit into half of the trial's part of it.
         share_trunks: compute what frozen layers with given weights make of each slice once, into the dataset's folder,
             for all trials that freeze the same.
+        grow: let running trials take slots that stand free once nothing is left to start. The numbers of such a trial
+            differ by rounding, with dropout by other random numbers of the same kind.
         address: a Ray cluster; this machine if not given.
     """
 
@@ -92,4 +95,5 @@ class SearchRequest(TrialResources):
     warm_start: Location | Sequence[Location] | None = None
     placement: Placement = "auto"
     share_trunks: bool = False
+    grow: bool = True
     address: str | None = None

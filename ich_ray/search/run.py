@@ -116,6 +116,7 @@ def run_request(
             keep_weights=keep_weights,
             room=room(fleet, slots, request.concurrent),
             refuses=check,
+            grow=request.grow,
         ).run()
     return open_search(files.root)
 

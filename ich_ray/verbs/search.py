@@ -55,6 +55,9 @@ def search(
     share_trunks: Annotated[
         bool, typer.Option("--share-trunks", help="Compute what frozen layers make of each slice once, for all trials.")
     ] = False,
+    grow: Annotated[
+        bool, typer.Option("--grow/--no-grow", help="At its end, let running trials take slots that stand free.")
+    ] = True,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -75,6 +78,7 @@ def search(
         warm_start=warm_start,
         placement=placement,
         share_trunks=share_trunks,
+        grow=grow,
         address=address,
     )
     if plan:

@@ -33,7 +33,7 @@ def test_every_field_of_a_request_is_a_flag_and_every_flag_reaches_it(monkeypatc
     typed = {
         "--trials": 7, "--gpus-per-trial": 0.5, "--cpus-per-trial": 3, "--workers-per-trial": 1, "--hours": 2.5,
         "--gpu-hours": 1.5, "--concurrent": 4, "--seed": 9, "--warm-start": "before", "--placement": "host",
-        "--address": "head:6379", "--resume": True, "--share-trunks": True,
+        "--address": "head:6379", "--resume": True, "--share-trunks": True, "--no-grow": True,
     }  # fmt: skip
     asked: list[SearchRequest] = []
 
@@ -48,6 +48,7 @@ def test_every_field_of_a_request_is_a_flag_and_every_flag_reaches_it(monkeypatc
         cli.call(["search", "data", "--space", "space.yaml", "--out", "out", *words, *plan])
     fields_of = {flag.removeprefix("--").replace("-", "_"): value for flag, value in typed.items()}
     fields_of["warm_start"] = ["before"]  # repeated for several
+    fields_of["grow"] = not fields_of.pop("no_grow")
     assert asked == [SearchRequest("data", "space.yaml", "out", **fields_of)] * 2  # type: ignore[arg-type]
     flags = {field.name for field in fields(SearchRequest)}
     assert flags == {*fields_of, *NAMED}

@@ -107,6 +107,7 @@ def _reports(found: LedgerFiles) -> Check:
                 first = next(index for index, pair in enumerate(zip(seen, due, strict=True)) if pair[0] != pair[1])
                 yield f"trial {number}: report {first + 1} must be at {due[first]} images, got {seen[first]}"
             yield from (f"trial {number}: {problem}" for problem in _misplaced_folds(trial, space))
+            yield from (f"trial {number}: {problem}" for problem in _misplaced_growth(trial))
 
     rule = "images_seen strictly increasing, no gaps after merging the history kept in the checkpoint"
     if found.space is None:
@@ -128,6 +129,16 @@ def _misplaced_folds(trial: TrialResult, space: SearchSpace) -> Iterator[str]:
                 f"the report at {report.images_seen} images must be of fold {due[0]} at {due[1]}, got fold "
                 f"{note.number} at {note.images_seen}{', its end' if note.whole else ''}"
             )
+
+
+def _misplaced_growth(trial: TrialResult) -> Iterator[str]:
+    """What a trial's growth says that its reports do not: it grows at one of them, and in their order."""
+    seen = {report.images_seen for report in trial.reports}
+    last = 0
+    for note in trial.grown:
+        if note.images_seen not in seen or note.images_seen < last:
+            yield f"it must grow at a report of its own, one after the other, got {note.images_seen} images"
+        last = note.images_seen
 
 
 def _kept_reports(files: SearchFiles, number: int) -> list[int]:

@@ -25,6 +25,7 @@ class WorkPlan:
         reaching: trials expected to start, then to pass each rung.
         images: training images expected of all trials together; `images_at_most` if none is stopped.
         networks: that a trial trains one after the other, a fold each; 1 without folds.
+        grown_workers: that a trial grows to at most, once nothing is left to start.
         mapped_bytes: images of train and validation: in the file cache once a machine, and once a trial in accelerator
             memory where they fit.
     """
@@ -41,6 +42,7 @@ class WorkPlan:
     images_at_most: int
     mapped_bytes: int
     networks: int = 1
+    grown_workers: int = 1
 
     def __str__(self) -> str:
         rungs = ", ".join(
@@ -58,9 +60,18 @@ class WorkPlan:
                 f"  rungs: {rungs or f'{without} stopped early{within}'}",
                 *self._folds(),
                 f"  images: about {self.images:,}, {saved:.0%} less than the {self.images_at_most:,} without stopping",
+                *self._growth(),
                 f"  images in memory: {self.mapped_bytes / 2**20:,.0f} MiB, mapped once a machine{copied}",
             ]
         )
+
+    def _growth(self) -> list[str]:
+        if self.grown_workers <= self.workers:
+            return []
+        return [
+            f"  at the end: trials that still run take slots of their machine that stand free, up to "
+            f"{self.grown_workers} workers each (--no-grow: none does)"
+        ]
 
     def _folds(self) -> list[str]:
         if self.networks == 1:

@@ -6,7 +6,7 @@ dataset it fetches what it trains a few batches on.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ich_ray.results import open_search
@@ -14,6 +14,7 @@ from ich_ray.runtime import cluster_address, connected
 from ich_ray.search.checked_folds import check_single_worker
 from ich_ray.search.checked_request import validate_request
 from ich_ray.search.plan.expected import plan_trials
+from ich_ray.search.plan.growth import workers_at_most
 from ich_ray.search.request import SearchRequest
 from ich_ray.search.space.feasible_draw import check_fits
 from ich_ray.search.space.space import sampled
@@ -92,7 +93,8 @@ def plan_request(request: SearchRequest) -> SearchPlan:
     trials = sampled(checked.space)
     check_trials(checked.dataset, trials, fetch=False, folds=checked.space.objective.networks > 1)
     with connected(request.address):
-        slots = plan_slots(ClusterResources().machines(), request)
+        machines = ClusterResources().machines()
+        slots = plan_slots(machines, request)
         checked.limits.check(slots.gpus)
         check_single_worker(checked.space, slots)
         check_workers(checked.dataset, trials, slots.workers)
@@ -104,6 +106,9 @@ def plan_request(request: SearchRequest) -> SearchPlan:
 
         check_trunks(checked.dataset, trials)
     plan = plan_trials(checked.space, checked.dataset, checked.wanted, slots)
+    if request.grow:
+        largest = max(machine.fits(slots.cpus, slots.gpus) for machine in machines)
+        plan = replace(plan, grown_workers=workers_at_most(checked.space, slots, largest))
     begun = open_search(checked.files.root) if checked.begun else None
     teachers = [open_search(teacher) for teacher in checked.warm]
     shown = sum(trial.images_seen for trial in begun.trials) if begun else 0

@@ -29,6 +29,8 @@ from ich_ray.search.space.parameter_sets import NETWORKS
 from ich_ray.search.stopping import STOPPING_RULES
 from ich_ray.search.stopping.fold_race import FoldRace
 from ich_ray.search.tune.first_error import FirstError
+from ich_ray.search.tune.grown_trial import GrowingTrainer
+from ich_ray.search.tune.growth_setup import growing_of, may_grow
 from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.multi_worker_trial import MultiWorkerTrainer
 from ich_ray.search.tune.quarantine import DEVICE_ERROR, Quarantine
@@ -90,6 +92,7 @@ class Driver:
         keep_weights: bool = False,
         room: Callable[[], int] | None = None,
         refuses: Refuses | None = None,
+        grow: bool = False,
     ) -> None:
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
         self._dataset, self._drawn = dataset, space.drawn
@@ -100,11 +103,12 @@ class Driver:
         self.scheduler = StoppingScheduler(
             space.budget, space.objective, rule, self.exhausted, race, space.drawn, quarantine
         )
+        self._room = room or (lambda: slots.concurrent)
         self.sampler = LedgerSampler(
             space,
             ledger,
             wanted=wanted,
-            concurrent=room or (lambda: slots.concurrent),
+            concurrent=self._room,
             out_of_time=lambda: self.exhausted() is not None,
             warm=warm,
             listed=listed,
@@ -129,10 +133,26 @@ class Driver:
             compares=self._compares(listed),
         )
         trainer = trainer or train_model
-        self.function = trial_function(settings, MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer)
+        grows = grow and may_grow(space, slots, trainer)
+        started = GrowingTrainer(trainer) if grows else MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer
+        self.function = trial_function(settings, started)
         self.ledger_callback = LedgerCallback(
-            space, ledger, self.scheduler, self.sampler, wanted=wanted, gpus=slots.gpus, deadline=limits.deadline
+            space,
+            ledger,
+            self.scheduler,
+            self.sampler,
+            wanted=wanted,
+            gpus=slots.gpus,
+            deadline=limits.deadline,
+            workers=slots.workers,
         )
+        self._growing = []
+        if grows:
+
+            def is_over() -> bool:
+                return self.sampler.is_exhausted and self.exhausted() is None
+
+            self._growing = [growing_of(space, dataset, ledger, slots, is_over, self._room, self.ledger_callback.grew)]
 
         def lost(trial: Trial, told: dict[str, str]) -> None:
             self.ledger_callback.fell_silent(trial, quarantine.lost(trial.config["number"], told))
@@ -144,6 +164,7 @@ class Driver:
             (self.scheduler, TrialScheduler),
             (self.ledger_callback, tune.Callback),
             (self.watchdog, tune.Callback),
+            *((growing, tune.Callback) for growing in self._growing),
         ):
             self._first.watch(hooks, kind)
 
@@ -241,7 +262,7 @@ class Driver:
                 num_samples=todo,
                 search_alg=self.sampler,
                 scheduler=self.scheduler,
-                callbacks=[self.ledger_callback, self.watchdog],
+                callbacks=[self.ledger_callback, self.watchdog, *self._growing],
                 resources_per_trial=_Resources([{"CPU": self.slots.cpus, "GPU": self.slots.gpus}]),
                 reuse_actors=True,
                 max_failures=RETRIES,

@@ -63,9 +63,11 @@ class LedgerCallback(Callback):
         wanted: int,
         gpus: float,
         deadline: float,
+        workers: int = 1,
     ) -> None:
         self._space, self._ledger, self._scheduler, self._sampler = space, ledger, scheduler, sampler
-        self._wanted, self._gpus, self._deadline = wanted, gpus, deadline
+        self._wanted, self._gpus, self._deadline, self._workers = wanted, gpus, deadline, workers
+        self._slots: Counter[int] = Counter()  # of trials that have grown, beyond their own
         self.draw: Callable[[SearchStatus], None] | None = None
         self._marks: dict[int, float] = {}
         self._running: set[int] = set()
@@ -273,9 +275,18 @@ class LedgerCallback(Callback):
     def _cost(self, number: int) -> float:
         """Accelerator seconds so far, counting what attempts spent that were lost."""
         now = time.time()
-        spent = (now - self._marks.get(number, now)) * self._gpus
+        spent = (now - self._marks.get(number, now)) * self._gpus_of(number)
         self._marks[number] = now
         return self._ledger.trials[number].cost_gpu_s + spent
+
+    def _gpus_of(self, number: int) -> float:
+        return self._gpus * (1 + self._slots[number])
+
+    def grew(self, number: int, slots: int) -> None:
+        """A running trial has so many slots from now on, each with the accelerators of one."""
+        if self._ledger.trials[number].state == "running":
+            self._ledger.grow(number, slots * self._workers, cost_gpu_s=self._cost(number))
+        self._slots[number] = slots - 1
 
     def gpu_seconds(self) -> float:
         """Accelerator seconds of all trials, the running ones up to now.
@@ -283,8 +294,8 @@ class LedgerCallback(Callback):
         What the trials of a killed driver did after their last report is not known and not counted.
         """
         now = time.time()
-        running = sum(now - self._marks[number] for number in self._running)
-        return sum(trial.cost_gpu_s for trial in self._ledger.trials.values()) + running * self._gpus
+        running = sum((now - self._marks[number]) * self._gpus_of(number) for number in self._running)
+        return sum(trial.cost_gpu_s for trial in self._ledger.trials.values()) + running
 
     def _count(self, trial: TrialResult) -> None:
         if trial.state != "running":

@@ -22,14 +22,16 @@ from ich_ray.search.tune.train_workers import WorkersLost
 from ich_ray.storage import SearchFiles, locate, read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ich_ray.results import QuarantineNote
 
-__all__ = ["admitted", "devices_held", "leave_if_draining", "lose", "node_id"]
+__all__ = ["admitted", "borrow", "devices_held", "leave_if_draining", "lose", "node_id"]
 
 # Set by a fault that later trials of this process would meet as well.
 _faulty = threading.Event()
+# By a trial that has grown, see grown_trial.py.
+_borrowed: list[str] = []
 
 
 def admitted(search: str, declined_s: float) -> float:
@@ -95,5 +97,10 @@ def node_id() -> str:
 
 def devices_held() -> list[str]:
     """Ray's ids of the accelerators that this trial holds, all of its workers together."""
-    held = ray.get_gpu_ids() if ray.is_initialized() else []
+    held = [*ray.get_gpu_ids(), *_borrowed] if ray.is_initialized() else []
     return sorted(str(device).replace("/", "-") for device in held)  # MIG-GPU-UUID/1/0 of older drivers
+
+
+def borrow(devices: Iterable[str]) -> None:
+    """The accelerators that this process's trial holds beside its own, from now on."""
+    _borrowed[:] = devices

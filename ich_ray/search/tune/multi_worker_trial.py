@@ -29,6 +29,8 @@ from ich_ray.training.machine_faults import machine_fault
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    import numpy as np
+    from numpy.typing import NDArray
     from upath import UPath
 
     from ich_ray.data.dataset import PreparedDataset
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from ich_ray.search.tune.trial import Trainer, TrialSettings
     from ich_ray.usage import ReportUsage
 
-__all__ = ["MultiWorkerTrainer"]
+__all__ = ["MultiWorkerTrainer", "WorkerGroup", "own_devices"]
 
 # Ray Train places its workers by a placement group, which may not be empty: a share of the machine's own name.
 _SHARE_OF_NAME = 0.001
@@ -48,9 +50,12 @@ _FAREWELL_S = 10
 
 @dataclass(frozen=True)
 class _Step:
-    """A report of the workers; `data` is their state as a file's content, empty when none is needed.
+    """A report of the workers.
 
-    `usage` is of the first of them, with the images of all.
+    Attributes:
+        data: their state as a file's content, empty when none is needed.
+        usage: of the first of them, with the images of all.
+        logits: of the validation slices, where they are kept to compare trials by.
     """
 
     images_seen: int
@@ -59,6 +64,7 @@ class _Step:
     setup: ExecutionInfo | None
     data: bytes
     usage: ReportUsage | None = None
+    logits: NDArray[np.float32] | None = None
 
     def state(self) -> _Step:
         return self
@@ -120,9 +126,11 @@ class MultiWorkerTrainer:
 
     Attributes:
         trainer: what each of them runs.
+        group: workers of this trial alone; None for those of its process, which serve many trials.
     """
 
     trainer: Trainer
+    group: WorkerGroup | None = None
 
     def __call__(
         self,
@@ -132,7 +140,7 @@ class MultiWorkerTrainer:
         seed: int,
         resume: UPath | None,
     ) -> Generator[_Step, None, None]:
-        group = _group(settings.workers)
+        group = self.group or _group(settings.workers)
         fold = dataset.fold if isinstance(dataset, HeldOut) else None  # each worker maps the dataset for itself
         told = {"parameters": parameters, "fold": fold, "settings": settings, "seed": seed, "resume": resume}
         try:
@@ -145,29 +153,34 @@ class MultiWorkerTrainer:
             raise
         except BaseException:
             group.end()
-            _group.cache_clear()
+            if self.group is None:
+                _group.cache_clear()
             raise
 
 
 @lru_cache(maxsize=1)
-def _group(workers: int) -> _Group:
+def _group(workers: int) -> WorkerGroup:
     """The workers of this process, kept from trial to trial: starting them takes longer than many a trial."""
-    group = _Group(workers)
+    group = WorkerGroup(workers, own_devices())
     atexit.register(group.end)
     return group
 
 
-class _Group:
-    """Workers, run by Ray Train in a thread beside the one that reports for them."""
+class WorkerGroup:
+    """Workers, run by Ray Train in a thread beside the one that reports for them.
 
-    def __init__(self, workers: int) -> None:
+    Args:
+        workers: how many.
+        devices: accelerators of this machine, one for each worker, by Ray's ids; none on CPUs.
+    """
+
+    def __init__(self, workers: int, devices: list[str]) -> None:
         self._desk: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
         self._lost: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(workers,), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(workers, devices), daemon=True)
         self._thread.start()
 
-    def _run(self, workers: int) -> None:
-        devices = [str(device) for device in ray.get_gpu_ids()]
+    def _run(self, workers: int, devices: list[str]) -> None:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 run_workers(
@@ -216,6 +229,11 @@ class _Group:
             ray.get([self._desk.post.remote(None), self._desk.answer.remote(False)], timeout=_FAREWELL_S)
         self._thread.join(_FAREWELL_S)
         ray.kill(self._desk)
+
+
+def own_devices() -> list[str]:
+    """Ray's ids of the accelerators that this process holds."""
+    return [str(device) for device in ray.get_gpu_ids()]
 
 
 def _own_address() -> str:
@@ -285,4 +303,5 @@ def _step(progress: Any, settings: TrialSettings, parameters: Hyperparameters) -
     last = progress.images_seen >= settings.images_of(parameters)
     data = b"" if last and not settings.keep_weights else progress.state().packed()
     usage = getattr(progress, "usage", None)
-    return _Step(progress.images_seen, progress.metrics, progress.elapsed_s, progress.setup, data, usage)
+    logits = getattr(progress, "logits", None) if settings.compares else None
+    return _Step(progress.images_seen, progress.metrics, progress.elapsed_s, progress.setup, data, usage, logits)

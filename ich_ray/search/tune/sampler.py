@@ -111,11 +111,16 @@ class LedgerSampler(Searcher):
         """Trials that a former driver left unfinished and that have not been started again."""
         return [trial.number for trial in self._requeued]
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether no trial is left to start."""
+        return not self._requeued and len(self._ledger.trials) >= self._wanted
+
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config; None while every slot is taken; FINISHED at the end."""
         if len(self._live) >= self._concurrent():
             return None
-        if self._out_of_time() or not (self._requeued or len(self._ledger.trials) < self._wanted):
+        if self._out_of_time() or self.is_exhausted:
             return str(Searcher.FINISHED)
         again = bool(self._requeued)
         record, trial = self._requeue() if again else self._draw()

@@ -97,6 +97,10 @@ def reports(*seen: int) -> list[dict[str, Any]]:
     return [{"images_seen": at, "metrics": {"average_precision": 0.2}, "elapsed_s": 1.0, "time": 0.0} for at in seen]
 
 
+def grown(*seen: int) -> list[dict[str, Any]]:
+    return [{"workers": 2, "images_seen": at, "time": 0.0} for at in seen]
+
+
 def told(value: object) -> list[dict[str, Any]]:
     return [report | {"metrics": {"average_precision": value}} for report in reports(100, 200, 300)]
 
@@ -220,6 +224,12 @@ BREACHES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("I2", lambda f: trial(f, 0, reports=reports(100, 200)), "trial 0: it is completed, got 200 of 300 images"),
     ("I3", lambda f: trial(f, 0, reports=reports(100, 300)), "trial 0: report 2 must be at 200 images, got 300"),
     ("I3", lambda f: trial(f, 1, reports=reports(100, 100)), "trial 1: report 2 must be at 200 images, got 100"),
+    (
+        "I3",
+        lambda f: trial(f, 1, grown=grown(50)),
+        "trial 1: it must grow at a report of its own, one after the",
+    ),
+    ("I3", lambda f: trial(f, 0, grown=grown(200, 100)), "trial 0: it must grow at a report of its own, one after the"),
     ("I3", lambda f: trial(f, 1, reports=reports(200, 100)), "trial 1: report 1 must be at 100 images, got 200"),
     ("I4", lambda f: amend(f, sampler=4), "search.json: 5 trials had ended, got 4 with the sampler and 5 with Tune"),
     ("I4", lambda f: amend(f, tune=6), "search.json: 5 trials had ended, got 5 with the sampler and 6 with Tune"),

@@ -158,6 +158,38 @@ def test_a_silent_attempt_is_no_retry_and_with_a_verdict_the_last_one(
     assert driver.ledger.trials[0].state == state
 
 
+def test_a_trial_that_has_grown_costs_what_it_holds(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(ledger_callback, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic))
+    driver.ledger_callback._gpus, driver.ledger_callback._workers = 2.0, 2
+    trial = driver.start()
+    clock[0] += 10
+    driver.report(trial, 100, 0.5)
+    clock[0] += 5
+    driver.ledger_callback.grew(0, 3)
+    clock[0] += 4
+    assert driver.ledger_callback.gpu_seconds() == 2 * 15 + 6 * 4
+    driver.report(trial, 200, 0.5)
+    driver.ledger_callback.grew(0, 1)
+    clock[0] += 7
+    driver.report(trial, 300, 0.5)
+    record = driver.ledger.trials[0]
+    assert record.cost_gpu_s == 2 * 15 + 6 * 4 + 2 * 7
+    assert [(note.workers, note.images_seen) for note in record.grown] == [(6, 100), (2, 200)]
+    assert record.attempts == 1
+
+
+def test_a_trial_that_has_ended_is_written_no_more(driver: Driver) -> None:
+    trial = driver.start()
+    driver.report(trial, 100, 0.5)
+    driver.ledger_callback.grew(0, 2)
+    for images_seen in range(200, 1000, 100):
+        driver.report(trial, images_seen, 0.5)
+    driver.ledger_callback.grew(0, 1)
+    assert driver.ledger.trials[0].state == "completed"
+    assert [note.workers for note in driver.ledger.trials[0].grown] == [2]
+
+
 def test_logits_that_an_attempt_has_lost_are_not_kept_by_name(driver: Driver) -> None:
     trial = driver.start()
     for images_seen, logits in ((100, {"file": "logits/00000/1-0.f32", "sha256": "0" * 64}), (200, None)):

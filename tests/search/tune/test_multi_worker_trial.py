@@ -111,7 +111,7 @@ def test_a_fault_of_a_worker_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(module, "_train", fail)
     monkeypatch.setattr(module, "ray", SimpleNamespace(get=lambda told: told, wait=lambda asked, **_: (asked, [])))
-    group = object.__new__(module._Group)
+    group = object.__new__(module.WorkerGroup)
     group._desk, group._thread = desk, threading.current_thread()
     for kind, told in ((FaultOfWorker, "device"), (FaultOfWorker, "nccl"), (TrialFailure, "out_of_memory")):
         with pytest.raises(type(errors[0])):
