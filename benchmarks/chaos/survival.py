@@ -1,0 +1,47 @@
+"""The table of faults by kind: planted, survived, what they cost, and how sure that is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scipy.stats import beta
+
+from benchmarks.chaos.faults import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+HEAD = ("fault", "planted", "ended an attempt", "survived", "images lost at most / mean", "seconds until it went on")
+
+
+def upper_bound(lost: int, planted: int, confidence: float = 0.95) -> float:
+    """The exact (Clopper-Pearson) one-sided bound of the chance that a fault loses something; 1 without any."""
+    return 1.0 if lost >= planted else float(beta.ppf(confidence, lost + 1, planted - lost))
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """Markdown, a row for each kind and one for all, and the bounds."""
+    rows = [_row(kind, [one for one in lines if one["kind"] == kind]) for kind in KINDS]
+    rows.append(_row("all", lines))
+    head = [HEAD, ("---",) * len(HEAD)]
+    told = [*("| " + " | ".join(row) + " |" for row in [*head, *rows]), ""]
+    for what, some in (("faults", lines), ("faults that ended an attempt", [one for one in lines if one["trials"]])):
+        lost = sum(not one["survived"] for one in some)
+        bound = upper_bound(lost, len(some))
+        told.append(f"{lost} of {len(some)} {what} lost something: with 95 % confidence below {100 * bound:.1f} %")
+    return "\n".join(told)
+
+
+def _row(kind: str, lines: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    lines = [*lines]
+    hit = [one for one in lines if one["trials"]]
+    images = [count for one in lines for count in one["images"]]
+    again = sorted(one["again_s"] for one in lines if one["trials"] or one["kind"] == "driver killed")
+    return (
+        kind,
+        str(len(lines)),
+        str(len(hit)),
+        str(sum(one["survived"] for one in lines)),
+        f"{max(images)} / {sum(images) / len(images):.0f}" if images else "-",
+        f"{again[len(again) // 2]:.0f}, at most {again[-1]:.0f}" if again else "-",
+    )
