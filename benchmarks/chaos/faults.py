@@ -58,7 +58,6 @@ class Planter:
     def __init__(self, fleet: Fleet, attempts: Path, moments: random.Random) -> None:
         self._fleet, self._attempts, self._moments = fleet, attempts, moments
         self._later: list[tuple[float, Callable[[], None]]] = []
-        self._coming = 0
 
     def look(self) -> None:
         """Do what is due."""
@@ -67,6 +66,7 @@ class Planter:
         self._later = [(when, what) for when, what in self._later if when > now]
         for what in due:
             what()
+        self._fleet.replace_lost()
 
     def plant(self, number: int, kind: str, driver: Supervised) -> Fault | None:
         """None where there is nothing to harm now, or the last machine that is well would be."""
@@ -84,7 +84,8 @@ class Planter:
         machine = self._moments.choice(targets)
         pid = next(one.pid for one in at_work if one.node == machine.name)
         way, until_s, of_process = getattr(self, f"_{kind.replace(' ', '_')}")(machine, pid)
-        machine.sick_until = max(machine.sick_until, time.monotonic() + until_s)
+        sick_s = 10.0 if of_process else until_s
+        machine.sick_until = max(machine.sick_until, time.monotonic() + sick_s)
         until = time.time() + until_s
         node, process = ("", pid) if of_process else (machine.name, 0)
         return Fault(number, driver.out.name, kind, way, began, until, node, process, offset)
@@ -96,8 +97,8 @@ class Planter:
         """Take a machine away after some time, and put another one into its place."""
 
         def kill() -> None:
-            self._fleet.kill(machine)
-            self._after(REPLACED_S, self._fleet.add)
+            if self._fleet.kill(machine):
+                self._after(REPLACED_S, self._fleet.add)
 
         self._after(after_s, kill) if after_s else kill()
 
@@ -123,7 +124,7 @@ class Planter:
         if way.startswith("worker"):
             machine.stop([process for process in processes if process.pid == pid])
             if way == "worker":
-                return way, 30.0, True
+                return way, 80.0, True
             self._after(5.0, machine.go_on)
             return way, 5.0, True
         if way.startswith("its Ray"):

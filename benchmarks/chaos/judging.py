@@ -46,8 +46,23 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class _Lost:
+    """An attempt at a trial that another one came after, the images that were not kept of it, and when that began."""
+
+    number: int
+    attempt: Attempt
+    images: int
+    again: float
+
+
+@dataclass(frozen=True)
 class Judged:
-    """A search that has ended: the cost of each fault, and what must not be and is of no fault alone."""
+    """A search that has ended: the cost of each fault, and what must not be and is of no fault alone.
+
+    Attributes:
+        attempts: at all of its trials.
+        unexplained: those of them that ended for no fault that was planted.
+    """
 
     costs: dict[int, Cost]
     problems: list[str]
@@ -74,37 +89,29 @@ def judge(out: Path, attempts: Path, faults: Sequence[Fault], said: str, space: 
     for trial in found.trials:
         made = there.get(trial.seed, [])
         count += len(made)
-        met = [(cause, attempt) for attempt, cause in _count(made, trial, faults, costs, space["report_every"])]
-        alone = [attempt for cause, attempt in met if cause is None]
-        unexplained += len(alone)
-        problems += [
-            f"trial {trial.number}: an attempt ended for no fault that was planted ({one.pid})" for one in alone
-        ]
-        last = next((cause for cause, _ in reversed(met) if cause), None)  # before it all was well
+        last = None  # before it all was well
+        for lost in _lost(made, trial):
+            cause = _cause(lost, faults)
+            cost = costs[cause.number] if cause else Cost()
+            _add(cost, lost, cause, trial, space["report_every"])
+            _look_for_name(cost, lost, cause, faults, said)
+            last, unexplained = cause or last, unexplained + (cause is None)
+            problems += [] if cause else cost.problems
         (costs[last.number].problems if last else problems).extend(_wrong(trial, space))
     for fault in faults:
-        _look_for_name(fault, costs[fault.number], faults, said)
         if fault.kind == "driver killed":
             later = [one.time for trial in found.trials for one in trial.reports if one.time > fault.time]
             costs[fault.number].again_s = min(later, default=fault.time) - fault.time
     return Judged(costs, problems, count, unexplained)
 
 
-def _count(
-    made: Sequence[Attempt], trial: TrialResult, faults: Sequence[Fault], costs: dict[int, Cost], report_every: int
-) -> Iterable[tuple[Attempt, Fault | None]]:
-    """Add what a trial has lost to the costs of the faults; its lost attempts, each with its fault."""
-    for attempt, kept, again in _lost(made, trial):
-        cause, lost = _cause(attempt, again, faults), attempt.computed - kept
-        yield attempt, cause
-        if cause is None:
-            continue
-        cost = costs[cause.number]
-        cost.trials.append(trial.number)
-        cost.images.append(lost)
-        cost.problems += [f"trial {trial.number}: {lost} images were lost"] * (lost > report_every)
-        later = [report.time for report in trial.reports if report.time > cause.time]
-        cost.again_s = max(cost.again_s, (later[0] if later else trial.ended or cause.time) - cause.time)
+def _add(cost: Cost, lost: _Lost, cause: Fault | None, trial: TrialResult, report_every: int) -> None:
+    cost.trials.append(trial.number)
+    cost.images.append(lost.images)
+    cost.problems += [f"trial {trial.number}: {lost.images} images were lost"] * (lost.images > report_every)
+    since = cause.time if cause else lost.attempt.last
+    later = [report.time for report in trial.reports if report.time > since]
+    cost.again_s = max(cost.again_s, (later[0] if later else trial.ended or since) - since)
 
 
 def _wrong(trial: TrialResult, space: dict[str, int]) -> Iterable[str]:
@@ -119,21 +126,25 @@ def _wrong(trial: TrialResult, space: dict[str, int]) -> Iterable[str]:
             return
 
 
-def _lost(made: Sequence[Attempt], trial: TrialResult) -> Iterable[tuple[Attempt, int, float]]:
-    """Attempts that others came after, the images that were kept of them, and when the next began."""
+def _lost(made: Sequence[Attempt], trial: TrialResult) -> Iterable[_Lost]:
     for one, other in pairwise(made):
-        yield one, other.resumed, other.started
+        yield _Lost(trial.number, one, one.computed - other.resumed, other.started)
     if made and (trial.state == "failed" or made[-1].computed > trial.images_seen):
-        yield made[-1], trial.images_seen, trial.ended or made[-1].last
+        ended = trial.ended or made[-1].last
+        yield _Lost(trial.number, made[-1], made[-1].computed - trial.images_seen, ended)
 
 
-def _cause(attempt: Attempt, again: float, faults: Sequence[Fault]) -> Fault | None:
-    """The fault that ended an attempt: the last one that met it and that was not over before its last step."""
+def _cause(lost: _Lost, faults: Sequence[Fault]) -> Fault | None:
+    """The fault that ended an attempt: the last one that met it and that was not over before its last step.
+
+    None where nothing was planted: a machine with too much to do may take a process for silent, or a machine for lost.
+    """
+    attempt = lost.attempt
     met = [
         fault
         for fault in faults
         if (fault.pid == attempt.pid or fault.node == attempt.node or not (fault.pid or fault.node))
-        and fault.time <= again
+        and fault.time <= lost.again
         and fault.until + SLACK_S >= attempt.last
     ]
     # Of several the one that came first after its last step, as what follows met nothing that was alive.
@@ -141,18 +152,15 @@ def _cause(attempt: Attempt, again: float, faults: Sequence[Fault]) -> Fault | N
     return after[0] if after else met[-1] if met else None
 
 
-def _look_for_name(fault: Fault, cost: Cost, faults: Sequence[Fault], said: str) -> None:
-    """Whether the output says of each trial that the fault has ended its attempt.
-
-    A driver that is killed says nothing, nor does it of what came before in the same seconds.
-    """
+def _look_for_name(cost: Cost, lost: _Lost, cause: Fault | None, faults: Sequence[Fault], said: str) -> None:
+    """Whether the output says that the attempt has ended; a driver that was killed before the next one says nothing."""
     kills = [one.time for one in faults if one.kind == "driver killed"]
-    if not cost.trials or any(-20 < fault.time - kill < 5 or 0 <= kill - fault.time < 60 for kill in kills):
+    if any(lost.attempt.started <= kill <= lost.again for kill in kills):
         return
-    later = said.encode()[fault.offset :].decode(errors="replace")
-    missing = [number for number in cost.trials if not re.search(NAMED.format(number=number), later)]
-    cost.named = not missing
-    cost.problems += [f"trial {number}: the output does not say that its attempt was lost" for number in missing]
+    later = said.encode()[cause.offset if cause else 0 :].decode(errors="replace")
+    is_there = re.search(NAMED.format(number=lost.number), later) is not None
+    cost.named = is_there and cost.named is not False
+    cost.problems += [f"trial {lost.number}: the output does not say that its attempt was lost"] * (not is_there)
 
 
 def as_line(fault: Fault, cost: Cost, search: Judged) -> dict[str, Any]:

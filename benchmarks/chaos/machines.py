@@ -25,7 +25,7 @@ HEALTH = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 1000,
     "health_check_timeout_ms": 3000,
-    "health_check_failure_threshold": 4,
+    "health_check_failure_threshold": 6,
 }
 STORE_BYTES = 80 * 2**20
 
@@ -112,14 +112,24 @@ class Fleet:
             if not self.real_disks:
                 disk.rmdir()
 
-    def kill(self, machine: Machine) -> None:
-        """At once and altogether, as when a machine loses its power."""
+    def replace_lost(self) -> None:
+        """Put another one into the place of a machine that Ray gave up, as it may where others need the processors."""
+        for machine in [*self.machines]:
+            if not machine.stopped and machine.node.all_processes["raylet"][0].process.poll() is not None:
+                self.kill(machine)
+                self.add()
+
+    def kill(self, machine: Machine) -> bool:
+        """At once and altogether, as when a machine loses its power; whether it was there."""
+        if machine not in self.machines:
+            return False
         for process in machine.processes():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.cluster.remove_node(machine.node, allow_graceful=False)
         self.machines.remove(machine)
         self._unmount(machine)
+        return True
 
     def drain(self, machine: Machine, within_s: float) -> bool:
         """Announce that a machine will be taken away, as for a spot instance."""

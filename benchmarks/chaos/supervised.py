@@ -20,7 +20,7 @@ PRELOADED = [
     *("ich_ray.search.tune.sampler", "ich_ray.search.tune.ledger_callback", "benchmarks.chaos.supervised"),
 ]
 # Times of the product, so that minutes of a real cluster are seconds here.
-SHORT = {"RELEASED_AFTER_S": 10.0, "DECLINED_S": 1.0, "SILENT_S": 20.0}
+SHORT = {"RELEASED_AFTER_S": 10.0, "DECLINED_S": 1.0, "SILENT_S": 40.0}
 AGAIN_AFTER_S = 2.0
 # So often in a row without a report in between, a person would have to look.
 MOST_ENDS = 8

@@ -1,4 +1,4 @@
-"""How often a trial whose process died is started again: counted from its last progress, not over its whole life.
+"""Retries of a trial whose process died, counted from its last progress and not over its whole life.
 
 Trials of days on machines that come and go lose more processes than a short one, each after many reports.
 """
