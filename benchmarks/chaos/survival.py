@@ -11,7 +11,7 @@ from benchmarks.chaos.faults import KINDS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-HEAD = ("fault", "planted", "ended an attempt", "survived", "images lost at most / mean", "seconds until it went on")
+HEAD = ("fault", "planted", "ended an attempt", "survived", "images lost, most / mean", "seconds, median / most")
 
 
 def upper_bound(lost: int, planted: int, confidence: float = 0.95) -> float:
@@ -20,16 +20,20 @@ def upper_bound(lost: int, planted: int, confidence: float = 0.95) -> float:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Markdown, a row for each kind and one for all, and the bounds."""
-    rows = [_row(kind, [one for one in lines if one["kind"] == kind]) for kind in KINDS]
-    rows.append(_row("all", lines))
-    head = [HEAD, ("---",) * len(HEAD)]
-    told = [*("| " + " | ".join(row) + " |" for row in [*head, *rows]), ""]
+    """A row for each kind and one for all, and the bounds; the seconds are those until the search went on."""
+    rows = [HEAD, *(_row(kind, [one for one in lines if one["kind"] == kind]) for kind in KINDS), _row("all", lines)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    told = [_aligned(row, widths) for row in rows]
     for what, some in (("faults", lines), ("faults that ended an attempt", [one for one in lines if one["trials"]])):
         lost = sum(not one["survived"] for one in some)
         bound = upper_bound(lost, len(some))
         told.append(f"{lost} of {len(some)} {what} lost something: with 95 % confidence below {100 * bound:.1f} %")
     return "\n".join(told)
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(row, widths, strict=True)
+    return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])
 
 
 def _row(kind: str, lines: Iterable[dict[str, Any]]) -> tuple[str, ...]:
@@ -43,5 +47,5 @@ def _row(kind: str, lines: Iterable[dict[str, Any]]) -> tuple[str, ...]:
         str(len(hit)),
         str(sum(one["survived"] for one in lines)),
         f"{max(images)} / {sum(images) / len(images):.0f}" if images else "-",
-        f"{again[len(again) // 2]:.0f}, at most {again[-1]:.0f}" if again else "-",
+        f"{again[len(again) // 2]:.0f} / {again[-1]:.0f}" if again else "-",
     )

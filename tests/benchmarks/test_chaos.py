@@ -122,11 +122,13 @@ def test_the_table_has_every_kind_and_its_bounds() -> None:
         {"kind": "worker killed", "trials": [1], "images": [70], "again_s": 4.0, "survived": True},
         {"kind": "driver killed", "trials": [], "images": [], "again_s": 9.0, "survived": False},
     ]
-    told = table(lines)
-    assert "| worker killed | 1 | 1 | 1 | 70 / 70 | 4, at most 4 |" in told
-    assert "| driver killed | 1 | 0 | 0 | - | 9, at most 9 |" in told
-    assert "0 of 1 faults that ended an attempt lost something: with 95 % confidence below 95.0 %" in told
-    assert all(f"| {kind} |" in told for kind in KINDS)
+    rows = {line[:15].strip(): line[15:].split() for line in table(lines).splitlines()}
+    assert rows["worker killed"] == ["1", "1", "1", "70", "/", "70", "4", "/", "4"]
+    assert rows["driver killed"] == ["1", "0", "0", "-", "9", "/", "9"]
+    assert {*KINDS, "all"} <= rows.keys()
+    assert table(lines).endswith(
+        "0 of 1 faults that ended an attempt lost something: with 95 % confidence below 95.0 %"
+    )
 
 
 @pytest.mark.slow
