@@ -33,7 +33,8 @@ class Cost:
     Attributes:
         trials: numbers of those whose attempt it has ended.
         images: lost of each of them: computed, and computed again.
-        again_s: until the last of them had a new report.
+        again_s: from the last step of an attempt to the next report of its trial, the longest; of a driver, to the next
+            report of any.
         problems: what must not be.
         named: whether the output says so of each; None where nothing was to be said.
     """
@@ -93,7 +94,7 @@ def judge(out: Path, attempts: Path, faults: Sequence[Fault], said: str, space: 
         for lost in _lost(made, trial):
             cause = _cause(lost, faults)
             cost = costs[cause.number] if cause else Cost()
-            _add(cost, lost, cause, trial, space["report_every"])
+            _add(cost, lost, trial, space["report_every"])
             _look_for_name(cost, lost, cause, faults, said)
             last, unexplained = cause or last, unexplained + (cause is None)
             problems += [] if cause else cost.problems
@@ -105,13 +106,12 @@ def judge(out: Path, attempts: Path, faults: Sequence[Fault], said: str, space: 
     return Judged(costs, problems, count, unexplained)
 
 
-def _add(cost: Cost, lost: _Lost, cause: Fault | None, trial: TrialResult, report_every: int) -> None:
+def _add(cost: Cost, lost: _Lost, trial: TrialResult, report_every: int) -> None:
     cost.trials.append(trial.number)
     cost.images.append(lost.images)
     cost.problems += [f"trial {trial.number}: {lost.images} images were lost"] * (lost.images > report_every)
-    since = cause.time if cause else lost.attempt.last
-    later = [report.time for report in trial.reports if report.time > since]
-    cost.again_s = max(cost.again_s, (later[0] if later else trial.ended or since) - since)
+    later = [report.time for report in trial.reports if report.time > lost.again]
+    cost.again_s = max(cost.again_s, (later[0] if later else lost.again) - min(lost.attempt.last, lost.again))
 
 
 def _wrong(trial: TrialResult, space: dict[str, int]) -> Iterable[str]:
