@@ -68,7 +68,7 @@ def run(folder: Path, *, faults: int, every_s: float, seed: int, trials: int, st
     assert old in SPACE
     new = f"budget: {{images: {BUDGET['images']}, report_every: 100, first_rung: 1000, reduction: 3, min_peers: 2}}"
     (work / "space.yaml").write_text(SPACE.replace(old, new))
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ |= {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "120"}
     started = time.time()
     fleet = Fleet(work, MACHINES)
     kinds = order(seed, len(lines))

@@ -91,11 +91,12 @@ class Fleet:
     def add(self) -> None:
         """Start a machine; on one with too much to do Ray may need several tries."""
         for _ in range(5):
-            node = None
             try:
                 node = self.cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
             except Exception as error:  # noqa: BLE001  (of Ray's start)
                 print(f"a machine did not start ({type(error).__name__}), again", flush=True)
+                for late in self.cluster.worker_nodes - {machine.node for machine in self.machines}:
+                    self.cluster.remove_node(late, allow_graceful=False)
                 continue
             machine = Machine(node, self.folder / "machines" / str(node.node_id))
             machine.folder.mkdir(parents=True)
