@@ -49,6 +49,7 @@ PASSING = [
     of_s3("503", OSError(errno.EBUSY, "Service Unavailable")),
     of_s3("ExpiredToken", PermissionError("The provided token has expired.")),
     FSTimeoutError(),
+    numbered(errno.ENOTCONN),
 ]
 LASTING = [
     *(numbered(number) for number in (errno.ENOSPC, errno.EROFS, errno.ENOENT, errno.EACCES)),

@@ -50,7 +50,7 @@ from ich_ray.storage.places import (
 )
 from ich_ray.storage.private import folder_of_home, name_a_home, own_temporary_folder, private_folder
 from ich_ray.storage.records import Record, first_problem, read_record
-from ich_ray.storage.retries import is_of_storage, retried
+from ich_ray.storage.retries import errors_behind, is_of_storage, retried
 
 __all__ = [
     "Address",
@@ -76,6 +76,7 @@ __all__ = [
     "check_file",
     "check_folder",
     "check_regular",
+    "errors_behind",
     "exists",
     "file_lock",
     "first_problem",

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
-__all__ = ["is_of_storage", "retried"]
+__all__ = ["errors_behind", "is_of_storage", "retried"]
 
 # After the first try, and each of the next but the last; s3fs and botocore have tried for some seconds before.
 PAUSES_S: tuple[float, ...] = (0.5, 2.0, 5.0)
-_NUMBERS = {errno.ESTALE, errno.EIO, errno.ETIMEDOUT}
+# The second line is of mounts whose server or daemon is gone, or whose ticket has expired.
+_NUMBERS = {
+    *(errno.ESTALE, errno.EIO, errno.ETIMEDOUT),
+    *(errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO, errno.EKEYEXPIRED),
+}
 # Of S3, and of others by their HTTP status.
 _BUSY = {
     *("SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"),
@@ -57,13 +61,13 @@ def attempt(do: Callable[[], Answer]) -> Answer:
 
 def is_of_storage(error: BaseException) -> bool:
     """Whether an error is one that a storage may recover from, and no fault of who asked."""
-    for one in _told(error):
+    for one in errors_behind(error):
         if isinstance(one, FSTimeoutError) or (isinstance(one, OSError) and one.errno in _NUMBERS):
             return True
     return not (_BUSY | _EXPIRED).isdisjoint(_codes(error))
 
 
-def _told(error: BaseException) -> Iterator[BaseException]:
+def errors_behind(error: BaseException) -> Iterator[BaseException]:
     """An error and those behind it: file systems and we ourselves translate."""
     seen: list[BaseException] = []
     one: BaseException | None = error
@@ -74,7 +78,7 @@ def _told(error: BaseException) -> Iterator[BaseException]:
 
 
 def _codes(error: BaseException) -> Iterator[str]:
-    for one in _told(error):
+    for one in errors_behind(error):
         response = getattr(one, "response", None)  # botocore's
         if isinstance(response, dict):
             yield str(response.get("Error", {}).get("Code"))

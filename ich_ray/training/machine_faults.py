@@ -10,7 +10,7 @@ import errno
 import re
 from typing import TYPE_CHECKING, Literal, get_args
 
-from ich_ray.storage import is_of_storage
+from ich_ray.storage import errors_behind, is_of_storage
 from ich_ray.training.memory import out_of_memory
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def machine_fault(error: BaseException) -> Fault | None:
         return None
     if isinstance(error, ImportError):
         return "import"
-    if isinstance(error, OSError) and error.errno in _DISK:
+    if any(isinstance(one, OSError) and one.errno in _DISK for one in errors_behind(error)):
         return "disk"
     if is_of_storage(error):
         return "storage"

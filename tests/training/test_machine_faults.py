@@ -6,11 +6,18 @@ import os
 import pytest
 import torch
 
-from ich_ray.errors import TrialFailure
+from ich_ray.errors import ConfigError, TrialFailure
 from ich_ray.training.machine_faults import Fault, machine_fault
 
 ASSERT = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
 NCCL = "NCCL error in: ProcessGroupNCCL.cpp:2251, unhandled cuda error, NCCL version 2.26"
+
+
+def translated(error: OSError) -> ConfigError:
+    """As `storage.exists` tells it."""
+    told = ConfigError("/x: must be a place where this user may look")
+    told.__context__ = error
+    return told
 
 
 @pytest.mark.parametrize(
@@ -30,6 +37,8 @@ NCCL = "NCCL error in: ProcessGroupNCCL.cpp:2251, unhandled cuda error, NCCL ver
         (OSError(errno.EROFS, os.strerror(errno.EROFS), "/x"), "disk"),
         (OSError(errno.EIO, os.strerror(errno.EIO), "/x"), "storage"),
         (OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/x"), "storage"),
+        (OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), "/x"), "storage"),
+        (translated(OSError(errno.EROFS, os.strerror(errno.EROFS), "/x")), "disk"),
         (TimeoutError("a queue of the trial's own"), None),
         (ImportError("libcudnn.so.9: cannot open shared object file"), "import"),
         # What may be of the trial itself.

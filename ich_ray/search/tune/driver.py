@@ -38,6 +38,7 @@ from ich_ray.search.tune.sampler import WORKER_DIED, LedgerSampler
 from ich_ray.search.tune.scheduler import StoppingScheduler
 from ich_ray.search.tune.train_workers import nothing_left_behind
 from ich_ray.search.tune.trial import TrialSettings, train_model, trial_function
+from ich_ray.search.tune.trial_retries import TrialRetries
 from ich_ray.search.tune.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Driver", "check_own_ends"]
 
-# A trial whose process died is started again this often, from its newest checkpoint.
+# A trial whose process died is started again this often without a new report, from its newest checkpoint.
 RETRIES = 3
 # A machine in quarantine is tried again with one trial after this, then after twice as long.
 RELEASED_AFTER_S = 600.0
@@ -262,7 +263,7 @@ class Driver:
                 num_samples=todo,
                 search_alg=self.sampler,
                 scheduler=self.scheduler,
-                callbacks=[self.ledger_callback, self.watchdog, *self._growing],
+                callbacks=[self.ledger_callback, self.watchdog, TrialRetries(RETRIES), *self._growing],
                 resources_per_trial=_Resources([{"CPU": self.slots.cpus, "GPU": self.slots.gpus}]),
                 reuse_actors=True,
                 max_failures=RETRIES,

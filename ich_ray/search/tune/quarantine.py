@@ -36,6 +36,8 @@ DEVICE_ERROR = "device_error"
 DECLINED = "declined"
 # Faults that may be of what a trial holds of a machine; a full disk or a driver is of all of it.
 _OF_DEVICES: tuple[Fault, ...] = ("device", "nccl")
+# Faults that no parameters cause: two machines whose disks are full are two sick machines.
+_OF_MACHINES: tuple[Fault, ...] = ("disk", "driver", "storage")
 # Faults in a row on one device, with no report from it between them, before it gets no more trials: one may be an
 # accident, and a third costs a third attempt.
 _IN_A_ROW = 2
@@ -85,7 +87,7 @@ class Quarantine:
         # Since the last report from there, the trials that were lost on a device, and on a machine with where.
         self._faults: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
         self._in_a_row: defaultdict[str, list[tuple[int, _Held]]] = defaultdict(list)
-        self._of_trial: defaultdict[int, list[_Held]] = defaultdict(list)
+        self._of_trial: defaultdict[int, list[tuple[int, _Held]]] = defaultdict(list)
         self._failed_alone: list[int] = []
 
     def lost(self, number: int, told: Mapping[str, Any]) -> Verdict | None:
@@ -110,16 +112,18 @@ class Quarantine:
             return None
         say(f"trial {number}: {attempt.cause} fault on {place}, goes back to the queue ({attempt.detail[:160]})")
         if of_storage:
-            self._check_storage(number, attempt.detail, _UNWRITTEN_FULL if told.get("full") else _UNWRITTEN)
-        held, before = _Held(attempt.node, frozenset(attempt.devices)), [*self._of_trial[number]]
+            self._check_storage(number, attempt, _UNWRITTEN_FULL if told.get("full") else _UNWRITTEN)
+        held = _Held(attempt.node, frozenset(attempt.devices))
+        # What was met before a report of its own says nothing against its parameters: they have got beyond it.
+        before = [earlier for seen, earlier in self._of_trial[number] if seen == attempt.images_seen]
         here = {spot for earlier in before for spot in earlier.spots & held.spots}
         well = bool(here) and all(number not in self._faults[spot] for spot in here)  # a report came between the two
-        self._of_trial[number].append(held)
+        self._of_trial[number].append((attempt.images_seen, held))
         self._in_a_row[held.node].append((number, held))
         for spot in held.spots:
             self._faults[spot].append(number)
         several = self._failed_on_two(held, before)
-        if (well or several) and not of_storage:  # no parameters can be the fault of a folder
+        if (well or several) and attempt.cause not in _OF_MACHINES:
             self._clear_of(number)
             return self._failed(attempt, "twice, where others run" if well else f"on two {several}")
         sick = self._sick(held)
@@ -131,13 +135,17 @@ class Quarantine:
         twice_here = any(earlier.node == held.node for earlier in before)
         return None if of_storage else self._alone(number, attempt, twice_here)
 
-    def _check_storage(self, number: int, detail: str, most: int) -> None:
-        """Ask the driver to write where a worker could not: a folder that takes nothing ends the search."""
+    def _check_storage(self, number: int, attempt: LostAttempt, most: int) -> None:
+        """Ask the driver to write where a worker could not: a folder that takes nothing ends the search.
+
+        One machine that cannot write does not, as long as there are others.
+        """
         self._ledger.check_writable(number)
         trial = self._ledger.trials[number]
         since = [one for one in trial.lost if one.cause == "storage" and one.images_seen == trial.images_seen]
-        if len(since) >= most:
-            raise OSError(detail)
+        alone = not self._is_room_beside(_Held(attempt.node, frozenset()), frozenset())
+        if len(since) >= most and (alone or len({one.node for one in since}) > 1):
+            raise OSError(attempt.detail)
 
     def _failed_on_two(self, held: _Held, before: Iterable[_Held]) -> str:
         """Of what a trial has failed on two; of devices of one machine only while nothing says that all of it is sick.

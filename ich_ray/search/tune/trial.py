@@ -20,7 +20,7 @@ from ray import tune
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut
-from ich_ray.errors import TrialFailure
+from ich_ray.errors import IchRayError, IntegrityError, TrialFailure
 from ich_ray.registry import registered_here, repeat
 from ich_ray.results import Objective, Report, finite
 from ich_ray.search.best_states import BestStates
@@ -32,7 +32,7 @@ from ich_ray.search.tune.lost_attempts import admitted, devices_held, leave_if_d
 from ich_ray.search.tune.preemption import heard
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
 from ich_ray.search.tune.trial_files import TrialFiles, UnwrittenError, reference_to
-from ich_ray.storage import SearchFiles, locate, without_credentials
+from ich_ray.storage import SearchFiles, exists, locate, without_credentials
 from ich_ray.training.checkpoint_store import CheckpointStore
 from ich_ray.training.machine_faults import machine_fault
 from ich_ray.training.memory import out_of_memory
@@ -195,6 +195,21 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
     return trial
 
 
+def _shared(settings: TrialSettings, fold: int | None) -> tuple[SearchFiles, PreparedDataset]:
+    """The folders that every trial needs.
+
+    Raises:
+        FaultOfWorker: this machine does not see one of them, which says nothing of the trial.
+    """
+    try:
+        files = SearchFiles(locate(settings.search))
+        if not exists(files.search):  # where it is not mounted a folder would be made, and its states lost
+            raise IntegrityError(f"{files.root}: every machine must see the search folder, got none")
+        return files, opened(settings, fold)
+    except (OSError, IchRayError) as error:
+        raise FaultOfWorker("storage", without_credentials(str(error))[:500]) from error
+
+
 def as_failure(error: Exception) -> TrialFailure:
     """What ended a trial, as the ledger will have it; torch need not be there for that."""
     if isinstance(error, TrialFailure):
@@ -204,10 +219,9 @@ def as_failure(error: Exception) -> TrialFailure:
 
 
 def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], began: float) -> None:
-    files = SearchFiles(locate(settings.search))
+    files, dataset = _shared(settings, config["fold"])
     checkpoints = checkpoints_of(files, config["number"])
     kept = checkpoints.newest()
-    dataset = opened(settings, config["fold"])
     folds, damage = None, ""
     if settings.objective.networks > 1:
         folds = FoldedTraining(

@@ -96,6 +96,16 @@ def test_parameters_that_fail_twice_where_others_run_are_the_fault(tmp_path: Pat
     assert told.lost(3, "a") == "device twice, where others run: CUDA error: planted"
 
 
+@pytest.mark.parametrize("second", ["a", "b"])
+def test_a_trial_that_got_beyond_its_first_fault_is_no_fault_of_its_parameters(tmp_path: Path, second: str) -> None:
+    told = Told(tmp_path, "a", "b")
+    assert told.lost(3, "a") is None
+    told.ledger.report(3, 100, {}, 1.0)
+    told.quarantine.reported("a")
+    assert told.lost(3, second) is None
+    assert told.lost(3, "b" if second == "a" else "a") == "device on two machines: CUDA error: planted"
+
+
 def test_the_only_machine_ends_the_search_after_three_trials(tmp_path: Path) -> None:
     told = Told(tmp_path, "a")
     for number in (3, 4):
@@ -124,6 +134,13 @@ def test_a_trial_that_no_attempt_can_write_ends_the_search(tmp_path: Path, full:
     told.lost(4, "a", cause="storage", full=full)
     with pytest.raises(OSError, match="planted"):
         told.lost(3, "b", cause="storage", full=full)
+
+
+def test_one_of_two_machines_that_has_no_room_does_not_end_the_search(tmp_path: Path) -> None:
+    told = Told(tmp_path, "a", "b")
+    for _ in range(3):
+        assert told.lost(3, "a", cause="storage", full=True) is None
+    assert [host for host, _ in told.out()] == ["host-a"]
 
 
 def test_where_the_driver_cannot_write_either_the_search_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +186,14 @@ def test_a_full_disk_is_of_the_whole_machine(tmp_path: Path) -> None:
     for device in ("0", "1"):
         assert told.lost(3, "a", device, cause="disk") is None
     assert told.out() == [("host-a", 1600.0)]
+
+
+@pytest.mark.parametrize("cause", ["disk", "driver", "storage"])
+def test_two_sick_machines_in_a_row_are_no_fault_of_parameters(tmp_path: Path, cause: str) -> None:
+    told = Told(tmp_path, "a", "b", "c")
+    for node in ("a", "a", "b", "b"):
+        assert told.lost(3, node, cause=cause) is None
+    assert [host for host, _ in told.out()] == ["host-a", "host-b"]
 
 
 def test_parameters_that_fail_on_two_devices_are_the_fault(tmp_path: Path) -> None:

@@ -125,6 +125,29 @@ def test_a_state_that_cannot_be_written_is_lost_to_its_storage(
     assert one["detail"] == f"{files.checkpoint(7)}: No space left on device"
 
 
+@pytest.mark.parametrize("gone", ["dataset", "search"])
+def test_a_machine_that_sees_a_folder_no_more_loses_an_attempt_and_fails_no_trial(
+    tmp_path: Path, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    told: list[dict[str, Any]] = []
+    for module in (trials, lost_attempts):
+        monkeypatch.setattr(module, "tune", SimpleNamespace(report=told.append))
+    monkeypatch.setattr(lost_attempts, "_faulty", threading.Event())
+    trials._whole.cache_clear()
+    empty = tmp_path / "mount"
+    settings = TrialSettings(
+        dataset=str(empty if gone == "dataset" else dataset.files.root), fingerprint=dataset.manifest.fingerprint,
+        search=str(empty if gone == "search" else make_search(tmp_path / "s", dataset).root), images=200,
+        report_every=100, cpus=1, gpus=0,
+    )  # fmt: skip
+    with pytest.raises(FaultOfWorker):
+        trial_function(settings)({"number": 7, "seed": 1, "parameters": {}, "fold": None, "reported": 0})
+    (one,) = told
+    assert one["lost"] == "storage"
+    assert one["detail"].startswith(f"{empty}: ")
+    assert not empty.exists(), "nothing is written where a shared folder should be"
+
+
 @pytest.mark.parametrize(
     ("keep_weights", "values", "taken", "kept"),
     [
