@@ -16,14 +16,14 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ich_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["MetadataService", "Notice", "follow", "service_of"]
+__all__ = ["NO_ANSWER", "MetadataService", "Notice", "follow", "service_of"]
 
 # `off`, or `CLOUD=http://ADDRESS` in place of what the machine says of itself.
 SETTING = "ICH_RAY_METADATA_SERVICE"
@@ -40,7 +40,7 @@ _RECOMMENDED_EACH = 12
 # What Google gives a machine from its notice on, and what Azure gives at least.
 _GRACE_S = 30.0
 # Besides a refused or silent connection: what is no HTTP, or no answer of the form that the cloud documents.
-_NO_ANSWER = (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError)
+NO_ANSWER = (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError)
 _AZURE_TAG = "7783-7084-3265-9085-8269-3286-77"  # the asset tag of its machines, which Hyper-V elsewhere has not
 
 
@@ -59,7 +59,9 @@ class Notice:
 
 
 class MetadataService(Protocol):
-    """Of one cloud."""
+    """Of one cloud, by name."""
+
+    name: ClassVar[str]
 
     def ask(self) -> Notice | None:
         """Make one request; None where it brought no notice.
@@ -112,7 +114,7 @@ def follow(
         try:
             notice = service.ask()
             answers = True
-        except _NO_ANSWER:
+        except NO_ANSWER:
             if not answers:
                 return
             notice = None
@@ -125,6 +127,7 @@ def follow(
 class _Aws:
     """`spot/instance-action` comes two minutes before, a rebalance recommendation earlier or never."""
 
+    name: ClassVar[str] = "AWS"
     url: str
     now: Callable[[], float] = time.time
     _token: str = field(default="", repr=False)
@@ -162,6 +165,7 @@ class _Aws:
 
 @dataclass
 class _GoogleCloud:
+    name: ClassVar[str] = "Google Cloud"
     url: str
     now: Callable[[], float] = time.time
 
@@ -174,6 +178,7 @@ class _GoogleCloud:
 class _Azure:
     """Events name machines, of a scale set perhaps: the first request is for the name of this one."""
 
+    name: ClassVar[str] = "Azure"
     url: str
     now: Callable[[], float] = time.time
     _name: str = ""
