@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MOST_TRIALS",
+    "OUT_OF_MEMORY",
     "RESULT_COLUMNS",
     "Chance",
     "Chances",
@@ -79,6 +80,7 @@ TrialState = Literal["running", "completed", "pruned", "failed"]
 MOST_TRIALS = 10_000_000
 MOST_FOLDS = 100
 _Trials = Annotated[int, Field(ge=0, le=MOST_TRIALS)]
+OUT_OF_MEMORY = "out_of_memory"
 Parameter = Line | Integer | float | bool
 
 
@@ -164,7 +166,7 @@ class _FaultPlace(Record):
     Attributes:
         node: Ray's id of the machine, and `host`, its name.
         devices: of the machine.
-        cause: a `Fault` of training/machine_faults.py, or `silent`.
+        cause: a `Fault` of training/machine_faults.py, `silent`, or OUT_OF_MEMORY where a larger share follows.
     """
 
     node: NodeId
@@ -208,12 +210,20 @@ class QuarantineNote(_FaultPlace):
 
 def fault_note(record: SearchRecord, trials: Iterable[TrialResult]) -> str:
     """What faults of machines have cost a search, and who is in quarantine; empty where there were none."""
-    lost = Counter(f"{attempt.cause} on {attempt.place}" for trial in trials for attempt in trial.lost)
+    trials = [*trials]
+    larger = [str(trial.number) for trial in trials if any(one.cause == OUT_OF_MEMORY for one in trial.lost)]
+    retried = (
+        f"tried again with a larger share of a GPU, as memory ran out: trial {', '.join(larger)}" if larger else ""
+    )
+    attempts = (attempt for trial in trials for attempt in trial.lost if attempt.cause != OUT_OF_MEMORY)
+    lost = Counter(f"{attempt.cause} on {attempt.place}" for attempt in attempts)
     if not lost:
-        return ""
+        return retried
     told = ", ".join(f"{count} {what}" for what, count in lost.most_common())
     hosts = ", ".join(dict.fromkeys(note.place for note in record.quarantined))
-    return f"{lost.total()} attempts lost to faults of machines ({told}){hosts and f', in quarantine: {hosts}'}"
+    shut = f", in quarantine: {hosts}" if hosts else ""
+    faults = f"{lost.total()} attempts lost to faults of machines ({told}){shut}"
+    return f"{faults}; {retried}" if retried else faults
 
 
 class WeightsNote(Record):

@@ -80,6 +80,7 @@ MAY_IMPORT_RAY = {
     "search.tune.scheduler",
     "search.tune.train_workers",
     "search.tune.trial",
+    "search.tune.trial_shares",
 }
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

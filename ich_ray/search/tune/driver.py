@@ -36,6 +36,7 @@ from ich_ray.search.tune.sampler import WORKER_DIED, LedgerSampler
 from ich_ray.search.tune.scheduler import StoppingScheduler
 from ich_ray.search.tune.train_workers import nothing_left_behind
 from ich_ray.search.tune.trial import TrialSettings, train_model, trial_function
+from ich_ray.search.tune.trial_shares import TrialShares, equal_shares
 from ich_ray.search.tune.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Driver:
 
     Attributes:
         resume_hint: what its reader is told to do when it is interrupted.
+        shares: of accelerators that trials have; None where each has whole ones, or none.
     """
 
     resume_hint = "add --resume to go on"
@@ -90,6 +92,7 @@ class Driver:
         keep_weights: bool = False,
         room: Callable[[], int] | None = None,
         refuses: Refuses | None = None,
+        shares: Callable[[Ledger], TrialShares] | None = None,
     ) -> None:
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
         self._dataset, self._drawn = dataset, space.drawn
@@ -97,18 +100,23 @@ class Driver:
         race = _race(space, dataset, ledger) if space.objective.networks > 1 else None
         large_enough = partial(nodes_that_hold, slots.cpus, slots.gpus)
         quarantine = Quarantine(ledger, large_enough, RELEASED_AFTER_S)
+        at_a_time = room or (lambda: slots.concurrent)
+        if shares is None and 0 < slots.gpus < 1:
+            shares = partial(equal_shares, cpus=slots.cpus, gpus=slots.gpus, at_a_time=at_a_time)
+        self.shares = shares(ledger) if shares else None
         self.scheduler = StoppingScheduler(
-            space.budget, space.objective, rule, self.exhausted, race, space.drawn, quarantine
+            space.budget, space.objective, rule, self.exhausted, race, space.drawn, quarantine, self.shares
         )
         self.sampler = LedgerSampler(
             space,
             ledger,
             wanted=wanted,
-            concurrent=room or (lambda: slots.concurrent),
+            concurrent=at_a_time,
             out_of_time=lambda: self.exhausted() is not None,
             warm=warm,
             listed=listed,
             refuses=refuses,
+            shares=self.shares,
         )
         settings = TrialSettings(
             dataset=str(dataset.files.root),
@@ -131,19 +139,26 @@ class Driver:
         trainer = trainer or train_model
         self.function = trial_function(settings, MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer)
         self.ledger_callback = LedgerCallback(
-            space, ledger, self.scheduler, self.sampler, wanted=wanted, gpus=slots.gpus, deadline=limits.deadline
+            space,
+            ledger,
+            self.scheduler,
+            self.sampler,
+            wanted=wanted,
+            gpus=slots.gpus,
+            deadline=limits.deadline,
+            shares=self.shares,
         )
 
         def lost(trial: Trial, told: dict[str, str]) -> None:
             self.ledger_callback.fell_silent(trial, quarantine.lost(trial.config["number"], told))
 
         self.watchdog = Watchdog(lost, SILENT_S)
+        self.callbacks = [self.ledger_callback, self.watchdog, *([self.shares] if self.shares else [])]
         self._first = FirstError()
         for hooks, kind in (
             (self.sampler, Searcher),
             (self.scheduler, TrialScheduler),
-            (self.ledger_callback, tune.Callback),
-            (self.watchdog, tune.Callback),
+            *((callback, tune.Callback) for callback in self.callbacks),
         ):
             self._first.watch(hooks, kind)
 
@@ -241,7 +256,7 @@ class Driver:
                 num_samples=todo,
                 search_alg=self.sampler,
                 scheduler=self.scheduler,
-                callbacks=[self.ledger_callback, self.watchdog],
+                callbacks=self.callbacks,
                 resources_per_trial=_Resources([{"CPU": self.slots.cpus, "GPU": self.slots.gpus}]),
                 reuse_actors=True,
                 max_failures=RETRIES,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.sampler import LedgerSampler
     from ich_ray.search.tune.scheduler import StoppingScheduler
+    from ich_ray.search.tune.trial_shares import TrialShares
 
 __all__ = ["LedgerCallback"]
 
@@ -59,9 +60,10 @@ class LedgerCallback(Callback):
         wanted: int,
         gpus: float,
         deadline: float,
+        shares: TrialShares | None = None,
     ) -> None:
         self._space, self._ledger, self._scheduler, self._sampler = space, ledger, scheduler, sampler
-        self._wanted, self._gpus, self._deadline = wanted, gpus, deadline
+        self._wanted, self._gpus, self._deadline, self._shares = wanted, gpus, deadline, shares
         self.draw: Callable[[SearchStatus], None] | None = None
         self._marks: dict[int, float] = {}
         self._running: set[int] = set()
@@ -235,7 +237,7 @@ class LedgerCallback(Callback):
     def _cost(self, number: int) -> float:
         """Accelerator seconds so far, counting what attempts spent that were lost."""
         now = time.time()
-        spent = (now - self._marks.get(number, now)) * self._gpus
+        spent = (now - self._marks.get(number, now)) * self._held(number)
         self._marks[number] = now
         return self._ledger.trials[number].cost_gpu_s + spent
 
@@ -245,8 +247,12 @@ class LedgerCallback(Callback):
         What the trials of a killed driver did after their last report is not known and not counted.
         """
         now = time.time()
-        running = sum(now - self._marks[number] for number in self._running)
-        return sum(trial.cost_gpu_s for trial in self._ledger.trials.values()) + running * self._gpus
+        running = sum((now - self._marks[number]) * self._held(number) for number in self._running)
+        return sum(trial.cost_gpu_s for trial in self._ledger.trials.values()) + running
+
+    def _held(self, number: int) -> float:
+        """Accelerators of a trial that runs."""
+        return self._shares.gpus(number) if self._shares else self._gpus
 
     def _count(self, trial: TrialResult) -> None:
         if trial.state != "running":
