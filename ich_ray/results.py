@@ -211,10 +211,9 @@ class QuarantineNote(_FaultPlace):
 def fault_note(record: SearchRecord, trials: Iterable[TrialResult]) -> str:
     """What faults of machines have cost a search, and who is in quarantine; empty where there were none."""
     trials = [*trials]
-    larger = [str(trial.number) for trial in trials if any(one.cause == OUT_OF_MEMORY for one in trial.lost)]
-    retried = (
-        f"tried again with a larger share of a GPU, as memory ran out: trial {', '.join(larger)}" if larger else ""
-    )
+    again = (trial for trial in trials if any(one.cause == OUT_OF_MEMORY for one in trial.lost))
+    larger = ", ".join(str(trial.number) for trial in again)
+    retried = larger and f"tried again with a larger share of a GPU, as memory ran out: trial {larger}"
     attempts = (attempt for trial in trials for attempt in trial.lost if attempt.cause != OUT_OF_MEMORY)
     lost = Counter(f"{attempt.cause} on {attempt.place}" for attempt in attempts)
     if not lost:

@@ -1,4 +1,4 @@
-"""What the accelerators of a connected cluster are: the precision that all of them share, and how much memory each has.
+"""Accelerators of a connected cluster: the precision that all of them share, the memory of each.
 
 Each machine is asked once, when a search begins or when it comes.
 """

@@ -1,7 +1,7 @@
-"""The accelerators of a cluster by their memory: each machine is asked once, those that come later meanwhile.
+"""The accelerators of a cluster by their memory: each machine is asked once.
 
-Plans nothing with them: gpu_shares.py does. Asks through `device_memories` of accelerators.py, and counts machines
-through cluster_resources.py.
+Those that come later are asked meanwhile. Plans nothing with them: gpu_shares.py does. Asks through accelerators.py,
+and counts machines through cluster_resources.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _COUNT_EVERY_S = 5.0
 
 
 class DeviceKinds:
-    """Kinds of devices, counted again every few seconds; where no machine is left, those that there were.
+    """Kinds of devices, counted again every few seconds.
+
+    Where no machine is left they are those that there were.
 
     Args:
         fleet: whose machines they are; of those that may still come it is expected that their devices are as those of
@@ -105,7 +107,9 @@ class DeviceKinds:
 def kinds_there(
     machines: Mapping[str, tuple[float, float]], memories: Mapping[str, int], cpus: float
 ) -> list[DeviceKind]:
-    """Machines by the memory of their devices, the smallest first; those too small for a trial are left out.
+    """Machines by the memory of their devices, the smallest first.
+
+    Those too small for a trial are left out.
 
     Args:
         machines: CPUs and accelerators, by Ray's ids.
@@ -130,7 +134,9 @@ class MemoryPlan(NamedTuple):
 def plan_memory(
     space: SearchSpace, dataset: PreparedDataset, request: SearchRequest, fleet: ClusterResources, slots: Slots
 ) -> tuple[Slots, MemoryPlan | None]:
-    """The shares of a search that asks for `auto`, with slots as many as they make; else the slots as they are.
+    """The shares of a search that asks for `auto`, with slots as many as they make.
+
+    Else the slots as they are.
 
     Raises:
         ConfigError: there are no such shares.

@@ -69,7 +69,10 @@ def is_alike(one: float, other: float) -> bool:
 
 
 def grouped(machines: Iterable[DeviceKind]) -> list[DeviceKind]:
-    """Machines by the memory of their devices, the smallest first; the least of those that are alike counts."""
+    """Machines by the memory of their devices, the smallest first.
+
+    Of those that are alike the least counts.
+    """
     found: list[DeviceKind] = []
     for one in sorted(machines, key=lambda kind: kind.memory):
         if found and is_alike(found[-1].memory, one.memory):
@@ -112,8 +115,7 @@ class GpuShares:
         kinds = self.kinds()
         if sum(self._waiting(kind) for kind in kinds) >= len(kinds):
             return False
-        least = ((kind, share_of(self._least, kind.memory, self._steps)) for kind in kinds)
-        return any(share is not None and self._is_free(kind, share) for kind, share in least)
+        return any(self._is_free(kind, share) for kind, share in self._fit(self._least, kinds))
 
     def assign(self, number: int, need: float) -> Share:
         """The share of a trial that asks for one, the last in the queue.
@@ -121,9 +123,7 @@ class GpuShares:
         Of the smallest devices that hold it and are free; where it fits none at all, a whole one of the largest.
         """
         self._held.pop(number, None)
-        kinds = self.kinds()
-        fit = [(kind, share) for kind in kinds if (share := share_of(need, kind.memory, self._steps)) is not None]
-        fit = fit or [(kinds[-1], self._steps[-1])]
+        fit = self._fit(need, self.kinds())
         free = [(kind, share) for kind, share in fit if self._is_free(kind, share)]
         soonest = min(fit, key=lambda option: (self._waiting(option[0]), -option[0].devices))
         kind, share = free[0] if free else soonest
@@ -135,7 +135,10 @@ class GpuShares:
         return self.assign(number, self._held[number].need)
 
     def grow(self, number: int) -> Share | None:
-        """Twice the share, at the end of the queue, or what comes nearest to it; None where there is no larger one."""
+        """Twice the share, at the end of the queue, or what comes nearest to it.
+
+        None where there is no larger one.
+        """
         had = self._held[number].share.bytes
         kinds = self.kinds()
         most = self._steps[-1] * kinds[-1].memory if kinds else 0.0
@@ -152,7 +155,10 @@ class GpuShares:
         return self._held[number].share
 
     def started(self, number: int) -> None:
-        """A trial has got its share: one that asked for a larger one before, and has none yet, waits for room."""
+        """A trial has got its share.
+
+        One that asked for a larger one before, and has none yet, waits for room.
+        """
         mine = self._held[number]
         mine.has_started, mine.waits = True, False
         for other, held in self._held.items():
@@ -163,6 +169,11 @@ class GpuShares:
 
     def ended(self, number: int) -> None:
         self._held.pop(number, None)
+
+    def _fit(self, need: float, kinds: Sequence[DeviceKind]) -> list[tuple[DeviceKind, float]]:
+        """The share of a trial of each kind that holds it; of the largest where none does."""
+        shares = ((kind, share_of(need, kind.memory, self._steps)) for kind in kinds)
+        return [(kind, share) for kind, share in shares if share is not None] or [(kinds[-1], self._steps[-1])]
 
     def _of(self, kind: DeviceKind) -> list[_Held]:
         return [held for held in self._held.values() if is_alike(kind.memory, held.share.memory)]

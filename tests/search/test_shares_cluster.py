@@ -63,7 +63,7 @@ def test_trials_take_what_they_need_of_devices_of_two_sizes(tmp_path: Path, monk
 
         monkeypatch.setattr(accelerators, "device_memories", planted)
         call = (tmp_path / "data", tmp_path / "space.yaml", tmp_path / "s")
-        asked: Any = {"trials": 8, "address": made.address, "gpus_per_trial": "auto"}
+        asked: Any = {"trials": 4, "address": made.address, "gpus_per_trial": "auto"}
         outlook = plan_search(*call, **asked)
         trainer = Hungry(str(tmp_path / "log"), memories)
         found = run_search(*call, **asked, _trainer=trainer)

@@ -1,4 +1,4 @@
-"""Accelerator memory that trials need, and the shares that follow from it for the first draws of a space.
+"""Accelerator memory that trials need, and the shares that follow for the first draws of a space.
 
 Counts tensors through cost_model.py. Starts no Ray and asks no machine: who calls it knows the kinds of devices.
 """

@@ -68,9 +68,10 @@ class _Live:
 
 
 class LedgerSampler(Searcher):
-    """Suggests `wanted` trials in all and at most `concurrent()` at a time, or as many as `shares` have room for.
+    """Suggests `wanted` trials in all and at most `concurrent()` at a time.
 
-    `warm` are the trials of each earlier search that it learns from.
+    Where there are `shares`, as many as those have room for. `warm` are the trials of each earlier search that it
+    learns from.
     """
 
     def __init__(

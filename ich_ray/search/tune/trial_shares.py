@@ -1,7 +1,8 @@
-"""Shares of accelerators in Tune: each trial asks Ray for its own, and once for a larger one if its memory ran out.
+"""Shares of accelerators in Tune: each trial asks Ray for its own.
 
-Which share, gpu_shares.py says; that a trial has been given a larger one already, the ledger. Tune takes other
-resources for a trial when it is added and when it goes back to the queue, through the scheduler.
+Once it asks for a larger one, if its memory ran out. Which share, gpu_shares.py says; that a trial has been given a
+larger one already, the ledger. Tune takes other resources for a trial when it is added and when it goes back to the
+queue, through the scheduler.
 """
 
 from __future__ import annotations

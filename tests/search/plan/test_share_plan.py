@@ -63,5 +63,5 @@ def test_shares_follow_from_the_first_draws() -> None:
 def test_a_space_of_which_nothing_fits_the_images_is_refused() -> None:
     source = yaml.safe_load(SPACE)
     source["parameters"] |= {"architecture": {"fixed": "plain_cnn"}, "blocks": {"fixed": 4}}
-    with pytest.raises(ConfigError, match="auto: a draw of the space must fit the images, got unknown; .* give a num"):
+    with pytest.raises(ConfigError, match=r"auto: a draw of the space must fit the images, got unknown; .* give a n"):
         plan_shares(parse_space(source, "s.yaml"), TrialNeeds((3, 4, 4), 0), [SMALL])
