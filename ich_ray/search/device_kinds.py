@@ -53,7 +53,7 @@ class DeviceKinds:
         if not there:
             raise ConfigError(
                 "--gpus-per-trial auto: a machine with GPUs must be up, so that it can be asked for their memory, got "
-                "none; keep one up (min_workers: 1), or give a number"
+                "none; keep one up (min_workers: 1), or leave it out"
             )
         self._memories = dict(accelerators.device_memories(list(there)))
         if mute := [node for node in there if not self._memories.get(node)]:
