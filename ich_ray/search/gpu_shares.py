@@ -159,7 +159,8 @@ class GpuShares:
 
         One that asked for a larger one before, and has none yet, waits for room.
         """
-        mine = self._held[number]
+        if (mine := self._held.get(number)) is None:  # it has been ended meanwhile
+            return
         mine.has_started, mine.waits = True, False
         for other, held in self._held.items():
             if other == number:

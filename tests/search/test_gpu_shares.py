@@ -71,6 +71,8 @@ def test_nothing_is_drawn_while_a_trial_waits_for_room() -> None:
     shares.started(3)
     shares.ended(1)
     assert shares.has_room()
+    shares.started(1)  # Tune was slower than its end
+    assert shares.has_room()
 
 
 def test_a_larger_trial_that_a_smaller_one_has_overtaken_waits_for_room() -> None:

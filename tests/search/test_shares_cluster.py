@@ -19,7 +19,7 @@ from ich_ray.search.run import run_search
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE, FakeProgress, FakeTrainer
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 GIB = 2**30
 
