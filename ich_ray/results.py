@@ -42,13 +42,14 @@ from ich_ray.usage import ReportUsage, Usage, added
 from ich_ray.vocabulary import LEAK, Precision, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     import pandas as pd
     from upath import UPath
 
 __all__ = [
     "MOST_TRIALS",
+    "OUT_OF_MEMORY",
     "RESULT_COLUMNS",
     "Chance",
     "Chances",
@@ -81,6 +82,7 @@ TrialState = Literal["running", "completed", "pruned", "failed"]
 MOST_TRIALS = 10_000_000
 MOST_FOLDS = 100
 _Trials = Annotated[int, Field(ge=0, le=MOST_TRIALS)]
+OUT_OF_MEMORY = "out_of_memory"
 Parameter = Line | Integer | float | bool
 
 
@@ -180,7 +182,8 @@ class _FaultPlace(Record):
     Attributes:
         node: Ray's id of the machine, and `host`, its name.
         devices: of the machine.
-        cause: a `Fault` of training/machine_faults.py, `silent`, `preempted` or `node_lost`.
+        cause: a `Fault` of training/machine_faults.py, `silent`, `preempted` or `node_lost`, or OUT_OF_MEMORY where a
+            larger share follows.
     """
 
     node: NodeId
@@ -237,10 +240,10 @@ class QuarantineNote(_FaultPlace):
 
 
 def fault_note(record: SearchRecord, trials: Iterable[TrialResult]) -> str:
-    """Attempts that machines have cost a search, and who is in quarantine; empty without any."""
-    attempts = [attempt for trial in trials for attempt in trial.lost]
-    if not attempts:
-        return ""
+    """What machines and memory have cost a search, and who is in quarantine; empty without any."""
+    trials = [*trials]
+    attempts = [attempt for trial in trials for attempt in trial.lost if attempt.cause != OUT_OF_MEMORY]
+    again = [trial.number for trial in trials if any(one.cause == OUT_OF_MEMORY for one in trial.lost)]
     went = [attempt for attempt in attempts if attempt.cause in OF_NODES]
     faults = Counter(f"{attempt.cause} on {attempt.place}" for attempt in attempts if attempt.cause not in OF_NODES)
     causes = ", ".join(f"{count} {what}" for what, count in faults.most_common())
@@ -249,9 +252,16 @@ def fault_note(record: SearchRecord, trials: Iterable[TrialResult]) -> str:
     told = [
         f"{faults.total()} attempts lost to faults of machines ({causes})" if faults else "",
         f"{len(went)} attempts moved from {nodes} machine{'s' * (nodes > 1)} that went" if went else "",
-        f"in quarantine: {hosts}" if hosts else "",
+        f"in quarantine: {hosts}" if hosts and attempts else "",
+        f"tried again with a larger share of a GPU, as memory ran out: {_numbered(again)}" if again else "",
     ]
     return ", ".join(filter(None, told))
+
+
+def _numbered(numbers: Sequence[int], most: int = 10) -> str:
+    """`trial 3, 7`, and of many how many more."""
+    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
+    return f"trial {', '.join(map(str, numbers[:most]))}{more}"
 
 
 class WeightsNote(Record):

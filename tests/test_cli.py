@@ -9,6 +9,7 @@ import pytest
 from ich_ray import cli, progress, terminal
 from ich_ray.errors import ConfigError, IntegrityError, RejectionLimitError
 from ich_ray.results import Objective, Report, SearchResult, TrialResult
+from ich_ray.search.request import SearchRequest
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from ich_ray.verbs import search
 from ich_ray.verbs.options import share
@@ -40,6 +41,10 @@ def test_every_verb_stands_in_the_readme_and_has_help(verb: str, capsys: pytest.
         (["prepare", "x"], "Missing option '--labels'"),
         (["prepare", "x", "--labels", "y", "--out", "z", "--size", "3"], "greater than or equal to 16"),
         (["prepare", "x", "--labels", "y", "--out", "z", "--limit-rejected", "lots"], "a share from 0 to 1"),
+        (
+            ["search", "d", "--space", "s", "--out", "o", "--gpus-per-trial", "x"],
+            "--gpus-per-trial: must be a number or",
+        ),
         (["results", "nowhere"], "a search holds search.json, got none"),
         (["retrain", "nowhere"], "a search holds search.json, got none"),
         (["predict", "nowhere", "x", "--out", "y.csv"], "nowhere"),
@@ -105,6 +110,20 @@ def make_search(folder: Path) -> None:
             reports=(report,), objective=Objective(),
         )  # fmt: skip
         write_json(files.trial(number), trial.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"), [([], None), (["--gpus-per-trial", "0.25"], 0.25), (["--gpus-per-trial", "auto"], "auto")]
+)
+def test_gpus_of_a_trial_are_a_number_or_follow_from_its_memory(
+    given: list[str], asked: float | str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def note(request: SearchRequest) -> None:
+        raise ConfigError(f"asked for {request.gpus_per_trial!r}")
+
+    monkeypatch.setattr("ich_ray.search.run.run_request", note)
+    assert cli.call(["search", "d", "--space", "s", "--out", "o", *given]) == 2
+    assert f"asked for {asked!r}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("ends", "code"), [(["failed", "failed"], 1), (["failed", "pruned"], 0), ([], 0)])

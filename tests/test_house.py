@@ -86,6 +86,7 @@ MAY_IMPORT_RAY = {
     "search.tune.train_workers",
     "search.tune.trial",
     "search.tune.trial_retries",
+    "search.tune.trial_shares",
 }
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

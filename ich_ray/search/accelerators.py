@@ -1,8 +1,13 @@
-"""The precision that all accelerators of a connected cluster share, asked once, when a search begins."""
+"""Accelerators of a connected cluster: the precision that all of them share, the memory of each.
+
+Each machine is asked once, when a search begins or when it comes.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -14,17 +19,24 @@ from ich_ray.machines import on_node
 from ich_ray.progress import say
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ich_ray.vocabulary import Precision
 
-__all__ = ["common_precision", "least_capability"]
+__all__ = ["common_precision", "device_memories", "least_capability", "least_memory"]
 
 _NONE = (0, 0)
 # A process of its own, because it holds memory of every device that it asks.
 _ASK = """
 import torch
-found = [torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count())]
-print(*min(found, default=(0, 0)))
+devices = range(torch.cuda.device_count())
+found = [torch.cuda.get_device_capability(device) for device in devices]
+memory = [torch.cuda.get_device_properties(device).total_memory for device in devices]
+print(*min(found, default=(0, 0)), min(memory, default=0))
 """
+_ANSWER_WITHIN_S = 120
+# As `nvidia-smi -L` lists slices of a GPU: a process sees one of them alone, whatever it is shown.
+_SLICE = re.compile(r"^\s+MIG \S*?(\d+)gb\b", re.MULTILINE)
 
 
 def common_precision(gpus_per_trial: float) -> Precision:
@@ -65,9 +77,38 @@ def _told(reference: ray.ObjectRef[tuple[int, int]], machine: str) -> tuple[int,
     return capability
 
 
+def device_memories(nodes: Iterable[str]) -> dict[str, int]:
+    """Bytes of the smallest accelerator of each machine, by Ray's ids; 0 where it has not said so."""
+    asked = {node: on_node(node, least_memory) for node in nodes}
+    ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
+    answered = {reference for reference in ready if _is_good(reference)}
+    return {node: ray.get(reference) if reference in answered else 0 for node, reference in asked.items()}
+
+
+def _is_good(reference: ray.ObjectRef[int]) -> bool:
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayError:
+        return False
+    return True
+
+
 def least_capability() -> tuple[int, int]:
     """The compute capability of this machine's least accelerator, (0, 0) without any."""
+    major, minor, _ = _least()
+    return major, minor
+
+
+def least_memory() -> int:
+    """Bytes of this machine's smallest accelerator, or slice of one (MIG); 0 without any."""
+    *_, seen = _least()
+    command = shutil.which("nvidia-smi")
+    listed = subprocess.run([command, "-L"], capture_output=True, text=True, check=False).stdout if command else ""
+    return min([seen, *(int(size) * 10**9 for size in _SLICE.findall(listed))]) if seen else 0
+
+
+def _least() -> tuple[int, int, int]:
     everything = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
     told = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=True, env=everything)
-    major, minor = told.stdout.split()
-    return int(major), int(minor)
+    major, minor, memory = told.stdout.split()
+    return int(major), int(minor), int(memory)

@@ -28,7 +28,17 @@ from ich_ray.ray_internals import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ClusterResources", "Machine", "autoscaled", "host_of", "is_gone", "nodes_that_hold", "slots_of_nodes"]
+__all__ = [
+    "ClusterResources",
+    "Machine",
+    "address_of",
+    "autoscaled",
+    "gpu_machines",
+    "host_of",
+    "is_gone",
+    "nodes_that_hold",
+    "slots_of_nodes",
+]
 
 _ANSWER_WITHIN_S = 30
 # An autoscaler that does not tell its limits (KubeRay's) is asked for this many machines more than are up. Each is one
@@ -84,7 +94,14 @@ class ClusterResources:
             kind = (resources.get("CPU", 0.0), resources.get("GPU", 0.0))
             kinds[kind] = kinds.get(kind, 0) + 1
         live = [Machine("machine", cpus, gpus, count) for (cpus, gpus), count in kinds.items()]
-        return live + ([] if self._limits is None else autoscaled(self._limits, len(alive) - 1))
+        return live + self._coming(len(alive))
+
+    def coming(self) -> list[Machine]:
+        """Those that may still come."""
+        return self._coming(len(_alive()))
+
+    def _coming(self, alive: int) -> list[Machine]:
+        return [] if self._limits is None else autoscaled(self._limits, alive - 1)
 
 
 def nodes_that_hold(cpus: float, gpus: float) -> dict[str, int]:
@@ -103,6 +120,17 @@ def slots_of_nodes(cpus: float, gpus: float) -> dict[str, int]:
         node: Machine("", there.get("CPU", 0.0), there.get("GPU", 0.0), 1).fits(cpus, gpus)
         for node, there in machines.items()
     }
+
+
+def gpu_machines() -> dict[str, tuple[float, float]]:
+    """CPUs and accelerators of the machines that are up, stay, and have any, by Ray's ids."""
+    held = {node["NodeID"]: node["Resources"] for node in _staying(_alive())}
+    return {node: (has.get("CPU", 0.0), has["GPU"]) for node, has in held.items() if has.get("GPU")}
+
+
+def address_of(node: str) -> str:
+    """Of a machine that is up, by Ray's id; the id of one that is not."""
+    return next((str(one["NodeManagerAddress"]) for one in _alive() if one["NodeID"] == node), node)
 
 
 def is_gone(node: str) -> bool:

@@ -65,14 +65,15 @@ class Slots:
 def plan_slots(found: list[Machine], wanted: TrialResources) -> Slots:
     """Plan resources of a trial and how many fit; by default a CPU and a GPU a worker.
 
-    It has no GPU where there are none.
+    It has no GPU where there are none. Asked for `auto` it is as by default; device_kinds.py plans shares of that.
 
     Raises:
         ConfigError: no machine holds one trial, or its workers do not fit its resources.
     """
     cpus_per_trial, workers_per_trial, concurrent = wanted.cpus_per_trial, wanted.workers_per_trial, wanted.concurrent
     has_gpus = any(machine.gpus for machine in found)
-    gpus = float(max(1, workers_per_trial or 1) * has_gpus if wanted.gpus_per_trial is None else wanted.gpus_per_trial)
+    asked = None if wanted.gpus_per_trial == "auto" else wanted.gpus_per_trial
+    gpus = float(max(1, workers_per_trial or 1) * has_gpus if asked is None else asked)
     there = ", ".join(machine.describe() for machine in found) or "none"
     for flag, value in (("--cpus-per-trial", cpus_per_trial or 0), ("--gpus-per-trial", gpus)):
         if value < 0 or not (value <= 1 or float(value).is_integer()):  # so that NaN and infinity are none

@@ -7,7 +7,7 @@ nothing: checked_request.py and preflight.py do.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ __all__ = ["SearchKeywords", "SearchRequest", "TrialKeywords", "TrialResources"]
 class TrialKeywords(TypedDict, total=False):
     """The fields of `TrialResources`, for whoever types them as keywords."""
 
-    gpus_per_trial: float | None
+    gpus_per_trial: float | Literal["auto"] | None
     cpus_per_trial: float | None
     workers_per_trial: int | None
     concurrent: int | None
@@ -47,13 +47,14 @@ class TrialResources:
     """What each trial holds and how many run at a time; None for what the machines suggest.
 
     Attributes:
-        gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one; of 2 or more each has a worker of its own.
+        gpus_per_trial: 1 if there are GPUs, else 0; a fraction shares one; of 2 or more each has a worker of its own;
+            `auto` for the share that each trial's planned memory needs, one size for all in what is no search.
         cpus_per_trial: CPUs, and so threads, of all workers of a trial; 1 each if not given.
         workers_per_trial: processes that train one network together; as many as GPUs if not given.
         concurrent: trials at a time; if not given as many as fit, also on machines that come or go meanwhile.
     """
 
-    gpus_per_trial: float | None = None
+    gpus_per_trial: float | Literal["auto"] | None = None
     cpus_per_trial: float | None = None
     workers_per_trial: int | None = None
     concurrent: int | None = None

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
+from ich_ray.progress import say
 from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.checked_folds import check_single_worker
@@ -22,16 +24,18 @@ from ich_ray.search.time_budget import Limits
 from ich_ray.storage import Location, SearchFiles, file_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.search.checked_request import CheckedRequest
+    from ich_ray.search.device_kinds import MemoryPlan
     from ich_ray.search.plan.constraint_check import ConstraintCheck
     from ich_ray.search.preflight import Slots
     from ich_ray.search.request import SearchKeywords
     from ich_ray.search.space.parameter_sets import Searched
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.trial import Trainer
+    from ich_ray.search.tune.trial_shares import TrialShares
 
 __all__ = ["locked", "run_listed", "run_request", "run_search"]
 
@@ -78,6 +82,7 @@ def run_request(
     files, data = checked.files, checked.dataset
 
     from ich_ray.search.cluster_resources import ClusterResources
+    from ich_ray.search.device_kinds import plan_memory
     from ich_ray.search.preflight import check_machines, check_trials, check_workers, plan_slots, room
 
     trials = sampled(checked.space) if searches == "network" else []
@@ -93,6 +98,7 @@ def run_request(
         if trainer is None:
             check_workers(data, trials, slots.workers)
         check_machines(data, files.root)
+        slots, memory = plan_memory(checked.space, data, request, fleet, slots)
         if request.share_trunks:
             from ich_ray.search.tune.precompute_features import share_trunks
 
@@ -114,11 +120,22 @@ def run_request(
             listed=_listed(checked.space, ledger, wanted),
             placement=request.placement,
             keep_weights=keep_weights,
-            room=room(fleet, slots, request.concurrent),
+            room=None if memory else room(fleet, slots, request.concurrent),
             refuses=check,
             grow=request.grow,
+            shares=_shares(memory, slots, request.concurrent) if memory else None,
         ).run()
     return open_search(files.root)
+
+
+def _shares(memory: MemoryPlan, slots: Slots, most: int | None) -> Callable[[Ledger], TrialShares]:
+    """What gives trials their shares by memory."""
+    from ich_ray.search.tune.trial_shares import memory_shares
+
+    say(str(memory.shares).strip())
+    return partial(
+        memory_shares, cpus=slots.cpus, kinds=memory.kinds, need=memory.needs, least=memory.shares.needs[0], most=most
+    )
 
 
 def run_listed(

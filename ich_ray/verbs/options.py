@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -78,8 +78,28 @@ Size = Annotated[int, typer.Option("--size", min=16, max=1024, help="Rows and co
 Windows = Annotated[str, typer.Option("--windows", help="Windows by name, or name=center/width in HU.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]
 Trials = Annotated[int | None, typer.Option("--trials", min=1, help="How many trials in all.")]
+
+
+def _gpus(text: str) -> float | Literal["auto"]:
+    """What `--gpus-per-trial` says."""
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(
+            f"--gpus-per-trial: must be a number or auto, got {text!r}; leave it out for 1 where there are GPUs"
+        ) from None
+
+
 GpusPerTrial = Annotated[
-    float | None, typer.Option("--gpus-per-trial", min=0, help="May be a fraction; default 1 where there are GPUs.")
+    Any,
+    typer.Option(
+        "--gpus-per-trial",
+        parser=_gpus,
+        metavar="NUMBER|auto",
+        help="May be a fraction; auto: of a search, what each trial's memory needs; default 1 where there are GPUs.",
+    ),
 ]
 CpusPerTrial = Annotated[
     int | None, typer.Option("--cpus-per-trial", min=1, help="CPUs, and threads, of a trial; default 1 a worker.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ def test_a_machine_tells_of_all_its_devices_whatever_ray_shows_a_task(monkeypatc
     asked: dict[str, Any] = {}
 
     class Told:
-        stdout = "8 6\n"
+        stdout = "8 6 1000\n"
 
     def run(command: list[str], **keys: Any) -> Told:
         asked.update(command=command, **keys)
@@ -87,11 +88,12 @@ def test_a_machine_tells_of_all_its_devices_whatever_ray_shows_a_task(monkeypatc
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as Ray sets it for a task without a GPU
     monkeypatch.setattr(accelerators.subprocess, "run", run)
     assert least_capability() == (8, 6)
+    assert accelerators._least() == (8, 6, 1000)
     assert asked["command"] == [sys.executable, "-c", accelerators._ASK]
     assert "CUDA_VISIBLE_DEVICES" not in asked["env"]
 
 
-@pytest.mark.parametrize(("found", "told"), [([], "0 0"), ([(8, 6), (7, 5), (9, 0)], "7 5")])
+@pytest.mark.parametrize(("found", "told"), [([], "0 0 0"), ([(8, 6), (7, 5), (9, 0)], "7 5 100")])
 def test_the_least_of_its_devices(
     found: list[tuple[int, int]], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,5 +101,44 @@ def test_the_least_of_its_devices(
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found[device])
+    properties = [SimpleNamespace(total_memory=memory) for memory in (200, 100, 300)]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties[device])
     exec(accelerators._ASK, {})  # noqa: S102
     assert capsys.readouterr().out.strip() == told
+
+
+@pytest.mark.parametrize(
+    ("seen", "listed", "least"),
+    [
+        (24_000, "GPU 0: NVIDIA A10G (UUID: GPU-1)\n", 24_000),
+        (
+            20_937_965_568,  # a process sees one slice alone
+            "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-1)\n"
+            "  MIG 3g.20gb     Device  0: (UUID: MIG-1)\n"
+            "  MIG 1g.5gb      Device  1: (UUID: MIG-2)\n"
+            "  MIG 1c.2g.10gb  Device  2: (UUID: MIG-3)\n",
+            5 * 10**9,
+        ),
+        (0, "GPU 0: NVIDIA A10G (UUID: GPU-1)\n", 0),  # a GPU that PyTorch does not see
+    ],
+)
+def test_the_smallest_slice_of_a_machine_counts(
+    seen: int, listed: str, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listing is as `nvidia-smi -L` of a machine with MIG prints it; no such machine was at hand."""
+    monkeypatch.setattr(accelerators, "_least", lambda: (8, 0, seen))
+    monkeypatch.setattr(accelerators.shutil, "which", lambda _: "nvidia-smi")
+    monkeypatch.setattr(accelerators.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=listed))
+    assert accelerators.least_memory() == least
+
+
+def test_a_machine_that_does_not_answer_has_told_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(asked: str) -> int:
+        if asked == "broken":
+            raise accelerators.ray.exceptions.RayError("planted")
+        return 7
+
+    monkeypatch.setattr(accelerators, "on_node", lambda node, _: node)
+    monkeypatch.setattr(accelerators.ray, "wait", lambda asked, **_: (["good", "broken"], ["late"]))
+    monkeypatch.setattr(accelerators.ray, "get", get)
+    assert accelerators.device_memories(["good", "broken", "late"]) == {"good": 7, "broken": 0, "late": 0}

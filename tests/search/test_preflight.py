@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,6 +51,7 @@ CLUSTER = [Machine("machine", 4, 0, 1), Machine("gpu", 16, 4, 3)]
         (LAPTOP, None, 2, None, Slots(2, 0, 1)),
         (LAPTOP, 0, 0.5, None, Slots(0.5, 0, 4)),
         (CLUSTER, None, 1, None, Slots(1, 1, 12)),
+        (CLUSTER, "auto", 1, None, Slots(1, 1, 12)),  # of which shares are planned once memories are known
         (CLUSTER, 0.25, 1, None, Slots(1, 0.25, 48)),
         (CLUSTER, 0.4, 1, None, Slots(1, 0.4, 24)),  # two of 0.4 share one GPU, not five two of them
         (CLUSTER, 2, 2, None, Slots(2, 2, 6, 2)),
@@ -65,7 +66,7 @@ CLUSTER = [Machine("machine", 4, 0, 1), Machine("gpu", 16, 4, 3)]
     ],
 )
 def test_as_many_trials_as_fit(
-    found: list[Machine], gpus: float | None, cpus: float, concurrent: int | None, slots: Slots
+    found: list[Machine], gpus: float | Literal["auto"] | None, cpus: float, concurrent: int | None, slots: Slots
 ) -> None:
     assert plan_slots(found, TrialResources(gpus_per_trial=gpus, cpus_per_trial=cpus, concurrent=concurrent)) == slots
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.space import Budget, SearchSpace
 
-__all__ = ["WorkPlan", "expected_course", "expected_images", "images_at_most", "plan_trials"]
+__all__ = ["WorkPlan", "expected_course", "expected_images", "images_at_most", "mapped_bytes", "plan_trials"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class WorkPlan:
         rungs: images_seen at which trials are compared; None where the stopping rule does not say whom it stops.
         reaching: trials expected to start, then to pass each rung.
         images: training images expected of all trials together; `images_at_most` if none is stopped.
+        has_shares: whether each trial has the share of an accelerator that it needs, and not `gpus`.
         networks: that a trial trains one after the other, a fold each; 1 without folds.
         grown_workers: that a trial grows to at most, once nothing is left to start.
         mapped_bytes: images of train and validation: in the file cache once a machine, and once a trial in accelerator
@@ -43,6 +44,7 @@ class WorkPlan:
     mapped_bytes: int
     networks: int = 1
     grown_workers: int = 1
+    has_shares: bool = False
 
     def __str__(self) -> str:
         rungs = ", ".join(
@@ -55,7 +57,7 @@ class WorkPlan:
         return "\n".join(
             [
                 f"search {self.name}: {self.trials} trials, {self.concurrent} at a time, "
-                f"each on {self.cpus:g} CPU and {self.gpus:g} GPU"
+                f"each on {self.cpus:g} CPU and {'a share of a' if self.has_shares else f'{self.gpus:g}'} GPU"
                 + (f", in {self.workers} workers" if self.workers > 1 else ""),
                 f"  rungs: {rungs or f'{without} stopped early{within}'}",
                 *self._folds(),
@@ -86,8 +88,6 @@ def plan_trials(space: SearchSpace, dataset: PreparedDataset, trials: int, slots
     """What `trials` trials of a space would do on these slots."""
     course, at_most = expected_course(space.budget, trials), images_at_most(space, trials)
     images = expected_images(space, trials)
-    roles = dataset.manifest.roles
-    mapped = (roles["train"].slices + roles["validation"].slices) * math.prod(dataset.image_shape)
     return WorkPlan(
         name=space.name,
         trials=trials,
@@ -99,9 +99,15 @@ def plan_trials(space: SearchSpace, dataset: PreparedDataset, trials: int, slots
         reaching=course.reaching,
         images=images,
         images_at_most=at_most,
-        mapped_bytes=mapped,
+        mapped_bytes=mapped_bytes(dataset),
         networks=space.objective.networks,
     )
+
+
+def mapped_bytes(dataset: PreparedDataset) -> int:
+    """Of the images of training and validation."""
+    roles = dataset.manifest.roles
+    return (roles["train"].slices + roles["validation"].slices) * math.prod(dataset.image_shape)
 
 
 def images_at_most(space: SearchSpace, trials: int) -> int:

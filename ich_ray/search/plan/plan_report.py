@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ich_ray.search.plan.constraint_check import RefusedShare
     from ich_ray.search.plan.cost_model import Memory, Speed
     from ich_ray.search.plan.expected import WorkPlan
+    from ich_ray.search.plan.share_plan import SharePlan
     from ich_ray.search.request import SearchKeywords
     from ich_ray.storage import Location
 
@@ -39,6 +40,7 @@ class SearchPlan:
         plan: of the whole search.
         images_left: of those expected, without what the search has shown already.
         refused: what the constraints of the space refuse; None without any.
+        shares: of accelerators by memory; None where each trial has as much.
     """
 
     plan: WorkPlan
@@ -46,11 +48,13 @@ class SearchPlan:
     memory: Memory
     speed: Speed
     refused: RefusedShare | None = None
+    shares: SharePlan | None = None
 
     def __str__(self) -> str:
         time = self.speed.describe(self.images_left, self.plan.concurrent)
         limits = f"\n  constraints: {self.refused}" if self.refused else ""
-        return f"{self.plan}\n  model: {self.memory}{limits}\n  time: {time}"
+        shares = f"\n{self.shares}" if self.shares else ""
+        return f"{self.plan}\n  model: {self.memory}{shares}{limits}\n  time: {time}"
 
     def figures(self) -> dict[str, Any]:
         """Everything as plain values; None what is not known."""
@@ -63,6 +67,7 @@ class SearchPlan:
             "host_bytes_while_saving_most": most.saving if most else None,
             "draws_counted": len(self.memory.trials),
             "draws_that_do_not_fit": self.memory.misfits,
+            "shares": self.shares.figures() if self.shares else None,
             "draws_refused": self.refused.share if self.refused else None,
             "seconds_per_image": self.speed.seconds_per_image,
             "hours": self.speed.hours(self.images_left, self.plan.concurrent),
@@ -87,13 +92,15 @@ def plan_request(request: SearchRequest) -> SearchPlan:
     checked = validate_request(request)
 
     from ich_ray.search.cluster_resources import ClusterResources
+    from ich_ray.search.device_kinds import plan_memory
     from ich_ray.search.plan.cost_model import earlier_speed, estimate_memory, measured_speed
     from ich_ray.search.preflight import check_machines, check_trials, check_workers, plan_slots
 
     trials = sampled(checked.space)
     check_trials(checked.dataset, trials, fetch=False, folds=checked.space.objective.networks > 1)
     with connected(request.address):
-        machines = ClusterResources().machines()
+        fleet = ClusterResources()
+        machines = fleet.machines()
         slots = plan_slots(machines, request)
         checked.limits.check(slots.gpus)
         check_single_worker(checked.space, slots)
@@ -101,12 +108,13 @@ def plan_request(request: SearchRequest) -> SearchPlan:
         # One machine alone has just read a dataset on its disk.
         if cluster_address(request.address) or not is_local(checked.dataset.files.root):
             check_machines(checked.dataset, None)
+        slots, memory = plan_memory(checked.space, checked.dataset, request, fleet, slots)
     if request.share_trunks:
         from ich_ray.search.tune.precompute_features import check_trunks
 
         check_trunks(checked.dataset, trials)
-    plan = plan_trials(checked.space, checked.dataset, checked.wanted, slots)
-    if request.grow:
+    plan = replace(plan_trials(checked.space, checked.dataset, checked.wanted, slots), has_shares=memory is not None)
+    if request.grow and memory is None:
         largest = max(machine.fits(slots.cpus, slots.gpus) for machine in machines)
         plan = replace(plan, grown_workers=workers_at_most(checked.space, slots, largest))
     begun = open_search(checked.files.root) if checked.begun else None
@@ -119,6 +127,7 @@ def plan_request(request: SearchRequest) -> SearchPlan:
         earlier_speed(found for found in (begun, *teachers) if found is not None)
         or measured_speed(checked.space, checked.dataset, plan.cpus, plan.gpus),
         _refused(checked, plan) if checked.space.constraints else None,
+        memory.shares if memory else None,
     )
 
 

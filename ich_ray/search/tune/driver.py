@@ -39,6 +39,7 @@ from ich_ray.search.tune.scheduler import StoppingScheduler
 from ich_ray.search.tune.train_workers import nothing_left_behind
 from ich_ray.search.tune.trial import TrialSettings, train_model, trial_function
 from ich_ray.search.tune.trial_retries import TrialRetries
+from ich_ray.search.tune.trial_shares import TrialShares, equal_shares
 from ich_ray.search.tune.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Driver:
 
     Attributes:
         resume_hint: what its reader is told to do when it is interrupted.
+        shares: of accelerators that trials have; None where each has whole ones, or none.
     """
 
     resume_hint = "add --resume to go on"
@@ -94,6 +96,7 @@ class Driver:
         room: Callable[[], int] | None = None,
         refuses: Refuses | None = None,
         grow: bool = False,
+        shares: Callable[[Ledger], TrialShares] | None = None,
     ) -> None:
         self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
         self._dataset, self._drawn = dataset, space.drawn
@@ -101,19 +104,23 @@ class Driver:
         race = _race(space, dataset, ledger) if space.objective.networks > 1 else None
         large_enough = partial(nodes_that_hold, slots.cpus, slots.gpus)
         quarantine = Quarantine(ledger, large_enough, RELEASED_AFTER_S)
+        at_a_time = room or (lambda: slots.concurrent)
+        if shares is None and 0 < slots.gpus < 1:
+            shares = partial(equal_shares, cpus=slots.cpus, gpus=slots.gpus, at_a_time=at_a_time)
+        self.shares = shares(ledger) if shares else None
         self.scheduler = StoppingScheduler(
-            space.budget, space.objective, rule, self.exhausted, race, space.drawn, quarantine
+            space.budget, space.objective, rule, self.exhausted, race, space.drawn, quarantine, self.shares
         )
-        self._room = room or (lambda: slots.concurrent)
         self.sampler = LedgerSampler(
             space,
             ledger,
             wanted=wanted,
-            concurrent=self._room,
+            concurrent=at_a_time,
             out_of_time=lambda: self.exhausted() is not None,
             warm=warm,
             listed=listed,
             refuses=refuses,
+            shares=self.shares,
         )
         settings = TrialSettings(
             dataset=str(dataset.files.root),
@@ -134,7 +141,7 @@ class Driver:
             compares=self._compares(listed),
         )
         trainer = trainer or train_model
-        grows = grow and may_grow(space, slots, trainer)
+        grows = grow and self.shares is None and may_grow(space, slots, trainer)
         started = GrowingTrainer(trainer) if grows else MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer
         self.function = trial_function(settings, started)
         self.ledger_callback = LedgerCallback(
@@ -146,26 +153,27 @@ class Driver:
             gpus=slots.gpus,
             deadline=limits.deadline,
             workers=slots.workers,
+            shares=self.shares,
         )
-        self._growing = []
+        growing = []
         if grows:
 
             def is_over() -> bool:
                 return self.sampler.is_exhausted and self.exhausted() is None
 
-            self._growing = [growing_of(space, dataset, ledger, slots, is_over, self._room, self.ledger_callback.grew)]
+            growing = [growing_of(space, dataset, ledger, slots, is_over, at_a_time, self.ledger_callback.grew)]
 
         def lost(trial: Trial, told: dict[str, str]) -> None:
             self.ledger_callback.fell_silent(trial, quarantine.lost(trial.config["number"], told))
 
         self.watchdog = Watchdog(lost, SILENT_S)
+        shared = [self.shares] if self.shares else []
+        self.callbacks = [self.ledger_callback, self.watchdog, TrialRetries(RETRIES), *shared, *growing]
         self._first = FirstError()
         for hooks, kind in (
             (self.sampler, Searcher),
             (self.scheduler, TrialScheduler),
-            (self.ledger_callback, tune.Callback),
-            (self.watchdog, tune.Callback),
-            *((growing, tune.Callback) for growing in self._growing),
+            *((callback, tune.Callback) for callback in self.callbacks),
         ):
             self._first.watch(hooks, kind)
 
@@ -263,7 +271,7 @@ class Driver:
                 num_samples=todo,
                 search_alg=self.sampler,
                 scheduler=self.scheduler,
-                callbacks=[self.ledger_callback, self.watchdog, TrialRetries(RETRIES), *self._growing],
+                callbacks=self.callbacks,
                 resources_per_trial=_Resources([{"CPU": self.slots.cpus, "GPU": self.slots.gpus}]),
                 reuse_actors=True,
                 max_failures=RETRIES,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.sampler import LedgerSampler
     from ich_ray.search.tune.scheduler import StoppingScheduler
+    from ich_ray.search.tune.trial_shares import TrialShares
 
 __all__ = ["LedgerCallback"]
 
@@ -64,9 +65,11 @@ class LedgerCallback(Callback):
         gpus: float,
         deadline: float,
         workers: int = 1,
+        shares: TrialShares | None = None,
     ) -> None:
         self._space, self._ledger, self._scheduler, self._sampler = space, ledger, scheduler, sampler
         self._wanted, self._gpus, self._deadline, self._workers = wanted, gpus, deadline, workers
+        self._shares = shares
         self._slots: Counter[int] = Counter()  # of trials that have grown, beyond their own
         self.draw: Callable[[SearchStatus], None] | None = None
         self._marks: dict[int, float] = {}
@@ -275,12 +278,14 @@ class LedgerCallback(Callback):
     def _cost(self, number: int) -> float:
         """Accelerator seconds so far, counting what attempts spent that were lost."""
         now = time.time()
-        spent = (now - self._marks.get(number, now)) * self._gpus_of(number)
+        spent = (now - self._marks.get(number, now)) * self._held(number)
         self._marks[number] = now
         return self._ledger.trials[number].cost_gpu_s + spent
 
-    def _gpus_of(self, number: int) -> float:
-        return self._gpus * (1 + self._slots[number])
+    def _held(self, number: int) -> float:
+        """Accelerators of a trial that runs."""
+        own = self._shares.gpus(number) if self._shares else self._gpus
+        return own * (1 + self._slots[number])
 
     def grew(self, number: int, slots: int) -> None:
         """A running trial has so many slots from now on, each with the accelerators of one."""
@@ -294,7 +299,7 @@ class LedgerCallback(Callback):
         What the trials of a killed driver did after their last report is not known and not counted.
         """
         now = time.time()
-        running = sum((now - self._marks[number]) * self._gpus_of(number) for number in self._running)
+        running = sum((now - self._marks[number]) * self._held(number) for number in self._running)
         return sum(trial.cost_gpu_s for trial in self._ledger.trials.values()) + running
 
     def _count(self, trial: TrialResult) -> None:

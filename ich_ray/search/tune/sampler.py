@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ich_ray.search.ledger import Ledger
     from ich_ray.search.space.constraints import Refuses
     from ich_ray.search.space.space import Listed, SearchSpace
+    from ich_ray.search.tune.trial_shares import TrialShares
 
 __all__ = ["WORKER_DIED", "LedgerSampler"]
 
@@ -69,7 +70,8 @@ class _Live:
 class LedgerSampler(Searcher):
     """Suggests `wanted` trials in all and at most `concurrent()` at a time.
 
-    `warm` are the trials of each earlier search that it learns from.
+    Where there are `shares`, as many as those have room for. `warm` are the trials of each earlier search that it
+    learns from.
     """
 
     def __init__(
@@ -83,9 +85,10 @@ class LedgerSampler(Searcher):
         warm: Sequence[Sequence[TrialResult]] = (),
         listed: Iterable[Listed] | None = None,
         refuses: Refuses | None = None,
+        shares: TrialShares | None = None,
     ) -> None:
         super().__init__()
-        self._space, self._ledger, self._rungs = space, ledger, space.rungs()
+        self._space, self._ledger, self._rungs, self._shares = space, ledger, space.rungs(), shares
         self._wanted, self._concurrent, self._out_of_time = wanted, concurrent, out_of_time
         self._requeued = deque(ledger.unfinished)
         self._listed = None if listed is None else deque(listed)
@@ -118,7 +121,7 @@ class LedgerSampler(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config; None while every slot is taken; FINISHED at the end."""
-        if len(self._live) >= self._concurrent():
+        if not self._has_room():
             return None
         if self._out_of_time() or self.is_exhausted:
             return str(Searcher.FINISHED)
@@ -126,6 +129,7 @@ class LedgerSampler(Searcher):
         record, trial = self._requeue() if again else self._draw()
         self._live[trial_id] = live = _Live(record.number, trial)
         live.tell(reached(record, self._rungs))
+        share = self._shares.begin(record) if self._shares else {}
         return {
             "number": record.number,
             "parameters": record.parameters,
@@ -133,7 +137,11 @@ class LedgerSampler(Searcher):
             "fold": record.fold,
             "reported": record.images_seen,
             "again": again,
+            **share,
         }
+
+    def _has_room(self) -> bool:
+        return self._shares.has_room() if self._shares else len(self._live) < self._concurrent()
 
     def _requeue(self) -> tuple[TrialResult, optuna.Trial | None]:
         record = self._requeued.popleft()
@@ -196,6 +204,8 @@ class LedgerSampler(Searcher):
             return
         live = self._live.pop(trial_id)
         number, trial = live.number, live.trial
+        if self._shares:
+            self._shares.ended(number)
         record = self._ledger.trials[number]
         if record.state == "running":
             reason = WORKER_DIED if error else "error"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import TrialScheduler
 
-from ich_ray.results import FoldNote, LogitsReference
+from ich_ray.results import OUT_OF_MEMORY, FoldNote, LogitsReference
 from ich_ray.search.ledger import Verdict
 from ich_ray.search.space.parameter_sets import NETWORKS
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ich_ray.search.stopping import StoppingRule
     from ich_ray.search.stopping.fold_race import FoldRace
     from ich_ray.search.tune.quarantine import Quarantine
+    from ich_ray.search.tune.trial_shares import TrialShares
 
 __all__ = ["StoppingScheduler"]
 
@@ -48,13 +49,14 @@ class StoppingScheduler(TrialScheduler):
         race: FoldRace | None = None,
         drawn: ParameterSet = NETWORKS,
         quarantine: Quarantine | None = None,
+        shares: TrialShares | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._budget, self._networks, self._drawn = budget, objective.networks, drawn
         self._key = f"metrics/{objective.metric}"
         self._name = objective.metric
         self.rule, self.race = rule, race
-        self._limit, self._quarantine = limit, quarantine
+        self._limit, self._quarantine, self._shares = limit, quarantine, shares
         self.verdicts: dict[int, Verdict] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
@@ -73,8 +75,11 @@ class StoppingScheduler(TrialScheduler):
         return TrialScheduler.STOP
 
     def _lost(self, number: int, result: Mapping[str, Any]) -> str:
-        """An attempt that a fault of its machine has ended: the trial goes back to the queue while there is time."""
-        verdict = (self._quarantine.lost(number, result) if self._quarantine else None) or self._limit()
+        """An attempt that its machine or its share has ended: the trial goes back to the queue while there is time."""
+        if self._shares and result["lost"] == OUT_OF_MEMORY:
+            verdict = self._shares.ran_out(number, result) or self._limit()
+        else:
+            verdict = (self._quarantine.lost(number, result) if self._quarantine else None) or self._limit()
         if not verdict:
             return TrialScheduler.CONTINUE
         if verdict.state == "failed":
@@ -101,10 +106,14 @@ class StoppingScheduler(TrialScheduler):
         raced = self.race.offer(number, images_seen, value, fold) if self.race and fold else None
         return reason or raced
 
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None: ...
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ARG002
+        if self._shares:
+            self._shares.place(trial)
 
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ARG002
         """Tune says so of trials that it starts again as well; `failed` is told of the others."""
+        if self._shares and trial.status == "ERROR":  # it goes back to the queue; one that has failed still runs here
+            self._shares.place(trial)
 
     def failed(self, number: int) -> None:
         """A trial that failed without a report: its logits are gone, and nobody is compared with it any more."""

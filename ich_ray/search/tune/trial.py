@@ -12,7 +12,7 @@ import gc
 import os
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -22,7 +22,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut
 from ich_ray.errors import IchRayError, IntegrityError, TrialFailure
 from ich_ray.registry import registered_here, repeat
-from ich_ray.results import Objective, Report, finite
+from ich_ray.results import OUT_OF_MEMORY, Objective, Report, finite
 from ich_ray.search.best_states import BestStates
 from ich_ray.search.chances import BestLogits
 from ich_ray.search.out_of_fold import OutOfFold
@@ -76,6 +76,7 @@ class TrialSettings:
         searches: what its parameters are of.
         keep_weights: whether the state of each trial's best report stays when it has ended.
         declined_s: how long a trial waits on a machine that is in quarantine before it goes back to the queue.
+        memory_bytes: of an accelerator that its tensors may take; 0 for all there is.
         compares: whether what its networks say of the validation slices is kept, to compare trials by; with folds it
             is anyway.
     """
@@ -96,6 +97,7 @@ class TrialSettings:
     keep_weights: bool = False
     declined_s: float = 5.0
     compares: bool = False
+    memory_bytes: int = 0
 
     def images_of(self, parameters: Hyperparameters) -> int:
         """Images at which a network has ended."""
@@ -148,6 +150,9 @@ def train_model(
     if settings.gpus and device.type == "cpu":
         raise RuntimeError("the trial was promised an accelerator and sees none")
     try:
+        if settings.memory_bytes:  # so that it runs out of memory itself, and not its neighbors
+            total = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, settings.memory_bytes / total), device)
         yield from train(
             parameters,
             dataset.role("train"),
@@ -190,6 +195,9 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
             if fault := machine_fault(error):
                 lose(fault, failure.detail)
                 raise  # to Tune a lost worker, and another process takes the trial
+            if failure.reason == OUT_OF_MEMORY and config.get("may_grow"):
+                lose(failure.reason, failure.detail)
+                raise  # the same, with a larger share of an accelerator
             tune.report({"failure": failure.reason, "detail": failure.detail})
 
     return trial
@@ -214,7 +222,7 @@ def as_failure(error: Exception) -> TrialFailure:
     """What ended a trial, as the ledger will have it; torch need not be there for that."""
     if isinstance(error, TrialFailure):
         return error
-    reason = "error" if out_of_memory(error) is None else "out_of_memory"
+    reason = "error" if out_of_memory(error) is None else OUT_OF_MEMORY
     return TrialFailure(reason, without_credentials(f"{type(error).__name__}: {error}")[:500])
 
 
@@ -244,9 +252,10 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], bega
     train = folds or trainer
     resume = kept.file if kept else None
     states = BestStates(files.weights_of(config["seed"]), settings.objective, seen) if settings.keep_weights else None
+    own = _with_share(settings, config)
     with (
         TrialFiles(checkpoints, kept, best, states) as written,
-        closing(train(parameters, dataset, settings, config["seed"], resume)) as steps,
+        closing(train(parameters, dataset, own, config["seed"], resume)) as steps,
     ):
         for progress in steps:
             report = _measured(progress)
@@ -272,6 +281,15 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], bega
                 leave_if_draining(written.finish)
     seen = history[-1]["images_seen"] if history else 0
     raise TrialFailure("error", f"training ended at {seen} of {images} images")
+
+
+def _with_share(settings: TrialSettings, config: dict[str, Any]) -> TrialSettings:
+    """The settings with what a trial has a share of, where it has one of its own."""
+    if "gpus" not in config:
+        return settings
+    host = settings.placement == "auto" and not config.get("images_fit", True)
+    placement: Placement = "host" if host else settings.placement
+    return replace(settings, gpus=config["gpus"], memory_bytes=config.get("memory_bytes", 0), placement=placement)
 
 
 def _measured(progress: _Progress) -> dict[str, Any]:
