@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from ich_ray.results import TrialResult
 
 # Each way in which a search says that an attempt has ended.
-NAMED = r"trial {number}: .*(?:its process died|its machine is gone|fault on |no report for |it goes back to the queue)"
+_ENDS = "its process died|its machine is gone|fault on |no report for |it goes back to the queue"
+NAMED = rf"trial {{number}}: (?:leaves |.*(?:{_ENDS}))"
 SLACK_S = 1.0
 
 
@@ -109,7 +110,11 @@ def judge(out: Path, attempts: Path, faults: Sequence[Fault], said: str, space: 
 def _add(cost: Cost, lost: _Lost, trial: TrialResult, report_every: int) -> None:
     cost.trials.append(trial.number)
     cost.images.append(lost.images)
-    cost.problems += [f"trial {trial.number}: {lost.images} images were lost"] * (lost.images > report_every)
+    # Of the newest report the state may still be on its way; what was trained since is lost with it.
+    reported = max((report.images_seen for report in trial.reports if report.time <= lost.again), default=0)
+    again = reported - (lost.attempt.computed - lost.images)
+    cost.problems += [f"trial {trial.number}: {lost.images} images were lost"] * (lost.images > 2 * report_every)
+    cost.problems += [f"trial {trial.number}: reports of {again} images were made again"] * (again > report_every)
     later = [report.time for report in trial.reports if report.time > lost.again]
     cost.again_s = max(cost.again_s, (later[0] if later else lost.again) - min(lost.attempt.last, lost.again))
 

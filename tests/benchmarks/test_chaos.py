@@ -101,18 +101,18 @@ def test_what_a_fault_has_cost_is_counted(tmp_path: Path) -> None:
 def test_what_must_not_be_is_found(tmp_path: Path) -> None:
     searched = Searched(tmp_path)
     searched.end(at_200=0.5)
-    searched.attempt("a", 11, 0, 170, 100.0)
-    searched.attempt("b", 12, 0, 270, 110.0)
+    searched.attempt("a", 11, 0, 270, 100.0)
+    searched.attempt("b", 12, 0, 370, 110.0)
     searched.attempt("b", 13, 100, 300, 120.0)
     found = searched.judged("nothing")
     assert found.costs[0].problems == [
-        "trial 0: 170 images were lost",
+        "trial 0: 270 images were lost",
         "trial 0: the output does not say that its attempt was lost",
         "trial 0: another value at 200 images than without faults",
     ]
     assert found.unexplained == 1
     assert found.problems == [
-        "trial 0: 170 images were lost",
+        "trial 0: 270 images were lost",
         "trial 0: the output does not say that its attempt was lost",
     ]
 
