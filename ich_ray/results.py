@@ -758,12 +758,13 @@ def registered_columns(trial: TrialResult) -> dict[str, Parameter | None]:
 
 
 def _trial_row(trial: TrialResult) -> dict[str, Any]:
-    left_out = {"objective", "parameters", "reports", "checkpoint", "setup", "lost", "logits"}
+    left_out = {"objective", "parameters", "reports", "checkpoint", "setup", "lost", "grown", "logits"}
     plain = trial.model_dump(exclude=left_out)
     return {
         **vars(trial.usage),
         **plain,
         "lost": len(trial.lost),
+        "grown": len(trial.grown),
         "objective": trial.objective.metric,
         "mode": trial.objective.mode,
         "setup": str(trial.setup) if trial.setup else None,

@@ -214,7 +214,7 @@ def test_results_as_json_is_the_whole_ledger(tmp_path: Path, capsys: pytest.Capt
         assert trial == read_json(locate(tmp_path) / "trials" / f"{trial['number']:05d}.json")
         assert value == trial["reports"][0]["metrics"]["average_precision"]
         # Fields that say nothing of a trial are left out, as in its file.
-        assert trial.keys() | {"lost", "logits"} == TrialResult.model_fields.keys()
+        assert trial.keys() | {"lost", "grown", "logits"} == TrialResult.model_fields.keys()
     assert cli.call(["results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "tiny: 12 of 12 trials: 11 completed, 0 pruned, 0 failed, 1 running"

@@ -20,7 +20,7 @@ from ich_ray.search.stopping.asha import AshaRungs
 from ich_ray.search.tune import trial as trial_module
 from ich_ray.search.tune import trial_shares
 from ich_ray.search.tune.scheduler import StoppingScheduler
-from ich_ray.search.tune.trial import TrialSettings, _shared, train_model
+from ich_ray.search.tune.trial import TrialSettings, _with_share, train_model
 from ich_ray.search.tune.trial_shares import TrialShares, equal_shares
 from tests.records import make_record
 
@@ -191,7 +191,7 @@ def test_a_trial_is_trained_with_what_it_has_a_share_of(
     config: dict[str, Any], placement: Any, settings: tuple[float, int, str]
 ) -> None:
     whole = TrialSettings("d", "f", "s", 900, 100, 1, 1.0, placement=placement)
-    shared = _shared(whole, config)
+    shared = _with_share(whole, config)
     assert (shared.gpus, shared.memory_bytes, shared.placement) == settings
 
 
