@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
+from ich_ray.notify.notifier import notifying
 from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.checked_folds import check_single_worker
@@ -83,7 +84,8 @@ def run_request(
     trials = sampled(checked.space) if searches == "network" else []
     if trainer is None:
         check_trials(data, trials, folds=checked.space.objective.networks > 1)
-    with locked(files), connected(request.address):
+    with locked(files), notifying(request.notify) as notifier, connected(request.address):
+        from ich_ray.search.tune.announced import announced
         from ich_ray.search.tune.driver import Driver  # Ray Tune needs a home, of which `connected` has seen to it
 
         fleet = ClusterResources()
@@ -102,7 +104,7 @@ def run_request(
         # Another driver may have raised it before the lock was ours.
         wanted = max(request.trials or 0, ledger.record.wanted)
         _amend(ledger, wanted, checked.teachers, checked.record.dataset)
-        Driver(
+        driver = Driver(
             checked.space,
             data,
             ledger,
@@ -117,7 +119,9 @@ def run_request(
             room=room(fleet, slots, request.concurrent),
             refuses=check,
             grow=request.grow,
-        ).run()
+        )
+        with announced(driver, notifier):
+            driver.run()
     return open_search(files.root)
 
 
