@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 
 from ich_ray import __version__, progress, terminal
 from ich_ray.errors import IchRayError, Interrupted
+from ich_ray.notify.given_address import hide_address
 from ich_ray.verbs import cluster, data, final, pipeline, plugins, search
 
 __all__ = ["app", "call", "main"]
@@ -60,6 +61,7 @@ def main() -> None:
     """Entry point: every mistake of a user ends as one line on stderr and an exit code."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    hide_address(arguments)
     terminal.guard_libraries()
     progress.show()
     try:

@@ -88,6 +88,7 @@ def run(
     columns: Mapping[str, str | Sequence[str]] | None = None,
     examinations: Location | None = None,
     address: str | None = None,
+    notify: str | None = None,
     **resources: Unpack[TrialKeywords],
 ) -> RunResult:
     """From a folder of DICOM files to an evaluated bundle and a report below `out`.
@@ -112,6 +113,7 @@ def run(
         columns: what columns of the label tables mean, see `prepare`.
         examinations: labels of series, studies or patients, beside those of slices.
         address: a Ray cluster; a private one on this machine if not given.
+        notify: where to tell how the search goes, see `search`.
         resources: of each trial, by the names of `ich_ray.search.request.TrialResources`.
 
     Raises:
@@ -164,6 +166,7 @@ def run(
             trials=trials,
             seed=seed,
             resume=files.search.exists(),
+            notify=notify,
             **resources,
         )
         if confirm:

@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import ConfigError, first_line
@@ -21,9 +21,9 @@ from ich_ray.storage import holds_credentials, name_a_home
 from ich_ray.terminal import complain, guard_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["cluster_address", "connected", "knock", "signals_given_back", "terminated_as_interrupted"]
+__all__ = ["cluster_address", "connected", "knock", "last_words", "signals_given_back", "terminated_as_interrupted"]
 
 # Ray warns about its own future defaults on every start; none of these concern a user of this package.
 _QUIET = {
@@ -42,6 +42,7 @@ _KNOCK_EVERY_S = 2.0
 # head is another one.
 _KNOCK_AGAIN_S = 0.1
 _terminated = threading.Event()
+_last_words: list[Callable[[], None]] = []
 
 
 @contextmanager
@@ -202,7 +203,20 @@ def _is_another(head: str) -> bool:
 def _leave(problem: str) -> None:
     hint = "see to the cluster and run the command again, a search with --resume: nothing finished is lost"
     complain(f"{problem}; {hint}")
+    for say_them in _last_words:
+        with suppress(Exception):
+            say_them()
     os._exit(1)
+
+
+@contextmanager
+def last_words(say_them: Callable[[], None]) -> Iterator[None]:
+    """Within the block `say_them` is called, in another thread, before a lost head ends this process."""
+    _last_words.append(say_them)
+    try:
+        yield
+    finally:
+        _last_words.remove(say_them)
 
 
 def _join(address: str, source: str) -> None:

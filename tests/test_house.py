@@ -34,6 +34,7 @@ LEVELS = [
         "ct",
         "local_ray",
         "machines",
+        "notify",
         "progress",
         "ray_data",
         "ray_internals",

@@ -129,6 +129,23 @@ def told_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("told_end")
+def test_last_words_are_said_before_a_lost_head_ends_the_process(capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+
+    def fails() -> None:
+        said.append("fails")
+        raise OSError
+
+    with runtime.last_words(fails), runtime.last_words(lambda: said.append("told")), pytest.raises(Ended):
+        runtime._leave("head: lost")
+    assert said == ["fails", "told"]
+    with pytest.raises(Ended):
+        runtime._leave("head: lost")
+    assert said == ["fails", "told"]
+    assert capsys.readouterr().err.count("head: lost") == 2
+
+
+@pytest.mark.usefixtures("told_end")
 def test_a_head_that_no_longer_answers_ends_the_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from ich_ray.cluster.secrets import refuse_secrets
 from ich_ray.data.prepare.label_columns import read_columns
 from ich_ray.errors import ConfigError, nearest
+from ich_ray.notify.given_address import FLAG as _NOTIFY
+from ich_ray.notify.given_address import VARIABLE
 from ich_ray.search.space.yaml_file import load_space
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ def pack(command: Sequence[str]) -> Parcel:
     if not command or command[0] not in VERBS:
         got = repr(command[0]) + nearest(command[0], VERBS) if command else "nothing"
         raise ConfigError(f"submit: a job is one of {', '.join(VERBS)}, got {got}; try `-- search ...`")
+    _check_notify(command)
     refuse_secrets("\n".join(command), "submit")
     files: dict[str, bytes] = {}
     packed, flag = [command[0]], ""
@@ -95,11 +98,28 @@ def pack(command: Sequence[str]) -> Parcel:
         name, equals, value = word.partition("=") if is_flag else (flag or "an argument", "", word)
         if name in _TAKEN and value:
             value = _take(name, value, files)
+        elif name == _NOTIFY and value:
+            _check_place(value.removeprefix("@"), _NOTIFY)
         elif name in _PLACES and value:
             _check_place(value, name)
         packed.append(f"{name}={value}" if equals else word if is_flag else value)
         flag = word if is_flag and not equals and word not in _SWITCHES else ""
     return Parcel(tuple(packed), files)
+
+
+def _check_notify(command: Sequence[str]) -> None:
+    """The command of a job is shown to everyone who may see the cluster's jobs, and stands in its logs."""
+    given = (
+        following if word == _NOTIFY else word.removeprefix(f"{_NOTIFY}=")
+        for word, following in zip(command, [*command[1:], ""], strict=True)
+        if word.partition("=")[0] == _NOTIFY
+    )
+    if not all(one.startswith("@") for one in given):
+        raise ConfigError(
+            "submit: --notify: whoever sees a job sees its command, so it must be @FILE, a file of the cluster's head "
+            "with the address, got something else; name one, or leave it out and start Ray on the head with "
+            f"{VARIABLE} set"
+        )
 
 
 def _take(flag: str, where: str, files: dict[str, bytes]) -> str:

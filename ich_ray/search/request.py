@@ -6,7 +6,7 @@ nothing: checked_request.py and preflight.py do.
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class SearchKeywords(TrialKeywords, total=False):
     share_trunks: bool
     grow: bool
     address: str | None
+    notify: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,7 @@ class SearchRequest(TrialResources):
         grow: let running trials take slots that stand free once nothing is left to start. The numbers of such a trial
             differ by rounding, with dropout by other random numbers of the same kind.
         address: a Ray cluster; this machine if not given.
+        notify: where to tell how it goes, see docs/notify.md; a secret, so that no record shows it.
     """
 
     dataset: Location
@@ -98,3 +100,4 @@ class SearchRequest(TrialResources):
     share_trunks: bool = False
     grow: bool = True
     address: str | None = None
+    notify: str | None = field(default=None, repr=False)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
+from ich_ray.notify.notifier import notifying
 from ich_ray.progress import say
 from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.runtime import connected
@@ -88,7 +89,8 @@ def run_request(
     trials = sampled(checked.space) if searches == "network" else []
     if trainer is None:
         check_trials(data, trials, folds=checked.space.objective.networks > 1)
-    with locked(files), connected(request.address):
+    with locked(files), notifying(request.notify) as notifier, connected(request.address):
+        from ich_ray.search.tune.announced import announced
         from ich_ray.search.tune.driver import Driver  # Ray Tune needs a home, of which `connected` has seen to it
 
         fleet = ClusterResources()
@@ -108,7 +110,7 @@ def run_request(
         # Another driver may have raised it before the lock was ours.
         wanted = max(request.trials or 0, ledger.record.wanted)
         _amend(ledger, wanted, checked.teachers, checked.record.dataset)
-        Driver(
+        driver = Driver(
             checked.space,
             data,
             ledger,
@@ -124,7 +126,9 @@ def run_request(
             refuses=check,
             grow=request.grow,
             shares=_shares(memory, slots, request.concurrent) if memory else None,
-        ).run()
+        )
+        with announced(driver, notifier):
+            driver.run()
     return open_search(files.root)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from ich_ray import display
 from ich_ray.errors import ConfigError
+from ich_ray.notify.given_address import asked_for
 from ich_ray.results import open_search
 from ich_ray.storage import read_json
 from ich_ray.terminal import print_json, print_line
@@ -21,6 +22,7 @@ from ich_ray.verbs.options import (
     DatasetOfSearch,
     Images,
     Json,
+    Notify,
     Out,
     Points,
     Prevalence,
@@ -59,8 +61,11 @@ def retrain(
     tta: Tta = None,
     placement: Images = "auto",
     address: Address = None,
+    notify: Notify = None,
 ) -> None:
     """Train the chosen trial again, longer: the bundle."""
+    from ich_ray.notify.stage import telling
+
     if from_confirmation:
         if (workers, patients, seeds, ensemble, placement) != (1, "train", 1, 1, "auto"):
             raise ConfigError(
@@ -68,12 +73,15 @@ def retrain(
             )
         from ich_ray.refit.confirmed_ensemble import bundle_confirmed
 
-        display.print_retrained(bundle_confirmed(folder, tta=tta or ()).card, 1, str(open_search(folder).files.bundle))
+        with telling("retrain", asked_for(notify)):
+            card = bundle_confirmed(folder, tta=tta or ()).card
+        display.print_retrained(card, 1, str(open_search(folder).files.bundle))
         return
     from ich_ray.refit.retrain import retrain as retrain_best
 
     keys: dict[str, Any] = {"workers": workers, "patients": patients, "seeds": seeds, "ensemble": ensemble}
-    card = retrain_best(folder, **keys, tta=tta or (), placement=placement, address=address).card
+    with telling("retrain", asked_for(notify)):
+        card = retrain_best(folder, **keys, tta=tta or (), placement=placement, address=address).card
     display.print_retrained(card, seeds, str(open_search(folder).files.bundle))
 
 

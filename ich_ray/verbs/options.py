@@ -26,6 +26,7 @@ __all__ = [
     "Json",
     "Labels",
     "LimitRejected",
+    "Notify",
     "OtherSearches",
     "Out",
     "Points",
@@ -122,6 +123,12 @@ WithoutPreamble = Annotated[
 ]
 Address = Annotated[
     str | None, typer.Option("--address", help="A Ray cluster; default RAY_ADDRESS, else this machine alone.")
+]
+Notify = Annotated[
+    str | None,
+    typer.Option(
+        "--notify", help="Tell how it ends: webhook, mailto:MAILBOX, or @FILE with either; default ICH_RAY_NOTIFY."
+    ),
 ]
 CalibrationMethod = Annotated[
     Literal["temperature", "platt"], typer.Option("--method", help="Platt's also moves the probabilities.")

@@ -8,6 +8,7 @@ import typer
 
 from ich_ray import display
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
+from ich_ray.notify.given_address import asked_for
 from ich_ray.verbs.options import (
     REJECTED_SOME,
     Address,
@@ -19,6 +20,7 @@ from ich_ray.verbs.options import (
     Json,
     Labels,
     LimitRejected,
+    Notify,
     Out,
     Seed,
     Size,
@@ -71,32 +73,37 @@ def run(
     examinations: Examinations = None,
     address: Address = None,
     as_json: Json = False,
+    notify: Notify = None,
 ) -> None:
     """From DICOM to a report; finished stages are skipped."""
     from ich_ray.data.prepare.label_columns import read_columns
+    from ich_ray.notify.stage import telling
     from ich_ray.pipeline import run as run_all
 
-    result = run_all(
-        images,
-        labels,
-        space,
-        out,
-        size=size,
-        windows=windows,
-        trials=trials,
-        gpus_per_trial=gpus_per_trial,
-        cpus_per_trial=cpus_per_trial,
-        workers_per_trial=workers_per_trial,
-        confirm=confirm,
-        tta=tta or (),
-        sequence=sequence,
-        seed=seed,
-        slab_mm=slab_mm,
-        limit_rejected=share(limit_rejected),
-        columns=read_columns(column or (), columns),
-        examinations=examinations,
-        address=address,
-    )
+    told = asked_for(notify)
+    with telling("run", told):
+        result = run_all(
+            images,
+            labels,
+            space,
+            out,
+            size=size,
+            windows=windows,
+            trials=trials,
+            gpus_per_trial=gpus_per_trial,
+            cpus_per_trial=cpus_per_trial,
+            workers_per_trial=workers_per_trial,
+            confirm=confirm,
+            tta=tta or (),
+            sequence=sequence,
+            seed=seed,
+            slab_mm=slab_mm,
+            limit_rejected=share(limit_rejected),
+            columns=read_columns(column or (), columns),
+            examinations=examinations,
+            address=address,
+            notify=told,
+        )
     display.print_run(result, as_json)
     if result.dataset.manifest.rejected:
         raise typer.Exit(REJECTED_SOME)

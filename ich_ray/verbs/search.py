@@ -8,6 +8,7 @@ import typer
 
 from ich_ray import display
 from ich_ray.errors import ConfigError
+from ich_ray.notify.given_address import asked_for
 from ich_ray.results import open_search
 from ich_ray.search.request import SearchRequest
 from ich_ray.terminal import print_line
@@ -19,6 +20,7 @@ from ich_ray.verbs.options import (
     GpusPerTrial,
     Images,
     Json,
+    Notify,
     OtherSearches,
     Out,
     SearchFolder,
@@ -60,6 +62,7 @@ def search(
     ] = True,
     address: Address = None,
     as_json: Json = False,
+    notify: Notify = None,
 ) -> None:
     """Search hyperparameters; safe to kill and resume."""
     request = SearchRequest(
@@ -80,6 +83,7 @@ def search(
         share_trunks=share_trunks,
         grow=grow,
         address=address,
+        notify=asked_for(notify),
     )
     if plan:
         from ich_ray.search.plan.plan_report import plan_request
@@ -127,22 +131,25 @@ def confirm(
     concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trainings at a time.")] = None,
     address: Address = None,
     as_json: Json = False,
+    notify: Notify = None,
 ) -> None:
     """Train the best trials again, and choose among them."""
+    from ich_ray.notify.stage import telling
     from ich_ray.refit.confirm import confirm as confirm_best
 
-    confirmation = confirm_best(
-        folder,
-        top=top,
-        folds=folds,
-        seeds=seeds,
-        budget=budget,
-        gpus_per_trial=gpus_per_trial,
-        cpus_per_trial=cpus_per_trial,
-        workers_per_trial=workers_per_trial,
-        concurrent=concurrent,
-        address=address,
-    )
+    with telling("confirm", asked_for(notify)):
+        confirmation = confirm_best(
+            folder,
+            top=top,
+            folds=folds,
+            seeds=seeds,
+            budget=budget,
+            gpus_per_trial=gpus_per_trial,
+            cpus_per_trial=cpus_per_trial,
+            workers_per_trial=workers_per_trial,
+            concurrent=concurrent,
+            address=address,
+        )
     display.print_confirmation(confirmation, as_json)
 
 

@@ -107,6 +107,22 @@ def test_every_flag_of_a_verb_that_travels_is_known_to_be_a_place_or_not() -> No
     switches = {name for option in options if option.is_flag for name in option.opts}  # type: ignore[attr-defined]
     assert switches <= set(packing._SWITCHES)
     words = {name for option in options if _is_text(option) for name in option.opts}
-    no_places = {"--address", "--column", "--limit-rejected", "--point", "--tta", "--windows"}
+    no_places = {"--address", "--column", "--limit-rejected", "--notify", "--point", "--tta", "--windows"}
     places = set(packing._PLACES) - {"an argument"}
     assert words - switches - set(packing._TAKEN) == places | no_places
+
+
+@pytest.mark.parametrize("words", [["--notify", "https://hooks.example/x"], ["--notify=mailto:team@hospital.example"]])
+def test_a_job_carries_no_address_for_messages(words: list[str]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"must be @FILE, a file of the cluster's head.* ICH_RAY_NOTIFY set$"
+    ) as caught:
+        pack(["search", "/shared/data", "--out", "/shared/s", *words])
+    assert "example" not in str(caught.value)
+
+
+def test_a_job_is_told_where_its_head_keeps_the_address_for_messages() -> None:
+    command = ["search", "/shared/data", "--out", "/shared/s", "--notify", "@/shared/notify"]
+    assert pack(command).command == tuple(command)
+    with pytest.raises(ConfigError, match="--notify: must be an absolute path"):
+        pack(["search", "/shared/data", "--notify", "@notify"])

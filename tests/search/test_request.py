@@ -34,6 +34,7 @@ def test_every_field_of_a_request_is_a_flag_and_every_flag_reaches_it(monkeypatc
         "--trials": 7, "--gpus-per-trial": 0.5, "--cpus-per-trial": 3, "--workers-per-trial": 1, "--hours": 2.5,
         "--gpu-hours": 1.5, "--concurrent": 4, "--seed": 9, "--warm-start": "before", "--placement": "host",
         "--address": "head:6379", "--resume": True, "--share-trunks": True, "--no-grow": True,
+        "--notify": "https://hooks.example/x",
     }  # fmt: skip
     asked: list[SearchRequest] = []
 
@@ -54,3 +55,7 @@ def test_every_field_of_a_request_is_a_flag_and_every_flag_reaches_it(monkeypatc
     assert flags == {*fields_of, *NAMED}
     verb = typer.main.get_group(cli.app).commands["search"]
     assert {option.name for option in verb.params} - flags == {"plan", "as_json"}
+
+
+def test_the_address_for_messages_is_in_no_representation_of_a_request() -> None:
+    assert "hooks" not in repr(SearchRequest("data", "space.yaml", "out", notify="https://hooks.example/x"))

@@ -16,7 +16,15 @@ from ray.tune import Callback
 
 from ich_ray.progress import say
 from ich_ray.ray_internals import forget, process_of
-from ich_ray.results import NODE_LOST, CheckpointReference, ExecutionInfo, FoldNote, LogitsReference, fault_note
+from ich_ray.results import (
+    NODE_LOST,
+    PREEMPTED,
+    CheckpointReference,
+    ExecutionInfo,
+    FoldNote,
+    LogitsReference,
+    fault_note,
+)
 from ich_ray.search.cluster_resources import host_of, is_gone
 from ich_ray.search.plan.expected import expected_images
 from ich_ray.search.progress_table import RungCount, SearchStatus, format_best, format_failure
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
 
     from ich_ray.results import TrialResult
     from ich_ray.search.ledger import Ledger, Verdict
+    from ich_ray.search.search_messages import SearchMessages
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.sampler import LedgerSampler
     from ich_ray.search.tune.scheduler import StoppingScheduler
@@ -52,6 +61,7 @@ class LedgerCallback(Callback):
 
     Attributes:
         draw: draws the table on a terminal; None where lines are said instead.
+        messages: told what people who are not there shall hear of; None where nobody is.
     """
 
     def __init__(
@@ -72,6 +82,7 @@ class LedgerCallback(Callback):
         self._shares = shares
         self._slots: Counter[int] = Counter()  # of trials that have grown, beyond their own
         self.draw: Callable[[SearchStatus], None] | None = None
+        self.messages: SearchMessages | None = None
         self._marks: dict[int, float] = {}
         self._running: set[int] = set()
         self._told_lost: set[int] = set()
@@ -116,6 +127,8 @@ class LedgerCallback(Callback):
         if "lost" in result:
             self._lost(number, trial, result)
             return
+        if self.messages:
+            self.messages.reported()
         changes: dict[str, Any] = {
             "cost_gpu_s": self._cost(number),
             "where": f"{result.get('hostname', '')}:{result.get('pid', '')}",
@@ -158,6 +171,8 @@ class LedgerCallback(Callback):
         self._told_lost.add(number)
         if result["lost"] == DECLINED:
             self._declined.add(number)
+        if result["lost"] == PREEMPTED and self.messages:
+            self.messages.machine_gone(result["node"])
         if verdict := self._scheduler.verdicts.get(number):
             self._ledger.finish(number, verdict, cost_gpu_s=self._cost(number))
             self._say_ended(number)
@@ -185,6 +200,8 @@ class LedgerCallback(Callback):
 
     def _note_loss(self, number: int, node: str) -> None:
         self._ledger.lose(number, NODE_LOST, "its machine is gone", node, host_of(node))
+        if self.messages:
+            self.messages.machine_gone(node)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         self._ended_without_report(trial.config["number"])
@@ -203,6 +220,8 @@ class LedgerCallback(Callback):
                 say(f"trial {death.number}: it was its machine that was lost, which is none of its retries")
             if not self.draw:
                 say(self.standing(now).line())
+            if self.messages:
+                self.messages.step(len(self._running), len(self._ledger.record.quarantines))
         if self.draw and now - self._last_table >= _TABLE_EVERY_S:
             self._last_table = now
             self.draw(self.standing(now))
@@ -321,9 +340,11 @@ class LedgerCallback(Callback):
         self._say_ended(number)
 
     def _say_ended(self, number: int) -> None:
-        trial = self._ledger.trials[number]
+        trial, before = self._ledger.trials[number], self._best
         self._count(trial)
         self._running.discard(number)
+        if self.messages and self._best is trial:
+            self.messages.better(trial, before.value if before else None, self._ended.total(), self._wanted)
         metric = trial.objective.metric
         value = f"{metric} {trial.value:.4f}" if trial.value is not None else f"no {metric}"
         reason = format_failure(trial) if trial.state == "failed" else trial.reason

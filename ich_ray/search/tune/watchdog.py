@@ -161,6 +161,11 @@ class Watchdog(Callback):
             return _TIMES_UNKNOWN * self._least_s
         return max(self._least_s, _TIMES * max(self._slowest_first_s, pace.usual_s()))
 
+    def longest_limit_s(self) -> float:
+        """How long there may be no report of any trial; where none runs, as before the first report."""
+        limits = [self.limit_s(number) for number in self._running]
+        return max(limits, default=_TIMES_UNKNOWN * self._least_s)
+
     def _ask(self, trial: Trial) -> None:
         number, now = trial.config["number"], self._now()
         found = process_of(trial)

@@ -346,3 +346,46 @@ def test_a_lost_machine_stands_in_the_record_of_its_trial_and_costs_no_retry(
         "trial 0: its machine is gone, it goes back to the queue with its newest checkpoint",
         "trial 1: it was its machine that was lost, which is none of its retries",
     ]
+
+
+class Heard:
+    """In place of messages: what the callback has said."""
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+
+    def reported(self) -> None:
+        self.said.append("report")
+
+    def better(self, best: Any, before: float | None, ended: int, wanted: int) -> None:
+        self.said.append((best.number, before, ended, wanted))
+
+    def machine_gone(self, node: str) -> None:
+        self.said.append(node)
+
+    def step(self, running: int, quarantines: int) -> None:
+        self.said.append({"running": running, "quarantines": quarantines})
+
+
+def test_who_writes_messages_hears_of_reports_machines_and_better_trials(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: Any = Heard()
+    driver.ledger_callback.messages = heard
+    for value, reports in ((0.5, 9), (0.4, 1), (0.6, 9)):
+        trial = driver.start()
+        for report in range(reports):
+            driver.report(trial, 100 * (report + 1), value)
+    assert [said for said in heard.said if said != "report"] == [(0, None, 1, 10), (2, 0.5, 3, 10)]
+    assert heard.said.count("report") == 19, "9 of two trials, and one of the one that was stopped at its first rung"
+    heard.said.clear()
+    lost: dict[str, Any] = {"lost": "preempted", "detail": "", "node": "a1", "host": "h", "devices": []}
+    moved = driver.start()
+    moved.max_failures = 3
+    driver.ledger_callback.on_trial_result(0, [], moved, lost)
+    driver.ledger_callback.on_trial_result(0, [], moved, lost | {"lost": "device"})
+    monkeypatch.setattr(ledger_callback, "host_of", lambda _: "h")
+    driver.ledger_callback._note_loss(3, "b2")
+    driver.ledger_callback._last_line = -1e9
+    driver.ledger_callback.on_step_end(0, [])
+    assert heard.said == ["a1", "b2", {"running": 1, "quarantines": 0}]

@@ -58,6 +58,21 @@ def test_a_trial_may_be_silent_for_the_least_time_and_for_five_of_its_reports() 
     assert watched.pass_by(10) == {1}
 
 
+def test_no_report_of_any_trial_is_normal_for_as_long_as_for_the_slowest_of_them() -> None:
+    watched = Watched()
+    assert watched.dog.longest_limit_s() == 3600, "before the first report, and where nothing runs"
+    watched.start(1)
+    watched.pass_by(20)
+    watched.report(1)
+    assert watched.dog.longest_limit_s() == 300
+    watched.start(2)
+    watched.pass_by(100)
+    watched.report(2)
+    assert watched.dog.longest_limit_s() == 500
+    watched.dog.on_trial_complete(0, [], trial(2))
+    assert watched.dog.longest_limit_s() == 300
+
+
 def test_before_its_first_report_the_slowest_first_report_of_all_counts() -> None:
     watched = Watched()
     watched.start(1)
