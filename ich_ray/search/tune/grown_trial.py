@@ -146,9 +146,11 @@ class _Trial:
         if self._group is not None:
             self._group.end()
         self._group = None
-        borrow(())
 
     def end(self) -> None:
-        """Leave nothing behind but the processes that serve the next trial, too."""
+        """Leave nothing behind but the processes that serve the next trial, too.
+
+        And what is known of the devices: a fault that ends the trial is told of all that it had.
+        """
         self._close()
         self._folder.cleanup()

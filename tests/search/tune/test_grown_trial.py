@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import weakref
 from collections.abc import Generator
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.tune import grown_trial as module
+from ich_ray.search.tune import lost_attempts
 from ich_ray.search.tune.grown_trial import GrowingTrainer
 from ich_ray.search.tune.lent_slots import NOTHING_LENT, Lent
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
@@ -132,11 +134,34 @@ def test_workers_that_fail_later_cost_no_report(monkeypatch: pytest.MonkeyPatch)
 def test_a_fault_of_the_machine_or_of_the_parameters_is_none_of_growth(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    bench = Bench(monkeypatch, dict.fromkeys(range(100, 601, 100), Lent(1)), error)
+    bench = Bench(monkeypatch, dict.fromkeys(range(100, 601, 100), Lent(1, ("3",))), error)
     with pytest.raises(type(error)):
         bench.run()
-    assert bench.groups == [(2, ["7"], True)]
-    assert bench.borrowed == []
+    assert bench.groups == [(2, ["7", "3"], True)]
+    assert list(bench.borrowed) == ["3"], "told of all devices that the trial had"
+
+
+def test_a_fault_is_told_of_all_devices_of_a_trial_and_the_next_one_has_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[dict[str, Any]] = []
+    node = SimpleNamespace(get_node_id=lambda: "a")
+    here = SimpleNamespace(is_initialized=lambda: True, get_gpu_ids=lambda: ["7"], get_runtime_context=lambda: node)
+    monkeypatch.setattr(lost_attempts, "tune", SimpleNamespace(report=told.append))
+    monkeypatch.setattr(lost_attempts, "ray", here)
+    bench = Bench(monkeypatch, dict.fromkeys(range(100, 601, 100), Lent(1, ("3",))), FaultOfWorker("device", "Xid 79"))
+    monkeypatch.setattr(module, "borrow", lost_attempts.borrow)
+    with pytest.raises(FaultOfWorker):
+        bench.run()
+    monkeypatch.setattr(lost_attempts, "_faulty", threading.Event())
+    lost_attempts.lose("device", "Xid 79")
+    assert [one["devices"] for one in told] == [["3", "7"]]
+    monkeypatch.setattr(lost_attempts, "_faulty", threading.Event())
+    monkeypatch.setattr(lost_attempts, "watch_notices", lambda: None)
+    monkeypatch.setattr(lost_attempts, "is_draining", lambda _: False)
+    monkeypatch.setattr(lost_attempts, "_quarantined", lambda _: [])
+    assert lost_attempts.admitted("search", 0.0) > 0
+    assert lost_attempts.devices_held() == ["7"]
 
 
 def test_what_fails_before_anything_was_lent_fails_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
