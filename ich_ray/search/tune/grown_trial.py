@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import TrialFailure
 from ich_ray.progress import say
-from ich_ray.search.tune.lent_slots import NOTHING_LENT, Lent, lent_to
+from ich_ray.search.tune.lent_slots import NOTHING_LENT, Lent, LentSlots
 from ich_ray.search.tune.lost_attempts import borrow
 from ich_ray.search.tune.multi_worker_trial import MultiWorkerTrainer, WorkerGroup, own_devices
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
@@ -75,6 +75,7 @@ class _Trial:
 
     def __init__(self, trainer: Trainer, given: tuple[Any, Any], settings: TrialSettings, seed: int) -> None:
         self._trainer, self._given, self._settings, self._seed = trainer, given, settings, seed
+        self._slots = LentSlots(settings.search, seed)
         self._lent: Lent = NOTHING_LENT
         self._group: WorkerGroup | None = None
         self._steps: Any = None
@@ -112,7 +113,7 @@ class _Trial:
 
     def _look(self, report: _Report) -> bool:
         """After a report: go on with as many processes as slots are lent now; whether that is a change."""
-        found = lent_to(self._settings.search, self._seed)
+        found = self._slots.now()
         if found == self._lent:
             return False
         workers = self._settings.workers * (1 + found.slots)

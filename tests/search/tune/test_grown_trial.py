@@ -48,7 +48,8 @@ class Bench:
         self.borrowed: list[str] = []
         self.alive_at_start: list[int] = []
         self.seen = 0
-        monkeypatch.setattr(module, "lent_to", lambda *_: self.lent.get(self.seen, NOTHING_LENT))
+        slots = SimpleNamespace(now=lambda: self.lent.get(self.seen, NOTHING_LENT))
+        monkeypatch.setattr(module, "LentSlots", lambda *_: slots)
         monkeypatch.setattr(module, "own_devices", lambda: ["7"])
         monkeypatch.setattr(module, "borrow", lambda devices: self.borrowed.__setitem__(slice(None), devices))
         monkeypatch.setattr(module, "WorkerGroup", self.group)
