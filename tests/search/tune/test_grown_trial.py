@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import weakref
@@ -31,11 +32,11 @@ class Network:
 class Progress:
     """A report that holds the network, as one of a real training does."""
 
-    def __init__(self, images_seen: int, workers: int, network: Network) -> None:
-        self.images_seen, self.workers, self.network = images_seen, workers, network
+    def __init__(self, images_seen: int, workers: int, network: Network, disk_is_full: bool) -> None:
+        self.images_seen, self.workers, self.network, self.disk_is_full = images_seen, workers, network, disk_is_full
 
     def state(self) -> FakeState:
-        return FakeState(self.images_seen)
+        return FakeState(self.images_seen, self.disk_is_full)
 
 
 class Bench:
@@ -48,6 +49,7 @@ class Bench:
         self.borrowed: list[str] = []
         self.alive_at_start: list[int] = []
         self.seen = 0
+        self.full: set[int] = set()
         slots = SimpleNamespace(now=lambda: self.lent.get(self.seen, NOTHING_LENT))
         monkeypatch.setattr(module, "LentSlots", lambda *_: slots)
         monkeypatch.setattr(module, "own_devices", lambda: ["7"])
@@ -83,7 +85,7 @@ class Bench:
             seen += settings.report_every
             if self.error and settings.workers > 1 and seen == 400:
                 raise self.error
-            yield Progress(seen, settings.workers, network)
+            yield Progress(seen, settings.workers, network, seen in self.full)
 
     def run(self) -> list[tuple[int, int, tuple[str, ...]]]:
         found = []
@@ -129,6 +131,37 @@ def test_workers_that_fail_later_cost_no_report(monkeypatch: pytest.MonkeyPatch)
     bench = Bench(monkeypatch, dict.fromkeys(range(100, 601, 100), Lent(1)), WorkersLost("gone"))
     found = [report[:2] for report in bench.run()]
     assert found == [(100, 1), (200, 2), (300, 2), (400, 1), (500, 1), (600, 1)]
+
+
+def test_a_full_disk_keeps_a_trial_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    lent = {200: Lent(1), 300: Lent(1), 400: Lent(3), 500: Lent(3)}
+    bench = Bench(monkeypatch, dict.fromkeys(range(100, 601, 100), Lent(1)))
+    bench.full = {100}
+    assert [report[:2] for report in bench.run()] == [(images, 1) for images in range(100, 601, 100)]
+    assert bench.groups == [], "and it does not grow later"
+    grown = Bench(monkeypatch, lent)
+    grown.full = {400}
+    assert [report[1] for report in grown.run()] == [1, 1, 2, 2, 2, 2]
+    assert grown.groups == [(2, ["7"], True)]
+
+
+def test_a_full_disk_does_not_keep_slots_that_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    lent = {100: Lent(1), 200: Lent(1), 300: Lent(3), 400: Lent(1)}
+    bench = Bench(monkeypatch, lent)
+    bench.full = {300}
+    assert [report[1] for report in bench.run()] == [1, 2, 2, 2, 2, 1]
+    bench.full = {500}
+    with pytest.raises(OSError, match="No space left"):
+        bench.run()
+
+
+def test_a_machine_without_a_folder_for_states_keeps_a_trial_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(module.tempfile, "TemporaryDirectory", make)
+    bench = Bench(monkeypatch, {200: Lent(1)})
+    assert [report[1] for report in bench.run()] == [1] * 6
 
 
 @pytest.mark.parametrize("error", [FaultOfWorker("device", "Xid 79"), TrialFailure("diverged", "at 300 images")])
