@@ -122,7 +122,7 @@ class LentSlots:
     def _ask(self) -> dict[str, Any]:
         """A question to each keeper, the oldest first."""
         names = [name for name in ray.util.list_named_actors() if name and name.startswith(self._prefix)]
-        asked = {}
+        asked: dict[str, Any] = {}
         for name in sorted(names, key=_age):
             with suppress(ValueError):  # gone meanwhile
                 asked[name] = ray.get_actor(name).lent.remote()
