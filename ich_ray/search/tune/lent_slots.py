@@ -98,7 +98,10 @@ def lend(search: str, seed: int, node: str, slots: int, *, cpus: float, gpus: fl
 
 
 class LentSlots:
-    """What is held for a trial, asked from its process; of a keeper that answers late, what it held before."""
+    """What is held for a trial, asked from its process.
+
+    A keeper that answers late holds what it held before.
+    """
 
     def __init__(self, search: str, seed: int) -> None:
         self._prefix = _prefix(search, seed)
