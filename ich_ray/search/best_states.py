@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BestStates", "best_state", "keep_only"]
 
+# A report that was made again is the same report up to this part of its value.
+_SAME = 1e-3
 _NAME = re.compile(r"(\d{12})=(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)\.safetensors", re.ASCII)
 
 
@@ -66,16 +68,20 @@ class BestStates:
 def best_state(folder: UPath, trial: TrialResult) -> UPath:
     """The file of the state of a trial's best report.
 
-    Where an attempt fell back and gave other values, that report has none: then the best state that is there.
+    An attempt that was killed may have made its last report without a state: the next one makes it again, and that
+    state is taken for it, though accelerators may differ in the last digits. Where an attempt fell back and gave other
+    values, that report has none: then the best state that is there.
 
     Raises:
         IchRayError: it is not there.
     """
     best = trial.best_report
     there = _states(folder)
-    told = (best.images_seen, best.metrics.get(trial.objective.metric)) if best else None
-    if found := [path for images, value, path in there if told == (images, value)]:
-        return found[0]
+    told = (best.metrics.get(trial.objective.metric) if best else None) or 0.0
+    same = [(abs(value - told), path) for images, value, path in there if best and images == best.images_seen]
+    nearest, path = min(same, key=lambda one: one[0], default=(math.inf, folder))
+    if nearest <= _SAME * abs(told):
+        return path
     if best is None or not there:
         raise IchRayError(
             f"{folder}: the weights of trial {trial.number} must be there, got none; search again in another folder"

@@ -88,6 +88,27 @@ def test_after_a_trial_fell_back_the_best_that_is_there_is_taken(
     assert f"those after {taken} are taken (average_precision {max(repeated)}" in line
 
 
+@pytest.mark.parametrize("again", [0.69999, 0.7, 0.7002])
+def test_the_state_of_a_report_that_was_made_again_is_that_of_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: float
+) -> None:
+    """Its attempt was killed before the state was whole, and an accelerator gave other last digits."""
+    said: list[str] = []
+    monkeypatch.setattr("ich_ray.search.best_states.say", said.append)
+    offered(tmp_path, [0.2, 0.7])
+    offered(tmp_path, [again, 0.69995], after=100)
+    file = best_state(locate(tmp_path), trial([0.2, 0.7, 0.69995]))
+    assert (TrainingState.load(file).images_seen, said) == (200, [])
+
+
+def test_of_two_states_of_a_report_the_nearer_one_is_taken(tmp_path: Path) -> None:
+    offered(tmp_path, [0.2, 0.7])
+    step = Step(200, 0.7001)
+    step.state().save(locate(tmp_path / "000000000200=0.7001.safetensors"))
+    for value in (0.7, 0.7001):
+        assert best_state(locate(tmp_path), trial([0.2, value])).name == f"000000000200={value}.safetensors"
+
+
 def test_a_very_small_loss_is_read_as_it_was_written(tmp_path: Path) -> None:
     offered(tmp_path, [1.5e-17])
     assert offered(tmp_path, [], after=100).kept == [(100, 1.5e-17)]

@@ -66,7 +66,7 @@ class _Running:
         slots: that it had at its newest report.
         keepers: of the slots that it has beyond its own, or is to have.
         pending: the newest of them, since when, while it does not hold them yet.
-        reports: since the slots were last changed.
+        reports: since the slots that it has beyond its own are held.
     """
 
     node: str = ""
@@ -88,6 +88,12 @@ class _Running:
     @property
     def is_settled(self) -> bool:
         return not self.returning and self.slots == 1 + self.lent
+
+    @property
+    def has_not_taken(self) -> bool:
+        """Whether slots that are held for it wait in vain."""
+        waits = self.slots < 1 + self.lent and self.pending is None and not self.returning
+        return waits and self.reports > _TAKEN_WITHIN
 
     def medians(self) -> dict[int, float]:
         return {slots: statistics.median(found) for slots, found in self.seconds.items()}
@@ -158,7 +164,7 @@ class Growing(Callback):
         running.slots = slots
         if slots == 1 and running.returning:
             self._end_keepers(number, running)
-        elif running.keepers and slots < 1 + running.lent and running.reports > _TAKEN_WITHIN and not running.returning:
+        elif running.has_not_taken:
             running.may_grow = False
             self._end_keepers(number, running)
 
@@ -205,7 +211,7 @@ class Growing(Callback):
         keeper, since = running.pending
         try:
             if keeper.is_there():
-                running.pending = None
+                running.pending, running.reports = None, 0
                 self._grew(number, 1 + running.lent)
                 return
         except RayError:
@@ -252,7 +258,7 @@ class Growing(Callback):
             seed = configs[number]["seed"]
             keeper = self._lend(self._search, seed, running.node, slots - running.slots, **self._held)
             running.keepers.append(keeper)
-            running.pending, running.reports = (keeper, self._now()), 0
+            running.pending = (keeper, self._now())
 
     def _free(self, state: SearchState) -> dict[str, int]:
         """Slots by machine that nobody holds, as many as the search may use."""

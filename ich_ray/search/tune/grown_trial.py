@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import TrialFailure
 from ich_ray.progress import say
-from ich_ray.search.tune.lent_slots import NOTHING_LENT, Lent, lent_to
+from ich_ray.search.tune.lent_slots import NOTHING_LENT, Lent, LentSlots
 from ich_ray.search.tune.lost_attempts import borrow
 from ich_ray.search.tune.multi_worker_trial import MultiWorkerTrainer, WorkerGroup, own_devices
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
@@ -75,11 +75,12 @@ class _Trial:
 
     def __init__(self, trainer: Trainer, given: tuple[Any, Any], settings: TrialSettings, seed: int) -> None:
         self._trainer, self._given, self._settings, self._seed = trainer, given, settings, seed
+        self._slots = LentSlots(settings.search, seed)
         self._lent: Lent = NOTHING_LENT
         self._group: WorkerGroup | None = None
         self._steps: Any = None
         self._may_grow = True
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder: tempfile.TemporaryDirectory[str] | None = None  # made by trials that grow
 
     def reports(self, resume: UPath | None) -> Generator[_Report, None, None]:
         self._begin(NOTHING_LENT, None, resume)
@@ -92,7 +93,7 @@ class _Trial:
                     raise
                 say(f"a trial that had grown goes on as before: {error}")
                 self._may_grow = False
-                self._switch(NOTHING_LENT, None, last)
+                self._switch(NOTHING_LENT, None, self._saved(last))
                 last = None
                 continue
             if step is None:
@@ -100,7 +101,7 @@ class _Trial:
             report = _Report(step)
             del step
             yield report
-            if self._may_grow and self._look(report):
+            if (self._may_grow or self._lent.slots) and self._look(report):
                 last = None
             elif self._lent.slots:
                 last = report
@@ -112,20 +113,34 @@ class _Trial:
 
     def _look(self, report: _Report) -> bool:
         """After a report: go on with as many processes as slots are lent now; whether that is a change."""
-        found = lent_to(self._settings.search, self._seed)
-        if found == self._lent:
+        found = self._slots.now()
+        is_more = found.slots > self._lent.slots
+        if found == self._lent or (is_more and not self._may_grow):
+            return False
+        try:
+            state = self._saved(report)
+        except OSError as error:
+            if not is_more:
+                raise  # others wait for the slots
+            say(f"a trial goes on without the slots that it was lent, as its state cannot be written: {error}")
+            self._may_grow = False
             return False
         workers = self._settings.workers * (1 + found.slots)
         group = WorkerGroup(workers, [*own_devices(), *found.devices]) if found.slots else None
-        self._switch(found, group, report)
+        self._switch(found, group, state)
         return True
 
-    def _switch(self, lent: Lent, group: WorkerGroup | None, report: _Report | None) -> None:
-        """Go on with other processes from the state of a report, or else from the one that was saved last."""
+    def _saved(self, report: _Report | None) -> UPath:
+        """The file of a report's state, whose device is empty after that, or else of the one that was saved last."""
+        self._folder = self._folder or tempfile.TemporaryDirectory()
         state = locate(Path(self._folder.name) / "state.safetensors")
         if report is not None:
             report.state().save(state)
             report.release()
+        return state
+
+    def _switch(self, lent: Lent, group: WorkerGroup | None, state: UPath) -> None:
+        """Go on with other processes from a state."""
         self._close()
         self._begin(lent, group, state)
 
@@ -146,9 +161,12 @@ class _Trial:
         if self._group is not None:
             self._group.end()
         self._group = None
-        borrow(())
 
     def end(self) -> None:
-        """Leave nothing behind but the processes that serve the next trial, too."""
+        """Leave nothing behind but the processes that serve the next trial, too.
+
+        And what is known of the devices: a fault that ends the trial is told of all that it had.
+        """
         self._close()
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.cleanup()

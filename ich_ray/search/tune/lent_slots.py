@@ -7,21 +7,24 @@ trial's process finds it; it ends with the driver, or when that takes the slots 
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ich_ray.storage import sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection
 
-__all__ = ["NOTHING_LENT", "Keeper", "Lent", "lend", "lent_to"]
+__all__ = ["NOTHING_LENT", "Keeper", "Lent", "LentSlots", "lend"]
 
-# A keeper that has not started by then is looked for again at the next report.
 _ANSWER_WITHIN_S = 2.0
+# A keeper that has not started by then is asked again after the next report: training stands still meanwhile.
+_START_WITHIN_S = 0.5
 _count = itertools.count()
 
 
@@ -94,27 +97,55 @@ def lend(search: str, seed: int, node: str, slots: int, *, cpus: float, gpus: fl
     return Keeper(actor.remote(slots), slots)
 
 
-def lent_to(search: str, seed: int) -> Lent:
-    """What is held for a trial by now, asked from its process."""
-    if not ray.is_initialized():
-        return NOTHING_LENT
-    prefix = _prefix(search, seed)
-    names = [name for name in ray.util.list_named_actors() if name and name.startswith(prefix)]
-    told = [lent for name in sorted(names, key=_age) if (lent := _asked(name)).slots]
-    return _together(told)
+class LentSlots:
+    """What is held for a trial, asked from its process.
+
+    A keeper that answers late holds what it held before.
+    """
+
+    def __init__(self, search: str, seed: int) -> None:
+        self._prefix = _prefix(search, seed)
+        self._known: dict[str, Lent] = {}
+        self._first: dict[str, Any] = {}  # the question that each keeper answers as soon as it has started
+
+    def now(self) -> Lent:
+        if not ray.is_initialized():
+            return NOTHING_LENT
+        asked = self._ask()
+        self._first = {name: self._first.get(name, question) for name, question in asked.items()}
+        started = _answered(self._first.values(), 0.0)
+        ready = [
+            *_answered([asked[name] for name in asked if self._first[name] in started], _ANSWER_WITHIN_S),
+            *_answered([asked[name] for name in asked if self._first[name] not in started], _START_WITHIN_S),
+        ]
+        self._known = {name: self._told(name, asked[name] in ready, asked[name]) for name in asked}
+        held = [lent for lent in self._known.values() if lent.slots]
+        return Lent(sum(lent.slots for lent in held), tuple(device for lent in held for device in lent.devices))
+
+    def _ask(self) -> dict[str, Any]:
+        """A question to each keeper, the oldest first."""
+        names = [name for name in ray.util.list_named_actors() if name and name.startswith(self._prefix)]
+        asked: dict[str, Any] = {}
+        for name in sorted(names, key=_age):
+            with suppress(ValueError):  # gone meanwhile
+                asked[name] = ray.get_actor(name).lent.remote()
+        return asked
+
+    def _told(self, name: str, is_ready: bool, question: Any) -> Lent:
+        before = self._known.get(name, NOTHING_LENT)
+        try:
+            answer: Lent = ray.get(question) if is_ready else before
+        except ActorUnavailableError:
+            return before
+        except RayError:
+            return NOTHING_LENT
+        return answer
 
 
-def _asked(name: str) -> Lent:
-    try:
-        answer: Any = ray.get(ray.get_actor(name).lent.remote(), timeout=_ANSWER_WITHIN_S)
-    except (ValueError, ray.exceptions.RayError):  # gone, not there yet, or about to go
-        return NOTHING_LENT
-    lent: Lent = answer
-    return lent
-
-
-def _together(told: Sequence[Lent]) -> Lent:
-    return Lent(sum(one.slots for one in told), tuple(device for one in told for device in one.devices))
+def _answered(questions: Collection[Any], within_s: float) -> list[Any]:
+    asked = [*questions]
+    ready: list[Any] = ray.wait(asked, num_returns=len(asked), timeout=within_s)[0] if asked else []
+    return ready
 
 
 def _prefix(search: str, seed: int) -> str:

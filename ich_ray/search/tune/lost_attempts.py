@@ -30,7 +30,7 @@ __all__ = ["admitted", "borrow", "devices_held", "leave_if_draining", "lose", "n
 
 # Set by a fault that later trials of this process would meet as well.
 _faulty = threading.Event()
-# By a trial that has grown, see grown_trial.py.
+# By a trial that has grown, see grown_trial.py; until the next one is let in, so that `lose` tells them after its end.
 _borrowed: list[str] = []
 
 
@@ -48,6 +48,7 @@ def admitted(search: str, declined_s: float) -> float:
         WorkersLost: it was.
     """
     watch_notices()
+    borrow(())
     if not _faulty.is_set() and not is_draining(node_id()):
         out, now = _quarantined(search), time.time()
         if not out or is_admitted(out, node_id(), devices_held(), search, now):

@@ -20,6 +20,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ich_ray.data.folds import HeldOut
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost, run_workers
@@ -149,13 +151,19 @@ class MultiWorkerTrainer:
                 yield group.next()
                 group.answer(True)
         except GeneratorExit:  # stopped at a report: the workers are ready for the next trial
-            group.answer(False)
+            try:
+                group.answer(False)
+            except WorkersLost:  # which costs this trial nothing any more
+                self._dismiss(group)
             raise
         except BaseException:
-            group.end()
-            if self.group is None:
-                _group.cache_clear()
+            self._dismiss(group)
             raise
+
+    def _dismiss(self, group: WorkerGroup) -> None:
+        group.end()
+        if self.group is None:
+            _group.cache_clear()
 
 
 @lru_cache(maxsize=1)
@@ -175,7 +183,9 @@ class WorkerGroup:
     """
 
     def __init__(self, workers: int, devices: list[str]) -> None:
-        self._desk: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
+        here = ray.get_runtime_context().get_node_id()  # any other machine may go without an effect on the trial
+        strategy = NodeAffinitySchedulingStrategy(here, soft=False)
+        self._desk: Any = ray.remote(num_cpus=0)(_Mailbox).options(scheduling_strategy=strategy).remote()
         self._lost: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(workers, devices), daemon=True)
         self._thread.start()
@@ -198,7 +208,12 @@ class WorkerGroup:
             self._lost = error
 
     def start(self, job: dict[str, Any]) -> None:
-        ray.get(self._desk.post.remote(job))
+        """Let the workers begin.
+
+        Raises:
+            WorkersLost: they cannot be reached.
+        """
+        _from_desk(self._desk.post.remote(job))
 
     def next(self) -> _Step:
         """The next report.
@@ -206,14 +221,14 @@ class WorkerGroup:
         Raises:
             TrialFailure: a worker has said why it cannot go on.
             FaultOfWorker: the same, where that is of its machine or process.
-            WorkersLost: one is gone without a word.
+            WorkersLost: one is gone without a word, or none can be reached.
         """
         asked = self._desk.next.remote()
         told: _Step | Exception | None = None
         while told is None:
             alive = self._thread.is_alive()
             if ray.wait([asked], timeout=0.5 if alive else 1)[0]:
-                told = ray.get(asked)
+                told = _from_desk(asked)
             elif not alive:
                 raise WorkersLost(f"the workers of a trial must end with it, got: {self._lost}")
         if isinstance(told, Exception):
@@ -221,14 +236,26 @@ class WorkerGroup:
         return told
 
     def answer(self, goes_on: bool) -> None:
-        ray.get(self._desk.answer.remote(goes_on))
+        """Let the workers go on after a report, or end this job.
+
+        Raises:
+            WorkersLost: they cannot be reached.
+        """
+        _from_desk(self._desk.answer.remote(goes_on))
 
     def end(self) -> None:
         """Send the workers home and wait for the end of Ray Train."""
-        with suppress(ray.exceptions.RayError):
+        with suppress(RayError):
             ray.get([self._desk.post.remote(None), self._desk.answer.remote(False)], timeout=_FAREWELL_S)
         self._thread.join(_FAREWELL_S)
         ray.kill(self._desk)
+
+
+def _from_desk(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayError as error:
+        raise WorkersLost(f"the mailbox of a trial's workers must answer, got {type(error).__name__}") from error
 
 
 def own_devices() -> list[str]:

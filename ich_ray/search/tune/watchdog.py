@@ -7,6 +7,7 @@ like one that a fault has ended, and only then has the process killed there, fro
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import signal
@@ -106,6 +107,10 @@ class Watchdog(Callback):
         if pace is None or "lost" in result or "failure" in result:
             return
         took, pace.last = self._now() - pace.last, self._now()
+        if "admitted" not in result:  # of an attempt before, sent again at once: nothing was trained for it
+            pace.last = math.inf if took < 0 else pace.last
+            self._asked.pop(trial.config["number"], None)
+            return
         self._nodes.add(result.get("node", ""))
         if took < 0:  # it was to be ended, and has reported before that
             return
@@ -119,7 +124,7 @@ class Watchdog(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         """Its pace is known from now on, and it is not looked at until it starts."""
         if pace := self._running.get(trial.config["number"]):
-            pace.last = float("inf")
+            pace.last = math.inf
         self._asked.pop(trial.config["number"], None)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
@@ -186,7 +191,7 @@ class Watchdog(Callback):
         else:
             return
         self._asked.pop(number)
-        self._running[number].last = float("inf")
+        self._running[number].last = math.inf
         detail = f"no report for {question.quiet_s:.0f} s, process {question.pid}: {state}"
         say(f"trial {number}: {detail}; it is ended")
         host = host or question.node[:8]

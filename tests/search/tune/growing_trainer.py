@@ -10,7 +10,7 @@ from typing import Any
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.search.tune.lent_slots import lent_to
+from ich_ray.search.tune.lent_slots import LentSlots
 from ich_ray.search.tune.trial import TrialSettings, train_model
 from ich_ray.training.data_parallel import Shard
 
@@ -45,5 +45,6 @@ class PatientTrainer:
             yield progress
             deadline = time.monotonic() + _WAIT_S
             waits = seed == self.seed and shard is None and progress.images_seen == 2 * settings.report_every
-            while waits and not lent_to(settings.search, seed).slots and time.monotonic() < deadline:
+            slots = LentSlots(settings.search, seed)
+            while waits and not slots.now().slots and time.monotonic() < deadline:
                 time.sleep(0.2)

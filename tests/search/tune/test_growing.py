@@ -199,6 +199,25 @@ def test_a_trial_that_does_not_take_its_slots_loses_them() -> None:
     assert (search.lent, search.keepers[0].said, search.told) == ([1], "end ", [(0, 2), (0, 1)])
 
 
+def test_reports_before_its_slots_are_held_count_for_nothing() -> None:
+    search = Search()
+    for images in (100, 200):
+        search.report(images)
+    search.look()
+    search.keepers[0].holds = False
+    for images in range(300, 701, 100):
+        search.report(images, takes=2.0)
+        search.look()
+    assert search.keepers[0].said == "", "a machine that is slow to start a process"
+    search.keepers[0].holds = True
+    search.look()
+    for images in (720, 740, 760):
+        search.report(images, takes=2.0)
+    assert (search.keepers[0].said, search.told) == ("", [(0, 2)])
+    search.report(780, takes=2.0)
+    assert search.keepers[0].said == "end "
+
+
 def test_a_trial_that_was_lost_while_it_was_larger_stays_as_it_is() -> None:
     search = Search()
     for images in (100, 200):

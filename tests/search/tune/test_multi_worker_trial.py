@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray.exceptions import ActorDiedError
 
 from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
@@ -21,8 +22,8 @@ from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.run import run_search
 from ich_ray.search.tune import multi_worker_trial as module
-from ich_ray.search.tune.multi_worker_trial import _Mailbox, _Step, _step, _visible
-from ich_ray.search.tune.train_workers import FaultOfWorker
+from ich_ray.search.tune.multi_worker_trial import MultiWorkerTrainer, _Mailbox, _Step, _step, _visible
+from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
 from ich_ray.search.tune.trial import TrialSettings
 from ich_ray.storage import sha256
 from ich_ray.training.data_parallel import PeerLost, Shard
@@ -120,6 +121,86 @@ def test_a_fault_of_a_worker_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> 
             group.next()
         assert raised.value.args[0] == told
         assert raised.value.args[1].endswith(str(errors.pop(0)))
+
+
+class Desk:
+    """Stands in for Ray: a mailbox with a state in it, and what is asked of it and does not answer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, gone: str = "") -> None:
+        self.gone, self.asked, self.made = gone, list[str](), list[Any]()
+        monkeypatch.setattr(module, "ray", self)
+        monkeypatch.setattr(module, "atexit", SimpleNamespace(register=lambda _: None))
+        monkeypatch.setattr(module, "run_workers", lambda *_, **__: None)
+        monkeypatch.setattr(module, "_own_address", lambda: "10.0.0.1")
+        monkeypatch.setattr(module, "own_devices", list)
+
+    def remote(self, **held: Any) -> Any:
+        self.made.append(held)
+        return lambda _: SimpleNamespace(options=self.options)
+
+    def options(self, **options: Any) -> Any:
+        self.made.append(options)
+        return SimpleNamespace(remote=lambda: self)
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(get_node_id=lambda: "a" * 56)
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *_: name)
+
+    def wait(self, asked: list[str], **_: Any) -> Any:
+        return asked, []
+
+    def kill(self, _: object) -> None:
+        self.asked.append("kill")
+
+    def get(self, asked: Any, **_: Any) -> Any:
+        asked = asked if isinstance(asked, str) else ",".join(asked)
+        self.asked.append(asked)
+        if self.gone and self.gone in asked:
+            raise ActorDiedError
+        return STEP
+
+
+def reports() -> Any:
+    settings = TrialSettings("", "", "", images=300, report_every=100, cpus=2, gpus=0, workers=2)
+    return MultiWorkerTrainer(FakeWorker())(Hyperparameters(), None, settings, 1, None)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def no_group() -> Iterator[None]:
+    module._group.cache_clear()
+    yield
+    module._group.cache_clear()
+
+
+def test_the_mailbox_of_a_trial_stands_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(monkeypatch)
+    module.WorkerGroup(2, [])
+    held, options = desk.made
+    strategy = options["scheduling_strategy"]
+    assert (held, strategy.node_id, strategy.soft) == ({"num_cpus": 0}, "a" * 56, False)
+
+
+@pytest.mark.usefixtures("no_group")
+@pytest.mark.parametrize("gone", ["post", "next", "answer"])
+def test_a_mailbox_that_is_gone_costs_an_attempt_and_fails_no_trial(monkeypatch: pytest.MonkeyPatch, gone: str) -> None:
+    desk = Desk(monkeypatch, gone)
+    with pytest.raises(WorkersLost, match="must answer, got ActorDiedError"):
+        list(reports())
+    assert desk.asked[-1] == "kill", "and the next attempt has other workers"
+    assert module._group.cache_info().currsize == 0
+
+
+@pytest.mark.usefixtures("no_group")
+def test_a_mailbox_that_is_gone_when_its_trial_is_stopped_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(monkeypatch)
+    steps = reports()
+    assert next(steps) == STEP
+    desk.gone = "answer"
+    steps.close()
+    assert desk.asked[-1] == "kill"
+    assert module._group.cache_info().currsize == 0
 
 
 def test_workers_see_the_accelerators_of_their_trial_and_no_others() -> None:

@@ -33,7 +33,11 @@ class Watched:
         self.dog.on_trial_start(0, [], trial(number))
 
     def report(self, number: int, **said: Any) -> None:
-        self.dog.on_trial_result(0, [], trial(number), {"node": "a", **said})
+        self.dog.on_trial_result(0, [], trial(number), {"node": "a", "admitted": 1.0, **said})
+
+    def send_again(self, number: int) -> None:
+        """A report of an attempt before, as a trial that goes on from a whole state does at once."""
+        self.dog.on_trial_result(0, [], trial(number), {"images_seen": 100, "metrics": {}, "checkpoint": {}})
 
 
 def trial(number: int, actor: object = None) -> Any:
@@ -85,6 +89,31 @@ def test_before_its_first_report_the_slowest_first_report_of_all_counts() -> Non
     assert watched.pass_by(10) == {1, 2}
 
 
+def test_a_report_that_is_sent_again_is_no_first_report_and_tells_no_pace() -> None:
+    watched = Watched()
+    for number in (1, 2):
+        watched.start(number)
+    watched.pass_by(20)
+    watched.send_again(1)
+    assert (watched.dog.limit_s(1), watched.dog.limit_s(2)) == (3600, 3600), "nobody knows yet"
+    assert watched.pass_by(900) == set()
+    watched.report(1)
+    assert (watched.dog.limit_s(1), watched.dog.limit_s(2)) == (4500, 4500), "900 s from when it was sent again"
+    assert watched.pass_by(3600) == {2}, "4,520 s"
+
+
+def test_a_report_that_is_sent_again_is_a_sign_of_life() -> None:
+    watched = Watched()
+    watched.start(1)
+    watched.report(1)
+    watched.dog.on_trial_recover(0, [], trial(1))
+    watched.start(1)
+    watched.pass_by(300)
+    watched.send_again(1)
+    assert watched.pass_by(300) == set()
+    assert watched.pass_by(10) == {1}
+
+
 def test_who_waits_in_the_queue_or_has_ended_is_not_silent() -> None:
     watched = Watched()
     for number in (1, 2, 3):
@@ -113,6 +142,22 @@ def test_what_a_worker_says_of_a_fault_is_no_report() -> None:
     watched.report(1, lost="device")
     watched.report(1, failure="error")
     assert watched.dog.limit_s(1) == 3600
+
+
+def test_a_process_that_sends_a_report_again_is_not_ended_by_the_answer_of_its_machine(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.ray, "wait", lambda _, timeout: ([], []))
+    watched = Watched()
+    watched.start(1)
+    watched.report(1)
+    watched.pass_by(310)
+    watched.dog.on_step_end(0, [trial(1)])
+    assert asked == ["state_of 4711 on a"]
+    watched.send_again(1)
+    monkeypatch.setattr(module.ray, "wait", lambda asked, timeout: (asked, []))
+    watched.dog.on_step_end(0, [trial(1)])
+    assert (watched.lost, asked) == ([], ["state_of 4711 on a"])
 
 
 @pytest.fixture
