@@ -60,7 +60,8 @@ def doctor(
     given = _read_cluster_file(locate(cluster_file)) if cluster_file is not None else []
     where = cluster_address(address)
     of_scratch: list[Finding] = []
-    machines, dashboard = list[Facts](), None
+    machines: list[Facts] = []
+    dashboard: str | None = None
     with terminated_as_interrupted(), _scratch(storage, of_scratch) as (scratch, witness):
         if where is None:
             machines = [_here(scratch, witness)]

@@ -69,7 +69,8 @@ def read_others(folder: UPath | str, names: Iterable[str], large_of: str) -> tup
     """
     folder = locate(folder)
     wrong = {name: problem for name in names if (problem := _problem(folder / name))}
-    large, problems = _large(folder, large_of), []
+    large = _large(folder, large_of)
+    problems: list[str] = []
     took_s = _best(lambda: problems.append(_problem(large)), before=lambda: _drop_cached(large))
     problem = next(filter(None, problems), "")
     return (wrong | {large_of: problem} if problem else wrong), None if problem else _rate(took_s)
