@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 _TABLE_ROWS = 10
+# Of a value in a line that compares two.
+_VALUE_WIDTH = 80
 # Columns of text; all others hold numbers.
 _TEXT = ("state", "role", "parameters", "reason", "slice", "uid", "file", "path", "detail")
 
@@ -122,7 +124,9 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         folds = (" ".join(map(_plain, trial.fold_values)),) if found.objective.networks > 1 else ()
         chance = (_share(found.p_best.get(trial.number)),) if found.p_best else ()
         rate = (_rate(trial.usage.images_per_s),) if usage.images_per_s else ()
-        rows.append((trial.number, state, value, *chance, trial.images_seen, seconds, *rate, *folds, *added, drawn))
+        rows.append(
+            (trial.number, state, value, *chance, f"{trial.images_seen:,}", seconds, *rate, *folds, *added, drawn)
+        )
     by_fold = ("each fold",) if found.objective.networks > 1 else ()
     known = ("best",) if found.p_best else ()
     rates = ("images/s",) if usage.images_per_s else ()
@@ -136,6 +140,15 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
         print_line(went)
     for setup, count in Counter(str(trial.setup) for trial in found.trials if trial.setup).most_common():
         print_line(f"{count} trials on {setup}")
+
+
+def _cut(difference: str) -> str:
+    """A difference without what is too long of its two values, such as a list of all trials."""
+    key, _, values = difference.partition(": ")
+    shown = " -> ".join(
+        value if len(value) <= _VALUE_WIDTH else f"{value[: _VALUE_WIDTH - 1]}…" for value in values.split(" -> ", 1)
+    )
+    return f"{key}: {shown}{'; --json has all' * (shown != values)}"
 
 
 def print_side_by_side(compared: SideBySide, as_json: bool) -> None:
@@ -155,7 +168,7 @@ def print_side_by_side(compared: SideBySide, as_json: bool) -> None:
     for at, pair in enumerate(compared.pairs, 2):
         print_line(f"search {at} and search 1: {'the same dataset' if pair.same_dataset else 'different datasets'}")
         for line in pair.differences[:_TABLE_ROWS]:
-            print_line(f"  {line}")
+            print_line(f"  {_cut(line)}")
         if len(pair.differences) > _TABLE_ROWS:
             print_line(f"  {len(pair.differences) - _TABLE_ROWS} more differences; --json has all")
         print_line(f"  best of search {at}: {pair.verdict}")

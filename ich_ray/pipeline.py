@@ -219,6 +219,8 @@ def _confirm(files: SearchFiles, dataset: PreparedDataset, top: int, resources: 
     except ConfigError as error:  # too few patients, and nobody asked for folds
         progress.say(f"  with new seeds in place of folds: {error}")
         folds, seeds = None, CONFIRM_PARTS
+    if resources.get("gpus_per_trial") == "auto":  # shares are of a search alone
+        resources = {**resources, "gpus_per_trial": None}
     confirm(files.root, top=top, folds=folds, seeds=seeds, **resources)
 
 

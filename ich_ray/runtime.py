@@ -14,7 +14,7 @@ import time
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from ich_ray.errors import ConfigError, first_line
+from ich_ray.errors import ConfigError, IchRayError, Interrupted, first_line
 from ich_ray.local_ray import own_token, start_ray
 from ich_ray.progress import say
 from ich_ray.storage import holds_credentials, name_a_home
@@ -41,6 +41,7 @@ _KNOCK_EVERY_S = 2.0
 # While nobody answers: Ray's own threads connect again after a second, and abort with a page of addresses when the
 # head is another one.
 _KNOCK_AGAIN_S = 0.1
+_HINT = "see to the cluster and run the command again, a search with --resume: nothing finished is lost"
 _terminated = threading.Event()
 _last_words: list[Callable[[], None]] = []
 
@@ -84,7 +85,9 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         guard_logger("ray")
         over = threading.Event()
         if not (where or "").startswith("ray://"):
-            threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address, over), daemon=True).start()
+            threading.Thread(
+                target=_watch, args=(ray.get_runtime_context().gcs_address, over, not where), daemon=True
+            ).start()
         try:
             with terminated_as_interrupted():
                 yield
@@ -163,7 +166,7 @@ def _say_first_line(data: Any, ignore_prefix: bool = False) -> None:  # noqa: AR
     say(f"Ray: {' '.join(data['lines'][:1]).strip().partition(chr(10))[0]}")
 
 
-def _watch(head: str, over: threading.Event) -> None:
+def _watch(head: str, over: threading.Event, is_own: bool) -> None:
     """End the process when nobody has answered at the head's address for a while, or another head does."""
     host, _, port = head.rpartition(":")
     answered, silent = time.monotonic(), False
@@ -171,7 +174,10 @@ def _watch(head: str, over: threading.Event) -> None:
         try:
             knock(host, int(port))
             if silent and _is_another(head):
-                _leave(f"{head}: the head of the cluster must stay the one that it was, got one that was started again")
+                _leave(
+                    f"{head}: the head of the cluster must stay the one that it was, got one that was started again; "
+                    f"{_HINT}"
+                )
             answered, silent = time.monotonic(), False
         except OSError:
             silent = True
@@ -179,9 +185,14 @@ def _watch(head: str, over: threading.Event) -> None:
                 return
             silent_s = time.monotonic() - answered
             if _terminated.is_set() and silent_s >= _PATIENCE_TERMINATED_S:
-                _leave(f"{head}: the head of the cluster was ended together with this process")
+                if is_own:
+                    _leave(
+                        "interrupted; nothing finished is lost, run the command again, a search with --resume",
+                        Interrupted.exit_code,
+                    )
+                _leave(f"{head}: the head of the cluster was ended together with this process; {_HINT}")
             if silent_s >= _PATIENCE_S:
-                _leave(f"{head}: the head of the cluster must answer, got nothing for {_PATIENCE_S:.0f} s")
+                _leave(f"{head}: the head of the cluster must answer, got nothing for {_PATIENCE_S:.0f} s; {_HINT}")
 
 
 def _is_another(head: str) -> bool:
@@ -200,13 +211,12 @@ def _is_another(head: str) -> bool:
         raise ConnectionError(str(error)) from None
 
 
-def _leave(problem: str) -> None:
-    hint = "see to the cluster and run the command again, a search with --resume: nothing finished is lost"
-    complain(f"{problem}; {hint}")
+def _leave(problem: str, code: int = IchRayError.exit_code) -> None:
+    complain(problem)
     for say_them in _last_words:
         with suppress(Exception):
             say_them()
-    os._exit(1)
+    os._exit(code)
 
 
 @contextmanager

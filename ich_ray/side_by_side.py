@@ -79,9 +79,10 @@ class ComparedPair:
         """What can be said of the difference between their best trials."""
         if self.p_better is None:
             return f"cannot be told apart from noise: {self.problem}"
-        told = f"better in {self.p_better:.1%} of draws of the patients who judged both"
-        beyond = max(self.p_better, 1 - self.p_better) >= _BEYOND_NOISE
-        return f"{told}, {'beyond noise' if beyond else 'within noise'}"
+        told = f"(better in {self.p_better:.1%} of draws of the patients who judged both)"
+        if max(self.p_better, 1 - self.p_better) < _BEYOND_NOISE:
+            return f"within noise {told}"
+        return f"{'better' if self.p_better > 0.5 else 'worse'} beyond noise {told}"
 
 
 @dataclass(frozen=True)

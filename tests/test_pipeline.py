@@ -91,6 +91,7 @@ def asked(name: str, options: dict[str, Any]) -> str:
     """What a stage was asked for, as on a command line."""
     told = f" --top {options['top']} --folds {options.get('folds')}" if name == "confirm" else ""
     told += f" --trials {options['trials']}" if name == "sequence" else ""
+    told += f" --gpus-per-trial {options['gpus_per_trial']}" if "gpus_per_trial" in options else ""
     return told + "".join(f" --tta {view}" for view in options.get("tta", ()))
 
 
@@ -152,6 +153,11 @@ def test_a_view_that_the_chosen_trial_cannot_be_shown_is_left_out_and_said(
         assert result.card["tta"] == ["hflip"]
     assert said.count("--tta depth_flip: left out, trial 0 sees no neighbors") == 2
     assert ran.count("retrain --tta hflip") == 1
+
+
+def test_shares_that_memory_decides_are_asked_of_the_search_alone(ran: list[str], tmp_path: Path) -> None:
+    pipeline.run("images", "labels", builtin_space("demo"), tmp_path, sequence=0, gpus_per_trial="auto")
+    assert ran[1:3] == ["run_search --gpus-per-trial auto", f"{CONFIRM} --gpus-per-trial None"]
 
 
 def test_nothing_is_confirmed_if_not_asked_or_if_one_trial_alone_has_completed(ran: list[str], tmp_path: Path) -> None:

@@ -155,11 +155,11 @@ def test_a_head_that_no_longer_answers_ends_the_process(
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"
         threading.Timer(0.5, over.set).start()
-        runtime._watch(address, over)
+        runtime._watch(address, over, is_own=False)
     assert capsys.readouterr().err == ""
     started = time.monotonic()
     with pytest.raises(Ended, match="1"):
-        runtime._watch(address, threading.Event())
+        runtime._watch(address, threading.Event(), is_own=False)
     assert 0.2 <= time.monotonic() - started < 5
     said = capsys.readouterr().err
     assert said.startswith(f"ich-ray: {address}: the head of the cluster must answer, got nothing for 0 s; see to the")
@@ -167,8 +167,16 @@ def test_a_head_that_no_longer_answers_ends_the_process(
 
 
 @pytest.mark.usefixtures("told_end")
+@pytest.mark.parametrize(
+    ("is_own", "code", "said"),
+    [
+        (False, "1", "{}: the head of the cluster was ended together with this process; see to the cluster and run the "
+         "command again, a search with --resume: nothing finished is lost"),
+        (True, "130", "interrupted; nothing finished is lost, run the command again, a search with --resume"),
+    ],
+)  # fmt: skip
 def test_a_process_that_is_ended_with_its_head_waits_less(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    is_own: bool, code: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runtime, "_KNOCK_EVERY_S", 0.02)
     monkeypatch.setattr(runtime, "_PATIENCE_TERMINATED_S", 0.2)
@@ -180,14 +188,12 @@ def test_a_process_that_is_ended_with_its_head_waits_less(
         with pytest.raises(KeyboardInterrupt):
             signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         started = time.monotonic()
-        with pytest.raises(Ended, match="1"):
-            runtime._watch(address, threading.Event())
+        with pytest.raises(Ended, match=f"^{code}$"):
+            runtime._watch(address, threading.Event(), is_own)
         assert time.monotonic() - started < 5
     assert signal.getsignal(signal.SIGTERM) == before
     assert not runtime._terminated.is_set()
-    assert capsys.readouterr().err.startswith(
-        f"ich-ray: {address}: the head of the cluster was ended together with this"
-    )
+    assert capsys.readouterr().err == f"ich-ray: {said.format(address)}\n"
 
 
 @pytest.mark.usefixtures("told_end")
@@ -206,7 +212,7 @@ def test_a_head_that_was_started_again_ends_the_process(
 
     monkeypatch.setattr(runtime, "knock", knock)
     with pytest.raises(Ended, match="1"):
-        runtime._watch("10.0.0.1:6379", threading.Event())
+        runtime._watch("10.0.0.1:6379", threading.Event(), is_own=False)
     assert list(answers) == []
     assert capsys.readouterr().err == (
         "ich-ray: 10.0.0.1:6379: the head of the cluster must stay the one that it was, got one that was started "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,9 @@ def test_a_difference_that_the_patients_show_is_beyond_noise(tmp_path: Path, dat
     worse, same = compared.pairs
     assert worse.same_dataset
     assert (worse.differences, worse.p_better) == ((), 0.0)
-    assert worse.verdict == "better in 0.0% of draws of the patients who judged both, beyond noise"
-    assert (same.p_better, same.verdict.rpartition(", ")[2]) == (0.5, "within noise")
+    assert worse.verdict == "worse beyond noise (better in 0.0% of draws of the patients who judged both)"
+    assert replace(worse, p_better=1.0).verdict.startswith("better beyond noise (better in 100.0% of draws")
+    assert (same.p_better, same.verdict.partition(" (")[0]) == (0.5, "within noise")
     first = compared.searches[0]
     assert (first.trials, first.completed, first.trial, first.images, first.gpu_hours) == (2, 2, 0, 600, 0.0)
     assert first.best == open_search(good.files.root).best().value
@@ -88,7 +90,8 @@ def test_the_command_tells_spaces_apart(
 ) -> None:
     one, other = search(tmp_path / "one", dataset, 6.0), search(tmp_path / "other", dataset, 0.5)
     space = read_json(other.files.search)["space"]
-    changed(other, seed=3, space={**space, "parameters": {"dropout": {"uniform": [0.0, 0.5]}}})
+    listed = [{"dropout": number / 100} for number in range(50)]
+    changed(other, seed=3, space={**space, "parameters": {"dropout": {"uniform": [0.0, 0.5]}}, "candidates": listed})
     write_json(one.files.confirmation, make_confirmation(0, 0))
     places = [str(one.files.root), str(other.files.root)]
     assert call(["results", *places]) == 0
@@ -97,11 +100,14 @@ def test_the_command_tells_spaces_apart(
     assert "search 2 and search 1: the same dataset" in lines
     assert "  seed: 0 -> 3" in lines
     assert "  parameters.dropout.uniform: [0.0, 0.8] -> [0.0, 0.5]" in lines
-    assert "  best of search 2: better in 0.0% of draws of the patients who judged both, beyond noise" in lines
+    assert "  best of search 2: worse beyond noise (better in 0.0% of draws of the patients who judged both)" in lines
+    (cut,) = (line for line in lines if line.startswith("  candidates"))
+    assert cut == f"  candidates: nothing -> {str(listed)[:79]}…; --json has all"
     assert call(["results", *places, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [search["confirmed"] for search in told["searches"]] == [0.4, None]
     assert told["pairs"][0]["p_better"] == 0.0
+    assert f"candidates: nothing -> {listed}" in told["pairs"][0]["differences"]
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,16 @@ _DASHBOARD_PORT = 8265
 _MISSING = "missing"
 
 
-def check(machines: Sequence[Facts], dashboard: str | None, is_cluster: bool) -> list[Finding]:
+def check(
+    machines: Sequence[Facts], dashboard: str | None, is_cluster: bool, of_storage: Sequence[Finding] = ()
+) -> list[Finding]:
     """All findings, in the order in which they would hurt; nothing is ok of which something is an error.
 
     Args:
         machines: one record each.
         dashboard: `host:port` that it listens on, None without one.
         is_cluster: whether `machines` are the nodes of a cluster, not just this one.
+        of_storage: what the process that asks them has found there.
     """
     heard = [machine for machine in machines if not machine.silent]
     found = [
@@ -42,6 +45,7 @@ def check(machines: Sequence[Facts], dashboard: str | None, is_cluster: bool) ->
         *_versions(machines),
         *_unanswered(heard),
         *check_devices(heard),
+        *of_storage,
         *check_storage(heard),
         *_folders(heard),
         *_clocks(heard if is_cluster else ()),

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ASKED_WITHIN_S", "DeviceFacts", "Devices", "ask_devices"]
 
-# PyTorch loads within a minute from a slow share, too; then a device has some seconds for its kernel.
-_KERNEL_WITHIN_S = 60.0
+# PyTorch loads within a minute from a slow share, too. Then it loads for all devices at once, and each has some seconds
+# for its kernel.
+_SURVEY_WITHIN_S, _KERNEL_WITHIN_S = 60.0, 120.0
 # With a sick device it may never answer.
 _DRIVER_WITHIN_S = 15.0
 # One after the other: what is there, what each computes; the driver is asked beside them.
-ASKED_WITHIN_S = 2 * _KERNEL_WITHIN_S + 5.0
+ASKED_WITHIN_S = _SURVEY_WITHIN_S + _KERNEL_WITHIN_S + 10.0
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _XID = re.compile(r"NVRM: Xid \(([^)]*)\): (\d+)")
 
@@ -85,7 +86,7 @@ def ask_devices(is_of_ray: bool = False, run: Callable[..., dict[str, Any]] | No
     if is_of_ray and not seen:
         seen = None
     told, missing = answers({
-        "survey": Question(_KERNEL_WITHIN_S + 5, lambda: run((), seen)),
+        "survey": Question(_SURVEY_WITHIN_S + 5, lambda: run((), seen)),
         "hints": Question(3 * _DRIVER_WITHIN_S + 5, _hints),
     })  # fmt: skip
     survey = told.get("survey") or {"problem": missing["survey"]}
@@ -124,11 +125,12 @@ def _run(arguments: Sequence[str], visible: str | None) -> dict[str, Any]:
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
         env=environ,
     )  # fmt: skip
+    within_s = _KERNEL_WITHIN_S if arguments else _SURVEY_WITHIN_S
     try:
-        out, complaint = process.communicate(timeout=_KERNEL_WITHIN_S)
+        out, complaint = process.communicate(timeout=within_s)
     except subprocess.TimeoutExpired:
         process.kill()  # and not waited for: one that hangs in a driver does not end
-        return {"problem": f"nothing within {_KERNEL_WITHIN_S:g} s"}
+        return {"problem": f"nothing within {within_s:g} s"}
     try:
         told: dict[str, Any] = parse_json(out.strip().rpartition("\n")[2])
     except ValueError:

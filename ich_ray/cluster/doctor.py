@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ich_ray.cluster.checks import check, check_cluster_file
+from ich_ray.cluster.device_facts import ASKED_WITHIN_S
 from ich_ray.cluster.findings import Finding
 from ich_ray.cluster.machine_facts import Facts, look
 from ich_ray.cluster.secrets import find_secrets
@@ -19,7 +20,7 @@ from ich_ray.errors import ConfigError, first_line
 from ich_ray.local_ray import sessions_folder
 from ich_ray.machines import on_node, with_versions
 from ich_ray.runtime import cluster_address, connected, terminated_as_interrupted
-from ich_ray.storage import Location, locate, remove, write_bytes
+from ich_ray.storage import Location, is_local, locate, remove, write_bytes
 from ich_ray.versions import version_reader
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["doctor"]
 
 # Each machine ends its own checks before: with PyTorch on a slow share, and a device that hangs.
-_ANSWER_WITHIN_S = 180.0
+_ANSWER_WITHIN_S = ASKED_WITHIN_S + 60.0
 _WITHIN_S = 60.0
-_DRIVER, _THIS = "this process", "this"
+_THIS = "this"
 
 
 def doctor(
@@ -44,32 +45,52 @@ def doctor(
         address: a Ray cluster to look at from inside, such as ``auto`` on its head; ``RAY_ADDRESS`` if not given,
             else this machine alone. From outside, submit it: ``submit(["doctor", ...])``.
         storage: a folder or URI that must be readable and writable from everywhere; a folder for the test is made in
-            it and removed.
+            it and removed. A local one must be there.
         cluster_file: a cluster file to look through for secrets.
 
     Returns:
         Findings; an `error` among them means that a search should not be started.
 
     Raises:
-        ConfigError: no cluster answers at the address, or the cluster file is not there.
+        ConfigError: no cluster answers at the address, or the cluster file or a local folder of the storage is not
+            there.
     """
+    if storage is not None:
+        _check_folder(storage)
     given = _read_cluster_file(locate(cluster_file)) if cluster_file is not None else []
     where = cluster_address(address)
     of_scratch: list[Finding] = []
+    machines: list[Facts] = []
+    dashboard: str | None = None
     with terminated_as_interrupted(), _scratch(storage, of_scratch) as (scratch, witness):
         if where is None:
-            found = check([_here(scratch, witness)], None, is_cluster=False)
+            machines = [_here(scratch, witness)]
         else:
             with connected(address):
                 machines, dashboard = _ask_all(scratch, witness)
-            found = check(machines, dashboard, is_cluster=True)
-    return given + found + of_scratch
+    return given + check(machines, dashboard, is_cluster=where is not None, of_storage=of_scratch)
 
 
 def _read_cluster_file(path: UPath) -> list[Finding]:
     if not path.is_file():
         raise ConfigError(f"--cluster-file {path}: must be a file, got none; check the path")
     return check_cluster_file(path.name, find_secrets(path.read_text(errors="replace")))
+
+
+def _check_folder(storage: Location) -> None:
+    """A local folder is there already: one that is made by a misspelt path tells nothing of the one that was meant."""
+    if not str(storage):
+        raise ConfigError("--storage: must be a folder or a URI, got an empty text; leave it out to test none")
+    path = locate(storage)
+    if not is_local(path):
+        return
+    told, _ = answers({"kind": Question(_WITHIN_S, lambda: (path.exists(), path.is_dir()))})
+    is_there, is_folder = told.get("kind", (True, True))  # what hangs is a finding
+    if not is_folder:
+        got = "a file" if is_there else "nothing there"
+        raise ConfigError(
+            f"--storage {path}: must be a folder that is there, got {got}; correct it, or make that folder"
+        )
 
 
 @contextmanager
@@ -81,7 +102,8 @@ def _scratch(storage: Location | None, findings: list[Finding]) -> Iterator[tupl
     if storage is None:
         yield None, ""
         return
-    scratch, witness = locate(storage) / f".ich-ray-doctor-{secrets.token_hex(4)}", secrets.token_hex(8)
+    folder = locate(storage)
+    scratch, witness = folder / f".ich-ray-doctor-{secrets.token_hex(4)}", secrets.token_hex(8)
     failed: dict[str, str] = {}
     try:
         _, failed = answers({"write": Question(_WITHIN_S, partial(write_bytes, scratch / "witness", witness.encode()))})
@@ -90,9 +112,9 @@ def _scratch(storage: Location | None, findings: list[Finding]) -> Iterator[tupl
                 Finding(
                     "error",
                     "storage",
-                    f"{_DRIVER}: must write it, got {failed['write']}",
-                    "mount it with write access, or give this machine credentials for it",
-                    (_DRIVER,),
+                    f"{folder}: must be writable from this machine, got {failed['write']}",
+                    "mount it here with write access, or give this machine credentials for it",
+                    (_THIS,),
                 )
             )
         yield None if failed else str(scratch), witness

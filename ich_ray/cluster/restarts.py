@@ -14,6 +14,7 @@ from ich_ray.cluster.jobs import submit as submit_job
 from ich_ray.cluster.ray_errors import UnknownJob, Unreachable
 from ich_ray.errors import ConfigError, IchRayError, Interrupted
 from ich_ray.progress import say
+from ich_ray.runtime import terminated_as_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,25 +68,32 @@ def run_to_end(
     Raises:
         ConfigError: the command, the address or the token is not right.
         IchRayError: the cluster did not answer for an hour, or its last job was lost without a trace.
-        Interrupted: nobody waits for it any more; the job goes on.
+        Interrupted: nobody waits for it any more; the message tells whether a job goes on.
     """
     again = [command[0], "--resume", *command[1:]] if knows_resume and "--resume" not in command else [*command]
-    job = submit_job(command, address=address, cpus=cpus, gpus=gpus, python=python)
-    for number in range(restarts + 1):
-        submitted(job)
-        try:
-            ended = _end_of(job, address)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"{job}: is brought back only while this command waits for it, got interrupted; the job goes on, and "
-                "`ich-ray stop` ends it"
-            ) from None
-        why = "the cluster has no record of it" if ended is None else _loss(ended)
-        if number == restarts or not why:
-            break
-        say(f"{job}: lost ({why}), submitted again in {_PAUSE_S:.0f} s: restart {number + 1} of {restarts}")
-        time.sleep(_PAUSE_S)
-        job = _once_there(lambda: submit_job(again, address=address, cpus=cpus, gpus=gpus, python=python))
+    with terminated_as_interrupted():
+        job = submit_job(command, address=address, cpus=cpus, gpus=gpus, python=python)
+        for number in range(restarts + 1):
+            submitted(job)
+            try:
+                ended = _end_of(job, address)
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"{job}: is brought back only while this command waits for it, got interrupted; the job goes on, "
+                    "and `ich-ray stop` ends it"
+                ) from None
+            why = "the cluster has no record of it" if ended is None else _loss(ended)
+            if number == restarts or not why:
+                break
+            say(f"{job}: lost ({why}), submitted again in {_PAUSE_S:.0f} s: restart {number + 1} of {restarts}")
+            try:
+                time.sleep(_PAUSE_S)
+                job = _once_there(lambda: submit_job(again, address=address, cpus=cpus, gpus=gpus, python=python))
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"{job}: was lost and is not known to be submitted again, got interrupted; see `ich-ray jobs`, and "
+                    f"submit it{' with --resume' * knows_resume} to go on"
+                ) from None
     if ended is None:
         raise IchRayError(
             f"{job}: must end on the cluster that it was sent to, got lost with its head after {number} restart(s); "

@@ -56,8 +56,8 @@ def _speed(machines: Sequence[Facts]) -> Iterable[Finding]:
             yield Finding(
                 "warning",
                 "storage",
-                f"{machine}: must be about as fast as on most machines, where a state of 100 MB takes {usual:.1f} s to "
-                f"write, got {state_s:.1f} s",
+                f"{machine}: must be about as fast as on most machines, where a state of 100 MB takes "
+                f"{_seconds(usual)} to write, got {state_s:.1f} s",
                 "compare how it is mounted there, and its network",
                 (machine,),
             )
@@ -77,6 +77,11 @@ def _said(machines: Iterable[Facts]) -> str:
         return ""
     slowest = max(speeds, key=lambda speed: speed.state_s)
     reads = [speed.read_mb_per_s for speed in speeds if speed.read_mb_per_s]
-    read = f", {100 / min(reads):.1f} s to read" if reads else ""
-    small = f", a small file {slowest.latency_s * 1e3:.0f} ms{' on the slowest' * (len(speeds) > 1)}"
-    return f"; a state of 100 MB takes {slowest.state_s:.1f} s to write{read}{small}"
+    read = f", {_seconds(100 / min(reads))} to read" if reads else ""
+    small = f", a small file {max(1.0, slowest.latency_s * 1e3):.0f} ms{' on the slowest' * (len(speeds) > 1)}"
+    return f"; a state of 100 MB takes {_seconds(slowest.state_s)} to write{read}{small}"
+
+
+def _seconds(took: float) -> str:
+    """As exact as one file of some MB tells it."""
+    return f"{took:.1f} s" if took >= 0.1 else "under 0.1 s"

@@ -91,6 +91,7 @@ def confirm(
         raise ConfigError("--folds, --seeds: one of them must be given, got both; choose what shall differ")
     if top is not None and budget is not None:
         raise ConfigError("--top, --budget: one of them must be given, got both; with --top all train equally often")
+    held = _held(resources)
     found = open_network_search(search)
     completed = _top(found, 1 if top is None else top)
     space = _space(found)
@@ -119,7 +120,7 @@ def confirm(
     from ich_ray.search.run import locked, run_listed
 
     with locked(files), connected(address):
-        slots = plan_slots(ClusterResources().machines(), TrialResources(**resources))
+        slots = plan_slots(ClusterResources().machines(), held)
         check_workers(dataset, drawn, slots.workers)
         check_machines(dataset, files.root)
         ledger = _ledger(found, space, files, 0 if race else len(candidates) * len(parts))
@@ -143,6 +144,17 @@ def confirm(
         write_json(found.files.confirmation, confirmation.model_dump(mode="json"))
         keep_only(files.weights, (one.seed for one in trained.trials if one.repeats == confirmation.chosen))
     return confirmation
+
+
+def _held(resources: TrialKeywords) -> TrialResources:
+    """What each training holds."""
+    held = TrialResources(**resources)
+    if held.gpus_per_trial == "auto":
+        raise ConfigError(
+            "--gpus-per-trial auto: shares are planned for the trials of a search, got it for confirm; give a number, "
+            "or leave it out for 1 where there are GPUs"
+        )
+    return held
 
 
 def _top(found: SearchResult, top: int) -> list[TrialResult]:

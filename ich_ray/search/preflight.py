@@ -77,7 +77,7 @@ def plan_slots(found: list[Machine], wanted: TrialResources) -> Slots:
     there = ", ".join(machine.describe() for machine in found) or "none"
     for flag, value in (("--cpus-per-trial", cpus_per_trial or 0), ("--gpus-per-trial", gpus)):
         if value < 0 or not (value <= 1 or float(value).is_integer()):  # so that NaN and infinity are none
-            raise ConfigError(f"{flag}: must be a fraction up to 1 or a whole number, got {value:g}; round it")
+            raise ConfigError(f"{flag}: must be 0 or more, a fraction up to 1 or else whole, got {value:g}; correct it")
     workers = _workers(gpus, cpus_per_trial, workers_per_trial)
     cpus_flag = "--workers-per-trial" if cpus_per_trial is None and workers > 1 else "--cpus-per-trial"
     cpus_per_trial = workers if cpus_per_trial is None else cpus_per_trial

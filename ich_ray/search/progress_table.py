@@ -188,11 +188,15 @@ def format_failure(trial: TrialResult) -> str:
 def format_parameters(parameters: Mapping[str, Parameter], searched: Sequence[str] | None = None) -> str:
     """`ARCHITECTURE learning_rate=0.001 ...`, what is looked for first in front.
 
+    Momentum is of SGD; a trial of a list has it beside another optimizer where other trials of that list name it.
+
     Args:
         parameters: of a trial.
         searched: names to keep; all if not given.
     """
     names = [name for name in (parameters if searched is None else searched) if name in parameters]
+    if parameters.get("optimizer", "sgd") != "sgd":
+        names = [name for name in names if name != "momentum"]
     ordered = [name for name in _FIRST if name in names] + [name for name in names if name not in _FIRST]
     return " ".join(_said(name, parameters[name]) for name in ordered)
 

@@ -99,7 +99,7 @@ GpusPerTrial = Annotated[
         "--gpus-per-trial",
         parser=_gpus,
         metavar="NUMBER|auto",
-        help="May be a fraction; auto: of a search, what each trial's memory needs; default 1 where there are GPUs.",
+        help="May be a fraction; auto, in a search: as each trial's memory needs; default 1 where there are GPUs.",
     ),
 ]
 CpusPerTrial = Annotated[

@@ -134,7 +134,7 @@ def test_the_table_has_every_kind_and_its_bounds() -> None:
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(1800)
-def test_a_fault_of_each_kind_costs_a_report_at_most(tmp_path: Path) -> None:
+def test_a_fault_of_each_kind_costs_two_reports_at_most(tmp_path: Path) -> None:
     """The long run is `python -m benchmarks.chaos`; its table stands in docs/reliability.md."""
     lines = run(tmp_path, faults=8, every_s=5, seed=0, trials=9, step_s=0.05)
     assert sorted(line["kind"] for line in lines) == sorted(KINDS)

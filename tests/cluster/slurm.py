@@ -124,7 +124,7 @@ def running_slurm(folder: Path, environ: Mapping[str, str]) -> Iterator[Slurm]:
             process.kill()  # and with it everything that runs there
             process.wait(60)
             for number in range(first_job, first_job + 20):
-                for left in Path("/tmp").glob(f"ich-ray-{number}*"):
+                for left in (*Path("/tmp").glob(f"ich-ray-{number}"), *Path("/tmp").glob(f"ich-ray-{number}-*")):
                     shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
 
 

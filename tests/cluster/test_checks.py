@@ -177,13 +177,41 @@ def test_open_ports_are_those_that_listen_beyond_loopback(tmp_path: Path) -> Non
 def test_storage_is_written_and_read_and_left_clean(tmp_path: Path) -> None:
     assert look("m", str(tmp_path / "s")).storage == ""
     assert look("m", str(tmp_path / "s"), witness="w").storage.startswith("FileNotFoundError")  # type: ignore[union-attr]
-    (tmp_path / "file").write_text("")
+    (tmp_path / "shared").mkdir()
     lines = {finding.check: finding for finding in doctor(storage=tmp_path / "shared")}
     assert lines["storage"].state == "ok"
     assert list((tmp_path / "shared").iterdir()) == []
-    broken = {finding.check: finding for finding in doctor(storage=tmp_path / "file" / "below")}
-    assert broken["storage"].state == "error"
-    assert "this process: must write it, got NotADirectoryError" in broken["storage"].found
+
+
+def test_storage_that_cannot_be_written_is_named_where_it_would_hurt() -> None:
+    """Before what is well, in the order of all findings, and this machine is called as in other lines."""
+    found = doctor(storage="/proc")
+    (broken,) = (finding for finding in found if finding.check == "storage")
+    assert broken.state == "error"
+    assert broken.found.startswith("/proc: must be writable from this machine, got ")
+    assert broken.machines == ("this",)
+    checks = [finding.check for finding in found]
+    assert checks.index("versions") < checks.index("storage") < checks.index("disk")
+
+
+@pytest.mark.parametrize(
+    ("named", "got"),
+    [
+        ("typo", "{0}/typo: must be a folder that is there, got nothing there; correct it, or make that folder"),
+        ("file", "{0}/file: must be a folder that is there, got a file; correct it, or make that folder"),
+        ("file/below", "{0}/file/below: must be a folder that is there, got nothing there; correct it, or make that "
+         "folder"),
+        ("", ": must be a folder or a URI, got an empty text; leave it out to test none"),
+    ],
+)  # fmt: skip
+def test_storage_that_is_not_there_is_refused_and_not_made(
+    named: str, got: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.call(["doctor", "--storage", named and str(tmp_path / named)]) == 2
+    told = capsys.readouterr().err.strip()
+    assert told == f"ich-ray: --storage{' ' * bool(named)}{got.format(tmp_path)}"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_of_another_and_a_home_that_cannot_be_written_are_found(

@@ -117,7 +117,7 @@ def test_a_process_that_hangs_or_dies_is_an_answer(
     (tmp_path / "kernel.py").write_text(source)
     monkeypatch.setattr(device_kernel, "__file__", str(tmp_path / "kernel.py"))
     if "sleep" in source:
-        monkeypatch.setattr(device_facts, "_KERNEL_WITHIN_S", 1.0)
+        monkeypatch.setattr(device_facts, "_SURVEY_WITHIN_S", 1.0)
     assert device_facts._run((), None) == told
 
 

@@ -31,6 +31,7 @@ def _token(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_dashboard_open_to_other_machines_is_found_from_outside(head: Head, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
     findings = asked(head, tmp_path / "shared")
     (listed,) = ich_ray.jobs(head.url)
     assert {finding["check"]: finding["state"] for finding in findings if finding["check"] not in {"disk", "shm"}} == {

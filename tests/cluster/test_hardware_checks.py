@@ -40,6 +40,12 @@ def test_sound_devices_are_counted_by_kind() -> None:
     ]
 
 
+def test_a_machine_that_does_not_answer_leaves_the_others_compared() -> None:
+    hung = machine("c").model_copy(update={"unanswered": {"gpus": "nothing within 195 s"}, "gpus": 2.0})
+    told = [*check_devices([machine("a", *SOUND), machine("b", device("0"), device("1", tflops=20.0)), hung])]
+    assert [(each.state, each.machines) for each in told] == [("warning", ("b",)), ("ok", ())]
+
+
 @pytest.mark.parametrize(
     ("odd", "state", "found"),
     [

@@ -104,20 +104,27 @@ def test_a_search_whose_driver_is_killed_is_brought_back(
     (tmp_path / "mine.yaml").write_text(SPACE)
     command = ["search", f"{tmp_path}/data", f"--space={tmp_path}/mine.yaml", "--out", f"{tmp_path}/s", "--trials", "3"]
     killed: list[int] = []
+    over = threading.Event()
 
     def kill() -> None:
         deadline = time.monotonic() + 300
-        while not (tmp_path / "s" / "search.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        for process in psutil.process_iter(["cmdline"]):
-            if {"ich_ray.cli", f"{tmp_path}/s"} <= {*(process.info["cmdline"] or ())}:
-                process.kill()
-                killed.append(process.pid)
+        while not killed and not over.is_set() and time.monotonic() < deadline:
+            time.sleep(0.05)
+            if not (tmp_path / "s" / "search.json").exists():
+                continue
+            for process in psutil.process_iter(["cmdline"]):
+                if {"ich_ray.cli", f"{tmp_path}/s"} <= {*(process.info["cmdline"] or ())}:
+                    with suppress(psutil.NoSuchProcess):  # it has ended by itself, or another one of that name
+                        process.kill()
+                        killed.append(process.pid)
 
     thread = threading.Thread(target=kill)
     thread.start()
-    code = cli.call(["submit", "--restarts", "2", "--address", token.url, "--", *command])
-    thread.join()
+    try:
+        code = cli.call(["submit", "--restarts", "2", "--address", token.url, "--", *command])
+    finally:
+        over.set()
+        thread.join()
     first, second = capsys.readouterr().out.split()
     assert (code, len(killed)) == (0, 1)
     assert jobs.outcome(first, token.url).state == "failed"

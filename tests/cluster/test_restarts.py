@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -152,16 +153,47 @@ def test_a_new_head_with_another_token_is_told_at_once(cluster: Cluster) -> None
     assert cluster.now == 0.0
 
 
-def test_an_interrupt_leaves_the_job_alone_and_says_so(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("answers", "refused", "asleep_s", "told"),
+    [
+        ([RUNNING], False, 10.0, "job-1: is brought back only while this command waits for it, got interrupted; "
+         "the job goes on, and `ich-ray stop` ends it"),
+        ([KILLED], False, 60.0, "job-1: was lost and is not known to be submitted again, got interrupted; "
+         "see `ich-ray jobs`, and submit it with --resume to go on"),
+        ([KILLED], True, 10.0, "job-1: was lost and is not known to be submitted again, got interrupted; "
+         "see `ich-ray jobs`, and submit it with --resume to go on"),
+    ],
+)  # fmt: skip
+def test_a_signal_says_whether_a_job_goes_on(
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    by: signal.Signals,
+    answers: list[Job | Exception],
+    refused: bool,
+    asleep_s: float,
+    told: str,
 ) -> None:
-    def interrupt(_: float) -> None:
-        raise KeyboardInterrupt
+    """In the wait for its end, in the pause after its loss, and while a new head is waited for."""
 
-    cluster.answers = [RUNNING]
-    monkeypatch.setattr(restarts.time, "sleep", interrupt)
-    assert submit("--restarts", "1") == 130
-    assert "the job goes on, and `ich-ray stop` ends it" in capsys.readouterr().err
+    def sleep(seconds: float) -> None:
+        if seconds == asleep_s:
+            signal.raise_signal(by)
+
+    def ended(*_: object) -> None:
+        raise AssertionError("SIGTERM must be caught")
+
+    cluster.answers, cluster.refusals = [*answers], [AWAY] * refused
+    monkeypatch.setattr(restarts.time, "sleep", sleep)
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        assert submit("--restarts", "1") == 130
+        assert signal.getsignal(signal.SIGTERM) is ended
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err.strip() == f"ich-ray: {told}"
+    assert cluster.sent == [SEARCH]
 
 
 def test_without_restarts_it_returns_at_once(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,11 @@ def test_good_storage_is_told_as_the_time_of_a_state() -> None:
     assert [*check_storage([machine("a", storage=None)])] == []
 
 
+def test_less_than_can_be_measured_is_not_shown_as_nothing() -> None:
+    (told,) = check_storage([machine("a", 3000.0)])
+    assert "a state of 100 MB takes under 0.1 s to write, 0.5 s to read, a small file 20 ms" in told.found
+
+
 @pytest.mark.parametrize(
     ("odd", "state", "found"),
     [

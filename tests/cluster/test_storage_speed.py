@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from upath import UPath
 
-from ich_ray.cluster.storage_speed import StorageSpeed, read_others, write_own
+from ich_ray.cluster import storage_speed
+from ich_ray.cluster.storage_speed import read_others, write_own
 
 
 def test_what_one_writes_another_reads_and_the_time_is_taken(tmp_path: Path) -> None:
@@ -41,5 +43,34 @@ def test_it_works_in_an_object_store_too() -> None:
     assert rate is not None
 
 
-def test_the_time_of_a_state_has_that_of_a_small_file_in_it() -> None:
-    assert StorageSpeed(latency_s=0.5, write_mb_per_s=20.0).state_s == 5.5
+class Busy:
+    """A disk whose clock is told: what each file takes to write or to read, in turn."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *takes_s: float) -> None:
+        self.now, self.takes_s, self.sizes = 0.0, [*takes_s], list[int]()
+        monkeypatch.setattr(storage_speed.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(storage_speed, "write_bytes", lambda _, data: self._meet(len(data)))
+        monkeypatch.setattr(storage_speed, "_problem", lambda _: self._meet(0))
+
+    def _meet(self, size: int) -> str:
+        self.sizes.append(size)
+        self.now += self.takes_s.pop(0)
+        return ""
+
+
+def test_a_busy_moment_changes_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small files that met one took longer than the large one: nothing is made of the difference."""
+    busy = Busy(monkeypatch, 0.9, 0.02, 0.9, 0.8, 0.5, 0.7)
+    speed = write_own(UPath("memory://busy"), "a")
+    assert busy.sizes == [96] * 3 + [32 + (8 << 20)] * 3
+    assert speed.latency_s == pytest.approx(0.02)
+    assert speed.write_mb_per_s == pytest.approx(8.388608 / 0.5)
+    assert speed.state_s == pytest.approx(100 / 8.388608 * 0.5)
+    busy.takes_s = [0.3, 0.1, 0.2]
+    assert read_others("memory://busy", [], "a")[1] == pytest.approx(83.88608)
+
+
+def test_what_takes_long_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = Busy(monkeypatch, 6.0, 20.0)
+    assert write_own(UPath("memory://slow"), "a").write_mb_per_s == pytest.approx(8.388608 / 20)
+    assert busy.takes_s == []

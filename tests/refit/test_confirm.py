@@ -200,17 +200,21 @@ def test_seeds_are_not_those_of_the_search(tmp_path: Path, dataset: PreparedData
     ("keys", "message"),
     [
         ({"folds": 2, "seeds": 2}, "--folds, --seeds: one of them must be given, got both"),
+        (
+            {"gpus_per_trial": "auto"},
+            "--gpus-per-trial auto: shares are planned for the trials of a search, got it for",
+        ),
         ({"top": 0}, "--top: must be at least 1, got 0"),
         ({"seeds": 1}, "--seeds: must be at least 2, so that there is a spread, got 1"),
         ({"folds": 9}, "--folds: must be from 2 to 5, the folds of this dataset, got 9"),
     ],
 )
 def test_what_cannot_be_confirmed_is_refused(
-    tmp_path: Path, dataset: PreparedDataset, keys: dict[str, int], message: str
+    tmp_path: Path, dataset: PreparedDataset, keys: dict[str, Any], message: str
 ) -> None:
     folder = searched(tmp_path / "s", dataset, FAVORITES)
     with pytest.raises(ConfigError, match=message):
-        confirm(folder, **keys)  # type: ignore[arg-type]
+        confirm(folder, **keys)
     assert not (folder / "final").exists()
 
 

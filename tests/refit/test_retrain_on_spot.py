@@ -62,7 +62,8 @@ def test_a_retraining_leaves_a_machine_that_is_drained_at_its_next_report(
             reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
             until_ms = int((time.time() + 600) * 1000)
             assert GcsClient(address=cluster.address).drain_node(node, reason, "spot", until_ms) == (True, "")
-            time.sleep(3)
+            while not noticed(cluster) and time.monotonic() < deadline:
+                time.sleep(0.1)
             drained.append(node)
         finally:
             process.send_signal(signal.SIGCONT)
@@ -82,6 +83,12 @@ def test_a_retraining_leaves_a_machine_that_is_drained_at_its_next_report(
 
 def states(files: SearchFiles) -> list[Any]:
     return list(files.final.glob("retraining-*/state-*.json"))
+
+
+def noticed(cluster: Cluster) -> bool:
+    """Whether Ray Train has told of it in the log of the process that looks for drained machines."""
+    logs = Path(cluster.head_node.get_session_dir_path()) / "logs"
+    return any("preemption detected" in log.read_text(errors="replace") for log in logs.glob("worker-*"))
 
 
 def worker(cluster: Cluster) -> tuple[str, psutil.Process] | None:

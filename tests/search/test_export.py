@@ -173,6 +173,8 @@ def test_nothing_is_written_over(
     assert (tmp_path / "there").read_text() == "mine"
     assert cli.call(["export", str(found.files.root), flag, "memory://there"]) == 2
     assert "must be a local path, got a URI" in capsys.readouterr().err
+    assert cli.call(["export", str(found.files.root), flag, ""]) == 2
+    assert capsys.readouterr().err == f"ich-ray: {flag}: must be a path, got an empty text; name one that is new\n"
 
 
 def test_all_targets_are_checked_before_any_is_written(found: SearchResult, tmp_path: Path) -> None:

@@ -62,6 +62,14 @@ def test_a_trial_that_repeats_another_is_listed_once_and_that_is_said(tmp_path: 
     assert [one["learning_rate"] for one in listed or ()] == [0.001, 0.002, 0.003]
 
 
+def test_one_trial_that_repeats_another_is_one(tmp_path: Path) -> None:
+    ledger = Ledger.create(tmp_path / "s", make_record(space=SOURCE))
+    for _ in range(2):
+        ledger.add({"architecture": "resnet18", "learning_rate": 0.001})
+    (command,) = export(tmp_path / "s", candidates=tmp_path / "again.yaml")
+    assert command.endswith("--seed 0  # without 1 trial that repeats earlier ones")
+
+
 def test_a_list_of_a_search_for_sequence_models_says_so(tmp_path: Path) -> None:
     space = {
         "name": "seq",

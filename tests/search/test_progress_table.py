@@ -138,6 +138,9 @@ def test_parameters_that_are_looked_for_come_first() -> None:
         "plain_cnn learning_rate=0.00123 batch_size=64 dropout=0.25 decay=0.1"
     )
     assert format_parameters({"filters": 8, "architecture": "resnet18"}) == "resnet18 filters=8"
+    assert format_parameters({"optimizer": "adam", "momentum": 0.9}) == "optimizer=adam"
+    assert format_parameters({"optimizer": "sgd", "momentum": 0.9}) == "optimizer=sgd momentum=0.9"
+    assert format_parameters({"momentum": 0.9}) == "momentum=0.9"
 
 
 @pytest.mark.parametrize(

@@ -490,7 +490,7 @@ def test_a_plan_of_more_trials_knows_the_speed_of_the_search(
     # The trainer claims a second for 1,000 images.
     trials = open_search(copied).trials
     trained = sum(bool(trial.reports) for trial in trials)
-    assert f"hours at 1,000 images/s a trial (as {trained} trials of {copied} trained)" in str(outlook)
+    assert f"seconds at 1,000 images/s a trial (as {trained} trials of {copied} trained)" in str(outlook)
     assert outlook.images_left == outlook.plan.images - sum(trial.images_seen for trial in trials)
     assert {path: path.read_bytes() for path in copied.rglob("*.json")} == before
 

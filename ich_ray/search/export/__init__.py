@@ -99,6 +99,8 @@ def _written(where: str) -> Iterator[None]:
 
 def _new(flag: str, where: Location) -> UPath:
     """A place on this machine where nothing is yet."""
+    if not str(where):
+        raise ConfigError(f"{flag}: must be a path, got an empty text; name one that is new")
     path = locate(where)
     if not is_local(path):
         raise ConfigError(f"{flag} {path}: must be a local path, got a URI; write it here and copy it")

@@ -44,7 +44,11 @@ def write_candidates(found: SearchResult, file: UPath) -> str:
     parse_space(parse_yaml(text), file.name)
     write_bytes(file, text.encode())
     repeated = len(found.trials) - len(listed)
-    left_out = f"  # without {repeated} trials that repeat earlier ones" if repeated else ""
+    left_out = (
+        f"  # without {repeated} trial{'s that repeat' if repeated > 1 else ' that repeats'} earlier ones"
+        if repeated
+        else ""
+    )
     asked = f"--space {shlex.quote(str(file))}"
     if space.get("searches") == "sequence":
         return f"ich-ray sequence SEARCH {asked}{left_out}"

@@ -108,10 +108,11 @@ class Memory:
         else:
             parts += f", augmented images {_mib(most.resampled)}" * (most.resampled > 0)
             parts = f"{parts}, activations {_mib(most.activations)}"
+        count = "1 draw" if len(self.trials) == 1 else f"{len(self.trials)} draws"
         said = (
             f"{_mib(usual.total)} MiB a trial usually, {_mib(most.total)} at most ({named}: {parts}); counted in "
-            f"float32 for {len(self.trials)} draws, without PyTorch's own; up to {_mib(most.saving)} MiB more of the "
-            "host while a state is saved"
+            f"float32 for {count}, without PyTorch's own; up to {_mib(most.saving)} MiB more of the host while a state "
+            "is saved"
         )
         return f"{said}; {refused}" if self.misfits else said
 
@@ -134,7 +135,13 @@ class Speed:
         hours = self.hours(images, concurrent)
         if hours is None or self.seconds_per_image is None:
             return f"unknown: {self.source}"
-        return f"about {hours:.2g} hours at {1 / self.seconds_per_image:,.0f} images/s a trial ({self.source})"
+        return f"about {_duration(hours * 3600)} at {1 / self.seconds_per_image:,.0f} images/s a trial ({self.source})"
+
+
+def _duration(seconds: float) -> str:
+    """Two digits, in the unit that has some before the point."""
+    unit, name = (3600, "hours") if seconds >= 3600 else (60, "minutes") if seconds >= 60 else (1, "seconds")
+    return f"{seconds / unit:.2g} {name}" if seconds / unit < 100 else f"{seconds / unit:,.0f} {name}"
 
 
 def first_draws(space: SearchSpace, count: int, seed: int = 0) -> list[Hyperparameters]:

@@ -280,9 +280,11 @@ class LedgerCallback(Callback):
         ended = self._ended.total()
         each = (self._ended_images + _PLAN_WEIGHS * self._expected) / (ended + _PLAN_WEIGHS)
         budget, networks = self._space.budget.images, self._space.objective.networks
-        running = (self._ledger.trials[number].images_seen for number in self._running)
+        running = [self._ledger.trials[number].images_seen for number in self._running]
         later = [seen for seen in running if seen >= budget]  # past the first fold; the plan ends none of them
         first = (self._wanted - ended - len(later)) * each - (self._images - self._ended_images - sum(later))
+        if ended + len(running) >= self._wanted:  # those that are left may take more than what was expected of all
+            first = max(first, sum(budget - seen for seen in running if seen < budget))
         images = max(0.0, first) + sum(budget * networks - seen for seen in later)
         return max(0.0, min(until, images / rate))
 

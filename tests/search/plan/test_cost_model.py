@@ -213,6 +213,9 @@ def test_an_earlier_search_says_its_mean_speed(tmp_path: Path) -> None:
     assert earlier_speed([search(), search((100, 2.0), (300, 6.0))]) == Speed(0.02, "as 2 trials of /s trained")
     assert earlier_speed([search()]) is None
     assert Speed(0.02, "x").describe(1_000_000, 4) == "about 1.4 hours at 50 images/s a trial (x)"
+    assert Speed(0.02, "x").describe(100_000, 4) == "about 8.3 minutes at 50 images/s a trial (x)"
+    assert Speed(0.02, "x").describe(1_000, 4) == "about 5 seconds at 50 images/s a trial (x)"
+    assert Speed(0.02, "x").describe(100_000_000, 4) == "about 139 hours at 50 images/s a trial (x)"
 
 
 def test_a_network_that_shrinks_its_images_too_far_is_no_fit() -> None:

@@ -84,6 +84,18 @@ def test_the_standing_counts_what_happened(driver: Driver) -> None:
     assert seen.left_s == pytest.approx(2940 / 110)
 
 
+def test_trials_that_still_train_are_counted_when_none_is_left_to_start(driver: Driver) -> None:
+    """All ran to their end, which was not expected: by the mean, 50 images would be left."""
+    for number in range(10):
+        trial = driver.start()
+        for images_seen in range(100, 1000 if number < 9 else 800, 100):
+            driver.report(trial, images_seen, 0.1 + number / 20)
+    assert driver.ledger_callback._started is not None
+    seen = driver.ledger_callback.standing(driver.ledger_callback._started + 10)
+    assert (seen.ended, [trial.images_seen for trial in seen.running]) == ({"completed": 9}, [700])
+    assert seen.left_s == pytest.approx(200 / 880)
+
+
 def test_the_best_report_so_far_leads_until_its_trial_fails(driver: Driver) -> None:
     leads = driver.ledger_callback._leads
     first, second, third = driver.start(), driver.start(), driver.start()
