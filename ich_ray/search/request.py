@@ -40,6 +40,7 @@ class SearchKeywords(TrialKeywords, total=False):
     share_trunks: bool
     grow: bool
     address: str | None
+    export: Sequence[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,7 @@ class SearchRequest(TrialResources):
         grow: let running trials take slots that stand free once nothing is left to start. The numbers of such a trial
             differ by rounding, with dropout by other random numbers of the same kind.
         address: a Ray cluster; this machine if not given.
+        export: trackers that are written while it runs, `NAME=PLACE` each, as of `ich-ray export --to`.
     """
 
     dataset: Location
@@ -97,3 +99,4 @@ class SearchRequest(TrialResources):
     share_trunks: bool = False
     grow: bool = True
     address: str | None = None
+    export: Sequence[str] | None = None

@@ -14,6 +14,7 @@ from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.checked_folds import check_single_worker
 from ich_ray.search.checked_request import validate_request
+from ich_ray.search.export.search_streams import streaming
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.request import SearchRequest
 from ich_ray.search.space.feasible_draw import check_fits
@@ -102,7 +103,7 @@ def run_request(
         # Another driver may have raised it before the lock was ours.
         wanted = max(request.trials or 0, ledger.record.wanted)
         _amend(ledger, wanted, checked.teachers, checked.record.dataset)
-        Driver(
+        driver = Driver(
             checked.space,
             data,
             ledger,
@@ -117,7 +118,9 @@ def run_request(
             room=room(fleet, slots, request.concurrent),
             refuses=check,
             grow=request.grow,
-        ).run()
+        )
+        with streaming(str(files.root), request.export or ()):
+            driver.run()
     return open_search(files.root)
 
 
