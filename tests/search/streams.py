@@ -99,9 +99,11 @@ def read_wandb(place: str) -> Held:
             record = Record.FromString(data)
             if record.HasField("run"):
                 named = record.run.display_name or named
-            for item in record.history.item:
-                if "average_precision" in (item.key, *item.nested_key):
-                    reports.append((record.history.step.num, json.loads(item.value_json)))
+            reports += [
+                (record.history.step.num, json.loads(item.value_json))
+                for item in record.history.item
+                if "average_precision" in (item.key, *item.nested_key)
+            ]
             for item in record.summary.update:
                 if "state" in (item.key, *item.nested_key):
                     state = json.loads(item.value_json)

@@ -11,11 +11,10 @@ import pytest
 from ich_ray import cli, progress
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.results import SearchRecord, TrialResult
-from ich_ray.search.export import export, search_streams
-from ich_ray.search.export import stream as streams
+from ich_ray.search.export import export, follow, search_streams
 from ich_ray.search.export.event_files import EventFile
+from ich_ray.search.export.follow import TargetStream, has_ended, stream
 from ich_ray.search.export.search_streams import streaming
-from ich_ray.search.export.stream import Stream, has_ended, stream
 from ich_ray.search.export.trackers import TRACKERS, Tracker, parse_target
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.storage import file_lock, locate
@@ -25,7 +24,7 @@ from tests.search.streams import DRAWN, READERS, begin, end, held, report, usabl
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr(streams, "say", lines.append)
+    monkeypatch.setattr(follow, "say", lines.append)
     monkeypatch.setattr(progress, "say", lines.append)
     return lines
 
@@ -177,7 +176,7 @@ def test_a_tracker_that_is_down_is_said_once_and_tried_with_longer_pauses(
     tmp_path: Path, down: type[Down], said: list[str]
 ) -> None:
     ledger, now = begin(tmp_path / "s"), [0.0]
-    one = Stream(parse_target("down=there", "--to"), clock=lambda: now[0])
+    one = TargetStream(parse_target("down=there", "--to"), clock=lambda: now[0])
     tried = []
     for second in range(1300):
         now[0] = float(second)
@@ -226,7 +225,7 @@ def test_one_that_cannot_take_a_trial_does_not_keep_others_from_it(
         Down.taken.append((trial.number, trial.images_seen))
 
     monkeypatch.setattr(Down, "write", write)
-    one = Stream(parse_target("down=x", "--to"), clock=lambda: now[0])
+    one = TargetStream(parse_target("down=x", "--to"), clock=lambda: now[0])
     for now[0] in (0.0, 1000.0, 2000.0):
         one.advance(ledger.record, ledger.trials)
     assert down.taken == [(1, 0)]

@@ -52,7 +52,7 @@ def export(
         IchRayError: a tracker could not be written.
     """
     if to or follow:
-        from ich_ray.search.export.stream import stream
+        from ich_ray.search.export.follow import stream
 
         places = {"tensorboard": tensorboard, "optuna": optuna, "mlflow": mlflow, "candidates": candidates}
         new = {name: str(place) for name, place in places.items() if place is not None}

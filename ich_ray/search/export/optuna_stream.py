@@ -1,4 +1,4 @@
-"""A search as an Optuna storage that grows while it runs: optuna-dashboard and plots read it meanwhile.
+"""A search as an Optuna storage that grows while it runs, read by optuna-dashboard meanwhile.
 
 What stands in the storage is asked of it: a trial by its number, a report by its step.
 """
@@ -47,7 +47,7 @@ class _Known:
 
 
 class StudyStream(Tracker):
-    """A SQLite file with one study of the search's name, or where it ends in .log or .journal Optuna's journal."""
+    """A SQLite file with one study, or Optuna's journal if it ends in .log or .journal."""
 
     is_path = True
 

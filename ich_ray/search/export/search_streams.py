@@ -1,4 +1,4 @@
-"""Streams beside a search: a process each, which only reads the ledger, ends with the search and costs it nothing.
+"""Streams beside a search: a process each, which reads the ledger and ends with the search.
 
 The search holds a pipe to each of them. When it closes it, or dies, they make one more pass and end.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ich_ray import progress, terminal
 from ich_ray.errors import IchRayError
-from ich_ray.search.export.stream import stream
+from ich_ray.search.export.follow import stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ _NICE = 10
 
 @contextmanager
 def streaming(search: str, targets: Sequence[str]) -> Iterator[None]:
-    """Write a search to trackers while the block runs, and once more after it; it never fails because of them."""
+    """Write a search to trackers while the block runs, and once more after it; it never fails."""
     started = [_Child(search, target) for target in dict.fromkeys(targets)]
     try:
         yield

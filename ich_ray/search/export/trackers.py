@@ -1,7 +1,7 @@
-"""Trackers: targets that the trials of a search are written to while it runs, asked for as `NAME=PLACE`.
+"""Trackers: what the trials of a search are written to while it runs, asked for as `NAME=PLACE`.
 
 A tracker knows from its target what stands there, so that it may be ended at any moment and opened again. Reads no
-ledger and never waits: stream.py does.
+ledger and never waits: follow.py does.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
     from ich_ray.results import SearchRecord, TrialResult
 
-__all__ = ["TRACKERS", "Target", "Tracker", "parse_target", "search_identity"]
+__all__ = ["TRACKERS", "StreamTarget", "Tracker", "parse_target", "search_identity"]
 
 
 class Tracker(ABC):
-    """An open target of one search. What raises anything but an `IchRayError` is tried again, on a new one.
+    """An open target of one search.
+
+    What raises anything but an `IchRayError` is tried again, on a new one.
 
     Args:
         place: what stands behind `NAME=`.
@@ -83,7 +85,7 @@ TRACKERS: Registry[type[Tracker]] = Registry(
 )
 
 
-class Target(NamedTuple):
+class StreamTarget(NamedTuple):
     """A tracker by its name, and the place that it writes."""
 
     name: str
@@ -97,14 +99,14 @@ class Target(NamedTuple):
         return f"{self.name}={self.place}"
 
 
-def parse_target(text: str, flag: str) -> Target:
+def parse_target(text: str, flag: str) -> StreamTarget:
     """`tensorboard=EVENTS` as a target that can be opened as far as is known.
 
     Raises:
         ConfigError: it cannot; one line says why.
     """
     name, equals, place = text.partition("=")
-    target = Target(name.strip(), place.strip())
+    target = StreamTarget(name.strip(), place.strip())
     tracker = target.tracker  # first, because its error names all
     if not equals or not target.place:
         raise ConfigError(f"{flag} {text}: must be NAME=PLACE, got no place; try {target.name}=PLACE")

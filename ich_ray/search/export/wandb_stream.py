@@ -1,13 +1,15 @@
-"""A search as Weights & Biases runs that grow while it runs, one a trial. Needs the extra `ich_ray[wandb]`.
+"""A search as Weights & Biases runs that grow while it runs. Needs the extra `ich_ray[wandb]`.
 
-A run keeps its id over restarts. Online, W&B says where it stands; offline, the files of its earlier parts do, as whole
-records. Nothing of the machine, the user or the code goes there.
+A run keeps its id over restarts. Online, W&B says where it stands; offline, the files of its earlier parts do: W&B
+keeps up to 32 KB of a run in memory, which a kill takes away and a restart writes again. Nothing of the machine, the
+user or the code goes there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +47,7 @@ _TIMEOUT_S = 30.0
 
 
 class WandbStream(Tracker):
-    """One project, a group of runs in it; `WANDB_MODE=offline` keeps them in `WANDB_DIR` until `wandb sync`."""
+    """A group of runs; `WANDB_MODE=offline` keeps them in `WANDB_DIR` until `wandb sync`."""
 
     def __init__(self, place: str, record: SearchRecord) -> None:
         for name, value in _ENVIRONMENT.items():
@@ -63,9 +65,9 @@ class WandbStream(Tracker):
         )
         self._runs: dict[int, Any] = {}
         self._steps: dict[int, int] = {}
-        key = self._id(-1, place)
         self._place = place
-        self._note = self._folder / "wandb" / f"ich-ray-{key}.json"
+        # Trials that are over, so that none of their runs is opened again only to be asked.
+        self._note = self._folder / "wandb" / f"ich-ray-{self._id(-1, place)}.json"
         self._ended: set[int] = {*read_json(locate(self._note))["ended"]} if self._note.exists() else set()
         parts = f"{self._folder}/wandb/offline-run-*"
         self.command = f"wandb sync {parts}" if self._offline else f"https://wandb.ai/{place}"
@@ -93,7 +95,7 @@ class WandbStream(Tracker):
         if trial.state != "running":
             best = {} if trial.value is None else {f"best_{trial.objective.metric}": trial.value}
             run.summary.update({"state": trial.state, "reason": trial.reason, **best})
-            run.finish(exit_code=int(trial.state == "failed"))
+            self._finish(run, int(trial.state == "failed"))
             del self._runs[trial.number]
             self._ended.add(trial.number)
             write_json(locate(self._note), {"ended": sorted(self._ended)})
@@ -102,7 +104,7 @@ class WandbStream(Tracker):
         import wandb
 
         run_id = self._id(trial.number, self._place)
-        there = max(_steps(self._folder, run_id), default=0)
+        there = max(_steps(self._folder, run_id), default=0) if self._offline else 0
         run = wandb.init(
             project=self._project,
             entity=self._entity or None,
@@ -122,18 +124,31 @@ class WandbStream(Tracker):
     def close(self) -> None:
         """End the processes of W&B; a run that is not over is resumed by its id."""
         for run in self._runs.values():
-            run.finish()
+            self._finish(run, 0)
+
+    def _finish(self, run: Any, exit_code: int) -> None:
+        """End a run, and wait until its file is whole: W&B's own process may still be at it then."""
+        file = Path(run.settings.sync_file)
+        run.finish(exit_code=exit_code)
+        until = time.monotonic() + _TIMEOUT_S
+        while self._offline and not _is_whole(file) and time.monotonic() < until:
+            time.sleep(0.02)
 
 
 def _steps(folder: Path, run_id: str) -> Iterator[int]:
-    """Of all reports in the files of a run on this machine."""
+    """Of all reports in the parts of a run that wait on this machine."""
+    for file in folder.glob(f"wandb/offline-run-*-{run_id}*/run-{run_id}.wandb"):
+        yield from (record.history.step.num for record in _records(file) if record.HasField("history"))
+
+
+def _is_whole(file: Path) -> bool:
+    return any(record.HasField("exit") for record in _records(file))
+
+
+def _records(file: Path) -> Iterator[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
-    for path in folder.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb"):
-        for data in whole_records(path.read_bytes()):
-            record = Record.FromString(data)
-            if record.HasField("history"):
-                yield record.history.step.num
+    return map(Record.FromString, whole_records(file.read_bytes()))
 
 
 def whole_records(data: bytes) -> Iterator[bytes]:

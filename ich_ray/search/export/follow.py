@@ -19,9 +19,9 @@ from ich_ray.storage import Location, SearchFiles, file_lock, locate
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ich_ray.search.export.trackers import Target, Tracker
+    from ich_ray.search.export.trackers import StreamTarget, Tracker
 
-__all__ = ["Stream", "Wait", "has_ended", "stream"]
+__all__ = ["TargetStream", "Wait", "has_ended", "stream"]
 
 # A report is seen after this at the latest; a search that looks at its trials more often is none.
 _EVERY_S = 5.0
@@ -71,7 +71,7 @@ def stream(
     """
     ledger = _GrowingLedger(search)
     with ExitStack() as held:
-        streams = [Stream(parse_target(one, flag)) for one in dict.fromkeys(targets)]
+        streams = [TargetStream(parse_target(one, flag)) for one in dict.fromkeys(targets)]
         for one in streams:
             lock = one.target.tracker.lock(one.target.place, ledger.record)
             held.enter_context(file_lock(locate(lock), f"the stream {one.target}", wait=queue))
@@ -92,7 +92,7 @@ def stream(
 
 
 def has_ended(record: SearchRecord, trials: dict[int, TrialResult]) -> bool:
-    """Whether all trials that are asked for by now have ended; a search that was only interrupted has not."""
+    """Whether all trials that are asked for have ended; one that was only interrupted has not."""
     check = record.ended
     return (
         check is not None
@@ -126,14 +126,14 @@ class _GrowingLedger:
                     self._ended.add(path.name)
 
 
-class Stream:
+class TargetStream:
     """One target, as far as it is written.
 
     Attributes:
         error: why it cannot be written now; empty if it can.
     """
 
-    def __init__(self, target: Target, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, target: StreamTarget, clock: Callable[[], float] = time.monotonic) -> None:
         self.target, self.error, self.command = target, "", ""
         self._clock = clock
         self._tracker: Tracker | None = None
