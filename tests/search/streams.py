@@ -128,6 +128,10 @@ READERS: dict[str, tuple[str, Callable[[str], Held], dict[str, str]]] = {
 }  # fmt: skip
 
 
+# For fast tests: MLflow and W&B take seconds.
+EACH = [pytest.param(name, marks=pytest.mark.slow) if name in {"mlflow", "wandb"} else name for name in READERS]
+
+
 def usable(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The target of a tracker, unless its library is missing."""
     if name in {"mlflow", "wandb"}:

@@ -79,7 +79,7 @@ def _whole_events(data: bytes) -> Iterator[Event]:
 
 
 def _packed(event: Event) -> bytes:
-    body = event.SerializeToString()
+    body: bytes = event.SerializeToString()
     head = struct.pack("<Q", len(body))
     return head + _checksum(head) + body + _checksum(body)
 

@@ -82,7 +82,10 @@ def stream(
         while True:
             ledger.read()
             for one in streams:
+                opened = bool(one.command)
                 one.advance(ledger.record, ledger.trials)
+                if follow and one.command and not opened:
+                    say(f"{one.target}: {one.command}")
             if told or (not until_told and has_ended(ledger.record, ledger.trials)):
                 break
             told = wait(_EVERY_S)

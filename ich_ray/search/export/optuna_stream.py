@@ -32,8 +32,8 @@ __all__ = ["StudyStream"]
 
 _JOURNALS = (".log", ".journal")
 _BUSY_S = 30.0  # for which a reader may hold a SQLite file
-# Texts of errors and names of machines stay in the ledger.
-_LEFT_OUT = {"detail", "lost"}
+# Texts of errors, names of machines and files stay in the ledger.
+_LEFT_OUT = {"detail", "lost", "logits"}
 
 
 @dataclass
