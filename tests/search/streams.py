@@ -58,7 +58,7 @@ def read_tensorboard(place: str) -> Held:
             status = HParamsPluginData.FromString(ended.plugin_data.content).session_end_info.status
             said = events.Tensors("state/text_summary")[0].tensor_proto.string_val[0].decode()
             state = f"{said} {status}"
-        held[int(folder.name[6:])] = ([(one.step, round(one.value, 6)) for one in scalars], state)
+        held[int(folder.name[6:])] = ([(one.step, one.value) for one in scalars], state)
     return held
 
 
@@ -109,6 +109,7 @@ def read_wandb(place: str) -> Held:
                     state = json.loads(item.value_json)
         before = runs.get(named, ([], "running"))
         runs[named] = (before[0] + reports, state if state != "running" else before[1])
+    runs.pop("", None)  # a part that was killed before anything was on disk
     return {int(named.removeprefix("trial ")): held for named, held in runs.items()}
 
 
