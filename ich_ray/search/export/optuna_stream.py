@@ -95,8 +95,8 @@ class StudyStream(Tracker):
             study_id = self._storage.create_new_study([better], record.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study = optuna.load_study(study_name=record.name, storage=self._storage)
-            study.set_metric_names([record.objective.metric])
+            named = optuna.load_study(study_name=record.name, storage=self._storage)
+            named.set_metric_names([record.objective.metric])
         for name, value in identity.items():
             self._storage.set_study_user_attr(study_id, name, value)
         return study_id
