@@ -73,7 +73,9 @@ __all__ = [
     "finite",
     "judged",
     "open_network_search",
+    "open_record",
     "open_search",
+    "read_trial",
     "registered_columns",
 ]
 
@@ -789,6 +791,9 @@ def _report_row(trial: TrialResult, report: Report) -> dict[str, Any]:
     return {"number": trial.number, **plain, **used.model_dump(), **of_fold, **report.metrics}
 
 
+_REMEDY = "restore the file or start a new search"
+
+
 def open_search(where: Location) -> SearchResult:
     """Read a search directory: a local path or a URI, running or finished.
 
@@ -797,14 +802,18 @@ def open_search(where: Location) -> SearchResult:
         IntegrityError: a file of it is damaged, or a folder of it a link.
     """
     files = SearchFiles(locate(where))
+    record = open_record(files)
+    found = [read_trial(files, path) for path in files.records()]
+    trials = tuple(sorted(found, key=lambda trial: trial.number))
+    return SearchResult(files, record, trials)
+
+
+def open_record(files: SearchFiles) -> SearchRecord:
+    """search.json alone; raises what `open_search` does."""
     if not exists(files.search):
         raise ConfigError(f"{files.root}: a search holds search.json, got none; check the path or run `ich-ray search`")
     files.check_no_links()
-    remedy = "restore the file or start a new search"
-    record = read_record(files.search, SearchRecord, remedy)
-    found = [_read_trial(files, name, remedy) for name in files.records()]
-    trials = tuple(sorted(found, key=lambda trial: trial.number))
-    return SearchResult(files, record, trials)
+    return read_record(files.search, SearchRecord, _REMEDY)
 
 
 def open_network_search(where: Location) -> SearchResult:
@@ -822,8 +831,13 @@ def open_network_search(where: Location) -> SearchResult:
     return found
 
 
-def _read_trial(files: SearchFiles, path: UPath, remedy: str) -> TrialResult:
-    trial = read_record(path, TrialResult, remedy)
+def read_trial(files: SearchFiles, path: UPath) -> TrialResult:
+    """One trial of a search, by a path of `files.records()`.
+
+    Raises:
+        IntegrityError: the file is damaged, or of another trial.
+    """
+    trial = read_record(path, TrialResult, _REMEDY)
     if path.name != files.trial(trial.number).name:
-        raise IntegrityError(f"{path}: must hold the trial of its name, got number {trial.number}; {remedy}")
+        raise IntegrityError(f"{path}: must hold the trial of its name, got number {trial.number}; {_REMEDY}")
     return trial

@@ -16,6 +16,7 @@ from ich_ray.data.prepare.label_columns import read_columns
 from ich_ray.errors import ConfigError, nearest
 from ich_ray.notify.given_address import FLAG as _NOTIFY
 from ich_ray.notify.given_address import VARIABLE
+from ich_ray.search.export.trackers import TRACKERS
 from ich_ray.search.space.yaml_file import load_space
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ _SWITCHES = (
 )
 # Whose value is a YAML file of this machine, and what reads it.
 _TAKEN: dict[str, Callable[[Path], object]] = {"--space": load_space, "--columns": partial(read_columns, ())}
+# Whose value is a tracker and its place.
+_TARGETS = ("--export",)
 _LARGEST_BYTES = 1 << 20
 
 
@@ -100,6 +103,8 @@ def pack(command: Sequence[str]) -> Parcel:
             value = _take(name, value, files)
         elif name == _NOTIFY and value:
             _check_place(value.removeprefix("@"), _NOTIFY)
+        elif name in _TARGETS and value:
+            _check_target(value, name)
         elif name in _PLACES and value:
             _check_place(value, name)
         packed.append(f"{name}={value}" if equals else word if is_flag else value)
@@ -137,6 +142,13 @@ def _take(flag: str, where: str, files: dict[str, bytes]) -> str:
         raise ConfigError(f"{flag} {where}: another file of this name travels with the job; give it another name")
     files[path.name] = data
     return path.name
+
+
+def _check_target(text: str, flag: str) -> None:
+    """What is no path is checked on the cluster, where its library is."""
+    tracker, _, place = text.partition("=")
+    if TRACKERS[tracker].is_path:
+        _check_place(place, f"{flag} {tracker}")
 
 
 def _check_place(where: str, name: str, also: str = "") -> None:

@@ -20,6 +20,7 @@ from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say
 from ich_ray.results import MOST_TRIALS, Objective, SearchRecord, TrialResult, open_search
 from ich_ray.search.checked_folds import check_folds_of_search, decided
+from ich_ray.search.export.trackers import parse_target
 from ich_ray.search.ledger import Ledger, differences
 from ich_ray.search.space.yaml_file import SearchSpace, load_space, parse_space
 from ich_ray.search.time_budget import Limits
@@ -79,6 +80,8 @@ def validate_request(request: SearchRequest, searches: Searched = "network") -> 
         raise ConfigError(f"--trials: must be at most {MOST_TRIALS:,}, got {trials:,}; ask for fewer")
     if seed is not None and seed < 0:
         raise ConfigError(f"--seed: must be at least 0, got {seed}; any other number will do")
+    for target in request.export or ():
+        parse_target(target, "--export")
     files = SearchFiles(locate(request.out))
     there = open_search(files.root).record if exists(files.search) else None
     checked = _space(request, files, there, searches)

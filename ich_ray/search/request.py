@@ -41,6 +41,7 @@ class SearchKeywords(TrialKeywords, total=False):
     grow: bool
     address: str | None
     notify: str | None
+    export: Sequence[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ class SearchRequest(TrialResources):
             differ by rounding, with dropout by other random numbers of the same kind.
         address: a Ray cluster; this machine if not given.
         notify: where to tell how it goes, see docs/notify.md; a secret, so that no record shows it.
+        export: trackers that are written while it runs, `NAME=PLACE` each, as of `ich-ray export --to`.
     """
 
     dataset: Location
@@ -101,3 +103,4 @@ class SearchRequest(TrialResources):
     grow: bool = True
     address: str | None = None
     notify: str | None = field(default=None, repr=False)
+    export: Sequence[str] | None = None

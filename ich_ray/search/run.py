@@ -17,6 +17,7 @@ from ich_ray.results import SearchRecord, SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.checked_folds import check_single_worker
 from ich_ray.search.checked_request import validate_request
+from ich_ray.search.export.search_streams import streaming
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.request import SearchRequest
 from ich_ray.search.space.feasible_draw import check_fits
@@ -127,7 +128,7 @@ def run_request(
             grow=request.grow,
             shares=_shares(memory, slots, request.concurrent) if memory else None,
         )
-        with announced(driver, notifier):
+        with announced(driver, notifier), streaming(str(files.root), request.export or ()):
             driver.run()
     return open_search(files.root)
 

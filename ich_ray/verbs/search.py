@@ -63,6 +63,10 @@ def search(
     address: Address = None,
     as_json: Json = False,
     notify: Notify = None,
+    export: Annotated[
+        list[str] | None,
+        typer.Option("--export", help="Also write it to tensorboard=DIR, mlflow=URI, ... while it runs; repeatable."),
+    ] = None,
 ) -> None:
     """Search hyperparameters; safe to kill and resume."""
     request = SearchRequest(
@@ -84,6 +88,7 @@ def search(
         grow=grow,
         address=address,
         notify=asked_for(notify),
+        export=export,
     )
     if plan:
         from ich_ray.search.plan.plan_report import plan_request
@@ -161,11 +166,19 @@ def export(
     candidates: Annotated[
         str | None, typer.Option("--candidates", help="A new YAML file: a space that lists these very trials.")
     ] = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option("--to", help="Add what tensorboard=DIR, optuna=FILE, mlflow=URI or wandb=PROJECT lacks."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the search has ended.")] = False,
 ) -> None:
-    """Write a search for TensorBoard, Optuna or MLflow, or to draw it again."""
+    """Write a search for TensorBoard, MLflow, Optuna or W&B, or to draw it again."""
     from ich_ray.search.export import export as export_search
 
-    for command in export_search(folder, tensorboard=tensorboard, optuna=optuna, mlflow=mlflow, candidates=candidates):
+    commands = export_search(
+        folder, tensorboard=tensorboard, optuna=optuna, mlflow=mlflow, candidates=candidates, to=to, follow=follow
+    )
+    for command in commands:
         print_line(command)
 
 

@@ -71,6 +71,11 @@ def test_a_space_of_the_cluster_stays_there(space: Path) -> None:
         (["search", "/D", "--space", "spaces/mine.yaml", "--out=S"], "--out: must be an absolute path .* got 'S'"),
         (["search", "/D", "--space", "none.yaml", "--out", "/S"], "--space: must be a file of this machine, or an abs"),
         (["search", "--space", "spaces/mine.yaml", "--warm-start", "../S", "/D"], "--warm-start: must be an absolute"),
+        (
+            ["search", "/D", "--export", "tensorboard=t", "--out", "/S"],
+            "--export tensorboard: must be an absolute path",
+        ),
+        (["search", "/D", "--export", "tensorbord=/t", "--out", "/S"], "trackers: must be one of .* 'tensorbord'"),
         (["search", "/D", "--out", "s3://me:hunter2hunter2@store/S"], "got a password in an address in line 4"),
     ],
 )
@@ -92,6 +97,11 @@ def test_a_space_is_checked_before_it_travels(space: Path) -> None:
         pack(call)
 
 
+def test_a_tracker_of_a_cluster_stays_as_typed() -> None:
+    command = ["search", "/D", "--export", "mlflow=http://tracker:5000", "--export=tensorboard=/nfs/t", "--out", "/S"]
+    assert pack(command).command == tuple(command)
+
+
 def _is_text(option: Any) -> bool:
     return option.bare_type() == "str" or (option.multiple and "str" in option.bare_type())
 
@@ -109,7 +119,7 @@ def test_every_flag_of_a_verb_that_travels_is_known_to_be_a_place_or_not() -> No
     words = {name for option in options if _is_text(option) for name in option.opts}
     no_places = {"--address", "--column", "--limit-rejected", "--notify", "--point", "--tta", "--windows"}
     places = set(packing._PLACES) - {"an argument"}
-    assert words - switches - set(packing._TAKEN) == places | no_places
+    assert words - switches - set(packing._TAKEN) - set(packing._TARGETS) == places | no_places
 
 
 @pytest.mark.parametrize("words", [["--notify", "https://hooks.example/x"], ["--notify=mailto:team@hospital.example"]])

@@ -35,6 +35,7 @@ def test_every_field_of_a_request_is_a_flag_and_every_flag_reaches_it(monkeypatc
         "--gpu-hours": 1.5, "--concurrent": 4, "--seed": 9, "--warm-start": "before", "--placement": "host",
         "--address": "head:6379", "--resume": True, "--share-trunks": True, "--no-grow": True,
         "--notify": "https://hooks.example/x",
+        "--export": "tensorboard=events",
     }  # fmt: skip
     asked: list[SearchRequest] = []
 
@@ -48,7 +49,7 @@ def test_every_field_of_a_request_is_a_flag_and_every_flag_reaches_it(monkeypatc
     for plan in ([], ["--plan"]):
         cli.call(["search", "data", "--space", "space.yaml", "--out", "out", *words, *plan])
     fields_of = {flag.removeprefix("--").replace("-", "_"): value for flag, value in typed.items()}
-    fields_of["warm_start"] = ["before"]  # repeated for several
+    fields_of["warm_start"], fields_of["export"] = ["before"], ["tensorboard=events"]  # repeated for several
     fields_of["grow"] = not fields_of.pop("no_grow")
     assert asked == [SearchRequest("data", "space.yaml", "out", **fields_of)] * 2  # type: ignore[arg-type]
     flags = {field.name for field in fields(SearchRequest)}

@@ -1,7 +1,7 @@
 """Export a search from its ledger to the formats of other tools.
 
-It never writes over something that is there. Knows which tools there are and what must not be overwritten; how each is
-written is in the module of its name.
+A snapshot never writes over something that is there; a stream adds what its target lacks. Knows which tools there are
+and what must not be overwritten; how each is written is in the module of its name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ich_ray.results import open_search
 from ich_ray.storage import Location, exists, is_local, locate, system_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from upath import UPath
 
@@ -29,6 +29,8 @@ def export(
     optuna: Location | None = None,
     mlflow: str | None = None,
     candidates: Location | None = None,
+    to: Sequence[str] | None = None,
+    follow: bool = False,
 ) -> list[str]:
     """Write the trials of a search for other tools; running trials as far as they have come.
 
@@ -38,6 +40,8 @@ def export(
         optuna: a new SQLite file: an Optuna storage with one study.
         mlflow: a tracking URI: one new experiment there, one run per trial.
         candidates: a new YAML file: a search space that lists these very trials, for another dataset or machine.
+        to: trackers that are given what they lack, `NAME=PLACE` each; see `ich_ray.search.export.trackers`.
+        follow: go on until the search has ended; the first three are then such trackers, too.
 
     Returns:
         How to open each of them, one line each.
@@ -45,10 +49,18 @@ def export(
     Raises:
         ConfigError: nothing was asked for, it is there already, or it cannot be written; nothing was written over.
         SpaceError: a trial is of no space that this version knows.
+        IchRayError: a tracker could not be written.
     """
+    if to or follow:
+        from ich_ray.search.export.follow import stream
+
+        places = {"tensorboard": tensorboard, "optuna": optuna, "mlflow": mlflow, "candidates": candidates}
+        new = {name: str(place) for name, place in places.items() if place is not None}
+        return stream(search, [*(to or ()), *_streamed(new, follow)], follow=follow)
     if tensorboard is None and optuna is None and mlflow is None and candidates is None:
         raise ConfigError(
-            "export: at least one of --tensorboard, --optuna, --mlflow and --candidates must be given, got none"
+            "export: at least one of --tensorboard, --optuna, --mlflow and --candidates must be given, got none; "
+            "or --to, which adds to what is there"
         )
     found = open_search(search)
     folder = _new("--tensorboard", tensorboard) if tensorboard is not None else None
@@ -84,6 +96,15 @@ def export(
         with _written(f"--candidates {space}"):
             said.append(write_candidates(found, space))
     return said
+
+
+def _streamed(new: dict[str, str], follow: bool) -> list[str]:
+    """The trackers that flags of what is new stand for, where a search is followed."""
+    if "candidates" in new:
+        raise ConfigError("--candidates: a list of trials is written once, got --follow or --to; use two commands")
+    if new and not follow:
+        raise ConfigError(f"--{min(new)}: writes what is new, got --to, which adds; use two commands, or add --follow")
+    return [f"{name}={place}" for name, place in new.items()]
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from ich_ray.errors import ConfigError
 if TYPE_CHECKING:
     from ich_ray.results import SearchRecord, SearchResult, TrialResult
 
-__all__ = ["experiment_name", "write_experiment"]
+__all__ = ["METRICS_A_CALL", "STATUS", "experiment_name", "milliseconds", "write_experiment"]
 
-_STATUS = {"completed": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
-_METRICS_A_CALL = 1000  # the most that MLflow takes
+STATUS = {"completed": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+METRICS_A_CALL = 1000  # the most that MLflow takes
 
 
 def write_experiment(found: SearchResult, uri: str) -> None:
@@ -54,10 +54,11 @@ def experiment_name(record: SearchRecord) -> str:
 def _write(client: Any, experiment: str, trial: TrialResult) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
-    run = client.create_run(experiment, start_time=_ms(trial.started), run_name=f"trial {trial.number}").info.run_id
+    started = milliseconds(trial.started)
+    run = client.create_run(experiment, start_time=started, run_name=f"trial {trial.number}").info.run_id
     described = trial.model_dump(mode="json", exclude={"parameters", "reports", "objective", "checkpoint"})
     metrics = [
-        Metric(name, value, _ms(report.time), report.images_seen)
+        Metric(name, value, milliseconds(report.time), report.images_seen)
         for report in trial.reports
         for name, value in report.scalars.items()
     ]
@@ -68,11 +69,12 @@ def _write(client: Any, experiment: str, trial: TrialResult) -> None:
         params=[Param(name, str(value)) for name, value in trial.parameters.items()],
         tags=[RunTag(name, str(value)) for name, value in described.items()],
     )
-    for start in range(0, len(metrics), _METRICS_A_CALL):
-        client.log_batch(run, metrics=metrics[start : start + _METRICS_A_CALL])
+    for start in range(0, len(metrics), METRICS_A_CALL):
+        client.log_batch(run, metrics=metrics[start : start + METRICS_A_CALL])
     if trial.state != "running":
-        client.set_terminated(run, _STATUS[trial.state], end_time=_ms(trial.ended or trial.started))
+        client.set_terminated(run, STATUS[trial.state], end_time=milliseconds(trial.ended or trial.started))
 
 
-def _ms(seconds: float) -> int:
+def milliseconds(seconds: float) -> int:
+    """As MLflow counts."""
     return round(seconds * 1000)
