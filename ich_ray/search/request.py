@@ -40,6 +40,8 @@ class SearchKeywords(TrialKeywords, total=False):
     share_trunks: bool
     grow: bool
     address: str | None
+    target: float | None
+    patience: str | float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,9 @@ class SearchRequest(TrialResources):
         grow: let running trials take slots that stand free once nothing is left to start. The numbers of such a trial
             differ by rounding, with dropout by other random numbers of the same kind.
         address: a Ray cluster; this machine if not given.
+        target: ends it once a completed trial is worth so much with 95 %, by the reports of all trials.
+        patience: ends it once so much has brought less than the noise of a training: `20` trials, `500000 images`,
+            `6 hours` or `10 gpu-hours`.
     """
 
     dataset: Location
@@ -98,3 +103,5 @@ class SearchRequest(TrialResources):
     share_trunks: bool = False
     grow: bool = True
     address: str | None = None
+    target: float | None = None
+    patience: str | float | None = None
