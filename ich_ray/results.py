@@ -691,7 +691,7 @@ class SearchRecord(Record):
         return [change.request for change in self._changes() if change.request]
 
     def asked_last(self, name: str) -> Any:
-        """What the last request that was carried out and named a field of `ControlRequest` asked; None without one."""
+        """What the last request asked that named a field and was carried out; None without one."""
         carried_out = (note.asked for note in reversed(self.requests) if note.done and note.asked)
         return next((getattr(asked, name) for asked in carried_out if name in asked.named), None)
 

@@ -1,4 +1,4 @@
-"""Ends a search that has found enough: a target is reached, or the last trials brought less than the noise.
+"""Ends a search that has found enough: a target, or no more than noise for a while.
 
 Both go by the model of value_model.py, which knows what one training gave by luck: the best report of many is too good,
 and a search would end by it too soon. Time limits are in time_budget.py.

@@ -113,7 +113,7 @@ def fitting(found: list[Machine], cpus: float, gpus: float, most: int | None) ->
 
 
 def room(fleet: ClusterResources, slots: Slots, most: int | None) -> Callable[[int | None], int]:
-    """How many trials fit now, and at most so many, counted again every few seconds; those that began stay."""
+    """How many trials fit now, at most so many; counted again every few seconds, those that began stay."""
     counted, at_a_time, before = time.monotonic(), slots.concurrent, most
     if most is None and any(machine.is_unknown for machine in fleet.machines()):
         say(

@@ -140,12 +140,14 @@ def control(
     """Ask something of a search that runs; without a flag, what was asked of it."""
     from ich_ray.search import control as controls
 
-    point = None if add is None else controls.parse_point(add)
-    asked = {"stop_trial": stop_trial, "add": point, "trials": trials, "concurrent": concurrent, "pause": pause}
-    if not any(value is not None for value in asked.values()):
+    if all(asked is None for asked in (stop_trial, add, trials, concurrent, pause)):
         display.print_requests(open_search(folder).record.requests, controls.waiting(folder), as_json)
         return
-    display.print_request(controls.control_search(folder, **asked), as_json)
+    point = None if add is None else controls.parse_point(add)
+    reply = controls.control_search(
+        folder, stop_trial=stop_trial, add=point, trials=trials, concurrent=concurrent, pause=pause
+    )
+    display.print_request(reply, as_json)
 
 
 def confirm(

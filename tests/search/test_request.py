@@ -34,6 +34,7 @@ def test_every_field_of_a_request_is_a_flag_and_every_flag_reaches_it(monkeypatc
         "--trials": 7, "--gpus-per-trial": 0.5, "--cpus-per-trial": 3, "--workers-per-trial": 1, "--hours": 2.5,
         "--gpu-hours": 1.5, "--concurrent": 4, "--seed": 9, "--warm-start": "before", "--placement": "host",
         "--address": "head:6379", "--resume": True, "--share-trunks": True, "--no-grow": True,
+        "--target": 0.9, "--patience": "40 trials",
     }  # fmt: skip
     asked: list[SearchRequest] = []
 

@@ -264,7 +264,7 @@ def test_the_same_seed_on_one_slot_writes_the_same_ledger(data: Path, space: Pat
 
 def forget_times(trial: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in trial.items() if key not in {"started", "ended", "where", "cost_gpu_s"}}
-    return kept | {"reports": [{**report, "time": 0} for report in trial["reports"]]}
+    return kept | {"reports": [{**report, "time": 0, "usage": None} for report in trial["reports"]]}
 
 
 @pytest.fixture

@@ -357,8 +357,12 @@ def _race(space: SearchSpace, dataset: PreparedDataset, ledger: Ledger) -> FoldR
 class OpenSearch(SearchGenerator):
     """Asks a sampler for trials; unlike Ray's own it is not over for ever when it once has none."""
 
+    def __init__(self, sampler: LedgerSampler) -> None:
+        super().__init__(sampler)
+        self._sampler = sampler
+
     def is_finished(self) -> bool:
-        return bool(self.searcher.is_done)
+        return self._sampler.is_done
 
 
 class _Resources(tune.PlacementGroupFactory):

@@ -132,7 +132,7 @@ class LedgerSampler(Searcher):
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing will be suggested before somebody asks: all is, time is over, or a pause has come to rest."""
+        """Whether nothing is suggested before somebody asks: all is, time is over, or a pause is at rest."""
         return self.is_exhausted or self._out_of_time() or (self.is_paused and self.is_idle)
 
     @property
