@@ -102,6 +102,7 @@ class LedgerSampler(Searcher):
         self.withdrawn: set[int] = set()
         self._requeued = deque(ledger.unfinished)
         self._added: deque[TrialResult] = deque()
+        self._by_hand = {note.trial for note in ledger.record.requests if note.trial is not None}
         self._listed = None if listed is None else deque(listed)
         finished = [trial for _, trial in sorted(ledger.trials.items()) if trial.state != "running"]
         # Not the search's own seed: after a resume TPE would draw the same first trials again.
@@ -143,6 +144,7 @@ class LedgerSampler(Searcher):
     def add(self, parameters: Mapping[str, Parameter]) -> None:
         """One more trial, to be suggested next."""
         self._added.append(self._ledger.add(parameters))
+        self._by_hand.add(self._added[-1].number)
 
     def want(self, trials: int) -> None:
         """Other trials in all than before; of a space that lists them the next ones, or fewer."""
@@ -203,7 +205,7 @@ class LedgerSampler(Searcher):
             parameters, repeats, fold = self._listed.popleft()
             return self._ledger.add(parameters, repeats=repeats, fold=fold), None
         number = self._ledger.next_number
-        point = self._space.points[number] if number < len(self._space.points) else {}
+        point = self._point(number)
         seed = trial_seed(self._ledger.record.seed, number)
         for again in range(_TRIES):
             trial = self._ask(self._known(number, seed + again, point))
@@ -214,6 +216,11 @@ class LedgerSampler(Searcher):
             self._study.tell(trial, state=OptunaState.PRUNED)
         trial = self._ask(self._fitting(seed, point))
         return self._ledger.add(self._space.draw(_Asked(trial)).parameters), trial
+
+    def _point(self, number: int) -> Mapping[str, Parameter]:
+        """The point of the space that comes next, whatever was added between; empty after the last one."""
+        index = number - sum(one < number for one in self._by_hand)
+        return self._space.points[index] if index < len(self._space.points) else {}
 
     def _known(self, number: int, seed: int, point: Mapping[str, Parameter]) -> dict[str, Parameter]:
         """What Optuna is not asked for: beliefs, points, and all of a trial that looks where teachers do not."""

@@ -152,6 +152,22 @@ def test_a_trial_is_added_and_runs_next(tmp_path: Path) -> None:
     assert again.sampler.waiting == [0, 1, 2], "it is not added twice"
 
 
+def test_a_trial_that_is_added_takes_the_place_of_no_point(tmp_path: Path) -> None:
+    source = {**SOURCE, "points": [{"dropout": 0.1}, {"dropout": 0.2}, {"dropout": 0.3}]}
+    run = Run(tmp_path, source=source)
+    run.begin("a")
+    run.ask(add={"dropout": 0.5})
+    run.begin("b")
+    again = Run(tmp_path, source=source)
+    for name in ("a", "b"):
+        trial, _ = again.begin(name)
+        for images in range(100, 1000, 100):
+            again.report(trial, images)
+    for name in ("c", "d"):
+        again.begin(name)
+    assert [trial.parameters["dropout"] for trial in again.ledger.trials.values()] == [0.1, 0.5, 0.2, 0.3]
+
+
 def test_a_driver_that_is_killed_between_answer_and_deed_leaves_the_deed_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
