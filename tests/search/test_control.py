@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,8 @@ def test_requests_lie_in_object_storage_too() -> None:
     UPath("memory://control").rmdir(recursive=True)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_running_search_does_what_it_is_asked(tmp_path: Path) -> None:
     """Real Ray and Tune: paused until nothing runs, more trials and others at the end, one ended by hand."""
     data, space, out, hold = tmp_path / "data", tmp_path / "space.yaml", tmp_path / "s", tmp_path / "hold"
@@ -160,6 +162,8 @@ def test_a_running_search_does_what_it_is_asked(tmp_path: Path) -> None:
         except BaseException as error:  # noqa: BLE001  (of another thread)
             failed.append(error)
             hold.unlink(missing_ok=True)
+            with suppress(ConfigError):
+                control_search(out, pause=False, wait_s=0)  # or the search would wait for ever
 
     thread = threading.Thread(target=hands)
     thread.start()
