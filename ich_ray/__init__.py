@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ich_ray.refit.retrain import retrain
     from ich_ray.results import SearchResult, TrialResult, open_search
     from ich_ray.search.audit.search_audit import Audit, audit
+    from ich_ray.search.control import control_search
     from ich_ray.search.export import export
     from ich_ray.search.plan.plan_report import SearchPlan, plan_search
     from ich_ray.search.run import run_search
@@ -44,6 +45,7 @@ _HOMES = {
     "audit": "ich_ray.search.audit.search_audit",
     "calibrate": "ich_ray.assess.calibration",
     "confirm": "ich_ray.refit.confirm",
+    "control_search": "ich_ray.search.control",
     "demo": "ich_ray.pipeline",
     "doctor": "ich_ray.cluster.doctor",
     "evaluate": "ich_ray.assess.evaluate",
@@ -77,6 +79,7 @@ __all__ = [
     "audit",
     "calibrate",
     "confirm",
+    "control_search",
     "demo",
     "doctor",
     "evaluate",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.identities import identities_file
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from ich_ray.data.identities import FileIdentity
     from ich_ray.pipeline import RunResult
     from ich_ray.refit.confirmation import Candidate, Confirmation
-    from ich_ray.results import Parameter, SearchResult, TrialResult
+    from ich_ray.results import Parameter, RequestNote, SearchResult, TrialResult
     from ich_ray.search.audit.search_audit import Audit
+    from ich_ray.search.control import Reply
     from ich_ray.search.plan.plan_report import SearchPlan
     from ich_ray.side_by_side import SideBySide
 
@@ -35,6 +37,8 @@ __all__ = [
     "print_dataset",
     "print_identities",
     "print_plan",
+    "print_request",
+    "print_requests",
     "print_retrained",
     "print_run",
     "print_search",
@@ -203,6 +207,30 @@ def print_audit(found: Audit, as_json: bool) -> None:
         print_line(f"{check.invariant}  {check.state:9}  {check.rule}: {check.found}")
         for breach in check.breaches:
             print_line(f"               {breach}")
+
+
+def print_request(reply: Reply, as_json: bool) -> None:
+    """What came of a request to a search."""
+    if as_json:
+        answer = reply.note.model_dump(mode="json") if reply.note else None
+        print_json({"id": reply.id, "asked": reply.request.model_dump(mode="json"), "answer": answer})
+        return
+    print_line(str(reply))
+
+
+def print_requests(notes: Sequence[RequestNote], waiting: Sequence[str], as_json: bool) -> None:
+    """What was asked of a search and how it was answered, and which requests wait."""
+    if as_json:
+        print_json({"answered": [note.model_dump(mode="json") for note in notes], "waiting": list(waiting)})
+        return
+    for note in notes:
+        when = datetime.fromtimestamp(int(note.id.partition("-")[0]) / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        asked = note.asked or "what is no request"
+        print_line(f"{when}  {asked}: {'' if note.done else 'refused: '}{note.answer}")
+    for name in waiting:
+        print_line(f"{name}  waits")
+    if not notes and not waiting:
+        print_line("nothing was asked of this search")
 
 
 def print_confirmation(confirmation: Confirmation, as_json: bool) -> None:

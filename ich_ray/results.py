@@ -51,9 +51,11 @@ __all__ = [
     "MOST_TRIALS",
     "OUT_OF_MEMORY",
     "RESULT_COLUMNS",
+    "STOPPED_BY_REQUEST",
     "Chance",
     "Chances",
     "CheckpointReference",
+    "ControlRequest",
     "EndCheck",
     "ExecutionInfo",
     "FoldNote",
@@ -63,6 +65,7 @@ __all__ = [
     "Objective",
     "QuarantineNote",
     "Report",
+    "RequestNote",
     "SearchRecord",
     "SearchResult",
     "TrialResult",
@@ -84,7 +87,12 @@ TrialState = Literal["running", "completed", "pruned", "failed"]
 MOST_TRIALS = 10_000_000
 MOST_FOLDS = 100
 _Trials = Annotated[int, Field(ge=0, le=MOST_TRIALS)]
+_Positive = Annotated[int, Field(ge=1, le=MOST_TRIALS)]
+# Milliseconds since 1970 and a random number: sorted by time, and no two alike.
+RequestId = Annotated[str, Field(pattern=r"^[0-9]{13}-[0-9a-f]{8}$")]
 OUT_OF_MEMORY = "out_of_memory"
+# Why a trial was pruned that somebody has ended by hand.
+STOPPED_BY_REQUEST = "stopped_by_request"
 Parameter = Line | Integer | float | bool
 
 
@@ -519,6 +527,55 @@ class EndCheck(Record):
     out_of_time: bool
 
 
+class ControlRequest(Record):
+    """What somebody asks of a running search, in one of these fields.
+
+    Attributes:
+        time: when it was asked.
+        stop_trial: the number of a trial that is to end at its next report.
+        add: parameters of a trial that is to run next; those that it leaves out are drawn.
+        trials: in all.
+        concurrent: trials at a time.
+        pause: whether new trials wait, or no more.
+    """
+
+    time: Time
+    stop_trial: Count | None = Field(default=None, exclude_if=lambda asked: asked is None)
+    add: Annotated[dict[Line, Parameter], Field(max_length=200)] | None = Field(
+        default=None, exclude_if=lambda asked: asked is None
+    )
+    trials: _Positive | None = Field(default=None, exclude_if=lambda asked: asked is None)
+    concurrent: _Positive | None = Field(default=None, exclude_if=lambda asked: asked is None)
+    pause: bool | None = Field(default=None, exclude_if=lambda asked: asked is None)
+
+    @property
+    def named(self) -> list[str]:
+        """The fields that ask for something."""
+        return [name for name, value in self if name != "time" and value is not None]
+
+    def __str__(self) -> str:
+        """As its flag was given."""
+        flags = {"pause": "--pause" if self.pause else "--unpause", "add": f"--add {self.add}"}
+        return " ".join(flags.get(name, f"--{name.replace('_', '-')} {getattr(self, name)}") for name in self.named)
+
+
+class RequestNote(Record):
+    """The answer of a search's driver to a request.
+
+    Attributes:
+        id: of the request: the name of its file.
+        asked: None where the file was no request.
+        done: whether it is carried out; if not, `answer` has the reason.
+        trial: the number of the trial that was added.
+    """
+
+    id: RequestId
+    asked: ControlRequest | None = None
+    done: bool
+    answer: Line
+    trial: Count | None = Field(default=None, exclude_if=lambda number: number is None)
+
+
 class _Amendment(Record):
     """A later change of what was asked; what is not named in it stays as it was."""
 
@@ -530,6 +587,7 @@ class _Amendment(Record):
     quarantine: QuarantineNote | None = None
     released: NodeId = ""
     released_devices: Devices = ()
+    request: RequestNote | None = None
 
 
 class SearchRecord(Record):
@@ -628,6 +686,16 @@ class SearchRecord(Record):
             if change.released:
                 out.pop((change.released, change.released_devices), None)
         return list(out.values())
+
+    @property
+    def requests(self) -> list[RequestNote]:
+        """Requests that were answered, in their order."""
+        return [change.request for change in self._changes() if change.request]
+
+    def asked_last(self, name: str) -> Any:
+        """What the last request asked that named a field and was carried out; None without one."""
+        carried_out = (note.asked for note in reversed(self.requests) if note.done and note.asked)
+        return next((getattr(asked, name) for asked in carried_out if name in asked.named), None)
 
     def _changes(self) -> Iterator[_Amendment]:
         return map(_Amendment.model_validate, self.amendments)

@@ -44,7 +44,8 @@ SHAPES = ("null", "true", "[" * 400 + "]" * 400, '{"a": ' * 60 + "1" + "}" * 60,
 # Of a text that leads or points somewhere: only a text that is shown and never used may be one.
 PATHS = ('"../x"', '"/etc/passwd"')
 _PLACE = "\ue000"
-_CANDIDATES: tuple[Any, ...] = ("name", "a" * 64, "a" * 32, "a" * 24, "a" * 12, 1, 0.5, True)
+_ID_OF_REQUEST = "1700000000000-0123abcd"
+_CANDIDATES: tuple[Any, ...] = ("name", "a" * 64, "a" * 32, "a" * 24, "a" * 12, 1, 0.5, True, _ID_OF_REQUEST)
 
 
 def kinds() -> list[type[BaseModel]]:

@@ -84,6 +84,7 @@ MAY_IMPORT_RAY = {
     "search.tune.preemption",
     "search.tune.sampler",
     "search.tune.scheduler",
+    "search.tune.steering",
     "search.tune.train_workers",
     "search.tune.trial",
     "search.tune.trial_retries",

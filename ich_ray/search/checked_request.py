@@ -20,6 +20,7 @@ from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say
 from ich_ray.results import MOST_TRIALS, Objective, SearchRecord, TrialResult, open_search
 from ich_ray.search.checked_folds import check_folds_of_search, decided
+from ich_ray.search.early_end import EarlyEnd, parse_patience
 from ich_ray.search.export.trackers import parse_target
 from ich_ray.search.ledger import Ledger, differences
 from ich_ray.search.space.yaml_file import SearchSpace, load_space, parse_space
@@ -49,6 +50,7 @@ class CheckedRequest:
         wanted: trials in all.
         teachers: the searches to learn from.
         warm: of each that can be read, its trials that fit the space.
+        early: when it ends before its last trial.
     """
 
     limits: Limits
@@ -60,6 +62,7 @@ class CheckedRequest:
     wanted: int
     teachers: tuple[str, ...]
     warm: dict[str, list[TrialResult]]
+    early: EarlyEnd
 
 
 def validate_request(request: SearchRequest, searches: Searched = "network") -> CheckedRequest:
@@ -74,6 +77,7 @@ def validate_request(request: SearchRequest, searches: Searched = "network") -> 
     """
     trials, seed, asked = request.trials, request.seed, _several(request.warm_start)
     limits = Limits(request.hours, request.gpu_hours)
+    early = EarlyEnd(request.target, parse_patience(request.patience))
     if trials is not None and trials < 1:
         raise ConfigError(f"--trials: must be at least 1, got {trials}; ask for one or more")
     if trials is not None and trials > MOST_TRIALS:
@@ -85,6 +89,7 @@ def validate_request(request: SearchRequest, searches: Searched = "network") -> 
     files = SearchFiles(locate(request.out))
     there = open_search(files.root).record if exists(files.search) else None
     checked = _space(request, files, there, searches)
+    early.check(checked.objective)
     data = PreparedDataset.open(request.dataset)
     data.check_table()  # or every trial would fail at it
     _check_listed(checked, trials, asked)
@@ -107,7 +112,7 @@ def validate_request(request: SearchRequest, searches: Searched = "network") -> 
     check_objective(ranking_slices(data, checked.objective.networks > 1), checked.objective)
     check_folds_of_search(checked, data, seed)
     wanted = trials or (begun or record).wanted
-    return CheckedRequest(limits, checked, data, files, record, begun, wanted, teachers, warm)
+    return CheckedRequest(limits, checked, data, files, record, begun, wanted, teachers, warm, early)
 
 
 def _space(request: SearchRequest, files: SearchFiles, there: SearchRecord | None, searches: Searched) -> SearchSpace:

@@ -13,6 +13,7 @@ from optuna.trial import TrialState as OptunaState
 from pydantic import ValidationError
 
 from ich_ray.errors import IntegrityError
+from ich_ray.results import STOPPED_BY_REQUEST
 from ich_ray.search.space.space import Given
 
 if TYPE_CHECKING:
@@ -85,9 +86,12 @@ def outcome(record: TrialResult, rungs: Sequence[int] = ()) -> tuple[OptunaState
         record: of a trial that has ended.
         rungs: if given, what it had reached at each of them is all that is told between its begin and its end, unless
             it reached none. TPE ranks pruned trials by their last step first, and one that was stopped between two
-            rungs is no better for it.
+            rungs is no better for it; one that somebody stopped before the first rung says nothing against itself.
     """
-    intermediate = reached(record, rungs) or _reported(record)
+    arrived = reached(record, rungs)
+    if rungs and not arrived and record.reason == STOPPED_BY_REQUEST:
+        return OptunaState.FAIL, None, {}
+    intermediate = arrived or _reported(record)
     if record.state == "completed" and record.value is not None:
         return OptunaState.COMPLETE, record.value, intermediate
     if record.state == "pruned" and intermediate:

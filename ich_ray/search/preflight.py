@@ -112,19 +112,20 @@ def fitting(found: list[Machine], cpus: float, gpus: float, most: int | None) ->
     return count if most is None else most if unknown else min(most, count)
 
 
-def room(fleet: ClusterResources, slots: Slots, most: int | None) -> Callable[[], int]:
-    """How many trials fit now, counted again every few seconds; those that began stay."""
-    counted, at_a_time = time.monotonic(), slots.concurrent
+def room(fleet: ClusterResources, slots: Slots, most: int | None) -> Callable[[int | None], int]:
+    """How many trials fit now, at most so many; counted again every few seconds, those that began stay."""
+    counted, at_a_time, before = time.monotonic(), slots.concurrent, most
     if most is None and any(machine.is_unknown for machine in fleet.machines()):
         say(
             f"the autoscaler's machines are not known before they come: {at_a_time} trials at a time, each on "
             f"{slots.gpus:g} GPU, and more as they come; --concurrent and --gpus-per-trial say otherwise"
         )
 
-    def now() -> int:
-        nonlocal counted, at_a_time
-        if time.monotonic() - counted >= _COUNT_EVERY_S:
-            counted, at_a_time = time.monotonic(), max(1, fitting(fleet.machines(), slots.cpus, slots.gpus, most))
+    def now(most: int | None) -> int:
+        nonlocal counted, at_a_time, before
+        if time.monotonic() - counted >= _COUNT_EVERY_S or most != before:
+            counted, before = time.monotonic(), most
+            at_a_time = max(1, fitting(fleet.machines(), slots.cpus, slots.gpus, most))
         return at_a_time
 
     return now

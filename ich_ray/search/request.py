@@ -42,6 +42,8 @@ class SearchKeywords(TrialKeywords, total=False):
     address: str | None
     notify: str | None
     export: Sequence[str] | None
+    target: float | None
+    patience: str | float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,9 @@ class SearchRequest(TrialResources):
         address: a Ray cluster; this machine if not given.
         notify: where to tell how it goes, see docs/notify.md; a secret, so that no record shows it.
         export: trackers that are written while it runs, `NAME=PLACE` each, as of `ich-ray export --to`.
+        target: ends it once a completed trial is worth so much with 95 %, by the reports of all trials.
+        patience: ends it once so much has brought less than the noise of a training: `20` trials, `500000 images`,
+            `6 hours` or `10 gpu-hours`.
     """
 
     dataset: Location
@@ -104,3 +109,5 @@ class SearchRequest(TrialResources):
     address: str | None = None
     notify: str | None = field(default=None, repr=False)
     export: Sequence[str] | None = None
+    target: float | None = None
+    patience: str | float | None = None

@@ -97,6 +97,7 @@ def run_request(
         fleet = ClusterResources()
         slots = plan_slots(fleet.machines(), request)
         checked.limits.check(slots.gpus)
+        checked.early.check_devices(slots.gpus)
         check_single_worker(checked.space, slots)
         if trainer is None:
             check_workers(data, trials, slots.workers)
@@ -126,20 +127,23 @@ def run_request(
             room=None if memory else room(fleet, slots, request.concurrent),
             refuses=check,
             grow=request.grow,
-            shares=_shares(memory, slots, request.concurrent) if memory else None,
+            shares=_shares(memory, slots) if memory else None,
+            concurrent=request.concurrent,
+            takes_requests=True,
+            early=checked.early,
         )
         with announced(driver, notifier), streaming(str(files.root), request.export or ()):
             driver.run()
     return open_search(files.root)
 
 
-def _shares(memory: MemoryPlan, slots: Slots, most: int | None) -> Callable[[Ledger], TrialShares]:
+def _shares(memory: MemoryPlan, slots: Slots) -> Callable[[Ledger], TrialShares]:
     """What gives trials their shares by memory."""
     from ich_ray.search.tune.trial_shares import memory_shares
 
     say(str(memory.shares).strip())
     return partial(
-        memory_shares, cpus=slots.cpus, kinds=memory.kinds, need=memory.needs, least=memory.shares.needs[0], most=most
+        memory_shares, cpus=slots.cpus, kinds=memory.kinds, need=memory.needs, least=memory.shares.needs[0], most=None
     )
 
 

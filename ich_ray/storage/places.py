@@ -267,7 +267,8 @@ class SearchFiles:
             ]
         except OSError as error:
             raise unreadable(self.root, error) from None
-        for path in (self.trials, self.checkpoints, self.logits, self.features, self.weights, self.final, *within):
+        own = (self.trials, self.checkpoints, self.logits, self.features, self.weights, self.final, self.requests)
+        for path in (*own, *within):
             if path.is_symlink() and not path.is_file():
                 raise IntegrityError(
                     f"{path}: folders of a search must lie in it, got a link; put there what it leads to, or link the "
@@ -289,6 +290,14 @@ class SearchFiles:
 
     def logits_of(self, number: int) -> UPath:
         return self.logits / f"{number:05d}"
+
+    @property
+    def requests(self) -> UPath:
+        """What is asked of the search while it runs, a file each until it is answered."""
+        return self.root / "requests"
+
+    def request(self, name: str) -> UPath:
+        return self.requests / f"{name}.json"
 
     @property
     def lock(self) -> UPath:

@@ -67,6 +67,15 @@ def search(
         list[str] | None,
         typer.Option("--export", help="Also write it to tensorboard=DIR, mlflow=URI, ... while it runs; repeatable."),
     ] = None,
+    target: Annotated[
+        float | None, typer.Option("--target", help="End it once a completed trial is surely worth so much.")
+    ] = None,
+    patience: Annotated[
+        str | None,
+        typer.Option(
+            "--patience", help="End it once 20 (trials), '500000 images', '6 hours' or '10 gpu-hours' bring no more."
+        ),
+    ] = None,
 ) -> None:
     """Search hyperparameters; safe to kill and resume."""
     request = SearchRequest(
@@ -89,6 +98,8 @@ def search(
         address=address,
         notify=asked_for(notify),
         export=export,
+        target=target,
+        patience=patience,
     )
     if plan:
         from ich_ray.search.plan.plan_report import plan_request
@@ -118,6 +129,34 @@ def results(
     from ich_ray.side_by_side import side_by_side
 
     display.print_side_by_side(side_by_side([open_search(one) for one in (folder, *others)]), as_json)
+
+
+def control(
+    folder: SearchFolder,
+    stop_trial: Annotated[
+        int | None, typer.Option("--stop-trial", min=0, help="End a trial at its next report.")
+    ] = None,
+    add: Annotated[
+        str | None, typer.Option("--add", help="Parameters of a trial to run next, as JSON; the others are drawn.")
+    ] = None,
+    trials: Trials = None,
+    concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trials at a time.")] = None,
+    pause: Annotated[
+        bool | None, typer.Option("--pause/--unpause", help="Start no new trial; running ones go on.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask something of a search that runs; without a flag, what was asked of it."""
+    from ich_ray.search import control as controls
+
+    if all(asked is None for asked in (stop_trial, add, trials, concurrent, pause)):
+        display.print_requests(open_search(folder).record.requests, controls.waiting(folder), as_json)
+        return
+    point = None if add is None else controls.parse_point(add)
+    reply = controls.control_search(
+        folder, stop_trial=stop_trial, add=point, trials=trials, concurrent=concurrent, pause=pause
+    )
+    display.print_request(reply, as_json)
 
 
 def confirm(
@@ -196,4 +235,4 @@ def audit(
         raise typer.Exit(BROKEN)
 
 
-VERBS = (search, results, confirm, export, audit)
+VERBS = (search, results, control, confirm, export, audit)

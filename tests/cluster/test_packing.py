@@ -117,7 +117,7 @@ def test_every_flag_of_a_verb_that_travels_is_known_to_be_a_place_or_not() -> No
     switches = {name for option in options if option.is_flag for name in option.opts}  # type: ignore[attr-defined]
     assert switches <= set(packing._SWITCHES)
     words = {name for option in options if _is_text(option) for name in option.opts}
-    no_places = {"--address", "--column", "--limit-rejected", "--notify", "--point", "--tta", "--windows"}
+    no_places = {"--address", "--column", "--limit-rejected", "--notify", "--patience", "--point", "--tta", "--windows"}
     places = set(packing._PLACES) - {"an argument"}
     assert words - switches - set(packing._TAKEN) - set(packing._TARGETS) == places | no_places
 

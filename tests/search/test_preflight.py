@@ -199,9 +199,14 @@ class Changing:
 def test_machines_that_come_and_go_are_counted(most: int, counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     fleet: Any = Changing(CLUSTER, [Machine("machine", 3, 0, 1)], [])
     now = room(fleet, Slots(1, 0, 2), most)
-    found = [now()]  # so soon it need not be counted again
+    found = [now(most)]  # so soon it need not be counted again
     monkeypatch.setattr(preflight, "_COUNT_EVERY_S", 0.0)
-    assert [*found, now(), now(), now()] == counts
+    assert [*found, now(most), now(most), now(most)] == counts
+
+
+def test_another_limit_counts_at_once() -> None:
+    now = room(Changing(CLUSTER, CLUSTER), Slots(1, 0, 2), 2)  # type: ignore[arg-type]
+    assert [now(2), now(8), now(8), now(3)] == [2, 8, 8, 3]
 
 
 def test_machines_that_nobody_knows_are_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,7 @@ def test_every_field_of_a_request_is_a_flag_and_every_flag_reaches_it(monkeypatc
         "--address": "head:6379", "--resume": True, "--share-trunks": True, "--no-grow": True,
         "--notify": "https://hooks.example/x",
         "--export": "tensorboard=events",
+        "--target": 0.9, "--patience": "40 trials",
     }  # fmt: skip
     asked: list[SearchRequest] = []
 

@@ -24,7 +24,7 @@ from ich_ray.refit.confirm import confirm
 from ich_ray.refit.retrain import chosen_trial
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search import checked_request, ledger, run
+from ich_ray.search import checked_request, early_end, ledger, run
 from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.plan import cost_model
@@ -321,6 +321,32 @@ def test_a_full_disk_stops_tune_with_the_cause(
     with pytest.raises(IchRayError) as caught:
         run_search(data, space, tmp_path / "s", trials=6, _trainer=FakeTrainer())
     check_full_disk(caught.value, tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason", "told"),
+    [
+        ({"target": 0.3}, "target", "the search's --target was reached: trial "),
+        ({"patience": "8 trials"}, "patience", "the search's --patience was over: the last 8 trials brought "),
+    ],
+)
+def test_a_search_that_has_found_enough_ends_and_says_what_it_saved(
+    keys: Any, reason: str, told: str, data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ray.tune.run", tune_stand_in.run)
+    monkeypatch.setattr("ich_ray.search.tune.driver.say", said.append)
+    monkeypatch.setattr(early_end, "_SHARE_OF_TIME", math.inf)
+    found = run_search(data, space, tmp_path / "s", trials=300, **keys, _trainer=FakeTrainer())
+    assert 10 <= len(found.trials) < 300
+    assert audit(found.files.root).breached == ()
+    assert found.record.ended
+    assert found.record.ended.out_of_time
+    assert {trial.reason for trial in found.trials} - {"", "rung_100", "rung_300"} <= {reason}
+    each = sum(trial.images_seen for trial in found.trials) / len(found.trials)
+    left = 300 - len(found.trials)
+    last = next(line for line in said if told in line)
+    assert last.endswith(f"; {left} trials not begun, about {left * each:,.0f} images saved")
 
 
 @pytest.mark.parametrize("error", [IntegrityError("a: b, got c"), KeyError("of ours")])

@@ -192,7 +192,9 @@ def _asked(found: LedgerFiles) -> Check:
                 yield f"trials/{found.files.trial(number).name}: {wanted} trials were asked for, got number {number}"
         first: dict[tuple[Any, ...], int] = {}
         for number, trial in found.trials.items():
-            draw = (None if _drawn_freely(found.space, trial) else trial.seed, *sorted(trial.parameters.items()))
+            points = len(found.space.points) + len(added) if found.space else 0
+            freely = number not in added and number >= points and _drawn_freely(found.space, trial)
+            draw = (None if freely else trial.seed, *sorted(trial.parameters.items()))
             if draw in first:
                 yield f"trials {first[draw]} and {number}: they must differ, got one draw twice"
             first.setdefault(draw, number)
@@ -200,6 +202,7 @@ def _asked(found: LedgerFiles) -> Check:
             yield f"search.json: {ended.asked} trials were asked for, got an end after {ended.trials}"
 
     wanted, ended = found.record.wanted, found.record.ended
+    added = {note.trial for note in found.record.requests if note.trial is not None}
     return checked("I5", "distinct trials = trials asked for", f"{len(found.trials)} of {wanted} asked for", breaches())
 
 

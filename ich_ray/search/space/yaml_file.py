@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ich_ray.results import Parameter
 
-__all__ = ["SearchSpace", "load_space", "parse_space"]
+__all__ = ["SearchSpace", "check_point", "load_space", "parse_space"]
 
 OBJECTIVES = {name: metric.better for name, metric in METRICS.items() if metric.is_objective}
 
@@ -75,6 +75,24 @@ def parse_space(source: Any, file: str, searches: Searched | None = None) -> Sea
     return space
 
 
+def check_point(space: SearchSpace, point: Mapping[str, Any], named: str, seed: int) -> None:
+    """Check some values of one more trial as the points of a space are checked.
+
+    Args:
+        space: that was checked before.
+        point: the values.
+        named: what gave them, for errors.
+        seed: of the draw of those that it leaves out.
+
+    Raises:
+        SpaceError: they are not in the space, or no trial can have them together.
+    """
+    checker = _Checker(named)
+    checker.drawn = space.drawn
+    values = checker.point("", point, space.parameters)
+    checker.met("", space.values(RandomSuggest(seed, values)), space)
+
+
 class _File(BaseModel):
     """The keys of the file; what the parameters mean is checked after."""
 
@@ -117,7 +135,7 @@ class _Checker(ListRules):
         ordered = self._order(specs)
         for spec in ordered:
             self._needed(spec, specs)
-        points = tuple(self._point(index, point, ordered) for index, point in enumerate(file.points))
+        points = tuple(self.point(f"points[{index}]", point, ordered) for index, point in enumerate(file.points))
         listed = self.grid(ordered, points) if file.sampler == "grid" else None
         if listed is not None:
             self._nothing_refused(file)
@@ -295,8 +313,9 @@ class _Checker(ListRules):
                 needed[name] = both
         return needed
 
-    def _point(self, index: int, point: dict[str, Any], ordered: Sequence[ParameterSpec]) -> dict[str, Parameter]:
-        key, specs = f"points[{index}]", {spec.name: spec for spec in ordered}
+    def point(self, key: str, point: Mapping[str, Any], ordered: Sequence[ParameterSpec]) -> dict[str, Parameter]:
+        """Some values of a trial, the others of which are drawn."""
+        specs = {spec.name: spec for spec in ordered}
         for name, value in point.items():
             if name not in specs:
                 raise self.error(key, f"must use parameters of this space, got {name!r}{nearest(str(name), specs)}")
@@ -322,10 +341,13 @@ class _Checker(ListRules):
         # Where those are too many, at least what will be tried first, and some more.
         tried = [(f"points[{index}]", RandomSuggest(index, point)) for index, point in enumerate(space.points)]
         for key, suggest in [*tried, *[("parameters", RandomSuggest(seed=0))] * TRY_DRAWS]:
-            drawn = space.values(suggest)
-            self.holds(key, self.drawn.unread(drawn))
-            self.holds(key, self.drawn.unmade(drawn))
-            self.whole(key, drawn, space.budget)
+            self.met(key, space.values(suggest), space)
+
+    def met(self, key: str, drawn: dict[str, Parameter], space: SearchSpace) -> None:
+        """All values of a trial together."""
+        self.holds(key, self.drawn.unread(drawn))
+        self.holds(key, self.drawn.unmade(drawn))
+        self.whole(key, drawn, space.budget)
 
 
 def _either(values: Iterable[Parameter]) -> str:

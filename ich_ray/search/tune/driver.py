@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import Searcher, SearchGenerator
 
 from ich_ray.errors import IchRayError, IntegrityError, Interrupted
 from ich_ray.progress import board, say
@@ -24,6 +24,7 @@ from ich_ray.results import EndCheck
 from ich_ray.runtime import signals_given_back
 from ich_ray.search.chances import format_chances, write_chances
 from ich_ray.search.cluster_resources import nodes_that_hold
+from ich_ray.search.early_end import EarlyEnd, EndWatch
 from ich_ray.search.out_of_fold import OutOfFold
 from ich_ray.search.space.parameter_sets import NETWORKS
 from ich_ray.search.stopping import STOPPING_RULES
@@ -36,6 +37,7 @@ from ich_ray.search.tune.multi_worker_trial import MultiWorkerTrainer
 from ich_ray.search.tune.quarantine import DEVICE_ERROR, Quarantine
 from ich_ray.search.tune.sampler import WORKER_DIED, LedgerSampler
 from ich_ray.search.tune.scheduler import StoppingScheduler
+from ich_ray.search.tune.steering import Steering
 from ich_ray.search.tune.train_workers import nothing_left_behind
 from ich_ray.search.tune.trial import TrialSettings, train_model, trial_function
 from ich_ray.search.tune.trial_retries import TrialRetries
@@ -93,18 +95,25 @@ class Driver:
         listed: Sequence[Listed] | None = None,
         placement: Placement = "auto",
         keep_weights: bool = False,
-        room: Callable[[], int] | None = None,
+        room: Callable[[int | None], int] | None = None,
         refuses: Refuses | None = None,
         grow: bool = False,
         shares: Callable[[Ledger], TrialShares] | None = None,
+        concurrent: int | None = None,
+        takes_requests: bool = False,
+        early: EarlyEnd | None = None,
     ) -> None:
-        self.ledger, self.slots, self.wanted, self.limits = ledger, slots, wanted, limits
+        self.ledger, self.slots, self.limits = ledger, slots, limits
+        self._end_watch = EndWatch(space, early or EarlyEnd(), lambda: ledger.trials, limits.began)
         self._dataset, self._drawn = dataset, space.drawn
         rule = STOPPING_RULES[space.budget.rule].rebuilt(space.budget, space.objective, ledger.trials.values())
         race = _race(space, dataset, ledger) if space.objective.networks > 1 else None
         large_enough = partial(nodes_that_hold, slots.cpus, slots.gpus)
         quarantine = Quarantine(ledger, large_enough, RELEASED_AFTER_S)
-        at_a_time = room or (lambda: slots.concurrent)
+
+        def at_a_time() -> int:
+            return room(self.sampler.most) if room else slots.concurrent
+
         if shares is None and 0 < slots.gpus < 1:
             shares = partial(equal_shares, cpus=slots.cpus, gpus=slots.gpus, at_a_time=at_a_time)
         self.shares = shares(ledger) if shares else None
@@ -122,6 +131,7 @@ class Driver:
             refuses=refuses,
             shares=self.shares,
         )
+        self.sampler.most = concurrent or ledger.record.asked_last("concurrent")
         settings = TrialSettings(
             dataset=str(dataset.files.root),
             fingerprint=dataset.manifest.fingerprint,
@@ -167,8 +177,13 @@ class Driver:
             self.ledger_callback.fell_silent(trial, quarantine.lost(trial.config["number"], told))
 
         self.watchdog = Watchdog(lost, SILENT_S)
-        shared = [self.shares] if self.shares else []
-        self.callbacks = [self.ledger_callback, self.watchdog, TrialRetries(RETRIES), *shared, *growing]
+        self.steering = Steering(
+            space, ledger, self.scheduler, self.sampler, self.ledger_callback, self.exhausted, refuses=refuses
+        )
+        others: list[tune.Callback] = [*([self.shares] if self.shares else []), *growing]
+        others += [self.steering] if takes_requests else []
+        self.callbacks = [self.ledger_callback, self.watchdog, TrialRetries(RETRIES), *others]
+        self._takes_requests = takes_requests
         self._first = FirstError()
         for hooks, kind in (
             (self.sampler, Searcher),
@@ -188,8 +203,9 @@ class Driver:
         return all(one is None for one in again)
 
     def exhausted(self) -> Verdict | None:
-        """How a trial ends that is stopped because the search has had its time; None while it has some."""
-        return self.limits.exhausted(self.ledger_callback.gpu_seconds() if self.limits.gpu_hours else 0.0)
+        """How a trial ends that is stopped because the search has had its time, or found enough; else None."""
+        over = self.limits.exhausted(self.ledger_callback.gpu_seconds() if self.limits.gpu_hours else 0.0)
+        return over or self._end_watch.verdict(self.ledger_callback.ended)
 
     def run(self) -> None:
         """Run until every trial has ended.
@@ -206,12 +222,29 @@ class Driver:
                 f"remove the cause and {self.resume_hint}, nothing is lost"
             ) from error
 
+    @property
+    def wanted(self) -> int:
+        """Trials in all; a request may change it."""
+        return self.sampler.wanted
+
+    @property
+    def _todo(self) -> int:
+        return self.wanted - len(self.ledger.trials) + len(self.ledger.unfinished)
+
     def _run_trials(self) -> None:
-        todo = self.wanted - len(self.ledger.trials) + len(self.ledger.unfinished)
         ran = {number for number, trial in self.ledger.trials.items() if trial.state != "running"}
-        if todo:
-            say(f"search {self.ledger.record.name}: {todo} trials to run, {self.slots.concurrent} at a time")
-            ran |= self._tune(todo)
+        if self._takes_requests:
+            self.steering.begin()
+            self.steering.wait()
+        if self._todo:
+            say(f"search {self.ledger.record.name}: {self._todo} trials to run, {self.slots.concurrent} at a time")
+        while self._todo and not self.sampler.is_done:
+            ran |= self._tune(self._todo)
+            if not self.sampler.is_idle:  # it was interrupted
+                break
+            if self._takes_requests:
+                self.steering.wait()
+        ran |= self.sampler.withdrawn
         if exhausted := self.exhausted():
             ran.update(self.sampler.waiting)  # by an earlier driver
             for number in self.sampler.waiting:
@@ -224,10 +257,18 @@ class Driver:
                 f"got interrupted after {ended}; {self.resume_hint}, nothing is lost"
             )
         self._end(ran, exhausted)
-        say(self.ledger_callback.summary())
+        say(self.ledger_callback.summary() + self._saved(exhausted))
         if self._compares() and (told := format_chances(write_chances(self.ledger, self._dataset))):
             say(told)
         check_own_ends(str(self.ledger.files.root), self.ledger.trials.values())
+
+    def _saved(self, exhausted: Verdict | None) -> str:
+        """What an end before the last trial has saved, as far as trials were not begun; empty without one."""
+        if exhausted is None or exhausted.reason not in {"target", "patience"}:
+            return ""
+        ended, left = self.ledger.trials.values(), max(0, self.wanted - len(self.ledger.trials))
+        each = sum(trial.images_seen for trial in ended) / max(1, len(ended))
+        return f"; {exhausted.detail}; {left} trials not begun, about {left * each:,.0f} images saved"
 
     def _end(self, ran: set[int], exhausted: Verdict | None) -> None:
         """Compare what the ledger, the sampler and Tune know (I4 of `ich-ray audit`) and note it.
@@ -269,7 +310,7 @@ class Driver:
                 self.function,
                 name="search",
                 num_samples=todo,
-                search_alg=self.sampler,
+                search_alg=OpenSearch(self.sampler),
                 scheduler=self.scheduler,
                 callbacks=self.callbacks,
                 resources_per_trial=_Resources([{"CPU": self.slots.cpus, "GPU": self.slots.gpus}]),
@@ -311,6 +352,17 @@ def _race(space: SearchSpace, dataset: PreparedDataset, ledger: Ledger) -> FoldR
             return None
 
     return FoldRace.rebuilt(space.budget, space.objective, chance, ledger.trials.values())
+
+
+class OpenSearch(SearchGenerator):
+    """Asks a sampler for trials; unlike Ray's own it is not over for ever when it once has none."""
+
+    def __init__(self, sampler: LedgerSampler) -> None:
+        super().__init__(sampler)
+        self._sampler = sampler
+
+    def is_finished(self) -> bool:
+        return self._sampler.is_done
 
 
 class _Resources(tune.PlacementGroupFactory):

@@ -62,6 +62,7 @@ class LedgerCallback(Callback):
     Attributes:
         draw: draws the table on a terminal; None where lines are said instead.
         messages: told what people who are not there shall hear of; None where nobody is.
+        wanted: trials in all.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class LedgerCallback(Callback):
         shares: TrialShares | None = None,
     ) -> None:
         self._space, self._ledger, self._scheduler, self._sampler = space, ledger, scheduler, sampler
-        self._wanted, self._gpus, self._deadline, self._workers = wanted, gpus, deadline, workers
+        self.wanted, self._gpus, self._deadline, self._workers = wanted, gpus, deadline, workers
         self._shares = shares
         self._slots: Counter[int] = Counter()  # of trials that have grown, beyond their own
         self.draw: Callable[[SearchStatus], None] | None = None
@@ -234,7 +235,7 @@ class LedgerCallback(Callback):
         return SearchStatus(
             name=self._space.name,
             metric=self._space.objective.metric,
-            wanted=self._wanted,
+            wanted=self.wanted,
             budget=self._space.budget.images,
             networks=self._space.objective.networks,
             ended=dict(self._ended),
@@ -282,8 +283,8 @@ class LedgerCallback(Callback):
         budget, networks = self._space.budget.images, self._space.objective.networks
         running = [self._ledger.trials[number].images_seen for number in self._running]
         later = [seen for seen in running if seen >= budget]  # past the first fold; the plan ends none of them
-        first = (self._wanted - ended - len(later)) * each - (self._images - self._ended_images - sum(later))
-        if ended + len(running) >= self._wanted:  # those that are left may take more than what was expected of all
+        first = (self.wanted - ended - len(later)) * each - (self._images - self._ended_images - sum(later))
+        if ended + len(running) >= self.wanted:  # those that are left may take more than what was expected of all
             first = max(first, sum(budget - seen for seen in running if seen < budget))
         images = max(0.0, first) + sum(budget * networks - seen for seen in later)
         return max(0.0, min(until, images / rate))
@@ -307,6 +308,15 @@ class LedgerCallback(Callback):
         """Accelerators of a trial that runs."""
         own = self._shares.gpus(number) if self._shares else self._gpus
         return own * (1 + self._slots[number])
+
+    def withdrawn(self, number: int) -> None:
+        """A trial was ended that did not run."""
+        self._say_ended(number)
+
+    @property
+    def ended(self) -> int:
+        """Trials that have."""
+        return self._ended.total()
 
     def grew(self, number: int, slots: int) -> None:
         """A running trial has so many slots from now on, each with the accelerators of one."""
@@ -346,7 +356,7 @@ class LedgerCallback(Callback):
         self._count(trial)
         self._running.discard(number)
         if self.messages and self._best is trial:
-            self.messages.better(trial, before.value if before else None, self._ended.total(), self._wanted)
+            self.messages.better(trial, before.value if before else None, self._ended.total(), self.wanted)
         metric = trial.objective.metric
         value = f"{metric} {trial.value:.4f}" if trial.value is not None else f"no {metric}"
         reason = format_failure(trial) if trial.state == "failed" else trial.reason

@@ -2,9 +2,10 @@
 
 The study lives in memory and is rebuilt from the ledger at every start: completed trials with their value, pruned ones
 with their values at the rungs (all reports of one that reached none) as PRUNED, the rest as FAIL, so that nothing stays
-RUNNING; of those that run it is told at each rung what they have reached. Suggests, in this order: trials that a former
-driver left unfinished, the space's points, then what TPE thinks best. Where the trials are listed there is nothing to
-choose: they run in their order, and Optuna is not asked. Each suggestion stands in the ledger before Tune hears of it.
+RUNNING; of those that run it is told at each rung what they have reached. Suggests, in this order: trials that somebody
+has added, those that a former driver left unfinished, the space's points, then what TPE thinks best. Where the trials
+are listed there is nothing to choose: they run in their order, and Optuna is not asked. Each suggestion stands in the
+ledger before Tune hears of it.
 
 What the space believes decides the first draws and ever fewer later ones. Where earlier searches teach, every second of
 the first draws is a random one. A draw that its constraints refuse is no
@@ -27,7 +28,7 @@ from ich_ray.search.ledger import Verdict, trial_seed
 from ich_ray.search.optuna_adapter import as_optuna, outcome, reached
 from ich_ray.search.space.feasible_draw import first_that_fits
 from ich_ray.search.space.prior import believed
-from ich_ray.search.space.space import RandomSuggest
+from ich_ray.search.space.space import Listed, RandomSuggest
 from ich_ray.search.tune.tpe_history import SubsampledStorage, is_refused
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from ich_ray.results import Parameter, TrialResult
     from ich_ray.search.ledger import Ledger
     from ich_ray.search.space.constraints import Refuses
-    from ich_ray.search.space.space import Listed, SearchSpace
+    from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.trial_shares import TrialShares
 
 __all__ = ["WORKER_DIED", "LedgerSampler"]
@@ -72,6 +73,12 @@ class LedgerSampler(Searcher):
 
     Where there are `shares`, as many as those have room for. `warm` are the trials of each earlier search that it
     learns from.
+
+    Attributes:
+        wanted: trials in all.
+        most: trials at a time that somebody has allowed; None for as many as there is room for.
+        is_paused: whether none is started, for as long as somebody wants.
+        withdrawn: trials that ended before they were suggested.
     """
 
     def __init__(
@@ -89,8 +96,13 @@ class LedgerSampler(Searcher):
     ) -> None:
         super().__init__()
         self._space, self._ledger, self._rungs, self._shares = space, ledger, space.rungs(), shares
-        self._wanted, self._concurrent, self._out_of_time = wanted, concurrent, out_of_time
+        self.wanted, self._concurrent, self._out_of_time = wanted, concurrent, out_of_time
+        self.most: int | None = None
+        self.is_paused = False
+        self.withdrawn: set[int] = set()
         self._requeued = deque(ledger.unfinished)
+        self._added: deque[TrialResult] = deque()
+        self._by_hand = {note.trial for note in ledger.record.requests if note.trial is not None}
         self._listed = None if listed is None else deque(listed)
         finished = [trial for _, trial in sorted(ledger.trials.items()) if trial.state != "running"]
         # Not the search's own seed: after a resume TPE would draw the same first trials again.
@@ -111,22 +123,57 @@ class LedgerSampler(Searcher):
 
     @property
     def waiting(self) -> list[int]:
-        """Trials that a former driver left unfinished and that have not been started again."""
-        return [trial.number for trial in self._requeued]
+        """Trials in the ledger that are not suggested yet: left by a former driver, or added."""
+        return [trial.number for trial in (*self._added, *self._requeued)]
 
     @property
     def is_exhausted(self) -> bool:
         """Whether no trial is left to start."""
-        return not self._requeued and len(self._ledger.trials) >= self._wanted
+        return not self._requeued and not self._added and len(self._ledger.trials) >= self.wanted
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is suggested before somebody asks: all is, time is over, or a pause is at rest."""
+        return self.is_exhausted or self._out_of_time() or (self.is_paused and self.is_idle)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every trial that was suggested has ended."""
+        return not self._live
+
+    def add(self, parameters: Mapping[str, Parameter]) -> None:
+        """One more trial, to be suggested next."""
+        self._added.append(self._ledger.add(parameters))
+        self._by_hand.add(self._added[-1].number)
+
+    def want(self, trials: int) -> None:
+        """Other trials in all than before; of a space that lists them the next ones, or fewer."""
+        if self._listed is not None:
+            self._listed.extend(Listed(parameters) for parameters in (self._space.listed or ())[self.wanted : trials])
+            for _ in range(self.wanted - trials):
+                self._listed.pop()
+        self.wanted = trials
+
+    def withdraw(self, number: int, end: Verdict) -> None:
+        """End a trial that waits."""
+        self._added, self._requeued = (
+            deque(trial for trial in waiting if trial.number != number) for waiting in (self._added, self._requeued)
+        )
+        record = self._ledger.finish(number, end)
+        self.withdrawn.add(number)
+        if self._listed is None:
+            self._study.add_trial(as_optuna(self._space, record))
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config; None while every slot is taken; FINISHED at the end."""
         if not self._has_room():
             return None
-        if self._out_of_time() or self.is_exhausted:
+        if self.is_done:
             return str(Searcher.FINISHED)
-        again = bool(self._requeued)
-        record, trial = self._requeue() if again else self._draw()
+        if self.is_paused:
+            return None
+        again = bool(self._requeued) and not self._added
+        record, trial = self._requeue() if again or self._added else self._draw()
         self._live[trial_id] = live = _Live(record.number, trial)
         live.tell(reached(record, self._rungs))
         share = self._shares.begin(record) if self._shares else {}
@@ -141,10 +188,12 @@ class LedgerSampler(Searcher):
         }
 
     def _has_room(self) -> bool:
+        if self.most is not None and len(self._live) >= self.most:
+            return False
         return self._shares.has_room() if self._shares else len(self._live) < self._concurrent()
 
     def _requeue(self) -> tuple[TrialResult, optuna.Trial | None]:
-        record = self._requeued.popleft()
+        record = (self._added or self._requeued).popleft()
         if self._listed is not None:
             return record, None
         trial = self._ask(record.parameters)
@@ -156,7 +205,7 @@ class LedgerSampler(Searcher):
             parameters, repeats, fold = self._listed.popleft()
             return self._ledger.add(parameters, repeats=repeats, fold=fold), None
         number = self._ledger.next_number
-        point = self._space.points[number] if number < len(self._space.points) else {}
+        point = self._point(number)
         seed = trial_seed(self._ledger.record.seed, number)
         for again in range(_TRIES):
             trial = self._ask(self._known(number, seed + again, point))
@@ -167,6 +216,11 @@ class LedgerSampler(Searcher):
             self._study.tell(trial, state=OptunaState.PRUNED)
         trial = self._ask(self._fitting(seed, point))
         return self._ledger.add(self._space.draw(_Asked(trial)).parameters), trial
+
+    def _point(self, number: int) -> Mapping[str, Parameter]:
+        """The point of the space that comes next, whatever was added between; empty after the last one."""
+        index = number - sum(one < number for one in self._by_hand)
+        return self._space.points[index] if index < len(self._space.points) else {}
 
     def _known(self, number: int, seed: int, point: Mapping[str, Parameter]) -> dict[str, Parameter]:
         """What Optuna is not asked for: beliefs, points, and all of a trial that looks where teachers do not."""
@@ -228,9 +282,11 @@ class LedgerSampler(Searcher):
         # Optuna gives pruned trials their last intermediate value.
         here = Counter((trial.state, trial.value if trial.state == OptunaState.COMPLETE else None) for trial in held)
         there = Counter(
-            outcome(self._ledger.trials[number])[:2] for number in self._ledger.trials if number not in self.waiting
+            outcome(trial, self._rungs)[:2]
+            for number, trial in self._ledger.trials.items()
+            if number not in self.waiting
         )
-        return (here & there).total() - (here - there).total() + len(self._requeued)
+        return (here & there).total() - (here - there).total() + len(self.waiting)
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing to save: the state is the ledger."""

@@ -38,6 +38,7 @@ class StoppingScheduler(TrialScheduler):
         rule: what the trials reached, and whom that stops; with folds, within the first one.
         race: the same from the end of the first fold on; None without folds.
         verdicts: by trial number, those that have ended.
+        stopping: by trial number, how those end at their next report that somebody has stopped.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class StoppingScheduler(TrialScheduler):
         self.rule, self.race = rule, race
         self._limit, self._quarantine, self._shares = limit, quarantine, shares
         self.verdicts: dict[int, Verdict] = {}
+        self.stopping: dict[int, Verdict] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
         number = trial.config["number"]
@@ -77,9 +79,10 @@ class StoppingScheduler(TrialScheduler):
     def _lost(self, number: int, result: Mapping[str, Any]) -> str:
         """An attempt that its machine or its share has ended: the trial goes back to the queue while there is time."""
         if self._shares and result["lost"] == OUT_OF_MEMORY:
-            verdict = self._shares.ran_out(number, result) or self._limit()
+            verdict = self._shares.ran_out(number, result)
         else:
-            verdict = (self._quarantine.lost(number, result) if self._quarantine else None) or self._limit()
+            verdict = self._quarantine.lost(number, result) if self._quarantine else None
+        verdict = verdict or self.stopping.get(number) or self._limit()
         if not verdict:
             return TrialScheduler.CONTINUE
         if verdict.state == "failed":
@@ -98,7 +101,7 @@ class StoppingScheduler(TrialScheduler):
             return Verdict("completed")
         if reason is not None:
             return Verdict("pruned", reason)
-        return self._limit()
+        return self.stopping.get(number) or self._limit()
 
     def _stopped(self, number: int, images_seen: int, value: float, fold: FoldNote | None) -> str | None:
         """Why a trial ends early, if it does: by the rule in its first fold, by the race at the end of each."""

@@ -25,6 +25,7 @@ IMAGES, REPORT_EVERY = 900, 100  # of SPACE
 def run(function: Any, *, search_alg: Any, scheduler: Any, callbacks: list[Any], **_: Any) -> Any:
     """What `tune.run` does, two trials at a time; `function` is not called."""
     del function
+    search_alg = search_alg.searcher
     ledger_callback = callbacks[0]
     trials: list[Any] = []
     live: dict[str, tuple[Any, Iterator[dict[str, Any]]]] = {}

@@ -1,0 +1,225 @@
+"""Requests to a running search, carried out: a Tune callback in the driver.
+
+A request is a file in the folder of the search (request_files.py). The driver, the only one who writes the ledger,
+checks it and answers by an amendment of search.json. The answer is written first and then carried out: a driver that
+is killed between the two leaves a note by which the next one does what is missing, and nothing twice.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ray.tune import Callback
+
+from ich_ray.errors import ConfigError, IchRayError, SpaceError
+from ich_ray.progress import say
+from ich_ray.results import STOPPED_BY_REQUEST, ControlRequest, RequestNote
+from ich_ray.search.ledger import Verdict, trial_seed
+from ich_ray.search.request_files import read_request, waiting_requests
+from ich_ray.search.space.feasible_draw import first_that_fits
+from ich_ray.search.space.yaml_file import check_point
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ray.tune.experiment import Trial
+
+    from ich_ray.search.ledger import Ledger
+    from ich_ray.search.space.constraints import Refuses
+    from ich_ray.search.space.space import SearchSpace
+    from ich_ray.search.tune.ledger_callback import LedgerCallback
+    from ich_ray.search.tune.sampler import LedgerSampler
+    from ich_ray.search.tune.scheduler import StoppingScheduler
+
+__all__ = ["Steering"]
+
+_READ_EVERY_S = 2.0
+_STOPPED = Verdict("pruned", STOPPED_BY_REQUEST, "`ich-ray control --stop-trial` has ended it")
+_LONGEST_ANSWER = 2000
+
+
+class Steering(Callback):
+    """Reads, answers and carries out what is asked of a search.
+
+    Args:
+        space: of the search.
+        ledger: its requests that were answered before are not answered again.
+        scheduler: is told whom to stop.
+        sampler: is told what to start.
+        counts: what people see.
+        exhausted: how trials end because the search has had its time, None while it has some.
+        refuses: of the space's constraints.
+        now: the clock.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        ledger: Ledger,
+        scheduler: StoppingScheduler,
+        sampler: LedgerSampler,
+        counts: LedgerCallback,
+        exhausted: Callable[[], Verdict | None],
+        *,
+        refuses: Refuses | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._space, self._ledger, self._scheduler, self._sampler = space, ledger, scheduler, sampler
+        self._counts, self._exhausted, self._refuses, self._now = counts, exhausted, refuses or (lambda _: None), now
+        self._answered = {note.id for note in ledger.record.requests}
+        self._last = now()
+
+    def begin(self) -> None:
+        """Carry out what the ledger says was asked, as far as a former driver has not."""
+        self._sampler.is_paused = bool(self._ledger.record.asked_last("pause"))
+        for note in self._ledger.record.requests:
+            if not (note.done and note.asked):
+                continue
+            if note.asked.stop_trial is not None:
+                self._stop(note.asked.stop_trial)
+            if note.asked.add is not None and note.trial == self._ledger.next_number:
+                self._add(note.asked)
+
+    def wait(self) -> None:
+        """Read where no trial runs, before the first and after the last one; in a pause until it is over."""
+        self.read()
+        if self._sampler.is_paused and self._is_open():
+            say(f"search {self._ledger.record.name}: paused, nothing runs; `ich-ray control --unpause` goes on")
+        with suppress(KeyboardInterrupt):
+            while self._sampler.is_paused and self._is_open():
+                time.sleep(_READ_EVERY_S)
+                self.read()
+
+    def _is_open(self) -> bool:
+        return not self._sampler.is_exhausted and self._exhausted() is None
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002
+        if self._now() - self._last >= _READ_EVERY_S:
+            self.read()
+
+    def read(self) -> None:
+        """Answer the requests that lie in the folder."""
+        self._last = self._now()
+        files = self._ledger.files
+        try:
+            names = waiting_requests(files)
+        except (OSError, IchRayError):  # a storage that fails for a moment; the next look is soon
+            return
+        for name in names:
+            if name not in self._answered and not self._answer(name):
+                continue
+            with suppress(OSError):  # such as a folder of that name
+                files.request(name).unlink(missing_ok=True)
+
+    def _answer(self, name: str) -> bool:
+        """Whether a request is answered now."""
+        request: ControlRequest | None = None
+        try:
+            request = read_request(self._ledger.files.request(name))
+            change, answer = self._checked(request)
+        except OSError:
+            return False
+        except IchRayError as error:
+            note = RequestNote(id=name, asked=request, done=False, answer=_line(str(error)))
+            self._note(note, {})
+            say(f"request refused: {note.answer}")
+            return True
+        trial = self._ledger.next_number if request.add is not None else None
+        self._note(RequestNote(id=name, asked=request, done=True, answer=answer, trial=trial), change)
+        say(f"request {request}: {answer}")
+        self._carry_out(request)
+        return True
+
+    def _note(self, note: RequestNote, change: dict[str, Any]) -> None:
+        self._ledger.amend(request=note.model_dump(mode="json"), **change)
+        self._answered.add(note.id)
+
+    def _checked(self, request: ControlRequest) -> tuple[dict[str, Any], str]:
+        """What a request changes in the record of the search, and what it is answered.
+
+        Raises:
+            IchRayError: it cannot be carried out.
+        """
+        if (over := self._exhausted()) and request.stop_trial is None:
+            raise ConfigError(f"{request}: a search must have time left, got one that ends ({over.detail})")
+        if request.stop_trial is not None:
+            return {}, self._checked_stop(request.stop_trial)
+        if request.add is not None:
+            return self._checked_add(request.add)
+        if request.trials is not None:
+            return self._checked_trials(request.trials)
+        if request.concurrent is not None:
+            return {}, f"at most {request.concurrent} trials run at a time, as far as there is room"
+        waits = "no new trial starts, and running ones go on" if request.pause else "trials are started again"
+        return {}, waits
+
+    def _checked_stop(self, number: int) -> str:
+        trial = self._ledger.trials.get(number)
+        if trial is None:
+            there = f"0 to {max(self._ledger.trials)}" if self._ledger.trials else "none"
+            raise ConfigError(f"--stop-trial: must be a trial of the search, got {number} where there are {there}")
+        if trial.state != "running":
+            raise ConfigError(f"--stop-trial: must be a trial that runs, got {number}, which is {trial.state}")
+        return f"trial {number} ends {'now' if number in self._sampler.waiting else 'at its next report'}"
+
+    def _checked_add(self, point: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        space, number = self._space, self._ledger.next_number
+        if space.listed is not None:
+            raise SpaceError(
+                f"--add: the trials of the space {space.name} are listed and none can be added, got one; begin another "
+                "search with it"
+            )
+        seed = self._seed(number)
+        check_point(space, point, "--add", seed)
+        first_that_fits(space, self._refuses, seed, point)
+        wanted = self._sampler.wanted + 1
+        return {"trials": wanted}, f"trial {number} runs next; the search has {wanted} trials now"
+
+    def _checked_trials(self, wanted: int) -> tuple[dict[str, Any], str]:
+        there, listed = len(self._ledger.trials), self._space.listed
+        if wanted < there:
+            raise ConfigError(f"--trials: must be at least the {there} trials that have begun, got {wanted}")
+        if listed is not None and wanted > len(listed):
+            raise ConfigError(
+                f"--trials: the space {self._space.name} lists {len(listed)} trials and no more, got {wanted}"
+            )
+        return {"trials": wanted}, f"the search has {wanted} trials now"
+
+    def _carry_out(self, request: ControlRequest) -> None:
+        if request.stop_trial is not None:
+            self._stop(request.stop_trial)
+        elif request.add is not None:
+            self._want(self._sampler.wanted + 1)
+            self._add(request)
+        elif request.trials is not None:
+            self._want(request.trials)
+        elif request.concurrent is not None:
+            self._sampler.most = request.concurrent
+        else:
+            self._sampler.is_paused = bool(request.pause)
+
+    def _want(self, trials: int) -> None:
+        self._sampler.want(trials)
+        self._counts.wanted = trials
+
+    def _stop(self, number: int) -> None:
+        if number in self._sampler.waiting:
+            self._sampler.withdraw(number, _STOPPED)
+            self._counts.withdrawn(number)
+        elif number in self._ledger.trials and self._ledger.trials[number].state == "running":
+            self._scheduler.stopping[number] = _STOPPED
+
+    def _add(self, request: ControlRequest) -> None:
+        point = request.add or {}
+        self._sampler.add(first_that_fits(self._space, self._refuses, self._seed(self._ledger.next_number), point))
+
+    def _seed(self, number: int) -> int:
+        return trial_seed(self._ledger.record.seed, number)
+
+
+def _line(text: str) -> str:
+    """An answer in a line that a terminal can show."""
+    shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    return shown if len(shown) <= _LONGEST_ANSWER else f"{shown[:_LONGEST_ANSWER]} ..."
