@@ -125,8 +125,7 @@ def work(courses: Mapping[int, Course], objective: Objective) -> Work:
     hours = (rows[:, 0] - min(one.began for one in courses.values())) / 3600
     signed = np.where(np.isnan(rows[:, 3]), -np.inf, objective.sign * rows[:, 3])
     best = np.maximum.accumulate(signed)
-    new = np.flatnonzero(np.diff(best, prepend=-np.inf) > 0)
-    new = new[np.isfinite(best[new])]
+    new = np.flatnonzero(best > np.append(-np.inf, best[:-1]))
     at = [*new, len(rows) - 1] if len(new) else []
     holders = [*new, new[-1]] if len(new) else []
     value = objective.sign * best

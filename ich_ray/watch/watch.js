@@ -185,7 +185,7 @@
     return ["number", "state", "value", "last", "images", ...varied, ...measured, "attempts", "lost", "machine", "reason"];
   }
 
-  function text(row) {
+  function wordsOf(row) {
     if (!texts.has(row[0])) texts.set(row[0], row.map((own) => (own === null ? "" : String(own))).join(" ").toLowerCase());
     return texts.get(row[0]);
   }
@@ -195,7 +195,7 @@
     const tests = text.trim().split(/\s+/).filter(Boolean).map((term) => {
       const found = TERM.exec(term);
       const name = found && names.find((one) => one === found[1] || WORDS[one] === found[1]);
-      if (!name) return (row) => text(row).includes(term.toLowerCase());
+      if (!name) return (row) => wordsOf(row).includes(term.toLowerCase());
       const [, , sign, asked] = found, number = asked === "" ? NaN : Number(asked);
       return (row) => {
         const own = value(row, name);
