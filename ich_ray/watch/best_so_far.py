@@ -1,4 +1,4 @@
-"""The best value of a search so far over images, hours and accelerator hours, and how fast it goes on now.
+"""The best value so far over images, hours and accelerator hours, and how fast a search goes on now.
 
 Arithmetic on reports; what a trial gives is kept from one time to the next, because ended trials change no more.
 """
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     from ich_ray.results import Objective, TrialResult, TrialState
 
-__all__ = ["Course", "Step", "Work", "course", "work"]
+__all__ = ["Step", "TrialCourse", "WorkDone", "course", "work"]
 
 # The rate is that of the last half hour.
 _WINDOW_S = 1800.0
 
 
 @dataclass(frozen=True)
-class Course:
+class TrialCourse:
     """What a trial did, as far as its reports tell.
 
     Attributes:
@@ -61,7 +61,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkDone:
     """What all trials did.
 
     Attributes:
@@ -79,11 +79,11 @@ class Work:
     images: float
 
 
-def course(trial: TrialResult) -> Course:
+def course(trial: TrialResult) -> TrialCourse:
     """What one trial did; its accelerator seconds are spread over its reports by their time in training."""
     reports = trial.reports
     last = reports[-1] if reports else None
-    return Course(
+    return TrialCourse(
         rows=_rows(trial),
         state=trial.state,
         value=trial.value,
@@ -113,10 +113,10 @@ def _rows(trial: TrialResult) -> NDArray[np.float64]:
     return rows
 
 
-def work(courses: Mapping[int, Course], objective: Objective) -> Work:
+def work(courses: Mapping[int, TrialCourse], objective: Objective) -> WorkDone:
     """What all trials did together, in the order of time."""
     if not sum(len(one.rows) for one in courses.values()):
-        return Work((), None, None, 0.0, 0.0)
+        return WorkDone((), None, None, 0.0, 0.0)
     rows = np.concatenate([one.rows for one in courses.values()])
     numbers = np.repeat([*courses], [len(one.rows) for one in courses.values()])
     order = np.argsort(rows[:, 0], kind="stable")
@@ -134,7 +134,7 @@ def work(courses: Mapping[int, Course], objective: Objective) -> Work:
         for i, j in zip(at, holders, strict=True)
     )
     rate, gpus = _rates(rows)
-    return Work(steps, rate, gpus, float(hours[-1]), float(images[-1]))
+    return WorkDone(steps, rate, gpus, float(hours[-1]), float(images[-1]))
 
 
 def _rates(rows: NDArray[np.float64]) -> tuple[float | None, float | None]:

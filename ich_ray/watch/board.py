@@ -1,4 +1,4 @@
-"""What the page of `ich-ray watch` shows, as JSON: all of it, or only the trials that have changed since a version.
+"""What the page of `ich-ray watch` shows, as JSON: all of it, or what has changed since a version.
 
 The row of a trial is written once and kept, so that a page of 10,000 trials costs as much as what changes on it.
 """
@@ -16,14 +16,14 @@ from pydantic import ValidationError
 
 from ich_ray.results import fault_note
 from ich_ray.search.space.space import Budget
-from ich_ray.watch.best_so_far import Course, course, work
+from ich_ray.watch.best_so_far import TrialCourse, course, work
 from ich_ray.watch.standing import expected_of_trial, failures, images_left, machines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ich_ray.results import SearchRecord, SearchResult, TrialResult
-    from ich_ray.watch.best_so_far import Work
+    from ich_ray.watch.best_so_far import WorkDone
     from ich_ray.watch.followed import FollowedSearch, State
 
 __all__ = ["Board"]
@@ -50,7 +50,7 @@ class Board:
     def __init__(self, followed: FollowedSearch, price: float | None = None) -> None:
         self._followed, self._price = followed, price
         self.version = 0
-        self._courses: dict[int, Course] = {}
+        self._courses: dict[int, TrialCourse] = {}
         self._rows: dict[int, str] = {}
         self._changed_at: dict[int, int] = {}
         self._complete_from = 0  # before this version a page lacks more than changed rows
@@ -161,7 +161,7 @@ class Board:
         self._parameters = [*known]
         return len(self._parameters) > before
 
-    def _row(self, trial: TrialResult, did: Course) -> list[Any]:
+    def _row(self, trial: TrialResult, did: TrialCourse) -> list[Any]:
         used = trial.usage
         last = trial.reports[-1].metrics.get(trial.objective.metric) if trial.reports else None
         rate = did.images_per_s if trial.state == "running" and did.images_per_s is not None else used.images_per_s
@@ -226,7 +226,7 @@ class Board:
             "price": self._price,
         }
 
-    def _left(self, done: Work, state: State, budget: int) -> dict[str, float | None]:
+    def _left(self, done: WorkDone, state: State, budget: int) -> dict[str, float | None]:
         """What is still to do, where a driver does it: seconds and accelerator hours at the pace of the last while."""
         if state != "running" or not done.images_per_s:
             return {"images_per_s": None, "left_s": None, "left_gpu_hours": None}
@@ -251,7 +251,7 @@ class Board:
         return [{"trial": trial.number, "state": trial.state, "points": _points(trial)} for trial in trials]
 
     def parameters(self, search: SearchResult) -> dict[str, Any]:
-        """How parameters went with the objective, as the report computes it: importances and parallel coordinates."""
+        """Importances and parallel coordinates, as the report computes them."""
         from ich_ray.html_report.importance import importances
         from ich_ray.html_report.parallel_coordinates import axis
         from ich_ray.html_report.style import metric_name

@@ -58,8 +58,7 @@ class FollowedSearch:
         changed = sorted(name for name, at in now.items() if self._seen.get(name) != at)
         gone = self._seen.keys() - now.keys()
         if not self._seen and len(changed) > 1:
-            with bar("reading", len(changed), "trials") as advance:
-                numbers = {self._read(name, now) for done, name in enumerate(changed, 1) if not advance(done)}
+            numbers = self._read_first(changed, now)
         else:
             numbers = {self._read(name, now) for name in changed}
         for name in gone:
@@ -67,6 +66,14 @@ class FollowedSearch:
             self.damaged.pop(name, None)
             self.trials.pop(number := int(name.partition(".")[0]), None)
             numbers.add(number)
+        return numbers
+
+    def _read_first(self, names: list[str], now: dict[str, Stamp]) -> set[int]:
+        numbers = set()
+        with bar("reading", len(names), "trials") as advance:
+            for done, name in enumerate(names, 1):
+                numbers.add(self._read(name, now))
+                advance(done)
         return numbers
 
     def _refresh_record(self) -> None:

@@ -1,4 +1,4 @@
-"""The page of `ich-ray watch`, put together of its files, and the policy under which a browser runs it."""
+"""The page of `ich-ray watch`, put together of its files, and the policy that a browser holds it to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HERE = Path(__file__).parent
 
 
 def page_source() -> tuple[bytes, str]:
-    """The page, and its policy: its one script and one style by their hashes, nothing else runs or is asked for.
+    """The page, and its policy: one script and one style by their hashes, and nothing else.
 
     Its colors and tables are those of the report.
     """

@@ -1,4 +1,4 @@
-"""The server of `ich-ray watch`: one page and its data, on this machine only, for who has its address.
+"""The server of `ich-ray watch`: a page and its data, on this machine, for who has its address.
 
 It answers GET alone and changes nothing. The address that is printed holds a random key; the page takes it out of the
 address bar at once, keeps it for its tab, and sends it in a header, so that another site, whose requests a browser
@@ -119,7 +119,7 @@ class Watch:
             took = time.monotonic() - began
 
     def news(self, since: int | None) -> str | None:
-        """What a page lacks that has shown version `since`, as soon as there is any; None after a while without."""
+        """What a page lacks that has shown version `since`, once there is any; None after a while."""
         until = time.monotonic() + _LONGEST_WAIT_S
         with self.changed:
             while since == self.board.version:

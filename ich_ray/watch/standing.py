@@ -1,4 +1,7 @@
-"""Where a search stands: counts, time and cost left, machines and what failed on them. Pure functions of the ledger."""
+"""Where a search stands: what is left of it, its machines, and what failed on them.
+
+Pure functions of the ledger.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from ich_ray.results import LostAttempt, SearchRecord, TrialResult
-    from ich_ray.watch.best_so_far import Course
+    from ich_ray.watch.best_so_far import TrialCourse
     from ich_ray.watch.followed import State
 
-__all__ = ["Failures", "Machine", "expected_of_trial", "failures", "images_left", "machines"]
+__all__ = ["Failures", "MachineState", "expected_of_trial", "failures", "images_left", "machines"]
 
 # What the plan says of a trial's images weighs as much as this many trials that have ended; as the terminal has it.
 _PLAN_WEIGHS = 3
@@ -29,7 +32,7 @@ _UNKNOWN = "between two trials, or waiting for a machine"
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineState:
     """A machine as the ledger knows it.
 
     Attributes:
@@ -68,8 +71,8 @@ def expected_of_trial(record: SearchRecord) -> float:
         return 0.0
 
 
-def images_left(record: SearchRecord, courses: Iterable[Course], expected: float, budget: int) -> float:
-    """Images until the last trial asked for has ended, from what trials took so far and what the plan expects."""
+def images_left(record: SearchRecord, courses: Iterable[TrialCourse], expected: float, budget: int) -> float:
+    """Images until the last trial has ended, from what trials took so far and the plan expects."""
     done = [*courses]
     ended = [one.images for one in done if one.state != "running"]
     running = [one.images for one in done if one.state == "running"]
@@ -84,10 +87,10 @@ def images_left(record: SearchRecord, courses: Iterable[Course], expected: float
 
 
 def machines(
-    record: SearchRecord, courses: Iterable[Course], lost: Sequence[LostAttempt], state: State, now: float
-) -> list[Machine]:
+    record: SearchRecord, courses: Iterable[TrialCourse], lost: Sequence[LostAttempt], state: State, now: float
+) -> list[MachineState]:
     """Every machine that a trial has reported from or that was lost, busiest first."""
-    by_name: dict[str, list[Course]] = {attempt.host: [] for attempt in lost}
+    by_name: dict[str, list[TrialCourse]] = {attempt.host: [] for attempt in lost}
     trials = 0
     for one in courses:
         trials += 1
@@ -99,11 +102,11 @@ def machines(
     return sorted(found, key=lambda machine: (-machine.busy, machine.name))
 
 
-def _machine(name: str, courses: Sequence[Course], lost: int, state: State, waits: _Waits) -> Machine:
+def _machine(name: str, courses: Sequence[TrialCourse], lost: int, state: State, waits: _Waits) -> MachineState:
     running = [one for one in courses if one.state == "running"] if state == "running" else []
     rates = [one.images_per_s for one in running if one.images_per_s is not None]
     slots = max(_most_at_once(courses), len(running))
-    return Machine(
+    return MachineState(
         name=name,
         busy=len(running),
         slots=slots,
@@ -114,7 +117,7 @@ def _machine(name: str, courses: Sequence[Course], lost: int, state: State, wait
     )
 
 
-def _most_at_once(courses: Sequence[Course]) -> int:
+def _most_at_once(courses: Sequence[TrialCourse]) -> int:
     """The most that trained at a time; a trial is added to the ledger before it has a slot, so that is no start."""
     spans = np.array([(one.began, one.ended) for one in courses if len(one.rows)]).reshape(-1, 2)
     times, changes = spans.ravel(order="F"), np.repeat([1, -1], len(spans))
