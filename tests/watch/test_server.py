@@ -177,14 +177,16 @@ def test_only_what_has_changed_is_told(tmp_path: Path, monkeypatch: pytest.Monke
         assert (told["whole"], [row[0] for row in told["trials"]]) == (False, [11])
 
 
-def test_a_page_that_waits_is_told_at_once(tmp_path: Path) -> None:
+def test_a_page_that_waits_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = plant_search(tmp_path / "search")
+    monkeypatch.setattr(module, "_LONGEST_WAIT_S", 600.0)
     with served(tmp_path / "search") as watch:
         told: list[str | None] = []
         waits = threading.Thread(target=lambda: told.append(watch.news(1)))
         waits.start()
         write_trial(files, watch.board.as_result().trials[11].model_copy(update={"attempts": 5}))
-        waits.join(60)  # the follower sees it within seconds
+        waits.join(240)  # the follower sees it within seconds
+        assert told
         assert told[0] is not None
         assert [row[0] for row in json.loads(told[0])["trials"]] == [11]
 
