@@ -7,7 +7,7 @@ import pytest
 from upath import UPath
 
 from ich_ray.errors import ConfigError
-from ich_ray.results import EndCheck
+from ich_ray.results import EndCheck, TrialResult, read_trial
 from ich_ray.storage import SearchFiles, stamp, stamps, write_json
 from ich_ray.watch import followed as module
 from ich_ray.watch.followed import FollowedSearch
@@ -28,8 +28,12 @@ def test_only_what_has_changed_is_read_again(files: SearchFiles, monkeypatch: py
     followed = FollowedSearch(files.root)
     assert followed.refresh() == set(range(12))
     read: list[str] = []
-    really = module.read_trial
-    monkeypatch.setattr(module, "read_trial", lambda of, path: read.append(path.name) or really(of, path))
+
+    def noted(of: SearchFiles, path: UPath) -> TrialResult:
+        read.append(path.name)
+        return read_trial(of, path)
+
+    monkeypatch.setattr(module, "read_trial", noted)
     assert followed.refresh() == set()
     write_trial(files, followed.trials[11].model_copy(update={"attempts": 5}))
     assert followed.refresh() == {11}
