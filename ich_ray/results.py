@@ -73,11 +73,12 @@ __all__ = [
     "WeightsNote",
     "best_first",
     "fault_note",
+    "find_search",
     "finite",
     "judged",
     "open_network_search",
-    "open_record",
     "open_search",
+    "read_search_record",
     "read_trial",
     "registered_columns",
 ]
@@ -862,6 +863,20 @@ def _report_row(trial: TrialResult, report: Report) -> dict[str, Any]:
 _REMEDY = "restore the file or start a new search"
 
 
+def find_search(where: Location) -> SearchFiles:
+    """The files of the search in a folder or at a URI.
+
+    Raises:
+        ConfigError: there is none, or nobody may read it.
+        IntegrityError: a folder in it is a link.
+    """
+    files = SearchFiles(locate(where))
+    if not exists(files.search):
+        raise ConfigError(f"{files.root}: a search holds search.json, got none; check the path or run `ich-ray search`")
+    files.check_no_links()
+    return files
+
+
 def open_search(where: Location) -> SearchResult:
     """Read a search directory: a local path or a URI, running or finished.
 
@@ -869,19 +884,11 @@ def open_search(where: Location) -> SearchResult:
         ConfigError: there is no search there, or nobody may read it.
         IntegrityError: a file of it is damaged, or a folder of it a link.
     """
-    files = SearchFiles(locate(where))
-    record = open_record(files)
+    files = find_search(where)
+    record = read_search_record(files)
     found = [read_trial(files, path) for path in files.records()]
     trials = tuple(sorted(found, key=lambda trial: trial.number))
     return SearchResult(files, record, trials)
-
-
-def open_record(files: SearchFiles) -> SearchRecord:
-    """search.json alone; raises what `open_search` does."""
-    if not exists(files.search):
-        raise ConfigError(f"{files.root}: a search holds search.json, got none; check the path or run `ich-ray search`")
-    files.check_no_links()
-    return read_record(files.search, SearchRecord, _REMEDY)
 
 
 def open_network_search(where: Location) -> SearchResult:
@@ -899,11 +906,20 @@ def open_network_search(where: Location) -> SearchResult:
     return found
 
 
-def read_trial(files: SearchFiles, path: UPath) -> TrialResult:
-    """One trial of a search, by a path of `files.records()`.
+def read_search_record(files: SearchFiles) -> SearchRecord:
+    """What was asked of a search, as search.json says it by now.
 
     Raises:
-        IntegrityError: the file is damaged, or of another trial.
+        IntegrityError: the file is damaged.
+    """
+    return read_record(files.search, SearchRecord, _REMEDY)
+
+
+def read_trial(files: SearchFiles, path: UPath) -> TrialResult:
+    """One of the files in `trials`.
+
+    Raises:
+        IntegrityError: it is damaged, or of another trial than its name says.
     """
     trial = read_record(path, TrialResult, _REMEDY)
     if path.name != files.trial(trial.number).name:

@@ -51,7 +51,7 @@ LEVELS = [
     {"bundle"},
     {"refit", "assess"},
     {"html_report"},
-    {"cluster", "pipeline", "side_by_side"},
+    {"cluster", "pipeline", "side_by_side", "watch"},
     {"display"},
     {"verbs"},
     {"published"},

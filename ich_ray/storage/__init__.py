@@ -4,6 +4,7 @@ Knows no file's meaning.
 """
 
 from ich_ray.storage.addresses import holds_credentials, is_foreign, without_credentials
+from ich_ray.storage.changes import Stamp, stamp, stamps
 from ich_ray.storage.files import (
     bytes_written,
     parse_json,
@@ -70,6 +71,7 @@ __all__ = [
     "Seed",
     "Sha256",
     "Share",
+    "Stamp",
     "Text",
     "Time",
     "bytes_written",
@@ -98,6 +100,8 @@ __all__ = [
     "remove",
     "retried",
     "sha256",
+    "stamp",
+    "stamps",
     "system_reason",
     "unreadable",
     "without_credentials",

@@ -9,6 +9,7 @@ import typer
 from ich_ray import display
 from ich_ray.errors import ConfigError
 from ich_ray.notify.given_address import asked_for
+from ich_ray.progress import say
 from ich_ray.results import open_search
 from ich_ray.search.request import SearchRequest
 from ich_ray.terminal import print_line
@@ -221,6 +222,28 @@ def export(
         print_line(command)
 
 
+def watch(
+    folder: SearchFolder,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of 127.0.0.1; 0 for any that is free.")] = 8266,
+    gpu_price: Annotated[
+        float | None, typer.Option("--gpu-price", min=0, help="Of a GPU hour in dollars, to show what was spent.")
+    ] = None,
+) -> None:
+    """Show a search on a page of this machine, while it runs and after it."""
+    from ich_ray.watch.server import Watch
+
+    shown = Watch(folder, port, gpu_price)
+    try:
+        shown.read()
+        print_line(shown.address)
+        say("open this address in a browser; who has it sees the search. Ctrl-C ends the page, the search goes on")
+        shown.serve()
+    except KeyboardInterrupt:
+        say("the page has ended")
+    finally:
+        shown.close()
+
+
 def audit(
     where: Annotated[str, typer.Argument(metavar="PATH", help="A search or a prepared dataset.")],
     dataset: DatasetOfSearch = None,
@@ -235,4 +258,4 @@ def audit(
         raise typer.Exit(BROKEN)
 
 
-VERBS = (search, results, control, confirm, export, audit)
+VERBS = (search, results, watch, control, confirm, export, audit)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say
-from ich_ray.results import SearchRecord, TrialResult, open_record, read_trial
+from ich_ray.results import SearchRecord, TrialResult, find_search, read_search_record, read_trial
 from ich_ray.search.export.trackers import parse_target
-from ich_ray.storage import Location, SearchFiles, file_lock, locate
+from ich_ray.storage import Location, file_lock, locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,14 +113,14 @@ class _GrowingLedger:
     """
 
     def __init__(self, search: Location) -> None:
-        self.files = SearchFiles(locate(search))
-        self.record = open_record(self.files)
+        self.files = find_search(search)
+        self.record = read_search_record(self.files)
         self.trials: dict[int, TrialResult] = {}
         self._ended: set[str] = set()
 
     def read(self) -> None:
         """See what is new. The record comes first: trials that it counts as ended are there."""
-        self.record = open_record(self.files)
+        self.record = read_search_record(self.files)
         for path in self.files.records():
             if path.name not in self._ended:
                 trial = read_trial(self.files, path)
