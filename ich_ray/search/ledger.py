@@ -164,6 +164,10 @@ class Ledger:
         """One more attempt at a trial begins; the first one is counted when it is added."""
         return self._change(number, attempts=self.trials[number].attempts + 1, **changes)
 
+    def charge(self, number: int, cost_gpu_s: float) -> TrialResult:
+        """Note what a trial has cost by the end of an attempt: it may wait long for the next one."""
+        return self._change(number, cost_gpu_s=cost_gpu_s)
+
     def lose(
         self, number: int, cause: str, detail: str, node: str, host: str, devices: Iterable[str] = ()
     ) -> LostAttempt:

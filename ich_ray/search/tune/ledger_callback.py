@@ -97,8 +97,8 @@ class LedgerCallback(Callback):
         if number in self._declined:
             self._declined.discard(number)
         elif trial.config["again"] or number in self._marks:
-            self._ledger.start(number, cost_gpu_s=self._cost(number))
-        self._marks[number] = time.time()
+            self._ledger.start(number)
+        self._marks[number] = time.time()  # what it cost before was noted when it went back to the queue
         process = process_of(trial)
         self._losses.start(trial, process[0] if process else "")
         self._started = self._started or time.monotonic()
@@ -173,6 +173,8 @@ class LedgerCallback(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         number = trial.config["number"]
         self._running.discard(number)
+        if cost := self._cost(number):
+            self._ledger.charge(number, cost)
         trial.config["reported"] = self._ledger.trials[number].images_seen  # what the next attempt may rely on
         if number in self._told_lost:
             self._told_lost.discard(number)

@@ -85,7 +85,7 @@ class TrialShares(Callback):
             known.pop(number, None)
 
     def gpus(self, number: int) -> float:
-        """Of a trial that is under way, or was."""
+        """Of the attempt of a trial that is under way, or was the last one: not of one that waits for its share."""
         return self._gpus[number]
 
     def place(self, trial: Trial) -> None:
@@ -113,12 +113,14 @@ class TrialShares(Callback):
         return None
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
-        self._shares.started(trial.config["number"])
+        number = trial.config["number"]
+        self._gpus[number] = trial.config["gpus"]
+        self._shares.started(number)
 
     def _told(self, number: int) -> dict[str, Any]:
         share = self._shares.share(number)
         self._asked[number] = _request(self._cpus, share.gpus, tuple(self._others(share.memory)))
-        self._gpus[number] = share.gpus
+        self._gpus.setdefault(number, share.gpus)
         grown = _ran_out(self._ledger.trials[number])
         told: dict[str, Any] = {"gpus": share.gpus, "may_grow": not grown and self._shares.can_grow(number)}
         if self._is_memory:

@@ -179,6 +179,26 @@ def test_a_trial_that_has_grown_costs_what_it_holds(driver: Driver, monkeypatch:
     assert record.attempts == 1
 
 
+def test_time_in_the_queue_costs_nothing(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(ledger_callback, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic))
+    driver.ledger_callback._gpus = 2.0
+    trial = driver.start()
+    trial.max_failures = 3
+    clock[0] += 60
+    driver.report(trial, 100, 0.5)
+    clock[0] += 5
+    driver.ledger_callback.on_trial_result(0, [], trial, {"lost": "preempted", "detail": "", "node": "n"})
+    driver.ledger_callback.on_trial_recover(0, [], trial)
+    assert driver.ledger_callback.gpu_seconds() == driver.ledger.trials[0].cost_gpu_s == 130.0
+    clock[0] += 7200
+    driver.ledger_callback.on_trial_start(0, [], trial)
+    assert driver.ledger_callback.gpu_seconds() == driver.ledger.trials[0].cost_gpu_s == 130.0
+    clock[0] += 10
+    driver.report(trial, 200, 0.5)
+    assert (driver.ledger.trials[0].cost_gpu_s, driver.ledger.trials[0].attempts) == (150.0, 2)
+
+
 def test_a_trial_that_has_ended_is_written_no_more(driver: Driver) -> None:
     trial = driver.start()
     driver.report(trial, 100, 0.5)

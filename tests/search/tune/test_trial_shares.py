@@ -125,6 +125,17 @@ def test_a_trial_whose_memory_ran_out_is_tried_once_with_a_larger_share(
     assert len(ledger.trials[0].lost) == 1
 
 
+def test_the_share_of_the_next_attempt_is_not_held_before_it_starts(ledger: Ledger) -> None:
+    shares = equal_shares(ledger, 1, 0.25, lambda: 4)
+    tune = scheduler(shares)
+    trial = add(ledger, shares, tune)
+    tune.on_trial_result(None, trial, TOLD)  # type: ignore[arg-type]
+    back_to_the_queue(tune, trial)
+    assert (trial.held["GPU"], shares.gpus(0)) == (0.5, 0.25)
+    shares.on_trial_start(0, [], trial)  # type: ignore[arg-type]
+    assert shares.gpus(0) == 0.5
+
+
 def test_a_resumed_search_gives_such_a_trial_its_larger_share_at_once(ledger: Ledger) -> None:
     ledger.add({})
     ledger.lose(0, "out_of_memory", "d", "ab", "box")
