@@ -22,6 +22,7 @@ from ich_ray.search.plan.expected import expected_images
 from ich_ray.search.progress_table import RungCount, SearchStatus, format_best, format_failure
 from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.quarantine import DECLINED
+from ich_ray.search.tune.scheduler import in_queue
 from ich_ray.usage import ReportUsage, added, format_bytes
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ class LedgerCallback(Callback):
         if now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
             self._fail_lost(trials)
+            self._end_queue(trials)
             for death in self._losses.settle():
                 self._note_loss(death.number, death.node)
                 say(f"trial {death.number}: it was its machine that was lost, which is none of its retries")
@@ -276,6 +278,16 @@ class LedgerCallback(Callback):
             if trial.status == "ERROR" and self._ledger.trials[number].state == "running":
                 self._sampler.on_trial_complete(trial.trial_id, error=True)
                 self._ended_without_report(number)
+
+    def _end_queue(self, trials: Iterable[Trial]) -> None:
+        """Trials that wait for a machine make no report at which the time of the search could end them."""
+        waiting = [trial for trial in trials if trial.status == "PENDING" and in_queue(trial)]
+        if waiting and (verdict := self._scheduler.over()):
+            for number in (trial.config["number"] for trial in waiting):
+                if self._ledger.trials[number].state == "running":
+                    self._scheduler.verdicts[number] = verdict
+                    self._ledger.finish(number, verdict)
+                    self._say_ended(number)
 
     def _cost(self, number: int) -> float:
         """Accelerator seconds so far, counting what attempts spent that were lost."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ich_ray.search.tune.quarantine import Quarantine
     from ich_ray.search.tune.trial_shares import TrialShares
 
-__all__ = ["StoppingScheduler"]
+__all__ = ["StoppingScheduler", "in_queue"]
 
 
 class StoppingScheduler(TrialScheduler):
@@ -124,11 +124,24 @@ class StoppingScheduler(TrialScheduler):
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None: ...
 
+    def over(self) -> Verdict | None:
+        """How trials end that are stopped now, as the search has had its time; None while it has some."""
+        return self._limit()
+
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """Nobody is paused here, and pending trials start in order by themselves."""
+        """Nobody is paused here, and pending trials start in order by themselves, but for those that have ended."""
+        if self.verdicts:
+            for trial in [*tune_controller.get_live_trials()]:
+                if in_queue(trial) and trial.config["number"] in self.verdicts:
+                    tune_controller.stop_trial(trial)
 
     def debug_string(self) -> str:
         return type(self.rule).__name__
+
+
+def in_queue(trial: Trial) -> bool:
+    """Whether a trial waits for its machine, and has no process that is about to take it."""
+    return trial.status == "PENDING" and trial.temporary_state.ray_actor is None
 
 
 def _fold(result: Mapping[str, Any]) -> FoldNote | None:

@@ -261,6 +261,38 @@ def test_hours_end_what_is_left(tmp_path: Path) -> None:
     assert 0 < left_s <= 3.6
 
 
+def test_trials_that_wait_for_a_machine_end_with_the_time_of_the_search(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = Verdict("pruned", "hours", "the search's --hours were over")
+    stopped: list[int] = []
+
+    def look(trials: list[Any]) -> None:
+        driver.ledger_callback._last_line = -100.0
+        driver.ledger_callback.on_step_end(0, trials)
+        controller = SimpleNamespace(
+            get_live_trials=lambda: set(trials), stop_trial=lambda trial: stopped.append(trial.config["number"])
+        )
+        driver.asha.choose_trial_to_run(controller)
+
+    class Trial(SimpleNamespace):
+        __hash__ = object.__hash__
+
+    waits, starts, runs = (
+        Trial(config=driver.start().config, status=status, temporary_state=SimpleNamespace(ray_actor=actor))
+        for status, actor in (("PENDING", None), ("PENDING", "an actor"), ("RUNNING", "an actor"))
+    )
+    look([waits, starts, runs])
+    assert not stopped
+    monkeypatch.setattr(driver.asha, "_limit", lambda: hours)
+    for _ in range(2):
+        look([waits, starts, runs])
+    assert [trial.state for trial in driver.ledger.trials.values()] == ["pruned", "running", "running"]
+    assert driver.ledger.trials[0].reason == "hours"
+    assert stopped == [0, 0], "Tune asks for it no more after the first"
+    assert driver.ledger_callback._ended == {"pruned": 1}
+
+
 def test_a_table_is_drawn_at_most_twice_a_second_and_lines_are_said_without_one(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
