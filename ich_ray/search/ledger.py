@@ -169,9 +169,9 @@ class Ledger:
         return self._change(number, cost_gpu_s=cost_gpu_s)
 
     def lose(
-        self, number: int, cause: str, detail: str, node: str, host: str, devices: Iterable[str] = ()
+        self, number: int, cause: str, detail: str, node: str, host: str, devices: Iterable[str] = (), **then: Any
     ) -> LostAttempt:
-        """Note an attempt that a fault of its machine or process has ended."""
+        """Note an attempt that a fault of its machine or process has ended; `then`, if it was not just now."""
         trial = self.trials[number]
         attempt = LostAttempt(
             node=node,
@@ -179,8 +179,7 @@ class Ledger:
             devices=tuple(devices),
             cause=cause,
             detail=detail,
-            images_seen=trial.images_seen,
-            time=time.time(),
+            **{"images_seen": trial.images_seen, "time": time.time(), **then},
         )
         self._change(number, lost=(*trial.lost, attempt))
         return attempt

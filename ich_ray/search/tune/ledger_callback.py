@@ -186,8 +186,8 @@ class LedgerCallback(Callback):
         else:
             say(f"trial {number}: its process died, starting it again from its newest checkpoint")
 
-    def _note_loss(self, number: int, node: str) -> None:
-        self._ledger.lose(number, NODE_LOST, "its machine is gone", node, host_of(node))
+    def _note_loss(self, number: int, node: str, **then: float) -> None:
+        self._ledger.lose(number, NODE_LOST, "its machine is gone", node, host_of(node), **then)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         self._ended_without_report(trial.config["number"])
@@ -203,8 +203,9 @@ class LedgerCallback(Callback):
             self._fail_lost(trials)
             self._end_queue(trials)
             for death in self._losses.settle():
-                self._note_loss(death.number, death.node)
-                say(f"trial {death.number}: it was its machine that was lost, which is none of its retries")
+                if self._ledger.trials[death.number].state == "running":
+                    self._note_loss(death.number, death.node, images_seen=death.images_seen, time=death.noted)
+                    say(f"trial {death.number}: it was its machine that was lost, which is none of its retries")
             if not self.draw:
                 say(self.standing(now).line())
         if self.draw and now - self._last_table >= _TABLE_EVERY_S:

@@ -9,11 +9,12 @@ import pytest
 from ray.tune.experiment import Trial
 
 from ich_ray.results import SearchRecord, open_search
+from ich_ray.search import ledger as ledger_module
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.progress_table import RungCount
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.stopping.asha import AshaRungs
-from ich_ray.search.tune import ledger_callback
+from ich_ray.search.tune import ledger_callback, node_losses
 from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.scheduler import StoppingScheduler
@@ -398,3 +399,31 @@ def test_a_lost_machine_stands_in_the_record_of_its_trial_and_costs_no_retry(
         "trial 0: its machine is gone, it goes back to the queue with its newest checkpoint",
         "trial 1: it was its machine that was lost, which is none of its retries",
     ]
+
+
+def test_a_machine_that_is_missed_late_stands_as_it_was_at_the_death_and_not_in_a_trial_that_has_ended(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone: set[str] = set()
+    clock = [1000.0]
+    for module in (ledger_module, node_losses):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic))
+    monkeypatch.setattr(ledger_callback, "process_of", lambda _: ("ab" * 28, 1))
+    monkeypatch.setattr(ledger_callback, "host_of", lambda node: f"host-{node[:4]}")
+    driver.ledger_callback._losses = NodeLosses(gone.__contains__)
+    goes_on, ends = driver.start(), driver.start()
+    for trial in (goes_on, ends):
+        trial.max_failures = 3
+        driver.report(trial, 100, 0.5)
+        driver.ledger_callback.on_trial_recover(0, [], trial)
+        driver.ledger_callback.on_trial_start(0, [], trial)
+    clock[0] += 60
+    driver.report(goes_on, 200, 0.5)
+    for images_seen in range(200, 1000, 100):
+        driver.report(ends, images_seen, 0.9)
+    gone.add("ab" * 28)
+    driver.ledger_callback._last_line = -100.0
+    driver.ledger_callback.on_step_end(0, [])
+    (lost,) = driver.ledger.trials[0].lost
+    assert (lost.cause, lost.images_seen, lost.time) == ("node_lost", 100, 1000.0)
+    assert (driver.ledger.trials[1].state, driver.ledger.trials[1].lost) == ("completed", ())
