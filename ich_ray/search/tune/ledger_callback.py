@@ -95,6 +95,8 @@ class LedgerCallback(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         number = trial.config["number"]
+        if self._ledger.trials[number].state != "running":  # the scheduler stops it
+            return
         if number in self._declined:
             self._declined.discard(number)
         elif trial.config["again"] or number in self._marks:
@@ -114,6 +116,8 @@ class LedgerCallback(Callback):
         **info: Any,  # noqa: ARG002
     ) -> None:
         number = trial.config["number"]
+        if self._has_ended(number):
+            return
         if "lost" in result:
             self._lost(number, trial, result)
             return
@@ -169,10 +173,13 @@ class LedgerCallback(Callback):
         self._told_lost.add(number)
         trial.max_failures = 0 if verdict else trial.max_failures + 1
         if verdict:
+            self._scheduler.verdicts[number] = verdict  # Tune counts no death on a machine that is drained
             self._ledger.finish(number, verdict, cost_gpu_s=self._cost(number))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         number = trial.config["number"]
+        if self._has_ended(number):
+            return
         self._running.discard(number)
         if cost := self._cost(number):
             self._ledger.charge(number, cost)
@@ -329,6 +336,13 @@ class LedgerCallback(Callback):
             self._leading = None
             for other in self._ledger.trials.values():
                 self._compare(other.number, other.value)
+
+    def _has_ended(self, number: int) -> bool:
+        """Whether a trial was ended from outside, whose process goes on until it is killed; said once."""
+        ended = self._ledger.trials[number].state != "running"
+        if ended and number in self._running:
+            self._ended_without_report(number)
+        return ended
 
     def _ended_without_report(self, number: int) -> None:
         if self._ledger.trials[number].state == "failed":  # others had ended before their process did

@@ -427,3 +427,37 @@ def test_a_machine_that_is_missed_late_stands_as_it_was_at_the_death_and_not_in_
     (lost,) = driver.ledger.trials[0].lost
     assert (lost.cause, lost.images_seen, lost.time) == ("node_lost", 100, 1000.0)
     assert (driver.ledger.trials[1].state, driver.ledger.trials[1].lost) == ("completed", ())
+
+
+def test_a_trial_that_has_ended_and_that_tune_recovers_is_stopped_there(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune counts no death on a machine that is drained, so that none is one too many."""
+    said: list[str] = []
+    monkeypatch.setattr(ledger_callback, "say", said.append)
+    verdict = Verdict("failed", "device_error", "silent on two machines")
+    recovers, starts = driver.start(), driver.start()
+    for trial in (recovers, starts):
+        trial.max_failures = 3
+        driver.report(trial, 100, 0.5)
+        driver.ledger_callback.fell_silent(trial, verdict)
+    ended = dict(driver.ledger.trials)
+    assert driver.asha.verdicts == {0: verdict, 1: verdict}
+    driver.ledger_callback.on_trial_recover(0, [], recovers)
+    driver.ledger_callback.on_trial_recover(0, [], starts)
+    driver.ledger_callback.on_trial_start(0, [], starts)
+    driver.report(starts, 200, 0.9)
+    assert driver.ledger.trials == ended
+    assert driver.ledger_callback._ended == {"failed": 2}
+    assert driver.ledger_callback.standing(time.monotonic()).running == []
+    assert [line.partition(" (")[0] for line in said] == ["trial 0 failed", "trial 1 failed"]
+
+
+def test_a_report_of_a_trial_that_was_to_be_killed_changes_nothing(driver: Driver) -> None:
+    trial = driver.start()
+    driver.report(trial, 100, 0.5)
+    driver.ledger_callback.fell_silent(trial, Verdict("failed", "device_error", "silent on two machines"))
+    ended = driver.ledger.trials[0]
+    driver.report(trial, 200, 0.9)
+    assert driver.ledger.trials[0] is ended
+    assert driver.ledger_callback._ended == {"failed": 1}
