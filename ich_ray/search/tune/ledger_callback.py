@@ -243,7 +243,7 @@ class LedgerCallback(Callback):
             leading=self._leads(),
             ended_before=self._ended_before,
             gpu_hours=self.gpu_seconds() / 3600 if self._gpus else None,
-            gpus=self._gpus * len(self._running),
+            gpus=sum(map(self._held, self._running)),
         )
 
     def _compare(self, number: int, value: float | None) -> None:

@@ -170,6 +170,9 @@ def test_a_trial_that_has_grown_costs_what_it_holds(driver: Driver, monkeypatch:
     driver.ledger_callback.grew(0, 3)
     clock[0] += 4
     assert driver.ledger_callback.gpu_seconds() == 2 * 15 + 6 * 4
+    driver.start()
+    assert driver.ledger_callback.standing(0.0).gpus == 8.0
+    driver.ledger_callback._running.discard(1)
     driver.report(trial, 200, 0.5)
     driver.ledger_callback.grew(0, 1)
     clock[0] += 7
