@@ -129,7 +129,7 @@ class StoppingScheduler(TrialScheduler):
         return self._limit()
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """Nobody is paused here, and pending trials start in order by themselves, but for those that have ended."""
+        """Nobody is paused here, and pending trials start by themselves, but those that have ended."""
         if self.verdicts:
             for trial in [*tune_controller.get_live_trials()]:
                 if in_queue(trial) and trial.config["number"] in self.verdicts:

@@ -85,7 +85,7 @@ class TrialShares(Callback):
             known.pop(number, None)
 
     def gpus(self, number: int) -> float:
-        """Of the attempt of a trial that is under way, or was the last one: not of one that waits for its share."""
+        """Of the attempt of a trial that is under way, or was last: not of one that waits for its share."""
         return self._gpus[number]
 
     def place(self, trial: Trial) -> None:
