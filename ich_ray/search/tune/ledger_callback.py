@@ -193,7 +193,7 @@ class LedgerCallback(Callback):
         else:
             say(f"trial {number}: its process died, starting it again from its newest checkpoint")
 
-    def _note_loss(self, number: int, node: str, **then: float) -> None:
+    def _note_loss(self, number: int, node: str, **then: Any) -> None:
         self._ledger.lose(number, NODE_LOST, "its machine is gone", node, host_of(node), **then)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
