@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import TrialScheduler
 
+from ich_ray.ray_internals import ask_anew
 from ich_ray.results import OUT_OF_MEMORY, FoldNote, LogitsReference
 from ich_ray.search.ledger import Verdict
 from ich_ray.search.space.parameter_sets import NETWORKS
@@ -130,10 +131,15 @@ class StoppingScheduler(TrialScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Nobody is paused here, and pending trials start by themselves, but those that have ended."""
-        if self.verdicts:
-            for trial in [*tune_controller.get_live_trials()]:
-                if in_queue(trial) and trial.config["number"] in self.verdicts:
-                    tune_controller.stop_trial(trial)
+        if not (self.verdicts or self._shares):
+            return
+        for trial in [*tune_controller.get_live_trials()]:
+            if not in_queue(trial):
+                continue
+            if trial.config["number"] in self.verdicts:
+                tune_controller.stop_trial(trial)
+            elif self._shares and (asked := self._shares.look(trial)):
+                ask_anew(tune_controller, trial, asked)
 
     def debug_string(self) -> str:
         return type(self.rule).__name__

@@ -152,6 +152,45 @@ def test_a_trial_that_a_machine_has_lost_keeps_its_share(ledger: Ledger) -> None
     assert trial.config["may_grow"] is True
 
 
+def test_a_trial_whose_kind_of_device_has_gone_takes_a_share_of_another(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(trial_shares, "say", said.append)
+    kinds, now = [SMALL, LARGE], [0.0]
+    others = {8 * GIB: ["b" * 56], 80 * GIB: ["a" * 56]}
+    shares = TrialShares(
+        ledger,
+        GpuShares(lambda: kinds),
+        lambda _: Need(30 * GIB, 0),
+        1,
+        lambda memory: others[int(memory)],
+        is_memory=True,
+        now=lambda: now[0],
+    )
+    tune = scheduler(shares)
+    trial = TuneTrial(status="PENDING", config={"number": ledger.add({}).number})
+    trial.config.update(shares.begin(ledger.trials[0]))
+    tune.on_trial_add(None, trial)  # type: ignore[arg-type]
+    assert trial.held == {"CPU": 1, "GPU": 0.5}
+    kinds.remove(LARGE)
+    assert shares.look(trial) is None  # type: ignore[arg-type]
+    kinds.append(LARGE)
+    now[0] = 700.0
+    assert shares.look(trial) is None, "it is back"  # type: ignore[arg-type]
+    kinds.remove(LARGE)
+    for now[0] in (700.0, 1299.0):
+        assert shares.look(trial) is None  # type: ignore[arg-type]
+    now[0] = 1300.0
+    asked = shares.look(trial)  # type: ignore[arg-type]
+    assert asked is not None
+    assert dict(asked.required_resources) == {"CPU": 1, "GPU": 1}, "as a trial that is drawn now"
+    assert asked._kwargs == {"bundle_label_selector": [{"ray.io/node-id": f"!in({'b' * 56})"}]}
+    assert trial.config["gpus"] == 1
+    assert len(said) == 1
+    assert shares.look(trial) is None  # type: ignore[arg-type]
+
+
 def test_on_a_whole_device_of_the_largest_there_is_no_second_try(ledger: Ledger) -> None:
     shares = by_memory(ledger, {"huge": 70})
     assert add(ledger, shares, scheduler(shares), size="huge").config["may_grow"] is False
