@@ -67,7 +67,7 @@ def ask_anew(controller: Any, trial: Trial, resources: PlacementGroupFactory) ->
         controller._unstage_trial_with_resources(trial)
     controller.pause_trial(trial, should_checkpoint=False)
     controller._set_trial_status(trial, "PAUSED")  # nothing was paused where Ray was not asked yet
-    trial.update_resources(resources)  # type: ignore[no-untyped-call]
+    trial.update_resources(resources)
     controller._set_trial_status(trial, "PENDING")
 
 
