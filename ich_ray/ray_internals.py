@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import sysconfig
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray._private import worker
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
@@ -23,12 +23,14 @@ from ray.job_config import JobConfig
 from ray.runtime_context import get_runtime_context
 
 if TYPE_CHECKING:
+    from ray.tune import PlacementGroupFactory
     from ray.tune.experiment import Trial
 
 __all__ = [
     "DEBUG_AUTOSCALING_STATUS",
     "DriverPathJob",
     "GcsClient",
+    "ask_anew",
     "drain_node",
     "draining_nodes",
     "forget",
@@ -54,6 +56,19 @@ def forget(trial: Trial) -> None:
         trial._default_result_or_future = None
     for held in (trial.metric_analysis, trial.metric_n_steps, trial.last_result, trial.evaluated_params):
         held.clear()
+
+
+def ask_anew(controller: Any, trial: Trial, resources: PlacementGroupFactory) -> None:
+    """Let a trial that waits in Tune's queue ask Ray for other resources, at its end.
+
+    Tune looks at resources when a trial enters the queue. Hence out of it and in again, as with one that is paused.
+    """
+    if trial in controller._staged_trials:
+        controller._unstage_trial_with_resources(trial)
+    controller.pause_trial(trial, should_checkpoint=False)
+    controller._set_trial_status(trial, "PAUSED")  # nothing was paused where Ray was not asked yet
+    trial.update_resources(resources)
+    controller._set_trial_status(trial, "PENDING")
 
 
 def process_of(trial: Trial) -> tuple[str, int] | None:

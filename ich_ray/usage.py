@@ -15,7 +15,10 @@ from ich_ray.storage import Count, Record, Seconds, Share
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ReportUsage", "Usage", "added", "format_bytes", "format_usage"]
+__all__ = ["LARGEST_RATE", "LEAST_RATE", "ReportUsage", "Usage", "added", "format_bytes", "format_usage"]
+
+# Images a second; of any number of images and reports the time stays finite.
+LEAST_RATE, LARGEST_RATE = 1e-9, 1e12
 
 
 class ReportUsage(Record):
@@ -36,7 +39,7 @@ class ReportUsage(Record):
         bytes_written: in states, weights and logits.
     """
 
-    images_per_s: Annotated[float, Field(ge=0)] | None = None
+    images_per_s: Annotated[float, Field(ge=LEAST_RATE, le=LARGEST_RATE)] | None = None
     data_wait_s: Seconds | None = None
     validation_s: Seconds | None = None
     saving_s: Seconds | None = None

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
+from pydantic import ValidationError
 
 from ich_ray.results import Report, TrialResult
-from ich_ray.usage import ReportUsage, Usage, added
+from ich_ray.usage import LEAST_RATE, ReportUsage, Usage, added
 
 FIRST = ReportUsage(
     images_per_s=100.0, data_wait_s=0.5, validation_s=1.0, saving_s=0.25, device_use=0.9, peak_memory_bytes=700,
@@ -29,6 +32,17 @@ def test_what_no_report_measured_is_unknown_and_not_zero() -> None:
     assert added([]) == Usage()
     assert added([]).figures() == added([(100, ReportUsage())]).parts() == {}
     assert added([(100, ReportUsage(validation_s=2.0))]) == Usage(validation_s=2.0)
+
+
+@pytest.mark.parametrize("rate", [5e-324, 0.0, 1e13, float("inf")])
+def test_a_rate_of_which_no_time_follows_is_refused(rate: float) -> None:
+    with pytest.raises(ValidationError, match="images_per_s"):
+        ReportUsage(images_per_s=rate)
+
+
+def test_the_slowest_and_the_most_images_take_a_time_that_is_finite() -> None:
+    slowest = ReportUsage(images_per_s=LEAST_RATE, device_use=1.0)
+    assert all(map(math.isfinite, added([(2**63 - 1, slowest)] * 1000).figures().values()))
 
 
 def test_the_parts_of_the_time_add_up() -> None:

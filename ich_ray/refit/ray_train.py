@@ -42,6 +42,8 @@ _REPORTS = TypeAdapter(tuple[Report, ...])
 
 # Failures in a row of workers whose machines live, with no new state between them, before a training is given up.
 _MAX_FAILURES = 2
+# Restarts in a row without a new state, whatever was lost: no progress comes of more of them.
+_MAX_RESTARTS = 50
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,17 @@ def fit(plan: RetrainPlan, workers: int, gpus_per_worker: float | None) -> tuple
 def _run_to_the_end(plan: RetrainPlan, workers: int, resources: dict[str, float], storage: UPath) -> dict[str, Any]:
     """Start workers again after each loss while there is progress: machines that go are no failures.
 
+    Of the machines that hold a worker, as nobody knows on which of them they were.
+
     Raises:
         IchRayError: the workers failed too often without a new state.
     """
     from ich_ray.search.cluster_resources import is_gone, nodes_that_hold
     from ich_ray.search.tune.train_workers import WorkersLost, run_workers
 
-    failures = 0
+    failures = restarts = 0
     while True:
-        seen, nodes = _images_seen(plan), [*nodes_that_hold(0, 0)]
+        seen, nodes = _images_seen(plan), [*nodes_that_hold(resources["CPU"], resources["GPU"])]
         try:
             return dict(
                 run_workers(
@@ -110,11 +114,12 @@ def _run_to_the_end(plan: RetrainPlan, workers: int, resources: dict[str, float]
             )
         except WorkersLost as error:
             now, gone = _images_seen(plan), sum(map(is_gone, nodes))
-            failures = 0 if now > seen or gone else failures + 1
-            if failures > _MAX_FAILURES:
+            failures, restarts = (0, 0) if now > seen else (failures + (not gone), restarts + 1)
+            if failures > _MAX_FAILURES or restarts > _MAX_RESTARTS:
+                most = f"{_MAX_FAILURES} failures" if failures > _MAX_FAILURES else f"{_MAX_RESTARTS} restarts"
                 raise IchRayError(
-                    f"retrain: the workers must finish within {_MAX_FAILURES} failures without a new state, got: "
-                    f"{error}; retrain again to go on from the newest state"
+                    f"retrain: the workers must finish within {most} without a new state, got: {error}; retrain again "
+                    "to go on from the newest state"
                 ) from error
             why = f"{gone} of its machines went" if gone else f"its workers were lost ({error})"
             say(f"  retrain: {why}, going on from {now:,} images where there are machines for {workers} worker(s)")

@@ -6,12 +6,14 @@ and counts machines through cluster_resources.py.
 
 from __future__ import annotations
 
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ich_ray.errors import ConfigError
+from ich_ray.progress import say
 from ich_ray.search import accelerators, cluster_resources
 from ich_ray.search.gpu_shares import DeviceKind, grouped, is_alike
 from ich_ray.search.plan.expected import mapped_bytes
@@ -19,7 +21,6 @@ from ich_ray.search.plan.share_plan import SharePlan, TrialNeeds, plan_shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from concurrent.futures import Future
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.search.cluster_resources import ClusterResources
@@ -61,7 +62,7 @@ class DeviceKinds:
                 f"--gpus-per-trial auto: each machine must say how much memory its GPUs have, got nothing from "
                 f"{cluster_resources.address_of(mute[0])}; check it with `ich-ray doctor`, or give a number"
             )
-        self._asking = ThreadPoolExecutor(1, thread_name_prefix="device-memories")
+        self._mute: set[str] = set()
         self._asked: Future[Mapping[str, int]] | None = None
         self._counted = now()
         self._kinds = self._count(there)
@@ -80,18 +81,30 @@ class DeviceKinds:
         return self._kinds
 
     def others(self, memory: float) -> list[str]:
-        """Machines that are known to have devices of another kind than those of that memory."""
-        return sorted(node for node, there in self._memories.items() if not is_alike(there, memory))
+        """Machines that have devices of another kind than those of that memory, or do not say of which."""
+        known = (node for node, there in self._memories.items() if not is_alike(there, memory))
+        return sorted({*known, *self._mute})
 
     def _hear(self, there: Mapping[str, tuple[float, float]]) -> None:
-        """Take an answer, and ask machines that are new."""
+        """Take an answer, and ask machines that are new, or have not said."""
         if self._asked and self._asked.done():
             if self._asked.exception() is None:
-                self._memories.update(self._asked.result())
+                self._take(self._asked.result())
             self._asked = None
-        new = [node for node in there if node not in self._memories]
-        if new and not self._asked:
-            self._asked = self._asking.submit(accelerators.device_memories, new)
+        unknown = [node for node in there if node not in self._memories]
+        # Those that are mute make the others wait for their answer.
+        asked = [node for node in unknown if node not in self._mute] or unknown
+        if asked and not self._asked:
+            self._asked = _in_background(asked)
+
+    def _take(self, told: Mapping[str, int]) -> None:
+        self._memories.update({node: memory for node, memory in told.items() if memory})
+        for node in told.keys() - self._memories.keys() - self._mute:
+            say(
+                f"machine {cluster_resources.address_of(node)}: it must say how much memory its GPUs have, got "
+                "nothing; it gets no trial before it does; check it with `ich-ray doctor`"
+            )
+        self._mute = (self._mute | told.keys()) - self._memories.keys()
 
     def _count(self, there: Mapping[str, tuple[float, float]]) -> list[DeviceKind]:
         found = kinds_there(there, self._memories, self._cpus)
@@ -102,6 +115,20 @@ class DeviceKinds:
         devices = smallest.devices + sum(gpus * count for gpus, count in coming)
         trials = smallest.trials + sum(count * max(1, int(8 * gpus)) for gpus, count in coming if gpus)
         return [DeviceKind(smallest.memory, devices, trials, smallest.nodes), *larger]
+
+
+def _in_background(nodes: list[str]) -> Future[Mapping[str, int]]:
+    """Ask machines for their memory; a thread that no command waits for at its end: it may take minutes."""
+    asked: Future[Mapping[str, int]] = Future()
+
+    def ask() -> None:
+        try:
+            asked.set_result(accelerators.device_memories(nodes))
+        except Exception as error:  # noqa: BLE001  (whoever looks at the answer sees it)
+            asked.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True, name="device-memories").start()
+    return asked
 
 
 def kinds_there(

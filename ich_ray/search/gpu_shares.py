@@ -134,6 +134,10 @@ class GpuShares:
         """The share of a trial whose attempt was lost, at the end of the queue."""
         return self.assign(number, self._held[number].need)
 
+    def is_there(self, number: int) -> bool:
+        """Whether there are devices of the kind that a trial has a share of."""
+        return any(is_alike(kind.memory, self._held[number].share.memory) for kind in self.kinds())
+
     def grow(self, number: int) -> Share | None:
         """Twice the share, at the end of the queue, or what comes nearest to it.
 

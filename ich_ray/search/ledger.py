@@ -164,10 +164,14 @@ class Ledger:
         """One more attempt at a trial begins; the first one is counted when it is added."""
         return self._change(number, attempts=self.trials[number].attempts + 1, **changes)
 
+    def charge(self, number: int, cost_gpu_s: float) -> TrialResult:
+        """Note what a trial has cost by the end of an attempt: it may wait long for the next one."""
+        return self._change(number, cost_gpu_s=cost_gpu_s)
+
     def lose(
-        self, number: int, cause: str, detail: str, node: str, host: str, devices: Iterable[str] = ()
+        self, number: int, cause: str, detail: str, node: str, host: str, devices: Iterable[str] = (), **then: Any
     ) -> LostAttempt:
-        """Note an attempt that a fault of its machine or process has ended."""
+        """Note an attempt that a fault of its machine or process has ended; `then`, if it was not just now."""
         trial = self.trials[number]
         attempt = LostAttempt(
             node=node,
@@ -175,8 +179,7 @@ class Ledger:
             devices=tuple(devices),
             cause=cause,
             detail=detail,
-            images_seen=trial.images_seen,
-            time=time.time(),
+            **{"images_seen": trial.images_seen, "time": time.time(), **then},
         )
         self._change(number, lost=(*trial.lost, attempt))
         return attempt

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ich_ray.usage import ReportUsage
+from ich_ray.usage import LARGEST_RATE, LEAST_RATE, ReportUsage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +88,7 @@ class UsageMeter:
     def usage(self, validation_s: float | None) -> ReportUsage:
         """Of the interval that has ended, with the validation after it; None where there was none."""
         return ReportUsage(
-            images_per_s=_short(self.images_per_s),
+            images_per_s=_rate(self.images_per_s),
             data_wait_s=round(self.data_wait_s, 3),
             validation_s=None if validation_s is None else round(validation_s, 3),
             device_use=None if self._use is None else round(self._use, 3),
@@ -96,9 +96,9 @@ class UsageMeter:
         )
 
 
-def _short(value: float) -> float:
-    """Four digits, as every report stands in its trial's file."""
-    return float(f"{value:.4g}")
+def _rate(images_per_s: float) -> float | None:
+    """With four digits, as every report stands in its trial's file; None where nothing was trained."""
+    return min(max(float(f"{images_per_s:.4g}"), LEAST_RATE), LARGEST_RATE) if images_per_s else None
 
 
 def _peak_memory(device: torch.device) -> int | None:

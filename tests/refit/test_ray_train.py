@@ -76,7 +76,7 @@ def test_workers_that_die_while_there_is_progress_are_started_again(
 @pytest.mark.parametrize(
     ("attempts", "run_in_all"),
     [([(0, False)] * 3, 3), ([(100, False), (100, False), (100, False), (100, False)], 4),
-     ([(0, False), (0, True), (0, False), (0, False), (0, False)], 5)],
+     ([(0, False), (0, True), (0, False), (0, False), (0, False)], 4)],
 )  # fmt: skip
 def test_failures_without_a_new_state_end_it(
     attempts: list[tuple[int, bool]], run_in_all: int, said: list[str], monkeypatch: pytest.MonkeyPatch
@@ -85,3 +85,23 @@ def test_failures_without_a_new_state_end_it(
     with pytest.raises(IchRayError, match="the workers must finish within 2 failures without a new state, got: "):
         run(planted, monkeypatch)
     assert planted.run == run_in_all
+
+
+def test_machines_that_go_without_end_and_no_state_between_them_end_it(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where other machines of a large cluster go all the time, a training that fails by itself ends as well."""
+    planted = Attempts(*[(0, True)] * 90)
+    with pytest.raises(IchRayError, match="the workers must finish within 50 restarts without a new state, got: "):
+        run(planted, monkeypatch)
+    assert (planted.run, len(said)) == (51, 50)
+
+
+def test_only_machines_that_hold_a_worker_are_looked_at(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, ...]] = []
+    planted = Attempts((100, False))
+    alive = planted.alive
+    monkeypatch.setattr(planted, "alive", lambda *held: [asked.append(held), alive()][1])
+    run(planted, monkeypatch)
+    assert asked == [(1, 0)] * 2
+    assert len(said) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from ich_ray.errors import ConfigError
-from ich_ray.search import accelerators, cluster_resources
+from ich_ray.search import accelerators, cluster_resources, device_kinds
 from ich_ray.search.cluster_resources import Machine
 from ich_ray.search.device_kinds import DeviceKinds, kinds_there, plan_memory
 from ich_ray.search.gpu_shares import DeviceKind
@@ -71,6 +72,54 @@ def test_each_machine_is_asked_once_and_later_ones_when_they_come(cluster: Plant
     cluster.machines.clear()
     cluster.now = 18
     assert len(kinds()) == 2, "so that whoever waits for a machine says so to an autoscaler"
+
+
+def test_a_new_machine_that_does_not_say_is_named_and_asked_again(
+    cluster: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(device_kinds, "say", said.append)
+    kinds = made(cluster)
+
+    def look() -> list[DeviceKind]:
+        cluster.now += 6
+        found = kinds()
+        if kinds._asked is not None:
+            kinds._asked.result(60)
+        return found
+
+    cluster.machines["c"] = (8, 1)
+    for _ in range(3):
+        assert [kind.nodes for kind in look()] == [{"a"}, {"b"}]
+    assert kinds.others(80 * GIB) == ["a", "c"], "it may be of any kind"
+    assert said == [
+        "machine 10.0.0.c: it must say how much memory its GPUs have, got nothing; it gets no trial before it does; "
+        "check it with `ich-ray doctor`"
+    ]
+    cluster.memories["c"] = 80 * GIB
+    for _ in range(3):
+        found = look()
+    assert [kind.nodes for kind in found] == [{"a"}, {"b", "c"}]
+    assert kinds.others(80 * GIB) == ["a"]
+    assert cluster.asked[1:] == [["c"]] * 4
+
+
+def test_no_command_waits_at_its_end_for_a_machine_that_does_not_say(
+    cluster: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds, asked, told = made(cluster), threading.Event(), threading.Event()
+
+    def ask(nodes: Sequence[str]) -> dict[str, int]:
+        asked.set()
+        told.wait(60)
+        return dict.fromkeys(nodes, GIB)
+
+    monkeypatch.setattr(accelerators, "device_memories", ask)
+    cluster.machines["c"], cluster.now = (8, 1), 6
+    kinds()
+    assert asked.wait(60)
+    assert {thread.daemon for thread in threading.enumerate() if thread.name == "device-memories"} == {True}
+    told.set()
 
 
 def test_machines_to_come_are_expected_to_be_as_the_smallest_that_are_there(cluster: Planted) -> None:

@@ -113,8 +113,8 @@ def test_running_trials_count_and_those_of_former_drivers(tmp_path: Path, clock:
     assert keeper.gpu_seconds() == 3500.0
     assert report(asha, keeper, first, 100) == "CONTINUE"
     assert ledger.trials[0].cost_gpu_s == 1500.0
-    keeper.on_trial_recover(0, [], first)  # its process died 100 s after the report ...
     clock[0] += 100
+    keeper.on_trial_recover(0, [], first)  # its process died 100 s after the report ...
     start(keeper, 0)
     assert ledger.trials[0].cost_gpu_s == 1550.0  # ... which are not forgotten
     assert ledger.trials[0].attempts == 2

@@ -36,6 +36,14 @@ def test_a_cpu_is_used_by_the_time_of_all_threads_over_that_of_its_cores(monkeyp
     assert usage.saving_s is usage.bytes_written is None
 
 
+@pytest.mark.parametrize(("images", "seconds", "rate"), [(1, 1e12, 1e-9), (10**6, 1e-9, 1e12), (0, 1.0, None)])
+def test_a_rate_is_one_that_a_record_takes(images: int, seconds: float, rate: float | None) -> None:
+    meter = UsageMeter(CPU, clock=ticking(0.0, seconds), cpu_clock=lambda: 0.0)
+    meter.begin()
+    meter.end(images)
+    assert meter.usage(None).images_per_s == rate
+
+
 def test_each_interval_counts_its_own_waits() -> None:
     meter = UsageMeter(CPU, clock=ticking(0.0, 1.0, 5.0, 6.0), cpu_clock=lambda: 0.0)
     meter.begin()

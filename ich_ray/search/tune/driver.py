@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.exceptions import RayError
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher, SearchGenerator
 
@@ -312,7 +313,7 @@ class Driver:
                 num_samples=todo,
                 search_alg=OpenSearch(self.sampler),
                 scheduler=self.scheduler,
-                callbacks=self.callbacks,
+                callbacks=[*self.callbacks, _NoLines()],
                 resources_per_trial=_Resources([{"CPU": self.slots.cpus, "GPU": self.slots.gpus}]),
                 reuse_actors=True,
                 max_failures=RETRIES,
@@ -363,6 +364,12 @@ class OpenSearch(SearchGenerator):
 
     def is_finished(self) -> bool:
         return self._sampler.is_done
+
+
+class _NoLines(TrialProgressCallback):
+    """Tune prints a line of a trial that ends without a result, whatever it is told of verbosity."""
+
+    def _print(self, msg: str) -> None: ...
 
 
 class _Resources(tune.PlacementGroupFactory):

@@ -30,6 +30,7 @@ from ich_ray.search.plan.expected import expected_images
 from ich_ray.search.progress_table import RungCount, SearchStatus, format_best, format_failure
 from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.quarantine import DECLINED
+from ich_ray.search.tune.scheduler import in_queue
 from ich_ray.usage import ReportUsage, added, format_bytes
 
 if TYPE_CHECKING:
@@ -106,11 +107,13 @@ class LedgerCallback(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         number = trial.config["number"]
+        if self._ledger.trials[number].state != "running":  # the scheduler stops it
+            return
         if number in self._declined:
             self._declined.discard(number)
         elif trial.config["again"] or number in self._marks:
-            self._ledger.start(number, cost_gpu_s=self._cost(number))
-        self._marks[number] = time.time()
+            self._ledger.start(number)
+        self._marks[number] = time.time()  # what it cost before was noted when it went back to the queue
         process = process_of(trial)
         self._losses.start(trial, process[0] if process else "")
         self._started = self._started or time.monotonic()
@@ -125,28 +128,17 @@ class LedgerCallback(Callback):
         **info: Any,  # noqa: ARG002
     ) -> None:
         number = trial.config["number"]
+        if self._has_ended(number):
+            return
         if "lost" in result:
             self._lost(number, trial, result)
             return
         if self.messages:
             self.messages.reported()
-        changes: dict[str, Any] = {
-            "cost_gpu_s": self._cost(number),
-            "where": f"{result.get('hostname', '')}:{result.get('pid', '')}",
-        }
+        changes = {"cost_gpu_s": self._cost(number), **_changes(result)}
         if result.get("heard") not in self._heard:
             self._heard.add(result["heard"])
             say(result["heard"])
-        if result.get("note"):
-            changes["detail"] = result["note"]
-        if "checkpoint" in result:  # None where a trial had to begin anew, and what it had is no good
-            reference = result["checkpoint"]
-            changes["checkpoint"] = CheckpointReference.model_validate(reference) if reference else None
-        if "logits" in result:  # None where the file of the best report is lost
-            logits = result["logits"]
-            changes["logits"] = LogitsReference.model_validate(logits) if logits else None
-        if result.get("setup"):
-            changes["setup"] = ExecutionInfo.model_validate(result["setup"])
         verdict, before = self._scheduler.verdicts.get(number), self._ledger.trials[number].images_seen
         if "failure" in result:
             self._ledger.finish(number, self._scheduler.verdicts[number], **changes)
@@ -184,11 +176,16 @@ class LedgerCallback(Callback):
         self._told_lost.add(number)
         trial.max_failures = 0 if verdict else trial.max_failures + 1
         if verdict:
+            self._scheduler.verdicts[number] = verdict  # Tune counts no death on a machine that is drained
             self._ledger.finish(number, verdict, cost_gpu_s=self._cost(number))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         number = trial.config["number"]
+        if self._has_ended(number):
+            return
         self._running.discard(number)
+        if cost := self._cost(number):
+            self._ledger.charge(number, cost)
         trial.config["reported"] = self._ledger.trials[number].images_seen  # what the next attempt may rely on
         if number in self._told_lost:
             self._told_lost.discard(number)
@@ -199,8 +196,8 @@ class LedgerCallback(Callback):
         else:
             say(f"trial {number}: its process died, starting it again from its newest checkpoint")
 
-    def _note_loss(self, number: int, node: str) -> None:
-        self._ledger.lose(number, NODE_LOST, "its machine is gone", node, host_of(node))
+    def _note_loss(self, number: int, node: str, **then: Any) -> None:
+        self._ledger.lose(number, NODE_LOST, "its machine is gone", node, host_of(node), **then)
         if self.messages:
             self.messages.machine_gone(node)
 
@@ -216,9 +213,11 @@ class LedgerCallback(Callback):
         if now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
             self._fail_lost(trials)
+            self._end_queue(trials)
             for death in self._losses.settle():
-                self._note_loss(death.number, death.node)
-                say(f"trial {death.number}: it was its machine that was lost, which is none of its retries")
+                if self._ledger.trials[death.number].state == "running":
+                    self._note_loss(death.number, death.node, images_seen=death.images_seen, time=death.noted)
+                    say(f"trial {death.number}: it was its machine that was lost, which is none of its retries")
             if not self.draw:
                 say(self.standing(now).line())
             if self.messages:
@@ -251,7 +250,7 @@ class LedgerCallback(Callback):
             leading=self._leads(),
             ended_before=self._ended_before,
             gpu_hours=self.gpu_seconds() / 3600 if self._gpus else None,
-            gpus=self._gpus * len(self._running),
+            gpus=sum(map(self._held, self._running)),
         )
 
     def _compare(self, number: int, value: float | None) -> None:
@@ -296,6 +295,16 @@ class LedgerCallback(Callback):
             if trial.status == "ERROR" and self._ledger.trials[number].state == "running":
                 self._sampler.on_trial_complete(trial.trial_id, error=True)
                 self._ended_without_report(number)
+
+    def _end_queue(self, trials: Iterable[Trial]) -> None:
+        """Trials that wait for a machine make no report at which the time of the search could end them."""
+        waiting = [trial for trial in trials if trial.status == "PENDING" and in_queue(trial)]
+        if waiting and (verdict := self._scheduler.over()):
+            for number in (trial.config["number"] for trial in waiting):
+                if self._ledger.trials[number].state == "running":
+                    self._scheduler.verdicts[number] = verdict
+                    self._ledger.finish(number, verdict)
+                    self._say_ended(number)
 
     def _cost(self, number: int) -> float:
         """Accelerator seconds so far, counting what attempts spent that were lost."""
@@ -346,6 +355,13 @@ class LedgerCallback(Callback):
             for other in self._ledger.trials.values():
                 self._compare(other.number, other.value)
 
+    def _has_ended(self, number: int) -> bool:
+        """Whether a trial was ended from outside, whose process goes on until it is killed; said once."""
+        ended = self._ledger.trials[number].state != "running"
+        if ended and number in self._running:
+            self._ended_without_report(number)
+        return ended
+
     def _ended_without_report(self, number: int) -> None:
         if self._ledger.trials[number].state == "failed":  # others had ended before their process did
             self._scheduler.failed(number)
@@ -378,6 +394,22 @@ class LedgerCallback(Callback):
         written = added(measured for trial in trials for measured in trial.measured).bytes_written
         notes = f"{format_bytes(written)} written" if written else "", fault_note(self._ledger.record, trials)
         return "".join(f"; {note}" for note in notes if note)
+
+
+def _changes(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report changes of its trial beside its metrics."""
+    changes: dict[str, Any] = {"where": f"{result.get('hostname', '')}:{result.get('pid', '')}"}
+    if result.get("note"):
+        changes["detail"] = result["note"]
+    if "checkpoint" in result:  # None where a trial had to begin anew, and what it had is no good
+        reference = result["checkpoint"]
+        changes["checkpoint"] = CheckpointReference.model_validate(reference) if reference else None
+    if "logits" in result:  # None where the file of the best report is lost
+        logits = result["logits"]
+        changes["logits"] = LogitsReference.model_validate(logits) if logits else None
+    if result.get("setup"):
+        changes["setup"] = ExecutionInfo.model_validate(result["setup"])
+    return changes
 
 
 def _usage(result: Mapping[str, Any]) -> ReportUsage | None:

@@ -27,12 +27,16 @@ class Death:
     """The end of a process that Tune starts again elsewhere.
 
     Attributes:
+        time: by the clock that does not go back; `noted`, since 1970.
+        images_seen: that its trial had reported.
         is_retry: whether it was counted against its trial.
     """
 
     trial: Trial
     node: str
     time: float
+    images_seen: int = 0
+    noted: float = 0.0
     is_retry: bool = False
 
     @property
@@ -80,7 +84,7 @@ class NodeLosses:
         trial.max_failures += 1
         if self._is_gone(node):
             return node
-        self._open.append(Death(trial, node, self._now()))
+        self._open.append(Death(trial, node, self._now(), trial.config.get("reported", 0), time.time()))
         return ""
 
     def forget(self, trial: Trial) -> None:

@@ -166,6 +166,8 @@ class LedgerSampler(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config; None while every slot is taken; FINISHED at the end."""
+        if self._out_of_time():  # also where no machine is left
+            return str(Searcher.FINISHED)
         if not self._has_room():
             return None
         if self.is_done:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import TrialScheduler
 
+from ich_ray.ray_internals import ask_anew
 from ich_ray.results import OUT_OF_MEMORY, FoldNote, LogitsReference
 from ich_ray.search.ledger import Verdict
 from ich_ray.search.space.parameter_sets import NETWORKS
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ich_ray.search.tune.quarantine import Quarantine
     from ich_ray.search.tune.trial_shares import TrialShares
 
-__all__ = ["StoppingScheduler"]
+__all__ = ["StoppingScheduler", "in_queue"]
 
 
 class StoppingScheduler(TrialScheduler):
@@ -127,11 +128,29 @@ class StoppingScheduler(TrialScheduler):
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None: ...
 
+    def over(self) -> Verdict | None:
+        """How trials end that are stopped now, as the search has had its time; None while it has some."""
+        return self._limit()
+
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """Nobody is paused here, and pending trials start in order by themselves."""
+        """Nobody is paused here, and pending trials start by themselves, but those that have ended."""
+        if not (self.verdicts or self._shares):
+            return
+        for trial in [*tune_controller.get_live_trials()]:
+            if not in_queue(trial):
+                continue
+            if trial.config["number"] in self.verdicts:
+                tune_controller.stop_trial(trial)
+            elif self._shares and (asked := self._shares.look(trial)):
+                ask_anew(tune_controller, trial, asked)
 
     def debug_string(self) -> str:
         return type(self.rule).__name__
+
+
+def in_queue(trial: Trial) -> bool:
+    """Whether a trial waits for its machine, and has no process that is about to take it."""
+    return trial.status == "PENDING" and trial.temporary_state.ray_actor is None
 
 
 def _fold(result: Mapping[str, Any]) -> FoldNote | None:

@@ -7,6 +7,7 @@ queue, through the scheduler.
 
 from __future__ import annotations
 
+import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Kinds", "TrialShares", "equal_shares", "memory_shares"]
 
+# Long enough for another machine of a kind to come.
+_GONE_AFTER_S = 600.0
+
 
 class Kinds(Protocol):
     """Kinds of devices, and the machines that have others than those of a memory."""
@@ -45,6 +49,7 @@ class TrialShares(Callback):
         need: of a trial, by its parameters, as `shares` count it.
         cpus: of a trial.
         others: machines on which a share of a device with that memory is none.
+        now: a clock that does not go back.
         is_memory: whether needs are bytes, so that a trial may have no more than its share of them.
     """
 
@@ -57,6 +62,7 @@ class TrialShares(Callback):
         others: Callable[[float], Sequence[str]] = lambda _: (),
         *,
         is_memory: bool = False,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger, self._shares, self._need, self._cpus = ledger, shares, need, cpus
         self._others, self._is_memory = others, is_memory
@@ -65,6 +71,7 @@ class TrialShares(Callback):
         self._asked: dict[int, PlacementGroupFactory] = {}
         self._gpus: dict[int, float] = {}
         self._growing: set[int] = set()
+        self._now, self._missed = now, dict[int, float]()
 
     def has_room(self) -> bool:
         """Whether a trial more may be drawn."""
@@ -81,11 +88,11 @@ class TrialShares(Callback):
 
     def ended(self, number: int) -> None:
         self._shares.ended(number)
-        for known in (self._images, self._needs, self._asked):
+        for known in (self._images, self._needs, self._asked, self._missed):
             known.pop(number, None)
 
     def gpus(self, number: int) -> float:
-        """Of a trial that is under way, or was."""
+        """Of the attempt of a trial that is under way, or was last: not of one that waits for its share."""
         return self._gpus[number]
 
     def place(self, trial: Trial) -> None:
@@ -100,6 +107,20 @@ class TrialShares(Callback):
             trial.config.update(self._told(number))
         trial.update_resources(self._asked[number])
 
+    def look(self, trial: Trial) -> PlacementGroupFactory | None:
+        """What a trial that waits asks for anew, as its kind of machine has gone; None where it just waits."""
+        number = trial.config["number"]
+        if self._shares.is_there(number):
+            self._missed.pop(number, None)
+            return None
+        if self._now() - self._missed.setdefault(number, self._now()) < _GONE_AFTER_S:
+            return None
+        del self._missed[number]
+        self._shares.again(number)
+        trial.config.update(self._told(number))
+        say(f"trial {number}: no machine of the kind that it waits for is left, it takes a share of another kind")
+        return self._asked[number]
+
     def ran_out(self, number: int, told: Mapping[str, Any]) -> Verdict | None:
         """Note an attempt whose memory ran out: None where the trial gets a larger share, else how it ends."""
         if _ran_out(self._ledger.trials[number]) or not self._shares.can_grow(number):
@@ -113,12 +134,14 @@ class TrialShares(Callback):
         return None
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
-        self._shares.started(trial.config["number"])
+        number = trial.config["number"]
+        self._gpus[number] = trial.config["gpus"]
+        self._shares.started(number)
 
     def _told(self, number: int) -> dict[str, Any]:
         share = self._shares.share(number)
         self._asked[number] = _request(self._cpus, share.gpus, tuple(self._others(share.memory)))
-        self._gpus[number] = share.gpus
+        self._gpus.setdefault(number, share.gpus)
         grown = _ran_out(self._ledger.trials[number])
         told: dict[str, Any] = {"gpus": share.gpus, "may_grow": not grown and self._shares.can_grow(number)}
         if self._is_memory:

@@ -9,11 +9,12 @@ import pytest
 from ray.tune.experiment import Trial
 
 from ich_ray.results import SearchRecord, open_search
+from ich_ray.search import ledger as ledger_module
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.progress_table import RungCount
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.stopping.asha import AshaRungs
-from ich_ray.search.tune import ledger_callback
+from ich_ray.search.tune import ledger_callback, node_losses
 from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.scheduler import StoppingScheduler
@@ -181,6 +182,9 @@ def test_a_trial_that_has_grown_costs_what_it_holds(driver: Driver, monkeypatch:
     driver.ledger_callback.grew(0, 3)
     clock[0] += 4
     assert driver.ledger_callback.gpu_seconds() == 2 * 15 + 6 * 4
+    driver.start()
+    assert driver.ledger_callback.standing(0.0).gpus == 8.0
+    driver.ledger_callback._running.discard(1)
     driver.report(trial, 200, 0.5)
     driver.ledger_callback.grew(0, 1)
     clock[0] += 7
@@ -189,6 +193,26 @@ def test_a_trial_that_has_grown_costs_what_it_holds(driver: Driver, monkeypatch:
     assert record.cost_gpu_s == 2 * 15 + 6 * 4 + 2 * 7
     assert [(note.workers, note.images_seen) for note in record.grown] == [(6, 100), (2, 200)]
     assert record.attempts == 1
+
+
+def test_time_in_the_queue_costs_nothing(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(ledger_callback, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic))
+    driver.ledger_callback._gpus = 2.0
+    trial = driver.start()
+    trial.max_failures = 3
+    clock[0] += 60
+    driver.report(trial, 100, 0.5)
+    clock[0] += 5
+    driver.ledger_callback.on_trial_result(0, [], trial, {"lost": "preempted", "detail": "", "node": "n"})
+    driver.ledger_callback.on_trial_recover(0, [], trial)
+    assert driver.ledger_callback.gpu_seconds() == driver.ledger.trials[0].cost_gpu_s == 130.0
+    clock[0] += 7200
+    driver.ledger_callback.on_trial_start(0, [], trial)
+    assert driver.ledger_callback.gpu_seconds() == driver.ledger.trials[0].cost_gpu_s == 130.0
+    clock[0] += 10
+    driver.report(trial, 200, 0.5)
+    assert (driver.ledger.trials[0].cost_gpu_s, driver.ledger.trials[0].attempts) == (150.0, 2)
 
 
 def test_a_trial_that_has_ended_is_written_no_more(driver: Driver) -> None:
@@ -251,6 +275,38 @@ def test_hours_end_what_is_left(tmp_path: Path) -> None:
     left_s = driver.ledger_callback.standing(time.monotonic() + 1000).left_s
     assert left_s is not None
     assert 0 < left_s <= 3.6
+
+
+def test_trials_that_wait_for_a_machine_end_with_the_time_of_the_search(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = Verdict("pruned", "hours", "the search's --hours were over")
+    stopped: list[int] = []
+
+    def look(trials: list[Any]) -> None:
+        driver.ledger_callback._last_line = -100.0
+        driver.ledger_callback.on_step_end(0, trials)
+        controller = SimpleNamespace(
+            get_live_trials=lambda: set(trials), stop_trial=lambda trial: stopped.append(trial.config["number"])
+        )
+        driver.asha.choose_trial_to_run(controller)
+
+    class Trial(SimpleNamespace):
+        __hash__ = object.__hash__
+
+    waits, starts, runs = (
+        Trial(config=driver.start().config, status=status, temporary_state=SimpleNamespace(ray_actor=actor))
+        for status, actor in (("PENDING", None), ("PENDING", "an actor"), ("RUNNING", "an actor"))
+    )
+    look([waits, starts, runs])
+    assert not stopped
+    monkeypatch.setattr(driver.asha, "_limit", lambda: hours)
+    for _ in range(2):
+        look([waits, starts, runs])
+    assert [trial.state for trial in driver.ledger.trials.values()] == ["pruned", "running", "running"]
+    assert driver.ledger.trials[0].reason == "hours"
+    assert stopped == [0, 0], "Tune asks for it no more after the first"
+    assert driver.ledger_callback._ended == {"pruned": 1}
 
 
 def test_a_table_is_drawn_at_most_twice_a_second_and_lines_are_said_without_one(
@@ -401,3 +457,65 @@ def test_who_writes_messages_hears_of_reports_machines_and_better_trials(
     driver.ledger_callback._last_line = -1e9
     driver.ledger_callback.on_step_end(0, [])
     assert heard.said == ["a1", "b2", {"running": 1, "quarantines": 0}]
+
+
+def test_a_machine_that_is_missed_late_stands_as_it_was_at_the_death_and_not_in_a_trial_that_has_ended(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone: set[str] = set()
+    clock = [1000.0]
+    for module in (ledger_module, node_losses):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic))
+    monkeypatch.setattr(ledger_callback, "process_of", lambda _: ("ab" * 28, 1))
+    monkeypatch.setattr(ledger_callback, "host_of", lambda node: f"host-{node[:4]}")
+    driver.ledger_callback._losses = NodeLosses(gone.__contains__)
+    goes_on, ends = driver.start(), driver.start()
+    for trial in (goes_on, ends):
+        trial.max_failures = 3
+        driver.report(trial, 100, 0.5)
+        driver.ledger_callback.on_trial_recover(0, [], trial)
+        driver.ledger_callback.on_trial_start(0, [], trial)
+    clock[0] += 60
+    driver.report(goes_on, 200, 0.5)
+    for images_seen in range(200, 1000, 100):
+        driver.report(ends, images_seen, 0.9)
+    gone.add("ab" * 28)
+    driver.ledger_callback._last_line = -100.0
+    driver.ledger_callback.on_step_end(0, [])
+    (lost,) = driver.ledger.trials[0].lost
+    assert (lost.cause, lost.images_seen, lost.time) == ("node_lost", 100, 1000.0)
+    assert (driver.ledger.trials[1].state, driver.ledger.trials[1].lost) == ("completed", ())
+
+
+def test_a_trial_that_has_ended_and_that_tune_recovers_is_stopped_there(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune counts no death on a machine that is drained, so that none is one too many."""
+    said: list[str] = []
+    monkeypatch.setattr(ledger_callback, "say", said.append)
+    verdict = Verdict("failed", "device_error", "silent on two machines")
+    recovers, starts = driver.start(), driver.start()
+    for trial in (recovers, starts):
+        trial.max_failures = 3
+        driver.report(trial, 100, 0.5)
+        driver.ledger_callback.fell_silent(trial, verdict)
+    ended = dict(driver.ledger.trials)
+    assert driver.asha.verdicts == {0: verdict, 1: verdict}
+    driver.ledger_callback.on_trial_recover(0, [], recovers)
+    driver.ledger_callback.on_trial_recover(0, [], starts)
+    driver.ledger_callback.on_trial_start(0, [], starts)
+    driver.report(starts, 200, 0.9)
+    assert driver.ledger.trials == ended
+    assert driver.ledger_callback._ended == {"failed": 2}
+    assert driver.ledger_callback.standing(time.monotonic()).running == []
+    assert [line.partition(" (")[0] for line in said] == ["trial 0 failed", "trial 1 failed"]
+
+
+def test_a_report_of_a_trial_that_was_to_be_killed_changes_nothing(driver: Driver) -> None:
+    trial = driver.start()
+    driver.report(trial, 100, 0.5)
+    driver.ledger_callback.fell_silent(trial, Verdict("failed", "device_error", "silent on two machines"))
+    ended = driver.ledger.trials[0]
+    driver.report(trial, 200, 0.9)
+    assert driver.ledger.trials[0] is ended
+    assert driver.ledger_callback._ended == {"failed": 1}

@@ -46,6 +46,17 @@ def test_a_process_that_dies_again_and_again_has_its_retries_and_no_more(watched
     assert watched.trial.num_failures == 4
 
 
+def test_a_node_that_goes_after_the_last_retry_ends_the_trial(watched: Watched) -> None:
+    """Tune asks nobody: docs/reliability.md says so."""
+    for _ in range(3):
+        watched.dies_on("a")
+        watched.now += 121.0
+        assert list(watched.losses.settle()) == []
+    assert watched.retries_left == 0
+    with pytest.raises(StopIteration):
+        watched.dies_on("a", gone=True)
+
+
 def test_a_node_that_is_gone_costs_no_retry_however_many_go(watched: Watched) -> None:
     for node in "abcdefgh":
         assert watched.dies_on(node, gone=True) == node

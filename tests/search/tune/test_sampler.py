@@ -183,7 +183,8 @@ def test_slots_are_kept_and_the_end_is_told(tmp_path: Path) -> None:
 
 def test_nothing_is_suggested_after_its_time(tmp_path: Path) -> None:
     ledger = new(tmp_path)
-    assert sampler(ledger, out_of_time=lambda: True).suggest("a") == "FINISHED"
+    for concurrent in (2, 0):  # also where no machine is left
+        assert sampler(ledger, concurrent=concurrent, out_of_time=lambda: True).suggest("a") == "FINISHED"
     assert ledger.trials == {}
 
 

@@ -125,6 +125,17 @@ def test_a_trial_whose_memory_ran_out_is_tried_once_with_a_larger_share(
     assert len(ledger.trials[0].lost) == 1
 
 
+def test_the_share_of_the_next_attempt_is_not_held_before_it_starts(ledger: Ledger) -> None:
+    shares = equal_shares(ledger, 1, 0.25, lambda: 4)
+    tune = scheduler(shares)
+    trial = add(ledger, shares, tune)
+    tune.on_trial_result(None, trial, TOLD)  # type: ignore[arg-type]
+    back_to_the_queue(tune, trial)
+    assert (trial.held["GPU"], shares.gpus(0)) == (0.5, 0.25)
+    shares.on_trial_start(0, [], trial)  # type: ignore[arg-type]
+    assert shares.gpus(0) == 0.5
+
+
 def test_a_resumed_search_gives_such_a_trial_its_larger_share_at_once(ledger: Ledger) -> None:
     ledger.add({})
     ledger.lose(0, "out_of_memory", "d", "ab", "box")
@@ -139,6 +150,45 @@ def test_a_trial_that_a_machine_has_lost_keeps_its_share(ledger: Ledger) -> None
     back_to_the_queue(tune, trial)
     assert trial.held == {"CPU": 1, "GPU": 0.25}
     assert trial.config["may_grow"] is True
+
+
+def test_a_trial_whose_kind_of_device_has_gone_takes_a_share_of_another(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(trial_shares, "say", said.append)
+    kinds, now = [SMALL, LARGE], [0.0]
+    others = {8 * GIB: ["b" * 56], 80 * GIB: ["a" * 56]}
+    shares = TrialShares(
+        ledger,
+        GpuShares(lambda: kinds),
+        lambda _: Need(30 * GIB, 0),
+        1,
+        lambda memory: others[int(memory)],
+        is_memory=True,
+        now=lambda: now[0],
+    )
+    tune = scheduler(shares)
+    trial = TuneTrial(status="PENDING", config={"number": ledger.add({}).number})
+    trial.config.update(shares.begin(ledger.trials[0]))
+    tune.on_trial_add(None, trial)  # type: ignore[arg-type]
+    assert trial.held == {"CPU": 1, "GPU": 0.5}
+    kinds.remove(LARGE)
+    assert shares.look(trial) is None  # type: ignore[arg-type]
+    kinds.append(LARGE)
+    now[0] = 700.0
+    assert shares.look(trial) is None, "it is back"  # type: ignore[arg-type]
+    kinds.remove(LARGE)
+    for now[0] in (700.0, 1299.0):
+        assert shares.look(trial) is None  # type: ignore[arg-type]
+    now[0] = 1300.0
+    asked = shares.look(trial)  # type: ignore[arg-type]
+    assert asked is not None
+    assert dict(asked.required_resources) == {"CPU": 1, "GPU": 1}, "as a trial that is drawn now"
+    assert asked._kwargs == {"bundle_label_selector": [{"ray.io/node-id": f"!in({'b' * 56})"}]}
+    assert trial.config["gpus"] == 1
+    assert len(said) == 1
+    assert shares.look(trial) is None  # type: ignore[arg-type]
 
 
 def test_on_a_whole_device_of_the_largest_there_is_no_second_try(ledger: Ledger) -> None:
