@@ -73,7 +73,7 @@ def test_a_user_or_a_token_goes_into_a_header(told: str, header: str) -> None:
     [
         f"http://hooks.example/{SECRET}",
         f"ftp://hooks.example/{SECRET}",
-        f"file:///{SECRET}",
+        f"gopher:///{SECRET}",
         f"hooks.example/{SECRET}",
         f"https:///{SECRET}",
         f"https://hooks.example:port/{SECRET}",

@@ -97,7 +97,7 @@ def test_results_tell_what_each_fold_gave(found: SearchResult, capsys: pytest.Ca
     values = [f"{value:.4f}" for value in found.best().fold_values]
     chance = found.p_best[found.best().number]
     assert sum(found.p_best.values()) == pytest.approx(1.0)
-    told = [str(found.best().number), "completed", f"{found.best().value:.4f}", f"{chance:.0%}", "1200", "1"]
+    told = [str(found.best().number), "completed", f"{found.best().value:.4f}", f"{chance:.0%}", "1,200", "1"]
     assert best.split()[:6] == told
     assert best.split()[6:9] == values
     reports = found.to_frame(reports=True)
