@@ -656,6 +656,12 @@ class SearchRecord(Record):
         return int(self._amended("trials", self.trials))
 
     @property
+    def commanded(self) -> int:
+        """Trials that a command has asked for last, whatever was asked of its driver since."""
+        told = [change["trials"] for change in self.amendments if "trials" in change and "request" not in change]
+        return int(told[-1] if told else self.trials)
+
+    @property
     def dataset_folder(self) -> str:
         """Where the dataset lies by now."""
         return str(self._amended("dataset", self.dataset))

@@ -47,7 +47,7 @@ def taken_off(arguments: Sequence[str]) -> tuple[list[str], str | None]:
 
     None where there is none, or only the name of a file: then nothing is taken off.
     """
-    if not arguments or arguments[0] not in _VERBS:
+    if next((word for word in arguments if word != "--debug"), None) not in _VERBS:  # which may stand anywhere
         return [*arguments], None
     kept: list[str] = []
     address, words = None, iter(arguments)

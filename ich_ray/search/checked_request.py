@@ -99,6 +99,8 @@ def validate_request(request: SearchRequest, searches: Searched = "network") -> 
         seed = there.seed if there else 0
     checked = decided(checked, data, there)
     record = _record(checked, data, trials or len(checked.listed or ()) or DEFAULT_TRIALS, seed)
+    if there and trials == there.commanded:  # the same command again: what was asked of the driver since then stays
+        trials = None
     begun = _begun(files, there, record, trials, request.resume)
     teachers = asked or (begun.warm_starts if begun else ())
     for teacher in () if asked else teachers:

@@ -99,7 +99,7 @@ def waiting(search: Location) -> list[str]:
     """Ids of the requests to a search that are not answered yet, the oldest first."""
     found = open_search(search)
     answered = {note.id for note in found.record.requests}
-    return [name for name in waiting_requests(found.files) if name not in answered]
+    return waiting_requests(found.files, answered)
 
 
 def parse_point(text: str) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from ich_ray.results import ControlRequest, RequestId
 from ich_ray.storage import check_regular, exists, first_problem, is_local, parse_json, read_bytes, write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from upath import UPath
 
     from ich_ray.storage import SearchFiles
@@ -37,12 +39,17 @@ def post_request(files: SearchFiles, request: ControlRequest) -> str:
     return name
 
 
-def waiting_requests(files: SearchFiles) -> list[str]:
-    """Ids of the requests that lie there, the oldest first; files of other names are none."""
+def waiting_requests(files: SearchFiles, answered: Container[str] = ()) -> list[str]:
+    """Ids of the requests that lie there, the oldest first; files of other names are none.
+
+    Args:
+        files: of the search.
+        answered: ids of those that may lie there for ever, where another user has made the folder.
+    """
     if not exists(files.requests) or (is_local(files.requests) and files.requests.is_symlink()):
         return []
-    names = sorted(path.stem for path in files.requests.iterdir() if path.suffix == ".json" and _is_id(path.stem))
-    return names[:_MOST_FILES]
+    found = (path.stem for path in files.requests.iterdir() if path.suffix == ".json" and _is_id(path.stem))
+    return sorted(name for name in found if name not in answered)[:_MOST_FILES]
 
 
 def _is_id(name: str) -> bool:

@@ -110,7 +110,7 @@ def run_request(
         check = _constraints(checked, slots)
         ledger = _ledger(checked, slots, trainer, check)
         # Another driver may have raised it before the lock was ours.
-        wanted = max(request.trials or 0, ledger.record.wanted)
+        wanted = max(checked.wanted, ledger.record.wanted)
         _amend(ledger, wanted, checked.teachers, checked.record.dataset)
         driver = Driver(
             checked.space,
@@ -132,7 +132,8 @@ def run_request(
             takes_requests=True,
             early=checked.early,
         )
-        with announced(driver, notifier), streaming(str(files.root), request.export or ()):
+        # How it ends is told before streams have their last minute: who ends this process may not wait so long.
+        with streaming(str(files.root), request.export or ()), announced(driver, notifier):
             driver.run()
     return open_search(files.root)
 

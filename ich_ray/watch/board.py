@@ -228,7 +228,7 @@ class Board:
 
     def _left(self, done: WorkDone, state: State, budget: int) -> dict[str, float | None]:
         """What is still to do, where a driver does it: seconds and accelerator hours at the pace of the last while."""
-        if state != "running" or not done.images_per_s:
+        if state != "running" or not done.images_per_s or self._followed.record.asked_last("pause"):
             return {"images_per_s": None, "left_s": None, "left_gpu_hours": None}
         record = self._followed.record
         images = images_left(record, self._courses.values(), self._expected_of_trial(record), budget)

@@ -147,6 +147,8 @@ def _waits(record: SearchRecord, trials: int, lost: Iterable[LostAttempt], state
         everywhere = "the search has ended" if state == "ended" else "no driver is at work: resume the search"
     elif trials >= record.wanted:
         everywhere = "nothing is left to start"
+    elif record.asked_last("pause"):
+        everywhere = "paused: `ich-ray control --unpause` goes on"
     else:
         everywhere = _UNKNOWN
     out = {

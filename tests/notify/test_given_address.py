@@ -14,6 +14,7 @@ from ich_ray.notify.given_address import asked_for, taken_off
     [
         (["search", "d", "--notify", "https://h/x", "--resume"], ["search", "d", "--resume"], "https://h/x"),
         (["run", "--notify=https://h/x", "--debug"], ["run", "--debug"], "https://h/x"),
+        (["--debug", "search", "d", "--notify", "https://h/x"], ["--debug", "search", "d"], "https://h/x"),
         (["retrain", "s", "--notify", "mailto:a@b"], ["retrain", "s"], "mailto:a@b"),
         (["confirm", "s", "--notify", "@file"], ["confirm", "s", "--notify", "@file"], None),
         (["confirm", "s", "--notify=@file"], ["confirm", "s", "--notify=@file"], None),

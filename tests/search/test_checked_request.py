@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,10 @@ from ich_ray.cli import call
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.results import RequestNote
 from ich_ray.search.checked_request import validate_request
 from ich_ray.search.cluster_resources import Machine
+from ich_ray.search.ledger import Ledger
 from ich_ray.search.plan import plan_report
 from ich_ray.search.plan.plan_report import plan_search
 from ich_ray.search.request import SearchRequest
@@ -48,6 +51,19 @@ def test_a_new_search_has_twenty_trials_and_the_seed_0(dataset: PreparedDataset,
     assert (checked.limits.hours, checked.limits.gpu_hours) == (None, None)
     assert checked.record.name == checked.space.name == "tiny"
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("changed", [2, 4], ids=["fewer", "more"])
+def test_the_same_command_again_keeps_what_was_asked_of_its_driver(
+    dataset: PreparedDataset, space: Path, tmp_path: Path, changed: int
+) -> None:
+    """As `submit --restarts` gives it."""
+    asked = SearchRequest(dataset.files.root, space, tmp_path / "s", trials=3, resume=True)
+    ledger = Ledger.create(tmp_path / "s", validate_request(asked).record)
+    note = RequestNote(id="1700000000000-00000000", done=True, answer="yes")
+    ledger.amend(request=note.model_dump(mode="json"), trials=changed)
+    assert validate_request(asked).wanted == changed
+    assert validate_request(replace(asked, trials=5)).wanted == 5
 
 
 def test_what_is_asked_is_what_is_recorded(dataset: PreparedDataset, space: Path, tmp_path: Path) -> None:

@@ -101,6 +101,9 @@ def test_slots_are_the_most_trials_at_once_and_empty_ones_have_a_reason() -> Non
     assert found["a"].why == "between two trials, or waiting for a machine"
     assert found["c"].why == "in quarantine until 1970-01-01 00:08 UTC (xid on c)"
     assert found["d"].why == "the machine went at 1970-01-01 00:01 UTC (preempted)"
+    pause = {"id": f"{0:013d}-00000000", "done": True, "answer": "yes", "asked": {"time": 1.0, "pause": True}}
+    paused = make_record(name="x", trials=20, amendments=({"time": 1.0, "request": pause},))
+    assert "paused" in {one.name: one.why for one in machines(paused, there, [], "running", 100.0)}["a"]
     whole = machines(make_record(name="x", trials=6), there, gone, "running", 100.0)
     assert {one.name: one.why for one in whole}["a"] == "nothing is left to start"
     assert {one.busy for one in machines(record, there, gone, "interrupted", 100.0)} == {0}

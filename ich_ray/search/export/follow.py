@@ -14,7 +14,7 @@ from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say
 from ich_ray.results import SearchRecord, TrialResult, find_search, read_search_record, read_trial
 from ich_ray.search.export.trackers import parse_target
-from ich_ray.storage import Location, file_lock, locate
+from ich_ray.storage import Location, SearchFiles, file_lock, is_held, locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,7 +86,8 @@ def stream(
                 one.advance(ledger.record, ledger.trials)
                 if follow and one.command and not opened:
                     say(f"{one.target}: {one.command}")
-            if told or (not until_told and has_ended(ledger.record, ledger.trials)):
+            is_over = has_ended(ledger.record, ledger.trials) and not _is_at_work(ledger.files)
+            if told or (is_over and not until_told):
                 break
             told = wait(_EVERY_S)
         for one in streams:
@@ -103,6 +104,14 @@ def has_ended(record: SearchRecord, trials: dict[int, TrialResult]) -> bool:
         and len(trials) <= check.trials
         and all(trial.state != "running" for trial in trials.values())
     )
+
+
+def _is_at_work(files: SearchFiles) -> bool:
+    """Whether a driver is: one that resumes a search has not begun its first trial yet."""
+    try:
+        return is_held(files.lock)
+    except OSError:
+        return False
 
 
 class _GrowingLedger:

@@ -241,8 +241,9 @@ class Driver:
             say(f"search {self.ledger.record.name}: {self._todo} trials to run, {self.slots.concurrent} at a time")
         while self._todo and not self.sampler.is_done:
             ran |= self._tune(self._todo)
-            if not self.sampler.is_idle:  # it was interrupted
+            if not (self.sampler.is_idle and self.sampler.is_done):  # it was interrupted
                 break
+            self.ledger_callback.rests()
             if self._takes_requests:
                 self.steering.wait()
         ran |= self.sampler.withdrawn
@@ -250,6 +251,7 @@ class Driver:
             ran.update(self.sampler.waiting)  # by an earlier driver
             for number in self.sampler.waiting:
                 self.ledger.finish(number, exhausted)
+                self.ledger_callback.withdrawn(number)
         unfinished = len(self.ledger.unfinished)
         if unfinished or (len(self.ledger.trials) < self.wanted and not exhausted):
             ended = len(self.ledger.trials) - unfinished

@@ -297,14 +297,15 @@ class LedgerCallback(Callback):
                 self._ended_without_report(number)
 
     def _end_queue(self, trials: Iterable[Trial]) -> None:
-        """Trials that wait for a machine make no report at which the time of the search could end them."""
-        waiting = [trial for trial in trials if trial.status == "PENDING" and in_queue(trial)]
-        if waiting and (verdict := self._scheduler.over()):
-            for number in (trial.config["number"] for trial in waiting):
-                if self._ledger.trials[number].state == "running":
-                    self._scheduler.verdicts[number] = verdict
-                    self._ledger.finish(number, verdict)
-                    self._say_ended(number)
+        """Trials that wait for a machine make no report at which a request, or the search's time, could end them."""
+        waiting = [trial.config["number"] for trial in trials if trial.status == "PENDING" and in_queue(trial)]
+        over = self._scheduler.over() if waiting else None
+        for number in waiting:
+            verdict = self._scheduler.stopping.get(number) or over
+            if verdict and self._ledger.trials[number].state == "running":
+                self._scheduler.verdicts[number] = verdict
+                self._ledger.finish(number, verdict)
+                self._say_ended(number)
 
     def _cost(self, number: int) -> float:
         """Accelerator seconds so far, counting what attempts spent that were lost."""
@@ -321,6 +322,11 @@ class LedgerCallback(Callback):
     def withdrawn(self, number: int) -> None:
         """A trial was ended that did not run."""
         self._say_ended(number)
+
+    def rests(self) -> None:
+        """No trial runs, and none is started for now: that nobody reports is no standstill of those that ran."""
+        if self.messages:
+            self.messages.step(len(self._running), len(self._ledger.record.quarantines))
 
     @property
     def ended(self) -> int:

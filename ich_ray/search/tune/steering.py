@@ -69,6 +69,7 @@ class Steering(Callback):
         self._space, self._ledger, self._scheduler, self._sampler = space, ledger, scheduler, sampler
         self._counts, self._exhausted, self._refuses, self._now = counts, exhausted, refuses or (lambda _: None), now
         self._answered = {note.id for note in ledger.record.requests}
+        self._kept: set[str] = set()  # answered, and could not be removed
         self._last = now()
 
     def begin(self) -> None:
@@ -104,14 +105,16 @@ class Steering(Callback):
         self._last = self._now()
         files = self._ledger.files
         try:
-            names = waiting_requests(files)
+            names = waiting_requests(files, self._kept)
         except (OSError, IchRayError):  # a storage that fails for a moment; the next look is soon
             return
         for name in names:
             if name not in self._answered and not self._answer(name):
                 continue
-            with suppress(OSError):  # such as a folder of that name
+            try:
                 files.request(name).unlink(missing_ok=True)
+            except OSError:  # such as a folder of that name, or the file of a user whose folder this is
+                self._kept.add(name)
 
     def _answer(self, name: str) -> bool:
         """Whether a request is answered now."""

@@ -300,6 +300,11 @@ def test_trials_that_wait_for_a_machine_end_with_the_time_of_the_search(
     )
     look([waits, starts, runs])
     assert not stopped
+    asked = Trial(config=driver.start().config, status="PENDING", temporary_state=SimpleNamespace(ray_actor=None))
+    driver.asha.stopping[3] = Verdict("pruned", "stopped_by_request")
+    look([asked, starts, runs])
+    assert (stopped.pop(), driver.ledger.trials.pop(3).reason) == (3, "stopped_by_request")
+    driver.ledger_callback._ended.clear()
     monkeypatch.setattr(driver.asha, "_limit", lambda: hours)
     for _ in range(2):
         look([waits, starts, runs])

@@ -286,7 +286,7 @@ def test_a_search_whose_time_is_over_takes_no_request_for_more(tmp_path: Path) -
 
 def test_the_folder_is_read_every_two_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, looks = Run(tmp_path), list[int]()
-    monkeypatch.setattr(steering, "waiting_requests", lambda _: looks.append(1) or [])
+    monkeypatch.setattr(steering, "waiting_requests", lambda *_: looks.append(1) or [])
     for run.clock in (0.5, 1.9, 2.0, 2.1, 3.9, 4.0):
         run.steering.on_step_end(0, [])
     assert len(looks) == 2
