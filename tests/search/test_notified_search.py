@@ -45,6 +45,7 @@ class Watched:
         self._pid = pid
         self.sessions: set[str] = set()
         self.found: list[object] = []
+        self._forked: set[psutil.Process] = set()
 
     def look(self) -> None:
         try:
@@ -58,7 +59,9 @@ class Watched:
         if not self.sessions:
             return
         logs = [name for session in self.sessions for name in holds_token(Path(session))]
-        self.found += [*logs, *inherited, *(words for words in commands.values() if TOKEN in " ".join(words))]
+        # Between fork and exec a child shows what its parent was started with; at the next look it does no more.
+        stayed, self._forked = self._forked.intersection(inherited), {*inherited}
+        self.found += [*logs, *stayed, *(words for words in commands.values() if TOKEN in " ".join(words))]
 
 
 @pytest.mark.slow
