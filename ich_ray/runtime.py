@@ -105,6 +105,8 @@ def terminated_as_interrupted() -> Iterator[None]:
 
     def interrupt(*_: object) -> None:
         _terminated.set()
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for what a script has started with &
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
     with signals_given_back(signal.SIGTERM) as may_catch:

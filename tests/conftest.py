@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +25,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or writes the user's key, joins a cluster that happens to run, or asks a cloud for its notices."""
+    """No test reads or writes the user's key, joins a cluster that happens to run, or asks a cloud for its notices.
+
+    Ctrl-C is heard, however the tests were started.
+    """
     os.environ["ICH_RAY_METADATA_SERVICE"] = "off"
     os.environ["ICH_RAY_KEY_FILE"] = str(Path(tmp_path_factory.mktemp("key")) / "key")
     os.environ.pop("RAY_ADDRESS", None)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started by a script with &
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -227,3 +227,13 @@ def test_only_the_first_line_of_what_ray_says_is_passed_on(capsys: pytest.Captur
     finally:
         progress.show(False)
     assert capsys.readouterr() == ("", "Ray: Raylet is terminated.\n")
+
+
+def test_a_process_that_ignores_ctrl_c_still_ends_by_sigterm() -> None:
+    """What a script has started with `&` ignores SIGINT from its first moment on."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), runtime.terminated_as_interrupted():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
