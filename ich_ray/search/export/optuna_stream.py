@@ -9,7 +9,6 @@ import os
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -19,10 +18,12 @@ from optuna.study import StudyDirection
 
 from ich_ray.errors import ConfigError
 from ich_ray.search.export.optuna import as_frozen
-from ich_ray.search.export.trackers import Tracker, search_identity
+from ich_ray.search.export.trackers import Tracker, local_path, search_identity
 from ich_ray.search.space.yaml_file import parse_space
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
@@ -52,7 +53,7 @@ class StudyStream(Tracker):
     is_path = True
 
     def __init__(self, place: str, record: SearchRecord) -> None:
-        file, space = _file(place), record.space
+        file, space = local_path(place), record.space
         self._space = parse_space(space, "search.json", space.get("searches", "network")).with_objective(
             record.objective
         )
@@ -65,17 +66,11 @@ class StudyStream(Tracker):
 
     @classmethod
     def check(cls, place: str) -> None:
-        if "://" in place or _file(place).is_dir():
+        if "://" in place or local_path(place).is_dir():
             raise ConfigError(
                 f"optuna={place}: must be a file of this machine, such as trials.db or trials.journal, got another "
                 "place; choose one"
             )
-
-    @classmethod
-    def lock(cls, place: str, record: SearchRecord) -> Path:
-        del record
-        file = _file(place)
-        return file.with_name(f".{file.name}.stream.lock")
 
     def _study_of(self, record: SearchRecord, place: str) -> int:
         """The study of the search, made if the file has none."""
@@ -148,7 +143,3 @@ def _cut_torn_line(file: Path) -> None:
     data = file.read_bytes()
     if not data.endswith(b"\n"):
         os.truncate(file, data.rfind(b"\n") + 1)
-
-
-def _file(place: str) -> Path:
-    return Path(place).expanduser().absolute()
