@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ich_ray.errors import ConfigError
+from ich_ray.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -44,8 +44,9 @@ def write_experiment(found: SearchResult, uri: str) -> None:
         for trial in found.trials:
             _write(client, experiment, trial)
     except MlflowException as error:
-        first_line = str(error).partition("\n")[0]
-        raise ConfigError(f"--mlflow {uri}: MLflow must take it, got: {first_line}; try sqlite:///FILE") from None
+        raise ConfigError(
+            f"--mlflow {uri}: MLflow must take it, got: {first_line(error)}; try sqlite:///FILE"
+        ) from None
 
 
 def experiment_name(record: SearchRecord) -> str:
