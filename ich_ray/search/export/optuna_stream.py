@@ -6,7 +6,6 @@ What stands in the storage is asked of it: a trial by its number, a report by it
 from __future__ import annotations
 
 import os
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection
 
 from ich_ray.errors import ConfigError
-from ich_ray.search.export.optuna import as_frozen
+from ich_ray.search.export.optuna import as_frozen, direction_of, name_metric
 from ich_ray.search.export.trackers import Tracker, local_path, search_identity
 from ich_ray.search.space.yaml_file import parse_space
 
@@ -86,12 +84,8 @@ class StudyStream(Tracker):
                 "another one; choose another name"
             )
         else:
-            better = StudyDirection.MAXIMIZE if record.objective.mode == "max" else StudyDirection.MINIMIZE
-            study_id = self._storage.create_new_study([better], record.name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            named = optuna.load_study(study_name=record.name, storage=self._storage)
-            named.set_metric_names([record.objective.metric])
+            study_id = self._storage.create_new_study([direction_of(record.objective)], record.name)
+        name_metric(optuna.load_study(study_name=record.name, storage=self._storage), record.objective)
         for name, value in identity.items():
             self._storage.set_study_user_attr(study_id, name, value)
         return study_id
