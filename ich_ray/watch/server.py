@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import hmac
-import json
 import secrets
 import socketserver
 import threading
@@ -22,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.storage import system_reason
-from ich_ray.watch.board import Board
+from ich_ray.watch.board import Board, compact_json
 from ich_ray.watch.followed import FollowedSearch
 from ich_ray.watch.page_source import page_source
 
@@ -135,7 +134,7 @@ class Watch:
             with self.changed:
                 version, search = self.board.version, self.board.as_result()
             if self._computed is None or self._computed[0] != version:
-                self._computed = version, _json(self.board.parameters(search))
+                self._computed = version, compact_json(self.board.parameters(search)).encode()
             return self._computed[1]
 
 
@@ -196,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
             if found is None:
                 self._refuse(HTTPStatus.NOT_FOUND, "there is no trial of this number")
             else:
-                self._send(HTTPStatus.OK, _json(found), "application/json")
+                self._send(HTTPStatus.OK, compact_json(found).encode(), "application/json")
         elif place.path == "/parameters":
             self._send(HTTPStatus.OK, watch.parameters(), "application/json")
         else:
@@ -295,7 +294,3 @@ def _host_name(host: str) -> str:
 
 def _number(text: str | None) -> int | None:
     return int(text) if text and len(text) < 16 and text.isascii() and text.isdecimal() else None
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
