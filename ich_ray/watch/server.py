@@ -28,10 +28,8 @@ from ich_ray.watch.page_source import page_source
 if TYPE_CHECKING:
     from ich_ray.storage import Location
 
-__all__ = ["DEFAULT_PORT", "KEY_HEADER", "Watch"]
+__all__ = ["KEY_HEADER", "Watch"]
 
-# Beside Ray's dashboard, 8265.
-DEFAULT_PORT = 8266
 KEY_HEADER = "X-Watch-Key"
 _HOSTS = ("127.0.0.1", "localhost", "::1")
 # So long a page waits for news, shorter than proxies and tunnels keep a silent connection.
@@ -57,7 +55,7 @@ class Watch:
         IntegrityError: its search.json is damaged.
     """
 
-    def __init__(self, where: Location, port: int = DEFAULT_PORT, price: float | None = None) -> None:
+    def __init__(self, where: Location, port: int, price: float | None = None) -> None:
         self._followed = FollowedSearch(where)
         self.key = secrets.token_urlsafe(32)
         self.session = secrets.token_urlsafe(32)
