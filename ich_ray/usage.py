@@ -15,7 +15,7 @@ from ich_ray.storage import Count, Record, Seconds, Share
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["LARGEST_RATE", "LEAST_RATE", "ReportUsage", "Usage", "added", "format_bytes", "format_usage"]
+__all__ = ["LARGEST_RATE", "LEAST_RATE", "PARTS", "ReportUsage", "Usage", "added", "format_bytes", "format_usage"]
 
 # Images a second; of any number of images and reports the time stays finite.
 LEAST_RATE, LARGEST_RATE = 1e-9, 1e12
@@ -102,7 +102,8 @@ def added(measured: Iterable[tuple[int, ReportUsage]]) -> Usage:
     )
 
 
-_WORDS = {"training": "training", "data": "waiting for data", "validation": "validation", "saving": "saving"}
+# Of `Usage.parts`, as people call them.
+PARTS = {"training": "training", "data": "waiting for data", "validation": "validation", "saving": "saving"}
 _UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
@@ -110,7 +111,7 @@ def format_usage(usage: Usage) -> str:
     """A line on where the time went and what of devices was used; empty where nobody measured."""
     parts = usage.parts()
     whole = sum(parts.values())
-    told = [", ".join(f"{seconds / whole:.0%} {_WORDS[name]}" for name, seconds in parts.items())] if whole else []
+    told = [", ".join(f"{seconds / whole:.0%} {PARTS[name]}" for name, seconds in parts.items())] if whole else []
     if usage.device_use is not None:
         told.append(f"devices {usage.device_use:.0%} in use while training")
     if usage.peak_memory_bytes is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from ich_ray.errors import first_line
 from ich_ray.storage import Record, Seconds, is_local, locate, read_bytes, write_bytes
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _problem(path: UPath) -> str:
     try:
         data = read_bytes(path)
     except Exception as error:  # noqa: BLE001  (credentials, mounts, permissions: all are findings)
-        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return "" if hashlib.sha256(data[32:]).digest() == data[:32] else "other bytes than were written"
 
 

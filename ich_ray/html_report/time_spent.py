@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ich_ray.html_report.style import SPENT_COLORS, blank, duration, percent, plain, unit_of_time
-from ich_ray.usage import format_bytes
+from ich_ray.usage import PARTS, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["spent_bars", "spent_facts"]
 
-_WORDS = {"training": "Training", "data": "Waiting for data", "validation": "Validation", "saving": "Saving"}
-
 
 def spent_facts(search: SearchResult) -> list[tuple[str, str]]:
     """Over all trials: the time of each part with its share, then devices; empty where nobody measured."""
@@ -26,7 +24,9 @@ def spent_facts(search: SearchResult) -> list[tuple[str, str]]:
     parts = usage.parts()
     whole = sum(parts.values())
     shares = [
-        (_WORDS[name], f"{duration(seconds)} ({percent(seconds / whole)})") for name, seconds in parts.items() if whole
+        (PARTS[name].capitalize(), f"{duration(seconds)} ({percent(seconds / whole)})")
+        for name, seconds in parts.items()
+        if whole
     ]
     return [*shares, *_devices(usage)]
 
@@ -50,9 +50,10 @@ def spent_bars(trials: Sequence[TrialResult]) -> go.Figure | None:
         return None
     unit, name = unit_of_time(max(sum(parts.values()) for _, _, parts in known))
     figure = blank("trial", f"{name} of all its reports")
-    for part, words in _WORDS.items():
+    for part, called in PARTS.items():
         if not any(part in parts for *_, parts in known):
             continue
+        words = called.capitalize()
         figure.add_bar(
             x=[trial.number for trial, *_ in known],
             y=[parts.get(part, 0.0) / unit for *_, parts in known],

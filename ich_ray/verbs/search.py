@@ -32,6 +32,9 @@ from ich_ray.verbs.options import (
 
 __all__ = ["VERBS"]
 
+# Beside Ray's dashboard, 8265.
+_WATCH_PORT = 8266
+
 
 def search(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder that `ich-ray prepare` wrote.")],
@@ -224,7 +227,9 @@ def export(
 
 def watch(
     folder: SearchFolder,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of 127.0.0.1; 0 for any that is free.")] = 8266,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Of 127.0.0.1; 0 for any that is free.")
+    ] = _WATCH_PORT,
     gpu_price: Annotated[
         float | None, typer.Option("--gpu-price", min=0, help="Of a GPU hour in dollars, to show what was spent.")
     ] = None,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ich_ray.watch.best_so_far import WorkDone
     from ich_ray.watch.followed import FollowedSearch, State
 
-__all__ = ["Board"]
+__all__ = ["Board", "compact_json"]
 
 # Of the columns of a row, in front of its parameters.
 _COLUMNS = (
@@ -82,7 +82,7 @@ class Board:
             self._complete_from = self.version
         for number in numbers:
             if trial := followed.trials.get(number):
-                self._rows[number] = _dumped(self._row(trial, self._courses[number]))
+                self._rows[number] = compact_json(self._row(trial, self._courses[number]))
                 self._changed_at[number] = self.version
         self._head = self._about(state, problem, now)
         return True
@@ -107,7 +107,7 @@ class Board:
         first = -1 if whole or since is None else since
         rows = (self._rows[number] for number, at in self._changed_at.items() if at > first)
         head = {**self._head, "version": self.version, "whole": whole, "now": time.time()}
-        return f'{_dumped(head)[:-1]}, "trials": [{",".join(rows)}]}}'
+        return f'{compact_json(head)[:-1]}, "trials": [{",".join(rows)}]}}'
 
     def trial(self, number: int) -> dict[str, Any] | None:
         """All that is known of one trial, None where there is none of this number."""
@@ -305,5 +305,6 @@ def _spread(reports: Sequence[Any]) -> Sequence[Any]:
     return reports[::-step][::-1]
 
 
-def _dumped(value: Any) -> str:
+def compact_json(value: Any) -> str:
+    """Of a value as the page reads it, without spaces; none that JavaScript could not read."""
     return json.dumps(value, allow_nan=False, separators=(",", ":"))

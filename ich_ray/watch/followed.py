@@ -111,11 +111,11 @@ class FollowedSearch:
 
     def state(self, now: float) -> State:
         """Whether the search is at work at `now`; without a lock that tells, by when it has last written."""
+        if self.at_work:
+            return "running"
         running = any(trial.state == "running" for trial in self.trials.values())
         ended, wanted = self.record.ended, self.record.wanted
         early = ended is not None and ended.out_of_time and (ended.asked, ended.trials) == (wanted, len(self.trials))
-        if self.at_work:
-            return "running"
         if (early or len(self.trials) >= wanted) and not running:
             return "ended"
         told = is_local(self.files.root)

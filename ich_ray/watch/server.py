@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import hmac
-import json
 import secrets
 import socketserver
 import threading
@@ -22,17 +21,15 @@ from urllib.parse import parse_qs, urlsplit
 
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.storage import system_reason
-from ich_ray.watch.board import Board
+from ich_ray.watch.board import Board, compact_json
 from ich_ray.watch.followed import FollowedSearch
 from ich_ray.watch.page_source import page_source
 
 if TYPE_CHECKING:
     from ich_ray.storage import Location
 
-__all__ = ["DEFAULT_PORT", "KEY_HEADER", "Watch"]
+__all__ = ["KEY_HEADER", "Watch"]
 
-# Beside Ray's dashboard, 8265.
-DEFAULT_PORT = 8266
 KEY_HEADER = "X-Watch-Key"
 _HOSTS = ("127.0.0.1", "localhost", "::1")
 # So long a page waits for news, shorter than proxies and tunnels keep a silent connection.
@@ -58,7 +55,7 @@ class Watch:
         IntegrityError: its search.json is damaged.
     """
 
-    def __init__(self, where: Location, port: int = DEFAULT_PORT, price: float | None = None) -> None:
+    def __init__(self, where: Location, port: int, price: float | None = None) -> None:
         self._followed = FollowedSearch(where)
         self.key = secrets.token_urlsafe(32)
         self.session = secrets.token_urlsafe(32)
@@ -135,7 +132,7 @@ class Watch:
             with self.changed:
                 version, search = self.board.version, self.board.as_result()
             if self._computed is None or self._computed[0] != version:
-                self._computed = version, _json(self.board.parameters(search))
+                self._computed = version, compact_json(self.board.parameters(search)).encode()
             return self._computed[1]
 
 
@@ -196,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
             if found is None:
                 self._refuse(HTTPStatus.NOT_FOUND, "there is no trial of this number")
             else:
-                self._send(HTTPStatus.OK, _json(found), "application/json")
+                self._send(HTTPStatus.OK, compact_json(found).encode(), "application/json")
         elif place.path == "/parameters":
             self._send(HTTPStatus.OK, watch.parameters(), "application/json")
         else:
@@ -295,7 +292,3 @@ def _host_name(host: str) -> str:
 
 def _number(text: str | None) -> int | None:
     return int(text) if text and len(text) < 16 and text.isascii() and text.isdecimal() else None
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()

@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Protocol
 
-from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.errors import ConfigError, IchRayError, first_line
 from ich_ray.progress import say
 from ich_ray.results import SearchRecord, TrialResult, find_search, read_search_record, read_trial
 from ich_ray.search.export.trackers import parse_target
@@ -191,10 +191,10 @@ class TargetStream:
         self.close()
         self._pause = min(2 * self._pause or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         self._next = self._clock() + self._pause
-        told = (str(error).strip().splitlines() or [""])[0]
+        told = f"{type(error).__name__}: {first_line(error)}"
         if not self.error:
-            say(f"{self.target}: cannot be written now ({type(error).__name__}: {told}); it is tried again with pauses")
-        self.error = f"{type(error).__name__}: {told}"
+            say(f"{self.target}: cannot be written now ({told}); it is tried again with pauses")
+        self.error = told
 
     def finish(self, record: SearchRecord, trials: dict[int, TrialResult], *, tries: int, wait: Wait) -> None:
         """Write what is left of a search of which nothing more comes.

@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ich_ray.errors import ConfigError
+from ich_ray.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
     from ich_ray.results import SearchRecord, SearchResult, TrialResult
 
-__all__ = ["METRICS_A_CALL", "STATUS", "experiment_name", "milliseconds", "write_experiment"]
+__all__ = ["METRICS_A_CALL", "STATUS", "experiment_name", "metrics_of", "milliseconds", "write_experiment"]
 
 STATUS = {"completed": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 METRICS_A_CALL = 1000  # the most that MLflow takes
@@ -42,8 +44,9 @@ def write_experiment(found: SearchResult, uri: str) -> None:
         for trial in found.trials:
             _write(client, experiment, trial)
     except MlflowException as error:
-        first_line = str(error).partition("\n")[0]
-        raise ConfigError(f"--mlflow {uri}: MLflow must take it, got: {first_line}; try sqlite:///FILE") from None
+        raise ConfigError(
+            f"--mlflow {uri}: MLflow must take it, got: {first_line(error)}; try sqlite:///FILE"
+        ) from None
 
 
 def experiment_name(record: SearchRecord) -> str:
@@ -52,18 +55,12 @@ def experiment_name(record: SearchRecord) -> str:
 
 
 def _write(client: Any, experiment: str, trial: TrialResult) -> None:
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Param, RunTag
 
     started = milliseconds(trial.started)
     run = client.create_run(experiment, start_time=started, run_name=f"trial {trial.number}").info.run_id
     described = trial.model_dump(mode="json", exclude={"parameters", "reports", "objective", "checkpoint"})
-    metrics = [
-        Metric(name, value, milliseconds(report.time), report.images_seen)
-        for report in trial.reports
-        for name, value in report.scalars.items()
-    ]
-    if trial.value is not None:
-        metrics.append(Metric(f"best_{trial.objective.metric}", trial.value, metrics[-1].timestamp, trial.images_seen))
+    metrics = metrics_of(trial, with_best=True)
     client.log_batch(
         run,
         params=[Param(name, str(value)) for name, value in trial.parameters.items()],
@@ -73,6 +70,20 @@ def _write(client: Any, experiment: str, trial: TrialResult) -> None:
         client.log_batch(run, metrics=metrics[start : start + METRICS_A_CALL])
     if trial.state != "running":
         client.set_terminated(run, STATUS[trial.state], end_time=milliseconds(trial.ended or trial.started))
+
+
+def metrics_of(trial: TrialResult, *, with_best: bool) -> list[Metric]:
+    """Of all its reports; and the value that it is ranked by, where that is asked for and known."""
+    from mlflow.entities import Metric
+
+    metrics = [
+        Metric(name, value, milliseconds(report.time), report.images_seen)
+        for report in trial.reports
+        for name, value in report.scalars.items()
+    ]
+    if with_best and trial.value is not None:
+        metrics.append(Metric(f"best_{trial.objective.metric}", trial.value, metrics[-1].timestamp, trial.images_seen))
+    return metrics
 
 
 def milliseconds(seconds: float) -> int:

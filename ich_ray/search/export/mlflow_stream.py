@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import os
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ich_ray.errors import ConfigError
-from ich_ray.search.export.mlflow import METRICS_A_CALL, STATUS, experiment_name, milliseconds
+from ich_ray.search.export.mlflow import METRICS_A_CALL, STATUS, experiment_name, metrics_of, milliseconds
 from ich_ray.search.export.trackers import Tracker, search_identity
 
 if TYPE_CHECKING:
@@ -110,27 +110,20 @@ class RunStream(Tracker):
         return run
 
     def _log(self, run: _Run, trial: TrialResult) -> None:
-        from mlflow.entities import Metric, Param
-
         if run.written is None:
-            run.written = self._parameters_and_metrics(run, trial, Param)
-        metrics = [
-            Metric(name, value, milliseconds(report.time), report.images_seen)
-            for report in trial.reports
-            for name, value in report.scalars.items()
-        ]
-        if trial.state != "running" and trial.value is not None:
-            name, when = f"best_{trial.objective.metric}", milliseconds(trial.reports[-1].time)
-            metrics.append(Metric(name, trial.value, when, trial.images_seen))
+            run.written = self._parameters_and_metrics(run, trial)
+        metrics = metrics_of(trial, with_best=trial.state != "running")
         new = [metric for metric in metrics if (metric.key, metric.step) not in run.written]
         for start in range(0, len(new), METRICS_A_CALL):
             batch = new[start : start + METRICS_A_CALL]
             self._client.log_batch(run.run_id, metrics=batch)
             run.written |= {(metric.key, metric.step) for metric in batch}
 
-    def _parameters_and_metrics(self, run: _Run, trial: TrialResult, kind: Any) -> set[tuple[str, int]]:
+    def _parameters_and_metrics(self, run: _Run, trial: TrialResult) -> set[tuple[str, int]]:
         """Write the parameters, which may be written again, and ask which metrics are there."""
-        params = [kind(name, str(value)) for name, value in trial.parameters.items()]
+        from mlflow.entities import Param
+
+        params = [Param(name, str(value)) for name, value in trial.parameters.items()]
         for start in range(0, len(params), _PARAMETERS_A_CALL):
             self._client.log_batch(run.run_id, params=params[start : start + _PARAMETERS_A_CALL])
         names = self._client.get_run(run.run_id).data.metrics

@@ -18,12 +18,13 @@ from ich_ray.storage import write_bytes
 if TYPE_CHECKING:
     import sqlite3
 
+    from optuna.study import Study
     from upath import UPath
 
-    from ich_ray.results import SearchResult, TrialResult
+    from ich_ray.results import Objective, SearchResult, TrialResult
     from ich_ray.search.space.space import SearchSpace
 
-__all__ = ["as_frozen", "write_study"]
+__all__ = ["as_frozen", "direction_of", "name_metric", "write_study"]
 
 
 def write_study(found: SearchResult, file: UPath) -> None:
@@ -37,16 +38,25 @@ def write_study(found: SearchResult, file: UPath) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # In memory, so that the file appears whole: one connection, because each would be a database of its own.
     storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"poolclass": StaticPool})
-    better = StudyDirection.MAXIMIZE if found.objective.mode == "max" else StudyDirection.MINIMIZE
-    study = optuna.create_study(storage=storage, study_name=found.record.name, direction=better)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names([found.objective.metric])
+    study = optuna.create_study(storage=storage, study_name=found.record.name, direction=direction_of(found.objective))
+    name_metric(study, found.objective)
     for name, value in found.record.model_dump(mode="json", exclude={"space"}).items():
         study.set_user_attr(name, value)
     study.add_trials(as_frozen(space, trial) for trial in found.trials)
     connection = cast("sqlite3.Connection", storage.engine.raw_connection().driver_connection)
     write_bytes(file, connection.serialize())
+
+
+def direction_of(objective: Objective) -> StudyDirection:
+    """Which values are better."""
+    return StudyDirection.MAXIMIZE if objective.mode == "max" else StudyDirection.MINIMIZE
+
+
+def name_metric(study: Study, objective: Objective) -> None:
+    """Let optuna-dashboard call the values of a study by their metric."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([objective.metric])
 
 
 def as_frozen(space: SearchSpace, record: TrialResult) -> FrozenTrial:

@@ -6,23 +6,22 @@ What stands in the storage is asked of it: a trial by its number, a report by it
 from __future__ import annotations
 
 import os
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection
 
 from ich_ray.errors import ConfigError
-from ich_ray.search.export.optuna import as_frozen
-from ich_ray.search.export.trackers import Tracker, search_identity
+from ich_ray.search.export.optuna import as_frozen, direction_of, name_metric
+from ich_ray.search.export.trackers import Tracker, local_path, search_identity
 from ich_ray.search.space.yaml_file import parse_space
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
@@ -52,7 +51,7 @@ class StudyStream(Tracker):
     is_path = True
 
     def __init__(self, place: str, record: SearchRecord) -> None:
-        file, space = _file(place), record.space
+        file, space = local_path(place), record.space
         self._space = parse_space(space, "search.json", space.get("searches", "network")).with_objective(
             record.objective
         )
@@ -65,17 +64,11 @@ class StudyStream(Tracker):
 
     @classmethod
     def check(cls, place: str) -> None:
-        if "://" in place or _file(place).is_dir():
+        if "://" in place or local_path(place).is_dir():
             raise ConfigError(
                 f"optuna={place}: must be a file of this machine, such as trials.db or trials.journal, got another "
                 "place; choose one"
             )
-
-    @classmethod
-    def lock(cls, place: str, record: SearchRecord) -> Path:
-        del record
-        file = _file(place)
-        return file.with_name(f".{file.name}.stream.lock")
 
     def _study_of(self, record: SearchRecord, place: str) -> int:
         """The study of the search, made if the file has none."""
@@ -91,12 +84,8 @@ class StudyStream(Tracker):
                 "another one; choose another name"
             )
         else:
-            better = StudyDirection.MAXIMIZE if record.objective.mode == "max" else StudyDirection.MINIMIZE
-            study_id = self._storage.create_new_study([better], record.name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            named = optuna.load_study(study_name=record.name, storage=self._storage)
-            named.set_metric_names([record.objective.metric])
+            study_id = self._storage.create_new_study([direction_of(record.objective)], record.name)
+        name_metric(optuna.load_study(study_name=record.name, storage=self._storage), record.objective)
         for name, value in identity.items():
             self._storage.set_study_user_attr(study_id, name, value)
         return study_id
@@ -148,7 +137,3 @@ def _cut_torn_line(file: Path) -> None:
     data = file.read_bytes()
     if not data.endswith(b"\n"):
         os.truncate(file, data.rfind(b"\n") + 1)
-
-
-def _file(place: str) -> Path:
-    return Path(place).expanduser().absolute()

@@ -6,7 +6,6 @@ What stands in the files is read from them, whole events alone, so a kill costs 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tensorboardX.proto.api_pb2 import Status
@@ -16,11 +15,12 @@ from tensorboardX.summary import hparams, text
 
 from ich_ray.errors import ConfigError
 from ich_ray.search.export.event_files import EventFile, read_events
-from ich_ray.search.export.trackers import Tracker, search_identity
+from ich_ray.search.export.trackers import Tracker, local_path, search_identity
 from ich_ray.storage import locate, read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from ich_ray.results import SearchRecord, TrialResult
 
@@ -46,7 +46,7 @@ class EventStream(Tracker):
     is_path = True
 
     def __init__(self, place: str, record: SearchRecord) -> None:
-        self.folder, identity = _folder(place), search_identity(record)
+        self.folder, identity = local_path(place), search_identity(record)
         note = self.folder / _NOTE
         if note.exists():
             if read_json(locate(note)) != identity:
@@ -67,13 +67,8 @@ class EventStream(Tracker):
 
     @classmethod
     def check(cls, place: str) -> None:
-        if "://" in place or _folder(place).is_file():
+        if "://" in place or local_path(place).is_file():
             raise ConfigError(f"tensorboard={place}: must be a folder of this machine, got another place; choose one")
-
-    @classmethod
-    def lock(cls, place: str, record: SearchRecord) -> Path:
-        del record
-        return _lock(_folder(place))
 
     def write(self, trial: TrialResult) -> None:
         folder = self.folder / f"trial-{trial.number:05d}"
@@ -128,11 +123,3 @@ def _scalars(values: Mapping[str, float]) -> Summary:
 
 def _joined(*summaries: Summary) -> Summary:
     return Summary(value=[value for summary in summaries for value in summary.value])
-
-
-def _folder(place: str) -> Path:
-    return Path(place).expanduser().absolute()
-
-
-def _lock(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.stream.lock")

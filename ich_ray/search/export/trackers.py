@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from ich_ray.errors import ConfigError
@@ -15,11 +16,9 @@ from ich_ray.registry import Registry
 from ich_ray.storage import holds_credentials, own_temporary_folder, private_folder
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ich_ray.results import SearchRecord, TrialResult
 
-__all__ = ["TRACKERS", "StreamTarget", "Tracker", "parse_target", "search_identity"]
+__all__ = ["TRACKERS", "StreamTarget", "Tracker", "local_path", "parse_target", "search_identity"]
 
 
 class Tracker(ABC):
@@ -59,6 +58,9 @@ class Tracker(ABC):
     @classmethod
     def lock(cls, place: str, record: SearchRecord) -> Path:
         """The file that is locked while a process writes the target; beside it, where it is a path."""
+        if cls.is_path:
+            path = local_path(place)
+            return path.with_name(f".{path.name}.stream.lock")
         named = "\n".join([cls.__name__, place, *map(str, search_identity(record).values())])
         folder = private_folder(own_temporary_folder() / "streams")
         return folder / f"{hashlib.sha256(named.encode()).hexdigest()[:32]}.lock"
@@ -117,6 +119,11 @@ def parse_target(text: str, flag: str) -> StreamTarget:
         )
     tracker.check(target.place)
     return target
+
+
+def local_path(place: str) -> Path:
+    """A place of a tracker that writes to paths of this machine."""
+    return Path(place).expanduser().absolute()
 
 
 def search_identity(record: SearchRecord) -> dict[str, str | int | float]:
