@@ -143,17 +143,16 @@ class GpuShares:
 
         None where there is no larger one.
         """
-        had = self._held[number].share.bytes
-        kinds = self.kinds()
-        most = self._steps[-1] * kinds[-1].memory if kinds else 0.0
-        if most <= had * (1 + _ROUNDING):
-            return None
-        return self.assign(number, min(2 * had, most))
+        had, most = self._held[number].share.bytes, self._most_bytes()
+        return self.assign(number, min(2 * had, most)) if most > had * (1 + _ROUNDING) else None
 
     def can_grow(self, number: int) -> bool:
         """Whether there is a larger share than that of a trial."""
-        had = self._held[number].share.bytes
-        return any(self._steps[-1] * kind.memory > had * (1 + _ROUNDING) for kind in self.kinds())
+        return self._most_bytes() > self._held[number].share.bytes * (1 + _ROUNDING)
+
+    def _most_bytes(self) -> float:
+        """Of the largest share that there is."""
+        return self._steps[-1] * max((kind.memory for kind in self.kinds()), default=0.0)
 
     def share(self, number: int) -> Share:
         return self._held[number].share
