@@ -181,7 +181,6 @@ def memory_shares(
     kinds: Kinds,
     need: Callable[[Mapping[str, Parameter]], Need],
     least: float,
-    most: int | None,
 ) -> TrialShares:
     """For each trial what it needs of memory.
 
@@ -191,6 +190,5 @@ def memory_shares(
         kinds: of devices there are.
         need: of a trial, by its parameters.
         least: bytes that any trial needs.
-        most: trials at a time.
     """
-    return TrialShares(ledger, GpuShares(kinds, least, most=most), need, cpus, kinds.others, is_memory=True)
+    return TrialShares(ledger, GpuShares(kinds, least), need, cpus, kinds.others, is_memory=True)
