@@ -3,8 +3,8 @@
 Each worker runs `training.loop`; rank 0 keeps reports and states (training/checkpoint_store.py), written beside the
 training. A worker or driver that dies is followed by one that goes on from the newest state: at most two reports are
 done twice, or one where the last state was whole; workers leave a machine that will be taken away at their next report,
-with its state. Ray Train keeps nothing of ours: its own storage is removed
-afterwards. Knows nothing of searches and bundles.
+with its state. Ray Train keeps nothing of ours: its own storage is removed afterwards. Knows nothing of searches and
+bundles.
 """
 
 from __future__ import annotations

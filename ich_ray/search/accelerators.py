@@ -81,16 +81,14 @@ def device_memories(nodes: Iterable[str]) -> dict[str, int]:
     """Bytes of the smallest accelerator of each machine, by Ray's ids; 0 where it has not said so."""
     asked = {node: on_node(node, least_memory) for node in nodes}
     ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
-    answered = {reference for reference in ready if _is_good(reference)}
-    return {node: ray.get(reference) if reference in answered else 0 for node, reference in asked.items()}
+    return {node: _memory(reference) if reference in ready else 0 for node, reference in asked.items()}
 
 
-def _is_good(reference: ray.ObjectRef[int]) -> bool:
+def _memory(reference: ray.ObjectRef[int]) -> int:
     try:
-        ray.get(reference)
+        return int(ray.get(reference))
     except ray.exceptions.RayError:
-        return False
-    return True
+        return 0
 
 
 def least_capability() -> tuple[int, int]:

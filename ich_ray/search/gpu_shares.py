@@ -91,7 +91,6 @@ class GpuShares:
         kinds: of devices that there are now.
         least: that any trial needs: as long as so much is free, there is room for one more.
         steps: the sizes of shares, the smallest first.
-        most: trials at a time.
     """
 
     def __init__(
@@ -99,9 +98,8 @@ class GpuShares:
         kinds: Callable[[], Sequence[DeviceKind]],
         least: float = 0.0,
         steps: Sequence[float] = STEPS,
-        most: int | None = None,
     ) -> None:
-        self._ask, self._least, self._steps, self._most = kinds, least, steps, most
+        self._ask, self._least, self._steps = kinds, least, steps
         self._held: dict[int, _Held] = {}  # in the order in which they were asked for
 
     def kinds(self) -> list[DeviceKind]:
@@ -110,8 +108,6 @@ class GpuShares:
 
     def has_room(self) -> bool:
         """Whether a trial more may be drawn: it may have to wait, but one for each kind of device at most."""
-        if self._most is not None and len(self._held) >= self._most:
-            return False
         kinds = self.kinds()
         if sum(self._waiting(kind) for kind in kinds) >= len(kinds):
             return False
@@ -143,17 +139,16 @@ class GpuShares:
 
         None where there is no larger one.
         """
-        had = self._held[number].share.bytes
-        kinds = self.kinds()
-        most = self._steps[-1] * kinds[-1].memory if kinds else 0.0
-        if most <= had * (1 + _ROUNDING):
-            return None
-        return self.assign(number, min(2 * had, most))
+        had, most = self._held[number].share.bytes, self._most_bytes()
+        return self.assign(number, min(2 * had, most)) if most > had * (1 + _ROUNDING) else None
 
     def can_grow(self, number: int) -> bool:
         """Whether there is a larger share than that of a trial."""
-        had = self._held[number].share.bytes
-        return any(self._steps[-1] * kind.memory > had * (1 + _ROUNDING) for kind in self.kinds())
+        return self._most_bytes() > self._held[number].share.bytes * (1 + _ROUNDING)
+
+    def _most_bytes(self) -> float:
+        """Of the largest share that there is."""
+        return self._steps[-1] * max((kind.memory for kind in self.kinds()), default=0.0)
 
     def share(self, number: int) -> Share:
         return self._held[number].share

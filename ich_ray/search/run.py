@@ -143,9 +143,8 @@ def _shares(memory: MemoryPlan, slots: Slots) -> Callable[[Ledger], TrialShares]
     from ich_ray.search.tune.trial_shares import memory_shares
 
     say(str(memory.shares).strip())
-    return partial(
-        memory_shares, cpus=slots.cpus, kinds=memory.kinds, need=memory.needs, least=memory.shares.needs[0], most=None
-    )
+    least = memory.shares.needs[0]
+    return partial(memory_shares, cpus=slots.cpus, kinds=memory.kinds, need=memory.needs, least=least)
 
 
 def run_listed(

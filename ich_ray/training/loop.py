@@ -228,9 +228,8 @@ class _Run:
             group["lr"] = rate
         index = as_index(slices, self.device)
         self.optimizer.zero_grad()
-        asked = time.perf_counter()
-        images = self._shown(slices, self.shard.part(np.arange(first, first + take)))
-        self.meter.data_wait_s += time.perf_counter() - asked
+        with self.meter.waiting():
+            images = self._shown(slices, self.shard.part(np.arange(first, first + take)))
         with autocast(self.precision, self.device):
             logits = self.forward(images)
         loss = self.loss(logits, index)

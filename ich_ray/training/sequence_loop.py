@@ -183,9 +183,8 @@ class _SequenceRun:
 
     def _backward(self, part: NDArray[np.int64], take: int) -> torch.Tensor:
         """Add the gradient of a part of a batch; gradients of all parts are that of the batch."""
-        asked = time.perf_counter()
-        batch = self.places.take(part)
-        self.meter.data_wait_s += time.perf_counter() - asked
+        with self.meter.waiting():
+            batch = self.places.take(part)
         with autocast(self.precision, self.device):
             slices, study = self.network(batch.features, batch.places_mm, batch.mask)
         loss = self.loss(slices, study, batch, torch.from_numpy(part).to(self.device))

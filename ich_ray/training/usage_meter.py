@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import torch
 from ich_ray.usage import LARGEST_RATE, LEAST_RATE, ReportUsage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ["UsageMeter"]
 
@@ -34,7 +35,7 @@ class UsageMeter:
         utilization: of an accelerator, in percent; may raise where nobody can tell.
 
     Attributes:
-        data_wait_s: in this interval; the training adds to it.
+        data_wait_s: in this interval, see `waiting`.
         training_s: of the interval that has ended.
         images_per_s: the same.
     """
@@ -60,6 +61,13 @@ class UsageMeter:
         self.data_wait_s, self._samples = 0.0, []
         self._began = self._sampled = self._clock()
         self._cpu_began = self._cpu_clock()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The training waits for the inputs of a batch meanwhile."""
+        asked = self._clock()
+        yield
+        self.data_wait_s += self._clock() - asked
 
     def sample(self) -> None:
         """Ask the accelerator what it did lately, if training has gone on for a second since it was asked."""

@@ -27,9 +27,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cpu_is_used_by_the_time_of_all_threads_over_that_of_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    meter = UsageMeter(CPU, clock=ticking(10.0, 14.0), cpu_clock=ticking(1.0, 7.0))
+    meter = UsageMeter(CPU, clock=ticking(10.0, 11.0, 11.5, 14.0), cpu_clock=ticking(1.0, 7.0))
     meter.begin()
-    meter.data_wait_s += 0.5
+    with meter.waiting():
+        pass
     meter.end(1000)
     assert (meter.training_s, meter.images_per_s) == (4.0, 250.0)
     usage = meter.usage(1.23456)
@@ -46,9 +47,10 @@ def test_a_rate_is_one_that_a_record_takes(images: int, seconds: float, rate: fl
 
 
 def test_each_interval_counts_its_own_waits() -> None:
-    meter = UsageMeter(CPU, clock=ticking(0.0, 1.0, 5.0, 6.0), cpu_clock=lambda: 0.0)
+    meter = UsageMeter(CPU, clock=ticking(0.0, 0.25, 0.75, 1.0, 5.0, 6.0), cpu_clock=lambda: 0.0)
     meter.begin()
-    meter.data_wait_s += 0.5
+    with meter.waiting():
+        pass
     meter.end(100)
     meter.begin()
     meter.end(300)

@@ -118,24 +118,20 @@ def growing(
     """
     taken = _UNKNOWN_EFFICIENCY if efficiency is None else efficiency
     worse = {trial.number: 1 for trial in trials if _is_worse(trial, switch_s)}
-    planned = {trial.number: trial for trial in trials if trial.number not in worse and not _has_tried(trial)}
-    room, open_to = dict(free), set(planned)
-    limits = {number: _limit(trial, efficiency) for number, trial in planned.items()}
+    before = {trial.number: trial for trial in trials if trial.number not in worse and not _has_tried(trial)}
+    planned, room, open_to = dict(before), dict(free), set(before)
     while open_to:
         last = max(open_to, key=lambda number: (planned[number].left_s(planned[number].slots, taken), -number))
         trial = planned[last]
-        if trial.slots >= limits[last] or room.get(trial.node, 0) < 1:
+        if trial.slots >= _limit(before[last], efficiency) or room.get(trial.node, 0) < 1:
             open_to.discard(last)
             continue
         room[trial.node] -= 1
         planned[last] = replace(trial, slots=trial.slots + 1)
-    grown = {trial.number: planned[trial.number].slots for trial in trials if trial.number in planned}
-    worth = {
-        trial.number: grown[trial.number]
-        for trial in trials
-        if trial.number in grown and _is_worth(trial, grown[trial.number], taken, switch_s)
+    larger = {number: trial.slots for number, trial in planned.items() if trial.slots > before[number].slots}
+    return worse | {
+        number: slots for number, slots in larger.items() if _is_worth(before[number], slots, taken, switch_s)
     }
-    return worse | worth
 
 
 def _limit(trial: RunningTrial, efficiency: float | None) -> int:
@@ -154,8 +150,6 @@ def _has_tried(trial: RunningTrial) -> bool:
 
 
 def _is_worth(trial: RunningTrial, slots: int, efficiency: float, switch_s: float) -> bool:
-    if slots <= trial.slots:
-        return False
     before = trial.left_s(trial.slots, efficiency)
     saved = before - trial.left_s(slots, efficiency)
     return saved > max(_SAVED_TIMES * switch_s, _SAVED_SHARE * before)

@@ -90,9 +90,9 @@ class SharePlan:
         found = Counter(share_of(need, kind.memory) for need in self.needs)
         return {step: found[step] for step in STEPS if found[step]}
 
-    def at_a_time(self, kind: DeviceKind, need: float | None = None) -> int:
-        """Trials, of the usual need if none is given, on all devices of a kind together."""
-        share = share_of(self.usual if need is None else need, kind.memory)
+    def at_a_time(self, kind: DeviceKind) -> int:
+        """Trials of the usual need on all devices of a kind together."""
+        share = share_of(self.usual, kind.memory)
         return 0 if share is None else min(kind.trials, int(kind.devices / share))
 
     @property

@@ -65,7 +65,7 @@ class _Running:
         seconds: per image, of each report, by the slots that it had.
         slots: that it had at its newest report.
         keepers: of the slots that it has beyond its own, or is to have.
-        pending: the newest of them, since when, while it does not hold them yet.
+        pending_since: the newest of them was lent, while it does not hold its slots yet.
         reports: since the slots that it has beyond its own are held.
     """
 
@@ -76,7 +76,7 @@ class _Running:
     seconds: defaultdict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     slots: int = 1
     keepers: list[_Keeper] = field(default_factory=list)
-    pending: tuple[_Keeper, float] | None = None
+    pending_since: float | None = None
     returning: bool = False
     reports: int = 0
     may_grow: bool = True
@@ -92,7 +92,7 @@ class _Running:
     @property
     def has_not_taken(self) -> bool:
         """Whether slots that are held for it wait in vain."""
-        waits = self.slots < 1 + self.lent and self.pending is None and not self.returning
+        waits = self.slots < 1 + self.lent and self.pending_since is None and not self.returning
         return waits and self.reports > _TAKEN_WITHIN
 
     def medians(self) -> dict[int, float]:
@@ -187,10 +187,10 @@ class Growing(Callback):
             self._end_keepers(number, running)
 
     def _end_keepers(self, number: int, running: _Running) -> None:
-        held = sum(keeper is not (running.pending or (None,))[0] for keeper in running.keepers)
+        held = len(running.keepers) - (running.pending_since is not None)
         for keeper in running.keepers:
             keeper.end()
-        running.keepers, running.pending, running.returning, running.reports = [], None, False, 0
+        running.keepers, running.pending_since, running.returning, running.reports = [], None, False, 0
         if held:
             self._grew(number, 1)
 
@@ -206,20 +206,18 @@ class Growing(Callback):
             self._grow(trials, state)
 
     def _look_at_keeper(self, number: int, running: _Running) -> None:
-        if running.pending is None:
+        if (since := running.pending_since) is None:
             return
-        keeper, since = running.pending
         try:
-            if keeper.is_there():
-                running.pending, running.reports = None, 0
+            if running.keepers[-1].is_there():
+                running.pending_since, running.reports = None, 0
                 self._grew(number, 1 + running.lent)
                 return
         except RayError:
             since = -math.inf
         if self._now() - since > _HELD_WITHIN_S:
-            running.keepers.remove(keeper)
-            running.pending, running.may_grow = None, False
-            keeper.end()
+            running.pending_since, running.may_grow = None, False
+            running.keepers.pop().end()
 
     def _take_all_back(self) -> None:
         for running in self._running.values():
@@ -258,7 +256,7 @@ class Growing(Callback):
             seed = configs[number]["seed"]
             keeper = self._lend(self._search, seed, running.node, slots - running.slots, **self._held)
             running.keepers.append(keeper)
-            running.pending = (keeper, self._now())
+            running.pending_since = self._now()
 
     def _free(self, state: SearchState) -> dict[str, int]:
         """Slots by machine that nobody holds, as many as the search may use."""

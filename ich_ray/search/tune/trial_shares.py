@@ -66,8 +66,7 @@ class TrialShares(Callback):
     ) -> None:
         self._ledger, self._shares, self._need, self._cpus = ledger, shares, need, cpus
         self._others, self._is_memory = others, is_memory
-        self._images: dict[int, float] = {}
-        self._needs: dict[int, float] = {}
+        self._needs: dict[int, Need] = {}
         self._asked: dict[int, PlacementGroupFactory] = {}
         self._gpus: dict[int, float] = {}
         self._growing: set[int] = set()
@@ -79,8 +78,7 @@ class TrialShares(Callback):
 
     def begin(self, record: TrialResult) -> dict[str, Any]:
         """What the config of a trial says of its share; a larger one where its memory ran out before."""
-        need = self._need(record.parameters)
-        self._needs[record.number], self._images[record.number] = need
+        self._needs[record.number] = need = self._need(record.parameters)
         self._shares.assign(record.number, need.bytes)
         if _ran_out(record):
             self._shares.grow(record.number)
@@ -88,7 +86,7 @@ class TrialShares(Callback):
 
     def ended(self, number: int) -> None:
         self._shares.ended(number)
-        for known in (self._images, self._needs, self._asked, self._missed):
+        for known in (self._needs, self._asked, self._missed):
             known.pop(number, None)
 
     def gpus(self, number: int) -> float:
@@ -146,7 +144,7 @@ class TrialShares(Callback):
         told: dict[str, Any] = {"gpus": share.gpus, "may_grow": not grown and self._shares.can_grow(number)}
         if self._is_memory:
             told["memory_bytes"] = max(1, int(share.bytes - CONTEXT_BYTES)) if share.gpus < 1 else 0
-            told["images_fit"] = not grown and self._needs[number] + self._images[number] <= share.bytes
+            told["images_fit"] = not grown and sum(self._needs[number]) <= share.bytes
         return told
 
 
@@ -183,7 +181,6 @@ def memory_shares(
     kinds: Kinds,
     need: Callable[[Mapping[str, Parameter]], Need],
     least: float,
-    most: int | None,
 ) -> TrialShares:
     """For each trial what it needs of memory.
 
@@ -193,6 +190,5 @@ def memory_shares(
         kinds: of devices there are.
         need: of a trial, by its parameters.
         least: bytes that any trial needs.
-        most: trials at a time.
     """
-    return TrialShares(ledger, GpuShares(kinds, least, most=most), need, cpus, kinds.others, is_memory=True)
+    return TrialShares(ledger, GpuShares(kinds, least), need, cpus, kinds.others, is_memory=True)

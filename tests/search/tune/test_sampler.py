@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -211,6 +212,16 @@ def test_a_resumed_search_does_not_repeat_its_draws(tmp_path: Path) -> None:
         end(suggest._ledger, number, "completed", [0.3])
     drawn = [str(trial.parameters) for trial in Ledger.open(ledger.files.root).trials.values()]
     assert len(drawn) == len(set(drawn)) == 4
+
+
+def test_no_more_trials_run_than_were_asked_for_where_shares_have_room(tmp_path: Path) -> None:
+    shares = SimpleNamespace(has_room=lambda: True, begin=lambda _: {"gpus": 0.25})
+    suggest = sampler(new(tmp_path), shares=shares)
+    suggest.most = 1
+    assert suggest.suggest("a")["gpus"] == 0.25
+    assert suggest.suggest("b") is None
+    suggest.most = None
+    assert suggest.suggest("b")["gpus"] == 0.25
 
 
 def test_points_come_before_draws(tmp_path: Path) -> None:
