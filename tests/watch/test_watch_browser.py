@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ich_ray.storage import SearchFiles
 from ich_ray.watch.server import Watch
 from tests.html_report.chromium import EXECUTABLE, Tab, errors, photograph, requests, tab
 from tests.watch.browser import SHOWN, becomes, open_page, press
-from tests.watch.planted import plant_search, write_trial
+from tests.watch.planted import plant_search, served, write_trial
 
 pytestmark = [
     pytest.mark.browser,
@@ -35,13 +34,8 @@ def files(tmp_path: Path) -> SearchFiles:
 
 @pytest.fixture
 def watch(files: SearchFiles) -> Iterator[Watch]:
-    found = Watch(files.root, 0, price=2.5)
-    found.read()
-    thread = threading.Thread(target=found.serve, daemon=True)
-    thread.start()
-    yield found
-    found.close()
-    thread.join(60)
+    with served(files.root, price=2.5) as found:
+        yield found
 
 
 def asked_for(opened: Tab) -> set[str]:
