@@ -67,6 +67,16 @@ def test_a_trial_that_sees_no_promised_accelerator_does_not_train_on_the_cpu(dat
     assert machine_fault(raised.value) == "driver"
 
 
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What Tune is told by a process that has met no fault yet."""
+    reports: list[dict[str, Any]] = []
+    for module in (trials, lost_attempts):
+        monkeypatch.setattr(module, "tune", SimpleNamespace(report=reports.append))
+    monkeypatch.setattr(lost_attempts, "_faulty", threading.Event())
+    return reports
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -75,12 +85,8 @@ def test_a_trial_that_sees_no_promised_accelerator_does_not_train_on_the_cpu(dat
     ],
 )
 def test_a_process_that_has_met_a_fault_takes_no_further_trial(
-    tmp_path: Path, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch, error: Exception
+    tmp_path: Path, dataset: PreparedDataset, told: list[dict[str, Any]], error: Exception
 ) -> None:
-    told: list[dict[str, Any]] = []
-    for module in (trials, lost_attempts):
-        monkeypatch.setattr(module, "tune", SimpleNamespace(report=told.append))
-    monkeypatch.setattr(lost_attempts, "_faulty", threading.Event())
     files = make_search(tmp_path / "s", dataset)
     settings = TrialSettings(
         dataset=str(dataset.files.root), fingerprint=dataset.manifest.fingerprint, search=str(files.root), images=100,
@@ -102,12 +108,8 @@ def test_a_process_that_has_met_a_fault_takes_no_further_trial(
 
 
 def test_a_state_that_cannot_be_written_is_lost_to_its_storage(
-    tmp_path: Path, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dataset: PreparedDataset, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[dict[str, Any]] = []
-    for module in (trials, lost_attempts):
-        monkeypatch.setattr(module, "tune", SimpleNamespace(report=told.append))
-    monkeypatch.setattr(lost_attempts, "_faulty", threading.Event())
     monkeypatch.setattr(trial_files, "_has_written", threading.Event())
     files = make_search(tmp_path / "s", dataset)
     settings = TrialSettings(
@@ -127,12 +129,8 @@ def test_a_state_that_cannot_be_written_is_lost_to_its_storage(
 
 @pytest.mark.parametrize("gone", ["dataset", "search"])
 def test_a_machine_that_sees_a_folder_no_more_loses_an_attempt_and_fails_no_trial(
-    tmp_path: Path, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch, gone: str
+    tmp_path: Path, dataset: PreparedDataset, told: list[dict[str, Any]], gone: str
 ) -> None:
-    told: list[dict[str, Any]] = []
-    for module in (trials, lost_attempts):
-        monkeypatch.setattr(module, "tune", SimpleNamespace(report=told.append))
-    monkeypatch.setattr(lost_attempts, "_faulty", threading.Event())
     trials._whole.cache_clear()
     empty = tmp_path / "mount"
     settings = TrialSettings(
@@ -194,13 +192,9 @@ def test_the_state_of_a_report_is_taken_once_and_only_to_be_written(
 
 
 def test_a_trial_leaves_a_machine_that_is_drained_with_the_state_of_its_report(
-    tmp_path: Path, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dataset: PreparedDataset, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[dict[str, Any]] = []
     leaving: dict[str, int] = {}
-    monkeypatch.setattr(trials, "tune", SimpleNamespace(report=told.append))
-    monkeypatch.setattr(lost_attempts, "tune", SimpleNamespace(report=told.append))
-    monkeypatch.setattr(lost_attempts, "_faulty", threading.Event())
     monkeypatch.setattr(lost_attempts, "draining", lambda: leaving)
     monkeypatch.setattr(lost_attempts, "is_draining", leaving.__contains__)
     files = make_search(tmp_path / "s", dataset)
