@@ -35,8 +35,6 @@ BUDGET = {"images": 3000, "report_every": 100}
 MACHINES = 3
 # A search that takes so long is stuck, whatever is planted.
 STUCK_S = 1800.0
-# So long a fault waits for somebody whom it could harm.
-WAITS_S = 60.0
 
 
 def order(seed: int, first: int) -> Any:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
-from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+from tests.search.machines import drain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,11 +132,8 @@ class Fleet:
         return True
 
     def drain(self, machine: Machine, within_s: float) -> bool:
-        """Announce that a machine will be taken away, as for a spot instance."""
-        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        client: Any = GcsClient(address=self.address)
-        deadline_ms = int((time.time() + within_s) * 1000)
-        return bool(client.drain_node(machine.name, reason, "spot", deadline_ms)[0])
+        """Announce that a machine will be taken away; whether Ray accepts that."""
+        return drain(self.address, machine.name, within_s)[0]
 
     def end(self) -> None:
         for machine in [*self.machines]:

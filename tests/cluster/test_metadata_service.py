@@ -2,49 +2,44 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ich_ray.cluster.metadata_service import Metadata, ask_metadata
+from tests.stand_in_server import answering_with
 
 
-class Service(ThreadingHTTPServer):
+@dataclass
+class Service:
     """Answers with one status, and keeps what it was asked."""
 
-    status = 200
-
-    def __init__(self) -> None:
-        asked: list[tuple[str, str, dict[str, str]]] = []
-
-        class Door(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                asked.append((self.command, self.path, dict(self.headers.items())))
-                self.send_response(service.status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            do_PUT = do_GET  # noqa: N815  (the name that the base class looks for)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        service = self
-        self.asked = asked
-        super().__init__(("127.0.0.1", 0), Door)
+    url: str = ""
+    status: int = 200
+    asked: list[str] = field(default_factory=list)
 
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    server = Service()
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    made = Service()
+
+    class Door(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            made.asked.append(self.path)
+            self.send_response(made.status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_PUT = do_GET  # noqa: N815  (the name that the base class looks for)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with answering_with(Door) as made.url:
+        yield made
 
 
 @pytest.mark.parametrize(
@@ -58,9 +53,9 @@ def service() -> Iterator[Service]:
 def test_the_service_of_each_cloud_is_asked_once(
     cloud: str, name: str, path: str, service: Service, tmp_path: Path
 ) -> None:
-    environ = {"ICH_RAY_METADATA_SERVICE": f"{cloud}=http://127.0.0.1:{service.server_port}"}
+    environ = {"ICH_RAY_METADATA_SERVICE": f"{cloud}={service.url}"}
     assert ask_metadata(environ, tmp_path) == Metadata(name)
-    assert [asked[1] for asked in service.asked] == [path]
+    assert service.asked == [path]
     service.status = 403
     assert ask_metadata(environ, tmp_path) == Metadata(name, "HTTP Error 403: Forbidden")
 

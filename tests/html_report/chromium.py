@@ -92,6 +92,18 @@ async def _port(file: Path) -> str:
     raise TimeoutError("Chromium must open its DevTools port within a minute")
 
 
+async def navigate(opened: Tab, address: str, width: int, dark: bool) -> None:
+    """Go to an address as a screen of `width` pixels does, and have its events told."""
+    for domain in ("Page", "Runtime", "Log", "Network"):
+        await opened.command(f"{domain}.enable")
+    await opened.command(
+        "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
+    )
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    await opened.command("Emulation.setEmulatedMedia", features=[scheme])
+    await opened.command("Page.navigate", url=address)
+
+
 async def visit(
     page: Path,
     facts: str,
@@ -109,32 +121,31 @@ async def visit(
         print_to: where the printed page goes, as PDF.
     """
     async with tab() as opened:
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            await opened.command(f"{domain}.enable")
-        await opened.command(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        await opened.command("Emulation.setEmulatedMedia", features=[scheme])
-        await opened.command("Page.navigate", url=page.as_uri())
+        await navigate(opened, page.as_uri(), width, dark)
         loaded = "new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))"
         await opened.evaluate(loaded)
         await opened.evaluate("new Promise(done => setTimeout(done, 500))")
         found = await opened.evaluate(facts)
         if picture is not None:
-            await _photograph(opened, picture, width)
+            await photograph(opened, picture, width)
         if print_to is not None:
             printed = await opened.command("Page.printToPDF", printBackground=True, preferCSSPageSize=True)
             print_to.write_bytes(base64.b64decode(printed["data"]))
-        return Visit(list(filter(None, map(_error, opened.events))), _requests(opened.events, page), found)
+        asked = [address for address in requests(opened) if address != page.as_uri()]
+        return Visit(errors(opened), asked, found)
 
 
-async def _photograph(opened: Tab, picture: Path, width: int) -> None:
+async def photograph(opened: Tab, picture: Path, width: int) -> None:
     height = await opened.evaluate("document.documentElement.scrollHeight")
     clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
     shot = await opened.command("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(base64.b64decode(shot["data"]))
+
+
+def errors(opened: Tab) -> list[str]:
+    """Console errors and warnings, uncaught exceptions, breaches of the content security policy."""
+    return [error for error in map(_error, opened.events) if error]
 
 
 def _error(event: dict[str, Any]) -> str | None:
@@ -148,8 +159,11 @@ def _error(event: dict[str, Any]) -> str | None:
     return None
 
 
-def _requests(events: list[dict[str, Any]], page: Path) -> list[str]:
+def requests(opened: Tab) -> list[str]:
+    """Addresses asked for, other than data inside the page."""
     asked = [
-        event["params"]["request"]["url"] for event in events if event.get("method") == "Network.requestWillBeSent"
+        event["params"]["request"]["url"]
+        for event in opened.events
+        if event.get("method") == "Network.requestWillBeSent"
     ]
-    return [address for address in asked if address != page.as_uri() and not address.startswith(("data:", "blob:"))]
+    return [address for address in asked if not address.startswith(("data:", "blob:"))]

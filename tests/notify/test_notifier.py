@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,9 @@ from ich_ray.errors import ConfigError
 from ich_ray.notify import notifier as notifier_module
 from ich_ray.notify.destinations import parse_destination
 from ich_ray.notify.notifier import Notifier, notifying
-from tests.notify.webhook import LONG_S, Webhook, running_webhook
+from tests.notify.webhook import LONG_S, Webhook
 
 TOKEN = "T0ken"  # noqa: S105
-
-
-@pytest.fixture
-def webhook() -> Iterator[Webhook]:
-    with running_webhook() as made:
-        yield made
 
 
 @pytest.fixture

@@ -1,18 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from ich_ray.errors import IntegrityError, Interrupted
 from ich_ray.notify.stage import telling
-from tests.notify.webhook import Webhook, running_webhook
-
-
-@pytest.fixture
-def webhook() -> Iterator[Webhook]:
-    with running_webhook() as made:
-        yield made
+from tests.notify.webhook import Webhook
 
 
 def told(webhook: Webhook) -> str:

@@ -12,16 +12,13 @@ from typing import Any
 
 import psutil
 import pytest
-import ray
 from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.ray_internals import GcsClient
 from ich_ray.refit import ray_train
 from ich_ray.refit.retrain import retrain
 from ich_ray.storage import SearchFiles, read_json
-from tests.search.test_faults_cluster import HEAD, family
+from tests.search.machines import HEALTH, drain, family, running_cluster
 from tests.searched import PARAMETERS, make_search
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -31,14 +28,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Two machines of one slot each, beside a head without any."""
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
-    made = Cluster(initialize_head=True, head_node_args={**HEAD, "num_cpus": 0})
-    try:
+    with running_cluster(num_cpus=0, _system_config=HEALTH) as made:
         for _ in range(2):
             made.add_node(num_cpus=1)
         yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
 
 
 def test_a_retraining_leaves_a_machine_that_is_drained_at_its_next_report(
@@ -50,7 +43,7 @@ def test_a_retraining_leaves_a_machine_that_is_drained_at_its_next_report(
     files = make_search(tmp_path / "search", dataset, parameters, images=10_000, report_every=500)
     drained: list[str] = []
 
-    def drain() -> None:
+    def take_away() -> None:
         deadline, found = time.monotonic() + 400, None
         while not found and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -59,16 +52,14 @@ def test_a_retraining_leaves_a_machine_that_is_drained_at_its_next_report(
         node, process = found
         process.send_signal(signal.SIGSTOP)  # until Ray Train has had time to look
         try:
-            reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-            until_ms = int((time.time() + 600) * 1000)
-            assert GcsClient(address=cluster.address).drain_node(node, reason, "spot", until_ms) == (True, "")
+            assert drain(cluster.address, node, 600) == (True, "")
             while not noticed(cluster) and time.monotonic() < deadline:
                 time.sleep(0.1)
             drained.append(node)
         finally:
             process.send_signal(signal.SIGCONT)
 
-    thread = threading.Thread(target=drain)
+    thread = threading.Thread(target=take_away)
     thread.start()
     try:
         retrain(files.root, address=cluster.address)

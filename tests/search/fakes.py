@@ -40,6 +40,13 @@ parameters:
 """
 
 
+def die_once(file: str) -> None:
+    """Remove a file and kill this process, unless the file has been removed before."""
+    with suppress(FileNotFoundError):
+        Path(file).unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @dataclass(frozen=True)
 class FakeState:
     images_seen: int
@@ -53,9 +60,7 @@ class FakeState:
         if self.disk_is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if self.kill_saving and self.images_seen >= 300:
-            with suppress(FileNotFoundError):
-                Path(self.kill_saving).unlink()
-                os.kill(os.getpid(), signal.SIGKILL)
+            die_once(self.kill_saving)
         data = self.packed()
         write_bytes(locate(path), data)
         return sha256(data)
@@ -148,9 +153,7 @@ class FakeTrainer:
                 raise TrialFailure("diverged", f"loss is nan at {seen} images")
             value = math.nan if parameters.learning_rate > self.nan_above else curve(parameters, seen)
             if self.kill_once and seen >= 300:
-                with suppress(FileNotFoundError):
-                    Path(self.kill_once).unlink()
-                    os.kill(os.getpid(), signal.SIGKILL)
+                die_once(self.kill_once)
             if self.log:
                 with Path(self.log).open("a") as log:
                     log.write(f"{seed} {seen}\n")
@@ -193,9 +196,7 @@ class FakeWorker:
             seen += settings.report_every
             time.sleep(self.wait_s)
             if shard.rank == 1 and seen >= 300 and self.kill_once:
-                with suppress(FileNotFoundError):
-                    Path(self.kill_once).unlink()
-                    os.kill(os.getpid(), signal.SIGKILL)
+                die_once(self.kill_once)
             if shard.rank == 1 and seen > 500 and self.fault_once and Path(self.fault_once).exists():
                 Path(self.fault_once).unlink()
                 raise torch.AcceleratorError("CUDA error: unspecified launch failure")
@@ -231,9 +232,8 @@ class FoldTrainer:
             logits = (6 * curve(parameters, step.images_seen) * held_out.labels + noise).astype(np.float32)[:, None]
             full = False
             if self.log and len(Path(self.log).read_text().splitlines()) > self.reports:
-                if self.kill_once and Path(self.kill_once).exists():
-                    Path(self.kill_once).unlink()
-                    os.kill(os.getpid(), signal.SIGKILL)
+                if self.kill_once:
+                    die_once(self.kill_once)
                 if full := bool(self.full_once) and Path(self.full_once).exists():
                     Path(self.full_once).unlink()
             metrics = {"average_precision": average_precision(held_out.labels, logits[:, 0]), "train_loss": 1.0}

@@ -22,6 +22,7 @@ from ich_ray.storage import locate, read_json
 from tests.data.folders import PATIENTS, SLICES, write_cohort
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE, FakeTrainer
+from tests.search.machines import running_cluster
 from tests.searched import make_search
 
 pytestmark = [pytest.mark.cluster]
@@ -30,13 +31,9 @@ pytestmark = [pytest.mark.cluster]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Two machines of one slot each; here they share every folder."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
+    with running_cluster() as made:
         made.add_node(num_cpus=1)
         yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
 
 
 def test_the_same_search_runs_on_a_cluster(cluster: Cluster, tmp_path: Path) -> None:

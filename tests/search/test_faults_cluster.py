@@ -11,15 +11,12 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import ray
 from ray._private.node import Node
-from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
@@ -27,19 +24,12 @@ from ich_ray.search.audit.search_audit import audit
 from tests.prepared import make_dataset
 from tests.search.drivers import Driver, reported
 from tests.search.fakes import SPACE, FakeTrainer
+from tests.search.machines import HEALTH, drain, family, kill, running_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
-# A machine that stands still is given up after about ten seconds, where Ray's own settings take half a minute.
-HEALTH = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 1000,
-    "health_check_timeout_ms": 2000,
-    "health_check_failure_threshold": 4,
-}
 # Ray may tell of the process before it tells of its machine.
 GONE = "its (?:process died, starting it again|machine is gone, it goes back to the queue)"
-HEAD = {"num_cpus": 1, "include_dashboard": False, "_system_config": HEALTH}
 
 
 @pytest.fixture
@@ -49,19 +39,11 @@ def hold(tmp_path: Path) -> Path:
     return tmp_path / "hold"
 
 
-def ended(cluster: Cluster) -> None:
-    ray.shutdown()
-    cluster.shutdown()
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A machine of one slot; tests may add others."""
-    made = Cluster(initialize_head=True, head_node_args=HEAD)
-    try:
+    with running_cluster(_system_config=HEALTH) as made:
         yield made
-    finally:
-        ended(made)
 
 
 @pytest.fixture
@@ -69,19 +51,6 @@ def arguments(tmp_path: Path) -> list[str]:
     make_dataset(tmp_path / "data", patients=12, size=16)
     (tmp_path / "space.yaml").write_text(SPACE.replace("first_rung: 100", "first_rung: 900"))
     return [str(tmp_path / "data"), "--space", str(tmp_path / "space.yaml"), "--trials", "4"]
-
-
-def family(node: Node) -> list[psutil.Process]:
-    """The processes of a machine, those of trials included."""
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return [raylet, *raylet.children(recursive=True)]
-
-
-def kill(cluster: Cluster, node: Node) -> None:
-    """At once and altogether, as when a machine loses its power."""
-    for process in family(node):
-        process.kill()
-    cluster.remove_node(node, allow_graceful=False)
 
 
 def held(driver: Driver, node: Node) -> tuple[SearchResult, int]:
@@ -129,10 +98,7 @@ def test_a_machine_taken_away_after_its_notice_leaves_no_gap(
     node = cluster.add_node(num_cpus=1)
     driver = Driver([*arguments, "--address", cluster.address], tmp_path / "s", FakeTrainer(hold=str(hold)))
     before, lost = held(driver, node)
-    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    deadline_ms = int((time.time() + 1) * 1000)
-    accepted: Any = GcsClient(address=cluster.address).drain_node(node.node_id, reason, "spot", deadline_ms)
-    assert accepted == (True, "")
+    assert drain(cluster.address, node.node_id, 1) == (True, "")
     time.sleep(1)
     kill(cluster, node)
     hold.unlink()
@@ -192,14 +158,12 @@ def test_a_head_that_is_started_again_or_dies_is_told_in_one_line(
     cluster.head_node.start_gcs_server()
     check_told(first, cluster, "must stay the one that it was, got one that was started again")
 
-    before, new = open_search(out), Cluster(initialize_head=True, head_node_args=HEAD)
-    try:
+    before = open_search(out)
+    with running_cluster(_system_config=HEALTH) as new:
         second = Driver([*arguments, "--resume", "--address", new.address], out, FakeTrainer(wait_s=0.3))
         second.until(lambda found: reported(found) > reported(before) + 1)
         os.kill(new.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
         check_told(second, new, "must answer, got nothing for 40 s")
-    finally:
-        ended(new)
     check_kept(before, open_search(out))
 
     before = open_search(out)

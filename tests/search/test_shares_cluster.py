@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import ray
 import torch
-from ray.cluster_utils import Cluster
 
 from ich_ray.search import accelerators
 from ich_ray.search.audit.search_audit import audit
@@ -18,6 +17,7 @@ from ich_ray.search.plan.plan_report import plan_search
 from ich_ray.search.run import run_search
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE, FakeProgress, FakeTrainer
+from tests.search.machines import running_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -50,10 +50,7 @@ class Hungry:
 def test_trials_take_what_they_need_of_devices_of_two_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_dataset(tmp_path / "data", patients=12, size=16)
     (tmp_path / "space.yaml").write_text(SPACE)
-    made = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False}
-    )  # fmt: skip
-    try:
+    with running_cluster(num_cpus=2, num_gpus=1) as made:
         large = made.add_node(num_cpus=2, num_gpus=1).node_id
         memories: dict[str, int] = {}
 
@@ -67,9 +64,6 @@ def test_trials_take_what_they_need_of_devices_of_two_sizes(tmp_path: Path, monk
         outlook = plan_search(*call, **asked)
         trainer = Hungry(str(tmp_path / "log"), memories)
         found = run_search(*call, **asked, _trainer=trainer)
-    finally:
-        ray.shutdown()
-        made.shutdown()
     assert outlook.plan.concurrent == 3, "one on the small device, two on the large one, by its CPUs"
     assert "1 x 2 GiB: 1 for " in str(outlook)
     assert {trial.state for trial in found.trials} <= {"completed", "pruned"}

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import ray
 import torch
-from ray.cluster_utils import Cluster
 
 from ich_ray.results import SearchResult, open_search
 from ich_ray.search.audit.search_audit import audit
@@ -20,6 +19,7 @@ from ich_ray.search.run import run_search
 from ich_ray.search.tune import driver
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE, FakeProgress, FakeTrainer
+from tests.search.machines import running_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -91,15 +91,9 @@ def test_a_sick_device_costs_two_attempts_and_no_trial(
 ) -> None:
     """Ray believes in two accelerators here, one a trial; the healthy one reports between the faults."""
     monkeypatch.setattr(driver, "DECLINED_S", 0.5)
-    made = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2, "include_dashboard": False}
-    )  # fmt: skip
-    try:
+    with running_cluster(num_cpus=2, num_gpus=2) as made:
         sick = Sick(device="1", quarantines=1)
         found = run_search(*call, trials=4, address=made.address, cpus_per_trial=1, gpus_per_trial=1, _trainer=sick)
-    finally:
-        ray.shutdown()
-        made.shutdown()
     assert {trial.state for trial in found.trials} <= {"completed", "pruned"}
     assert [one.devices for trial in found.trials for one in trial.lost] == [("1",)] * 2
     assert [(note.devices, note.cause) for note in found.record.quarantined] == [(("1",), "device")]
@@ -114,14 +108,10 @@ def test_a_sick_machine_gets_no_trials_and_is_tried_again_with_one(
     said: list[str] = []
     for name in ("driver", "quarantine", "ledger_callback"):
         monkeypatch.setattr(f"ich_ray.search.tune.{name}.say", said.append)
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
+    with running_cluster() as made:
         made.add_node(num_cpus=1)
         sick = Sick(str(tmp_path / "mark"), whole_machine=True, quarantines=2)
         found = run_search(*call, trials=8, address=made.address, _trainer=sick)
-    finally:
-        ray.shutdown()
-        made.shutdown()
     assert found.count("failed") == 0
     assert len(found.trials) == 8
     shut = found.record.quarantines

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from ich_ray.ray_internals import draining_nodes
@@ -17,7 +16,7 @@ from tests.prepared import make_dataset
 from tests.search.cloud_metadata import ACTION, TOKEN, running_service
 from tests.search.drivers import Driver
 from tests.search.fakes import SPACE, FakeTrainer
-from tests.search.test_faults_cluster import HEAD, kill
+from tests.search.machines import HEALTH, kill, running_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -27,29 +26,24 @@ def test_a_machine_with_a_notice_is_left_at_the_next_report_and_one_without_cost
     (tmp_path / "space.yaml").write_text(SPACE.replace("first_rung: 100", "first_rung: 900"))
     hold = tmp_path / "hold"
     hold.touch()
-    cluster = Cluster(initialize_head=True, head_node_args=HEAD)
-    try:
-        with running_service() as cloud:
-            cloud.answers = {TOKEN: "secret"}
-            spot = cluster.add_node(num_cpus=1, env_vars={"ICH_RAY_METADATA_SERVICE": f"aws={cloud.url}"})
-            other = cluster.add_node(num_cpus=1)
-            driver = Driver(
-                [str(tmp_path / "data"), "--space", str(tmp_path / "space.yaml"), "--trials", "4", "--address",
-                 cluster.address],
-                tmp_path / "s",
-                FakeTrainer(hold=str(hold)),
-            )  # fmt: skip
-            driver.until(lambda found: [trial.images_seen for trial in found.trials] == [300] * 3)
-            cloud.answers[ACTION] = '{"action": "terminate", "time": "2126-11-29T10:02:00Z"}'
-            kill(cluster, other)
-            driver.until(lambda found: any(one.cause == "node_lost" for trial in found.trials for one in trial.lost))
-            until_drained(cluster, spot.node_id)
-            hold.unlink()
-            assert driver.wait(300) == 0, driver.said.read_text()
-            assert cloud.asked[:2] == [TOKEN, ACTION]
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    with running_cluster(_system_config=HEALTH) as cluster, running_service() as cloud:
+        cloud.answers = {TOKEN: "secret"}
+        spot = cluster.add_node(num_cpus=1, env_vars={"ICH_RAY_METADATA_SERVICE": f"aws={cloud.url}"})
+        other = cluster.add_node(num_cpus=1)
+        driver = Driver(
+            [str(tmp_path / "data"), "--space", str(tmp_path / "space.yaml"), "--trials", "4", "--address",
+             cluster.address],
+            tmp_path / "s",
+            FakeTrainer(hold=str(hold)),
+        )  # fmt: skip
+        driver.until(lambda found: [trial.images_seen for trial in found.trials] == [300] * 3)
+        cloud.answers[ACTION] = '{"action": "terminate", "time": "2126-11-29T10:02:00Z"}'
+        kill(cluster, other)
+        driver.until(lambda found: any(one.cause == "node_lost" for trial in found.trials for one in trial.lost))
+        until_drained(cluster, spot.node_id)
+        hold.unlink()
+        assert driver.wait(300) == 0, driver.said.read_text()
+        assert cloud.asked[:2] == [TOKEN, ACTION]
     found = audit(driver.out)
     assert (found.state, found.breached) == ("ended", ())
     after = open_search(driver.out)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
-from tests.html_report.chromium import Tab
+from tests.html_report.chromium import Tab, navigate
 
 _PATIENCE_S = 120
 SHOWN = "+(document.documentElement?.dataset.version ?? 0) >= 1"
@@ -17,14 +14,7 @@ SHOWN = "+(document.documentElement?.dataset.version ?? 0) >= 1"
 
 async def open_page(tab: Tab, address: str, width: int = 1280, dark: bool = False) -> None:
     """Open the address as a screen of `width` pixels does, and wait until the search is shown."""
-    for domain in ("Page", "Runtime", "Log", "Network"):
-        await tab.command(f"{domain}.enable")
-    await tab.command(
-        "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
-    )
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    await tab.command("Emulation.setEmulatedMedia", features=[scheme])
-    await tab.command("Page.navigate", url=address)
+    await navigate(tab, address, width, dark)
     await becomes(tab, SHOWN)
 
 
@@ -47,18 +37,3 @@ async def press(tab: Tab, *keys: str) -> None:
         code = {"windowsVirtualKeyCode": codes[key]} if key in codes else {}
         await tab.command("Input.dispatchKeyEvent", type="keyDown", key=key, **typed, **code)
         await tab.command("Input.dispatchKeyEvent", type="keyUp", key=key, **code)
-
-
-async def photograph(tab: Tab, picture: Path, width: int) -> None:
-    height = await tab.evaluate("document.documentElement.scrollHeight")
-    clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-    shot = await tab.command("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_bytes(base64.b64decode(shot["data"]))
-
-
-def requests(tab: Tab) -> set[str]:
-    """Where the page has sent requests, without their queries."""
-    asked: list[dict[str, Any]] = [event for event in tab.events if event.get("method") == "Network.requestWillBeSent"]
-    addresses = [event["params"]["request"]["url"] for event in asked]
-    return {address.partition("?")[0] for address in addresses if not address.startswith(("data:", "blob:"))}

@@ -1,14 +1,18 @@
-"""Ledgers for tests of the page: written by hand, without a driver."""
+"""Ledgers for tests of the page, written by hand, without a driver; and the page of one."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ich_ray.results import TrialResult
-from ich_ray.storage import SearchFiles, locate, write_json
+from ich_ray.storage import Location, SearchFiles, locate, write_json
+from ich_ray.watch.server import Watch
 from tests.html_report.fake_search import SPACE, START, fake_trials
 from tests.records import make_record
 
@@ -29,3 +33,17 @@ def plant_search(folder: Path, trials: int = 12, running: int = 2, wanted: int =
 
 def write_trial(files: SearchFiles, trial: TrialResult) -> None:
     write_json(files.trial(trial.number), trial.model_dump(mode="json"))
+
+
+@contextmanager
+def served(where: Location, price: float | None = None) -> Iterator[Watch]:
+    """The page of a search, served until the block ends."""
+    watch = Watch(where, 0, price)
+    watch.read()
+    thread = threading.Thread(target=watch.serve, daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        watch.close()
+        thread.join(60)

@@ -10,7 +10,6 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,26 +19,13 @@ from ich_ray.cli import call
 from ich_ray.errors import ConfigError
 from ich_ray.watch import server as module
 from ich_ray.watch.server import KEY_HEADER, Watch
-from tests.watch.planted import plant_search, write_trial
+from tests.watch.planted import plant_search, served, write_trial
 
 
 class Answer(NamedTuple):
     status: int
     headers: dict[str, str]
     body: bytes
-
-
-@contextmanager
-def served(where: Path) -> Iterator[Watch]:
-    watch = Watch(where, 0)
-    watch.read()
-    thread = threading.Thread(target=watch.serve, daemon=True)
-    thread.start()
-    try:
-        yield watch
-    finally:
-        watch.close()
-        thread.join(60)
 
 
 @pytest.fixture(scope="module")

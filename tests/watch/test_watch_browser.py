@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,9 @@ import pytest
 
 from ich_ray.storage import SearchFiles
 from ich_ray.watch.server import Watch
-from tests.html_report import chromium
-from tests.html_report.chromium import EXECUTABLE, Tab, tab
-from tests.watch.browser import SHOWN, becomes, open_page, photograph, press, requests
-from tests.watch.planted import plant_search, write_trial
+from tests.html_report.chromium import EXECUTABLE, Tab, errors, photograph, requests, tab
+from tests.watch.browser import SHOWN, becomes, open_page, press
+from tests.watch.planted import plant_search, served, write_trial
 
 pytestmark = [
     pytest.mark.browser,
@@ -36,17 +34,13 @@ def files(tmp_path: Path) -> SearchFiles:
 
 @pytest.fixture
 def watch(files: SearchFiles) -> Iterator[Watch]:
-    found = Watch(files.root, 0, price=2.5)
-    found.read()
-    thread = threading.Thread(target=found.serve, daemon=True)
-    thread.start()
-    yield found
-    found.close()
-    thread.join(60)
+    with served(files.root, price=2.5) as found:
+        yield found
 
 
-def errors(opened: Tab) -> list[str]:
-    return [error for error in map(chromium._error, opened.events) if error]
+def asked_for(opened: Tab) -> set[str]:
+    """Where the page has sent requests, without their queries."""
+    return {address.partition("?")[0] for address in requests(opened)}
 
 
 FACTS = """({
@@ -81,7 +75,7 @@ def test_it_shows_the_search_and_asks_nobody_else(
             await becomes(opened, "document.querySelector('#parallel polyline')")
             await photograph(opened, Path(PICTURES or tmp_path) / f"watch-{name}.png", width)
             wide = await opened.evaluate("document.documentElement.scrollWidth")
-            return found, errors(opened), requests(opened), wide <= width
+            return found, errors(opened), asked_for(opened), wide <= width
 
     found, said, asked, fits = asyncio.run(look())
     home = f"http://127.0.0.1:{watch.port}/"

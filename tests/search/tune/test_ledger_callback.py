@@ -392,15 +392,21 @@ def test_the_race_is_told_of_trials_that_failed_without_a_report(
     assert failed == [0, 2]
 
 
-def test_a_lost_machine_stands_in_the_record_of_its_trial_and_costs_no_retry(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    gone: set[str] = set()
-    monkeypatch.setattr(ledger_callback, "say", said.append)
+@pytest.fixture
+def gone(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Nodes that Ray has given up; all trials run on the node `abab...`."""
+    nodes: set[str] = set()
     monkeypatch.setattr(ledger_callback, "process_of", lambda _: ("ab" * 28, 1))
     monkeypatch.setattr(ledger_callback, "host_of", lambda node: f"host-{node[:4]}")
-    driver.ledger_callback._losses = NodeLosses(gone.__contains__)
+    driver.ledger_callback._losses = NodeLosses(nodes.__contains__)
+    return nodes
+
+
+def test_a_lost_machine_stands_in_the_record_of_its_trial_and_costs_no_retry(
+    driver: Driver, gone: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(ledger_callback, "say", said.append)
     early, late = driver.start(), driver.start()
     for trial in (early, late):
         trial.max_failures = 3
@@ -465,15 +471,11 @@ def test_who_writes_messages_hears_of_reports_machines_and_better_trials(
 
 
 def test_a_machine_that_is_missed_late_stands_as_it_was_at_the_death_and_not_in_a_trial_that_has_ended(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch
+    driver: Driver, gone: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone: set[str] = set()
     clock = [1000.0]
     for module in (ledger_module, node_losses):
         monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic))
-    monkeypatch.setattr(ledger_callback, "process_of", lambda _: ("ab" * 28, 1))
-    monkeypatch.setattr(ledger_callback, "host_of", lambda node: f"host-{node[:4]}")
-    driver.ledger_callback._losses = NodeLosses(gone.__contains__)
     goes_on, ends = driver.start(), driver.start()
     for trial in (goes_on, ends):
         trial.max_failures = 3
