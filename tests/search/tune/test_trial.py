@@ -23,7 +23,7 @@ from tests.searched import PARAMETERS, make_search
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What Tune is told by trials of a process that has met no fault."""
+    """What Tune is told by trials of a process that has met no fault yet."""
     told: list[dict[str, Any]] = []
     for module in (trials, lost_attempts):
         monkeypatch.setattr(module, "tune", SimpleNamespace(report=told.append))
@@ -75,16 +75,6 @@ def test_a_trial_that_sees_no_promised_accelerator_does_not_train_on_the_cpu(dat
     with pytest.raises(RuntimeError, match="promised an accelerator and sees none") as raised:
         next(train_model(PARAMETERS, dataset, settings, 0, None))
     assert machine_fault(raised.value) == "driver"
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What Tune is told by a process that has met no fault yet."""
-    reports: list[dict[str, Any]] = []
-    for module in (trials, lost_attempts):
-        monkeypatch.setattr(module, "tune", SimpleNamespace(report=reports.append))
-    monkeypatch.setattr(lost_attempts, "_faulty", threading.Event())
-    return reports
 
 
 @pytest.mark.parametrize(
