@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ich_ray.search.plan.expected import expected_images
+from ich_ray.search.plan.expected import expected_images, images_to_come
 from ich_ray.search.progress_table import RungCount, SearchStatus
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from ich_ray.search.tune.scheduler import StoppingScheduler
 
 __all__ = ["SearchCounts"]
-
-# What the plan says of a trial's images weighs as much as this many trials that have ended.
-_PLAN_WEIGHS = 3
 
 
 class SearchCounts:
@@ -121,22 +118,18 @@ class SearchCounts:
             yield RungCount(level, len(values), self._stopped[f"folds_{folds}"])
 
     def _left_s(self, running: Sequence[int], wanted: int, rate: float) -> float | None:
-        """From the images that trials took so far, which are few at first: then the plan's expectation counts more.
-
-        Args:
-            running: images that each trial has seen which runs.
-            wanted: trials in all.
-            rate: images a second.
-        """
+        """Seconds until the last trial has ended, with so many images of each that runs and at this `rate` a second."""
         until = self._deadline - time.time()
         if not rate:
             return until if math.isfinite(until) else None
-        ended = self.ended.total()
-        each = (self._ended_images + _PLAN_WEIGHS * self._expected) / (ended + _PLAN_WEIGHS)
-        budget, networks = self._space.budget.images, self._space.objective.networks
-        later = [seen for seen in running if seen >= budget]  # past the first fold; the plan ends none of them
-        first = (wanted - ended - len(later)) * each - (self.images - self._ended_images - sum(later))
-        if ended + len(running) >= wanted:  # those that are left may take more than what was expected of all
-            first = max(first, sum(budget - seen for seen in running if seen < budget))
-        images = max(0.0, first) + sum(budget * networks - seen for seen in later)
-        return max(0.0, min(until, images / rate))
+        left = images_to_come(
+            wanted,
+            self._expected,
+            ended=self.ended.total(),
+            ended_images=self._ended_images,
+            begun_images=self.images - self._ended_images,
+            running=running,
+            budget=self._space.budget.images,
+            networks=self._space.objective.networks,
+        )
+        return max(0.0, min(until, left / rate))
