@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +16,7 @@ from ich_ray.cluster import jobs
 from ich_ray.cluster.jobs import Job
 from ich_ray.errors import ConfigError
 from tests.cluster.heads import TOKEN
+from tests.loopback import serving
 
 
 @contextmanager
@@ -32,13 +32,8 @@ def answering(status: int) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Door)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Door) as url:
+        yield url, asked
 
 
 def test_no_proxy_is_shown_the_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.loopback import serving
 
 TOKEN = "PUT /latest/api/token"  # noqa: S105
 ACTION = "GET /latest/meta-data/spot/instance-action"
@@ -42,11 +43,5 @@ def running_service() -> Iterator[Service]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Door)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    made.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serving(Door) as made.url:
         yield made
-    finally:
-        server.shutdown()
-        server.server_close()
