@@ -24,7 +24,7 @@ from ich_ray.results import (
     fault_note,
 )
 from ich_ray.search.cluster_resources import host_of, is_gone
-from ich_ray.search.progress_table import format_best, format_failure
+from ich_ray.search.progress_table import format_best, format_failure, format_states
 from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.quarantine import DECLINED
 from ich_ray.search.tune.scheduler import in_queue
@@ -309,9 +309,9 @@ class LedgerCallback(Callback):
 
     def summary(self) -> str:
         """One line on a search that has ended."""
-        states = ", ".join(f"{self._counts.ended[state]} {state}" for state in ("completed", "pruned", "failed"))
+        ended = self._counts.ended
         return (
-            f"search {self._ledger.record.name}: {self._counts.ended.total()} trials ended ({states}), "
+            f"search {self._ledger.record.name}: {ended.total()} trials ended ({format_states(ended)}), "
             f"{self._counts.images:,} images; {format_best(self._counts.best)}{self._notes()}"
         )
 
