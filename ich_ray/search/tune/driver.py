@@ -71,7 +71,6 @@ class Driver:
 
     Attributes:
         resume_hint: what its reader is told to do when it is interrupted.
-        shares: of accelerators that trials have; None where each has whole ones, or none.
     """
 
     resume_hint = "add --resume to go on"
@@ -111,9 +110,9 @@ class Driver:
 
         if shares is None and 0 < slots.gpus < 1:
             shares = partial(equal_shares, cpus=slots.cpus, gpus=slots.gpus, at_a_time=at_a_time)
-        self.shares = shares(ledger) if shares else None
+        trial_shares = shares(ledger) if shares else None
         self.scheduler = StoppingScheduler(
-            space.budget, space.objective, rule, self.exhausted, race, space.drawn, quarantine, self.shares
+            space.budget, space.objective, rule, self.exhausted, race, space.drawn, quarantine, trial_shares
         )
         self.sampler = LedgerSampler(
             space,
@@ -124,7 +123,7 @@ class Driver:
             warm=warm,
             listed=listed,
             refuses=refuses,
-            shares=self.shares,
+            shares=trial_shares,
         )
         self.sampler.most = concurrent or ledger.record.asked_last("concurrent")
         settings = TrialSettings(
@@ -146,7 +145,7 @@ class Driver:
             compares=self._compares(listed),
         )
         trainer = trainer or train_model
-        grows = grow and self.shares is None and may_grow(space, slots, trainer)
+        grows = grow and trial_shares is None and may_grow(space, slots, trainer)
         started = GrowingTrainer(trainer) if grows else MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer
         self.function = trial_function(settings, started)
         self.ledger_callback = LedgerCallback(
@@ -158,7 +157,7 @@ class Driver:
             gpus=slots.gpus,
             deadline=limits.deadline,
             workers=slots.workers,
-            shares=self.shares,
+            shares=trial_shares,
         )
         growing = []
         if grows:
@@ -175,7 +174,7 @@ class Driver:
         self.steering = Steering(
             space, ledger, self.scheduler, self.sampler, self.ledger_callback, self.exhausted, refuses=refuses
         )
-        others: list[tune.Callback] = [*([self.shares] if self.shares else []), *growing]
+        others: list[tune.Callback] = [*([trial_shares] if trial_shares else []), *growing]
         others += [self.steering] if takes_requests else []
         self.callbacks = [self.ledger_callback, self.watchdog, TrialRetries(RETRIES), *others]
         self._takes_requests = takes_requests
@@ -240,12 +239,11 @@ class Driver:
             self.ledger_callback.rests()
             if self._takes_requests:
                 self.steering.wait()
-        ran |= self.sampler.withdrawn
         if exhausted := self.exhausted():
-            ran.update(self.sampler.waiting)  # by an earlier driver
-            for number in self.sampler.waiting:
-                self.ledger.finish(number, exhausted)
+            for number in self.sampler.waiting:  # by an earlier driver
+                self.sampler.withdraw(number, exhausted)
                 self.ledger_callback.withdrawn(number)
+        ran |= self.sampler.withdrawn
         unfinished = len(self.ledger.unfinished)
         if unfinished or (len(self.ledger.trials) < self.wanted and not exhausted):
             ended = len(self.ledger.trials) - unfinished
