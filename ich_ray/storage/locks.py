@@ -1,4 +1,4 @@
-"""One process at a time writes a folder, or does a thing on a machine: file locks, on local and shared file systems."""
+"""File locks: one process at a time writes a folder, or has a task of its whole machine."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def is_held(lock: UPath) -> bool:
 
 
 def holds_machine_lock(name: str) -> bool:
-    """Whether this process has a lock of its machine, which it takes if nobody has it and keeps until it ends.
+    """Whether this process has a lock of its machine.
+
+    It takes one that nobody has, and keeps it until it ends.
 
     Raises:
         OSError: it can be neither read nor written.

@@ -1,4 +1,4 @@
-"""Counts of a running search: how its trials ended, the best of them, its rungs, and the time that is left.
+"""Counts of a running search: how its trials ended, the best of them, its rungs, the time left.
 
 Told of ends and reports by the ledger callback; reads the ledger and writes nothing. How the counts look is in
 progress_table.py.
