@@ -82,6 +82,7 @@ MAY_IMPORT_RAY = {
     "search.tune.multi_worker_trial",
     "search.tune.node_losses",
     "search.tune.preemption",
+    "search.tune.quiet_tune",
     "search.tune.sampler",
     "search.tune.scheduler",
     "search.tune.steering",

@@ -107,24 +107,23 @@ class ClusterResources:
 def nodes_that_hold(cpus: float, gpus: float) -> dict[str, int]:
     """Accelerators of the machines that are up and large enough for a trial, by Ray's ids."""
     return {
-        node["NodeID"]: int(node["Resources"].get("GPU", 0.0))
-        for node in _staying(_alive())
-        if node["Resources"].get("CPU", 0.0) >= cpus and node["Resources"].get("GPU", 0.0) >= gpus
+        node: int(has.get("GPU", 0.0))
+        for node, has in _resources_of_nodes().items()
+        if has.get("CPU", 0.0) >= cpus and has.get("GPU", 0.0) >= gpus
     }
 
 
 def slots_of_nodes(cpus: float, gpus: float) -> dict[str, int]:
     """How many trials each machine that is up, and stays, holds, by Ray's ids."""
-    machines = {node["NodeID"]: node["Resources"] for node in _staying(_alive())}
     return {
-        node: Machine("", there.get("CPU", 0.0), there.get("GPU", 0.0), 1).fits(cpus, gpus)
-        for node, there in machines.items()
+        node: Machine("", has.get("CPU", 0.0), has.get("GPU", 0.0), 1).fits(cpus, gpus)
+        for node, has in _resources_of_nodes().items()
     }
 
 
 def gpu_machines() -> dict[str, tuple[float, float]]:
     """CPUs and accelerators of the machines that are up, stay, and have any, by Ray's ids."""
-    held = {node["NodeID"]: node["Resources"] for node in _staying(_alive())}
+    held = _resources_of_nodes()
     return {node: (has.get("CPU", 0.0), has["GPU"]) for node, has in held.items() if has.get("GPU")}
 
 
@@ -135,13 +134,18 @@ def address_of(node: str) -> str:
 
 def is_gone(node: str) -> bool:
     """Whether a machine, by Ray's id, is no longer there, or will be taken away."""
-    return all(one["NodeID"] != node for one in _staying(_alive()))
+    return node not in _resources_of_nodes()
 
 
 def host_of(node: str) -> str:
     """The name of a machine by Ray's id, also of one that is gone; else the start of its id."""
     named = {one["NodeID"]: one.get("NodeManagerHostname") for one in ray.nodes()}  # type: ignore[no-untyped-call]
     return named.get(node) or node[:8]
+
+
+def _resources_of_nodes() -> dict[str, dict[str, float]]:
+    """What each machine holds that is up, and stays, by Ray's ids."""
+    return {node["NodeID"]: node["Resources"] for node in _staying(_alive())}
 
 
 def _staying(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ich_ray.results import Parameter, TrialResult
 
-__all__ = ["RungCount", "SearchStatus", "format_best", "format_failure", "format_parameters"]
+__all__ = ["RungCount", "SearchStatus", "format_best", "format_failure", "format_parameters", "format_states"]
 
 # What a reader looks for first; others follow in the order of the space.
 _FIRST = ("architecture", "learning_rate", "batch_size", "optimizer", "dropout")
@@ -90,10 +90,9 @@ class SearchStatus:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The head, then as many running trials as the terminal has lines for."""
-        states = ", ".join(f"{self.ended.get(state, 0)} {state}" for state in _STATES)
         head = [
             f"search {self.name}: {self._ended()} of {self.wanted} trials ended, {self._under_way()}",
-            f"ended     {states}{self._pace()}",
+            f"ended     {format_states(self.ended)}{self._pace()}",
             f"images    {self.images:,} ({self.images_per_s:,.0f}/s) in {_clock(self.elapsed_s)}, {self._left()}",
             *([] if self.gpu_hours is None else [f"cost      {self._cost()}"]),
             *self._best_lines(),
@@ -167,6 +166,11 @@ class SearchStatus:
         if self.networks == 1:
             return ""
         return f", fold {min(trial.images_seen // self.budget + 1, self.networks)}/{self.networks}"
+
+
+def format_states(ended: Mapping[str, int]) -> str:
+    """How many trials ended in which state."""
+    return ", ".join(f"{ended.get(state, 0)} {state}" for state in _STATES)
 
 
 def format_best(best: TrialResult | None) -> str:

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ich_ray.notify.stage import ending_of
+from ich_ray.search.progress_table import format_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,10 +129,9 @@ class SearchMessages:
 
     def _standing(self, status: SearchStatus) -> str:
         ended = sum(status.ended.values())
-        states = ", ".join(f"{status.ended.get(state, 0)} {state}" for state in ("completed", "pruned", "failed"))
         best = status.best
         told = [
-            f"{ended} of {status.wanted} trials ended ({states})",
+            f"{ended} of {status.wanted} trials ended ({format_states(status.ended)})",
             f"{status.images:,} images in {timedelta(seconds=round(status.elapsed_s))}",
             f"{status.gpu_hours:,.1f} GPU hours" if status.gpu_hours is not None else "",
             f"best {status.metric} {best.value:.4f} (trial {best.number})" if best else "none completed",

@@ -35,7 +35,7 @@ from ich_ray.storage.kinds import (
     Text,
     Time,
 )
-from ich_ray.storage.locks import file_lock, is_held
+from ich_ray.storage.locks import file_lock, holds_machine_lock, is_held
 from ich_ray.storage.places import (
     DatasetFiles,
     Location,
@@ -84,6 +84,7 @@ __all__ = [
     "first_problem",
     "folder_of_home",
     "holds_credentials",
+    "holds_machine_lock",
     "is_foreign",
     "is_held",
     "is_local",

@@ -1,9 +1,11 @@
-"""One process at a time writes a folder: file locks, on local and shared file systems."""
+"""File locks: one process at a time writes a folder, or has a task of its whole machine."""
 
 from __future__ import annotations
 
 import fcntl
+import tempfile
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
-__all__ = ["file_lock", "is_held"]
+__all__ = ["file_lock", "holds_machine_lock", "is_held"]
 
 
 @contextmanager
@@ -65,3 +67,23 @@ def is_held(lock: UPath) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def holds_machine_lock(name: str) -> bool:
+    """Whether this process has a lock of its machine.
+
+    It takes one that nobody has, and keeps it until it ends.
+
+    Raises:
+        OSError: it can be neither read nor written.
+    """
+    try:
+        _machine_lock(name).acquire(blocking=False)
+    except Timeout:
+        return False
+    return True
+
+
+@lru_cache
+def _machine_lock(name: str) -> FileLock:
+    return FileLock(Path(tempfile.gettempdir()) / f"ich-ray-{name}.lock", mode=0o600)

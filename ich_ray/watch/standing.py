@@ -14,7 +14,7 @@ import numpy as np
 
 from ich_ray.errors import ConfigError
 from ich_ray.results import OF_NODES
-from ich_ray.search.plan.expected import expected_images
+from ich_ray.search.plan.expected import expected_images, images_to_come
 from ich_ray.search.space.yaml_file import parse_space
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Failures", "MachineState", "expected_of_trial", "failures", "images_left", "machines"]
 
-# What the plan says of a trial's images weighs as much as this many trials that have ended; as the terminal has it.
-_PLAN_WEIGHS = 3
 _UNKNOWN = "between two trials, or waiting for a machine"
 
 
@@ -76,14 +74,16 @@ def images_left(record: SearchRecord, courses: Iterable[TrialCourse], expected: 
     done = [*courses]
     ended = [one.images for one in done if one.state != "running"]
     running = [one.images for one in done if one.state == "running"]
-    weight = _PLAN_WEIGHS if expected else 0
-    if not ended and not weight:
-        return 0.0
-    each = (sum(ended) + weight * expected) / (len(ended) + weight)
-    networks = record.objective.networks
-    later = [seen for seen in running if seen >= budget]  # past the first fold; none of them is stopped early
-    first = (max(record.wanted, len(done)) - len(ended) - len(later)) * each - (sum(running) - sum(later))
-    return max(0.0, first) + sum(max(0, budget * networks - seen) for seen in later)
+    return images_to_come(
+        max(record.wanted, len(done)),
+        expected,
+        ended=len(ended),
+        ended_images=sum(ended),
+        begun_images=sum(running),
+        running=running,
+        budget=budget,
+        networks=record.objective.networks,
+    )
 
 
 def machines(

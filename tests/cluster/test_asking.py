@@ -16,7 +16,7 @@ from ich_ray.cluster import jobs
 from ich_ray.cluster.jobs import Job
 from ich_ray.errors import ConfigError
 from tests.cluster.heads import TOKEN
-from tests.stand_in_server import answering_with
+from tests.loopback import serving
 
 
 @contextmanager
@@ -32,8 +32,8 @@ def answering(status: int) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with answering_with(Door) as address:
-        yield address, asked
+    with serving(Door) as url:
+        yield url, asked
 
 
 def test_no_proxy_is_shown_the_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ich_ray.cluster.metadata_service import Metadata, ask_metadata
-from tests.stand_in_server import answering_with
+from tests.loopback import serving
 
 
 @dataclass
@@ -38,7 +38,7 @@ def service() -> Iterator[Service]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with answering_with(Door) as made.url:
+    with serving(Door) as made.url:
         yield made
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from tests.stand_in_server import answering_with
+from tests.loopback import serving
 
 # Far beyond what any machine takes; no test waits for it.
 LONG_S = 60.0
@@ -62,7 +62,7 @@ def running_webhook() -> Iterator[Webhook]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with answering_with(Door) as made.url:
+    with serving(Door) as made.url:
         try:
             yield made
         finally:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 
-from tests.stand_in_server import answering_with
+from tests.loopback import serving
 
 TOKEN = "PUT /latest/api/token"  # noqa: S105
 ACTION = "GET /latest/meta-data/spot/instance-action"
@@ -43,5 +43,5 @@ def running_service() -> Iterator[Service]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with answering_with(Door) as made.url:
+    with serving(Door) as made.url:
         yield made

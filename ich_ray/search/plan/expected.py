@@ -9,11 +9,24 @@ from typing import TYPE_CHECKING
 from ich_ray.search.stopping import STOPPING_RULES, Course
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.space import Budget, SearchSpace
 
-__all__ = ["WorkPlan", "expected_course", "expected_images", "images_at_most", "mapped_bytes", "plan_trials"]
+__all__ = [
+    "WorkPlan",
+    "expected_course",
+    "expected_images",
+    "images_at_most",
+    "images_to_come",
+    "mapped_bytes",
+    "plan_trials",
+]
+
+# What the plan says of a trial's images weighs as much as this many trials that have ended.
+_PLAN_WEIGHS = 3
 
 
 @dataclass(frozen=True)
@@ -126,6 +139,42 @@ def expected_images(space: SearchSpace, trials: int) -> int:
     share = images_at_most(space, trials) / (trials * space.budget.images * networks)
     later = course.reaching[-1] * (networks - 1) * space.budget.images
     return round((course.images + later) * share)
+
+
+def images_to_come(
+    wanted: int,
+    expected: float,
+    *,
+    ended: int,
+    ended_images: int,
+    begun_images: int,
+    running: Sequence[int],
+    budget: int,
+    networks: int,
+) -> float:
+    """Training images until the last trial has ended.
+
+    From those that trials took so far, which are few at first: then what was expected counts more.
+
+    Args:
+        wanted: trials in all.
+        expected: images of one trial by the plan; 0 where there is none.
+        ended: trials that have.
+        ended_images: that those have seen.
+        begun_images: that the others have seen, of which some may wait.
+        running: images that each trial has seen which runs.
+        budget: images of a network that is never stopped.
+        networks: of a trial, one without folds.
+    """
+    weight = _PLAN_WEIGHS if expected else 0
+    if not ended and not weight:
+        return 0.0
+    each = (ended_images + weight * expected) / (ended + weight)
+    later = [seen for seen in running if seen >= budget]  # past the first fold; the plan ends none of them
+    first = (wanted - ended - len(later)) * each - (begun_images - sum(later))
+    if ended + len(running) >= wanted:  # those that are left may take more than what was expected of all
+        first = max(first, sum(budget - seen for seen in running if seen < budget))
+    return max(0.0, first) + sum(max(0, budget * networks - seen) for seen in later)
 
 
 def expected_course(budget: Budget, trials: int) -> Course:

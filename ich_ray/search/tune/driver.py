@@ -1,28 +1,22 @@
 """One run over a search: Tune starts the workers and moves reports, the ledger says what is true.
 
-What Tune is told comes from the ledger, and everything it keeps for itself goes into a temporary folder. Knows nothing
-of files, flags and spaces that were given wrongly: run.py has checked them.
+What Tune is told comes from the ledger; how it is run is in quiet_tune.py. Knows nothing of files, flags and spaces
+that were given wrongly: run.py has checked them.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import tempfile
-from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray import tune
 from ray.exceptions import RayError
-from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher, SearchGenerator
+from ray.tune.search import Searcher
 
 from ich_ray.errors import IchRayError, IntegrityError, Interrupted
 from ich_ray.progress import board, say
 from ich_ray.results import EndCheck
-from ich_ray.runtime import signals_given_back
 from ich_ray.search.chances import format_chances, write_chances
 from ich_ray.search.cluster_resources import nodes_that_hold
 from ich_ray.search.early_end import EarlyEnd, EndWatch
@@ -36,17 +30,17 @@ from ich_ray.search.tune.growth_setup import growing_of, may_grow
 from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.multi_worker_trial import MultiWorkerTrainer
 from ich_ray.search.tune.quarantine import DEVICE_ERROR, Quarantine
+from ich_ray.search.tune.quiet_tune import run_trials
 from ich_ray.search.tune.sampler import WORKER_DIED, LedgerSampler
 from ich_ray.search.tune.scheduler import StoppingScheduler
 from ich_ray.search.tune.steering import Steering
-from ich_ray.search.tune.train_workers import nothing_left_behind
 from ich_ray.search.tune.trial import TrialSettings, train_model, trial_function
 from ich_ray.search.tune.trial_retries import TrialRetries
 from ich_ray.search.tune.trial_shares import TrialShares, equal_shares
 from ich_ray.search.tune.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ray.tune.experiment import Trial
 
@@ -77,7 +71,6 @@ class Driver:
 
     Attributes:
         resume_hint: what its reader is told to do when it is interrupted.
-        shares: of accelerators that trials have; None where each has whole ones, or none.
     """
 
     resume_hint = "add --resume to go on"
@@ -117,9 +110,9 @@ class Driver:
 
         if shares is None and 0 < slots.gpus < 1:
             shares = partial(equal_shares, cpus=slots.cpus, gpus=slots.gpus, at_a_time=at_a_time)
-        self.shares = shares(ledger) if shares else None
+        trial_shares = shares(ledger) if shares else None
         self.scheduler = StoppingScheduler(
-            space.budget, space.objective, rule, self.exhausted, race, space.drawn, quarantine, self.shares
+            space.budget, space.objective, rule, self.exhausted, race, space.drawn, quarantine, trial_shares
         )
         self.sampler = LedgerSampler(
             space,
@@ -130,7 +123,7 @@ class Driver:
             warm=warm,
             listed=listed,
             refuses=refuses,
-            shares=self.shares,
+            shares=trial_shares,
         )
         self.sampler.most = concurrent or ledger.record.asked_last("concurrent")
         settings = TrialSettings(
@@ -152,7 +145,7 @@ class Driver:
             compares=self._compares(listed),
         )
         trainer = trainer or train_model
-        grows = grow and self.shares is None and may_grow(space, slots, trainer)
+        grows = grow and trial_shares is None and may_grow(space, slots, trainer)
         started = GrowingTrainer(trainer) if grows else MultiWorkerTrainer(trainer) if slots.workers > 1 else trainer
         self.function = trial_function(settings, started)
         self.ledger_callback = LedgerCallback(
@@ -164,7 +157,7 @@ class Driver:
             gpus=slots.gpus,
             deadline=limits.deadline,
             workers=slots.workers,
-            shares=self.shares,
+            shares=trial_shares,
         )
         growing = []
         if grows:
@@ -181,7 +174,7 @@ class Driver:
         self.steering = Steering(
             space, ledger, self.scheduler, self.sampler, self.ledger_callback, self.exhausted, refuses=refuses
         )
-        others: list[tune.Callback] = [*([self.shares] if self.shares else []), *growing]
+        others: list[tune.Callback] = [*([trial_shares] if trial_shares else []), *growing]
         others += [self.steering] if takes_requests else []
         self.callbacks = [self.ledger_callback, self.watchdog, TrialRetries(RETRIES), *others]
         self._takes_requests = takes_requests
@@ -246,12 +239,11 @@ class Driver:
             self.ledger_callback.rests()
             if self._takes_requests:
                 self.steering.wait()
-        ran |= self.sampler.withdrawn
         if exhausted := self.exhausted():
-            ran.update(self.sampler.waiting)  # by an earlier driver
-            for number in self.sampler.waiting:
-                self.ledger.finish(number, exhausted)
+            for number in self.sampler.waiting:  # by an earlier driver
+                self.sampler.withdraw(number, exhausted)
                 self.ledger_callback.withdrawn(number)
+        ran |= self.sampler.withdrawn
         unfinished = len(self.ledger.unfinished)
         if unfinished or (len(self.ledger.trials) < self.wanted and not exhausted):
             ended = len(self.ledger.trials) - unfinished
@@ -298,34 +290,20 @@ class Driver:
     def _tune(self, todo: int) -> set[int]:
         try:
             with board() as self.ledger_callback.draw:
-                ran = self._fit(todo)
+                ran = run_trials(
+                    self.function,
+                    self.sampler,
+                    self.scheduler,
+                    self.callbacks,
+                    trials=todo,
+                    slots=self.slots,
+                    retries=RETRIES,
+                )
         except Exception:
             self._first.tell()
             raise
         self._first.tell()
         return ran
-
-    def _fit(self, todo: int) -> set[int]:
-        """Numbers of the trials that Tune ran."""
-        quiet = _quiet(self.slots.concurrent)
-        with tempfile.TemporaryDirectory() as folder, quiet, signals_given_back(), nothing_left_behind():
-            analysis = tune.run(
-                self.function,
-                name="search",
-                num_samples=todo,
-                search_alg=OpenSearch(self.sampler),
-                scheduler=self.scheduler,
-                callbacks=[*self.callbacks, _NoLines()],
-                resources_per_trial=_Resources([{"CPU": self.slots.cpus, "GPU": self.slots.gpus}]),
-                reuse_actors=True,
-                max_failures=RETRIES,
-                raise_on_failed_trial=False,
-                storage_path=folder,
-                trial_name_creator=_name,
-                trial_dirname_creator=_name,
-                verbose=0,
-            )
-        return {trial.config["number"] for trial in analysis.trials}
 
 
 def check_own_ends(search: str, trials: Iterable[TrialResult]) -> None:
@@ -357,72 +335,8 @@ def _race(space: SearchSpace, dataset: PreparedDataset, ledger: Ledger) -> FoldR
     return FoldRace.rebuilt(space.budget, space.objective, chance, ledger.trials.values())
 
 
-class OpenSearch(SearchGenerator):
-    """Asks a sampler for trials; unlike Ray's own it is not over for ever when it once has none."""
-
-    def __init__(self, sampler: LedgerSampler) -> None:
-        super().__init__(sampler)
-        self._sampler = sampler
-
-    def is_finished(self) -> bool:
-        return self._sampler.is_done
-
-
-class _NoLines(TrialProgressCallback):
-    """Tune prints a line of a trial that ends without a result, whatever it is told of verbosity."""
-
-    def _print(self, msg: str) -> None: ...
-
-
-class _Resources(tune.PlacementGroupFactory):
-    """One for all trials: it never changes, and Tune would copy it for each (2.2 KB and a look at a signature)."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Resources:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Workers get Tune's own kind, so that they need not import this module."""
-        return tune.PlacementGroupFactory, (self.bundles,)
-
-
 def _cause(error: Exception) -> str:
     """What an error says in a line; Ray's and Tune's end with it."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
-def _name(trial: Any) -> str:
-    return f"trial-{trial.config['number']:05d}"
-
-
-@contextmanager
-def _quiet(slots: int) -> Iterator[None]:
-    """Tune without its own files, tables and limits, for the block.
-
-    One pending trial is Tune's default with a searcher of one's own; with reused actors it then never starts a second
-    one. Its state is never restored, so it need not be saved.
-    """
-    settings = {
-        "TUNE_MAX_PENDING_TRIALS_PG": str(slots + 1),
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-        "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
-        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-        "TUNE_RESULT_BUFFER_LENGTH": "1",
-        "RAY_AIR_NEW_OUTPUT": "0",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
-    os.environ.update(settings)
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -1,13 +1,11 @@
-"""Tune's reports, written into the ledger, counted, and said to people.
+"""Tune's reports, written into the ledger and said to people.
 
 The only place where a running trial meets the ledger: a Tune callback in the driver, called after the scheduler has
-decided, so that a last report and the final state are one write. Decides nothing; how the counts look is
-in progress_table.py.
+decided, so that a last report and the final state are one write. Decides nothing; counts are in search_counts.py.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -26,20 +24,20 @@ from ich_ray.results import (
     fault_note,
 )
 from ich_ray.search.cluster_resources import host_of, is_gone
-from ich_ray.search.plan.expected import expected_images
-from ich_ray.search.progress_table import RungCount, SearchStatus, format_best, format_failure
+from ich_ray.search.progress_table import format_best, format_failure, format_states
 from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.quarantine import DECLINED
 from ich_ray.search.tune.scheduler import in_queue
+from ich_ray.search.tune.search_counts import SearchCounts
 from ich_ray.usage import ReportUsage, added, format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from ray.tune.experiment import Trial
 
-    from ich_ray.results import TrialResult
     from ich_ray.search.ledger import Ledger, Verdict
+    from ich_ray.search.progress_table import SearchStatus
     from ich_ray.search.search_messages import SearchMessages
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.sampler import LedgerSampler
@@ -53,8 +51,6 @@ _LINE_EVERY_S = 5.0
 _TABLE_EVERY_S = 0.5
 # Measured around the training, and not by it.
 _OF_SAVING = ("saving_s", "bytes_written")
-# What the plan says of a trial's images weighs as much as this many trials that have ended.
-_PLAN_WEIGHS = 3
 
 
 class LedgerCallback(Callback):
@@ -80,7 +76,7 @@ class LedgerCallback(Callback):
         shares: TrialShares | None = None,
     ) -> None:
         self._space, self._ledger, self._scheduler, self._sampler = space, ledger, scheduler, sampler
-        self.wanted, self._gpus, self._deadline, self._workers = wanted, gpus, deadline, workers
+        self.wanted, self._gpus, self._workers = wanted, gpus, workers
         self._shares = shares
         self._slots: Counter[int] = Counter()  # of trials that have grown, beyond their own
         self.draw: Callable[[SearchStatus], None] | None = None
@@ -93,17 +89,7 @@ class LedgerCallback(Callback):
         self._declined: set[int] = set()
         self._started: float | None = None
         self._last_line = self._last_table = time.monotonic()
-        self._expected = expected_images(space, wanted) / wanted
-        self._images_before = self._images = sum(trial.images_seen for trial in ledger.trials.values())
-        self._ended: Counter[str] = Counter()
-        self._ended_images = 0
-        self._stopped: Counter[str] = Counter()
-        self._best: TrialResult | None = None
-        self._leading: tuple[int, float] | None = None  # the trial with the best report, and its value
-        for trial in ledger.trials.values():
-            self._count(trial)
-            self._compare(trial.number, trial.value)
-        self._ended_before = self._ended.total()
+        self._counts = SearchCounts(space, ledger, scheduler, wanted, deadline)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         number = trial.config["number"]
@@ -153,8 +139,8 @@ class LedgerCallback(Callback):
                 end=verdict,
                 **changes,
             )
-            self._compare(number, result["metrics"].get(self._space.objective.metric))
-        self._images += self._ledger.trials[number].images_seen - before
+            self._counts.compare(number, result["metrics"].get(self._space.objective.metric))
+        self._counts.images += self._ledger.trials[number].images_seen - before
         if verdict:
             self._say_ended(number)
 
@@ -228,65 +214,13 @@ class LedgerCallback(Callback):
 
     def standing(self, now: float) -> SearchStatus:
         """Where the search stands at `now` of the monotonic clock."""
-        elapsed_s = now - self._started if self._started else 0.0
-        images = self._images - self._images_before
-        rate = images / elapsed_s if elapsed_s else 0.0
-        return SearchStatus(
-            name=self._space.name,
-            metric=self._space.objective.metric,
-            wanted=self.wanted,
-            budget=self._space.budget.images,
-            networks=self._space.objective.networks,
-            ended=dict(self._ended),
-            waiting=len(self._ledger.trials) - self._ended.total() - len(self._running),
-            running=[self._ledger.trials[number] for number in sorted(self._running)],
-            best=self._best,
-            rungs=[*self._rungs()],
-            images=images,
-            images_per_s=rate,
-            elapsed_s=elapsed_s,
-            left_s=self._left_s(rate),
-            searched=[spec.name for spec in self._space.parameters if spec.kind != "fixed"],
-            leading=self._leads(),
-            ended_before=self._ended_before,
+        return self._counts.status(
+            [self._ledger.trials[number] for number in sorted(self._running)],
+            self.wanted,
+            now - self._started if self._started else 0.0,
             gpu_hours=self.gpu_seconds() / 3600 if self._gpus else None,
             gpus=sum(map(self._held, self._running)),
         )
-
-    def _compare(self, number: int, value: float | None) -> None:
-        leading = self._leading[1] if self._leading else None
-        if self._ledger.trials[number].state != "failed" and self._space.objective.improves(value, leading):
-            self._leading = number, value
-
-    def _leads(self) -> TrialResult | None:
-        """The trial with the best report so far, where it is better than the best that has completed."""
-        if self._leading is None or self._space.objective.networks > 1:
-            return None
-        trial, best = self._ledger.trials[self._leading[0]], self._best.value if self._best else None
-        return trial if self._space.objective.improves(trial.value, best) else None
-
-    def _rungs(self) -> Iterator[RungCount]:
-        for level, values in self._scheduler.rule.reached.items():
-            yield RungCount(level, len(values), self._stopped[f"rung_{level}"])
-        reached = self._scheduler.race.reached if self._scheduler.race else {}
-        for folds, (level, values) in enumerate(reached.items(), start=1):
-            yield RungCount(level, len(values), self._stopped[f"folds_{folds}"])
-
-    def _left_s(self, rate: float) -> float | None:
-        """From the images that trials took so far, which are few at first: then the plan's expectation counts more."""
-        until = self._deadline - time.time()
-        if not rate:
-            return until if math.isfinite(until) else None
-        ended = self._ended.total()
-        each = (self._ended_images + _PLAN_WEIGHS * self._expected) / (ended + _PLAN_WEIGHS)
-        budget, networks = self._space.budget.images, self._space.objective.networks
-        running = [self._ledger.trials[number].images_seen for number in self._running]
-        later = [seen for seen in running if seen >= budget]  # past the first fold; the plan ends none of them
-        first = (self.wanted - ended - len(later)) * each - (self._images - self._ended_images - sum(later))
-        if ended + len(running) >= self.wanted:  # those that are left may take more than what was expected of all
-            first = max(first, sum(budget - seen for seen in running if seen < budget))
-        images = max(0.0, first) + sum(budget * networks - seen for seen in later)
-        return max(0.0, min(until, images / rate))
 
     def _fail_lost(self, trials: Iterable[Trial]) -> None:
         """Tune drops a trial without a word when a reused worker cannot be reset: it would hold its slot for ever."""
@@ -331,7 +265,7 @@ class LedgerCallback(Callback):
     @property
     def ended(self) -> int:
         """Trials that have."""
-        return self._ended.total()
+        return self._counts.ended.total()
 
     def grew(self, number: int, slots: int) -> None:
         """A running trial has so many slots from now on, each with the accelerators of one."""
@@ -348,19 +282,6 @@ class LedgerCallback(Callback):
         running = sum((now - self._marks[number]) * self._held(number) for number in self._running)
         return sum(trial.cost_gpu_s for trial in self._ledger.trials.values()) + running
 
-    def _count(self, trial: TrialResult) -> None:
-        if trial.state != "running":
-            self._ended[trial.state] += 1
-            self._ended_images += trial.images_seen
-            self._stopped[trial.reason] += 1
-        best = self._best.value if self._best else None
-        if trial.state == "completed" and trial.objective.improves(trial.value, best):
-            self._best = trial
-        if trial.state == "failed" and self._leading and self._leading[0] == trial.number:
-            self._leading = None
-            for other in self._ledger.trials.values():
-                self._compare(other.number, other.value)
-
     def _has_ended(self, number: int) -> bool:
         """Whether a trial was ended from outside, whose process goes on until it is killed; said once."""
         ended = self._ledger.trials[number].state != "running"
@@ -374,24 +295,24 @@ class LedgerCallback(Callback):
         self._say_ended(number)
 
     def _say_ended(self, number: int) -> None:
-        trial, before = self._ledger.trials[number], self._best
-        self._count(trial)
+        trial, before = self._ledger.trials[number], self._counts.best
+        self._counts.count(trial)
         self._running.discard(number)
-        if self.messages and self._best is trial:
-            self.messages.better(trial, before.value if before else None, self._ended.total(), self.wanted)
+        if self.messages and self._counts.best is trial:
+            self.messages.better(trial, before.value if before else None, self._counts.ended.total(), self.wanted)
         metric = trial.objective.metric
         value = f"{metric} {trial.value:.4f}" if trial.value is not None else f"no {metric}"
         reason = format_failure(trial) if trial.state == "failed" else trial.reason
         why = f" ({reason})" if reason else " (at chance)" if trial.at_chance else ""
         seen = f"after {trial.images_seen:,} images"
-        say(f"trial {number} {trial.state}{why}: {value} {seen}; {format_best(self._best)}")
+        say(f"trial {number} {trial.state}{why}: {value} {seen}; {format_best(self._counts.best)}")
 
     def summary(self) -> str:
         """One line on a search that has ended."""
-        states = ", ".join(f"{self._ended[state]} {state}" for state in ("completed", "pruned", "failed"))
+        ended = self._counts.ended
         return (
-            f"search {self._ledger.record.name}: {self._ended.total()} trials ended ({states}), "
-            f"{self._images:,} images; {format_best(self._best)}{self._notes()}"
+            f"search {self._ledger.record.name}: {ended.total()} trials ended ({format_states(ended)}), "
+            f"{self._counts.images:,} images; {format_best(self._counts.best)}{self._notes()}"
         )
 
     def _notes(self) -> str:

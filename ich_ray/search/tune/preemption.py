@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 import threading
 import time
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
-from filelock import FileLock, Timeout
 
 from ich_ray.errors import ConfigError
 from ich_ray.ray_internals import drain_node, draining_nodes
 from ich_ray.search.tune.notices import follow, service_of
+from ich_ray.storage import holds_machine_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,19 +85,11 @@ def _watch(service: MetadataService, node: str, wait: Callable[[float], object] 
     follow(service, lambda notice: _tell(node, notice), wait)
 
 
-@lru_cache
-def _lock(node: str) -> FileLock:
-    return FileLock(Path(tempfile.gettempdir()) / f"ich-ray-notices-{os.getuid()}-{node[:16]}.lock", mode=0o600)
-
-
 def _is_the_one(node: str) -> bool:
     try:
-        _lock(node).acquire(blocking=False)
-    except Timeout:
-        return False
+        return holds_machine_lock(f"notices-{os.getuid()}-{node[:16]}")
     except OSError:
         return True  # two that ask are better than none
-    return True
 
 
 def _tell(node: str, notice: Notice) -> bool:

@@ -8,20 +8,15 @@ Ray: what a machine is asked stands in `is_admitted`, which the process of a tri
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import defaultdict
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from filelock import FileLock, Timeout
 
 from ich_ray.errors import IchRayError
 from ich_ray.progress import say
 from ich_ray.results import PREEMPTED, LostAttempt, QuarantineNote
 from ich_ray.search.ledger import Verdict
-from ich_ray.storage import sha256
+from ich_ray.storage import holds_machine_lock, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -259,15 +254,8 @@ def is_admitted(notes: Iterable[QuarantineNote], node: str, devices: Collection[
     )
 
 
-@lru_cache
-def _lock(name: str) -> FileLock:
-    digest = sha256(name.encode())[:16]
-    return FileLock(Path(tempfile.gettempdir()) / f"ich-ray-first-{digest}.lock", mode=0o600)
-
-
 def _holds_lock(name: str) -> bool:
     try:
-        _lock(name).acquire(blocking=False)
-    except (Timeout, OSError):
+        return holds_machine_lock(f"first-{sha256(name.encode())[:16]}")
+    except OSError:
         return False
-    return True

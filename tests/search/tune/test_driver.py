@@ -1,28 +1,16 @@
 from __future__ import annotations
 
-import copy
-import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray import tune
 
 from ich_ray.errors import IchRayError, Interrupted
 from ich_ray.results import TrialResult
 from ich_ray.search.ledger import Ledger
-from ich_ray.search.tune.driver import Driver, _Resources, check_own_ends
+from ich_ray.search.tune.driver import Driver, check_own_ends
 from tests.records import make_record
-
-
-def test_trials_share_what_they_need_of_a_machine() -> None:
-    shared = _Resources([{"CPU": 2, "GPU": 0.5}])
-    assert copy.deepcopy({"resources": shared})["resources"] is shared
-    sent = pickle.loads(pickle.dumps(shared))  # noqa: S301
-    assert type(sent) is tune.PlacementGroupFactory
-    assert sent == shared
-    assert sent.required_resources == {"CPU": 2, "GPU": 0.5}
 
 
 def test_a_search_that_machines_have_ended_is_no_success() -> None:

@@ -98,7 +98,7 @@ def test_trials_that_still_train_are_counted_when_none_is_left_to_start(driver: 
 
 
 def test_the_best_report_so_far_leads_until_its_trial_fails(driver: Driver) -> None:
-    leads = driver.ledger_callback._leads
+    leads = driver.ledger_callback._counts.leads
     first, second, third = driver.start(), driver.start(), driver.start()
     assert leads() is None
     driver.report(first, 100, 0.5)
@@ -265,7 +265,7 @@ def test_a_trial_that_had_to_begin_anew_names_no_state_until_it_has_one(driver: 
 
 def test_nothing_is_known_before_the_first_report(driver: Driver) -> None:
     driver.start()
-    driver.ledger_callback._deadline = float("inf")
+    driver.ledger_callback._counts._deadline = float("inf")
     assert driver.ledger_callback.standing(time.monotonic() + 5).left_s is None
 
 
@@ -304,14 +304,14 @@ def test_trials_that_wait_for_a_machine_end_with_the_time_of_the_search(
     driver.asha.stopping[3] = Verdict("pruned", "stopped_by_request")
     look([asked, starts, runs])
     assert (stopped.pop(), driver.ledger.trials.pop(3).reason) == (3, "stopped_by_request")
-    driver.ledger_callback._ended.clear()
+    driver.ledger_callback._counts.ended.clear()
     monkeypatch.setattr(driver.asha, "_limit", lambda: hours)
     for _ in range(2):
         look([waits, starts, runs])
     assert [trial.state for trial in driver.ledger.trials.values()] == ["pruned", "running", "running"]
     assert driver.ledger.trials[0].reason == "hours"
     assert stopped == [0, 0], "Tune asks for it no more after the first"
-    assert driver.ledger_callback._ended == {"pruned": 1}
+    assert driver.ledger_callback._counts.ended == {"pruned": 1}
 
 
 def test_a_table_is_drawn_at_most_twice_a_second_and_lines_are_said_without_one(
@@ -513,7 +513,7 @@ def test_a_trial_that_has_ended_and_that_tune_recovers_is_stopped_there(
     driver.ledger_callback.on_trial_start(0, [], starts)
     driver.report(starts, 200, 0.9)
     assert driver.ledger.trials == ended
-    assert driver.ledger_callback._ended == {"failed": 2}
+    assert driver.ledger_callback._counts.ended == {"failed": 2}
     assert driver.ledger_callback.standing(time.monotonic()).running == []
     assert [line.partition(" (")[0] for line in said] == ["trial 0 failed", "trial 1 failed"]
 
@@ -525,4 +525,4 @@ def test_a_report_of_a_trial_that_was_to_be_killed_changes_nothing(driver: Drive
     ended = driver.ledger.trials[0]
     driver.report(trial, 200, 0.9)
     assert driver.ledger.trials[0] is ended
-    assert driver.ledger_callback._ended == {"failed": 1}
+    assert driver.ledger_callback._counts.ended == {"failed": 1}

@@ -10,6 +10,7 @@ import pytest
 
 from ich_ray.search.tune import preemption
 from ich_ray.search.tune.notices import SETTING, Notice
+from ich_ray.storage import locks
 
 NODE = "ab" * 28
 
@@ -18,8 +19,8 @@ NODE = "ab" * 28
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(preemption, "_heard", [])
     monkeypatch.setattr(preemption.platform, "node", lambda: "spot-7")
-    monkeypatch.setattr(preemption.tempfile, "gettempdir", lambda: str(tmp_path))
-    preemption._lock.cache_clear()
+    monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(tmp_path))
+    locks._machine_lock.cache_clear()
     preemption.watch_notices.cache_clear()
 
 

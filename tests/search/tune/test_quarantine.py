@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import pytest
 from ich_ray.errors import IchRayError
 from ich_ray.results import LostAttempt, QuarantineNote, SearchRecord, open_search
 from ich_ray.search.ledger import Ledger
-from ich_ray.search.tune import quarantine as module
 from ich_ray.search.tune.quarantine import DECLINED, Quarantine, is_admitted
 
 LOST = LostAttempt(node="a", host="host-a", cause="storage", images_seen=0, time=1.0)
@@ -257,7 +257,7 @@ def test_a_search_that_goes_on_remembers_who_is_out(tmp_path: Path) -> None:
 
 def test_after_a_quarantine_one_trial_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     note = QuarantineNote(node="a", host="host-a", cause="device", since=1000.0, until=1600.0)
     assert is_admitted([note], "b", [], "s", 1100.0)
     assert not is_admitted([note], "a", [], "s", 1100.0)

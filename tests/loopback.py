@@ -1,4 +1,4 @@
-"""A server on loopback in place of one that the package asks."""
+"""A server on loopback, for as long as a test needs it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @contextmanager
-def answering_with(door: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The address at which `door` answers."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), door)
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
