@@ -42,9 +42,9 @@ from benchmarks.efficiency.course import course
 from benchmarks.efficiency.methods import METRIC, Ours
 from ich_ray.refit.confirm_race import SHARE
 from ich_ray.refit.racing import Race
-from ich_ray.results import Report, TrialResult
 from ich_ray.search import ledger as ledgers
 from ich_ray.search.value_model import ValueModel, smoothed_best
+from ich_ray.search_records import Report, TrialResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

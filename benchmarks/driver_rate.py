@@ -27,7 +27,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ich_ray.results import SearchRecord
 from ich_ray.search import ledger as ledgers
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.space.space import RandomSuggest
@@ -36,6 +35,7 @@ from ich_ray.search.stopping.asha import AshaRungs
 from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.sampler import LedgerSampler
 from ich_ray.search.tune.scheduler import StoppingScheduler
+from ich_ray.search_records import SearchRecord
 
 FLOOR = 0.14
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ich_ray.results import Objective
 from ich_ray.search.plan.growth import RunningTrial, efficiency_of, growing
 from ich_ray.search.stopping.asha import AshaRungs
+from ich_ray.search_records import Objective
 
 if TYPE_CHECKING:
     from ich_ray.search.space.space import Budget

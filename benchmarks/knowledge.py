@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 
     from benchmarks.efficiency.course import Training
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.results import TrialResult
     from ich_ray.search.space.constraints import Refuses
     from ich_ray.search.space.space import SearchSpace
+    from ich_ray.search_records import TrialResult
 
 AT_MOST = 100 * IMAGES
 TAUGHT = 100  # trials

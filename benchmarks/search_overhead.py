@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from ich_ray import cli
-from ich_ray.results import SearchRecord, SearchResult
+from ich_ray.results import SearchResult
 from ich_ray.runtime import connected
 from ich_ray.search import ledger
 from ich_ray.search.run import run_search
@@ -35,6 +35,8 @@ from tests.search.fakes import FakeTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ich_ray.search_records import SearchRecord
 
 REPORTS = 4
 READING = {"the best ten": [], "all as JSON": ["--json", "--top", "100000"]}

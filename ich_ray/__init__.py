@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from ich_ray.refit.adapt import adapt
     from ich_ray.refit.confirm import confirm
     from ich_ray.refit.retrain import retrain
-    from ich_ray.results import SearchResult, TrialResult, open_search
+    from ich_ray.results import SearchResult, open_search
     from ich_ray.search.audit.search_audit import Audit, audit
     from ich_ray.search.control import control_search
     from ich_ray.search.export import export
     from ich_ray.search.plan.plan_report import SearchPlan, plan_search
     from ich_ray.search.run import run_search
+    from ich_ray.search_records import TrialResult
 
 _HOMES = {
     "Audit": "ich_ray.search.audit.search_audit",
@@ -40,7 +41,7 @@ _HOMES = {
     "SearchPlan": "ich_ray.search.plan.plan_report",
     "PreparedDataset": "ich_ray.data.dataset",
     "SearchResult": "ich_ray.results",
-    "TrialResult": "ich_ray.results",
+    "TrialResult": "ich_ray.search_records",
     "adapt": "ich_ray.refit.adapt",
     "audit": "ich_ray.search.audit.search_audit",
     "calibrate": "ich_ray.assess.calibration",

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from ich_ray.data.identities import FileIdentity
     from ich_ray.pipeline import RunResult
     from ich_ray.refit.confirmation import Candidate, Confirmation
-    from ich_ray.results import Parameter, RequestNote, SearchResult, TrialResult
+    from ich_ray.results import SearchResult
     from ich_ray.search.audit.search_audit import Audit
     from ich_ray.search.control import Reply
     from ich_ray.search.plan.plan_report import SearchPlan
+    from ich_ray.search_records import Parameter, RequestNote, TrialResult
     from ich_ray.side_by_side import SideBySide
 
 __all__ = [

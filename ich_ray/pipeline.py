@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from ich_ray import progress
 from ich_ray.ct.windowing import DEFAULT_WINDOWS
 from ich_ray.errors import ConfigError
-from ich_ray.results import SearchResult, TrialResult, open_search
+from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.request import TrialResources
 from ich_ray.search.space.builtin_spaces import builtin_space
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ich_ray.refit.confirmation import Confirmation
     from ich_ray.refit.retrain_record import RetrainCourse
     from ich_ray.search.request import TrialKeywords
+    from ich_ray.search_records import TrialResult
     from ich_ray.vocabulary import TtaView
 
 __all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "demo", "finish", "run"]

@@ -22,7 +22,8 @@ from ich_ray.storage import exists, read_record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ich_ray.results import SearchResult, TrialResult
+    from ich_ray.results import SearchResult
+    from ich_ray.search_records import TrialResult
     from ich_ray.statistics.pooling import FoldPart
 
 __all__ = ["ComparedPair", "ComparedSearch", "SideBySide", "side_by_side"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ich_ray.results import SearchRecord
+from ich_ray.search_records import SearchRecord
 
 
 def make_record(**fields: Any) -> SearchRecord:

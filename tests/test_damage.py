@@ -21,7 +21,7 @@ from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 from ich_ray.model.pretrained_weights import read_weights
-from ich_ray.results import WeightsNote
+from ich_ray.search_records import WeightsNote
 from ich_ray.storage import sha256
 from ich_ray.training.state import TrainingState
 from tests.prepared import make_dataset

@@ -10,20 +10,9 @@ from upath import UPath
 
 import ich_ray
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
-from ich_ray.results import (
-    RESULT_COLUMNS,
-    CheckpointReference,
-    FoldNote,
-    LogitsReference,
-    Objective,
-    Report,
-    SearchResult,
-    TrialResult,
-    TrialState,
-    best_first,
-    open_search,
-)
+from ich_ray.results import RESULT_COLUMNS, SearchResult, best_first, open_search
 from ich_ray.search.ledger import Ledger, Verdict
+from ich_ray.search_records import CheckpointReference, Objective, Report, TrialResult
 from ich_ray.usage import ReportUsage, Usage
 from tests.records import make_record
 
@@ -148,48 +137,6 @@ def test_a_search_is_read_from_object_storage(tmp_path: Path) -> None:
     assert found.best().number == 2
 
 
-@pytest.mark.parametrize(
-    ("values", "best"),
-    [([0.1, 0.3, 0.3, 0.2], 200), ([None, 0.2], 200), ([math.nan, 0.1, math.inf], 200), ([None], None), ([], None)],
-)
-def test_the_earliest_best_report_counts_and_only_finite_ones(values: list[float | None], best: int | None) -> None:
-    reports = tuple(
-        Report(images_seen=100 * (index + 1), metrics={"average_precision": value}, elapsed_s=1.0, time=0.0)
-        for index, value in enumerate(values)
-    )
-    trial = TrialResult(number=0, parameters={}, reports=reports)
-    assert (trial.best_report.images_seen if trial.best_report else None) == best
-    assert trial.metrics == ({"average_precision": values[best // 100 - 1]} if best else {})
-
-
-def test_what_is_not_finite_is_none_in_a_report() -> None:
-    report = Report(images_seen=1, metrics={"a": math.nan, "b": -math.inf, "c": None, "d": 0.5}, elapsed_s=1, time=0)
-    assert report.metrics == {"a": None, "b": None, "c": None, "d": 0.5}
-
-
-def test_an_objective_says_which_is_better() -> None:
-    assert Objective().better(0.2, 0.1)
-    assert not Objective(metric="log_loss", mode="min").better(0.2, 0.1)
-    assert (Objective().sign, Objective(mode="min").sign) == (1, -1)
-
-
-@pytest.mark.parametrize(
-    ("value", "best", "improves"),
-    [
-        (0.2, 0.1, True),
-        (0.1, 0.1, False),
-        (0.1, None, True),
-        (None, None, False),
-        (math.nan, None, False),
-        (math.inf, 0.1, False),
-    ],
-)
-def test_a_value_improves_on_the_best_if_it_is_finite_and_better(
-    value: float | None, best: float | None, improves: bool
-) -> None:
-    assert Objective().improves(value, best) is improves
-
-
 @pytest.mark.parametrize(("mode", "numbers"), [("max", [2, 0, 3, 1]), ("min", [1, 0, 3, 2])])
 def test_of_trials_that_are_equally_good_the_first_is_best(mode: Literal["max", "min"], numbers: list[int]) -> None:
     objective = Objective(mode=mode)
@@ -212,14 +159,6 @@ def test_trials_are_in_order_of_their_numbers(tmp_path: Path) -> None:
     (folder / "100000.json").write_text(json.dumps(late))
     (folder / ".00001.json.0badf00d.tmp").write_text("half a fi")
     assert [trial.number for trial in open_search(tmp_path / "s").trials] == [0, 1, 2, 3, 4, 100_000]
-
-
-def test_amendments_change_what_is_wanted() -> None:
-    amended = make_record().model_copy(
-        update={"amendments": ({"time": 1.0, "trials": 20}, {"time": 2.0, "warm_start": "/a"}, {"trials": 30})}
-    )
-    assert (make_record().wanted, amended.wanted) == (9, 30)
-    assert (make_record().warm_starts, amended.warm_starts) == ((), ("/a",))
 
 
 def test_no_search_is_told(tmp_path: Path) -> None:
@@ -254,31 +193,3 @@ def test_the_package_opens_searches(tmp_path: Path) -> None:
     search(tmp_path)
     found = ich_ray.open_search(str(tmp_path / "s"))
     assert repr(found) == f"SearchResult({str(tmp_path / 's')!r}, 5 trials)"
-
-
-def test_a_trial_with_folds_is_judged_by_its_last_whole_fold() -> None:
-    def report(fold: int, images: int, value: float | None, own: float) -> Report:
-        logits = LogitsReference(file=f"logits/00000/{fold}", sha256="0" * 64)
-        note = FoldNote(number=fold, images_seen=images, whole=images == 200, value=own, logits=logits)
-        metrics = {"average_precision": value}
-        return Report(images_seen=200 * fold + images, metrics=metrics, elapsed_s=1.0, time=1.0, fold=note)
-
-    reports = (
-        report(0, 100, 0.9, 0.9),
-        report(0, 200, 0.7, 0.7),
-        report(1, 100, 0.6, 0.3),
-        report(1, 200, 0.5, 0.2),
-        report(2, 100, 0.95, 0.99),
-    )
-
-    def judged(count: int, state: TrialState = "running") -> tuple[float | None, int, tuple[float | None, ...], bool]:
-        trial = TrialResult(number=0, parameters={}, reports=reports[:count], state=state)
-        return trial.value, trial.folds_done, trial.fold_values, trial.keeps_logits
-
-    assert judged(0) == (None, 0, (), True)
-    assert judged(1) == (0.9, 0, (0.9,), True)
-    assert judged(1, "pruned") == (0.9, 0, (0.9,), False)
-    assert judged(2, "pruned") == (0.9, 1, (0.9,), True)
-    assert judged(3) == (0.9, 1, (0.9,), True)  # the second one has just begun
-    assert judged(5, "pruned") == (0.6, 2, (0.9, 0.3), True)
-    assert judged(5, "failed") == (0.6, 2, (0.9, 0.3), False)

@@ -11,12 +11,12 @@ import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from ich_ray.results import SearchRecord
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.space.space import RandomSuggest
 from ich_ray.search.stopping.asha import AshaRungs
 from ich_ray.search.tune.sampler import LedgerSampler, _Asked
 from ich_ray.search.tune.scheduler import StoppingScheduler
+from ich_ray.search_records import SearchRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ from ich_ray.data.dataset import LARGEST_SIZE, RoleCounts
 from ich_ray.data.folds import roles_of
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.input_shape import input_channels, input_shape
-from ich_ray.results import WeightsNote, judged
+from ich_ray.search_records import WeightsNote, judged
 from ich_ray.storage import (
     Count,
     Fingerprint,

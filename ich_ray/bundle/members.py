@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import WeightsNote
+from ich_ray.search_records import WeightsNote
 from ich_ray.storage import Count, Record, Seed
 
 if TYPE_CHECKING:

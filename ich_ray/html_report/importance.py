@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from numpy.typing import NDArray
 
-    from ich_ray.results import SearchResult, TrialResult
+    from ich_ray.results import SearchResult
     from ich_ray.search.space.space import SearchSpace
+    from ich_ray.search_records import TrialResult
 
 __all__ = ["LEAST_TRIALS", "Importances", "importance_bars", "importances"]
 

@@ -19,7 +19,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import IchRayError, IntegrityError
 from ich_ray.refit.confirmation import Confirmation, chosen_trial
 from ich_ray.refit.retrain_record import Retraining
-from ich_ray.results import SearchResult, TrialResult, open_network_search
+from ich_ray.results import SearchResult, open_network_search
 from ich_ray.storage import Location, read_record, read_table
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.assess.study_figures import StudyFigures
+    from ich_ray.search_records import TrialResult
 
 __all__ = ["Inputs", "Predictions", "StudyTable", "gather", "read_predictions"]
 

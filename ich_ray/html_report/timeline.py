@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import plotly.graph_objects as go
 
-    from ich_ray.results import TrialResult
+    from ich_ray.search_records import TrialResult
 
 __all__ = ["slots", "timeline"]
 

@@ -33,7 +33,7 @@ from ich_ray.refit.confirmation import Candidate, Confirmation, Kind
 from ich_ray.refit.race_record import LEVEL, RaceNote
 from ich_ray.refit.racing import Race
 from ich_ray.refit.retrain_record import searched_budget
-from ich_ray.results import Objective, SearchRecord, SearchResult, TrialResult, open_network_search, open_search
+from ich_ray.results import SearchResult, open_network_search, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.best_states import keep_only
 from ich_ray.search.ledger import Ledger, differences, trial_seed
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from ich_ray.search.request import TrialKeywords
     from ich_ray.search.tune.trial import Trainer
+    from ich_ray.search_records import Objective, SearchRecord, TrialResult
 
 __all__ = ["DEFAULT_FOLDS", "confirm"]
 

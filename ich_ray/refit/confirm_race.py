@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ich_ray.refit.racing import Race, Standing
-    from ich_ray.results import TrialResult
     from ich_ray.search.ledger import Ledger
+    from ich_ray.search_records import TrialResult
 
 __all__ = ["SHARE", "Runner", "dropped", "standing_trainings", "trainings_allowed", "unusable"]
 

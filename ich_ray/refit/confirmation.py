@@ -5,14 +5,17 @@ Trains nothing and knows no Ray: whoever reads confirm.json needs no more than t
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from ich_ray.errors import IntegrityError
 from ich_ray.refit.race_record import Dropped, RaceNote
-from ich_ray.results import Objective, SearchResult, TrialResult
+from ich_ray.search_records import Objective, TrialResult
 from ich_ray.storage import Count, Record, SearchFiles, Seconds, Share, Time, read_record
+
+if TYPE_CHECKING:
+    from ich_ray.results import SearchResult
 
 __all__ = ["Candidate", "Confirmation", "Kind", "chosen_trial", "confirmed"]
 

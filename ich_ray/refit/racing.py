@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ich_ray.results import TrialResult
     from ich_ray.search.value_model import ValueModel
+    from ich_ray.search_records import TrialResult
 
 __all__ = ["ENOUGH", "Race", "Standing"]
 

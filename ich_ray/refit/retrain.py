@@ -48,9 +48,10 @@ from ich_ray.refit.retrain_record import (
     parse_views,
     planned,
 )
-from ich_ray.results import Objective, SearchResult, TrialResult, open_network_search
+from ich_ray.results import SearchResult, open_network_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import trial_seed
+from ich_ray.search_records import Objective, TrialResult
 from ich_ray.storage import Location, locate, read_record, remove, write_json
 
 if TYPE_CHECKING:

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from ich_ray.model.sequence_networks import SequenceNetwork
     from ich_ray.model.sequence_parameters import SequenceParameters
     from ich_ray.refit.sequence_figures import ReadSlices
-    from ich_ray.results import SearchResult, TrialResult
+    from ich_ray.results import SearchResult
     from ich_ray.search.tune.trial import Trainer
+    from ich_ray.search_records import TrialResult
     from ich_ray.storage import Location
 
 __all__ = ["DEFAULT_TRIALS", "read_slices", "sequence", "space_for"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
-    from ich_ray.results import Objective, TrialResult
+    from ich_ray.search_records import Objective, TrialResult
     from ich_ray.training.checkpoint_store import SavedState
 
 __all__ = ["BestStates", "best_state", "keep_only"]

@@ -13,9 +13,10 @@ import numpy as np
 
 from ich_ray.errors import IntegrityError
 from ich_ray.progress import say
-from ich_ray.results import Chance, Chances, best_first
+from ich_ray.results import best_first
 from ich_ray.search.ledger import MOST_LOGITS
 from ich_ray.search.out_of_fold import OutOfFold, kept_logits, part_of, read_logits, save_logits
+from ich_ray.search_records import Chance, Chances
 from ich_ray.statistics.pooling import chances_of_best
 from ich_ray.storage import write_json
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.results import LogitsReference, Objective, TrialResult
     from ich_ray.search.ledger import Ledger
+    from ich_ray.search_records import LogitsReference, Objective, TrialResult
     from ich_ray.statistics.pooling import FoldPart
     from ich_ray.storage import SearchFiles
 

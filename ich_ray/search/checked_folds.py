@@ -17,9 +17,9 @@ from ich_ray.vocabulary import SUBTYPES
 
 if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset, SliceSet
-    from ich_ray.results import Objective, SearchRecord
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.space import SearchSpace
+    from ich_ray.search_records import Objective, SearchRecord
 
 __all__ = ["check_folds_of_search", "check_single_worker", "decided"]
 

@@ -18,13 +18,14 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import ranking_roles, ranking_slices
 from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.progress import say
-from ich_ray.results import MOST_TRIALS, Objective, SearchRecord, TrialResult, open_search
+from ich_ray.results import open_search
 from ich_ray.search.checked_folds import check_folds_of_search, decided
 from ich_ray.search.early_end import EarlyEnd, parse_patience
 from ich_ray.search.export.trackers import parse_target
 from ich_ray.search.ledger import Ledger, differences
 from ich_ray.search.space.yaml_file import SearchSpace, load_space, parse_space
 from ich_ray.search.time_budget import Limits
+from ich_ray.search_records import MOST_TRIALS, Objective, SearchRecord, TrialResult
 from ich_ray.storage import Location, SearchFiles, exists, is_foreign, locate
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ValidationError
 
 from ich_ray.errors import ConfigError
-from ich_ray.results import ControlRequest, RequestNote, SearchRecord, open_search
+from ich_ray.results import open_search
 from ich_ray.search.request_files import post_request, waiting_requests
+from ich_ray.search_records import ControlRequest, RequestNote, SearchRecord
 from ich_ray.storage import (
     Location,
     SearchFiles,
@@ -26,7 +27,7 @@ from ich_ray.storage import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ich_ray.results import Parameter
+    from ich_ray.search_records import Parameter
 
 __all__ = ["Reply", "control_search", "parse_point", "waiting"]
 

@@ -20,8 +20,8 @@ from ich_ray.search.value_model import ValueModel
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ich_ray.results import Objective, TrialResult
     from ich_ray.search.space.space import SearchSpace
+    from ich_ray.search_records import Objective, TrialResult
 
 __all__ = ["EarlyEnd", "EndWatch", "Patience", "end_of", "parse_patience"]
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from ich_ray.errors import ConfigError
-from ich_ray.results import (
+from ich_ray.results import best_first, open_search
+from ich_ray.search_records import (
     FoldNote,
     GrowthNote,
     LogitsReference,
@@ -25,8 +26,6 @@ from ich_ray.results import (
     SearchRecord,
     TrialResult,
     TrialState,
-    best_first,
-    open_search,
 )
 from ich_ray.statistics.metrics import at_chance
 from ich_ray.storage import Location, SearchFiles, exists, locate, remove, write_bytes, write_json

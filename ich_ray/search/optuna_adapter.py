@@ -13,16 +13,16 @@ from optuna.trial import TrialState as OptunaState
 from pydantic import ValidationError
 
 from ich_ray.errors import IntegrityError
-from ich_ray.results import STOPPED_BY_REQUEST
 from ich_ray.search.space.space import Given
+from ich_ray.search_records import STOPPED_BY_REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from optuna.distributions import BaseDistribution
 
-    from ich_ray.results import Parameter, TrialResult
     from ich_ray.search.space.space import SearchSpace
+    from ich_ray.search_records import Parameter, TrialResult
 
 __all__ = ["Recorder", "as_optuna", "drawn_again", "fitting", "outcome", "reached"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter, ValidationError
 
 from ich_ray.errors import IntegrityError
-from ich_ray.results import ControlRequest, RequestId
+from ich_ray.search_records import ControlRequest, RequestId
 from ich_ray.storage import check_regular, exists, first_problem, is_local, parse_json, read_bytes, write_json
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ich_ray.notify.notifier import notifying
 from ich_ray.progress import say
-from ich_ray.results import SearchRecord, SearchResult, open_search
+from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.checked_folds import check_single_worker
 from ich_ray.search.checked_request import validate_request
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.trial import Trainer
     from ich_ray.search.tune.trial_shares import TrialShares
+    from ich_ray.search_records import SearchRecord
 
 __all__ = ["locked", "run_listed", "run_request", "run_search"]
 

@@ -18,8 +18,8 @@ from ich_ray.search.progress_table import format_states
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ich_ray.results import TrialResult
     from ich_ray.search.progress_table import SearchStatus
+    from ich_ray.search_records import TrialResult
 
 __all__ = ["SearchMessages"]
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ich_ray.results import TrialResult
     from ich_ray.search.space.space import ParameterSpec, SearchSpace
+    from ich_ray.search_records import TrialResult
 
 __all__ = ["Observation", "ValueModel", "smoothed_best"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 import torch
 
 from ich_ray.errors import ConfigError, TrialFailure
-from ich_ray.results import ExecutionInfo
+from ich_ray.search_records import ExecutionInfo
 from ich_ray.training.loss import CrossEntropy
 from ich_ray.training.memory import out_of_memory
 

@@ -22,7 +22,8 @@ from ich_ray.watch.standing import expected_of_trial, failures, images_left, mac
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ich_ray.results import SearchRecord, SearchResult, TrialResult
+    from ich_ray.results import SearchResult
+    from ich_ray.search_records import SearchRecord, TrialResult
     from ich_ray.watch.best_so_far import WorkDone
     from ich_ray.watch.followed import FollowedSearch, State
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ich_ray.errors import ConfigError
-from ich_ray.results import OF_NODES
 from ich_ray.search.plan.expected import expected_images, images_to_come
 from ich_ray.search.space.yaml_file import parse_space
+from ich_ray.search_records import OF_NODES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ich_ray.results import LostAttempt, SearchRecord, TrialResult
+    from ich_ray.search_records import LostAttempt, SearchRecord, TrialResult
     from ich_ray.watch.best_so_far import TrialCourse
     from ich_ray.watch.followed import State
 

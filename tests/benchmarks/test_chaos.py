@@ -14,8 +14,8 @@ from benchmarks.chaos.judging import judge
 from benchmarks.chaos.survival import table, upper_bound
 from benchmarks.chaos.training import begun, undisturbed
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import SearchRecord
 from ich_ray.search.ledger import Ledger, Verdict
+from ich_ray.search_records import SearchRecord
 from tests.search.fakes import SPACE
 
 BUDGET = {"images": 300, "report_every": 100}

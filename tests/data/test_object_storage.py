@@ -22,9 +22,10 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.prepare.decode_chunk import run_chunk
 from ich_ray.data.prepare.run import prepare
 from ich_ray.errors import IntegrityError
-from ich_ray.results import SearchRecord, open_search
+from ich_ray.results import open_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import Ledger
+from ich_ray.search_records import SearchRecord
 from tests.data.folders import PATIENTS, SLICES, spoil, uids, write_cohort
 from tests.data.prepare.test_run import check_complete
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ich_ray.cli import call
-from ich_ray.results import RESULT_COLUMNS, TrialResult, open_search
+from ich_ray.results import RESULT_COLUMNS, open_search
+from ich_ray.search_records import TrialResult
 from tests.prepared import make_dataset
 from tests.searched import make_search
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ich_ray.cli import call
-from ich_ray.results import SearchRecord, TrialResult
 from ich_ray.search.export.trackers import TRACKERS, Tracker
+from ich_ray.search_records import SearchRecord, TrialResult
 from tests.prepared import make_dataset
 from tests.searched import make_search
 

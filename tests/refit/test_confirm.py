@@ -26,9 +26,10 @@ from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit import confirm as module
 from ich_ray.refit.confirm import confirm
 from ich_ray.refit.confirmation import Confirmation, chosen_trial
-from ich_ray.results import SearchRecord, open_search
+from ich_ray.results import open_search
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.tune.trial import TrialSettings, train_model
+from ich_ray.search_records import SearchRecord
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from ich_ray.vocabulary import Precision
 from tests.prepared import make_dataset

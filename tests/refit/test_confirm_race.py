@@ -17,11 +17,12 @@ from ich_ray.refit.confirm_race import Runner
 from ich_ray.refit.confirmation import chosen_trial, confirmed
 from ich_ray.refit.race_record import RaceNote
 from ich_ray.refit.racing import Race
-from ich_ray.results import SearchRecord, SearchResult, open_search
+from ich_ray.results import SearchResult, open_search
 from ich_ray.search import cluster_resources, preflight, run
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.preflight import Slots
 from ich_ray.search.space.space import Listed
+from ich_ray.search_records import SearchRecord
 from ich_ray.storage import read_json, write_json
 from tests.prepared import make_dataset
 

@@ -18,7 +18,8 @@ from ich_ray.refit.ensemble_members import check_ensemble, class_weight_shifts, 
 from ich_ray.refit.ray_train import RetrainPlan, _train, best_report
 from ich_ray.refit.retrain import retrain
 from ich_ray.refit.retrain_record import Retraining
-from ich_ray.results import ExecutionInfo, open_search
+from ich_ray.results import open_search
+from ich_ray.search_records import ExecutionInfo
 from ich_ray.storage import SearchFiles, read_json, write_json
 from ich_ray.training.data_parallel import ALONE
 from tests.records import make_confirmation

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ich_ray.refit.confirm_race import dropped, standing_trainings, trainings_allowed, unusable
 from ich_ray.refit.race_record import Dropped
 from ich_ray.refit.racing import Race
-from ich_ray.results import Report, TrialResult, TrialState
 from ich_ray.search.value_model import ValueModel
+from ich_ray.search_records import Report, TrialResult, TrialState
 
 NOISE = 0.01**2
 

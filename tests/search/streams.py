@@ -12,8 +12,8 @@ import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from ich_ray.results import EndCheck, SearchRecord
 from ich_ray.search.ledger import Ledger
+from ich_ray.search_records import EndCheck, SearchRecord
 from tests.search.fakes import SPACE
 
 DRAWN = {"architecture": "resnet18", "learning_rate": 0.001, "dropout": 0.3, "optimizer": "adam"}

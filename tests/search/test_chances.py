@@ -8,13 +8,14 @@ import pytest
 
 from ich_ray.cli import call
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.results import Chance, Chances, Objective, SearchRecord, open_search
+from ich_ray.results import open_search
 from ich_ray.search import chances as module
 from ich_ray.search import ledger as ledgers
 from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.chances import BestLogits, format_chances, write_chances
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.out_of_fold import read_logits
+from ich_ray.search_records import Chance, Chances, Objective, SearchRecord
 from ich_ray.statistics.metrics import average_precision
 from ich_ray.storage import SearchFiles, locate
 from tests.prepared import make_dataset

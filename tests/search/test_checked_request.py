@@ -14,7 +14,6 @@ from ich_ray.cli import call
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import RequestNote
 from ich_ray.search.checked_request import validate_request
 from ich_ray.search.cluster_resources import Machine
 from ich_ray.search.ledger import Ledger
@@ -22,6 +21,7 @@ from ich_ray.search.plan import plan_report
 from ich_ray.search.plan.plan_report import plan_search
 from ich_ray.search.request import SearchRequest
 from ich_ray.search.tune.precompute_features import check_trunks
+from ich_ray.search_records import RequestNote
 from ich_ray.storage import write_bytes
 from tests.search.fakes import SPACE
 

@@ -13,7 +13,7 @@ from upath import UPath
 
 from ich_ray.cli import call
 from ich_ray.errors import ConfigError
-from ich_ray.results import RequestNote, SearchResult, open_search
+from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search import control
 from ich_ray.search.audit.search_audit import audit
@@ -21,6 +21,7 @@ from ich_ray.search.control import control_search
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.request_files import read_request, waiting_requests
 from ich_ray.search.run import run_search
+from ich_ray.search_records import RequestNote
 from ich_ray.storage import file_lock
 from tests.prepared import make_dataset
 from tests.records import make_record

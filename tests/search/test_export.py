@@ -12,12 +12,13 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from ich_ray import cli
 from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.results import SearchRecord, SearchResult, open_search
+from ich_ray.results import SearchResult, open_search
 from ich_ray.search.export import export
 from ich_ray.search.export.mlflow import experiment_name
 from ich_ray.search.export.optuna import as_frozen
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.space.yaml_file import parse_space
+from ich_ray.search_records import SearchRecord
 from ich_ray.usage import ReportUsage
 from tests.search.fakes import SPACE
 

@@ -19,7 +19,6 @@ from ich_ray.model.architectures import ARCHITECTURES, Architecture
 from ich_ray.model.fields import NetworkFields
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
-from ich_ray.results import Objective
 from ich_ray.search import preflight
 from ich_ray.search.cluster_resources import Machine, autoscaled
 from ich_ray.search.plan.expected import plan_trials
@@ -36,6 +35,7 @@ from ich_ray.search.request import TrialResources
 from ich_ray.search.space.space import sampled
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.stopping import STOPPING_RULES, StoppingRule
+from ich_ray.search_records import Objective
 from ich_ray.storage import locate, write_bytes
 from ich_ray.vocabulary import SUBTYPES
 from tests.prepared import make_dataset

@@ -10,13 +10,13 @@ import pytest
 
 from ich_ray import cli, progress
 from ich_ray.errors import ConfigError, IchRayError
-from ich_ray.results import SearchRecord, TrialResult
 from ich_ray.search.export import export, follow, search_streams
 from ich_ray.search.export.event_files import EventFile
 from ich_ray.search.export.follow import TargetStream, has_ended, stream
 from ich_ray.search.export.search_streams import streaming
 from ich_ray.search.export.trackers import TRACKERS, Tracker, parse_target
 from ich_ray.search.ledger import Ledger, Verdict
+from ich_ray.search_records import SearchRecord, TrialResult
 from ich_ray.storage import file_lock, locate
 from tests.search.streams import DRAWN, EACH, begin, end, held, report, usable
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ich_ray.errors import ConfigError
-from ich_ray.results import SearchRecord, open_search
+from ich_ray.results import open_search
 from ich_ray.search import time_budget
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.space.space import Budget
@@ -22,6 +22,7 @@ from ich_ray.search.time_budget import Limits
 from ich_ray.search.tune import ledger_callback
 from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.scheduler import StoppingScheduler
+from ich_ray.search_records import SearchRecord
 from tests.prepared import make_dataset
 from tests.search.fakes import SPACE
 

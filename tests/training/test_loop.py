@@ -17,7 +17,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
-from ich_ray.results import ExecutionInfo
+from ich_ray.search_records import ExecutionInfo
 from ich_ray.statistics.metrics import average_precision, floors, log_loss
 from ich_ray.training import loop
 from ich_ray.training.data_parallel import Shard

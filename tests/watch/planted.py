@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ich_ray.results import TrialResult
+from ich_ray.search_records import TrialResult
 from ich_ray.storage import Location, SearchFiles, locate, write_json
 from ich_ray.watch.server import Watch
 from tests.html_report.fake_search import SPACE, START, fake_trials

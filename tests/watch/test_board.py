@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ich_ray.results import LostAttempt, Objective, QuarantineNote, Report, TrialResult
+from ich_ray.search_records import LostAttempt, Objective, QuarantineNote, Report, TrialResult
 from ich_ray.storage import SearchFiles, write_json
 from ich_ray.watch.best_so_far import course, work
 from ich_ray.watch.board import Board

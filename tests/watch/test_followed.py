@@ -7,7 +7,8 @@ import pytest
 from upath import UPath
 
 from ich_ray.errors import ConfigError
-from ich_ray.results import EndCheck, TrialResult, read_trial
+from ich_ray.results import read_trial
+from ich_ray.search_records import EndCheck, TrialResult
 from ich_ray.storage import SearchFiles, stamp, stamps, write_json
 from ich_ray.watch import followed as module
 from ich_ray.watch.followed import FollowedSearch

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 
 from ich_ray.data.dataset_audit import Check, checked
 from ich_ray.errors import IchRayError, IntegrityError
-from ich_ray.results import SearchResult, TrialResult, WeightsNote
+from ich_ray.results import SearchResult
 from ich_ray.search.audit.ledger_reader import REMEDY, ended_with
 from ich_ray.search.space.space import Given
+from ich_ray.search_records import TrialResult, WeightsNote
 from ich_ray.storage import first_problem, read_json, read_record, sha256
 from ich_ray.training.checkpoint_store import CheckpointStore
 
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
-    from ich_ray.results import CheckpointReference, LogitsReference, Objective
     from ich_ray.search.audit.ledger_reader import LedgerFiles
     from ich_ray.search.space.space import SearchSpace
+    from ich_ray.search_records import CheckpointReference, LogitsReference, Objective
     from ich_ray.storage import SearchFiles
 
 __all__ = ["check_search"]

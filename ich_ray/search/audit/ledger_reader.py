@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.results import SearchRecord, TrialResult
 from ich_ray.search.space.yaml_file import parse_space
+from ich_ray.search_records import SearchRecord, TrialResult
 from ich_ray.storage import SearchFiles, is_held, read_record
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
-    from ich_ray.results import Parameter, SearchResult, TrialResult
+    from ich_ray.results import SearchResult
     from ich_ray.search.space.parameter_sets import ParameterSet
+    from ich_ray.search_records import Parameter, TrialResult
 
 __all__ = ["write_candidates"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ich_ray.errors import ConfigError, IchRayError, first_line
 from ich_ray.progress import say
-from ich_ray.results import SearchRecord, TrialResult, find_search, read_search_record, read_trial
+from ich_ray.results import find_search, read_search_record, read_trial
 from ich_ray.search.export.trackers import parse_target
 from ich_ray.storage import Location, SearchFiles, file_lock, is_held, locate
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ich_ray.search.export.trackers import StreamTarget, Tracker
+    from ich_ray.search_records import SearchRecord, TrialResult
 
 __all__ = ["TargetStream", "Wait", "has_ended", "stream"]
 

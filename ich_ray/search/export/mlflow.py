@@ -10,7 +10,8 @@ from ich_ray.errors import ConfigError, first_line
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
-    from ich_ray.results import SearchRecord, SearchResult, TrialResult
+    from ich_ray.results import SearchResult
+    from ich_ray.search_records import SearchRecord, TrialResult
 
 __all__ = ["METRICS_A_CALL", "STATUS", "experiment_name", "metrics_of", "milliseconds", "write_experiment"]
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from upath import UPath
 
-    from ich_ray.results import Objective, SearchResult, TrialResult
+    from ich_ray.results import SearchResult
     from ich_ray.search.space.space import SearchSpace
+    from ich_ray.search_records import Objective, TrialResult
 
 __all__ = ["as_frozen", "direction_of", "name_metric", "write_study"]
 

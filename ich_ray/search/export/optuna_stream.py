@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-    from ich_ray.results import SearchRecord, TrialResult
+    from ich_ray.search_records import SearchRecord, TrialResult
 
 __all__ = ["StudyStream"]
 

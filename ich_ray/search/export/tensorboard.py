@@ -13,7 +13,8 @@ from ich_ray.storage import locate, remove
 if TYPE_CHECKING:
     from upath import UPath
 
-    from ich_ray.results import SearchResult, TrialResult
+    from ich_ray.results import SearchResult
+    from ich_ray.search_records import TrialResult
 
 __all__ = ["write_events"]
 

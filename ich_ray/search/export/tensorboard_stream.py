@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ich_ray.results import SearchRecord, TrialResult
+    from ich_ray.search_records import SearchRecord, TrialResult
 
 __all__ = ["EventStream"]
 

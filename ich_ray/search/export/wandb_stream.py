@@ -22,7 +22,7 @@ from ich_ray.storage import locate, read_json, write_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ich_ray.results import SearchRecord, TrialResult
+    from ich_ray.search_records import SearchRecord, TrialResult
 
 __all__ = ["WandbStream", "whole_records"]
 

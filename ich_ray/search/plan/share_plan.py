@@ -17,9 +17,9 @@ from ich_ray.search.plan.cost_model import estimate_memory, trial_memory
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ich_ray.results import Parameter
     from ich_ray.search.gpu_shares import DeviceKind
     from ich_ray.search.space.space import SearchSpace
+    from ich_ray.search_records import Parameter
     from ich_ray.vocabulary import Placement
 
 __all__ = ["CONTEXT_BYTES", "Need", "SharePlan", "TrialNeeds", "needed", "plan_shares"]

@@ -17,9 +17,9 @@ from ich_ray.search.space.space import MOST_COMBINATIONS, ParameterSpec, combina
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ich_ray.results import Parameter
     from ich_ray.search.space.parameter_sets import ParameterSet
     from ich_ray.search.space.space import Budget
+    from ich_ray.search_records import Parameter
 
 __all__ = ["ListRules", "candidate_specs", "completed", "in_order"]
 

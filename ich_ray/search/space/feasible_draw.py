@@ -12,9 +12,9 @@ from ich_ray.search.space.space import RandomSuggest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ich_ray.results import Parameter
     from ich_ray.search.space.constraints import Refuses
     from ich_ray.search.space.space import SearchSpace
+    from ich_ray.search_records import Parameter
 
 __all__ = ["check_fits", "first_that_fits"]
 

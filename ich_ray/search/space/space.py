@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.results import Objective, Parameter
     from ich_ray.search.space.parameter_sets import ParameterSet
+    from ich_ray.search_records import Objective, Parameter
 
 __all__ = [
     "KINDS",

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ich_ray.errors import SpaceError, first_line, nearest
-from ich_ray.results import Objective
 from ich_ray.search.space.constraints import Constraints
 from ich_ray.search.space.explicit_trials import ListRules, candidate_specs
 from ich_ray.search.space.parameter_sets import NETWORKS, PARAMETER_SETS, SEQUENCES, Searched
 from ich_ray.search.space.space import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace, same
 from ich_ray.search.stopping import STOPPING_RULES
+from ich_ray.search_records import Objective
 from ich_ray.statistics.metrics import METRICS
 from ich_ray.storage import Location, locate
 from ich_ray.storage.strict_yaml import parse_yaml
@@ -25,7 +25,7 @@ from ich_ray.storage.strict_yaml import parse_yaml
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ich_ray.results import Parameter
+    from ich_ray.search_records import Parameter
 
 __all__ = ["SearchSpace", "check_point", "load_space", "parse_space"]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from ich_ray.search.stopping.base import Course, StoppingRule
 
 if TYPE_CHECKING:
-    from ich_ray.results import Objective
     from ich_ray.search.space.space import Budget
+    from ich_ray.search_records import Objective
 
 __all__ = ["AshaRungs"]
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Self
 
-    from ich_ray.results import Objective, TrialResult
     from ich_ray.search.space.space import Budget
+    from ich_ray.search_records import Objective, TrialResult
 
 __all__ = ["Course", "StoppingRule"]
 

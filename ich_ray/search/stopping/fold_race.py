@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from ich_ray.results import FoldNote, LogitsReference, Objective, TrialResult
     from ich_ray.search.space.space import Budget
+    from ich_ray.search_records import FoldNote, LogitsReference, Objective, TrialResult
 
 __all__ = ["FoldRace"]
 

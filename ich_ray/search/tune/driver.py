@@ -16,7 +16,6 @@ from ray.tune.search import Searcher
 
 from ich_ray.errors import IchRayError, IntegrityError, Interrupted
 from ich_ray.progress import board, say
-from ich_ray.results import EndCheck
 from ich_ray.search.chances import format_chances, write_chances
 from ich_ray.search.cluster_resources import nodes_that_hold
 from ich_ray.search.early_end import EarlyEnd, EndWatch
@@ -38,6 +37,7 @@ from ich_ray.search.tune.trial import TrialSettings, train_model, trial_function
 from ich_ray.search.tune.trial_retries import TrialRetries
 from ich_ray.search.tune.trial_shares import TrialShares, equal_shares
 from ich_ray.search.tune.watchdog import Watchdog
+from ich_ray.search_records import EndCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.results import LogitsReference, TrialResult
     from ich_ray.search.ledger import Ledger, Verdict
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.constraints import Refuses
     from ich_ray.search.space.space import Listed, SearchSpace
     from ich_ray.search.time_budget import Limits
     from ich_ray.search.tune.trial import Trainer
+    from ich_ray.search_records import LogitsReference, TrialResult
     from ich_ray.vocabulary import Placement
 
 __all__ = ["Driver", "check_own_ends"]

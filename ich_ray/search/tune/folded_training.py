@@ -14,8 +14,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import IntegrityError
-from ich_ray.results import FoldNote, Report
 from ich_ray.search.ledger import trial_seed
+from ich_ray.search_records import FoldNote, Report
 from ich_ray.statistics.pooling import pooled_metrics
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.results import ExecutionInfo
     from ich_ray.search.out_of_fold import OutOfFold
+    from ich_ray.search_records import ExecutionInfo
     from ich_ray.statistics.pooling import FoldPart
     from ich_ray.training.checkpoint_store import SavedState
     from ich_ray.usage import ReportUsage

@@ -14,21 +14,14 @@ from ray.tune import Callback
 
 from ich_ray.progress import say
 from ich_ray.ray_internals import forget, process_of
-from ich_ray.results import (
-    NODE_LOST,
-    PREEMPTED,
-    CheckpointReference,
-    ExecutionInfo,
-    FoldNote,
-    LogitsReference,
-    fault_note,
-)
+from ich_ray.results import fault_note
 from ich_ray.search.cluster_resources import host_of, is_gone
 from ich_ray.search.progress_table import format_best, format_failure, format_states
 from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.quarantine import DECLINED
 from ich_ray.search.tune.scheduler import in_queue
 from ich_ray.search.tune.search_counts import SearchCounts
+from ich_ray.search_records import NODE_LOST, PREEMPTED, CheckpointReference, ExecutionInfo, FoldNote, LogitsReference
 from ich_ray.usage import ReportUsage, added, format_bytes
 
 if TYPE_CHECKING:

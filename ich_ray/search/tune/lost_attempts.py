@@ -15,16 +15,16 @@ import ray
 from ray import tune
 
 from ich_ray.errors import IchRayError
-from ich_ray.results import PREEMPTED, SearchRecord
 from ich_ray.search.tune.preemption import draining, format_deadline, is_draining, watch_notices
 from ich_ray.search.tune.quarantine import DECLINED, is_admitted
 from ich_ray.search.tune.train_workers import WorkersLost
+from ich_ray.search_records import PREEMPTED, SearchRecord
 from ich_ray.storage import SearchFiles, locate, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ich_ray.results import QuarantineNote
+    from ich_ray.search_records import QuarantineNote
 
 __all__ = ["admitted", "borrow", "devices_held", "leave_if_draining", "lose", "node_id"]
 

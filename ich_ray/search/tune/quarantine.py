@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ich_ray.errors import IchRayError
 from ich_ray.progress import say
-from ich_ray.results import PREEMPTED, LostAttempt, QuarantineNote
 from ich_ray.search.ledger import Verdict
+from ich_ray.search_records import PREEMPTED, LostAttempt, QuarantineNote
 from ich_ray.storage import holds_machine_lock, sha256
 
 if TYPE_CHECKING:

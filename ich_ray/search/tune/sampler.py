@@ -34,11 +34,11 @@ from ich_ray.search.tune.tpe_history import SubsampledStorage, is_refused
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from ich_ray.results import Parameter, TrialResult
     from ich_ray.search.ledger import Ledger
     from ich_ray.search.space.constraints import Refuses
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.trial_shares import TrialShares
+    from ich_ray.search_records import Parameter, TrialResult
 
 __all__ = ["WORKER_DIED", "LedgerSampler"]
 

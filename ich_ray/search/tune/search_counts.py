@@ -17,10 +17,10 @@ from ich_ray.search.progress_table import RungCount, SearchStatus
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ich_ray.results import TrialResult
     from ich_ray.search.ledger import Ledger
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.scheduler import StoppingScheduler
+    from ich_ray.search_records import TrialResult
 
 __all__ = ["SearchCounts"]
 

@@ -15,11 +15,11 @@ from ray.tune import Callback
 
 from ich_ray.errors import ConfigError, IchRayError, SpaceError
 from ich_ray.progress import say
-from ich_ray.results import STOPPED_BY_REQUEST, ControlRequest, RequestNote
 from ich_ray.search.ledger import Verdict, trial_seed
 from ich_ray.search.request_files import read_request, waiting_requests
 from ich_ray.search.space.feasible_draw import first_that_fits
 from ich_ray.search.space.yaml_file import check_point
+from ich_ray.search_records import STOPPED_BY_REQUEST, ControlRequest, RequestNote
 
 if TYPE_CHECKING:
     from collections.abc import Callable

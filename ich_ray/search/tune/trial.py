@@ -22,7 +22,6 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import HeldOut
 from ich_ray.errors import IchRayError, IntegrityError, TrialFailure
 from ich_ray.registry import registered_here, repeat
-from ich_ray.results import OUT_OF_MEMORY, Objective, Report, finite
 from ich_ray.search.best_states import BestStates
 from ich_ray.search.chances import BestLogits
 from ich_ray.search.out_of_fold import OutOfFold
@@ -32,6 +31,7 @@ from ich_ray.search.tune.lost_attempts import admitted, devices_held, leave_if_d
 from ich_ray.search.tune.preemption import heard
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
 from ich_ray.search.tune.trial_files import TrialFiles, UnwrittenError, reference_to
+from ich_ray.search_records import OUT_OF_MEMORY, Objective, Report, finite
 from ich_ray.storage import SearchFiles, exists, locate, without_credentials
 from ich_ray.training.checkpoint_store import CheckpointStore
 from ich_ray.training.machine_faults import machine_fault
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.model.hyperparameters import Hyperparameters
-    from ich_ray.results import ExecutionInfo
     from ich_ray.search.space.parameter_sets import Searched
+    from ich_ray.search_records import ExecutionInfo
     from ich_ray.training.checkpoint_store import SavedState
     from ich_ray.training.data_parallel import Shard
     from ich_ray.training.loop import Progress

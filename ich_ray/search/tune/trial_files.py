@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ich_ray.results import CheckpointReference
+from ich_ray.search_records import CheckpointReference
 from ich_ray.storage import bytes_written, without_credentials
 from ich_ray.training.async_checkpointing import AsyncCheckpointer
 

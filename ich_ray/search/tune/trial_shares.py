@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ray.tune import Callback, PlacementGroupFactory
 
 from ich_ray.progress import say
-from ich_ray.results import OUT_OF_MEMORY
 from ich_ray.search.gpu_shares import DeviceKind, GpuShares
 from ich_ray.search.ledger import Verdict
 from ich_ray.search.plan.share_plan import CONTEXT_BYTES, Need
+from ich_ray.search_records import OUT_OF_MEMORY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ray.tune.experiment import Trial
 
-    from ich_ray.results import Parameter, TrialResult
     from ich_ray.search.ledger import Ledger
+    from ich_ray.search_records import Parameter, TrialResult
 
 __all__ = ["Kinds", "TrialShares", "equal_shares", "memory_shares"]
 

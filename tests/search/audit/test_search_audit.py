@@ -18,9 +18,10 @@ import ich_ray
 from ich_ray import cli
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError
-from ich_ray.results import CheckpointReference, EndCheck, SearchRecord, SearchResult
+from ich_ray.results import SearchResult
 from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.ledger import Ledger, Verdict
+from ich_ray.search_records import CheckpointReference, EndCheck, SearchRecord
 from ich_ray.storage import file_lock, is_held, locate, sha256, write_json
 from tests.prepared import make_dataset
 

@@ -12,7 +12,6 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
-from ich_ray.results import Report, TrialResult
 from ich_ray.search.plan import cost_model
 from ich_ray.search.plan.cost_model import (
     Memory,
@@ -25,6 +24,7 @@ from ich_ray.search.plan.cost_model import (
     trial_memory,
 )
 from ich_ray.search.space.yaml_file import parse_space
+from ich_ray.search_records import Report, TrialResult
 from tests.prepared import make_dataset
 
 SPACE = {

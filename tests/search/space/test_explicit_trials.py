@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from ich_ray.errors import ConfigError, SpaceError
-from ich_ray.results import SearchRecord
 from ich_ray.search import checked_request, run
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.plan.expected import images_at_most
 from ich_ray.search.space.space import Given, RandomSuggest, SearchSpace
 from ich_ray.search.space.yaml_file import load_space, parse_space
+from ich_ray.search_records import SearchRecord
 from tests.search.tune.test_sampler import end, sampler
 
 BUDGET = {"images": 900, "report_every": 100, "first_rung": 100}

@@ -11,11 +11,11 @@ from upath import UPath
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import Objective
 from ich_ray.search.ledger import trial_seed
 from ich_ray.search.out_of_fold import OutOfFold
 from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
 from ich_ray.search.tune.trial import TrialSettings, train_model
+from ich_ray.search_records import Objective
 from ich_ray.statistics.metrics import average_precision
 from ich_ray.storage import SearchFiles, locate
 from tests.prepared import make_dataset

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.tune.experiment import Trial
 
-from ich_ray.results import SearchRecord, open_search
+from ich_ray.results import open_search
 from ich_ray.search import ledger as ledger_module
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.progress_table import RungCount
@@ -18,6 +18,7 @@ from ich_ray.search.tune import ledger_callback, node_losses
 from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.scheduler import StoppingScheduler
+from ich_ray.search_records import SearchRecord
 from ich_ray.usage import ReportUsage
 from tests.search.test_time_budget import callback_of, start
 

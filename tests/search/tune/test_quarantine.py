@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from ich_ray.errors import IchRayError
-from ich_ray.results import LostAttempt, QuarantineNote, SearchRecord, open_search
+from ich_ray.results import open_search
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.tune.quarantine import DECLINED, Quarantine, is_admitted
+from ich_ray.search_records import LostAttempt, QuarantineNote, SearchRecord
 
 LOST = LostAttempt(node="a", host="host-a", cause="storage", images_seen=0, time=1.0)
 
@@ -262,7 +263,7 @@ def test_after_a_quarantine_one_trial_goes_first(tmp_path: Path, monkeypatch: py
     assert is_admitted([note], "b", [], "s", 1100.0)
     assert not is_admitted([note], "a", [], "s", 1100.0)
     ask = (
-        "import sys; from ich_ray.results import QuarantineNote;"
+        "import sys; from ich_ray.search_records import QuarantineNote;"
         "from ich_ray.search.tune.quarantine import is_admitted;"
         "note = QuarantineNote(node='a', host='host-a', cause='device', since=1000.0, until=1600.0);"
         "sys.exit(0 if is_admitted([note], 'a', [], 's', 1700.0) else 7)"

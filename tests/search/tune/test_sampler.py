@@ -10,7 +10,6 @@ from optuna.trial import TrialState
 
 from ich_ray.errors import IntegrityError
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import Report, TrialResult
 from ich_ray.search.ledger import Ledger, Verdict, trial_seed
 from ich_ray.search.optuna_adapter import fitting, outcome
 from ich_ray.search.space.constraints import Refusal
@@ -18,6 +17,7 @@ from ich_ray.search.space.feasible_draw import first_that_fits
 from ich_ray.search.space.space import RandomSuggest
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.tune.sampler import LedgerSampler
+from ich_ray.search_records import Report, TrialResult
 from tests.records import make_record
 from tests.search.fakes import SPACE
 

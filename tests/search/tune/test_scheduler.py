@@ -3,13 +3,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from ich_ray.results import Objective
 from ich_ray.search.ledger import Verdict
 from ich_ray.search.space.space import Budget
 from ich_ray.search.stopping.asha import AshaRungs
 from ich_ray.search.stopping.fold_race import FoldRace
 from ich_ray.search.tune.quarantine import DECLINED
 from ich_ray.search.tune.scheduler import StoppingScheduler
+from ich_ray.search_records import Objective
 
 BUDGET = Budget(images=900, report_every=100, first_rung=100, reduction=3, min_peers=2)
 

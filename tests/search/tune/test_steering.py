@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ich_ray.results import ControlRequest, RequestNote, open_search
+from ich_ray.results import open_search
 from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.request_files import post_request
@@ -21,6 +21,7 @@ from ich_ray.search.tune.ledger_callback import LedgerCallback
 from ich_ray.search.tune.sampler import LedgerSampler
 from ich_ray.search.tune.scheduler import StoppingScheduler
 from ich_ray.search.tune.steering import Steering
+from ich_ray.search_records import ControlRequest, RequestNote
 from tests.records import make_record
 from tests.search.fakes import SPACE
 from tests.search.test_time_budget import start

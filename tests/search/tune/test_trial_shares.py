@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.results import Objective, fault_note
+from ich_ray.results import fault_note
 from ich_ray.search.gpu_shares import DeviceKind, GpuShares
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.plan.share_plan import CONTEXT_BYTES, Need
@@ -22,6 +22,7 @@ from ich_ray.search.tune import trial_shares
 from ich_ray.search.tune.scheduler import StoppingScheduler
 from ich_ray.search.tune.trial import TrialSettings, _with_share, train_model
 from ich_ray.search.tune.trial_shares import TrialShares, equal_shares
+from ich_ray.search_records import Objective
 from tests.records import make_record
 
 BUDGET = Budget(images=900, report_every=100, first_rung=100, reduction=3, min_peers=2)
