@@ -13,18 +13,13 @@ FENCED = [block for block in ALL if block.kind == "fence"]
 # Pages that are still to be written so that their blocks run. Nobody adds one.
 INDENTED = {
     "README.md",
-    "docs/clusters.md",
     "docs/ensembles.md",
     "docs/knowledge.md",
     "docs/labels.md",
-    "docs/notify.md",
     "docs/predict-studies.md",
     "docs/privacy.md",
     "docs/sequence.md",
-    "docs/steering.md",
-    "docs/streaming.md",
     "docs/studies.md",
-    "docs/watching.md",
 }
 PAGE = """
 Run `ich-ray results first --json` at any time.
