@@ -17,7 +17,7 @@ from types import TracebackType
 
 from tests.docs.blocks import REPOSITORY, Block
 
-LIMIT_S = 300  # of a block
+LIMIT_S = 600  # of a block
 # What a clone has beside the folders that a reader makes.
 _OF_A_CLONE = ("search_spaces", "clusters", "cluster.yaml")
 _EXIT_CODE = re.compile(r"^(.*?)\s*# exit code (\d+)\s*$")
