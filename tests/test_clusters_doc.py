@@ -1,4 +1,4 @@
-"""Commands that docs/clusters.md, the README and the cluster files name are commands of ours and of Ray."""
+"""Commands that the pages on clusters and the cluster files name are commands of ours and of Ray."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from typer.exceptions import TyperException
 
 from ich_ray import cli
 from ich_ray.search.cluster_resources import Machine, autoscaled
+from tests.docs.blocks import blocks
 from tests.test_cluster_yaml import FILES, prepared
 
 REPOSITORY = Path(__file__).parents[1]
-TEXTS = ("docs/clusters.md", "README.md", *FILES, "clusters/kuberay.yaml", "clusters/slurm.sh")
-# A line of a code block or of a comment, or what stands between backticks; all of them may be cut short by "...".
-COMMAND = re.compile(
-    r"^(?:#?\s{3,})((?:ray|ich-ray|sbatch|kubectl) .*)$|`((?:ray|ich-ray|sbatch|kubectl) [^`]+)`", re.MULTILINE
-)
+PAGES = ("docs/clusters.md", "docs/slurm.md")
+TEXTS = (*PAGES, *FILES, "clusters/kuberay.yaml", "clusters/slurm.sh")
+PROGRAMS = r"(?:ray|ich-ray|sbatch|kubectl) "
+# A line of a comment or of YAML, or what stands between backticks; all of them may be cut short by "...".
+COMMAND = re.compile(rf"^#?\s{{3,}}({PROGRAMS}.*)$|`({PROGRAMS}[^`]+)`", re.MULTILINE)
 
 
 def commands(name: str) -> list[list[str]]:
-    text = re.sub(r"\\\n#?\s*", "", (REPOSITORY / name).read_text())
-    if name == "README.md":
-        text = text[text.index("## A cluster") : text.index("## A search space")]
-    return [shlex.split("".join(found).replace("`ray\n", ""), comments=True) for found in COMMAND.findall(text)]
+    if name in PAGES:
+        lines = [line for block in blocks(name) for line in block.text.splitlines() if re.match(PROGRAMS, line)]
+    else:
+        text = re.sub(r"\\\n#?\s*", "", (REPOSITORY / name).read_text())
+        lines = ["".join(found) for found in COMMAND.findall(text)]
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 def group(program: str) -> click.Group:
@@ -73,10 +76,9 @@ def test_every_node_is_started_by_flags_that_ray_knows(name: str, kind: str) -> 
     assert given["head"] is (kind == "head")
 
 
-@pytest.mark.parametrize("file", ["gcp.yaml", "azure.yaml", "onprem.yaml", "kuberay.yaml", "slurm.sh"])
-def test_the_page_and_the_readme_know_every_file(file: str) -> None:
-    for name in ("docs/clusters.md", "README.md"):
-        assert file in (REPOSITORY / name).read_text()
+@pytest.mark.parametrize("file", ["cluster.yaml", "gcp.yaml", "azure.yaml", "onprem.yaml", "kuberay.yaml", "slurm.sh"])
+def test_the_page_knows_every_file(file: str) -> None:
+    assert file in (REPOSITORY / "docs/clusters.md").read_text()
 
 
 @pytest.mark.parametrize(("name", "cpus"), [("cluster.yaml", 8), ("clusters/gcp.yaml", 8), ("clusters/azure.yaml", 24)])
