@@ -36,8 +36,8 @@ SIZES = (128, 256, 384, 512)
 # GPUs, those of a node, and GB of its memory that can hold images.
 CLUSTERS = ((8, 8, 150), (64, 1, 24), (64, 8, 150), (512, 8, 150))
 EFFICIENCIES = (1.0, 0.8, 0.5)
-# Of two CPU processes, by processor time: growth_efficiency.py, 2026-11-30.
-MEASURED = 0.43
+# Of two CPU processes that train a ResNet50, by processor time: growth_efficiency.py, 2026-11-30.
+MEASURED = 0.28
 # For what is told at one alone.
 EFFICIENCY = 0.8
 # Gbit/s between machines; MB of all gradients and images of a batch.
