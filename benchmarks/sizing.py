@@ -2,9 +2,10 @@
 
 Arithmetic on rates, each of them a flag; docs/sizing.md says where the defaults come from. Runs and measures nothing.
 
-The sizes are that of a first search and twice as many pixels a side, one row below the other. The second table is of
-the first size: the course of the same search by growing_course.py, with trials that stay as they are and with some that
-grow onto free slots, at several parallel efficiencies.
+The sizes are that of a first search and twice as many pixels a side, one row below the other. The other tables are of
+the first size, each the course of the same search by growing_course.py: with trials that stay as they are and with some
+that grow onto free slots, at several parallel efficiencies; with a confirmation after it; and with trials that grow
+onto other machines, over networks of several speeds.
 
     python benchmarks/sizing.py [--gpus 1 8 64] [--trials 100] [--images-per-s 1500] [--gpu-hour 0.48] ...
 """
@@ -15,21 +16,35 @@ import argparse
 import math
 import sys
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.growing_course import Costs, course_s
+from benchmarks.growing_course import Confirming, Costs, course_s
 from ich_ray.data.roles import DEFAULT_FRACTIONS
 from ich_ray.search.plan.expected import expected_course
 from ich_ray.search.plan.growth import SWITCH_S
 from ich_ray.search.space.yaml_file import load_space
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "default.yaml"
 SIZES = (128, 256, 384, 512)
 # GPUs, those of a node, and GB of its memory that can hold images.
 CLUSTERS = ((8, 8, 150), (64, 1, 24), (64, 8, 150), (512, 8, 150))
 EFFICIENCIES = (1.0, 0.8, 0.5)
+# Of two CPU processes that train a ResNet50, by processor time: growth_efficiency.py, 2026-11-30.
+MEASURED = 0.28
+# For what is told at one alone.
+EFFICIENCY = 0.8
+# Gbit/s between machines; MB of all gradients and images of a batch.
+NETWORKS = (10, 25, 100)
+STEPS = ((100, 64), (100, 128), (25, 128))
+# Of a step, in which gradients are sent while others are still computed: nothing is before the backward pass.
+BACKWARD = 2 / 3
 # Searches, of other qualities of trials, whose mean is told.
 COURSES = 4
 
@@ -182,29 +197,84 @@ def costs_of(rates: Rates) -> Costs:
     )
 
 
-def courses(rates: Rates, trials: int, gpus: int) -> list[float]:
-    """Mean hours without growth, then at each efficiency; where a node has one GPU nothing grows."""
-    budget, costs, a_node = load_space(SPACE).budget, costs_of(rates), int(rates.gpus_per_node)
+def mean_hours(
+    rates: Rates,
+    trials: int,
+    gpus: int,
+    efficiency: float | Callable[[int], float] | None,
+    confirming: Confirming | None = None,
+    *,
+    across: bool = False,
+) -> float:
+    """Of courses of a search."""
+    course = partial(course_s, load_space(SPACE).budget, costs_of(rates), trials=trials, slots=gpus)
+    course = partial(course, slots_a_node=int(rates.gpus_per_node), efficiency=efficiency, confirming=confirming)
+    return sum(course(seed=seed, across=across) for seed in range(COURSES)) / COURSES / 3600
 
-    def hours(efficiency: float | None) -> float:
-        one = {"trials": trials, "slots": gpus, "slots_a_node": a_node}
-        found = (course_s(budget, costs, **one, efficiency=efficiency, seed=seed) for seed in range(COURSES))
-        return sum(found) / COURSES / 3600
 
-    alone = hours(None)
-    return [alone, *(hours(efficiency) if a_node > 1 else alone for efficiency in EFFICIENCIES)]
+def row(rates: Rates, gpus: int, named: str, several: list[float]) -> str:
+    """A row of Markdown: hours and dollars."""
+    price = gpus * rates.gpu_hour + rates.head_hour
+    cells = (f"{hours:.2f} h, ${hours * price:.0f}" for hours in several)
+    return f"| {named} | {' | '.join(cells)} |"
+
+
+def titles(*columns: str) -> list[str]:
+    return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
 
 
 def growth_table(rates: Rates, trials: int) -> list[str]:
-    """Rows of Markdown: hours and dollars of searches whose trials stay as they are, and of those that grow."""
-    told = " | ".join(f"efficiency {efficiency:g}" for efficiency in EFFICIENCIES)
-    rows = []
+    """Searches whose trials stay as they are, and those that grow; where a node has one GPU nothing does."""
+    at_each = [f"efficiency {efficiency:g}" for efficiency in EFFICIENCIES]
+    rows = titles("GPUs", "on a node", "no growth", *at_each, f"measured, {MEASURED:g}")
     for gpus, a_node, cache_gb in CLUSTERS:
         at = replace(rates, gpus_per_node=a_node, cache_gb=cache_gb)
-        price = gpus * rates.gpu_hour + rates.head_hour
-        cells = (f"{hours:.2f} h, ${hours * price:.0f}" for hours in courses(at, trials, gpus))
-        rows.append(f"| {gpus} | {a_node} | {' | '.join(cells)} |")
-    return [f"| GPUs | on a node | no growth | {told} |", "|---|---|---|---|---|---|", *rows]
+        several = [mean_hours(at, trials, gpus, efficiency) for efficiency in (None, *EFFICIENCIES, MEASURED)]
+        rows.append(row(rates, gpus, f"{gpus} | {a_node}", several))
+    return rows
+
+
+def confirmation_table(rates: Rates, trials: int) -> list[str]:
+    """A search and its confirmation as `run` has it, one after the other and side by side."""
+    ways = {
+        "no growth": (None, Confirming()),
+        "the search grows": (EFFICIENCY, Confirming(grows=False)),
+        "both grow": (EFFICIENCY, Confirming()),
+        "begun when completed": (EFFICIENCY, Confirming(after=1.0)),
+        "begun at a third": (EFFICIENCY, Confirming(after=1 / 3)),
+    }
+    rows = titles("GPUs", "on a node", *ways)
+    for gpus, a_node, cache_gb in CLUSTERS:
+        at = replace(rates, gpus_per_node=a_node, cache_gb=cache_gb)
+        several = [mean_hours(at, trials, gpus, *way) for way in ways.values()]
+        rows.append(row(rates, gpus, f"{gpus} | {a_node}", several))
+    return rows
+
+
+def over_network(rates: Rates, gbit: float, gradients_mb: float, batch: int) -> Callable[[int], float]:
+    """How many times as fast a step is on so many machines.
+
+    A ring sends 2 (n - 1) / n of the gradients through the network of each (Patarasu & Yuan 2009), the more the later
+    in the backward pass; machines wait for what is not sent by its end.
+    """
+
+    def speed(machines: int) -> float:
+        alone_s = batch / rates.images_per_s
+        sent_s = 2 * (machines - 1) / machines * gradients_mb * 8e-3 / gbit
+        step_s = alone_s / machines
+        return alone_s / (step_s + max(0.0, sent_s - BACKWARD * step_s))
+
+    return speed
+
+
+def across_table(rates: Rates, trials: int, gpus: int = 64) -> list[str]:
+    """Searches on nodes of one GPU whose trials grow onto other nodes, as none does yet."""
+    rows = titles("Gbit/s between nodes", *(f"{mb} MB of gradients, batch {batch}" for mb, batch in STEPS))
+    for gbit in NETWORKS:
+        ways = (over_network(rates, gbit, *step) for step in STEPS)
+        rows.append(row(rates, gpus, str(gbit), [mean_hours(rates, trials, gpus, way, across=True) for way in ways]))
+    flat = [mean_hours(rates, trials, gpus, efficiency, across=True) for efficiency in (0.5, 0.2, 0.1)]
+    return [*rows, row(rates, gpus, "efficiency 0.5, 0.2, 0.1", flat)]
 
 
 def twice_as_fine(rates: Rates) -> Rates:
@@ -225,7 +295,8 @@ def main() -> None:
     print(preparing(several[0]))
     print(*(f"{at.size:g} pixels a side: {at.images_per_s:,.0f} images a second and GPU" for at in several), sep="\n")
     print("\n".join(table(several, trials, gpus)))
-    print("\n".join(growth_table(several[0], trials)))
+    for made in (growth_table, confirmation_table, across_table):
+        print("\n".join(["", *made(several[0], trials)]))
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def asked(name: str, options: dict[str, Any]) -> str:
     told = f" --top {options['top']} --folds {options.get('folds')}" if name == "confirm" else ""
     told += f" --trials {options['trials']}" if name == "sequence" else ""
     told += f" --gpus-per-trial {options['gpus_per_trial']}" if "gpus_per_trial" in options else ""
+    told += " --no-grow" if options.get("grow") is False else ""
     return told + "".join(f" --tta {view}" for view in options.get("tta", ()))
 
 
@@ -158,6 +159,16 @@ def test_a_view_that_the_chosen_trial_cannot_be_shown_is_left_out_and_said(
 def test_shares_that_memory_decides_are_asked_of_the_search_alone(ran: list[str], tmp_path: Path) -> None:
     pipeline.run("images", "labels", builtin_space("demo"), tmp_path, sequence=0, gpus_per_trial="auto")
     assert ran[1:3] == ["run_search --gpus-per-trial auto", f"{CONFIRM} --gpus-per-trial None"]
+
+
+def test_trials_and_trainings_grow_or_neither_does(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ich_ray.display.print_run", lambda *_: None)
+    words = ["run", "images", "--labels", "labels", "--space", str(builtin_space("demo")), "--out", str(tmp_path)]
+    assert cli.call([*words, "--sequence", "0", "--no-grow"]) == 0
+    none = " --gpus-per-trial None --no-grow"
+    assert ran[1:3] == [f"run_search{none}", f"{CONFIRM}{none}"]
 
 
 def test_nothing_is_confirmed_if_not_asked_or_if_one_trial_alone_has_completed(ran: list[str], tmp_path: Path) -> None:

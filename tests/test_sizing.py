@@ -18,7 +18,7 @@ def test_the_page_has_what_the_command_prints(
     monkeypatch.setattr("sys.argv", ["sizing.py"])
     main()
     printed = capsys.readouterr().out
-    assert printed.count("\n") == 18
+    assert printed.count("\n") == 33
     for line in printed.splitlines():
         assert line in (REPOSITORY / "docs" / "sizing.md").read_text().splitlines()
 

@@ -130,7 +130,7 @@ def confirm(
             if (wanted := len(ledger.trials) + len(listed)) > ledger.record.wanted:
                 ledger.amend(trials=wanted)
             hint = "confirm again to go on"
-            keys: dict[str, Any] = {"resume_hint": hint, "trainer": _trainer, "keep_weights": True}
+            keys: dict[str, Any] = {"resume_hint": hint, "trainer": _trainer, "keep_weights": True, "grow": held.grow}
             run_listed(space, dataset, ledger, slots, listed, **keys)
 
         if race:

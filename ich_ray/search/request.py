@@ -25,6 +25,7 @@ class TrialKeywords(TypedDict, total=False):
     cpus_per_trial: float | None
     workers_per_trial: int | None
     concurrent: int | None
+    grow: bool
 
 
 class SearchKeywords(TrialKeywords, total=False):
@@ -38,7 +39,6 @@ class SearchKeywords(TrialKeywords, total=False):
     warm_start: Location | Sequence[Location] | None
     placement: Placement
     share_trunks: bool
-    grow: bool
     address: str | None
     notify: str | None
     export: Sequence[str] | None
@@ -56,12 +56,15 @@ class TrialResources:
         cpus_per_trial: CPUs, and so threads, of all workers of a trial; 1 each if not given.
         workers_per_trial: processes that train one network together; as many as GPUs if not given.
         concurrent: trials at a time; if not given as many as fit, also on machines that come or go meanwhile.
+        grow: let running trials take slots that stand free once nothing is left to start. The numbers of such a trial
+            differ by rounding, with dropout by other random numbers of the same kind.
     """
 
     gpus_per_trial: float | Literal["auto"] | None = None
     cpus_per_trial: float | None = None
     workers_per_trial: int | None = None
     concurrent: int | None = None
+    grow: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,6 @@ class SearchRequest(TrialResources):
             fit into half of the trial's part of it.
         share_trunks: compute what frozen layers with given weights make of each slice once, into the dataset's folder,
             for all trials that freeze the same.
-        grow: let running trials take slots that stand free once nothing is left to start. The numbers of such a trial
-            differ by rounding, with dropout by other random numbers of the same kind.
         address: a Ray cluster; this machine if not given.
         notify: where to tell how it goes, see docs/notify.md; a secret, so that no record shows it.
         export: trackers that are written while it runs, `NAME=PLACE` each, as of `ich-ray export --to`.
@@ -105,7 +106,6 @@ class SearchRequest(TrialResources):
     warm_start: Location | Sequence[Location] | None = None
     placement: Placement = "auto"
     share_trunks: bool = False
-    grow: bool = True
     address: str | None = None
     notify: str | None = field(default=None, repr=False)
     export: Sequence[str] | None = None

@@ -158,10 +158,12 @@ def run_listed(
     resume_hint: str,
     trainer: Trainer | None = None,
     keep_weights: bool = False,
+    grow: bool = False,
 ) -> None:
     """Run what a ledger left unfinished and then `listed`, with every trial in the ledger.
 
     Hold `locked` meanwhile. With `keep_weights` the state of each trial's best report stays in its `weights` folder.
+    With `grow` running trials take slots that stand free once nothing is left to start.
 
     Raises:
         Interrupted: it was stopped before its end; `resume_hint` is what its reader is told to do.
@@ -169,7 +171,13 @@ def run_listed(
     from ich_ray.search.tune.driver import Driver
 
     wanted = len(ledger.trials) + len(listed)
-    keys: dict[str, Any] = {"warm": [], "listed": listed, "trainer": trainer, "keep_weights": keep_weights}
+    keys: dict[str, Any] = {
+        "warm": [],
+        "listed": listed,
+        "trainer": trainer,
+        "keep_weights": keep_weights,
+        "grow": grow,
+    }
     driver = Driver(space, dataset, ledger, slots, wanted=wanted, limits=Limits(), **keys)
     driver.resume_hint = resume_hint
     driver.run()

@@ -22,6 +22,7 @@ __all__ = [
     "CpusPerTrial",
     "Examinations",
     "GpusPerTrial",
+    "Grow",
     "Images",
     "Json",
     "Labels",
@@ -108,6 +109,9 @@ CpusPerTrial = Annotated[
 WorkersPerTrial = Annotated[
     int | None,
     typer.Option("--workers-per-trial", min=1, help="Processes that train one network; default one a GPU."),
+]
+Grow = Annotated[
+    bool, typer.Option("--grow/--no-grow", help="At its end, let running trials take slots that stand free.")
 ]
 Images = Annotated[
     Placement,

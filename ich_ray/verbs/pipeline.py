@@ -17,6 +17,7 @@ from ich_ray.verbs.options import (
     CpusPerTrial,
     Examinations,
     GpusPerTrial,
+    Grow,
     Json,
     Labels,
     LimitRejected,
@@ -74,6 +75,7 @@ def run(
     address: Address = None,
     as_json: Json = False,
     notify: Notify = None,
+    grow: Grow = True,
 ) -> None:
     """From DICOM to a report; finished stages are skipped."""
     from ich_ray.data.prepare.label_columns import read_columns
@@ -93,6 +95,7 @@ def run(
             gpus_per_trial=gpus_per_trial,
             cpus_per_trial=cpus_per_trial,
             workers_per_trial=workers_per_trial,
+            grow=grow,
             confirm=confirm,
             tta=tta or (),
             sequence=sequence,

@@ -19,6 +19,7 @@ from ich_ray.verbs.options import (
     CpusPerTrial,
     DatasetOfSearch,
     GpusPerTrial,
+    Grow,
     Images,
     Json,
     Notify,
@@ -61,9 +62,7 @@ def search(
     share_trunks: Annotated[
         bool, typer.Option("--share-trunks", help="Compute what frozen layers make of each slice once, for all trials.")
     ] = False,
-    grow: Annotated[
-        bool, typer.Option("--grow/--no-grow", help="At its end, let running trials take slots that stand free.")
-    ] = True,
+    grow: Grow = True,
     address: Address = None,
     as_json: Json = False,
     notify: Notify = None,
@@ -180,6 +179,7 @@ def confirm(
     address: Address = None,
     as_json: Json = False,
     notify: Notify = None,
+    grow: Grow = True,
 ) -> None:
     """Train the best trials again, and choose among them."""
     from ich_ray.notify.stage import telling
@@ -196,6 +196,7 @@ def confirm(
             cpus_per_trial=cpus_per_trial,
             workers_per_trial=workers_per_trial,
             concurrent=concurrent,
+            grow=grow,
             address=address,
         )
     display.print_confirmation(confirmation, as_json)

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.growing_course import Costs, course_s
+from benchmarks.growing_course import Confirming, Costs, course_s
+from benchmarks.sizing import Rates, over_network
 from ich_ray.search.space.space import Budget
 
 BUDGET = Budget(images=1000, report_every=100, first_rung=100, reduction=3, min_peers=3)
@@ -57,3 +58,48 @@ def test_no_search_takes_longer_by_more_than_what_it_tries(slots: int, a_node: i
     keys = {"trials": 20, "slots": slots, "slots_a_node": a_node, "seed": 3}
     without, with_growth = course(**keys), course(**keys, efficiency=efficiency)
     assert with_growth <= without + (2 * COSTS.switch_s if efficiency == 0 else 0)
+
+
+# The search of one trial on eight slots by hand, as above, and its trainings again.
+SEARCHED = 5 + 3 * 100 + 20 + 2 * 50 + 20 + 5 * 12.5
+
+
+@pytest.mark.parametrize(
+    ("keys", "seconds"),
+    [
+        ({"slots": 1, "confirming": Confirming(top=1)}, 3 * 1005),
+        ({"slots": 2, "confirming": Confirming(top=1)}, 2 * 1005),
+        ({"slots": 8, "efficiency": 1.0, "confirming": Confirming(1, 1, grows=False)}, SEARCHED + 1005),
+        ({"slots": 8, "efficiency": 1.0, "confirming": Confirming(1, 1)}, 2 * SEARCHED),
+        # The better one is known to be the better half-way, and there is a slot beside both.
+        ({"trials": 2, "slots": 3, "confirming": Confirming(1, 1, after=0.5)}, 505 + 1005),
+        ({"trials": 2, "slots": 3, "confirming": Confirming(1, 1, after=1.0)}, 2 * 1005),
+        ({"trials": 2, "slots": 2, "confirming": Confirming(1, 1, after=0.5)}, 2 * 1005),
+    ],
+)
+def test_a_confirmation_by_hand(keys: dict[str, object], seconds: float) -> None:
+    assert course(**keys) == pytest.approx(seconds)
+
+
+def test_growth_onto_other_machines_by_hand() -> None:
+    """As on one machine, by an efficiency or by how fast so many are."""
+    assert course(slots=8, slots_a_node=1, efficiency=1.0, across=True) == pytest.approx(SEARCHED)
+    half = course(slots=8, slots_a_node=1, efficiency=lambda slots: 1 + 0.5 * (slots - 1), across=True)
+    assert half == pytest.approx(course(slots=8, efficiency=0.5))
+    assert course(slots=8, slots_a_node=4, efficiency=1.0, across=True) == pytest.approx(SEARCHED)
+
+
+@pytest.mark.parametrize(
+    ("gbit", "gradients_mb", "machines", "times"),
+    [
+        # 42.7 ms alone, 21.3 ms on two, in two thirds of which 80 ms begin to be sent.
+        (10, 100, 2, 42.667 / (21.333 + 80 - 14.222)),
+        (100, 25, 2, 2.0),  # 2 ms are hidden
+        (25, 100, 8, 42.667 / (5.333 + 56 - 3.556)),
+        (10, 100, 1, 1.0),
+    ],
+)
+def test_what_a_network_leaves_of_further_machines(
+    gbit: float, gradients_mb: float, machines: int, times: float
+) -> None:
+    assert over_network(Rates(), gbit, gradients_mb, 64)(machines) == pytest.approx(times, rel=1e-3)

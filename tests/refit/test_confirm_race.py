@@ -202,9 +202,13 @@ def test_the_verb_races_by_default_and_with_top_all_train_equally(
         {**record, "dataset": str(dataset.files.root), "fingerprint": dataset.manifest.fingerprint},
     )
     asked: list[list[tuple[int | None, int | None]]] = []
+    grows: list[bool] = []
 
-    def run_listed(space: Any, data: Any, ledger: Ledger, slots: Slots, listed: Sequence[Listed], **_: Any) -> None:
+    def run_listed(
+        space: Any, data: Any, ledger: Ledger, slots: Slots, listed: Sequence[Listed], *, grow: bool, **_: Any
+    ) -> None:
         assert space.rungs() == []
+        grows.append(grow)
         assert ledger.record.wanted >= len(ledger.trials) + len(listed)
         train = Trainings(ledger, true)
         train(listed)
@@ -230,7 +234,10 @@ def test_the_verb_races_by_default_and_with_top_all_train_equally(
     assert lines[1].split() == ["trial", "selection", "mean", "spread", "n", "estimate", "best", "out", "after", "each"]
     assert chosen_trial(open_search(where)).number == told.chosen
     asked.clear()
-    assert call(["confirm", where, "--top", "2", "--seeds", "3"]) == 0
+    assert set(grows) == {True}
+    grows.clear()
+    assert call(["confirm", where, "--top", "2", "--seeds", "3", "--no-grow"]) == 0
+    assert grows == [False]
     grid = confirmed(found.files)
     assert grid is not None
     assert (grid.race, [len(one.values) for one in grid.candidates]) == (None, [3, 3])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
@@ -186,6 +187,30 @@ def test_a_failure_is_told_once_the_state_before_it_is_whole(told: Told, setting
     trial_function(settings, trainer(saving, training))(CONFIG)
     assert told.brief == [(100, None), (200, 100), "diverged"]
     assert there == [".json", ".json", ".safetensors", ".safetensors"]
+
+
+def test_a_fault_that_its_process_tells_costs_no_report(
+    told: Told, settings: TrialSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Met while the state of the newest report is being written, which is whole before the process ends."""
+    met = threading.Event()
+
+    def training(seen: int) -> None:
+        if seen == 300:
+            met.set()
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure (planted)")
+
+    def saving(seen: int) -> None:
+        if seen == 200:
+            assert met.wait(WITHIN_S)
+
+    with pytest.raises(torch.AcceleratorError):
+        trial_function(settings, trainer(saving, training))(CONFIG)
+    assert told.brief == [(100, None), (200, 100), "device"]
+    monkeypatch.setattr(lost_attempts, "_faulty", threading.Event())  # another process
+    told.reports.clear()
+    trial_function(settings, trainer())(CONFIG | {"reported": 200})
+    assert told.brief[:2] == [(200, 200), (300, 200)], "what the ledger has, with its state, and then the next"
 
 
 @pytest.mark.parametrize(
