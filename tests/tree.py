@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
-_BEGIN, _END = "<!-- tree -->\n\n```\n", "```\n\n<!-- /tree -->"
+_BEGIN, _END = "<!-- tree -->\n\n```text\n", "```\n\n<!-- /tree -->"
 _CAPTION_AT = 30
 
 

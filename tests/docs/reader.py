@@ -1,0 +1,154 @@
+"""A reader of a page, who writes its files, runs its blocks in order, and stops where one does not end as it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from tests.docs.blocks import REPOSITORY, Block
+
+LIMIT_S = 300  # of a block
+# What a clone has beside the folders that a reader makes.
+_OF_A_CLONE = ("search_spaces", "clusters", "cluster.yaml")
+_EXIT_CODE = re.compile(r"^(.*?)\s*# exit code (\d+)\s*$")
+# A block goes on where the one before it stood: in its folder, with its variables.
+_SHELL = r"""
+set -aeo pipefail
+. "$1"
+trap 'echo "line $LINENO: exit code $?: $BASH_COMMAND" >&2' ERR
+trap '{ export -p; printf "cd %q\n" "$PWD"; } >"$1.new" && mv "$1.new" "$1"' EXIT
+. "$2"
+"""
+
+
+class BlockFailed(Exception):
+    """A block of a page did not end as the page says."""
+
+
+def clone(folder: Path) -> None:
+    """A new folder that has what a clone has, and its virtual environment."""
+    folder.mkdir(parents=True)
+    for name in _OF_A_CLONE:
+        source = REPOSITORY / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+
+
+class Reader:
+    """Follows pages in `folder`, with a home of its own; whatever its blocks have started ends with it."""
+
+    def __init__(self, folder: Path, home: Path) -> None:
+        self._folder, self._home = folder, home
+        self._blocks = home / "blocks"
+        self._blocks.mkdir(parents=True, exist_ok=True)
+        self._state = self._blocks / "state"
+        self._state.write_text(f"cd {shlex.quote(str(folder))}\n")
+        self._log = (self._blocks / "output").open("w+", encoding="utf-8", errors="replace")
+        self._started: list[subprocess.Popen[str]] = []
+        self._python: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for process in self._started:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._log.close()
+
+    def follow(self, page: Iterable[Block]) -> None:
+        """Write the files and run the blocks of a page.
+
+        Raises:
+            BlockFailed: page and line of the block, how it ended, and what it printed.
+        """
+        for block in page:
+            if block.title:
+                path = self._folder / block.title
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block.text, "utf-8")
+            elif block.is_run:
+                self.run(block)
+
+    def run(self, block: Block) -> str:
+        """Run a block, and return what it printed."""
+        file = self._blocks / Path(block.page).name
+        text = checked(block.text) if block.language == "bash" else block.text
+        file.write_text("\n" * (block.line - 1) + text, "utf-8")  # messages then name lines of the page
+        begin = self._log.seek(0, os.SEEK_END)
+        code = self._bash(file) if block.language == "bash" else self._in_python(file)
+        self._log.seek(begin)
+        printed = self._log.read()
+        if code != 0:
+            ended = f"was not done after {LIMIT_S} s" if code is None else f"ended with {code}"
+            raise BlockFailed(
+                f"{block.where}: a block of {block.language} {ended}\n{block.text}\nIt printed:\n{printed}"
+            )
+        return printed
+
+    def _bash(self, file: Path) -> int | None:
+        process = self._start("/bin/bash", "-c", _SHELL, "bash", str(self._state), str(file))
+        try:
+            return process.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _in_python(self, file: Path) -> int | None:
+        if self._python is None:
+            self._python = self._start(sys.executable, str(Path(__file__).with_name("session.py")), talks=True)
+        assert self._python.stdin is not None
+        assert self._python.stdout is not None
+        self._python.stdin.write(f"{file}\n")
+        self._python.stdin.flush()
+        if not select.select([self._python.stdout], [], [], LIMIT_S)[0]:
+            return None
+        return int(self._python.stdout.readline() or 1)
+
+    def _start(self, *command: str, talks: bool = False) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command,
+            cwd=self._folder,
+            env=self._environment(),
+            stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if talks else self._log,
+            stderr=self._log,
+            start_new_session=True,
+            text=True,
+        )
+        self._started.append(process)
+        return process
+
+    def _environment(self) -> dict[str, str]:
+        """That of this process without what concerns Ray and this package, as of someone who has just installed it."""
+        given = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "ICH_RAY_", "PYTEST_"))}
+        return given | {
+            "PATH": f"{sys.prefix}/bin:{given.get('PATH', '/usr/bin:/bin')}",
+            "HOME": str(self._home),
+            "ICH_RAY_KEY_FILE": str(self._home / "key"),
+            "ICH_RAY_CACHE": str(self._home / "cache"),
+            "ICH_RAY_METADATA_SERVICE": "off",
+        }
+
+
+def checked(text: str) -> str:
+    """Bash that ends at the first command whose exit code is not 0, or not what the comment behind it says."""
+    lines = text.split("\n")
+    for index, line in enumerate(lines):
+        if found := _EXIT_CODE.match(line):
+            command, code = found.groups()
+            lines[index] = (
+                f"{command} && _code=0 || _code=$?; "
+                f'[ $_code = {code} ] || {{ echo "line $LINENO: exit code $_code, and not {code}" >&2; exit 97; }}'
+            )
+    return "\n".join(lines)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import parse
+from tests.docs.reader import BlockFailed, Reader
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    (tmp_path / "folder").mkdir()
+    with Reader(tmp_path / "folder", tmp_path / "home") as reader:
+        yield reader
+
+
+def page(*fences: str) -> str:
+    return "A page.\n\n" + "\n\n".join(f"```{fence}\n```" for fence in fences) + "\n"
+
+
+def test_blocks_go_on_where_the_one_before_stood(reader: Reader, tmp_path: Path) -> None:
+    text = page(
+        'csv title="in/table.csv"\nid,any\na,1',
+        "bash\ncd in\nN=7\nwc -l < table.csv > lines.txt",
+        "text\nfalse",
+        "python\nfrom pathlib import Path\nlines = int(Path('in/lines.txt').read_text())",
+        'python\nprint(lines)\nPath("of_python.txt").write_text(f"{lines}")',
+        'bash\necho "$N $PWD" > of_bash.txt\ncp "$HOME/../folder/of_python.txt" copy.txt',
+    )
+    reader.follow(parse("page.md", text))
+    folder = tmp_path / "folder"
+    assert (folder / "in/of_bash.txt").read_text() == f"7 {folder}/in\n"
+    assert (folder / "in/copy.txt").read_text() == "2"
+
+
+def test_exit_codes_are_those_that_the_page_says(reader: Reader) -> None:
+    text = page("bash\n(exit 3)  # exit code 3\ncat \\\n  nothing  # exit code 1\ntrue | false # exit code 1\ntrue")
+    reader.follow(parse("page.md", text))
+
+
+@pytest.mark.parametrize(
+    ("fence", "says"),
+    [
+        (
+            "bash\ntrue\nfalse\necho reached",
+            r"page\.md:4: a block of bash ended with 1\n[\s\S]*line 5: exit code 1: false",
+        ),
+        ("bash\nfalse | true", r"line 4: exit code 1"),
+        ("bash\n(exit 3)  # exit code 4", r"line 4: exit code 3, and not 4"),
+        ("bash\ntrue  # exit code 4", r"line 4: exit code 0, and not 4"),
+        ("bash\necho said; no-such-program", r"It printed:\nsaid\n[\s\S]*page\.md: line 4: no-such-program"),
+        (
+            "python\n\nraise ValueError('odd')",
+            r'page\.md:4: a block of python ended with 1[\s\S]*page\.md", line 5[\s\S]*odd',
+        ),
+        ("python\nraise SystemExit(2)", r"python ended with 1"),
+        ("python\nimport os; os._exit(7)", r"python ended with 1"),
+    ],
+)
+def test_a_failure_names_page_and_line_and_what_was_said(fence: str, says: str, reader: Reader) -> None:
+    with pytest.raises(BlockFailed, match=says) as failed:
+        reader.follow(parse("page.md", page(fence)))
+    assert "\nreached" not in str(failed.value).split("It printed:")[1]
+
+
+def test_what_a_page_leaves_running_ends_with_it(tmp_path: Path) -> None:
+    with Reader(tmp_path, tmp_path / "home") as reader:
+        reader.follow(parse("page.md", page("bash\nsleep 600 &\necho $! > pid")))
+        pid = int((tmp_path / "pid").read_text())
+        os.kill(pid, 0)
+    for _ in range(600):  # the kernel ends it when it gets to it
+        if not is_running(pid):
+            return
+        time.sleep(0.05)
+    pytest.fail("it still runs")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_a_reader_has_nothing_of_whoever_runs_the_tests(
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
+    monkeypatch.setenv("ICH_RAY_NOTIFY", "https://example.org/hook")
+    reader.follow(parse("page.md", page("bash\nenv > env.txt\ncommand -v ich-ray > which.txt")))
+    said = (tmp_path / "folder/env.txt").read_text()
+    assert "elsewhere" not in said
+    assert "example.org" not in said
+    assert f"\nHOME={tmp_path}/home\n" in said
