@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.identities import identities_file
+from ich_ray.display_figures import print_test_figures
 from ich_ray.results import RESULT_COLUMNS, registered_columns
 from ich_ray.search.progress_table import format_failure, format_parameters
 from ich_ray.terminal import print_json, print_line, print_table
@@ -313,36 +314,12 @@ def print_run(result: RunResult, as_json: bool) -> None:
         print_line(
             f"confirmed         trial {candidate.trial}: mean {mean}, SD {spread} of {len(candidate.values)}{mark}"
         )
-    for name, point in card["test"]["operating_points"].items():
-        figures = ", ".join(
-            f"{metric} {_interval(point[metric])}" for metric in ("sensitivity", "specificity", "ppv", "f2")
-        )
-        print_line(f"operating point   {name}: probability >= {point['threshold']:.3f}")
-        print_line(f"on test patients  {figures}")
-    metrics = card["test"]["metrics"]
-    print_line(f"                  average_precision {_interval(metrics['average_precision'])}")
-    _print_studies(card["test"].get("studies"))
-    for note in card["test"].get("notes", []):
-        print_line(f"note              {note}")
+    print_test_figures(card["test"])
     manifest, root = result.dataset.manifest, result.dataset.files.root
     if manifest.rejected:
         print_line(f"rejected          {manifest.rejected} of {manifest.listed} files; which: ich-ray identify {root}")
     print_line(f"report            {result.report}")
     print_line(f"bundle            {result.bundle}")
-
-
-def _print_studies(studies: dict[str, Any] | None) -> None:
-    """Figures of test studies, where there are any, after those of slices."""
-    if not studies:
-        return
-    for name, point in studies["operating_points"].items():
-        figures = ", ".join(f"{metric} {_interval(point[metric])}" for metric in ("sensitivity", "specificity", "ppv"))
-        print_line(f"by study          {name}: probability >= {point['threshold']:.3f}")
-        print_line(f"on test studies   {figures}")
-    precision, area = (_interval(studies["metrics"][name]) for name in ("average_precision", "roc_auc"))
-    print_line(f"by study          {studies['cases']} studies: average_precision {precision}, roc_auc {area}")
-    for note in studies.get("notes", []):
-        print_line(f"note              by study: {note}")
 
 
 def _cell(value: Parameter | None) -> str:
@@ -359,11 +336,3 @@ def _share(value: float | None) -> str:
 
 def _plain(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _interval(figure: dict[str, float | None]) -> str:
-    if figure["value"] is None:
-        return "undefined"
-    if figure["low"] is None or figure["high"] is None:
-        return f"{figure['value']:.3f}"
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"

@@ -53,7 +53,7 @@ LEVELS = [
     {"refit", "assess"},
     {"html_report"},
     {"cluster", "pipeline", "side_by_side", "watch"},
-    {"display"},
+    {"display", "display_figures"},
     {"verbs"},
     {"published"},
     {"cli"},

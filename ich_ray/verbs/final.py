@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ich_ray import display
+from ich_ray.display_figures import print_calibration, print_evaluation
 from ich_ray.errors import ConfigError
 from ich_ray.notify.given_address import asked_for
 from ich_ray.results import open_search
@@ -113,13 +114,15 @@ def calibrate(
     sensitivity: Sensitivity = None,
     conservative: Conservative = False,
     points: Points = None,
+    as_json: Json = False,
 ) -> None:
     """Fit probabilities and thresholds, on their own patients."""
     from ich_ray.assess.calibration import calibrate as calibrate_bundle
 
     wishes: dict[str, Any] = {"beta": beta, "sensitivity": sensitivity, "conservative": conservative}
     calibrate_bundle(folder, method=method, **wishes, points=points or ())
-    print_json(read_json(open_search(folder).files.calibration))
+    where = open_search(folder).files.calibration
+    print_calibration(read_json(where), str(where), as_json)
 
 
 def recalibrate(
@@ -131,13 +134,14 @@ def recalibrate(
     sensitivity: Sensitivity = None,
     conservative: Conservative = False,
     points: Points = None,
+    as_json: Json = False,
 ) -> None:
     """Fit a bundle to the labelled patients of another site."""
     from ich_ray.assess.recalibration import recalibrate as recalibrate_bundle
 
     wishes: dict[str, Any] = {"beta": beta, "sensitivity": sensitivity, "conservative": conservative}
     found = recalibrate_bundle(bundle, dataset, out, method=method, **wishes, points=points or ())
-    print_json(found)
+    print_calibration(found.model_dump(mode="json"), out, as_json)
 
 
 def adapt(bundle: BundleFolder, dataset: SiteDataset, out: Out, address: Address = None) -> None:
@@ -151,12 +155,14 @@ def evaluate(
     folder: SearchFolder,
     prevalence: Prevalence = None,
     study_prevalence: StudyPrevalence = None,
+    as_json: Json = False,
 ) -> None:
     """Open the test patients and write down the figures."""
     from ich_ray.assess.evaluate import evaluate as evaluate_bundle
 
     evaluate_bundle(folder, prevalence=prevalence, study_prevalence=study_prevalence)
-    print_json(read_json(open_search(folder).files.evaluation))
+    where = open_search(folder).files.evaluation
+    print_evaluation(read_json(where), str(where), as_json)
 
 
 def evaluate_site(
@@ -165,12 +171,14 @@ def evaluate_site(
     out: Out,
     prevalence: Prevalence = None,
     study_prevalence: StudyPrevalence = None,
+    as_json: Json = False,
 ) -> None:
     """Open the test patients of another site for a bundle."""
     from ich_ray.assess.evaluate import evaluate_site as evaluate_elsewhere
 
     stated = {"prevalence": prevalence, "study_prevalence": study_prevalence}
-    print_json(evaluate_elsewhere(bundle, dataset, out, **stated))
+    found = evaluate_elsewhere(bundle, dataset, out, **stated)
+    print_evaluation(found.model_dump(mode="json"), out, as_json)
 
 
 def report(folder: SearchFolder, dataset: DatasetOfSearch = None) -> None:

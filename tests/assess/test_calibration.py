@@ -112,7 +112,7 @@ def test_a_sensitivity_out_of_reach_changes_nothing(search: SearchFiles) -> None
 
 
 def test_the_command_line_passes_its_wishes_on(search: SearchFiles, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.call(["calibrate", str(search.root), "--method", "platt", "--beta", "0.5"]) == 0
+    assert cli.call(["calibrate", str(search.root), "--method", "platt", "--beta", "0.5", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert (printed["method"], printed["operating_points"]["f0.5"]["rule"]) == ("platt", "highest F0.5")
     assert cli.call(["calibrate", str(search.root), "--sensitivity", "0.99", "--conservative"]) == 2

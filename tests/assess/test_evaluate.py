@@ -226,7 +226,7 @@ def test_a_bundle_without_f2_is_summed_up_by_the_point_that_it_has(
 
 def test_a_stated_prevalence_moves_ppv_and_npv(search: SearchFiles, capsys: pytest.CaptureFixture[str]) -> None:
     calibrate(search.root)
-    assert cli.call(["evaluate", str(search.root), "--prevalence", "0.02"]) == 0
+    assert cli.call(["evaluate", str(search.root), "--prevalence", "0.02", "--json"]) == 0
     found = Evaluation.model_validate_json(capsys.readouterr().out)
     point = found.operating_points["f2"]
     assert point.stated is not None

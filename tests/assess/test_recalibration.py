@@ -145,7 +145,14 @@ def test_the_site_can_measure_what_it_got(
     """On its own test patients, whom recalibration left closed; openings are counted for each dataset."""
     monkeypatch.setattr("ich_ray.assess.evaluate.RESAMPLES", 50)
     recalibrate(bundle, site.files.root, tmp_path / "new")
-    command = ["evaluate-site", str(tmp_path / "new"), str(site.files.root), "--out", str(tmp_path / "figures")]
+    command = [
+        "evaluate-site",
+        str(tmp_path / "new"),
+        str(site.files.root),
+        "--out",
+        str(tmp_path / "figures"),
+        "--json",
+    ]
     assert cli.call([*command, "--prevalence", "0.02"]) == 0
     found = json.loads(capsys.readouterr().out)
     test = site.role("test")
@@ -177,7 +184,7 @@ def test_one_command_does_it(
 ) -> None:
     out = tmp_path / "new"
     command = ["recalibrate", str(bundle), str(site.files.root), "--out", str(out)]
-    assert cli.call([*command, "--method", "temperature"]) == 0
+    assert cli.call([*command, "--method", "temperature", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["dataset"] == site.manifest.fingerprint
     assert load_bundle(out).card.calibrations[-1].method == "temperature"
     assert cli.call(command) == 2

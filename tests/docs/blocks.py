@@ -1,7 +1,8 @@
 """Code blocks of the pages, read by the CommonMark parser that Typer's help comes with.
 
 A fenced block of bash or Python is run, unless it has a title: that names the file that a reader writes it to, whatever
-its language. All other blocks are only shown. An indented block has no language, so a command in it would never be run.
+its language. Text with the title "output" is what the block before it prints. All other blocks are only shown.
+An indented block has no language, so a command in it would never be run.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ class Block:
     @property
     def is_run(self) -> bool:
         return self.language in RUN and not self.title
+
+    @property
+    def is_output(self) -> bool:
+        return (self.language, self.title) == ("text", "output")
 
     @property
     def first(self) -> str:

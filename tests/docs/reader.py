@@ -17,7 +17,7 @@ from types import TracebackType
 
 from tests.docs.blocks import REPOSITORY, Block
 
-LIMIT_S = 300  # of a block
+LIMIT_S = 600  # of a block
 # What a clone has beside the folders that a reader makes.
 _OF_A_CLONE = ("search_spaces", "clusters", "cluster.yaml")
 _EXIT_CODE = re.compile(r"^(.*?)\s*# exit code (\d+)\s*$")
@@ -56,6 +56,7 @@ class Reader:
         self._log = (self._blocks / "output").open("w+", encoding="utf-8", errors="replace")
         self._started: list[subprocess.Popen[str]] = []
         self._python: subprocess.Popen[str] | None = None
+        self._printed = ""
 
     def __enter__(self) -> Reader:
         return self
@@ -68,18 +69,21 @@ class Reader:
         self._log.close()
 
     def follow(self, page: Iterable[Block]) -> None:
-        """Write the files and run the blocks of a page.
+        """Write the files and run the blocks of a page, and compare what they print with what it says.
 
         Raises:
             BlockFailed: page and line of the block, how it ended, and what it printed.
         """
         for block in page:
-            if block.title:
+            if block.is_output:
+                if (line := first_missing(block.text, self._printed)) is not None:
+                    raise BlockFailed(f"{block.where}: {line!r} is not printed before, but:\n{self._printed}")
+            elif block.title:
                 path = self._folder / block.title
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block.text, "utf-8")
             elif block.is_run:
-                self.run(block)
+                self._printed = self.run(block)
 
     def run(self, block: Block) -> str:
         """Run a block, and return what it printed."""
@@ -152,3 +156,21 @@ def checked(text: str) -> str:
                 f'[ $_code = {code} ] || {{ echo "line $LINENO: exit code $_code, and not {code}" >&2; exit 97; }}'
             )
     return "\n".join(lines)
+
+
+def first_missing(shown: str, printed: str) -> str | None:
+    """The first line of an output on a page that is not among those printed, in order; None if all are.
+
+    Numbers and the width of spaces may differ. "..." at the end of a line stands for its rest, and alone for any lines.
+    """
+    lines = iter([_alike(line) for line in printed.splitlines()])
+    for line in shown.splitlines():
+        start, cut, _ = line.partition("...")
+        wanted = _alike(start)
+        if wanted and not any(said.startswith(wanted) if cut else said == wanted for said in lines):
+            return line
+    return None
+
+
+def _alike(line: str) -> str:
+    return " ".join(re.sub(r"\d[\d.,]*", "#", line).split())

@@ -41,6 +41,8 @@ timeout 20 ich-ray watch first > page.html 2>errors.txt | cat  # exit code 124
   name: mine
   ```
 
+End.
+
     ich-ray audit first
 """
 

@@ -7,7 +7,7 @@ import pytest
 from tests.docs.readers_folder import TUTORIAL, follow_after_tutorial, shared_folder
 from tests.docs.unrun import followed, followed_pages
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def test_the_tutorial_can_be_followed(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import parse
-from tests.docs.reader import BlockFailed, Reader
+from tests.docs.reader import BlockFailed, Reader, first_missing
 
 
 @pytest.fixture
@@ -58,13 +58,31 @@ def test_exit_codes_are_those_that_the_page_says(reader: Reader) -> None:
             r'page\.md:4: a block of python ended with 1[\s\S]*page\.md", line 5[\s\S]*odd',
         ),
         ("python\nraise SystemExit(2)", r"python ended with 1"),
+        (
+            'bash\necho one 1\n```\n\n```text title="output"\none 2\ntwo',
+            r"page\.md:8: 'two' is not printed .* but:\none 1\n",
+        ),
         ("python\nimport os; os._exit(7)", r"python ended with 1"),
     ],
 )
 def test_a_failure_names_page_and_line_and_what_was_said(fence: str, says: str, reader: Reader) -> None:
     with pytest.raises(BlockFailed, match=says) as failed:
         reader.follow(parse("page.md", page(fence)))
-    assert "\nreached" not in str(failed.value).split("It printed:")[1]
+    assert "\nreached" not in str(failed.value).partition("It printed:")[2]
+
+
+@pytest.mark.parametrize(
+    ("shown", "missing"),
+    [
+        ("best 0.7917 (trial 3)\nimages  /home/you...", None),
+        ("...\nimages ...\nend 2\n...", None),
+        ("images ...\nbest 0.7917 (trial 3)", "best 0.7917 (trial 3)"),
+        ("best 0.7917", "best 0.7917"),
+        ("best 0.7917 (trial three)", "best 0.7917 (trial three)"),
+    ],
+)
+def test_numbers_of_an_output_may_differ_and_words_may_not(shown: str, missing: str | None) -> None:
+    assert first_missing(shown, "best 0.1 (trial 12)\nimages /home/you/clone\nend 1,000\n") == missing
 
 
 def test_what_a_page_leaves_running_ends_with_it(tmp_path: Path) -> None:

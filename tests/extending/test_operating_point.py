@@ -39,7 +39,7 @@ def test_a_prediction_decides_by_it(
     POINT_RULES.register("youden", Youden())
     files, scan = SearchFiles(locate(tmp_path / "search")), tmp_path / "scan.dcm"
     shutil.copytree(str(retrained.root), str(files.root))
-    assert call(["calibrate", str(files.root), "--point", "youden"]) == 0
+    assert call(["calibrate", str(files.root), "--point", "youden", "--json"]) == 0
     point = json.loads(capsys.readouterr().out)["operating_points"]["youden"]
     assert point["rule"] == "highest Youden index"
     bundle = load_bundle(files.bundle)

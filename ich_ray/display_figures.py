@@ -1,0 +1,92 @@
+"""Print calibrations and evaluations on stdout: a few lines for people, JSON for programs.
+
+Knows records as their files hold them, and nothing of verbs or flags.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ich_ray.terminal import print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["print_calibration", "print_evaluation", "print_test_figures"]
+
+_SHARES = ("sensitivity", "specificity", "ppv")
+
+
+def print_calibration(found: Mapping[str, Any], where: str, as_json: bool) -> None:
+    """On whom probabilities and thresholds were fitted, and what each threshold gives there."""
+    if as_json:
+        print_json(found)
+        return
+    studies = found.get("studies") if "slices" in found else found
+    if "slices" in found:
+        _print_fit(f"{found['slices']:,} slices", found)
+    if any_of := (studies or {}).get("labels", {}).get("any"):
+        _print_fit(f"{any_of['studies']:,} studies", any_of)
+    print_line(f"written  {where}")
+
+
+def _print_fit(cases: str, fit: Mapping[str, Any]) -> None:
+    losses = f"log loss {fit['log_loss_before']:.3f} before, {fit['log_loss_after']:.3f} after"
+    print_line(f"calibrated on {cases} of {fit['patients']:,} patients, {fit['positives']:,} positive: {losses}")
+    rows = [
+        (name, point.get("rule", ""), _plain(point["threshold"]), *(_plain(point[share]) for share in _SHARES))
+        for name, point in fit["operating_points"].items()
+    ]
+    if rows:
+        print_table(("operating point", "rule", "probability >=", *_SHARES), rows, left=("operating point", "rule"))
+    for note in fit.get("notes", ()):
+        print_line(f"note: {note}")
+
+
+def print_evaluation(found: Mapping[str, Any], where: str, as_json: bool) -> None:
+    """What the bundle is worth on test patients, how often they were opened, and where all figures stand."""
+    if as_json:
+        print_json(found)
+        return
+    print_test_figures(found)
+    print_line(f"opened            {found['opened']} so far")
+    print_line(f"all figures       {where}")
+
+
+def print_test_figures(test: Mapping[str, Any]) -> None:
+    """The main figures of an evaluation, with their intervals, and what a reader of them must know."""
+    for name, point in test["operating_points"].items():
+        figures = ", ".join(f"{metric} {_interval(point[metric])}" for metric in (*_SHARES, "f2"))
+        print_line(f"operating point   {name}: probability >= {point['threshold']:.3f}")
+        print_line(f"on test patients  {figures}")
+    if precision := test["metrics"].get("average_precision"):
+        print_line(f"                  average_precision {_interval(precision)}")
+    _print_studies(test.get("studies"))
+    for note in test.get("notes", []):
+        print_line(f"note              {note}")
+
+
+def _print_studies(studies: Mapping[str, Any] | None) -> None:
+    """Figures of test studies, where there are any, after those of slices."""
+    if not studies:
+        return
+    for name, point in studies["operating_points"].items():
+        figures = ", ".join(f"{metric} {_interval(point[metric])}" for metric in _SHARES)
+        print_line(f"by study          {name}: probability >= {point['threshold']:.3f}")
+        print_line(f"on test studies   {figures}")
+    precision, area = (_interval(studies["metrics"][name]) for name in ("average_precision", "roc_auc"))
+    print_line(f"by study          {studies['cases']} studies: average_precision {precision}, roc_auc {area}")
+    for note in studies.get("notes", []):
+        print_line(f"note              by study: {note}")
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(figure: Mapping[str, float | None]) -> str:
+    if figure["value"] is None:
+        return "undefined"
+    if figure["low"] is None or figure["high"] is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
