@@ -14,16 +14,9 @@ FENCED = [block for block in ALL if block.kind == "fence"]
 INDENTED = {
     "README.md",
     "docs/clusters.md",
-    "docs/ensembles.md",
-    "docs/knowledge.md",
-    "docs/labels.md",
     "docs/notify.md",
-    "docs/predict-studies.md",
-    "docs/privacy.md",
-    "docs/sequence.md",
     "docs/steering.md",
     "docs/streaming.md",
-    "docs/studies.md",
     "docs/watching.md",
 }
 PAGE = """
