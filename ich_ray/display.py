@@ -67,7 +67,7 @@ def print_dataset(manifest: DatasetManifest, root: str) -> None:
         share = f"{count.positives / count.slices:.3f}" if count.slices and manifest.level == "slice" else "-"
         roles.append((role, count.slices, count.patients, count.positives, share))
     print_table(("role", "slices", "patients", "positives", "prevalence"), roles, left=_TEXT)
-    for note in manifest.notes:
+    for note in (*manifest.notes, *_ranking(manifest)):
         print_line(note)
     if manifest.clear:
         print_line("slice ids and file names stand in the clear: prepare again, into another folder, for pseudonyms")
@@ -75,6 +75,17 @@ def print_dataset(manifest: DatasetManifest, root: str) -> None:
     if manifest.reasons:
         print_line(f"which files: ich-ray identify {root}")
     print_line(f"names behind the pseudonyms: {identities_file(manifest.identities)}")
+
+
+def _ranking(manifest: DatasetManifest) -> tuple[str, ...]:
+    """Whether too few positives are there to tell trials apart, said before a search spends anything."""
+    from ich_ray.statistics.metrics import ranking_note
+
+    roles = manifest.roles
+    if manifest.level != "slice":
+        return ()
+    note = ranking_note(sum(role.positives for role in roles.values()), roles["validation"].positives)
+    return (note,) if note else ()
 
 
 def print_identities(rows: Sequence[FileIdentity], asked: bool, as_json: bool) -> None:

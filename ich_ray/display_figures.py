@@ -24,15 +24,18 @@ def print_calibration(found: Mapping[str, Any], where: str, as_json: bool) -> No
         return
     studies = found.get("studies") if "slices" in found else found
     if "slices" in found:
-        _print_fit(f"{found['slices']:,} slices", found)
+        _print_fit(
+            f"{found['slices']:,} slices of {found['patients']:,} patients, {found['positives']:,} positive", found
+        )
     if any_of := (studies or {}).get("labels", {}).get("any"):
-        _print_fit(f"{any_of['studies']:,} studies", any_of)
+        positive = f"{any_of['positives']:,} positive of {any_of['patients']:,} patients"
+        _print_fit(f"{any_of['studies']:,} studies, {positive}", any_of)
     print_line(f"written  {where}")
 
 
 def _print_fit(cases: str, fit: Mapping[str, Any]) -> None:
     losses = f"log loss {fit['log_loss_before']:.3f} before, {fit['log_loss_after']:.3f} after"
-    print_line(f"calibrated on {cases} of {fit['patients']:,} patients, {fit['positives']:,} positive: {losses}")
+    print_line(f"calibrated on {cases}: {losses}")
     rows = [
         (name, point.get("rule", ""), _plain(point["threshold"]), *(_plain(point[share]) for share in _SHARES))
         for name, point in fit["operating_points"].items()

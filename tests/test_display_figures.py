@@ -32,7 +32,7 @@ def test_a_calibration_says_on_whom_and_what_its_thresholds_give(capsys: pytest.
         "operating point rule probability >= sensitivity specificity ppv",
         "f2 highest F2 0.250 0.900 0.500 -",
         "note: a note",
-        "calibrated on 40 studies of 13 patients, 23 positive: log loss 0.700 before, 0.500 after",
+        "calibrated on 40 studies, 23 positive of 13 patients: log loss 0.700 before, 0.500 after",
         "note: too few studies",
         "written first/calibration.json",
     ]
@@ -41,7 +41,7 @@ def test_a_calibration_says_on_whom_and_what_its_thresholds_give(capsys: pytest.
 def test_a_calibration_of_studies_alone_says_that(capsys: pytest.CaptureFixture[str]) -> None:
     print_calibration(STUDIES, "local", False)
     assert said(capsys) == [
-        "calibrated on 40 studies of 13 patients, 23 positive: log loss 0.700 before, 0.500 after",
+        "calibrated on 40 studies, 23 positive of 13 patients: log loss 0.700 before, 0.500 after",
         "note: too few studies",
         "written local",
     ]
