@@ -18,6 +18,7 @@ from types import TracebackType
 from tests.docs.blocks import REPOSITORY, Block
 
 LIMIT_S = 600  # of a block
+_FAREWELL_S = 30
 # What a clone has beside the folders that a reader makes.
 _OF_A_CLONE = ("search_spaces", "clusters", "cluster.yaml")
 _EXIT_CODE = re.compile(r"^(.*?)\s*# exit code (\d+)\s*$")
@@ -62,6 +63,9 @@ class Reader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._python is not None:
+            with suppress(subprocess.TimeoutExpired, BrokenPipeError):
+                self._python.communicate(timeout=_FAREWELL_S)  # what it has started, such as Ray, ends with it
         for process in self._started:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
-from tests.docs.blocks import RUN, Block, blocks, pages, parse
+from tests.docs.blocks import REPOSITORY, RUN, Block, blocks, pages, parse
 from tests.docs.commands import commands, problem
 from tests.docs.unrun import followed_pages, is_listed, listed, unrun_pages
 
@@ -91,6 +93,15 @@ def test_every_command_of_a_page_is_one_that_there_is(page: str) -> None:
 def test_commands_are_found_at_all() -> None:
     verbs = {command[1] for block in ALL for command in commands(block) if command[1:]}
     assert verbs > {"prepare", "search", "results", "retrain", "predict"}
+
+
+def test_what_is_made_can_be_made() -> None:
+    lines = [
+        line.split("#")[0].split() for block in FENCED if block.language == "bash" for line in block.text.split("\n")
+    ]
+    targets = {words[1] for words in lines if words[:1] == ["make"]}
+    assert ".venv/installed" in targets
+    subprocess.run(["/usr/bin/env", "make", "--dry-run", *sorted(targets)], cwd=REPOSITORY, check=True)
 
 
 @pytest.mark.parametrize("block", [block for block in FENCED if block.language == "python"], ids=lambda b: b.where)
