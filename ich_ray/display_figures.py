@@ -57,12 +57,15 @@ def print_evaluation(found: Mapping[str, Any], where: str, as_json: bool) -> Non
 
 
 def print_test_figures(test: Mapping[str, Any]) -> None:
-    """The main figures of an evaluation, with their intervals, and what a reader of them must know."""
-    for name, point in test["operating_points"].items():
+    """The main figures of an evaluation, with their intervals, and what a reader of them must know.
+
+    Where labels are of studies alone there are none of slices.
+    """
+    for name, point in test.get("operating_points", {}).items():
         figures = ", ".join(f"{metric} {_interval(point[metric])}" for metric in (*_SHARES, "f2"))
         print_line(f"operating point   {name}: probability >= {point['threshold']:.3f}")
         print_line(f"on test patients  {figures}")
-    if precision := test["metrics"].get("average_precision"):
+    if precision := test.get("metrics", {}).get("average_precision"):
         print_line(f"                  average_precision {_interval(precision)}")
     _print_studies(test.get("studies"))
     for note in test.get("notes", []):

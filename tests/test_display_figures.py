@@ -65,6 +65,25 @@ def test_an_evaluation_says_its_figures_with_their_intervals(capsys: pytest.Capt
     ]
 
 
+def test_an_evaluation_by_labels_of_studies_alone_has_figures_of_studies_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    studies = {
+        "cases": 5,
+        "operating_points": {"study_f2": MEASURED},
+        "metrics": {"average_precision": KNOWN, "roc_auc": UNKNOWN},
+    }
+    print_evaluation({"level": "study", "studies": studies, "notes": ["no slices"], "opened": 1}, "figures", False)
+    assert said(capsys) == [
+        "by study study_f2: probability >= 0.250",
+        "on test studies sensitivity 0.500 [0.250, 0.750], specificity 0.500 [0.250, 0.750], ppv undefined",
+        "by study 5 studies: average_precision 0.500 [0.250, 0.750], roc_auc undefined",
+        "note no slices",
+        "opened 1 so far",
+        "all figures figures",
+    ]
+
+
 @pytest.mark.parametrize("show", [print_calibration, print_evaluation])
 def test_json_is_the_record_itself(show: Any, capsys: pytest.CaptureFixture[str]) -> None:
     show({"slices": 3}, "somewhere", True)

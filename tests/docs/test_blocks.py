@@ -15,13 +15,6 @@ FENCED = [block for block in ALL if block.kind == "fence"]
 # Pages that are still to be written so that their blocks run. Nobody adds one.
 INDENTED = {
     "README.md",
-    "docs/ensembles.md",
-    "docs/knowledge.md",
-    "docs/labels.md",
-    "docs/predict-studies.md",
-    "docs/privacy.md",
-    "docs/sequence.md",
-    "docs/studies.md",
 }
 PAGE = """
 Run `ich-ray results first --json` at any time.

@@ -159,7 +159,8 @@ def _check_columns(path: UPath, mapped: MappedColumns) -> None:
         got = ", ".join(name.removeprefix("\0") for name in names)[:200]
         raise LabelError(
             f"{path}: the columns must be `ID,Label`, or `id` (or `slice_id`, or StudyInstanceUID) with "
-            f"{', '.join(LABELS)}, each once; got {got or 'none'}; name yours with --column, such as any=hemorrhage"
+            f"{', '.join(LABELS)}, each once; got {got or 'none'}; name yours with --column, such as any=hemorrhage, "
+            "id=file or study=case"
         )
     missing = {*SUBTYPES, "role"} - set(names) - mapped.mapped
     for name in names:

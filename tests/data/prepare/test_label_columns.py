@@ -132,7 +132,7 @@ def test_what_cannot_be_mapped(tmp_path: Path, columns: dict[str, Any], error: t
 
 def test_a_table_without_known_columns_says_how_to_name_them(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("file,hemorrhage\na,1\n")
-    with pytest.raises(LabelError, match="name yours with --column, such as any=hemorrhage"):
+    with pytest.raises(LabelError, match="name yours with --column, such as any=hemorrhage, id=file or study=case"):
         read_labels(tmp_path / "labels.csv")
 
 
