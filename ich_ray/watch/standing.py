@@ -173,5 +173,5 @@ def failures(trials: Iterable[TrialResult]) -> list[Failures]:
     for trial in trials:
         found.update((attempt.cause, attempt.place, False) for attempt in trial.lost)
         if trial.state == "failed":
-            found[trial.reason, trial.where.rpartition(":")[0], True] += 1
+            found[trial.reason, trial.machine, True] += 1
     return [Failures(kind, machine, count, own) for (kind, machine, own), count in found.most_common()]
