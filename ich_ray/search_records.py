@@ -630,7 +630,10 @@ class SearchRecord(Record):
         return None if told is None else EndCheck.model_validate(told)
 
     def has_begun_all(self, trials: int) -> bool:
-        """Whether a search with so many trials begins no more: all that were asked for, or its time was over then."""
+        """Whether a search with so many trials begins no more.
+
+        They are all that were asked for, or its time was over when they had ended.
+        """
         ended = self.ended
         early = ended is not None and ended.out_of_time and (ended.asked, ended.trials) == (self.wanted, trials)
         return early or trials >= self.wanted

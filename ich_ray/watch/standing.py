@@ -20,8 +20,8 @@ from ich_ray.search_records import OF_NODES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from ich_ray.html_report.best_so_far import TrialCourse
     from ich_ray.search_records import LostAttempt, SearchRecord, TrialResult
-    from ich_ray.watch.best_so_far import TrialCourse
     from ich_ray.watch.followed import State
 
 __all__ = ["Failures", "MachineState", "expected_of_trial", "failures", "images_left", "machines"]
