@@ -189,6 +189,8 @@ def print_side_by_side(compared: SideBySide, as_json: bool) -> None:
         if len(pair.differences) > _TABLE_ROWS:
             print_line(f"  {len(pair.differences) - _TABLE_ROWS} more differences; --json has all")
         print_line(f"  best of search {at}: {pair.verdict}")
+        if pair.test:
+            print_line(f"  test of search {at}: {pair.test.verdict}")
     print_line("best: the selection score, optimistic; confirmed and test: where those stages have run")
 
 

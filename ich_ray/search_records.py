@@ -326,6 +326,7 @@ class TrialResult(Record):
         seed: of its weights and batches.
         at_chance: it spent its budget and its average precision is at most `chance_bound`.
         cost_gpu_s: accelerator seconds of all attempts.
+        where: `host:pid` of the process that ran it last; empty before that.
         repeats: in a confirmation, the trial of the search that this one trains again.
         fold: in a confirmation on folds, the one it validates on.
         lost: attempts that faults of a machine or a process have ended.
@@ -358,6 +359,11 @@ class TrialResult(Record):
     @property
     def images_seen(self) -> int:
         return self.reports[-1].images_seen if self.reports else 0
+
+    @property
+    def machine(self) -> str:
+        """The host of `where`."""
+        return self.where.rpartition(":")[0] or self.where
 
     @property
     def folds_done(self) -> int:
@@ -622,6 +628,15 @@ class SearchRecord(Record):
         """The last time that all trials had ended, None before."""
         told = self._amended("ended", None)
         return None if told is None else EndCheck.model_validate(told)
+
+    def has_begun_all(self, trials: int) -> bool:
+        """Whether a search with so many trials begins no more.
+
+        They are all that were asked for, or its time was over when they had ended.
+        """
+        ended = self.ended
+        early = ended is not None and ended.out_of_time and (ended.asked, ended.trials) == (self.wanted, trials)
+        return early or trials >= self.wanted
 
     @property
     def quarantines(self) -> list[QuarantineNote]:

@@ -1,35 +1,44 @@
 """Several searches side by side: what they asked, reached and cost, and which differences are noise.
 
-Whether the best of one is better than that of another is judged by the same patients, drawn again; where their logits
-or the dataset are not there, that is said.
+Whether the best of one is better than that of another is judged by the same patients, drawn again, and so are their
+bundles by the test patients; where what they said of these or the dataset is not there, that is said.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ich_ray.assess.evaluation import Evaluation
+import numpy as np
+
+from ich_ray.assess.paired_changes import FIGURES, paired_changes
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.html_report.inputs import read_evaluation, read_predictions
 from ich_ray.refit.confirmation import confirmed
 from ich_ray.search.chances import judged_parts
-from ich_ray.search.ledger import differences
+from ich_ray.search.ledger import asked_otherwise
 from ich_ray.statistics.pooling import chances_of_best
-from ich_ray.storage import exists, read_record
+from ich_ray.storage import is_local
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ich_ray.assess.evaluation import Evaluation
+    from ich_ray.assess.interval_estimates import Estimate
     from ich_ray.results import SearchResult
     from ich_ray.search_records import TrialResult
     from ich_ray.statistics.pooling import FoldPart
+    from ich_ray.storage import Location
 
-__all__ = ["ComparedPair", "ComparedSearch", "SideBySide", "side_by_side"]
+__all__ = ["BundleChange", "ComparedPair", "ComparedSearch", "Outcome", "SideBySide", "side_by_side"]
 
 # Of the draws of patients, in which the best of one search must be better: an interval of 95 % to both sides.
 _BEYOND_NOISE = 0.975
+_UNKNOWN: Literal["cannot be told apart from noise"] = "cannot be told apart from noise"
+Outcome = Literal["better beyond noise", "worse beyond noise", "within noise", "cannot be told apart from noise"]
+_OTHER_DATASET = "they are of different datasets"
 
 
 @dataclass(frozen=True)
@@ -39,9 +48,11 @@ class ComparedSearch:
     Attributes:
         search: its folder.
         best: the selection score of `trial`, the best completed one, which is optimistic.
-        confirmed: the mean of the chosen trial in its confirmation.
-        test: the objective on the test patients, of the bundle.
+        confirmed: the mean of the chosen trial in its confirmation, over so many `trainings`, and their standard
+            deviation `spread`.
+        test: the objective on the test patients, of the bundle, from `test_low` to `test_high` with 95 %.
         images: of all trials, and `gpu_hours` of theirs.
+        ended: whether all its trials have.
     """
 
     search: str
@@ -55,6 +66,40 @@ class ComparedSearch:
     test: float | None
     images: int
     gpu_hours: float
+    ended: bool = True
+    trainings: int = 0
+    spread: float | None = None
+    test_low: float | None = None
+    test_high: float | None = None
+
+
+@dataclass(frozen=True)
+class BundleChange:
+    """What the bundle of one search changes on the test patients against that of another.
+
+    Attributes:
+        difference: of the objective, from `low` to `high` with 95 %; None if unknown.
+        sign: times which a difference is higher for better.
+        problem: why it is unknown.
+    """
+
+    difference: float | None
+    low: float | None = None
+    high: float | None = None
+    sign: int = 1
+    problem: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """What can be said of the difference between the bundles."""
+        if self.difference is None or self.low is None or self.high is None:
+            return f"{_UNKNOWN}: {self.problem}"
+        told = f"(difference {self.difference:+.4f}, 95 % from {self.low:+.4f} to {self.high:+.4f})"
+        return f"{_outcome(self.low <= 0 <= self.high, self.sign * self.difference > 0)} {told}"
+
+
+def _outcome(is_noise: bool, is_better: bool) -> Outcome:
+    return "within noise" if is_noise else "better beyond noise" if is_better else "worse beyond noise"
 
 
 @dataclass(frozen=True)
@@ -63,27 +108,38 @@ class ComparedPair:
 
     Attributes:
         same_dataset: whether their patients and images are the same.
-        differences: in what was asked, a line each.
+        asked: what was asked otherwise, by key: the value of the first one, and of this one.
         p_better: the share of draws of patients in which the best trial of this one is better; None if unknown.
         problem: why it is unknown.
+        test: of their bundles; None where one of them has opened no test patients.
     """
 
     search: str
     other: str
     same_dataset: bool
-    differences: tuple[str, ...]
+    asked: dict[str, tuple[str, str]]
     p_better: float | None
     problem: str = ""
+    test: BundleChange | None = None
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """What was asked otherwise, a line each."""
+        return tuple(f"{key}: {one} -> {other}" for key, (one, other) in self.asked.items())
 
     @property
     def verdict(self) -> str:
         """What can be said of the difference between their best trials."""
         if self.p_better is None:
-            return f"cannot be told apart from noise: {self.problem}"
-        told = f"(better in {self.p_better:.1%} of draws of the patients who judged both)"
-        if max(self.p_better, 1 - self.p_better) < _BEYOND_NOISE:
-            return f"within noise {told}"
-        return f"{'better' if self.p_better > 0.5 else 'worse'} beyond noise {told}"
+            return f"{self.outcome}: {self.problem}"
+        return f"{self.outcome} (better in {self.p_better:.1%} of draws of the patients who judged both)"
+
+    @property
+    def outcome(self) -> Outcome:
+        """The same in two words or three."""
+        if self.p_better is None:
+            return _UNKNOWN
+        return _outcome(max(self.p_better, 1 - self.p_better) < _BEYOND_NOISE, self.p_better > 0.5)
 
 
 @dataclass(frozen=True)
@@ -95,22 +151,43 @@ class SideBySide:
 
     def figures(self) -> dict[str, Any]:
         """For programs."""
-        pairs = [{**asdict(pair), "verdict": pair.verdict} for pair in self.pairs]
+        pairs = [
+            {
+                **{name: value for name, value in asdict(pair).items() if name != "asked"},
+                "differences": pair.differences,
+                "verdict": pair.verdict,
+                "test": {**asdict(pair.test), "verdict": pair.test.verdict} if pair.test else None,
+            }
+            for pair in self.pairs
+        ]
         return {"searches": [asdict(search) for search in self.searches], "pairs": pairs}
 
 
-def side_by_side(found: Sequence[SearchResult]) -> SideBySide:
+def side_by_side(found: Sequence[SearchResult], dataset: Location | None = None) -> SideBySide:
     """Compare searches with the first of them.
 
+    Args:
+        found: at least one.
+        dataset: where that of the first one lies; if not given where each search.json says, but at no address that
+            only it names.
+
     Raises:
-        ConfigError: one is given twice.
+        ConfigError: one is given twice, or there is no dataset at `dataset`.
         IntegrityError: a file of one is damaged.
     """
-    folders = sorted(str(search.files.root) for search in found)
+    folders = sorted(_place(search) for search in found)
     if twice := next((one for one, other in pairwise(folders) if one == other), ""):
-        raise ConfigError(f"results: each search must be given once, got {twice} twice; leave one out")
+        raise ConfigError(f"each search must be given once, got {twice} twice; leave one out")
     first, *others = found
-    return SideBySide(tuple(map(_reached, found)), tuple(_pair(other, first) for other in others))
+    if dataset is not None:
+        PreparedDataset.of_search(first, dataset)
+    return SideBySide(tuple(map(_reached, found)), tuple(_pair(other, first, dataset) for other in others))
+
+
+def _place(found: SearchResult) -> str:
+    """Where a search lies, whatever links lead there."""
+    root = found.files.root
+    return str(root.resolve() if is_local(root) else root)
 
 
 def _best(found: SearchResult) -> TrialResult | None:
@@ -121,9 +198,7 @@ def _best(found: SearchResult) -> TrialResult | None:
 def _reached(found: SearchResult) -> ComparedSearch:
     best, again, metric = _best(found), confirmed(found.files), found.objective.metric
     chosen = next((one for one in again.candidates if one.trial == again.chosen), None) if again else None
-    evaluated = exists(found.files.evaluation)
-    test = read_record(found.files.evaluation, Evaluation, "remove the file and evaluate again") if evaluated else None
-    figure = test.metrics.get(metric) if test else None
+    figure = _test_figure(found, read_evaluation(found.files))
     return ComparedSearch(
         search=str(found.files.root),
         name=found.record.name,
@@ -136,18 +211,56 @@ def _reached(found: SearchResult) -> ComparedSearch:
         test=figure.value if figure else None,
         images=sum(trial.images_seen for trial in found.trials),
         gpu_hours=sum(trial.cost_gpu_s for trial in found.trials) / 3600,
+        ended=found.record.has_begun_all(len(found.trials)) and not found.count("running"),
+        trainings=sum(value is not None for value in chosen.values) if chosen else 0,
+        spread=chosen.spread if chosen else None,
+        test_low=figure.low if figure else None,
+        test_high=figure.high if figure else None,
     )
 
 
-def _pair(found: SearchResult, first: SearchResult) -> ComparedPair:
-    same = found.record.fingerprint == first.record.fingerprint
-    asked = [line for line in differences(first.record, found.record) if not line.startswith("dataset: ")]
-    lines = tuple(line.replace(": there ", ": ", 1).replace(", asked ", " -> ", 1) for line in asked)
-    p_better, problem = _judged(found, first) if same else (None, "they are of different datasets")
-    return ComparedPair(str(found.files.root), str(first.files.root), same, lines, p_better, problem)
+def _test_figure(found: SearchResult, evaluation: Evaluation | None) -> Estimate | None:
+    return evaluation.metrics.get(found.objective.metric) if evaluation else None
 
 
-def _judged(found: SearchResult, first: SearchResult) -> tuple[float | None, str]:
+def _pair(found: SearchResult, first: SearchResult, dataset: Location | None) -> ComparedPair:
+    asked = asked_otherwise(first.record, found.record)
+    same = asked.pop("dataset", None) is None
+    p_better, problem = _judged(found, first, dataset) if same else (None, _OTHER_DATASET)
+    test = _tested(found, first, same)
+    return ComparedPair(str(found.files.root), str(first.files.root), same, asked, p_better, problem, test)
+
+
+def _tested(found: SearchResult, first: SearchResult, same_dataset: bool) -> BundleChange | None:
+    """What its bundle changes on the test patients, by the predictions that `evaluate` wrote of each."""
+    after, before = (read_evaluation(search.files) for search in (found, first))
+    if after is None or before is None:
+        return None
+    metric, told = found.objective.metric, ""
+    if not same_dataset:
+        told = _OTHER_DATASET
+    elif found.objective.metric != first.objective.metric or metric not in FIGURES:
+        told = f"they must have the same objective, one of {', '.join(FIGURES)}"
+    return BundleChange(None, problem=told) if told else _test_change(found, first, after.slices, before.slices)
+
+
+def _test_change(found: SearchResult, first: SearchResult, after_slices: int, before_slices: int) -> BundleChange:
+    after = read_predictions(found.files.predictions, after_slices)
+    before = read_predictions(first.files.predictions, before_slices)
+    if after is None or before is None:
+        return BundleChange(None, problem="the predictions of one of them were not kept")
+    if not (np.array_equal(after.slice_ids, before.slice_ids) and np.array_equal(after.labels, before.labels)):
+        return BundleChange(None, problem="they have other test slices")
+    if np.array_equal(after.probabilities, before.probabilities):
+        return BundleChange(0.0, problem="they say the same of every test slice")
+    labels = before.labels.astype(np.float64)
+    changes = paired_changes(labels, before.probabilities, after.probabilities, before.patients.astype(str))
+    change, sign = changes[found.objective.metric], found.objective.sign
+    problem = "the test patients are too few for an interval" if change.low is None else ""
+    return BundleChange(change.difference, change.low, change.high, sign, problem)
+
+
+def _judged(found: SearchResult, first: SearchResult, dataset: Location | None) -> tuple[float | None, str]:
     """How probable it is that the best trial of one is better than that of the other, or why that is unknown."""
     one, other = found.objective, first.objective
     if one != other:
@@ -155,7 +268,7 @@ def _judged(found: SearchResult, first: SearchResult) -> tuple[float | None, str
     if one.networks > 1 and found.record.seed != first.record.seed:
         return None, "their patients were divided into other folds"
     try:
-        parts = [_parts(search) for search in (found, first)]
+        parts = [_parts(search, dataset) for search in (found, first)]
         chances = chances_of_best(parts, one.metric)
     except (IchRayError, OSError, ValueError) as error:
         return None, str(error)
@@ -164,7 +277,7 @@ def _judged(found: SearchResult, first: SearchResult) -> tuple[float | None, str
     return chances[0], ""
 
 
-def _parts(found: SearchResult) -> list[FoldPart]:
+def _parts(found: SearchResult, dataset: Location | None) -> list[FoldPart]:
     """What the best trial said of those who judged it.
 
     Raises:
@@ -173,10 +286,10 @@ def _parts(found: SearchResult) -> list[FoldPart]:
     best, where = _best(found), found.record.dataset_folder
     if best is None:
         raise ConfigError(f"{found.files.root} has no completed trial")
-    if found.is_foreign(where):
+    if dataset is None and found.is_foreign(where):
         raise ConfigError(f"only search.json of {found.files.root} names its dataset, at {where}")
-    dataset = PreparedDataset.open(where, fingerprint=found.record.fingerprint)
-    judged = dict(judged_parts(found.files, dataset, [best], found.objective, found.record.seed))
+    held = PreparedDataset.of_search(found, dataset)
+    judged = dict(judged_parts(found.files, held, [best], found.objective, found.record.seed))
     if best.number not in judged:
         raise ConfigError(f"the logits of trial {best.number} of {found.files.root} were not kept")
     return judged[best.number]

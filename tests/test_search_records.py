@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ich_ray.search_records import FoldNote, LogitsReference, Objective, Report, TrialResult, TrialState
+from ich_ray.search_records import EndCheck, FoldNote, LogitsReference, Objective, Report, TrialResult, TrialState
 from tests.records import make_record
 
 
@@ -56,6 +56,35 @@ def test_amendments_change_what_is_wanted() -> None:
     )
     assert (make_record().wanted, amended.wanted) == (9, 30)
     assert (make_record().warm_starts, amended.warm_starts) == ((), ("/a",))
+
+
+@pytest.mark.parametrize(
+    ("there", "ended_with", "asked", "out_of_time", "all_begun"),
+    [
+        (9, None, 9, False, True),
+        (8, None, 9, False, False),
+        (5, 5, 9, True, True),
+        (5, 5, 9, False, False),
+        (6, 5, 9, True, False),  # it went on since
+        (5, 5, 7, True, False),  # more were asked for since
+        (9, 5, 9, True, True),
+    ],
+)
+def test_a_search_begins_no_more_trials_with_all_or_when_its_time_was_over(
+    there: int, ended_with: int | None, asked: int, out_of_time: bool, all_begun: bool
+) -> None:
+    ends = [] if ended_with is None else [
+        EndCheck(trials=ended_with, asked=asked, sampler=5, tune=5, out_of_time=out_of_time).model_dump()
+    ]  # fmt: skip
+    record = make_record(trials=9, amendments=tuple({"ended": end} for end in ends))
+    assert record.has_begun_all(there) is all_begun
+
+
+@pytest.mark.parametrize(
+    ("where", "machine"), [("node-1:4711", "node-1"), ("fe80::1:4711", "fe80::1"), ("node-1", "node-1"), ("", "")]
+)
+def test_the_machine_of_a_trial_is_where_its_process_ran(where: str, machine: str) -> None:
+    assert TrialResult(number=0, parameters={}, where=where).machine == machine
 
 
 def test_a_trial_with_folds_is_judged_by_its_last_whole_fold() -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import plotly.graph_objects as go
 
-__all__ = ["Plot", "Section", "Table", "document", "sheet"]
+__all__ = ["Plot", "Section", "SourceText", "Table", "document", "sheet"]
 
 _HERE = Path(__file__).parent
 
@@ -54,14 +54,23 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class SourceText:
+    """A file as it was written, folded under a title."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Section:
-    """A part of a sheet: paragraphs, then tables, then plots."""
+    """A part of a sheet: paragraphs, then tables, plots and sources."""
 
     name: str
     title: str
     paragraphs: Sequence[str] = ()
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = field(default_factory=tuple)
+    sources: Sequence[SourceText] = ()
 
 
 def document(template: str, figures: Mapping[str, go.Figure], content: Mapping[str, Any]) -> str:

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from ich_ray.assess.study_figures import StudyFigures
     from ich_ray.search_records import TrialResult
+    from ich_ray.storage import SearchFiles
 
-__all__ = ["Inputs", "Predictions", "StudyTable", "gather", "read_predictions"]
+__all__ = ["Inputs", "Predictions", "StudyTable", "gather", "read_evaluation", "read_predictions"]
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ def gather(where: Location, dataset: Location | None = None) -> Inputs:
     files = search.files
     held, problem = (PreparedDataset.of_search(search, dataset), "") if dataset is not None else _dataset(search)
     card = read_card(files.bundle).model_dump(mode="json") if has_card(files.bundle) else None
-    calibrated, tested = (card is None or bool(card.get(key)) for key in ("operating_points", "test"))
+    calibrated = card is None or bool(card.get("operating_points"))
     best = _best(search)
-    evaluation = _read(files.evaluation, Evaluation) if tested else None
+    evaluation = read_evaluation(files)
     return Inputs(
         search=search,
         best=best,
@@ -130,6 +131,18 @@ def gather(where: Location, dataset: Location | None = None) -> Inputs:
         dataset=held,
         dataset_problem=problem,
     )
+
+
+def read_evaluation(files: SearchFiles) -> Evaluation | None:
+    """What the test patients said of the bundle that is there.
+
+    None also where they only judged the one before it.
+
+    Raises:
+        IntegrityError: a file that is there cannot be read; it is named.
+    """
+    tested = not has_card(files.bundle) or read_card(files.bundle).test
+    return _read(files.evaluation, Evaluation) if tested else None
 
 
 def _best(search: SearchResult) -> TrialResult | None:

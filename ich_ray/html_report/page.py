@@ -5,13 +5,16 @@ Words, tables and plots are made elsewhere, and so is the file around them (html
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from upath import UPath
 
 from ich_ray.data.neighbors import without_neighbors
+from ich_ray.errors import ConfigError
 from ich_ray.html_report import groups, performance, summary, tables, trials
 from ich_ray.html_report.confidence_bands import precision_recall_band, roc_band
 from ich_ray.html_report.gallery import gallery
@@ -25,11 +28,12 @@ from ich_ray.html_report.style import STATE_COLORS, metric_name, metric_title, m
 from ich_ray.html_report.time_spent import spent_bars, spent_facts
 from ich_ray.html_report.timeline import slots, timeline
 from ich_ray.refit.retrain_record import SEED_RULE
-from ich_ray.storage import write_bytes
+from ich_ray.storage import check_file, locate, write_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import plotly.graph_objects as go
-    from upath import UPath
 
     from ich_ray.assess.evaluation import Evaluation
     from ich_ray.data.dataset import PreparedDataset
@@ -46,22 +50,43 @@ __all__ = ["MOST_TRIALS", "render", "report"]
 MOST_TRIALS = 400
 
 
-def report(search: Location, dataset: Location | None = None) -> UPath:
+def report(
+    search: Location | Sequence[Location], dataset: Location | None = None, out: Location | None = None
+) -> UPath:
     """Write SEARCH/final/report.html, whole or not at all, and return where it is.
 
     It may be called at any time: stages that have not run are named on the page with the command that runs them.
 
     Args:
-        search: the search folder.
-        dataset: where its dataset lies; if not given where search.json says, but at no address that only it names.
+        search: the search folder; of several one page shows them side by side, with the others compared with the first.
+        dataset: where its dataset lies, or that of the first; if not given where search.json says, but at no address
+            that only it names.
+        out: another file to write; if not given of several searches `final/side_by_side.html` of the first.
 
     Raises:
-        ConfigError: there is no search, or no dataset at `dataset`.
+        ConfigError: there is no search, or no dataset at `dataset`; or `out` cannot be written.
         IntegrityError: a file of the search is damaged; it is named.
     """
-    inputs = gather(search, dataset)
-    path = inputs.search.files.report
+    target = _target(out)
+    searches = [search] if isinstance(search, str | os.PathLike | UPath) else [*search]
+    if len(searches) != 1:
+        from ich_ray.html_report.side_by_side_page import report_side_by_side
+
+        return report_side_by_side(searches, dataset, target)
+    inputs = gather(searches[0], dataset)
+    path = target or inputs.search.files.report
     write_bytes(path, render(inputs).encode())
+    return path
+
+
+def _target(out: Location | None) -> UPath | None:
+    """The file that was asked for, of a name that no record or table of a search has."""
+    if out is None:
+        return None
+    path = locate(out)
+    if path.suffix not in {".html", ".htm"}:
+        raise ConfigError(f"--out {out}: must be a file that ends in .html, got another name; name one")
+    check_file(path, "--out")
     return path
 
 

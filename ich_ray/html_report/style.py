@@ -25,6 +25,7 @@ __all__ = [
     "NEGATIVE",
     "POSITIVE",
     "REFERENCE",
+    "SEARCH_COLORS",
     "SPENT_COLORS",
     "STATE_COLORS",
     "STATE_DASHES",
@@ -60,6 +61,8 @@ MODEL = "#8468d3"
 POSITIVE = "#cf5f34"
 NEGATIVE = "#74838f"
 REFERENCE = "#878d94"
+# Searches side by side, in their order.
+SEARCH_COLORS = ("#2a7fbf", "#cf5f34", "#2f9676", "#8468d3", "#ad7a10", "#c4477a", "#5f8f2a", "#74838f")
 # Where the time of a trial went.
 SPENT_COLORS = {"training": "#5f8f2a", "data": "#b5654a", "validation": "#4c86a8", "saving": "#9a6aa0"}
 

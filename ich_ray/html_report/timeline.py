@@ -26,7 +26,7 @@ def slots(trials: Sequence[TrialResult]) -> dict[int, str]:
     free_at: dict[str, list[float]] = {}
     found = {}
     for trial in sorted(trials, key=lambda trial: (trial.started, trial.number)):
-        machine = trial.where.rpartition(":")[0] or trial.where  # host:pid, and a new process may take over a slot
+        machine = trial.machine  # and not its process: a new one may take over a slot
         ends = free_at.setdefault(machine, [])
         slot = next((index for index, end in enumerate(ends) if end <= trial.started), len(ends))
         ends[slot : slot + 1] = [_end(trial)]

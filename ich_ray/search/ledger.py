@@ -34,7 +34,7 @@ from ich_ray.usage import ReportUsage
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Ledger", "Verdict", "differences", "trial_seed"]
+__all__ = ["Ledger", "Verdict", "asked_otherwise", "differences", "trial_seed"]
 
 _Light = TypeVar("_Light", Report, ReportUsage)
 _NAMES = {kind: {*kind.model_fields} for kind in (Report, ReportUsage)}
@@ -307,14 +307,19 @@ def trial_seed(seed: int, number: int) -> int:
 
 def differences(there: SearchRecord, asked: SearchRecord) -> list[str]:
     """What makes two searches different: `budget.images: there 8000, asked 9000`."""
-    one, other = (
-        {"dataset": record.fingerprint, "seed": record.seed, **_flat(record.space)} for record in (there, asked)
+    return [f"{key}: there {one}, asked {other}" for key, (one, other) in asked_otherwise(there, asked).items()]
+
+
+def asked_otherwise(one: SearchRecord, other: SearchRecord) -> dict[str, tuple[str, str]]:
+    """What two searches were asked differently, by key (`budget.images`): each value, or `nothing`."""
+    first, second = (
+        {"dataset": record.fingerprint, "seed": record.seed, **_flat(record.space)} for record in (one, other)
     )
-    return [
-        f"{key}: there {one.get(key, 'nothing')}, asked {other.get(key, 'nothing')}"
-        for key in one | other
-        if key not in one or key not in other or one[key] != other[key]
-    ]
+    return {
+        key: (str(first.get(key, "nothing")), str(second.get(key, "nothing")))
+        for key in first | second
+        if key not in first or key not in second or first[key] != second[key]
+    }
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

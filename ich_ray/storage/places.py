@@ -362,3 +362,8 @@ class SearchFiles:
     @property
     def report(self) -> UPath:
         return self.final / "report.html"
+
+    @property
+    def side_by_side(self) -> UPath:
+        """The page that compares other searches with this one."""
+        return self.final / "side_by_side.html"

@@ -24,6 +24,7 @@ from ich_ray.verbs.options import (
     Images,
     Json,
     Notify,
+    OtherSearches,
     Out,
     Points,
     Prevalence,
@@ -181,11 +182,19 @@ def evaluate_site(
     print_evaluation(found.model_dump(mode="json"), out, as_json)
 
 
-def report(folder: SearchFolder, dataset: DatasetOfSearch = None) -> None:
-    """Write one HTML page about the search and the bundle."""
+def report(
+    folder: SearchFolder,
+    others: OtherSearches = None,
+    dataset: DatasetOfSearch = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FILE", help="HTML file to write, in place of one in final/."),
+    ] = None,
+) -> None:
+    """Write one HTML page about the search and the bundle, or of several side by side."""
     from ich_ray.html_report.page import report as write_report
 
-    print_line(f"report  {write_report(folder, dataset)}")
+    print_line(f"report  {write_report([folder, *(others or ())], dataset, out)}")
 
 
 def predict(

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from ich_ray.html_report.best_so_far import TrialCourse, course, work
 from ich_ray.results import fault_note
 from ich_ray.search.space.space import Budget
-from ich_ray.watch.best_so_far import TrialCourse, course, work
 from ich_ray.watch.standing import expected_of_trial, failures, images_left, machines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from ich_ray.html_report.best_so_far import WorkDone
     from ich_ray.results import SearchResult
     from ich_ray.search_records import SearchRecord, TrialResult
-    from ich_ray.watch.best_so_far import WorkDone
     from ich_ray.watch.followed import FollowedSearch, State
 
 __all__ = ["Board", "compact_json"]

@@ -114,9 +114,7 @@ class FollowedSearch:
         if self.at_work:
             return "running"
         running = any(trial.state == "running" for trial in self.trials.values())
-        ended, wanted = self.record.ended, self.record.wanted
-        early = ended is not None and ended.out_of_time and (ended.asked, ended.trials) == (wanted, len(self.trials))
-        if (early or len(self.trials) >= wanted) and not running:
+        if self.record.has_begun_all(len(self.trials)) and not running:
             return "ended"
         told = is_local(self.files.root)
         return "running" if not told and now - self.last_written() < _LATELY_S else "interrupted"

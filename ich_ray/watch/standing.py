@@ -20,8 +20,8 @@ from ich_ray.search_records import OF_NODES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from ich_ray.html_report.best_so_far import TrialCourse
     from ich_ray.search_records import LostAttempt, SearchRecord, TrialResult
-    from ich_ray.watch.best_so_far import TrialCourse
     from ich_ray.watch.followed import State
 
 __all__ = ["Failures", "MachineState", "expected_of_trial", "failures", "images_left", "machines"]
@@ -173,5 +173,5 @@ def failures(trials: Iterable[TrialResult]) -> list[Failures]:
     for trial in trials:
         found.update((attempt.cause, attempt.place, False) for attempt in trial.lost)
         if trial.state == "failed":
-            found[trial.reason, trial.where.rpartition(":")[0], True] += 1
+            found[trial.reason, trial.machine, True] += 1
     return [Failures(kind, machine, count, own) for (kind, machine, own), count in found.most_common()]

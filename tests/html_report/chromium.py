@@ -92,7 +92,7 @@ async def _port(file: Path) -> str:
     raise TimeoutError("Chromium must open its DevTools port within a minute")
 
 
-async def navigate(opened: Tab, address: str, width: int, dark: bool) -> None:
+async def navigate(opened: Tab, address: str, width: int, dark: bool, media: str = "") -> None:
     """Go to an address as a screen of `width` pixels does, and have its events told."""
     for domain in ("Page", "Runtime", "Log", "Network"):
         await opened.command(f"{domain}.enable")
@@ -100,7 +100,7 @@ async def navigate(opened: Tab, address: str, width: int, dark: bool) -> None:
         "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
     )
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    await opened.command("Emulation.setEmulatedMedia", features=[scheme])
+    await opened.command("Emulation.setEmulatedMedia", media=media, features=[scheme])
     await opened.command("Page.navigate", url=address)
 
 
@@ -110,6 +110,7 @@ async def visit(
     *,
     width: int = 1280,
     dark: bool = False,
+    media: str = "",
     picture: Path | None = None,
     print_to: Path | None = None,
 ) -> Visit:
@@ -117,11 +118,12 @@ async def visit(
 
     Args:
         facts: a JavaScript expression.
+        media: `print` for the styles of paper; those of a screen if empty.
         picture: where a PNG of the whole page goes.
         print_to: where the printed page goes, as PDF.
     """
     async with tab() as opened:
-        await navigate(opened, page.as_uri(), width, dark)
+        await navigate(opened, page.as_uri(), width, dark, media)
         loaded = "new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))"
         await opened.evaluate(loaded)
         await opened.evaluate("new Promise(done => setTimeout(done, 500))")

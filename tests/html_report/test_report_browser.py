@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from ich_ray.assess.evaluate import evaluate
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.html_report.page import report
 from ich_ray.results import open_search
-from ich_ray.storage import SearchFiles, read_json, write_json
+from ich_ray.storage import SearchFiles, locate, read_json, write_json
 from tests.html_report.chromium import EXECUTABLE, Visit, visit
 from tests.html_report.fake_search import build_search
 from tests.searched import make_bundle
@@ -120,3 +121,42 @@ def test_it_prints_in_light_colors(page: Path, tmp_path: Path) -> None:
     assert found.facts["text"] == "rgb(30, 34, 39)"
     assert out.read_bytes().startswith(b"%PDF")
     assert out.stat().st_size > 50_000
+
+
+@pytest.fixture(scope="module")
+def beside(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight searches side by side: as many as a page shows."""
+    search, folder = page.parent.parent, tmp_path_factory.mktemp("beside")
+    others = [folder / f"a-search-with-a-long-name-{number}" for number in range(7)]
+    for number, other in enumerate(others):
+        shutil.copytree(search, other, ignore=shutil.ignore_patterns("bundle", "logits"))
+        record = read_json(SearchFiles(locate(other)).search)
+        space = {**record["space"], "parameters": {"dropout": {"uniform": [0.0, number / 20]}}}
+        write_json(SearchFiles(locate(other)).search, {**record, "space": space})
+    return Path(str(report([search, *others], out=folder / "beside.html")))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "dark"),
+    [("beside-light", 1280, False), ("beside-dark", 1280, True), ("beside-phone", 390, False)],
+)
+def test_searches_side_by_side_draw_and_fit(beside: Path, name: str, width: int, dark: bool) -> None:
+    found = look(beside, name, width, dark)
+    assert found.errors == []
+    assert found.requests == []
+    assert found.facts["places"] == found.facts["drawn"] == 2
+    assert found.facts["width"] == width
+    assert found.facts["scroll"] <= width
+    assert found.facts["plot"] == found.facts["panel"] == ("rgb(27, 30, 35)" if dark else "rgb(255, 255, 255)")
+    assert found.facts["text"] == ("rgb(229, 228, 224)" if dark else "rgb(30, 34, 39)")
+
+
+def test_searches_side_by_side_print_within_the_sheet(beside: Path, tmp_path: Path) -> None:
+    tables = """[...document.querySelectorAll(".scroll")].map((held) =>
+      held.querySelector("table").scrollWidth <= held.clientWidth)"""
+    printing = f"(dispatchEvent(new Event('beforeprint')), {tables})"
+    out = tmp_path / "beside.pdf"
+    found = asyncio.run(visit(beside, printing, width=680, media="print", print_to=out))
+    assert found.errors == []
+    assert found.facts == [True] * 5
+    assert out.read_bytes().startswith(b"%PDF")

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from ich_ray.refit.confirm import confirm
 from ich_ray.refit.retrain import chosen_trial
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
-from ich_ray.search import checked_request, early_end, ledger, run
+from ich_ray.search import checked_request, early_end, ledger, run, time_budget
 from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.plan import cost_model
@@ -222,13 +223,22 @@ def test_trials_that_raise_or_report_nan_do_not_end_the_search(data: Path, space
     assert all(trial.value is not None for trial in found.trials if trial.state != "failed")
 
 
-def test_time_that_is_over_ends_it_cleanly(data: Path, space: Path, tmp_path: Path) -> None:
+def test_time_that_is_over_ends_it_cleanly(
+    data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = run_search(data, space, tmp_path / "s", trials=500, hours=1e-9, _trainer=FakeTrainer())
     assert found.trials == ()
-    # The first two trials meet nobody at their rungs, so nothing but the time can stop them before 18 s.
-    found = run_search(data, space, tmp_path / "s", hours=5 / 3600, resume=True, _trainer=FakeTrainer(wait_s=2))
-    check_invariants(found, len(found.trials))
-    assert [(trial.state, trial.reason) for trial in found.trials] == [("pruned", "hours")] * 2
+    both = tmp_path / "both"
+    both.mkdir()
+
+    def clock() -> float:
+        """An hour is over as soon as both trials have begun; neither has reported by then."""
+        return time.time() + (3600 if len([*both.iterdir()]) == 2 else 0)
+
+    monkeypatch.setattr(time_budget, "time", SimpleNamespace(time=clock))
+    found = run_search(data, space, tmp_path / "s", hours=1, resume=True, _trainer=FakeTrainer(meet=str(both)))
+    check_invariants(found, 2)
+    assert [(trial.state, trial.reason, trial.images_seen) for trial in found.trials] == [("pruned", "hours", 100)] * 2
 
 
 def test_a_search_whose_time_is_over_leaves_nothing_unfinished(data: Path, space: Path, copied: Path) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from ich_ray.html_report.best_so_far import course, work
 from ich_ray.search_records import LostAttempt, Objective, QuarantineNote, Report, TrialResult
 from ich_ray.storage import SearchFiles, write_json
-from ich_ray.watch.best_so_far import course, work
 from ich_ray.watch.board import Board
 from ich_ray.watch.followed import FollowedSearch
 from ich_ray.watch.standing import failures, images_left, machines

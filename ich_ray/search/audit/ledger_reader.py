@@ -74,9 +74,7 @@ class LedgerFiles:
     def state(self) -> Literal["at work", "ended", "interrupted"]:
         if self.at_work:
             return "at work"
-        ended, wanted = self.record.ended, self.record.wanted
-        early = ended is not None and ended.out_of_time and (ended.asked, ended.trials) == (wanted, len(self.trials))
-        return "ended" if (early or len(self.trials) >= wanted) and not self.unfinished else "interrupted"
+        return "ended" if self.record.has_begun_all(len(self.trials)) and not self.unfinished else "interrupted"
 
 
 def ended_with(record: SearchRecord) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray.tune import Callback
 
@@ -22,7 +23,7 @@ from ich_ray.search.space.yaml_file import check_point
 from ich_ray.search_records import STOPPED_BY_REQUEST, ControlRequest, RequestNote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ray.tune.experiment import Trial
 
@@ -32,12 +33,27 @@ if TYPE_CHECKING:
     from ich_ray.search.tune.ledger_callback import LedgerCallback
     from ich_ray.search.tune.sampler import LedgerSampler
     from ich_ray.search.tune.scheduler import StoppingScheduler
+    from ich_ray.search_records import Parameter
 
 __all__ = ["Steering"]
 
 _READ_EVERY_S = 2.0
 _STOPPED = Verdict("pruned", STOPPED_BY_REQUEST, "`ich-ray control --stop-trial` has ended it")
 _LONGEST_ANSWER = 2000
+
+
+class _Checked(NamedTuple):
+    """A request that can be carried out.
+
+    Attributes:
+        answer: what it is answered.
+        change: of the record of the search.
+        drawn: the parameters of a trial that is added; a draw that fits tight constraints may take minutes.
+    """
+
+    answer: str
+    change: Mapping[str, Any] = MappingProxyType({})
+    drawn: Mapping[str, Parameter] = MappingProxyType({})
 
 
 class Steering(Callback):
@@ -81,7 +97,7 @@ class Steering(Callback):
             if note.asked.stop_trial is not None:
                 self._stop(note.asked.stop_trial)
             if note.asked.add is not None and note.trial == self._ledger.next_number:
-                self._add(note.asked)
+                self._sampler.add(self._drawn(note.asked.add))
 
     def wait(self) -> None:
         """Read where no trial runs, before the first and after the last one; in a pause until it is over."""
@@ -121,26 +137,26 @@ class Steering(Callback):
         request: ControlRequest | None = None
         try:
             request = read_request(self._ledger.files.request(name))
-            change, answer = self._checked(request)
+            checked = self._checked(request)
         except OSError:
             return False
         except IchRayError as error:
             note = RequestNote(id=name, asked=request, done=False, answer=_line(str(error)))
-            self._note(note, {})
+            self._note(note)
             say(f"request refused: {note.answer}")
             return True
         trial = self._ledger.next_number if request.add is not None else None
-        self._note(RequestNote(id=name, asked=request, done=True, answer=answer, trial=trial), change)
-        say(f"request {request}: {answer}")
-        self._carry_out(request)
+        self._note(RequestNote(id=name, asked=request, done=True, answer=checked.answer, trial=trial), checked.change)
+        say(f"request {request}: {checked.answer}")
+        self._carry_out(request, checked.drawn)
         return True
 
-    def _note(self, note: RequestNote, change: dict[str, Any]) -> None:
+    def _note(self, note: RequestNote, change: Mapping[str, Any] = MappingProxyType({})) -> None:
         self._ledger.amend(request=note.model_dump(mode="json"), **change)
         self._answered.add(note.id)
 
-    def _checked(self, request: ControlRequest) -> tuple[dict[str, Any], str]:
-        """What a request changes in the record of the search, and what it is answered.
+    def _checked(self, request: ControlRequest) -> _Checked:
+        """What a request is answered, and what it changes.
 
         Raises:
             IchRayError: it cannot be carried out.
@@ -148,15 +164,14 @@ class Steering(Callback):
         if (over := self._exhausted()) and request.stop_trial is None:
             raise ConfigError(f"{request}: a search must have time left, got one that ends ({over.detail})")
         if request.stop_trial is not None:
-            return {}, self._checked_stop(request.stop_trial)
+            return _Checked(self._checked_stop(request.stop_trial))
         if request.add is not None:
             return self._checked_add(request.add)
         if request.trials is not None:
             return self._checked_trials(request.trials)
         if request.concurrent is not None:
-            return {}, f"at most {request.concurrent} trials run at a time, as far as there is room"
-        waits = "no new trial starts, and running ones go on" if request.pause else "trials are started again"
-        return {}, waits
+            return _Checked(f"at most {request.concurrent} trials run at a time, as far as there is room")
+        return _Checked("no new trial starts, and running ones go on" if request.pause else "trials are started again")
 
     def _checked_stop(self, number: int) -> str:
         trial = self._ledger.trials.get(number)
@@ -167,20 +182,18 @@ class Steering(Callback):
             raise ConfigError(f"--stop-trial: must be a trial that runs, got {number}, which is {trial.state}")
         return f"trial {number} ends {'now' if number in self._sampler.waiting else 'at its next report'}"
 
-    def _checked_add(self, point: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    def _checked_add(self, point: dict[str, Any]) -> _Checked:
         space, number = self._space, self._ledger.next_number
         if space.listed is not None:
             raise SpaceError(
                 f"--add: the trials of the space {space.name} are listed and none can be added, got one; begin another "
                 "search with it"
             )
-        seed = self._seed(number)
-        check_point(space, point, "--add", seed)
-        first_that_fits(space, self._refuses, seed, point)
-        wanted = self._sampler.wanted + 1
-        return {"trials": wanted}, f"trial {number} runs next; the search has {wanted} trials now"
+        check_point(space, point, "--add", self._next_seed)
+        drawn, wanted = self._drawn(point), self._sampler.wanted + 1
+        return _Checked(f"trial {number} runs next; the search has {wanted} trials now", {"trials": wanted}, drawn)
 
-    def _checked_trials(self, wanted: int) -> tuple[dict[str, Any], str]:
+    def _checked_trials(self, wanted: int) -> _Checked:
         there, listed = len(self._ledger.trials), self._space.listed
         if wanted < there:
             raise ConfigError(f"--trials: must be at least the {there} trials that have begun, got {wanted}")
@@ -188,14 +201,14 @@ class Steering(Callback):
             raise ConfigError(
                 f"--trials: the space {self._space.name} lists {len(listed)} trials and no more, got {wanted}"
             )
-        return {"trials": wanted}, f"the search has {wanted} trials now"
+        return _Checked(f"the search has {wanted} trials now", {"trials": wanted})
 
-    def _carry_out(self, request: ControlRequest) -> None:
+    def _carry_out(self, request: ControlRequest, drawn: Mapping[str, Parameter]) -> None:
         if request.stop_trial is not None:
             self._stop(request.stop_trial)
         elif request.add is not None:
             self._want(self._sampler.wanted + 1)
-            self._add(request)
+            self._sampler.add(drawn)
         elif request.trials is not None:
             self._want(request.trials)
         elif request.concurrent is not None:
@@ -214,12 +227,13 @@ class Steering(Callback):
         elif number in self._ledger.trials and self._ledger.trials[number].state == "running":
             self._scheduler.stopping[number] = _STOPPED
 
-    def _add(self, request: ControlRequest) -> None:
-        point = request.add or {}
-        self._sampler.add(first_that_fits(self._space, self._refuses, self._seed(self._ledger.next_number), point))
+    def _drawn(self, point: Mapping[str, Parameter]) -> dict[str, Parameter]:
+        """A trial with the values of a point: of the seed of the next one, so the same after a resume."""
+        return first_that_fits(self._space, self._refuses, self._next_seed, point)
 
-    def _seed(self, number: int) -> int:
-        return trial_seed(self._ledger.record.seed, number)
+    @property
+    def _next_seed(self) -> int:
+        return trial_seed(self._ledger.record.seed, self._ledger.next_number)
 
 
 def _line(text: str) -> str:

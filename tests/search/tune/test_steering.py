@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import open_search
 from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.request_files import post_request
+from ich_ray.search.space.constraints import Refusal
 from ich_ray.search.space.space import Listed
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.stopping.asha import AshaRungs
@@ -181,6 +183,31 @@ def test_a_driver_that_is_killed_between_answer_and_deed_leaves_the_deed_to_the_
     again = Run(tmp_path)
     assert again.ledger.trials[1].parameters == ADDED
     assert len(Run(tmp_path).ledger.trials) == 2
+
+
+def test_an_added_trial_is_drawn_once_and_the_same_by_a_driver_that_comes_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[float] = []
+
+    def refuses(drawn: Hyperparameters) -> Refusal | None:
+        tried.append(drawn.dropout)
+        return Refusal("max_parameters", 1.0) if drawn.dropout > 0.1 else None
+
+    parameters: list[dict[str, Any]] = []
+    for name in ("carried out", "by the next"):
+        run = Run(tmp_path / name, refuses=refuses)
+        tried.clear()
+        with monkeypatch.context() as patch:
+            if name == "by the next":
+                patch.setattr(Steering, "_carry_out", lambda *_: None)  # killed between answer and deed
+            assert run.ask(add={"learning_rate": 0.002}).done
+        assert len(tried) > 1, "so tight that the first draw is refused"
+        assert [dropout <= 0.1 for dropout in tried].count(True) == 1
+        ledger = Run(tmp_path / name, refuses=refuses).ledger
+        parameters.append(dict(ledger.trials[0].parameters))
+    assert parameters[0] == parameters[1]
+    assert parameters[0]["learning_rate"] == 0.002
 
 
 def test_what_is_asked_while_no_driver_is_there_is_done_by_the_next(tmp_path: Path) -> None:

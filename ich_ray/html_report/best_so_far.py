@@ -89,7 +89,7 @@ def course(trial: TrialResult) -> TrialCourse:
         value=trial.value,
         images=trial.images_seen,
         gpu_s=trial.cost_gpu_s,
-        machine=trial.where.rpartition(":")[0] or trial.where,  # host:pid
+        machine=trial.machine,
         images_per_s=last.usage.images_per_s if last and last.usage else None,
         began=reports[0].time - reports[0].elapsed_s if reports else math.inf,
         ended=trial.ended or (last.time if last else 0.0),
