@@ -27,7 +27,9 @@ COMMAND = re.compile(
 def commands(name: str) -> list[list[str]]:
     text = re.sub(r"\\\n#?\s*", "", (REPOSITORY / name).read_text())
     if name == "README.md":
-        text = text[text.index("## A cluster") : text.index("## A search space")]
+        text = text[text.index("## A cluster") : text.index("## From Python")]
+    if name.endswith(".md"):
+        text = re.sub(r"^(?=ray |ich-ray |sbatch |kubectl )", "    ", text, flags=re.MULTILINE)
     return [shlex.split("".join(found).replace("`ray\n", ""), comments=True) for found in COMMAND.findall(text)]
 
 
