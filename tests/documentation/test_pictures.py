@@ -33,7 +33,7 @@ def test_the_table_shows_a_search_as_it_stood(tmp_path: Path) -> None:
 
 
 def test_there_are_these_pictures() -> None:
-    assert [path.name for path in PICTURES] == ["report-top.png", "report.png", "table.svg", "watch.png"]
+    assert [path.name for path in PICTURES] == ["live-table.svg", "report-top.png", "report.png", "watch.png"]
 
 
 @pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
