@@ -40,7 +40,8 @@ _COLUMNS = 100
 def write_pictures(search: Path, folder: Path = FOLDER) -> list[Path]:
     """Write report-top.png, report.png, watch.png and live-table.svg of a finished search."""
     folder.mkdir(parents=True, exist_ok=True)
-    top, report, page, table = (folder / name for name in ("report-top.png", "report.png", "watch.png", "live-table.svg"))
+    names = ("report-top.png", "report.png", "watch.png", "live-table.svg")
+    top, report, page, table = (folder / name for name in names)
     asyncio.run(_photograph_report(search / "final/report.html", top, report))
     with served(search) as watch:
         asyncio.run(_photograph_watch(watch.address, page))
