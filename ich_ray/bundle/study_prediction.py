@@ -40,6 +40,7 @@ class StudyPrediction:
 
     Attributes:
         slices: of all its series, as `positive_slices`: a bleeding stands in each reconstruction of the study.
+        reason: the code of a file that was not accepted, or why there is no probability; else empty.
         series: how many it has; `positive_series`: those with a positive slice.
         most_positive_slices: of one series, so that a bleeding counts once.
         flags: of any of its slices; `answering_flags`, of those of the series that answers.

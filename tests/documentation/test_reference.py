@@ -12,7 +12,6 @@ import yaml
 import ich_ray
 from documentation import commands, formats, reasons, space_keys
 from documentation.fields import Fields
-from documentation.words import WORDS
 from ich_ray.errors import RejectionLimitError
 from ich_ray.search.tune.sampler import WORKER_DIED
 from ich_ray.search.tune.watchdog import SILENT
@@ -42,10 +41,6 @@ def test_the_commands_have_a_line_and_a_section_each() -> None:
 def test_every_field_of_a_file_has_a_meaning(kind: type) -> None:
     fields = Fields(kind)
     assert [name for name in fields.names if not fields.meaning(name)] == []
-
-
-def test_no_word_is_explained_that_stands_nowhere() -> None:
-    assert WORDS.keys() <= {name for kind in formats.shown() for name in Fields(kind).names}
 
 
 def test_every_record_is_of_a_file_or_known_to_be_of_none() -> None:
