@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FIELD := $(wildcard benchmarks/field_*.py)
 
-.PHONY: demo test slow check format bench field clean
+.PHONY: demo test slow check format docs pictures bench field clean
 
 demo: $(VENV)/installed
 	$(BIN)/ich-ray demo --out demo
@@ -23,6 +23,15 @@ check: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site, with every link checked: open build/site/index.html.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# docs/pictures, out of what `make demo` has left; needs Chromium.
+DEMO ?= demo
+pictures: $(VENV)/installed
+	$(BIN)/python -m documentation.pictures $(DEMO)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

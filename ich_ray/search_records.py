@@ -529,7 +529,18 @@ class RequestNote(Record):
 
 
 class _Amendment(Record):
-    """A later change of what was asked; what is not named in it stays as it was."""
+    """A later change of what was asked; what is not named in it stays as it was.
+
+    Attributes:
+        time: when it was made.
+        trials: in all, from now on.
+        warm_start: other searches that the sampler learns from.
+        dataset: where the dataset lies by now.
+        ended: all trials had ended, as the driver saw it.
+        quarantine: a machine, or accelerators of it, get no trials for a while.
+        released: the machine that gets trials again, by Ray's id, or `released_devices` of it.
+        request: what somebody asked of the running search, with the answer.
+    """
 
     time: Time = 0.0
     trials: _Trials = 0

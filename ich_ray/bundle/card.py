@@ -203,7 +203,8 @@ class EnsembleGain(Record):
     Attributes:
         networks: of the ensemble.
         folds: of the calibration patients.
-        single_ms, ensemble_ms: milliseconds a slice, on the device that calibrated, in batches, without reading.
+        single_ms: milliseconds a slice, on the device that calibrated, in batches, without reading.
+        ensemble_ms: the same of the ensemble.
     """
 
     networks: Count

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ich_ray.bundle.answering_series import StudySeries, answering, extent
-from ich_ray.bundle.prediction import SUBTYPE_COLUMNS, LabelledPrediction, SubtypeColumns
+from ich_ray.bundle.prediction import SUBTYPE_COLUMNS, Decision, LabelledPrediction, SubtypeColumns
 from ich_ray.bundle.series_prediction import SeriesColumns
 from ich_ray.bundle.training_data import SeriesLook
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ich_ray.bundle.input_survey import SeriesTable
-    from ich_ray.bundle.prediction import Decision, Prediction
+    from ich_ray.bundle.prediction import Prediction
     from ich_ray.bundle.study_decision import StudyDecision
     from ich_ray.bundle.training_data import TrainingData
 
@@ -39,7 +39,8 @@ class StudyPrediction:
     `file` is the most probable slice of this series. A rejected file has a row of its own.
 
     Attributes:
-        slices, positive_slices: of all its series: a bleeding stands in each reconstruction of the study.
+        slices: of all its series, as `positive_slices`: a bleeding stands in each reconstruction of the study.
+        reason: the code of a file that was not accepted, or why there is no probability; else empty.
         series: how many it has; `positive_series`: those with a positive slice.
         most_positive_slices: of one series, so that a bleeding counts once.
         flags: of any of its slices; `answering_flags`, of those of the series that answers.

@@ -144,7 +144,7 @@ class ExaminationRecord(Record):
 
 
 class DatasetManifest(Record):
-    """dataset.json, in which every listed file is counted once, and each frame of a file of several.
+    """dataset.json. Every listed file is counted once, and each frame of a file of several.
 
     listed = accepted + rejected + duplicate + excluded.
 

@@ -101,7 +101,7 @@ class OptimizationFields(_Group):
         decay_norms: whether weight decay is of biases and normalization layers, too.
         clip: the largest norm of the gradient of all weights together, beyond which it is scaled down; 0 for no limit.
         ema: decay per 64 images of an average of the weights, which is then validated, kept and bundled in their place
-            (training/averaging.py); a step of b images uses ema ** (b / 64); 0 for no average.
+            (training/averaging.py); a step of b images uses `ema ** (b / 64)`; 0 for no average.
         loss: `weighted` is cross-entropy weighted by class with the "balanced" weights n / (2 n_c), whose mean is 1.
         any_weight: of `any` in the mean over labels, where a subtype has 1; read with `labels: all` alone.
     """

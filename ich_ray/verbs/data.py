@@ -35,7 +35,7 @@ __all__ = ["VERBS"]
 
 def phantom(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write.")],
-    patients: Annotated[int, typer.Option("--patients", min=1)] = 160,
+    patients: Annotated[int, typer.Option("--patients", min=1, help="How many patients.")] = 160,
     kind: Annotated[
         Literal["sparse", "continuous"],
         typer.Option("--kind", help="A few slices of each head, or whole series whose slices have neighbors."),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ich_ray.search_records import Parameter
 
-__all__ = ["SearchSpace", "check_point", "load_space", "parse_space"]
+__all__ = ["SearchSpace", "SpaceFile", "check_point", "load_space", "parse_space"]
 
 OBJECTIVES = {name: metric.better for name, metric in METRICS.items() if metric.is_objective}
 
@@ -93,8 +93,20 @@ def check_point(space: SearchSpace, point: Mapping[str, Any], named: str, seed: 
     checker.met("", space.values(RandomSuggest(seed, values)), space)
 
 
-class _File(BaseModel):
-    """The keys of the file; what the parameters mean is checked after."""
+class SpaceFile(BaseModel):
+    """The keys of the file; what the parameters mean is checked after.
+
+    Attributes:
+        name: of the space; letters, digits, dots, hyphens and underscores.
+        objective: what is optimized, and on which patients.
+        budget: how long a trial trains, and when it may be stopped.
+        parameters: what is drawn, by name; or `candidates`.
+        sampler: `tpe` draws with Optuna; `grid` takes every combination of choices.
+        points: draws to begin with: values of some parameters, the others are drawn.
+        candidates: the trials themselves, one after the other, in place of `parameters`.
+        searches: what the parameters are of: a `network`, or a model over the slices of a series (`sequence`).
+        constraints: limits that a network must keep before it is trained.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -116,7 +128,7 @@ class _Checker(ListRules):
         if not isinstance(source, dict):
             raise self.error("", f"must be a mapping with name, budget and parameters, got {_kind_of(source)}")
         try:
-            file = _File.model_validate(source)
+            file = SpaceFile.model_validate(source)
         except ValidationError as error:
             raise self._structure(error) from None
         self.drawn = PARAMETER_SETS[file.searches]
@@ -146,7 +158,7 @@ class _Checker(ListRules):
         self._answered(file.objective, space)
         return space
 
-    def _listing(self, file: _File, written: list[dict[str, Any]], source: dict[str, Any]) -> SearchSpace:
+    def _listing(self, file: SpaceFile, written: list[dict[str, Any]], source: dict[str, Any]) -> SearchSpace:
         others = {"parameters": file.parameters, "points": file.points, "sampler": file.sampler != "tpe"}
         for key, other in others.items():
             if other:
@@ -159,7 +171,7 @@ class _Checker(ListRules):
         self._answered(file.objective, space)
         return space
 
-    def _nothing_refused(self, file: _File) -> None:
+    def _nothing_refused(self, file: SpaceFile) -> None:
         """What is listed is trained, whatever it takes."""
         if file.constraints:
             raise self.error(
@@ -177,7 +189,7 @@ class _Checker(ListRules):
         where = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
             models: dict[tuple[int | str, ...], type[BaseModel]] = {
-                (): _File,
+                (): SpaceFile,
                 ("budget",): Budget,
                 ("objective",): Objective,
                 ("constraints",): Constraints,
@@ -204,7 +216,7 @@ class _Checker(ListRules):
                 f"{objective.metric} is better at its {better}, got {objective.mode!r}; write {better}",
             )
 
-    def _folds(self, file: _File) -> None:
+    def _folds(self, file: SpaceFile) -> None:
         objective = file.objective
         if objective.folds == 1:
             raise self.error(

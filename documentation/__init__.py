@@ -1,0 +1,1 @@
+"""What `make docs` needs beside docs/: the reference out of the code, links to files elsewhere, pictures."""
