@@ -649,6 +649,19 @@ class SearchRecord(Record):
         carried_out = (note.asked for note in reversed(self.requests) if note.done and note.asked)
         return next((getattr(asked, name) for asked in carried_out if name in asked.named), None)
 
+    @property
+    def pauses(self) -> list[tuple[float, float]]:
+        """When no new trial was started, by request: from and until; of one that lasts, until infinity."""
+        found: list[tuple[float, float]] = []
+        for note in self.requests:
+            asked = note.asked if note.done else None
+            lasts = bool(found) and math.isinf(found[-1][1])
+            if asked and asked.pause and not lasts:
+                found.append((asked.time, math.inf))
+            elif asked and asked.pause is False and lasts:
+                found[-1] = found[-1][0], asked.time
+        return found
+
     def _changes(self) -> Iterator[_Amendment]:
         return map(_Amendment.model_validate, self.amendments)
 

@@ -81,6 +81,8 @@ class LedgerCallback(Callback):
         self._heard: set[str | None] = {None, ""}
         self._declined: set[int] = set()
         self._started: float | None = None
+        self._rests_since: float | None = None  # nothing runs, and nothing is to be started
+        self._rested_s = 0.0
         self._last_line = self._last_table = time.monotonic()
         self._counts = SearchCounts(space, ledger, scheduler, wanted, deadline)
 
@@ -95,7 +97,9 @@ class LedgerCallback(Callback):
         self._marks[number] = time.time()  # what it cost before was noted when it went back to the queue
         process = process_of(trial)
         self._losses.start(trial, process[0] if process else "")
-        self._started = self._started or time.monotonic()
+        now = time.monotonic()
+        self._started = self._started or now
+        self._rested_s, self._rests_since = self._rested(now), None
         self._running.add(number)
 
     def on_trial_result(
@@ -211,6 +215,7 @@ class LedgerCallback(Callback):
             [self._ledger.trials[number] for number in sorted(self._running)],
             self.wanted,
             now - self._started if self._started else 0.0,
+            rested_s=self._rested(now),
             gpu_hours=self.gpu_seconds() / 3600 if self._gpus else None,
             gpus=sum(map(self._held, self._running)),
         )
@@ -251,9 +256,17 @@ class LedgerCallback(Callback):
         self._say_ended(number)
 
     def rests(self) -> None:
-        """No trial runs, and none is started for now: that nobody reports is no standstill of those that ran."""
+        """No trial runs, and none is started for now: that nobody reports is no standstill of those that ran.
+
+        Until the next one starts, time is not counted in the pace.
+        """
+        self._rests_since = self._rests_since or time.monotonic()
         if self.messages:
             self.messages.step(len(self._running), len(self._ledger.record.quarantines))
+
+    def _rested(self, now: float) -> float:
+        """Seconds of this run in which nothing ran and nothing was to be started."""
+        return self._rested_s + (now - self._rests_since if self._rests_since else 0.0)
 
     @property
     def ended(self) -> int:
