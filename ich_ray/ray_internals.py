@@ -39,6 +39,7 @@ __all__ = [
     "get_dashboard_url",
     "internal_kv_get",
     "is_autoscaler_v2",
+    "output_files",
     "process_of",
     "worker",
 ]
@@ -76,6 +77,12 @@ def process_of(trial: Trial) -> tuple[str, int] | None:
     actor = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
     told = state.actor_table(actor._actor_id.hex()) if actor is not None else {}
     return (told["Address"]["NodeID"], told["Pid"]) if told.get("Pid") else None
+
+
+def output_files() -> list[str]:
+    """Files into which Ray puts stdout and stderr of this process; none where it is no worker."""
+    this = worker.global_worker
+    return [path for path in (this.get_out_file_path(), this.get_err_file_path()) if path]
 
 
 def draining_nodes() -> dict[str, int]:

@@ -116,7 +116,7 @@ def _rows(trial: TrialResult) -> NDArray[np.float64]:
 def work(
     courses: Mapping[int, TrialCourse], objective: Objective, pauses: Sequence[tuple[float, float]] = ()
 ) -> WorkDone:
-    """What all trials did together, in the order of time; in a pause that they stood still nothing is counted."""
+    """What all trials did together, in the order of time; their pace is none of a pause."""
     if not sum(len(one.rows) for one in courses.values()):
         return WorkDone((), None, None, 0.0, 0.0)
     rows = np.concatenate([one.rows for one in courses.values()])

@@ -415,6 +415,7 @@ def gone(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Nodes that Ray has given up; all trials run on the node `abab...`."""
     nodes: set[str] = set()
     monkeypatch.setattr(ledger_callback, "process_of", lambda _: ("ab" * 28, 1))
+    monkeypatch.setattr(ledger_callback, "keep_output_of", lambda *_: None)
     monkeypatch.setattr(ledger_callback, "host_of", lambda node: f"host-{node[:4]}")
     driver.ledger_callback._losses = NodeLosses(nodes.__contains__)
     return nodes
@@ -425,6 +426,8 @@ def test_a_lost_machine_stands_in_the_record_of_its_trial_and_costs_no_retry(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(ledger_callback, "say", said.append)
+    asked: list[Any] = []
+    monkeypatch.setattr(ledger_callback, "keep_output_of", lambda *of: asked.append(of))
     early, late = driver.start(), driver.start()
     for trial in (early, late):
         trial.max_failures = 3
@@ -443,6 +446,7 @@ def test_a_lost_machine_stands_in_the_record_of_its_trial_and_costs_no_retry(
         "trial 0: its machine is gone, it goes back to the queue with its newest checkpoint",
         "trial 1: it was its machine that was lost, which is none of its retries",
     ]
+    assert asked == [(str(driver.ledger.files.root), 1, "ab" * 28, 1)], "one that is gone cannot say what was written"
 
 
 class Heard:
