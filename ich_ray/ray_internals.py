@@ -15,6 +15,7 @@ from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
 from ray._private.worker import get_dashboard_url
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
+from ray.autoscaler.v2.schema import ClusterStatus
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEBUG_AUTOSCALING_STATUS",
+    "ClusterStatus",
     "DriverPathJob",
     "GcsClient",
     "ask_anew",

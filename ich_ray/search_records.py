@@ -46,6 +46,7 @@ __all__ = [
     "ExecutionInfo",
     "FoldNote",
     "GrowthNote",
+    "LaunchNote",
     "LogitsReference",
     "LostAttempt",
     "Objective",
@@ -223,6 +224,14 @@ class QuarantineNote(_FaultPlace):
     def covers(self, node: str, devices: Collection[str]) -> bool:
         """Whether a trial that holds these devices of a machine holds one that is out."""
         return self.node == node and (not self.devices or not {*self.devices}.isdisjoint(devices))
+
+
+class LaunchNote(Record):
+    """A kind of machine that the cluster could not start, what was said of it, and when that began."""
+
+    kind: Line
+    reason: Line
+    time: Time
 
 
 class WeightsNote(Record):
@@ -534,6 +543,7 @@ class _Amendment(Record):
     released: NodeId = ""
     released_devices: Devices = ()
     request: RequestNote | None = None
+    unstarted: Annotated[tuple[LaunchNote, ...], Field(max_length=1000)] = ()
 
 
 class SearchRecord(Record):
@@ -638,6 +648,11 @@ class SearchRecord(Record):
             if change.released:
                 out.pop((change.released, change.released_devices), None)
         return list(out.values())
+
+    @property
+    def unstarted(self) -> list[LaunchNote]:
+        """Machines that could not be started, as the search was told last."""
+        return [LaunchNote.model_validate(note) for note in self._amended("unstarted", ())]
 
     @property
     def requests(self) -> list[RequestNote]:

@@ -130,6 +130,23 @@ def test_slots_are_the_most_trials_at_once_and_empty_ones_have_a_reason() -> Non
     assert {one.busy for one in machines(record, there, gone, "interrupted", 100.0)} == {0}
 
 
+def test_a_machine_that_cannot_be_started_is_a_reason() -> None:
+    note = {"kind": "gpu_worker", "reason": "VcpuLimitExceeded: 0 allowed", "time": 3600.0}
+    record = make_record(name="x", trials=10).model_copy(update={"amendments": ({"unstarted": [note]},)})
+    one = course(trial(0, [0.1], where="a:1", state="running"))
+    lost = LostAttempt(node="cd", host="b", cause="node_lost", images_seen=0, time=60.0)
+    *known, to_come = machines(record, [one], [lost], "running", 4000.0)
+    assert (to_come.name, to_come.slots, to_come.trials) == ("gpu_worker (to come)", 0, 0)
+    assert to_come.why == "cannot be started since 1970-01-01 01:00 UTC: VcpuLimitExceeded: 0 allowed"
+    assert [(machine.name, machine.why) for machine in known] == [
+        ("a", ""),
+        ("b", "the machine went at 1970-01-01 00:01 UTC (node_lost); no other one can be started"),
+    ]
+    assert [machine.name for machine in machines(record, [one], [], "ended", 4000.0)] == ["a"]
+    over = record.model_copy(update={"amendments": (*record.amendments, {"unstarted": []})})
+    assert [machine.name for machine in machines(over, [one], [], "running", 4000.0)] == ["a"]
+
+
 def test_failures_are_counted_by_kind_and_machine() -> None:
     sick = trial(0, [0.1], where="a:1", lost=(lost("a", "cuda", 1.0), lost("a", "cuda", 2.0)))
     broken = trial(1, [0.1], where="b:1", state="failed", reason="diverged")
