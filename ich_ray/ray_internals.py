@@ -15,6 +15,7 @@ from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
 from ray._private.worker import get_dashboard_url
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
+from ray.autoscaler.v2.schema import ClusterStatus
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEBUG_AUTOSCALING_STATUS",
+    "ClusterStatus",
     "DriverPathJob",
     "GcsClient",
     "ask_anew",
@@ -39,6 +41,7 @@ __all__ = [
     "get_dashboard_url",
     "internal_kv_get",
     "is_autoscaler_v2",
+    "output_files",
     "process_of",
     "worker",
 ]
@@ -76,6 +79,12 @@ def process_of(trial: Trial) -> tuple[str, int] | None:
     actor = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
     told = state.actor_table(actor._actor_id.hex()) if actor is not None else {}
     return (told["Address"]["NodeID"], told["Pid"]) if told.get("Pid") else None
+
+
+def output_files() -> list[str]:
+    """Files into which Ray puts stdout and stderr of this process; none where it is no worker."""
+    this = worker.global_worker
+    return [path for path in (this.get_out_file_path(), this.get_err_file_path()) if path]
 
 
 def draining_nodes() -> dict[str, int]:

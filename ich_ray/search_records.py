@@ -46,6 +46,7 @@ __all__ = [
     "ExecutionInfo",
     "FoldNote",
     "GrowthNote",
+    "LaunchNote",
     "LogitsReference",
     "LostAttempt",
     "Objective",
@@ -223,6 +224,14 @@ class QuarantineNote(_FaultPlace):
     def covers(self, node: str, devices: Collection[str]) -> bool:
         """Whether a trial that holds these devices of a machine holds one that is out."""
         return self.node == node and (not self.devices or not {*self.devices}.isdisjoint(devices))
+
+
+class LaunchNote(Record):
+    """A kind of machine that the cluster could not start, what was said of it, and when that began."""
+
+    kind: Line
+    reason: Line
+    time: Time
 
 
 class WeightsNote(Record):
@@ -551,6 +560,7 @@ class _Amendment(Record):
     released: NodeId = ""
     released_devices: Devices = ()
     request: RequestNote | None = None
+    unstarted: Annotated[tuple[LaunchNote, ...], Field(max_length=1000)] = ()
 
 
 class SearchRecord(Record):
@@ -666,6 +676,11 @@ class SearchRecord(Record):
         return list(out.values())
 
     @property
+    def unstarted(self) -> list[LaunchNote]:
+        """Machines that could not be started, as the search was told last."""
+        return [LaunchNote.model_validate(note) for note in self._amended("unstarted", ())]
+
+    @property
     def requests(self) -> list[RequestNote]:
         """Requests that were answered, in their order."""
         return [change.request for change in self._changes() if change.request]
@@ -674,6 +689,19 @@ class SearchRecord(Record):
         """What the last request asked that named a field and was carried out; None without one."""
         carried_out = (note.asked for note in reversed(self.requests) if note.done and note.asked)
         return next((getattr(asked, name) for asked in carried_out if name in asked.named), None)
+
+    @property
+    def pauses(self) -> list[tuple[float, float]]:
+        """When no new trial was started, by request: from and until; of one that lasts, until infinity."""
+        found: list[tuple[float, float]] = []
+        for note in self.requests:
+            asked = note.asked if note.done else None
+            lasts = bool(found) and math.isinf(found[-1][1])
+            if asked and asked.pause and not lasts:
+                found.append((asked.time, math.inf))
+            elif asked and asked.pause is False and lasts:
+                found[-1] = found[-1][0], asked.time
+        return found
 
     def _changes(self) -> Iterator[_Amendment]:
         return map(_Amendment.model_validate, self.amendments)

@@ -44,6 +44,7 @@ __all__ = [
     "print_table",
     "print_traceback",
     "printable",
+    "printable_lines",
 ]
 
 _COLOR = re.compile(r"\x1b\[[0-9;:]*m")
@@ -142,8 +143,12 @@ def print_log(pieces: Iterable[str]) -> None:
 
 
 def _log(text: str) -> str:
-    lines = _COLOR.sub("", text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return "\n".join(map(printable, lines))
+    return "\n".join(printable_lines(text))
+
+
+def printable_lines(text: str) -> list[str]:
+    """Text of several lines, each as `printable` shows it, without colors."""
+    return list(map(printable, _COLOR.sub("", text).replace("\r\n", "\n").replace("\r", "\n").split("\n")))
 
 
 def complain(message: object) -> None:

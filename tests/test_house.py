@@ -91,6 +91,7 @@ MAY_IMPORT_RAY = {
     "search.tune.trial",
     "search.tune.trial_retries",
     "search.tune.trial_shares",
+    "search.tune.unstarted_machines",
 }
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
@@ -158,6 +159,7 @@ def test_what_ray_keeps_to_itself_is_known_by_its_name() -> None:
         "ray._raylet.AuthenticationTokenLoader",
         "ray._raylet.Config",
         "ray._raylet.GcsClient",
+        "ray.autoscaler.v2.schema.ClusterStatus",
         "ray.autoscaler.v2.sdk.get_cluster_status",
         "ray.autoscaler.v2.utils.is_autoscaler_v2",
         "ray.experimental.internal_kv._internal_kv_get",

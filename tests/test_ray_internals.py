@@ -50,6 +50,13 @@ def test_the_worker_knows_its_node_and_its_cluster() -> None:
     assert isinstance(type(worker).current_cluster_and_job, property)
 
 
+def test_a_worker_knows_the_files_of_its_output() -> None:
+    """test_run.py reads those of a worker; this process is none."""
+    for method in (ray_internals.worker.Worker.get_out_file_path, ray_internals.worker.Worker.get_err_file_path):
+        assert [*inspect.signature(method).parameters] == ["self"]
+    assert ray_internals.output_files() == []
+
+
 FOLDERS = ["/script", "/python_path", "/v/lib/python3.11/site-packages/ray/thirdparty_files"]
 LIBRARY = [
     "/p/lib/python311.zip",

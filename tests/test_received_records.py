@@ -80,6 +80,7 @@ STATED = {
     "search_records.LogitsReference file": "file",
     "search_records.ControlRequest text": "add",
     "search_records.ControlRequest signed": "add",
+    "search_records.LaunchNote text": "kind reason",
     "search_records.LostAttempt text": "cause detail host",
     "search_records.LostAttempt lines": "detail",
     "search_records.QuarantineNote text": "cause host",

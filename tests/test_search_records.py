@@ -1,10 +1,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
-from ich_ray.search_records import EndCheck, FoldNote, LogitsReference, Objective, Report, TrialResult, TrialState
+from ich_ray.search_records import (
+    ControlRequest,
+    EndCheck,
+    FoldNote,
+    LogitsReference,
+    Objective,
+    Report,
+    RequestNote,
+    TrialResult,
+    TrialState,
+)
 from tests.records import make_record
 
 
@@ -113,3 +124,18 @@ def test_a_trial_with_folds_is_judged_by_its_last_whole_fold() -> None:
     assert judged(3) == (0.9, 1, (0.9,), True)  # the second one has just begun
     assert judged(5, "pruned") == (0.6, 2, (0.9, 0.3), True)
     assert judged(5, "failed") == (0.6, 2, (0.9, 0.3), False)
+
+
+def test_pauses_are_what_was_carried_out() -> None:
+    def asked(at: float, **what: Any) -> dict[str, Any]:
+        done = what.pop("done", True)
+        note = RequestNote(id=f"{int(at):013d}-00000000", asked=ControlRequest(time=at, **what), done=done, answer="so")
+        return {"time": at, "request": note.model_dump(mode="json")}
+
+    record = make_record(name="x", trials=10)
+    assert record.pauses == []
+    told = (
+        *(asked(5.0, pause=False), asked(10.0, pause=True), asked(20.0, trials=30), asked(30.0, pause=True)),
+        *(asked(35.0, pause=False, done=False), asked(40.0, pause=False), asked(50.0, pause=True)),
+    )
+    assert record.model_copy(update={"amendments": told}).pauses == [(10.0, 40.0), (50.0, math.inf)]

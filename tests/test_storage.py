@@ -100,6 +100,13 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(address: str, with
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_long_word_is_read_once() -> None:
+    """In the time of its length: by the square of it, this would take an hour."""
+    word = "z" * 200_000
+    assert without_credentials(f"{word} s3://me:hunter2@bucket/x {word}") == f"{word} s3://bucket/x {word}"
+    assert without_credentials(f"{word}s3://me:hunter2@bucket/x") == f"{word}s3://bucket/x"
+
+
 @pytest.mark.parametrize(
     "address",
     [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -113,8 +113,10 @@ def _rows(trial: TrialResult) -> NDArray[np.float64]:
     return rows
 
 
-def work(courses: Mapping[int, TrialCourse], objective: Objective) -> WorkDone:
-    """What all trials did together, in the order of time."""
+def work(
+    courses: Mapping[int, TrialCourse], objective: Objective, pauses: Sequence[tuple[float, float]] = ()
+) -> WorkDone:
+    """What all trials did together, in the order of time; their pace is none of a pause."""
     if not sum(len(one.rows) for one in courses.values()):
         return WorkDone((), None, None, 0.0, 0.0)
     rows = np.concatenate([one.rows for one in courses.values()])
@@ -133,14 +135,27 @@ def work(courses: Mapping[int, TrialCourse], objective: Objective) -> WorkDone:
         Step(float(images[i]), float(hours[i]), float(gpu_s[i]) / 3600, float(value[i]), int(numbers[j]))
         for i, j in zip(at, holders, strict=True)
     )
-    rate, gpus = _rates(rows)
+    rate, gpus = _rates(rows, courses.values(), pauses)
     return WorkDone(steps, rate, gpus, float(hours[-1]), float(images[-1]))
 
 
-def _rates(rows: NDArray[np.float64]) -> tuple[float | None, float | None]:
+def _rates(
+    rows: NDArray[np.float64], courses: Iterable[TrialCourse], pauses: Sequence[tuple[float, float]]
+) -> tuple[float | None, float | None]:
     """Images and accelerator seconds a second in the last window; its first report only says when it began."""
     lately = rows[rows[:, 0] >= rows[-1, 0] - _WINDOW_S]
-    span = float(lately[-1, 0] - lately[0, 0])
+    first, last = float(lately[0, 0]), float(lately[-1, 0])
+    of_window = [(began, ended) for began, ended in pauses if began < last and first < ended < last]
+    span = last - first
+    if of_window:
+        known = [*courses]
+        span -= sum(_still_s(known, max(first, began), ended) for began, ended in of_window)
     if span <= 0:
         return None, None
     return float(lately[1:, 1].sum()) / span, float(lately[1:, 2].sum()) / span
+
+
+def _still_s(courses: Iterable[TrialCourse], began: float, ended: float) -> float:
+    """Seconds of a pause after the last trial had ended that was under way."""
+    under_way = (one.ended for one in courses if one.began < ended)
+    return max(0.0, ended - max([began, *under_way]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -24,15 +25,20 @@ from ich_ray.ray_internals import (
     internal_kv_get,
     is_autoscaler_v2,
 )
+from ich_ray.terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ich_ray.ray_internals import ClusterStatus
+
 __all__ = [
     "ClusterResources",
+    "FailedLaunch",
     "Machine",
     "address_of",
     "autoscaled",
+    "failed_launches",
     "gpu_machines",
     "host_of",
     "is_gone",
@@ -44,6 +50,12 @@ _ANSWER_WITHIN_S = 30
 # An autoscaler that does not tell its limits (KubeRay's) is asked for this many machines more than are up. Each is one
 # trial that was drawn before its time where no more come; where they come, the next ones are asked for.
 _UNTOLD = 8
+# The driver of a search waits so long for an answer.
+_STATUS_WITHIN_S = 2
+# A start that failed longer ago says nothing of now.
+_OF_LATE_S = 1800.0
+_MOST_KINDS, _LONGEST_REASON = 20, 300
+_IDS = re.compile(r"arn:\S+|\b[0-9a-f]{8}-[0-9a-f-]{27}\b|\S{60,}")
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,15 @@ class Machine:
             return "?" if value is None else f"{value:g}"
 
         return f"{self.count} x {self.name} ({amount(self.cpus)} CPU, {amount(self.gpus)} GPU)"
+
+
+@dataclass(frozen=True)
+class FailedLaunch:
+    """A kind of machine that the autoscaler could not start, what its cloud said, and when."""
+
+    kind: str
+    reason: str
+    time: float
 
 
 class ClusterResources:
@@ -186,6 +207,52 @@ def _node_types() -> set[str]:
         if names or time.monotonic() > deadline:
             return names
         time.sleep(1)  # a head that has just started has not reported yet
+
+
+def failed_launches() -> list[FailedLaunch]:
+    """Kinds of machines that could not be started of late, each with its last reason.
+
+    None without an autoscaler.
+    """
+    last: dict[str, FailedLaunch] = {}
+    try:
+        if is_autoscaler_v2(fetch_from_server=True):
+            found = _failed_by_status(get_cluster_status(ray.get_runtime_context().gcs_address, _STATUS_WITHIN_S))
+        else:
+            found = _failed_by_report(json.loads(internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}"))
+        for one in sorted(found, key=lambda one: one.time):
+            if 0 <= time.time() - one.time <= _OF_LATE_S:
+                last[one.kind] = one
+    except Exception:  # noqa: BLE001  (Ray's, protobuf's or of another form of the report: it is a courtesy)
+        return []
+    return list(last.values())[:_MOST_KINDS]
+
+
+def _failed_by_status(status: ClusterStatus) -> list[FailedLaunch]:
+    """By the second version of the autoscaler, which keeps a failure for ever."""
+    return [
+        FailedLaunch(printable(one.ray_node_type_name), _reason(one.details or ""), one.failed_ts_s or one.request_ts_s)
+        for one in status.failed_launches
+    ]
+
+
+def _failed_by_report(status: Mapping[str, Any]) -> list[FailedLaunch]:
+    """By the first one, as it lies in Ray's own store."""
+    summary = status.get("autoscaler_report", {}).get("node_availability_summary", {})
+    found = []
+    for kind, one in summary.get("node_availabilities", {}).items():
+        if not one["is_available"] and (why := one["unavailable_node_information"]):
+            reason = _reason(f"{why['category']}: {why['description']}")
+            found.append(FailedLaunch(printable(kind), reason, one["last_checked_timestamp"]))
+    return found
+
+
+def _reason(said: str) -> str:
+    """What a cloud said, in a line: without ids of accounts and requests, and what only the cloud can read."""
+    line = printable(" ".join(said.split()))
+    short = _IDS.sub(lambda found: found[0][:4] + "…" if found[0][:4] == "arn:" else "…", line)
+    without = short.replace("launch failed with ", "").replace(" with request id …", "").strip(" :")
+    return without[:_LONGEST_REASON] or "no reason was given"
 
 
 def autoscaled(config: Mapping[str, Any], workers: int) -> list[Machine]:

@@ -95,7 +95,7 @@ class Ledger:
         files.check_no_links()
         if left := [
             part.name
-            for part in (files.trials, files.checkpoints, files.logits)
+            for part in (files.trials, files.checkpoints, files.logits, files.logs)
             if part.exists() and any(part.iterdir())
         ]:
             raise ConfigError(

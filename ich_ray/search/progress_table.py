@@ -58,6 +58,7 @@ class SearchStatus:
         ended_before: trials that had ended before this run.
         gpu_hours: of all trials so far, running ones included; None where trials hold no accelerators.
         gpus: accelerators of all running trials together.
+        rested_s: of `elapsed_s`, in which nothing ran and nothing was to start, as in a pause: no part of any pace.
     """
 
     name: str
@@ -79,6 +80,7 @@ class SearchStatus:
     ended_before: int = 0
     gpu_hours: float | None = None
     gpus: float = 0.0
+    rested_s: float = 0.0
 
     def line(self) -> str:
         """All of it that fits a line of a log."""
@@ -112,10 +114,10 @@ class SearchStatus:
 
     def _pace(self) -> str:
         """Trials an hour of this run, empty before one has ended in it."""
-        ended = self._ended() - self.ended_before
-        if not ended or not self.elapsed_s:
+        ended, worked_s = self._ended() - self.ended_before, self.elapsed_s - self.rested_s
+        if not ended or worked_s <= 0:
             return ""
-        pace = 3600 * ended / self.elapsed_s
+        pace = 3600 * ended / worked_s
         return f" ({pace:,.0f} an hour)" if pace >= 10 else f" ({pace:.2g} an hour)"
 
     def _cost(self) -> str:

@@ -11,7 +11,8 @@ __all__ = ["authority", "holds_credentials", "is_foreign", "without_credentials"
 
 # Protocols as fsspec tells them; one letter alone is a drive. Links of a chain such as zip://x::s3://y stand apart.
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+|(?=[^/]))")
-_LINK = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?:\[[0-9A-Fa-f:.%]*\]|(?!::)[^\s'\"<>])*")
+# Of a protocol so many letters at most, or a long word would be read once for each of its letters.
+_LINK = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,62}):/+(?:\[[0-9A-Fa-f:.%]*\]|(?!::)[^\s'\"<>])*")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]*\]|[^:@\[\]]*)(:\d*)?")
 # abfss://container@account.dfs.core.windows.net: what looks like a user is the container.
 _AZURE = ("abfs", "abfss", "wasb", "wasbs")

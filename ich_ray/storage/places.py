@@ -267,7 +267,8 @@ class SearchFiles:
             ]
         except OSError as error:
             raise unreadable(self.root, error) from None
-        own = (self.trials, self.checkpoints, self.logits, self.features, self.weights, self.final, self.requests)
+        own = [self.trials, self.checkpoints, self.logits, self.features, self.weights, self.final]
+        own += [self.requests, self.logs]
         for path in (*own, *within):
             if path.is_symlink() and not path.is_file():
                 raise IntegrityError(
@@ -290,6 +291,19 @@ class SearchFiles:
 
     def logits_of(self, number: int) -> UPath:
         return self.logits / f"{number:05d}"
+
+    @property
+    def logs(self) -> UPath:
+        """The last lines that the processes of trials wrote."""
+        return self.root / "logs"
+
+    def log(self, number: int) -> UPath:
+        """Of a trial's attempt that runs, or was the last one."""
+        return self.logs / f"{number:05d}.txt"
+
+    def lost_log(self, number: int) -> UPath:
+        """Of the last attempt at a trial that was lost."""
+        return self.logs / f"{number:05d}-lost.txt"
 
     @property
     def requests(self) -> UPath:

@@ -181,7 +181,7 @@ class Board:
     def _about(self, state: State, problem: str, now: float) -> dict[str, Any]:
         record, courses, faulty = self._followed.record, self._courses, self._faulty.values()
         objective, (budget, rungs) = record.objective, _budget(record.space)
-        done = work(courses, objective)
+        done = work(courses, objective, record.pauses)
         best = self._best_completed(objective.sign)
         return {
             **self._asked(record),

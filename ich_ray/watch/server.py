@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.search.trial_output import read_output
 from ich_ray.storage import system_reason
 from ich_ray.watch.board import Board, compact_json
 from ich_ray.watch.followed import FollowedSearch
@@ -126,6 +127,16 @@ class Watch:
                 self.changed.wait(left)
             return self.board.message(since)
 
+    def trial(self, number: int) -> dict[str, Any] | None:
+        """All that is known of a trial, with the last lines of its processes; None where there is none."""
+        with self.changed:
+            found = self.board.trial(number)
+        if found is None:
+            return None
+        files = self._followed.files
+        logs = {"log": read_output(files.log(number)), "lost_log": read_output(files.lost_log(number))}
+        return {**found, **logs}
+
     def parameters(self) -> bytes:
         """Importances and parallel coordinates, computed once for a version."""
         with self._computing:
@@ -188,8 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_news(asked.get("since"))
         elif place.path == "/trial":
             number = _number(asked.get("number"))
-            with watch.changed:
-                found = None if number is None else watch.board.trial(number)
+            found = None if number is None else watch.trial(number)
             if found is None:
                 self._refuse(HTTPStatus.NOT_FOUND, "there is no trial of this number")
             else:

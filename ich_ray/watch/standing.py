@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from ich_ray.html_report.best_so_far import TrialCourse
-    from ich_ray.search_records import LostAttempt, SearchRecord, TrialResult
+    from ich_ray.search_records import LaunchNote, LostAttempt, SearchRecord, TrialResult
     from ich_ray.watch.followed import State
 
 __all__ = ["Failures", "MachineState", "expected_of_trial", "failures", "images_left", "machines"]
@@ -89,7 +89,10 @@ def images_left(record: SearchRecord, courses: Iterable[TrialCourse], expected: 
 def machines(
     record: SearchRecord, courses: Iterable[TrialCourse], lost: Sequence[LostAttempt], state: State, now: float
 ) -> list[MachineState]:
-    """Every machine that a trial has reported from or that was lost, busiest first."""
+    """Every machine that a trial has reported from or that was lost, busiest first.
+
+    Then kinds of machines that cannot be had.
+    """
     by_name: dict[str, list[TrialCourse]] = {attempt.host: [] for attempt in lost}
     trials = 0
     for one in courses:
@@ -99,7 +102,13 @@ def machines(
     counts = Counter(attempt.host for attempt in lost)
     waits = _waits(record, trials, lost, state, now)
     found = [_machine(name, of, counts[name], state, waits) for name, of in by_name.items()]
-    return sorted(found, key=lambda machine: (-machine.busy, machine.name))
+    missing = record.unstarted if waits.everywhere == _UNKNOWN else []
+    return sorted(found, key=lambda machine: (-machine.busy, machine.name)) + [_unstarted(note) for note in missing]
+
+
+def _unstarted(note: LaunchNote) -> MachineState:
+    why = f"cannot be started since {_clock(note.time)}: {note.reason}"
+    return MachineState(f"{note.kind} (to come)", busy=0, slots=0, trials=0, images_per_s=None, lost=0, why=why)
 
 
 def _machine(name: str, courses: Sequence[TrialCourse], lost: int, state: State, waits: _Waits) -> MachineState:
@@ -132,6 +141,7 @@ class _Waits:
     everywhere: str
     quarantined: Mapping[str, str]
     gone: Mapping[str, tuple[float, str]]
+    none_comes: bool
 
     def why(self, machine: str, last_report: float) -> str:
         if self.everywhere != _UNKNOWN:
@@ -139,7 +149,9 @@ class _Waits:
         if machine in self.quarantined:
             return self.quarantined[machine]
         at, cause = self.gone.get(machine, (0.0, ""))
-        return f"the machine went at {_clock(at)} ({cause})" if at > last_report else self.everywhere
+        if at <= last_report:
+            return self.everywhere
+        return f"the machine went at {_clock(at)} ({cause}){'; no other one can be started' * self.none_comes}"
 
 
 def _waits(record: SearchRecord, trials: int, lost: Iterable[LostAttempt], state: State, now: float) -> _Waits:
@@ -160,7 +172,7 @@ def _waits(record: SearchRecord, trials: int, lost: Iterable[LostAttempt], state
     for attempt in lost:
         if attempt.cause in OF_NODES and attempt.time > gone.get(attempt.host, (0.0, ""))[0]:
             gone[attempt.host] = attempt.time, attempt.cause
-    return _Waits(everywhere, out, gone)
+    return _Waits(everywhere, out, gone, bool(record.unstarted))
 
 
 def _clock(time: float) -> str:

@@ -380,6 +380,8 @@
     by("detail-title").textContent = `Trial ${told.number}: ${told.state}${told.reason ? `, ${told.reason}` : ""}`;
     const parts = [];
     if (told.detail) parts.push(element("h3", told.state === "failed" ? "Error" : "Note"), element("pre", told.detail));
+    if (told.log.length) parts.push(element("h3", "Last lines of its processes"), element("pre", told.log.join("\n")));
+    if (told.lost_log.length) parts.push(element("h3", "Last lines of the attempt that was lost"), element("pre", told.lost_log.join("\n")));
     const about = element("dl"), parameters = element("dl"), curve = element("div", null, "chart");
     facts(about, [
       ["Machine", told.machine], ["Computed on", told.setup], ["Attempts", String(told.attempts)],

@@ -161,7 +161,8 @@ def test_a_resumed_trial_reads_only_its_own_folder(files: SearchFiles, tmp_path:
 
 @pytest.mark.parametrize("verb", [["results"], ["audit"], ["report"], ["confirm", "--folds", "2"], ["retrain"]])
 @pytest.mark.parametrize(
-    "place", ["trials", "checkpoints", "checkpoints/00007", "final", "final/bundle", "final/retraining-0123456789ab"]
+    "place",
+    ["trials", "checkpoints", "checkpoints/00007", "final", "final/bundle", "final/retraining-0123456789ab", "logs"],
 )
 def test_nothing_is_written_or_removed_where_a_link_leads(
     place: str, verb: list[str], files: SearchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -31,6 +31,7 @@ from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.plan import cost_model
 from ich_ray.search.plan.plan_report import plan_search
 from ich_ray.search.run import run_search
+from ich_ray.search.trial_output import read_output
 from ich_ray.search.tune import ledger_callback, measure_speed
 from ich_ray.search.tune.sampler import LedgerSampler
 from ich_ray.search.tune.scheduler import StoppingScheduler
@@ -205,6 +206,11 @@ def test_a_dead_worker_is_started_again_from_its_checkpoint(data: Path, space: P
     assert not trap.exists()
     assert sorted(trial.attempts for trial in found.trials) == [1, 2]
     assert [trial.state for trial in found.trials] == ["completed", "completed"]
+    (lost,) = [trial.number for trial in found.trials if trial.attempts == 2]
+    log, until = Path(str(found.files.lost_log(lost))), time.monotonic() + 120  # kept by a task that nobody waits for
+    while not log.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert "its last words" in read_output(found.files.lost_log(lost))
 
 
 def test_trials_that_raise_or_report_nan_do_not_end_the_search(data: Path, space: Path, tmp_path: Path) -> None:
@@ -221,6 +227,12 @@ def test_trials_that_raise_or_report_nan_do_not_end_the_search(data: Path, space
     assert reasons["diverged"].detail == "average_precision is not finite at 100 images"
     assert reasons["diverged"].reports[0].metrics["average_precision"] is None
     assert all(trial.value is not None for trial in found.trials if trial.state != "failed")
+    said = read_output(found.files.log(reasons["error"].number))
+    assert said[1].startswith("# ")
+    assert said[1].endswith(", where the error came from")
+    assert said[-1] == "ValueError: planted"
+    assert any("fakes.py" in line for line in said)
+    assert read_output(found.files.log(reasons["diverged"].number)) == []
 
 
 def test_time_that_is_over_ends_it_cleanly(
@@ -627,6 +639,7 @@ DRIVER = """
 import sys
 from ich_ray import errors
 from ich_ray.search.run import run_search
+from ich_ray.search.trial_output import read_output
 from ich_ray.search.tune.sampler import LedgerSampler
 from tests.search.fakes import FakeTrainer
 try:

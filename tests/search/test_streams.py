@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ich_ray import cli, progress
-from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.search.export import export, follow, search_streams
 from ich_ray.search.export.event_files import EventFile
 from ich_ray.search.export.follow import TargetStream, has_ended, stream
@@ -230,6 +230,61 @@ def test_one_that_cannot_take_a_trial_does_not_keep_others_from_it(
     for now[0] in (0.0, 1000.0, 2000.0):
         one.advance(ledger.record, ledger.trials)
     assert down.taken == [(1, 0)]
+
+
+@pytest.mark.parametrize("broken", ["search.json", "trials/00001.json", "trials"])
+def test_a_ledger_that_cannot_be_read_is_said_once_and_read_again(
+    broken: str, tmp_path: Path, down: type[Down], said: list[str]
+) -> None:
+    down.up, folder = True, tmp_path / "s"
+    ledger = begin(folder, trials=2)
+    ledger.add(DRAWN)
+    looks: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        looks.append(seconds)
+        if len(looks) == 1:
+            (folder / broken).rename(tmp_path / "aside")
+            (folder / broken).write_text("{")
+        if len(looks) == 3:
+            (folder / broken).unlink()
+            (tmp_path / "aside").rename(folder / broken)
+            for number in (0, 1):
+                report(ledger, number, 100, 0.5)
+                ledger.finish(number, Verdict("completed"))
+            end(ledger)
+        return False
+
+    stream(folder, ["down=x"], wait=wait)
+    assert down.taken == [(0, 0), (1, 0), (0, 100), (1, 100)]
+    assert looks == [5.0, 5.0, 5.0]
+    told = [line for line in said if line.startswith(str(folder))]
+    assert len(told) == 2
+    assert told[0].startswith(str(folder / broken))
+    assert told[0].endswith("; the ledger is read again, and what can be read is written")
+    assert told[1] == f"{folder}: the ledger can be read again"
+
+
+def test_a_damaged_trial_keeps_no_other_from_a_tracker_and_ends_the_stream_with_its_error(
+    tmp_path: Path, down: type[Down], said: list[str]
+) -> None:
+    down.up, ledger, pauses = True, begin(tmp_path / "s", trials=2), []
+
+    def wait(seconds: float) -> bool:
+        pauses.append(seconds)
+        return False
+
+    ledger.add(DRAWN)
+    for number in (0, 1):
+        ledger.finish(number, Verdict("completed"))
+    end(ledger)
+    (tmp_path / "s/trials/00000.json").write_text("{")
+    with pytest.raises(IntegrityError, match=r"00000\.json: must "):
+        stream(tmp_path / "s", ["down=x"], wait=wait)
+    assert (down.taken, pauses) == ([(1, 0)], [2.0, 4.0, 8.0])
+    with pytest.raises(IntegrityError, match=r"00000\.json: must "):
+        stream(tmp_path / "s", ["down=x"], follow=False, wait=wait)
+    assert pauses == [2.0, 4.0, 8.0]
 
 
 def test_a_search_has_ended_when_nothing_more_is_asked_for(tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ich_ray.html_report.best_so_far import course, work
+from ich_ray.search.space.builtin_spaces import builtin_space
 from ich_ray.search_records import LostAttempt, Objective, QuarantineNote, Report, TrialResult
 from ich_ray.storage import SearchFiles, write_json
 from ich_ray.watch.board import Board
 from ich_ray.watch.followed import FollowedSearch
-from ich_ray.watch.standing import failures, images_left, machines
+from ich_ray.watch.standing import expected_of_trial, failures, images_left, machines
 from tests.records import make_record
 from tests.watch.planted import plant_search, write_trial
 
@@ -41,6 +44,24 @@ def test_the_best_so_far_is_over_what_all_trials_spent() -> None:
     # 500 images in the 25 seconds after the first report.
     assert done.images_per_s == pytest.approx(20.0)
     assert done.gpus == pytest.approx(80 / 25)
+
+
+def test_a_pause_in_which_nothing_runs_is_no_part_of_the_pace() -> None:
+    """Asked for at 25, the last trial ended at 30; new ones went on at 530."""
+    found = courses(trial(0, [0.1] * 3), trial(1, [0.1] * 3, began=530.0))
+    assert work(found, Objective(), [(25.0, 530.0)]).images_per_s == pytest.approx(500 / 50)
+    assert work(found, Objective()).images_per_s == pytest.approx(500 / 550)
+    # While trials went on, a pause is work like any other.
+    assert work(found, Objective(), [(15.0, 18.0)]).images_per_s == pytest.approx(500 / 550)
+    assert work(found, Objective(), [(540.0, math.inf)]).images_per_s == pytest.approx(500 / 550)
+    assert work(found, Objective(), [(570.0, 580.0)]).images_per_s == pytest.approx(500 / 550)
+
+
+@pytest.mark.parametrize("name", ["sequence", "sequence_small", "default"])
+def test_every_kind_of_search_has_an_expectation_before_a_trial_has_ended(name: str) -> None:
+    space = yaml.safe_load(builtin_space(name).read_text())
+    record = make_record(name="x", trials=20).model_copy(update={"space": space})
+    assert space["budget"]["first_rung"] < expected_of_trial(record) < space["budget"]["images"]
 
 
 def test_lower_is_better_where_the_objective_says_so() -> None:
@@ -107,6 +128,23 @@ def test_slots_are_the_most_trials_at_once_and_empty_ones_have_a_reason() -> Non
     whole = machines(make_record(name="x", trials=6), there, gone, "running", 100.0)
     assert {one.name: one.why for one in whole}["a"] == "nothing is left to start"
     assert {one.busy for one in machines(record, there, gone, "interrupted", 100.0)} == {0}
+
+
+def test_a_machine_that_cannot_be_started_is_a_reason() -> None:
+    note = {"kind": "gpu_worker", "reason": "VcpuLimitExceeded: 0 allowed", "time": 3600.0}
+    record = make_record(name="x", trials=10).model_copy(update={"amendments": ({"unstarted": [note]},)})
+    one = course(trial(0, [0.1], where="a:1", state="running"))
+    lost = LostAttempt(node="cd", host="b", cause="node_lost", images_seen=0, time=60.0)
+    *known, to_come = machines(record, [one], [lost], "running", 4000.0)
+    assert (to_come.name, to_come.slots, to_come.trials) == ("gpu_worker (to come)", 0, 0)
+    assert to_come.why == "cannot be started since 1970-01-01 01:00 UTC: VcpuLimitExceeded: 0 allowed"
+    assert [(machine.name, machine.why) for machine in known] == [
+        ("a", ""),
+        ("b", "the machine went at 1970-01-01 00:01 UTC (node_lost); no other one can be started"),
+    ]
+    assert [machine.name for machine in machines(record, [one], [], "ended", 4000.0)] == ["a"]
+    over = record.model_copy(update={"amendments": (*record.amendments, {"unstarted": []})})
+    assert [machine.name for machine in machines(over, [one], [], "running", 4000.0)] == ["a"]
 
 
 def test_failures_are_counted_by_kind_and_machine() -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from ich_ray.cli import call
 from ich_ray.errors import ConfigError
+from ich_ray.search.trial_output import write_output
 from ich_ray.watch import server as module
 from ich_ray.watch.server import KEY_HEADER, Watch
 from tests.watch.planted import plant_search, served, write_trial
@@ -188,6 +189,18 @@ def test_a_folder_that_goes_away_leaves_what_was_known(tmp_path: Path) -> None:
     watch.close()
     assert "trials" in told["problem"]
     assert len(told["trials"]) == 12
+
+
+def test_a_trial_is_shown_with_the_last_lines_of_its_processes(tmp_path: Path) -> None:
+    files = plant_search(tmp_path / "search")
+    write_output(str(files.root), 2, "# gpu-1, process 7, its last lines\nUserWarning: slow\n")
+    write_output(str(files.root), 2, "Fatal Python error\n", lost=True)
+    with served(Path(str(files.root))) as watch:
+        shown = json.loads(ask(watch, "/trial?number=2", X_Watch_Key=watch.key).body)
+        assert shown["log"][1:] == ["# gpu-1, process 7, its last lines", "UserWarning: slow"]
+        assert shown["lost_log"][1:] == ["Fatal Python error"]
+        other = json.loads(ask(watch, "/trial?number=1", X_Watch_Key=watch.key).body)
+        assert (other["log"], other["lost_log"]) == ([], [])
 
 
 def test_large_answers_are_compressed_for_a_tunnel(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:

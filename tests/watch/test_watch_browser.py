@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ich_ray.search.trial_output import write_output
 from ich_ray.storage import SearchFiles
 from ich_ray.watch.server import Watch
 from tests.html_report.chromium import EXECUTABLE, Tab, errors, photograph, requests, tab
@@ -163,6 +164,8 @@ def test_text_of_the_ledger_is_text(watch: Watch, files: SearchFiles) -> None:
         "where": f"{HOSTILE}:1",
     }
     write_trial(files, trial.model_copy(update=change))
+    write_output(str(files.root), 2, f"{HOSTILE}\nof its process\n")
+    write_output(str(files.root), 2, f"{HOSTILE}\n", lost=True)
     watch.read()
 
     async def look() -> tuple[dict[str, Any], list[str]]:
@@ -178,14 +181,16 @@ def test_text_of_the_ledger_is_text(watch: Watch, files: SearchFiles) -> None:
             found = await opened.evaluate(
                 "({ title: document.title, images: document.images.length, scripts: document.scripts.length,"
                 " shown: document.body.textContent.split('<img src=x').length - 1,"
-                " heads: document.getElementById('heads').textContent })"
+                " heads: document.getElementById('heads').textContent,"
+                " log: [...document.querySelectorAll('#detail pre')].map((one) => one.textContent).join('|') })"
             )
             return found, errors(opened)
 
     found, said = asyncio.run(look())
     assert found["title"] == "demo · interrupted · 57/80"
     assert (found["images"], found["scripts"]) == (0, 1)
-    assert found["shown"] >= 5
+    assert found["shown"] >= 7
+    assert "of its process" in found["log"]
     assert "__proto__" in found["heads"]
     assert "constructor" in found["heads"]
     assert said == []

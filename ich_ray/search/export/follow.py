@@ -1,7 +1,7 @@
 """Write a search to trackers while it runs, and again after any break: each report once.
 
 Reads the ledger and writes nothing near it. A tracker that cannot be written is said once and tried again after pauses;
-what it has is asked of itself, so that nothing is doubled.
+what it has is asked of itself, so that nothing is doubled. So is a ledger that cannot be read: its search may be well.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from ich_ray.errors import ConfigError, IchRayError, first_line
 from ich_ray.progress import say
 from ich_ray.results import find_search, read_search_record, read_trial
 from ich_ray.search.export.trackers import parse_target
-from ich_ray.storage import Location, SearchFiles, file_lock, is_held, locate
+from ich_ray.storage import Location, SearchFiles, file_lock, is_held, locate, system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from upath import UPath
 
     from ich_ray.search.export.trackers import StreamTarget, Tracker
     from ich_ray.search_records import SearchRecord, TrialResult
@@ -27,7 +29,8 @@ __all__ = ["TargetStream", "Wait", "has_ended", "stream"]
 # A report is seen after this at the latest; a search that looks at its trials more often is none.
 _EVERY_S = 5.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
-# Of a search that has ended: how often a tracker is tried that cannot be written, with pauses that double.
+# Of a search that has ended: how often a tracker is tried that cannot be written, with pauses that double, and a
+# ledger that cannot be read.
 _LAST_TRIES = 4
 
 
@@ -68,7 +71,7 @@ def stream(
 
     Raises:
         ConfigError: it cannot be done as asked.
-        IchRayError: a tracker could not be written up to the end.
+        IchRayError: a tracker could not be written up to the end, or the ledger not be read; what could be is written.
     """
     ledger = _GrowingLedger(search)
     with ExitStack() as held:
@@ -81,7 +84,7 @@ def stream(
         if not streams:
             raise ConfigError("--follow: a tracker to write must be given, got none; add --to tensorboard=FOLDER")
         while True:
-            ledger.read()
+            ledger.look()
             for one in streams:
                 opened = bool(one.command)
                 one.advance(ledger.record, ledger.trials)
@@ -91,8 +94,12 @@ def stream(
             if told or (is_over and not until_told):
                 break
             told = wait(_EVERY_S)
+        tries = _LAST_TRIES if follow else 1
+        ledger.look_again(tries - 1, wait)
         for one in streams:
-            one.finish(ledger.record, ledger.trials, tries=_LAST_TRIES if follow else 1, wait=wait)
+            one.finish(ledger.record, ledger.trials, tries=tries, wait=wait)
+        if ledger.problem:
+            raise ledger.problem
         return [one.command for one in streams if one.command]
 
 
@@ -111,12 +118,15 @@ def _is_at_work(files: SearchFiles) -> bool:
     """Whether a driver is: one that resumes a search has not begun its first trial yet."""
     try:
         return is_held(files.lock)
-    except OSError:
+    except (IchRayError, OSError):
         return False
 
 
 class _GrowingLedger:
     """A ledger that is read again and again: a trial that has ended changes no more, and is read once.
+
+    Attributes:
+        problem: why it could not be read at the last look; what was known stays, and a damaged file hides no other.
 
     Raises:
         ConfigError: there is none.
@@ -126,17 +136,53 @@ class _GrowingLedger:
         self.files = find_search(search)
         self.record = read_search_record(self.files)
         self.trials: dict[int, TrialResult] = {}
+        self.problem: IchRayError | None = None
         self._ended: set[str] = set()
+        self._said = ""
 
-    def read(self) -> None:
+    def look(self) -> None:
         """See what is new. The record comes first: trials that it counts as ended are there."""
-        self.record = read_search_record(self.files)
-        for path in self.files.records():
-            if path.name not in self._ended:
+        problem = self._read()
+        told = str(problem or "")
+        if problem and told != self._said:
+            say(f"{told}; the ledger is read again, and what can be read is written")
+        elif self.problem and not problem:
+            say(f"{self.files.root}: the ledger can be read again")
+        self.problem, self._said = problem, told
+
+    def look_again(self, tries: int, wait: Wait) -> None:
+        """Of a search that has ended: so often, while it cannot be read."""
+        for attempt in range(tries):
+            if not self.problem:
+                return
+            wait(2.0 ** (attempt + 1))
+            self.look()
+
+    def _read(self) -> IchRayError | None:
+        """The first thing that is wrong, if anything is."""
+        problem: IchRayError | None = None
+        try:
+            self.record = read_search_record(self.files)
+            paths = [path for path in self.files.records() if path.name not in self._ended]
+        except Exception as error:  # noqa: BLE001  (each storage has errors of its own)
+            return _as_ours(error, self.files.root)
+        for path in paths:
+            try:
                 trial = read_trial(self.files, path)
-                self.trials[trial.number] = trial
-                if trial.state != "running":
-                    self._ended.add(path.name)
+            except Exception as error:  # noqa: BLE001
+                problem = problem or _as_ours(error, path)
+                continue
+            self.trials[trial.number] = trial
+            if trial.state != "running":
+                self._ended.add(path.name)
+        return problem
+
+
+def _as_ours(error: Exception, path: UPath) -> IchRayError:
+    if isinstance(error, IchRayError):
+        return error
+    got = system_reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {first_line(error)}"
+    return IchRayError(f"{path}: must be readable, got {got}; run the same command again when it is")
 
 
 class TargetStream:

@@ -36,6 +36,7 @@ from ich_ray.search.tune.steering import Steering
 from ich_ray.search.tune.trial import TrialSettings, train_model, trial_function
 from ich_ray.search.tune.trial_retries import TrialRetries
 from ich_ray.search.tune.trial_shares import TrialShares, equal_shares
+from ich_ray.search.tune.unstarted_machines import UnstartedMachines
 from ich_ray.search.tune.watchdog import Watchdog
 from ich_ray.search_records import EndCheck
 
@@ -176,6 +177,7 @@ class Driver:
         )
         others: list[tune.Callback] = [*([trial_shares] if trial_shares else []), *growing]
         others += [self.steering] if takes_requests else []
+        others.append(UnstartedMachines(ledger, lambda: not self.sampler.is_exhausted))
         self.callbacks = [self.ledger_callback, self.watchdog, TrialRetries(RETRIES), *others]
         self._takes_requests = takes_requests
         self._first = FirstError()

@@ -21,6 +21,7 @@ from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.quarantine import DECLINED
 from ich_ray.search.tune.scheduler import in_queue
 from ich_ray.search.tune.search_counts import SearchCounts
+from ich_ray.search.tune.trial_log import keep_output_of
 from ich_ray.search_records import NODE_LOST, PREEMPTED, CheckpointReference, ExecutionInfo, FoldNote, LogitsReference
 from ich_ray.usage import ReportUsage, added, format_bytes
 
@@ -78,9 +79,12 @@ class LedgerCallback(Callback):
         self._running: set[int] = set()
         self._told_lost: set[int] = set()
         self._losses = NodeLosses(is_gone)
+        self._processes: dict[int, tuple[str, int] | None] = {}
         self._heard: set[str | None] = {None, ""}
         self._declined: set[int] = set()
         self._started: float | None = None
+        self._rests_since: float | None = None  # nothing runs, and nothing is to be started
+        self._rested_s = 0.0
         self._last_line = self._last_table = time.monotonic()
         self._counts = SearchCounts(space, ledger, scheduler, wanted, deadline)
 
@@ -95,7 +99,10 @@ class LedgerCallback(Callback):
         self._marks[number] = time.time()  # what it cost before was noted when it went back to the queue
         process = process_of(trial)
         self._losses.start(trial, process[0] if process else "")
-        self._started = self._started or time.monotonic()
+        self._processes[number] = process
+        now = time.monotonic()
+        self._started = self._started or now
+        self._rested_s, self._rests_since = self._rested(now), None
         self._running.add(number)
 
     def on_trial_result(
@@ -153,6 +160,7 @@ class LedgerCallback(Callback):
         """An attempt will be ended from outside: none of the trial's retries, or with a verdict its end."""
         number = trial.config["number"]
         self._told_lost.add(number)
+        self._keep_output(number)
         trial.max_failures = 0 if verdict else trial.max_failures + 1
         if verdict:
             self._scheduler.verdicts[number] = verdict  # Tune counts no death on a machine that is drained
@@ -173,7 +181,13 @@ class LedgerCallback(Callback):
             self._note_loss(number, node)
             say(f"trial {number}: its machine is gone, it goes back to the queue with its newest checkpoint")
         else:
+            self._keep_output(number)
             say(f"trial {number}: its process died, starting it again from its newest checkpoint")
+
+    def _keep_output(self, number: int) -> None:
+        """What a process has written that has died, or will be killed, for who asks why."""
+        if process := self._processes.pop(number, None):
+            keep_output_of(str(self._ledger.files.root), number, *process)
 
     def _note_loss(self, number: int, node: str, **then: Any) -> None:
         self._ledger.lose(number, NODE_LOST, "its machine is gone", node, host_of(node), **then)
@@ -181,6 +195,8 @@ class LedgerCallback(Callback):
             self.messages.machine_gone(node)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        if trial.config["number"] not in self._told_lost:
+            self._keep_output(trial.config["number"])
         self._ended_without_report(trial.config["number"])
         forget(trial)
 
@@ -211,6 +227,7 @@ class LedgerCallback(Callback):
             [self._ledger.trials[number] for number in sorted(self._running)],
             self.wanted,
             now - self._started if self._started else 0.0,
+            rested_s=self._rested(now),
             gpu_hours=self.gpu_seconds() / 3600 if self._gpus else None,
             gpus=sum(map(self._held, self._running)),
         )
@@ -251,9 +268,17 @@ class LedgerCallback(Callback):
         self._say_ended(number)
 
     def rests(self) -> None:
-        """No trial runs, and none is started for now: that nobody reports is no standstill of those that ran."""
+        """No trial runs, and none is started for now: that nobody reports is no standstill of those that ran.
+
+        Until the next one starts, time is not counted in the pace.
+        """
+        self._rests_since = self._rests_since or time.monotonic()
         if self.messages:
             self.messages.step(len(self._running), len(self._ledger.record.quarantines))
+
+    def _rested(self, now: float) -> float:
+        """Seconds of this run in which nothing ran and nothing was to be started."""
+        return self._rested_s + (now - self._rests_since if self._rests_since else 0.0)
 
     @property
     def ended(self) -> int:
@@ -291,6 +316,7 @@ class LedgerCallback(Callback):
         trial, before = self._ledger.trials[number], self._counts.best
         self._counts.count(trial)
         self._running.discard(number)
+        self._processes.pop(number, None)
         if self.messages and self._counts.best is trial:
             self.messages.better(trial, before.value if before else None, self._counts.ended.total(), self.wanted)
         metric = trial.objective.metric

@@ -15,7 +15,7 @@ import itertools
 import tempfile
 import threading
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,10 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ich_ray.data.folds import HeldOut
+from ich_ray.errors import TrialFailure
+from ich_ray.search.trial_output import Output, kept_output
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost, run_workers
+from ich_ray.search.tune.trial_log import own_output
 from ich_ray.storage import Location, locate, sha256, write_bytes
 from ich_ray.training.machine_faults import machine_fault
 
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.data.dataset import PreparedDataset
-    from ich_ray.errors import TrialFailure
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.search.tune.trial import Trainer, TrialSettings
     from ich_ray.search_records import ExecutionInfo
@@ -58,6 +60,7 @@ class _Step:
         data: their state as a file's content, empty when none is needed.
         usage: of the first of them, with the images of all.
         logits: of the validation slices, where they are kept to compare trials by.
+        output: what the first of them writes, besides.
     """
 
     images_seen: int
@@ -67,6 +70,7 @@ class _Step:
     data: bytes
     usage: ReportUsage | None = None
     logits: NDArray[np.float32] | None = None
+    output: Output | None = None
 
     def state(self) -> _Step:
         return self
@@ -278,31 +282,40 @@ def _work(config: dict[str, Any]) -> None:
     """What each worker runs. It ends by an exception where the others may be waiting for it: Ray Train ends them."""
     from ich_ray.training.data_parallel import PeerLost
 
-    desk = config["desk"]
+    desk, output = config["desk"], own_output()
     try:
         for number in itertools.count(1):
             job = ray.get(desk.job.remote(number))
             if job is None:
                 return
-            _train(desk, number, **job)
+            output = own_output()
+            _train(desk, number, output, **job)
     except PeerLost:
         raise  # what ended the peer is the reason, and this is not
     except Exception as error:
-        ray.get(desk.fail.remote(_reason(error)))
+        ray.get(desk.fail.remote(_reason(error, output)))
         raise
 
 
-def _reason(error: Exception) -> TrialFailure | FaultOfWorker:
-    """What the process of a trial is told of an error: a failure of the trial, or a fault of its machine."""
+def _reason(error: Exception, output: Output) -> TrialFailure | FaultOfWorker:
+    """What the process of a trial is told of an error: a failure of the trial, or a fault of its machine.
+
+    With what this process has written, and where it came from.
+    """
     from ich_ray.search.tune.trial import as_failure
 
     failure, fault = as_failure(error), machine_fault(error)
-    return FaultOfWorker(fault, failure.detail) if fault else failure
+    told = FaultOfWorker(fault, failure.detail) if fault else failure
+    traced = None if isinstance(error, TrialFailure) else error
+    if kept := kept_output([output], traced):
+        told.add_note(kept)
+    return told
 
 
 def _train(
     desk: Any,
     job: int,
+    output: Output,
     *,
     trainer: Trainer,
     parameters: Hyperparameters,
@@ -320,7 +333,7 @@ def _train(
     dataset = opened(settings, fold)
     with closing(trainer(parameters, dataset, settings, seed, resume, shard)) as steps:
         for report, progress in enumerate(steps, start=1):
-            step = _step(progress, settings, parameters) if shard.rank == 0 else None
+            step = replace(_step(progress, settings, parameters), output=output) if shard.rank == 0 else None
             if not ray.get(desk.hand_in.remote(job, report, step)):
                 return
 

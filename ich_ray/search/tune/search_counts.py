@@ -83,11 +83,21 @@ class SearchCounts:
         return trial if self._space.objective.improves(trial.value, best) else None
 
     def status(
-        self, running: Sequence[TrialResult], wanted: int, elapsed_s: float, *, gpu_hours: float | None, gpus: float
+        self,
+        running: Sequence[TrialResult],
+        wanted: int,
+        elapsed_s: float,
+        *,
+        gpu_hours: float | None,
+        gpus: float,
+        rested_s: float = 0.0,
     ) -> SearchStatus:
-        """Where the search stands after so long, with trials that run and what they hold and have cost."""
-        images = self.images - self._images_before
-        rate = images / elapsed_s if elapsed_s else 0.0
+        """Where the search stands after so long, with trials that run and what they hold and have cost.
+
+        What it rested, as in a pause, is no part of the pace.
+        """
+        images, worked_s = self.images - self._images_before, elapsed_s - rested_s
+        rate = images / worked_s if worked_s > 0 else 0.0
         return SearchStatus(
             name=self._space.name,
             metric=self._space.objective.metric,
@@ -108,6 +118,7 @@ class SearchCounts:
             ended_before=self._ended_before,
             gpu_hours=gpu_hours,
             gpus=gpus,
+            rested_s=rested_s,
         )
 
     def _rungs(self) -> Iterator[RungCount]:

@@ -31,6 +31,7 @@ from ich_ray.search.tune.lost_attempts import admitted, devices_held, leave_if_d
 from ich_ray.search.tune.preemption import heard
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
 from ich_ray.search.tune.trial_files import TrialFiles, UnwrittenError, reference_to
+from ich_ray.search.tune.trial_log import TrialLog
 from ich_ray.search_records import OUT_OF_MEMORY, Objective, Report, finite
 from ich_ray.storage import SearchFiles, exists, locate, without_credentials
 from ich_ray.training.checkpoint_store import CheckpointStore
@@ -179,26 +180,33 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
     def trial(config: dict[str, Any]) -> None:
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _THREAD_TIMEOUT_S
         began = admitted(settings.search, settings.declined_s)
-        try:
-            repeat(registered)
-            _run(settings, trainer, config, began)
-        except FaultOfWorker as error:
-            lose(error.fault, error.detail)
-            raise
-        except WorkersLost:
-            raise  # to Tune a lost worker, which this is
-        except UnwrittenError as error:
-            lose("storage", str(error), full=error.is_full)
-            raise
-        except Exception as error:
-            failure = as_failure(error)
-            if fault := machine_fault(error):
-                lose(fault, failure.detail)
-                raise  # to Tune a lost worker, and another process takes the trial
-            if failure.reason == OUT_OF_MEMORY and config.get("may_grow"):
-                lose(failure.reason, failure.detail)
-                raise  # the same, with a larger share of an accelerator
-            tune.report({"failure": failure.reason, "detail": failure.detail})
+        with TrialLog(settings.search, config["number"]) as log:
+            try:
+                repeat(registered)
+                _run(settings, trainer, config, began, log)
+            except FaultOfWorker as error:
+                log.lost(error)
+                lose(error.fault, error.detail)
+                raise
+            except WorkersLost as error:
+                log.lost(error)
+                raise  # to Tune a lost worker, which this is
+            except UnwrittenError as error:
+                log.lost(error)
+                lose("storage", str(error), full=error.is_full)
+                raise
+            except Exception as error:
+                failure = as_failure(error)
+                if fault := machine_fault(error):
+                    log.lost(error)
+                    lose(fault, failure.detail)
+                    raise  # to Tune a lost worker, and another process takes the trial
+                if failure.reason == OUT_OF_MEMORY and config.get("may_grow"):
+                    log.lost(error)
+                    lose(failure.reason, failure.detail)
+                    raise  # the same, with a larger share of an accelerator
+                log.failed(error)
+                tune.report({"failure": failure.reason, "detail": failure.detail})
 
     return trial
 
@@ -226,7 +234,7 @@ def as_failure(error: Exception) -> TrialFailure:
     return TrialFailure(reason, without_credentials(f"{type(error).__name__}: {error}")[:500])
 
 
-def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], began: float) -> None:
+def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], began: float, log: TrialLog) -> None:
     files, dataset = _shared(settings, config["fold"])
     checkpoints = checkpoints_of(files, config["number"])
     kept = checkpoints.newest()
@@ -259,6 +267,8 @@ def _run(settings: TrialSettings, trainer: Trainer, config: dict[str, Any], bega
     ):
         for progress in steps:
             report = _measured(progress)
+            if output := getattr(progress, "output", None):  # of processes beside this one
+                log.also(output)
             last = progress.images_seen >= images
             if folds and isinstance(progress, FoldProgress):
                 with written.waiting():

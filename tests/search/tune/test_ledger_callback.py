@@ -86,6 +86,23 @@ def test_the_standing_counts_what_happened(driver: Driver) -> None:
     assert seen.left_s == pytest.approx(2940 / 110)
 
 
+def test_a_rest_is_no_part_of_the_pace(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(ledger_callback, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    one = driver.start()
+    for images_seen in range(100, 1000, 100):
+        driver.report(one, images_seen, 0.5)
+    now[0] = 1010.0
+    driver.ledger_callback.rests()
+    driver.ledger_callback.rests()
+    assert driver.ledger_callback.standing(1100.0).images_per_s == pytest.approx(90.0)
+    now[0] = 5000.0
+    driver.report(driver.start(), 100, 0.5)
+    seen = driver.ledger_callback.standing(5010.0)
+    assert (seen.images_per_s, seen.elapsed_s) == (pytest.approx(50.0), pytest.approx(4010.0))
+    assert "1/10 trials ended (180 an hour)" in seen.line()
+
+
 def test_trials_that_still_train_are_counted_when_none_is_left_to_start(driver: Driver) -> None:
     """All ran to their end, which was not expected: by the mean, 50 images would be left."""
     for number in range(10):
@@ -398,6 +415,7 @@ def gone(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Nodes that Ray has given up; all trials run on the node `abab...`."""
     nodes: set[str] = set()
     monkeypatch.setattr(ledger_callback, "process_of", lambda _: ("ab" * 28, 1))
+    monkeypatch.setattr(ledger_callback, "keep_output_of", lambda *_: None)
     monkeypatch.setattr(ledger_callback, "host_of", lambda node: f"host-{node[:4]}")
     driver.ledger_callback._losses = NodeLosses(nodes.__contains__)
     return nodes
@@ -408,6 +426,8 @@ def test_a_lost_machine_stands_in_the_record_of_its_trial_and_costs_no_retry(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(ledger_callback, "say", said.append)
+    asked: list[Any] = []
+    monkeypatch.setattr(ledger_callback, "keep_output_of", lambda *of: asked.append(of))
     early, late = driver.start(), driver.start()
     for trial in (early, late):
         trial.max_failures = 3
@@ -426,6 +446,7 @@ def test_a_lost_machine_stands_in_the_record_of_its_trial_and_costs_no_retry(
         "trial 0: its machine is gone, it goes back to the queue with its newest checkpoint",
         "trial 1: it was its machine that was lost, which is none of its retries",
     ]
+    assert asked == [(str(driver.ledger.files.root), 1, "ab" * 28, 1)], "one that is gone cannot say what was written"
 
 
 class Heard:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import pickle
 import signal
@@ -21,8 +22,9 @@ from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
 from ich_ray.search.run import run_search
+from ich_ray.search.trial_output import Output
 from ich_ray.search.tune import multi_worker_trial as module
-from ich_ray.search.tune.multi_worker_trial import MultiWorkerTrainer, _Mailbox, _Step, _step, _visible
+from ich_ray.search.tune.multi_worker_trial import MultiWorkerTrainer, _Mailbox, _reason, _Step, _step, _visible
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
 from ich_ray.search.tune.trial import TrialSettings
 from ich_ray.storage import sha256
@@ -410,3 +412,32 @@ def test_nothing_stays_of_a_trial_whose_process_is_killed(data: Path, tmp_path: 
     assert [report.images_seen for report in found.trials[0].reports] == list(range(100, 901, 100))
     assert everything_is_free()
     assert all_gone(pids)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "noted"),
+    [
+        (
+            ValueError("planted"),
+            TrialFailure,
+            ["its last lines", "of this worker", "where the error came", "ValueError"],
+        ),
+        (TrialFailure("diverged", "loss is nan"), TrialFailure, ["its last lines", "of this worker"]),
+        (
+            torch.AcceleratorError("CUDA error: planted"),
+            FaultOfWorker,
+            ["its last lines", "of this worker", "where the"],
+        ),
+    ],
+)
+def test_what_ended_a_worker_brings_its_last_lines_along(
+    error: Exception, kind: type[Exception], noted: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "worker.err").write_text("of this worker\n")
+    output = Output("gpu-1, process 8", (str(tmp_path / "worker.err"),), (0,))
+    told = copy.deepcopy(_reason(error, output))  # as Ray brings it
+    assert isinstance(told, kind)
+    (note,) = told.__notes__
+    assert [line for line in noted if line not in note] == []
+    assert ("where the error came" in note) == (not isinstance(error, TrialFailure))
+    assert not hasattr(_reason(TrialFailure("diverged"), Output("gpu-1, process 8", (), ())), "__notes__")
