@@ -1,6 +1,6 @@
 """TPE that weighs every second draw by what it costs: expected improvement per second.
 
-Expected improvement per second in every draw misses the best where only the dearest network will do; a power of the cost
+Expected improvement per second in every draw misses the best where only the dearest network will do; a power of cost
 that falls as trials go by (Lee et al., Cost-aware Bayesian Optimization, 2020) gains with one slot and not with eight
 (benchmarks/search_cost.py). So every other draw is TPE's own: a wrong guess costs at most half of the trials, and the
 cheaper half. Both halves learn from each other, since most of what a rate or a dropout should be does not depend on the
