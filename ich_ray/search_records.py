@@ -575,6 +575,7 @@ class SearchRecord(Record):
             accelerator then computes by its own capability.
         folds: what the dataset decided where the space says `folds: auto`, else None.
         ms_per_slice: of each network, measured where the space limits it; by what its time depends on.
+        seconds_per_image: of training, measured where the budget's unit is cost; by what it depends on.
         amendments: later changes, such as more trials: `{"time": ..., "trials": 200}`.
     """
 
@@ -590,6 +591,9 @@ class SearchRecord(Record):
     precision: Precision | None = None
     folds: Annotated[int, Field(ge=0, le=MOST_FOLDS)] | None = None
     ms_per_slice: dict[Line, Annotated[float, Field(gt=0)]] | None = Field(
+        default=None, exclude_if=lambda measured: measured is None
+    )
+    seconds_per_image: dict[Line, Annotated[float, Field(gt=0)]] | None = Field(
         default=None, exclude_if=lambda measured: measured is None
     )
     versions: dict[Line, Line]

@@ -89,7 +89,7 @@ STATED = {
     "search_records.Report text": "metrics",
     "search_records.RequestNote text": "answer",
     "search_records.SearchRecord address": "dataset",
-    "search_records.SearchRecord text": "amendments ms_per_slice name space versions",
+    "search_records.SearchRecord text": "amendments ms_per_slice name seconds_per_image space versions",
     "search_records.SearchRecord seed": "seed",
     "search_records.SearchRecord signed": "amendments space",
     "search_records.ExecutionInfo text": "device mode rates",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 from collections import defaultdict
@@ -21,7 +22,11 @@ from benchmarks.efficiency.rivals import CONTESTANTS
 from ich_ray.search import ledger as ledgers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from benchmarks.efficiency.course import Method
+
+    Contestants = Mapping[str, Callable[..., Method]]
 
 
 @dataclass(frozen=True)
@@ -50,27 +55,36 @@ class Needed:
     reached: bool
 
 
-def searched(key: Key, noise: float, at_most: float) -> Needed:
-    """One search; it is given up after images of `at_most` whole trainings."""
+def searched(
+    key: Key, noise: float, at_most: float, by: str = "images", contestants: Contestants = CONTESTANTS
+) -> Needed:
+    """One search; it is given up after images, or by another measure, of `at_most` whole trainings."""
     on = Table(key.problem) if key.kind == "curves" else Landscape(key.problem, noise, key.kind)  # type: ignore[arg-type]
     whole, seed = on.space.budget.images, key.problem + 10**6 * key.search
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(ledgers, "write_bytes", _unwritten):
-        method = CONTESTANTS[key.contestant](on.space, seed, Path(folder) / "s", key.slots)
+        method = contestants[key.contestant](on.space, seed, Path(folder) / "s", key.slots)
         for so_far, training in course(method, on, seed):
             reached = training.value >= 0.95 * on.best
-            if reached or so_far.images >= at_most * whole:
+            if reached or getattr(so_far, by) >= at_most * whole:
                 return Needed(key, so_far.images / whole, so_far.seconds / whole, so_far.cost / whole, reached)
     raise AssertionError
 
 
-def search_all(keys: Iterable[Key], noise: float, at_most: float, keep: Path) -> None:
+def search_all(
+    keys: Iterable[Key],
+    noise: float,
+    at_most: float,
+    keep: Path,
+    by: str = "images",
+    contestants: Contestants = CONTESTANTS,
+) -> None:
     """Whatever is not there yet, in this order."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     there = {one.key for one in kept(keep)}
     with keep.open("a", buffering=1) as file:
         for key in keys:
             if key not in there:
-                file.write(json.dumps(asdict(searched(key, noise, at_most))) + "\n")
+                file.write(json.dumps(asdict(searched(key, noise, at_most, by, contestants))) + "\n")
 
 
 def kept(file: Path) -> list[Needed]:
@@ -96,14 +110,14 @@ def keys(
 Amounts = dict[tuple[int, str], dict[int, dict[int, float]]]  # by slots, contestant, problem and search
 
 
-def print_contest(found: Iterable[Needed], at_most: float, by: str) -> None:
+def print_contest(found: Iterable[Needed], at_most: float, by: str, given_up_by: str = "images") -> None:
     """A table for each number of slots, ours first, then who comes nearest; pairs are searches that both have done."""
     amounts: Amounts = defaultdict(lambda: defaultdict(dict))
     missed: dict[tuple[int, str], int] = defaultdict(int)
     for one in found:
-        never = not one.reached or one.images > at_most
+        never = not one.reached or getattr(one, given_up_by) > at_most
         place = amounts[one.key.slots, one.key.contestant][one.key.problem]
-        place[one.key.search] = min(one.images, at_most) if by == "images" else getattr(one, by)
+        place[one.key.search] = min(getattr(one, by), at_most if by == given_up_by else math.inf)
         missed[one.key.slots, one.key.contestant] += never
     chances = _chances(amounts)
     for slots in sorted({slots for slots, _ in amounts}):

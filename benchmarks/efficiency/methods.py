@@ -12,6 +12,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from ich_ray.search.ledger import Ledger
+from ich_ray.search.plan.cost_table import CostTable
 from ich_ray.search.space.space import RandomSuggest
 from ich_ray.search.stopping.asha import AshaRungs
 from ich_ray.search.tune.sampler import LedgerSampler, _Asked
@@ -19,7 +20,7 @@ from ich_ray.search.tune.scheduler import StoppingScheduler
 from ich_ray.search_records import SearchRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from optuna.samplers import BaseSampler
@@ -53,6 +54,7 @@ class Ours:
     Args:
         hedge: `budget.hedge`.
         sampler: of Optuna, by its seed, in place of ours.
+        costs: seconds an image by architecture, as a table of `budget.unit: cost`.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Ours:
         slots: int,
         hedge: float = 0.0,
         sampler: Callable[[int], BaseSampler] | None = None,
+        costs: Mapping[str, float] | None = None,
     ) -> None:
         self.slots = slots
         space = replace(space, budget=space.budget.model_copy(update={"hedge": hedge}))
@@ -71,8 +74,9 @@ class Ours:
             trials=MANY, versions={}, created=0.0,
         )  # fmt: skip
         self.ledger = Ledger.create(folder, record)
+        table = CostTable([({"architecture": name}, math.log(pace)) for name, pace in costs.items()]) if costs else None
         self._sampler = LedgerSampler(
-            space, self.ledger, wanted=MANY, concurrent=lambda: slots, out_of_time=lambda: False
+            space, self.ledger, wanted=MANY, concurrent=lambda: slots, out_of_time=lambda: False, costs=table
         )
         if sampler:
             self._sampler._study.sampler = sampler(seed)

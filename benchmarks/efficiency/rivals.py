@@ -256,6 +256,7 @@ CONTESTANTS = {
     "ours, hedge 1/8": partial(Ours, hedge=0.125),
     "ours, hedge 1/4": partial(Ours, hedge=0.25),
     "ours, per cost": partial(Ours, sampler=per_cost),
+    "ours, unit: cost": partial(Ours, costs=PACES),
     "ASHACQR": SyneCqr,
     "PriorBand": PriorBand,
 }

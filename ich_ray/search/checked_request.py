@@ -23,6 +23,7 @@ from ich_ray.search.checked_folds import check_folds_of_search, decided
 from ich_ray.search.early_end import EarlyEnd, parse_patience
 from ich_ray.search.export.trackers import parse_target
 from ich_ray.search.ledger import Ledger, differences
+from ich_ray.search.plan.cost_table import networks_to_time
 from ich_ray.search.space.yaml_file import SearchSpace, load_space, parse_space
 from ich_ray.search.time_budget import Limits
 from ich_ray.search_records import MOST_TRIALS, Objective, SearchRecord, TrialResult
@@ -120,11 +121,15 @@ def validate_request(request: SearchRequest, searches: Searched = "network") -> 
 
 def _space(request: SearchRequest, files: SearchFiles, there: SearchRecord | None, searches: Searched) -> SearchSpace:
     """The space of a file, or that with which the search that is there was begun."""
-    if request.space is not None:
-        return load_space(request.space, searches)
-    if there is None:
+    if request.space is None and there is None:
         raise ConfigError(f"{files.root}: a search to go on with must be there, got none; give a search space")
-    return parse_space(there.space, str(files.search), searches)
+    if request.space is not None:
+        space = load_space(request.space, searches)
+    elif there is not None:
+        space = parse_space(there.space, str(files.search), searches)
+    if space.budget.unit == "cost":
+        networks_to_time(space)
+    return space
 
 
 def _several(warm_start: Location | Sequence[Location] | None) -> tuple[str, ...]:

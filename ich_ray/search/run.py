@@ -19,6 +19,7 @@ from ich_ray.search.checked_folds import check_single_worker
 from ich_ray.search.checked_request import validate_request
 from ich_ray.search.export.search_streams import streaming
 from ich_ray.search.ledger import Ledger
+from ich_ray.search.plan.cost_table import CostTable
 from ich_ray.search.request import SearchRequest
 from ich_ray.search.space.feasible_draw import check_fits
 from ich_ray.search.space.space import Listed, sampled
@@ -109,7 +110,8 @@ def run_request(
 
             share_trunks(data, trials, gpus=slots.gpus > 0)
         check = _constraints(checked, slots)
-        ledger = _ledger(checked, slots, trainer, check)
+        costs = _costs(checked, slots)
+        ledger = _ledger(checked, slots, trainer, check, costs)
         # Another driver may have raised it before the lock was ours.
         wanted = max(checked.wanted, ledger.record.wanted)
         _amend(ledger, wanted, checked.teachers, checked.record.dataset)
@@ -132,6 +134,7 @@ def run_request(
             concurrent=request.concurrent,
             takes_requests=True,
             early=checked.early,
+            costs=CostTable.of(checked.space, costs) if costs else None,
         )
         # How it ends is told before streams have their last minute: who ends this process may not wait so long.
         with streaming(str(files.root), request.export or ()), announced(driver, notifier):
@@ -202,13 +205,31 @@ def _constraints(checked: CheckedRequest, slots: Slots) -> ConstraintCheck | Non
     return check
 
 
-def _ledger(checked: CheckedRequest, slots: Slots, trainer: Trainer | None, check: ConstraintCheck | None) -> Ledger:
+def _costs(checked: CheckedRequest, slots: Slots) -> dict[str, float] | None:
+    """Seconds an image that the search was begun with; None where they decide nothing."""
+    if checked.space.budget.unit != "cost":
+        return None
+    from ich_ray.search.tune.measure_speed import measure_costs
+
+    known = checked.begun.seconds_per_image if checked.begun else None
+    found = measure_costs(checked.space, checked.dataset, slots) if known is None else known
+    say(f"cost: {CostTable.of(checked.space, found)}; every second draw is weighed by it")
+    return found
+
+
+def _ledger(
+    checked: CheckedRequest,
+    slots: Slots,
+    trainer: Trainer | None,
+    check: ConstraintCheck | None,
+    costs: dict[str, float] | None,
+) -> Ledger:
     if checked.begun:
         return Ledger.open(checked.files.root)
     record = _with_precision(checked.record, slots, trainer)
     if check and check.milliseconds:
         record = record.model_copy(update={"ms_per_slice": dict(check.milliseconds)})
-    return Ledger.create(checked.files.root, record)
+    return Ledger.create(checked.files.root, record.model_copy(update={"seconds_per_image": costs}))
 
 
 def _with_precision(record: SearchRecord, slots: Slots, trainer: Trainer | None) -> SearchRecord:

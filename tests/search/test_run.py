@@ -31,6 +31,7 @@ from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.plan import cost_model
 from ich_ray.search.plan.plan_report import plan_search
 from ich_ray.search.run import run_search
+from ich_ray.search.space.space import SearchSpace
 from ich_ray.search.trial_output import read_output
 from ich_ray.search.tune import ledger_callback, measure_speed
 from ich_ray.search.tune.sampler import LedgerSampler
@@ -604,6 +605,39 @@ def test_limits_are_measured_once_and_kept_by_every_trial(
     with pytest.raises(ConfigError, match="must keep max_parameters 10, got none in 1,000, most refused by max_para"):
         run_search(data, space, tmp_path / "none", trials=4, _trainer=FakeTrainer())
     assert not (tmp_path / "none").exists()
+
+
+def test_costs_are_measured_once_and_kept(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    measured: list[str] = []
+
+    def measure(space: SearchSpace, *_: Any) -> dict[str, float]:
+        measured.append(space.name)
+        return {"architecture=plain_cnn blocks=1": 0.001, "architecture=resnet18": 0.004}
+
+    monkeypatch.setattr(run, "say", said.append)
+    monkeypatch.setattr(measure_speed, "measure_costs", measure)
+    monkeypatch.setattr("ray.tune.run", tune_stand_in.run)
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE.replace("min_peers: 2", "min_peers: 2, unit: cost"))
+    found = run_search(data, space, tmp_path / "s", trials=2, _trainer=FakeTrainer())
+    assert found.record.seconds_per_image == {"architecture=plain_cnn blocks=1": 0.001, "architecture=resnet18": 0.004}
+    again = run_search(data, space, tmp_path / "s", trials=3, resume=True, _trainer=FakeTrainer())
+    assert (again.record.seconds_per_image, len(again.trials)) == (found.record.seconds_per_image, 3)
+    assert measured == ["tiny"]
+    assert said == ["cost: 2 networks take 1 to 4 ms an image; every second draw is weighed by it"] * 2
+
+
+def test_a_space_of_one_speed_has_no_cost_to_look_at(data: Path, tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "name: x\nbudget: {images: 900, report_every: 100, first_rung: 100, unit: cost}\n"
+        "parameters: {learning_rate: {loguniform: [1.0e-5, 1.0e-1]}}\n"
+    )
+    message = "budget.unit: cost needs parameters that decide the speed of a network, such as a choice of architecture"
+    for start in (run_search, plan_search):
+        with pytest.raises(ConfigError, match=message):
+            start(data, space, tmp_path / "s", trials=2)  # type: ignore[operator]
 
 
 def test_a_warm_start_says_what_differs(

@@ -37,6 +37,7 @@ __all__ = [
     "estimate_memory",
     "first_draws",
     "measured_speed",
+    "seconds_per_image",
     "trial_memory",
 ]
 
@@ -272,7 +273,7 @@ def measured_speed(space: SearchSpace, dataset: PreparedDataset, cpus: float, gp
         for parameters in draws:
             if (time.monotonic() < end or not measured) and (key := _size(parameters)) not in measured:
                 try:
-                    measured[key] = _seconds_per_image(parameters, dataset, space.budget.report_every, device)
+                    measured[key] = seconds_per_image(parameters, dataset, space.budget.report_every, device)
                 except ConfigError:
                     continue
     finally:
@@ -292,9 +293,14 @@ def _size(parameters: Hyperparameters) -> tuple[object, ...]:
     return (*parameters.of_speed, parameters.optimizer)
 
 
-def _seconds_per_image(
+def seconds_per_image(
     parameters: Hyperparameters, dataset: PreparedDataset, report_every: int, device: torch.device
 ) -> float:
+    """Of training on a device for a moment, with the share of validation.
+
+    Raises:
+        ConfigError: the network does not fit the images.
+    """
     from ich_ray.training.loop import TrainingBudget, train
 
     large_on_cpu = device.type == "cpu" and not architecture_of(parameters).is_small

@@ -143,6 +143,7 @@ class Budget(BaseModel):
         min_peers: other trials that must have reached a rung before it may stop anyone.
         rule: the name of a registered stopping rule.
         hedge: the share of the trials that the first rung does not stop: what learns slowly at first may win.
+        unit: `cost` weighs what is drawn by the seconds that an image of it takes; rungs count images all the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -154,6 +155,7 @@ class Budget(BaseModel):
     min_peers: int = Field(default=3, ge=1)
     rule: Line = "asha"
     hedge: float = Field(default=0.0, ge=0, le=0.5)
+    unit: Literal["images", "cost"] = "images"
 
     def hedged(self, number: int) -> bool:
         """Whether the first rung spares a trial: evenly by number, so that it follows from the ledger."""

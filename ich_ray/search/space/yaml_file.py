@@ -137,6 +137,7 @@ class _Checker(ListRules):
         self._objective(file.objective)
         self._folds(file)
         self._budget(file.budget)
+        self._unit(file)
         if file.candidates is not None:
             return self._listing(file, file.candidates, source)
         if file.parameters is None:
@@ -278,6 +279,15 @@ class _Checker(ListRules):
                     f"must be a multiple of report_every, so that rungs fall on reports, got {key}={images}, "
                     f"report_every={budget.report_every}; use {_multiple(images, budget.report_every)}",
                 )
+
+    def _unit(self, file: _File) -> None:
+        """Cost is of networks, and decides what is drawn."""
+        listed = "a grid" if file.sampler == "grid" else "a list of candidates" if file.candidates is not None else ""
+        if file.budget.unit == "cost" and (listed or self.drawn is not NETWORKS):
+            raise self.error(
+                "budget.unit",
+                f"cost weighs the networks that are drawn, got {listed or f'searches: {file.searches}'}; leave it out",
+            )
 
     def _condition(self, spec: ParameterSpec, specs: Mapping[str, ParameterSpec]) -> None:
         for parent, values in spec.when.items():

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.search.ledger import Ledger, Verdict
+    from ich_ray.search.plan.cost_table import CostTable
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.constraints import Refuses
     from ich_ray.search.space.space import Listed, SearchSpace
@@ -97,6 +98,7 @@ class Driver:
         concurrent: int | None = None,
         takes_requests: bool = False,
         early: EarlyEnd | None = None,
+        costs: CostTable | None = None,
     ) -> None:
         self.ledger, self.slots, self.limits = ledger, slots, limits
         self._end_watch = EndWatch(space, early or EarlyEnd(), lambda: ledger.trials, limits.began)
@@ -125,6 +127,7 @@ class Driver:
             listed=listed,
             refuses=refuses,
             shares=trial_shares,
+            costs=costs,
         )
         self.sampler.most = concurrent or ledger.record.asked_last("concurrent")
         settings = TrialSettings(

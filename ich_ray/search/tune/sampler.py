@@ -29,12 +29,14 @@ from ich_ray.search.optuna_adapter import as_optuna, outcome, reached
 from ich_ray.search.space.feasible_draw import first_that_fits
 from ich_ray.search.space.prior import believed
 from ich_ray.search.space.space import Listed, RandomSuggest
+from ich_ray.search.tune.cost_aware_tpe import CostAwareTpe
 from ich_ray.search.tune.tpe_history import SubsampledStorage, is_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ich_ray.search.ledger import Ledger
+    from ich_ray.search.plan.cost_table import CostTable
     from ich_ray.search.space.constraints import Refuses
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.trial_shares import TrialShares
@@ -72,7 +74,7 @@ class LedgerSampler(Searcher):
     """Suggests `wanted` trials in all and at most `concurrent()` at a time.
 
     Where there are `shares`, as many as those have room for. `warm` are the trials of each earlier search that it
-    learns from.
+    learns from, `costs` what weighs its draws where the budget's unit is cost.
 
     Attributes:
         wanted: trials in all.
@@ -93,6 +95,7 @@ class LedgerSampler(Searcher):
         listed: Iterable[Listed] | None = None,
         refuses: Refuses | None = None,
         shares: TrialShares | None = None,
+        costs: CostTable | None = None,
     ) -> None:
         super().__init__()
         self._space, self._ledger, self._rungs, self._shares = space, ledger, space.rungs(), shares
@@ -107,7 +110,7 @@ class LedgerSampler(Searcher):
         finished = [trial for _, trial in sorted(ledger.trials.items()) if trial.state != "running"]
         # Not the search's own seed: after a resume TPE would draw the same first trials again.
         self._shown = SubsampledStorage()
-        self._study = _study(space, self._shown, trial_seed(ledger.record.seed, len(ledger.trials)))
+        self._study = _study(space, self._shown, trial_seed(ledger.record.seed, len(ledger.trials)), costs)
         self._refuses = refuses or (lambda _: None)
         taught = [[as_optuna(space, trial) for trial in trials] for trials in warm]
         for trials in taught if listed is None else ():
@@ -207,6 +210,8 @@ class LedgerSampler(Searcher):
             parameters, repeats, fold = self._listed.popleft()
             return self._ledger.add(parameters, repeats=repeats, fold=fold), None
         number = self._ledger.next_number
+        if isinstance(self._study.sampler, CostAwareTpe):
+            self._study.sampler.number = number
         point = self._point(number)
         seed = trial_seed(self._ledger.record.seed, number)
         for again in range(_TRIES):
@@ -307,13 +312,14 @@ def _so_far(record: TrialResult, result: Mapping[str, Any]) -> list[float]:
     return [value for report in alike if (value := report.metrics.get(record.objective.metric)) is not None]
 
 
-def _study(space: SearchSpace, shown: SubsampledStorage, seed: int) -> optuna.Study:
+def _study(space: SearchSpace, shown: SubsampledStorage, seed: int, costs: CostTable | None) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # One parameter at a time: fewer images than with a joint density (benchmarks/search_efficiency.py), because a
         # good trial has few neighbors in all dimensions at once.
-        sampler = optuna.samplers.TPESampler(multivariate=False, constant_liar=True, seed=seed)
+        how: dict[str, Any] = {"multivariate": False, "constant_liar": True, "seed": seed}
+        sampler = CostAwareTpe(costs, **how) if costs else optuna.samplers.TPESampler(**how)
     return optuna.create_study(
         storage=shown, sampler=sampler, direction="maximize" if space.objective.mode == "max" else "minimize"
     )

@@ -198,7 +198,7 @@ def test_draws_that_do_not_fit_are_not_measured(dataset: PreparedDataset, monkey
     def refuse(*_: Any) -> float:
         raise ConfigError("x")
 
-    monkeypatch.setattr(cost_model, "_seconds_per_image", refuse)
+    monkeypatch.setattr(cost_model, "seconds_per_image", refuse)
     assert measured_speed(parse_space(SPACE, "x.yaml"), dataset, 1, 0) == Speed(None, "no draw fits the images")
 
 

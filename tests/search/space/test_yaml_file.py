@@ -175,12 +175,27 @@ def test_a_parameter_that_cannot_be_drawn_is_refused(tmp_path: Path, line: str, 
         (
             GOOD.replace("first_rung: 100", "first_rung: 100, min_pears: 1"),
             "space.yaml: budget.min_pears: the key must be one of images, report_every, first_rung, reduction, "
-            "min_peers, rule, hedge, got 'min_pears' (did you mean 'min_peers'?)",
+            "min_peers, rule, hedge, unit, got 'min_pears' (did you mean 'min_peers'?)",
         ),
         (
             GOOD.replace("first_rung: 100", "first_rung: 100, rule: asah"),
             "space.yaml: budget.rule: must be one of asha, got 'asah' (did you mean 'asha'?); import the module that "
             "registers it first",
+        ),
+        (
+            GOOD.replace("first_rung: 100", "first_rung: 100, unit: money"),
+            "space.yaml: budget.unit: input should be 'images' or 'cost', got 'money'",
+        ),
+        (
+            GOOD.replace("first_rung: 100", "first_rung: 100, unit: cost").replace(
+                "loguniform: [1e-5, 1e-1]", "choice: [1e-3]"
+            )
+            + "sampler: grid\n",
+            "space.yaml: budget.unit: cost weighs the networks that are drawn, got a grid; leave it out",
+        ),
+        (
+            f"name: x\n{BUDGET}\ncandidates: [{{blocks: 2}}]\n".replace("rung: 100", "rung: 100, unit: cost"),
+            "space.yaml: budget.unit: cost weighs the networks that are drawn, got a list of candidates; leave it out",
         ),
         (GOOD.replace("images: 900", "images: '900'"), "budget.images: input should be a valid integer, got '900'"),
         (
