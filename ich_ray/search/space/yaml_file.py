@@ -280,7 +280,7 @@ class _Checker(ListRules):
                     f"report_every={budget.report_every}; use {_multiple(images, budget.report_every)}",
                 )
 
-    def _unit(self, file: _File) -> None:
+    def _unit(self, file: SpaceFile) -> None:
         """Cost is of networks, and decides what is drawn."""
         listed = "a grid" if file.sampler == "grid" else "a list of candidates" if file.candidates is not None else ""
         if file.budget.unit == "cost" and (listed or self.drawn is not NETWORKS):
