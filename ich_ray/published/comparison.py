@@ -50,9 +50,9 @@ def page(done: Reproduction) -> str:
 def _scale(done: Reproduction) -> str:
     scale = SCALES[done.scale]
     return (
-        f"Report A and ours at {scale.size_a} pixels a side in three windows, report B at {scale.size_b} in one with "
-        f"{scale.filters_b} filters; {count(done.train)} training slices; ResNet50 began with weights: {done.weights}. "
-        f"The command took {duration(done.seconds)}."
+        f"Report A at {scale.size_a} pixels a side and ours at {scale.size_ours} in three windows, report B at "
+        f"{scale.size_b} in one with {scale.filters_b} filters; {count(done.train)} training slices; ResNet50 began "
+        f"with weights: {done.weights}. The command took {duration(done.seconds)}."
     )
 
 

@@ -101,7 +101,9 @@ def _stages() -> list[_Stage]:
     )
     winners = len({trial.model_dump_json(exclude={*PROBED}) for trial in grid})
     last = sampled(b)[-1]
-    windows, raw = (3, FULL.size_a, FULL.size_a), (1, FULL.size_b, FULL.size_b)
+    windows, raw, finer = (
+        (channels, size, size) for channels, size in ((3, FULL.size_a), (1, FULL.size_b), (3, FULL.size_ours))
+    )
     probed = sum(MINIBATCHES * FULL.passes * trial.batch_size for trial in grid) // 2
     searched = expected_course(a.budget, winners).images // 2
     folds = _FOLDS * last.epochs * last.training_slices
@@ -115,7 +117,7 @@ def _stages() -> list[_Stage]:
         _Stage("report B, ten candidates", images_at_most(b, len(b.listed or ())), last, raw),
         _Stage("report B, five folds of m10", folds, last, raw),
         _Stage(f"report B, m10 again, {FULL.epochs} epochs if patience does not end it", again, last, raw),
-        _Stage(f"ours, {FULL.trials} trials", own_images, first_draws(own, 1)[0], windows),
+        _Stage(f"ours, {FULL.trials} trials", own_images, first_draws(own, 1)[0], finer),
     ]
 
 

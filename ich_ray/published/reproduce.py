@@ -134,7 +134,9 @@ class _Work:
     ) -> None:
         self.root, self.scale, self.weights, self.seed = root, scale, weights, seed
         self.source, self.limit_rejected = source, limit_rejected
-        self.windows = self._prepared("windows", scale.size_a, "brain,subdural,bone", "patient")
+        self.windows = self._windowed("windows", scale.size_a)
+        same = scale.size_ours == scale.size_a
+        self.finer = self.windows if same else self._windowed("windows-ours", scale.size_ours)
         self.by_slice = self._prepared("raw-by-slice", scale.size_b, RAW_WINDOW, "slice")
         self.by_patient = self._prepared("raw-by-patient", scale.size_b, RAW_WINDOW, "patient")
         roles = (dataset.manifest.roles["train"] for dataset in (self.windows, self.by_slice, self.by_patient))
@@ -146,6 +148,9 @@ class _Work:
         progress.say(f"prepare: {name}")
         keys: dict[str, Any] = {"seed": self.seed, "limit_rejected": self.limit_rejected}
         return prepare(*self.source, self.root / "datasets" / name, size=size, windows=windows, split=split, **keys)
+
+    def _windowed(self, name: str, size: int) -> PreparedDataset:
+        return self._prepared(name, size, "brain,subdural,bone", "patient")
 
     def _space(self, name: str, source: dict[str, Any]) -> UPath:
         path = self.root / "spaces" / f"{name}.yaml"
@@ -195,7 +200,7 @@ class _Work:
         finish(files, course=sampled_course(files.root, slices=slices, epochs=self.scale.epochs))
 
     def ours(self) -> None:
-        finish(self._searched("ours", self.windows, self._space("ours", ours(self.scale)), self.scale.trials))
+        finish(self._searched("ours", self.finer, self._space("ours", ours(self.scale)), self.scale.trials))
 
     def systems(self) -> tuple[System, ...]:
         names = {

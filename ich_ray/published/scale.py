@@ -34,8 +34,9 @@ class Scale:
 
     Attributes:
         patients: that the phantom makes where no images are given, in images of `phantom_px`.
-        size_a: rows and columns for report A and for ours.
+        size_a: rows and columns for report A.
         size_b: rows and columns for report B.
+        size_ours: rows and columns for ours, no fewer than its space asks for.
         filters_b: of each of its blocks.
         passes: of the probe over its ten minibatches.
         epochs: of report B's retraining at most; its patience ends it sooner.
@@ -47,6 +48,7 @@ class Scale:
     phantom_px: int
     size_a: int
     size_b: int
+    size_ours: int
     filters_b: int
     passes: int
     epochs: int
@@ -55,8 +57,8 @@ class Scale:
     trials: int
 
 
-FULL = Scale("full", 400, 512, 128, 512, 64, 10, 20, "imagenet", "default", 100)
-SMALL = Scale("small", 100, 128, 64, 64, 8, 3, 8, "none", "demo", 6)
+FULL = Scale("full", 400, 512, 128, 512, 384, 64, 10, 20, "imagenet", "default", 100)
+SMALL = Scale("small", 100, 128, 64, 64, 64, 8, 3, 8, "none", "demo", 6)
 SCALES: Mapping[str, Scale] = {scale.name: scale for scale in (SMALL, FULL)}
 
 

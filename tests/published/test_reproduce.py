@@ -15,7 +15,18 @@ from ich_ray.search.audit.search_audit import audit
 from ich_ray.statistics.metrics import floors
 from ich_ray.storage import locate, read_record
 
-TINY = replace(scale.SMALL, patients=30, phantom_px=64, size_a=32, size_b=40, filters_b=2, passes=1, epochs=2, trials=1)
+TINY = replace(
+    scale.SMALL,
+    patients=30,
+    phantom_px=64,
+    size_a=32,
+    size_b=40,
+    size_ours=48,
+    filters_b=2,
+    passes=1,
+    epochs=2,
+    trials=1,
+)
 
 
 @pytest.mark.slow
