@@ -54,7 +54,7 @@ _UNTOLD = 8
 _STATUS_WITHIN_S = 2
 # A start that failed longer ago says nothing of now.
 _OF_LATE_S = 1800.0
-_MOST_KINDS, _LONGEST_REASON = 20, 300
+_MOST_KINDS, _LONGEST_KIND, _LONGEST_REASON = 20, 100, 300
 _IDS = re.compile(r"arn:\S+|\b[0-9a-f]{8}-[0-9a-f-]{27}\b|\S{60,}")
 
 
@@ -231,7 +231,7 @@ def failed_launches() -> list[FailedLaunch]:
 def _failed_by_status(status: ClusterStatus) -> list[FailedLaunch]:
     """By the second version of the autoscaler, which keeps a failure for ever."""
     return [
-        FailedLaunch(printable(one.ray_node_type_name), _reason(one.details or ""), one.failed_ts_s or one.request_ts_s)
+        FailedLaunch(_kind(one.ray_node_type_name), _reason(one.details or ""), one.failed_ts_s or one.request_ts_s)
         for one in status.failed_launches
     ]
 
@@ -243,8 +243,12 @@ def _failed_by_report(status: Mapping[str, Any]) -> list[FailedLaunch]:
     for kind, one in summary.get("node_availabilities", {}).items():
         if not one["is_available"] and (why := one["unavailable_node_information"]):
             reason = _reason(f"{why['category']}: {why['description']}")
-            found.append(FailedLaunch(printable(kind), reason, one["last_checked_timestamp"]))
+            found.append(FailedLaunch(_kind(kind), reason, one["last_checked_timestamp"]))
     return found
+
+
+def _kind(name: str) -> str:
+    return printable(name)[:_LONGEST_KIND]
 
 
 def _reason(said: str) -> str:

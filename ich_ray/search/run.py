@@ -211,8 +211,9 @@ def _costs(checked: CheckedRequest, slots: Slots) -> dict[str, float] | None:
         return None
     from ich_ray.search.tune.measure_speed import measure_costs
 
-    known = checked.begun.seconds_per_image if checked.begun else None
-    found = measure_costs(checked.space, checked.dataset, slots) if known is None else known
+    known = (checked.begun.seconds_per_image if checked.begun else None) or {}
+    is_of_space = bool(CostTable.of(checked.space, known).rows)  # a file may say anything
+    found = known if is_of_space else measure_costs(checked.space, checked.dataset, slots)
     say(f"cost: {CostTable.of(checked.space, found)}; every second draw is weighed by it")
     return found
 

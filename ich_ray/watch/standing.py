@@ -157,7 +157,7 @@ class _Waits:
 def _waits(record: SearchRecord, trials: int, lost: Iterable[LostAttempt], state: State, now: float) -> _Waits:
     if state != "running":
         everywhere = "the search has ended" if state == "ended" else "no driver is at work: resume the search"
-    elif trials >= record.wanted:
+    elif trials >= record.wanted and not record.unstarted:  # else some that were drawn wait for a machine
         everywhere = "nothing is left to start"
     elif record.asked_last("pause"):
         everywhere = "paused: `ich-ray control --unpause` goes on"

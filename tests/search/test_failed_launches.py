@@ -88,11 +88,13 @@ def test_the_second_version_says_it_where_it_knows(monkeypatch: pytest.MonkeyPat
         ("pods", f"launch failed with {of_kuberay}", now - 60),
         ("of_yesterday", "launch failed with no capacity", now - 86_400),
         ("silent", "", now - 30),
+        ("k" * 20_000, "", now - 20),
     )
     assert told() == [
         ("gpu_worker", "Failed to launch 1 nodes of type gpu_worker"),
         ("pods", "Failed to launch 2 nodes of type pods: quota exceeded"),
         ("silent", "no reason was given"),
+        ("k" * 100, "no reason was given"),
     ]
 
 

@@ -36,7 +36,7 @@ from ich_ray.search.trial_output import read_output
 from ich_ray.search.tune import ledger_callback, measure_speed
 from ich_ray.search.tune.sampler import LedgerSampler
 from ich_ray.search.tune.scheduler import StoppingScheduler
-from ich_ray.storage import SearchFiles, file_lock, locate, write_bytes
+from ich_ray.storage import SearchFiles, file_lock, locate, read_json, write_bytes, write_json
 from tests.prepared import make_dataset
 from tests.records import make_record
 from tests.search.fakes import SPACE, FakeTrainer
@@ -626,6 +626,11 @@ def test_costs_are_measured_once_and_kept(data: Path, tmp_path: Path, monkeypatc
     assert (again.record.seconds_per_image, len(again.trials)) == (found.record.seconds_per_image, 3)
     assert measured == ["tiny"]
     assert said == ["cost: 2 networks take 1 to 4 ms an image; every second draw is weighed by it"] * 2
+    for known in ({}, {"architecture=another": 0.1}):
+        written = read_json(found.files.search)
+        write_json(found.files.search, {**written, "seconds_per_image": known})
+        run_search(data, space, tmp_path / "s", trials=3, resume=True, _trainer=FakeTrainer())
+    assert (measured, len(said)) == (["tiny"] * 3, 4), "of other networks, as of another release: they are timed again"
 
 
 def test_a_space_of_one_speed_has_no_cost_to_look_at(data: Path, tmp_path: Path) -> None:

@@ -143,6 +143,10 @@ def test_a_machine_that_cannot_be_started_is_a_reason() -> None:
         ("b", "the machine went at 1970-01-01 00:01 UTC (node_lost); no other one can be started"),
     ]
     assert [machine.name for machine in machines(record, [one], [], "ended", 4000.0)] == ["a"]
+    drawn = record.model_copy(update={"trials": 1})
+    assert machines(drawn, [one], [], "running", 4000.0)[-1].name == "gpu_worker (to come)", (
+        "trials wait that were drawn"
+    )
     over = record.model_copy(update={"amendments": (*record.amendments, {"unstarted": []})})
     assert [machine.name for machine in machines(over, [one], [], "running", 4000.0)] == ["a"]
 

@@ -43,7 +43,7 @@ class CostTable:
     @classmethod
     def of(cls, space: SearchSpace, seconds: Mapping[str, float]) -> CostTable:
         """A table by its keys, as search.json holds it; a network that could not be timed is not in it."""
-        found = {_key(values): values for values in space.together(parameters_of_speed(space))}
+        found = {_key(values): values for values in space.together(parameters_of_speed(space), whole=True)}
         return cls([(values, math.log(seconds[key])) for key, values in found.items() if key in seconds])
 
     def log_seconds(self, drawn: Mapping[str, Any], name: str, value: Parameter) -> float:
@@ -78,7 +78,7 @@ def parameters_of_speed(space: SearchSpace) -> list[str]:
     ]
     chosen: list[str] = []
     for name in sorted(named, key=lambda one: _FIRST.index(one) if one in _FIRST else len(_FIRST)):
-        if 0 < len(space.together([*chosen, name])) <= MOST_TIMED:
+        if 0 < len(space.together([*chosen, name], whole=True)) <= MOST_TIMED:
             chosen.append(name)
     return chosen
 
@@ -91,7 +91,7 @@ def networks_to_time(space: SearchSpace) -> dict[str, Hyperparameters]:
     Raises:
         ConfigError: there is nothing to compare.
     """
-    found = space.together(parameters_of_speed(space))
+    found = space.together(parameters_of_speed(space), whole=True)
     if len(found) < 2:
         raise ConfigError(
             f"budget.unit: cost needs parameters that decide the speed of a network, such as a choice of architecture, "

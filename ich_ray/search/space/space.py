@@ -261,17 +261,18 @@ class SearchSpace:
                 drawn[spec.name] = spec.draw(suggest)
         return drawn
 
-    def together(self, names: Iterable[str]) -> list[dict[str, Parameter]]:
+    def together(self, names: Iterable[str], *, whole: bool = False) -> list[dict[str, Parameter]]:
         """All that `names` can be in one trial, beside the parameters that decide whether they exist.
 
-        Of ranges with too many values only the ends; empty if there are too many combinations even so.
+        Of ranges with too many values only the ends, unless they are wanted `whole`; empty if there are too many
+        combinations even so.
         """
         wanted = set(names)
         for spec in reversed(self.parameters):
             if spec.name in wanted:
                 wanted |= spec.when.keys()
         specs = [spec for spec in self.parameters if spec.name in wanted]
-        for ends in (False, True):
+        for ends in (False,) if whole else (False, True):
             found = list(islice(combinations(specs, ends=ends), MOST_COMBINATIONS + 1))
             if len(found) <= MOST_COMBINATIONS:
                 return found

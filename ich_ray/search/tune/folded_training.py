@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.search.out_of_fold import OutOfFold
+    from ich_ray.search.trial_output import Output
     from ich_ray.search_records import ExecutionInfo
     from ich_ray.statistics.pooling import FoldPart
     from ich_ray.training.checkpoint_store import SavedState
@@ -56,6 +57,12 @@ class FoldProgress:
     number: int
     of_network: Any
     usage: ReportUsage | None = None
+
+    @property
+    def output(self) -> Output | None:
+        """What a process beside that of the trial writes, if one trains the network."""
+        output: Output | None = getattr(self.of_network, "output", None)
+        return output
 
     def state(self) -> SavedState:
         """Of the network in training; at its end nobody needs it, and it makes a checkpoint like others."""

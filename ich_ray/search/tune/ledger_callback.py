@@ -272,7 +272,8 @@ class LedgerCallback(Callback):
 
         Until the next one starts, time is not counted in the pace.
         """
-        self._rests_since = self._rests_since or time.monotonic()
+        if self._started is not None:  # before the first trial no time is counted
+            self._rests_since = self._rests_since or time.monotonic()
         if self.messages:
             self.messages.step(len(self._running), len(self._ledger.record.quarantines))
 

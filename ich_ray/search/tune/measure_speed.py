@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.errors import ConfigError, IchRayError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.progress import say
 from ich_ray.registry import registered_here, repeat
@@ -46,7 +46,8 @@ def measure_speeds(space: SearchSpace, check: ConstraintCheck, slots: Slots) -> 
 def measure_costs(space: SearchSpace, dataset: PreparedDataset, slots: Slots) -> dict[str, float]:
     """Seconds an image of training of a space's networks, by the keys of cost_table.py.
 
-    Ray must be connected. One that does not fit the images or the memory of the device is left out.
+    Ray must be connected. One that does not fit the images or the memory of the device, or cannot be trained, is left
+    out.
 
     Raises:
         ConfigError: there is nothing to compare.
@@ -109,7 +110,7 @@ def _seconds(
     for key, parameters in told.items():
         try:
             found[key] = seconds_per_image(Hyperparameters.model_validate(parameters), data, report_every, device)
-        except ConfigError:
+        except (ConfigError, TrialFailure):
             continue
         except (RuntimeError, MemoryError) as error:
             if out_of_memory(error) is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ class TrialLog:
     def also(self, output: Output) -> None:
         """Keep what another process of this trial on this machine writes, too."""
         if output not in self._outputs:
-            self._outputs = [*self._outputs, output][-2:]  # of one that has grown, the last one
+            self._outputs = [self._outputs[0], output]  # of one that has grown, or trains its next fold, the last one
 
     def failed(self, error: BaseException) -> None:
         """The attempt has failed, and with it the trial."""
@@ -106,7 +107,12 @@ def keep_output_of(search: str, number: int, node: str, pid: int) -> None:
 
 def _keep(search: str, number: int, pid: int) -> None:
     """On the machine, unless the process has kept it itself. It may have run other trials before."""
-    if any(_named(pid) in line for line in read_output(SearchFiles(locate(search)).lost_log(number))):
+    with suppress(Exception):  # the driver would print it; a storage, or a file that is gone by now
+        _keep_output(search, number, pid)
+
+
+def _keep_output(search: str, number: int, pid: int) -> None:
+    if any(f"{_named(pid)}, " in line for line in read_output(SearchFiles(locate(search)).lost_log(number))):
         return
     found: list[str] = []
     for own in map(Path, output_files()):

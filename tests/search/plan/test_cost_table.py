@@ -57,6 +57,18 @@ def test_what_makes_too_many_networks_is_left_out() -> None:
     assert networks["architecture=plain_cnn batch_size=16 resolution=0"].filters == 36
 
 
+def test_a_range_too_long_to_time_is_left_out_and_others_are_weighed_all_the_same() -> None:
+    """By its two ends alone no draw between them would be known, nor what else it has."""
+    long = space(
+        dense={"int": [0, 4096], "when": {"architecture": "plain_cnn"}},
+        blocks={"int": [1, 4], "when": {"architecture": "plain_cnn"}},
+        batch_size={"choice": [16, 32, 64, 128]},
+        architecture={"choice": ["plain_cnn", "resnet18", "resnet34"]},
+    )
+    assert parameters_of_speed(long) == ["architecture", "batch_size", "blocks"]
+    assert len(networks_to_time(long)) == 4 * (4 + 2)
+
+
 def test_nothing_to_compare_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"cost needs parameters that decide the speed of a network.*the space x;"):
         networks_to_time(space(dropout={"uniform": [0.0, 0.6]}, architecture={"fixed": "resnet18"}))

@@ -13,6 +13,7 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.ledger import trial_seed
 from ich_ray.search.out_of_fold import OutOfFold
+from ich_ray.search.trial_output import Output
 from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
 from ich_ray.search.tune.trial import TrialSettings, train_model
 from ich_ray.search_records import Objective
@@ -155,3 +156,10 @@ def test_a_real_network_says_what_its_report_measures(tmp_path: Path) -> None:
     assert second.metrics["average_precision"] != second.of_network.metrics["average_precision"]
     read = kept.read(1, training.note(second).logits)
     assert np.array_equal(read.logits, second.of_network.logits)
+
+
+def test_what_a_process_beside_the_trial_writes_is_known_of_a_fold_too() -> None:
+    output = Output("host, process 7", (), ())
+    networks = (SimpleNamespace(output=output), SimpleNamespace())
+    first, alone = (FoldProgress(100, {}, 1.0, None, 0, of) for of in networks)
+    assert (first.output, alone.output) == (output, None)

@@ -89,16 +89,18 @@ def test_the_standing_counts_what_happened(driver: Driver) -> None:
 def test_a_rest_is_no_part_of_the_pace(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(ledger_callback, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    driver.ledger_callback.rests()
+    now[0] = 2000.0
     one = driver.start()
     for images_seen in range(100, 1000, 100):
         driver.report(one, images_seen, 0.5)
-    now[0] = 1010.0
+    now[0] = 2010.0
     driver.ledger_callback.rests()
     driver.ledger_callback.rests()
-    assert driver.ledger_callback.standing(1100.0).images_per_s == pytest.approx(90.0)
-    now[0] = 5000.0
+    assert driver.ledger_callback.standing(2100.0).images_per_s == pytest.approx(90.0)
+    now[0] = 6000.0
     driver.report(driver.start(), 100, 0.5)
-    seen = driver.ledger_callback.standing(5010.0)
+    seen = driver.ledger_callback.standing(6010.0)
     assert (seen.images_per_s, seen.elapsed_s) == (pytest.approx(50.0), pytest.approx(4010.0))
     assert "1/10 trials ended (180 an hour)" in seen.line()
 

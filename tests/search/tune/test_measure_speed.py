@@ -8,7 +8,7 @@ import pytest
 import torch
 from ray import cloudpickle
 
-from ich_ray.errors import IchRayError
+from ich_ray.errors import IchRayError, TrialFailure
 from ich_ray.model.architectures import ARCHITECTURES
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.plan import cost_model
@@ -79,11 +79,19 @@ def test_the_cost_of_an_image_is_measured_for_each_network_that_fits(
         measure_speed.measure_costs(parse_space(source, "x.yaml"), data, Slots(1, 0, 1))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        TrialFailure("out_of_memory", "Tried to allocate 9 GiB"),  # what a training makes of it
+        TrialFailure("diverged", "a validation logit is not finite after 64 images"),
+    ],
+)
 @pytest.mark.usefixtures("elsewhere")
-def test_a_network_without_room_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_without_room_is_left_out(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def seconds(parameters: Hyperparameters, *_: Any) -> float:
         if parameters.batch_size == 64:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+            raise error
         if parameters.batch_size == 128:
             raise RuntimeError("a defect")
         return 0.001

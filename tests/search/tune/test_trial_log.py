@@ -53,9 +53,17 @@ def test_what_is_new_is_kept_while_a_trial_runs(files: SearchFiles, err: Path) -
             log.also(Output("gpu-1, process 8", (str(other),), (0,)))
         log.look()
         assert kept(files) == [named, "UserWarning: slow", "# gpu-1, process 8, its last lines", "of rank 0"]
-    other.write_text("of rank 0\nmore\n")
+        last = err.with_name("last.err")
+        last.write_text("of rank 0 of more\n")
+        log.also(Output("gpu-1, process 9", (str(last),), (0,)))
+        log.look()
+        assert [line for line in kept(files) if line.startswith("#")] == [
+            named,
+            "# gpu-1, process 9, its last lines",
+        ], "its own, and of those that train with it the last one"
+    last.write_text("of rank 0 of more\nmore\n")
     log.look()
-    assert kept(files)[-1] == "of rank 0", "another trial's"
+    assert kept(files)[-1] == "of rank 0 of more", "another trial's"
 
 
 def test_a_trial_that_has_failed_says_where(files: SearchFiles, err: Path) -> None:
@@ -95,5 +103,10 @@ def test_of_a_process_that_has_died_its_machine_keeps_the_last_lines(files: Sear
         "# gpu-1, process 4321, its last lines",
         "Fatal Python error: Segmentation",
     ]
+    err.with_name("worker-cd-01-432.err").write_text("of a shorter number\n")
+    trial_log._keep(str(files.root), 3, 432)
+    assert kept(files, lost=True) == ["# gpu-1, process 432, its last lines", "of a shorter number"]
+    trial_log._keep(str(files.root), 3, 4321)
     trial_log._keep(str(files.root), 3, 999)
+    trial_log._keep("nowhere://s", 3, 432)
     assert kept(files, lost=True)[0] == "# gpu-1, process 4321, its last lines", "one without files changes nothing"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ class Search:
     def __init__(self, folder: Path) -> None:
         self.now, self.waits, self.asked = 0.0, True, 0
         self.planted: list[FailedLaunch] = []
+        self.trials: list[Any] = []
         self.ledger = Ledger.create(folder, make_record())
         self.callback = self.again()
 
@@ -30,7 +33,7 @@ class Search:
 
     def step(self, seconds: float) -> list[tuple[str, str, float]]:
         self.now += seconds
-        self.callback.on_step_end(0, [])
+        self.callback.on_step_end(0, self.trials)
         return [(note.kind, note.reason, note.time) for note in open_search(self.ledger.files.root).record.unstarted]
 
 
@@ -65,6 +68,16 @@ def test_it_is_asked_seldom_and_only_while_trials_are_left_to_start(tmp_path: Pa
     search.waits = False
     search.step(1000)
     assert search.asked == 10
+
+
+def test_trials_that_were_drawn_for_machines_to_come_wait_for_them_too(tmp_path: Path, said: list[str]) -> None:
+    search = Search(tmp_path / "s")
+    search.waits, search.planted = False, [FailedLaunch("gpu", "Quota: 0", 1.0)]
+    search.trials = [SimpleNamespace(status="PENDING", temporary_state=SimpleNamespace(ray_actor=None))]
+    assert search.step(60) == [("gpu", "Quota: 0", 1.0)]
+    search.trials[0].status = "RUNNING"
+    assert search.step(60) == [], "nobody waits any more"
+    assert search.asked == 1
 
 
 def test_the_next_driver_forgets_what_is_over_and_does_not_say_again_what_is_not(
