@@ -203,7 +203,7 @@ class TestSite:
     def test_it_is_measured_by_study(
         self, bundle: Path, site: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        command = ["evaluate-site", str(bundle), str(site.files.root), "--out", str(tmp_path / "figures")]
+        command = ["evaluate-site", str(bundle), str(site.files.root), "--out", str(tmp_path / "figures"), "--json"]
         assert cli.call([*command, "--study-prevalence", "0.02"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert not {"positives", "prevalence", "metrics", "operating_points", "floors", "at_chance"} & {*found}
@@ -236,7 +236,10 @@ class TestSite:
     ) -> None:
         progress.show()
         try:
-            assert cli.call(["recalibrate", str(bundle), str(site.files.root), "--out", str(tmp_path / "new")]) == 0
+            assert (
+                cli.call(["recalibrate", str(bundle), str(site.files.root), "--out", str(tmp_path / "new"), "--json"])
+                == 0
+            )
         finally:
             progress.show(False)
         out, said = capsys.readouterr()

@@ -131,7 +131,7 @@ def test_a_bundle_without_it_has_no_gain_and_neither_has_an_older_record(
     retrained: SearchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(str(retrained.root), tmp_path / "search")
-    assert cli.call(["calibrate", str(tmp_path / "search")]) == 0
+    assert cli.call(["calibrate", str(tmp_path / "search"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tta_gain"] is None
     files = SearchFiles(locate(tmp_path / "search"))
     older = read_json(files.calibration)

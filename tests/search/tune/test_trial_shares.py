@@ -282,9 +282,9 @@ def test_a_process_tells_of_memory_that_ran_out_only_where_a_larger_share_may_fo
     monkeypatch.setattr(trial_module.tune, "report", told.append)
     function = trial_module.trial_function(TrialSettings("d", "f", "s", 900, 100, 1, 0.5))
     with pytest.raises(torch.OutOfMemoryError):
-        function({"may_grow": True})
+        function({"number": 3, "may_grow": True})
     assert (lost, told) == (["out_of_memory"], [])
-    function({"may_grow": False})
-    function({})
+    function({"number": 3, "may_grow": False})
+    function({"number": 3})
     assert lost == ["out_of_memory"]
     assert [one["failure"] for one in told] == ["out_of_memory"] * 2
