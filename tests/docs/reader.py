@@ -102,10 +102,9 @@ class Reader:
         self._log.seek(begin)
         printed = self._log.read()
         if code != 0:
-            ended = {None: f"was not done after {LIMIT_S} s", _NOT_DONE: "left before its end"}.get(code)
-            raise BlockFailed(
-                f"{block.where}: a block of {block.language} {ended or f'ended with {code}'}\n{block.text}\nIt printed:\n{printed}"
-            )
+            how = {None: f"was not done after {LIMIT_S} s", _NOT_DONE: "left before its end"}
+            ended = f"a block of {block.language} {how.get(code, f'ended with {code}')}"
+            raise BlockFailed(f"{block.where}: {ended}\n{block.text}\nIt printed:\n{printed}")
         return printed
 
     def _bash(self, file: Path) -> int | None:
