@@ -74,6 +74,16 @@ def test_a_failure_names_page_and_line_and_what_was_said(fence: str, says: str, 
     assert "\nreached" not in str(failed.value).partition("It printed:")[2]
 
 
+@pytest.mark.parametrize("block", ["bash\nsleep 600", "python\nimport time; time.sleep(600)"])
+def test_a_block_that_takes_too_long_is_ended_and_named(
+    block: str, monkeypatch: pytest.MonkeyPatch, reader: Reader
+) -> None:
+    monkeypatch.setattr("tests.docs.reader.LIMIT_S", 0.1)
+    monkeypatch.setattr("tests.docs.reader._FAREWELL_S", 0.1)
+    with pytest.raises(BlockFailed, match=r"page\.md:4: a block of (bash|python) was not done after 0\.1 s"):
+        reader.follow(parse("page.md", page(block)))
+
+
 @pytest.mark.parametrize(
     ("shown", "missing"),
     [
