@@ -48,4 +48,4 @@ field: $(VENV)/installed
 	for file in $(FIELD); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) build demo

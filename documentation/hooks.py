@@ -64,6 +64,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: objec
     """Put the parts in their places, and let links lead to where files lie in the site."""
     address, within = page.file.src_uri, f"{_ELSEWHERE}/"
     place = address.removeprefix(within) if address.startswith(within) else f"docs/{address}"
+    if address.startswith("reference/"):  # who looks for a flag or a field finds it here first
+        page.meta["search"] = {"boost": 2}
 
     def moved(link: re.Match[str]) -> str:
         path = _path(Path(config.docs_dir).parent, place, link["target"])

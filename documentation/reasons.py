@@ -16,7 +16,8 @@ CODES = {
     0: "All good. What is excluded is no fault.",
     1: "The work failed, or `doctor` found an error, or every trial of a search failed.",
     2: "What was asked cannot be done as written: a flag, a path, a search space, a label table.",
-    3: "Done, but some inputs were rejected, within `--limit-rejected`; or `predict` was given no slice at all.",
+    3: "Done, but some inputs were rejected, within `--limit-rejected` where there is one; or `predict` was given no "
+    "slice at all, or could not write the report of a study with `--dicom-sr`.",
     4: "More inputs were rejected than `--limit-rejected` allows; what was accepted is kept.",
     5: "A file is not what its manifest says; `audit` found something.",
     130: "Interrupted, by Ctrl-C or SIGTERM. Nothing finished is lost: run it again, a search with `--resume`.",

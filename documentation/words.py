@@ -11,6 +11,7 @@ __all__ = ["WORDS"]
 
 WORDS: Mapping[str, str] = {
     "accepted": "slices that are in the dataset.",
+    "accuracy": "share of the decisions that are right.",
     "after": "the figure after it.",
     "architecture": "name of the network's family.",
     "batch_size": "series, or images, a step.",
@@ -63,6 +64,7 @@ WORDS: Mapping[str, str] = {
     "name": "as the space, the window or the bundle is called.",
     "not_a_medical_device": "always true.",
     "notes": "what its reader must know, in words.",
+    "npv": "negative predictive value, at the prevalence of these cases.",
     "number": "of the trial, from 0.",
     "objective": "what was optimized.",
     "operating_point": "the name of the point that decided.",
@@ -74,7 +76,6 @@ WORDS: Mapping[str, str] = {
     "p_best": "how probable it is that this trial is the best.",
     "parameters": "its hyperparameters, by name.",
     "patients": "how many patients.",
-    "positive_slices": "how many are decided positive.",
     "positives": "of the slices, or cases, those that have the label.",
     "ppv": "positive predictive value, at the prevalence of these cases.",
     "prevalence": "share of positives.",
@@ -115,7 +116,6 @@ WORDS: Mapping[str, str] = {
     "until": "seconds since 1970; the machine then gets one trial first.",
     "value": "the figure; null where it is undefined.",
     "versions": "of Python, packages and this package's source files.",
-    "where": "machine, and device, that trained it last.",
     "width_hu": "from black to white.",
     "with_sequence": "the figure with it; null where it is undefined.",
     "with_tta": "the figure with it.",

@@ -34,7 +34,7 @@ def print_calibration(found: Mapping[str, Any], where: str, as_json: bool) -> No
 
 
 def _print_fit(cases: str, fit: Mapping[str, Any]) -> None:
-    losses = f"log loss {fit['log_loss_before']:.3f} before, {fit['log_loss_after']:.3f} after"
+    losses = f"log loss {_plain(fit['log_loss_before'])} before, {_plain(fit['log_loss_after'])} after"
     print_line(f"calibrated on {cases}: {losses}")
     rows = [
         (name, point.get("rule", ""), _plain(point["threshold"]), *(_plain(point[share]) for share in _SHARES))

@@ -47,6 +47,12 @@ def test_a_calibration_of_studies_alone_says_that(capsys: pytest.CaptureFixture[
     ]
 
 
+def test_a_log_loss_that_is_undefined_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    none = {**FIT, "studies": 0, "log_loss_before": None, "log_loss_after": None, "operating_points": {}}
+    print_calibration({"labels": {"any": none}}, "local", False)
+    assert said(capsys)[0].endswith("0 studies, 23 positive of 13 patients: log loss - before, - after")
+
+
 def test_an_evaluation_says_its_figures_with_their_intervals(capsys: pytest.CaptureFixture[str]) -> None:
     found: dict[str, Any] = {
         "operating_points": {"f2": MEASURED},

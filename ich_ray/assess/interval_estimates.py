@@ -65,7 +65,11 @@ class Counts(Record):
 
 
 class StatedFigures(Record):
-    """What sensitivity and specificity would mean at another prevalence."""
+    """What sensitivity and specificity would mean at another prevalence.
+
+    Attributes:
+        prevalence: the one that was stated, at which `ppv` and `npv` are.
+    """
 
     prevalence: Share
     ppv: Estimate

@@ -46,7 +46,7 @@ def follow_after_tutorial(page: Sequence[Block], base: Path) -> None:
                 raise
             here.rename(made)
         if page:
-            subprocess.run(["/bin/cp", "-a", "--reflink=auto", str(made), str(here)], check=True)
+            subprocess.run(["/bin/cp", "-aT", "--reflink=auto", str(made), str(here)], check=True)
             _follow(page, here)
 
 

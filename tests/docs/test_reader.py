@@ -25,7 +25,7 @@ def page(*fences: str) -> str:
 def test_blocks_go_on_where_the_one_before_stood(reader: Reader, tmp_path: Path) -> None:
     text = page(
         'csv title="in/table.csv"\nid,any\na,1',
-        "bash\ncd in\nN=7\nwc -l < table.csv > lines.txt",
+        "bash\ncd in\nN=7\nset -- some words\nwc -l < table.csv > lines.txt",
         "text\nfalse",
         "python\nfrom pathlib import Path\nlines = int(Path('in/lines.txt').read_text())",
         'python\nprint(lines)\nPath("of_python.txt").write_text(f"{lines}")',
@@ -57,6 +57,9 @@ def test_exit_codes_are_those_that_the_page_says(reader: Reader) -> None:
             "python\n\nraise ValueError('odd')",
             r'page\.md:4: a block of python ended with 1[\s\S]*page\.md", line 5[\s\S]*odd',
         ),
+        ("bash\nexit 0\nfalse", r"bash left before its end"),
+        ("bash\nexec true\nfalse", r"bash left before its end"),
+        ("bash\nkill $$", r"bash ended with -15"),
         ("python\nraise SystemExit(2)", r"python ended with 1"),
         (
             'bash\necho one 1\n```\n\n```text title="output"\none 2\ntwo',
@@ -71,6 +74,16 @@ def test_a_failure_names_page_and_line_and_what_was_said(fence: str, says: str, 
     assert "\nreached" not in str(failed.value).partition("It printed:")[2]
 
 
+@pytest.mark.parametrize("block", ["bash\nsleep 600", "python\nimport time; time.sleep(600)"])
+def test_a_block_that_takes_too_long_is_ended_and_named(
+    block: str, monkeypatch: pytest.MonkeyPatch, reader: Reader
+) -> None:
+    monkeypatch.setattr("tests.docs.reader.LIMIT_S", 0.1)
+    monkeypatch.setattr("tests.docs.reader._FAREWELL_S", 0.1)
+    with pytest.raises(BlockFailed, match=r"page\.md:4: a block of (bash|python) was not done after 0\.1 s"):
+        reader.follow(parse("page.md", page(block)))
+
+
 @pytest.mark.parametrize(
     ("shown", "missing"),
     [
@@ -79,6 +92,10 @@ def test_a_failure_names_page_and_line_and_what_was_said(fence: str, says: str, 
         ("images ...\nbest 0.7917 (trial 3)", "best 0.7917 (trial 3)"),
         ("best 0.7917", "best 0.7917"),
         ("best 0.7917 (trial three)", "best 0.7917 (trial three)"),
+        ("best ... (trial 3)\n... /home/you/clone", None),
+        ("best ... (trial 3) of", "best ... (trial 3) of"),
+        ("images ... /clone", None),
+        ("images ... /clones", "images ... /clones"),
     ],
 )
 def test_numbers_of_an_output_may_differ_and_words_may_not(shown: str, missing: str | None) -> None:
@@ -95,6 +112,15 @@ def test_what_a_page_leaves_running_ends_with_it(tmp_path: Path) -> None:
             return
         time.sleep(0.05)
     pytest.fail("it still runs")
+
+
+def test_the_number_of_what_has_ended_is_given_to_nobody_before_the_reader_leaves(tmp_path: Path) -> None:
+    """Else whoever had it by then would be ended."""
+    with Reader(tmp_path, tmp_path / "home") as reader:
+        reader.follow(parse("page.md", page("bash\necho $$ > pid", "bash\ntrue")))
+        status = Path(f"/proc/{int((tmp_path / 'pid').read_text())}/status")
+        assert "zombie" in status.read_text()
+    assert not status.exists()
 
 
 def is_running(pid: int) -> bool:

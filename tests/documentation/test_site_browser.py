@@ -64,16 +64,17 @@ def test_a_page_fits_a_phone(site: Path) -> None:
     assert asyncio.run(facts(site / "reference/formats.html", scrolled, width=390)) == ([], [], 0)
 
 
-def test_the_search_finds_a_word_and_asks_nobody(site: Path) -> None:
+@pytest.mark.parametrize(("word", "where"), [("quarantine", ""), ("dropout", "reference/search-space.html")])
+def test_the_search_finds_a_word_in_the_reference_first_and_asks_nobody(word: str, where: str, site: Path) -> None:
     async def searched() -> tuple[list[str], list[str], str]:
         async with tab() as page:
             await opened(page, site / "index.html")
             await page.evaluate("document.querySelector('[data-md-component=search-query]').focus()")
-            await press(page, *"quarantine")
+            await press(page, *word)
             await becomes(page, f"{FOUND} > 0")
             best = await page.evaluate("document.querySelector('.md-search-result__link').href")
             return errors(page), [asked for asked in requests(page) if not asked.startswith("file:")], best
 
     told, asked, best = asyncio.run(searched())
     assert (told, asked) == ([], [])
-    assert best.startswith(site.as_uri())
+    assert best.startswith(f"{site.as_uri()}/{where}")
