@@ -663,6 +663,16 @@ class SearchRecord(Record):
         early = ended is not None and ended.out_of_time and (ended.asked, ended.trials) == (self.wanted, trials)
         return early or trials >= self.wanted
 
+    def has_ended(self, trials: Iterable[TrialResult], damaged: int = 0) -> bool:
+        """Whether all trials have ended, given those that can be read, and how many files cannot.
+
+        A damaged file does not say whether its trial had ended; the note of the driver that ended them all does.
+        """
+        read = list(trials)
+        known = len(read) + damaged
+        told = self.ended is not None and self.ended.trials == known
+        return self.has_begun_all(known) and (told or not damaged) and all(one.state != "running" for one in read)
+
     @property
     def quarantines(self) -> list[QuarantineNote]:
         """Of machines, in their order; also those that are over."""

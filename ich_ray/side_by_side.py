@@ -211,7 +211,7 @@ def _reached(found: SearchResult) -> ComparedSearch:
         test=figure.value if figure else None,
         images=sum(trial.images_seen for trial in found.trials),
         gpu_hours=sum(trial.cost_gpu_s for trial in found.trials) / 3600,
-        ended=found.record.has_begun_all(len(found.trials)) and not found.count("running"),
+        ended=found.record.has_ended(found.trials),
         trainings=sum(value is not None for value in chosen.values) if chosen else 0,
         spread=chosen.spread if chosen else None,
         test_low=figure.low if figure else None,

@@ -113,8 +113,8 @@ class FollowedSearch:
         """Whether the search is at work at `now`; without a lock that tells, by when it has last written."""
         if self.at_work:
             return "running"
-        running = any(trial.state == "running" for trial in self.trials.values())
-        if self.record.has_begun_all(len(self.trials)) and not running:
+        lost = {name for name in self.damaged if _is_record(name)} - {self.files.trial(one).name for one in self.trials}
+        if self.record.has_ended(self.trials.values(), len(lost)):
             return "ended"
         told = is_local(self.files.root)
         return "running" if not told and now - self.last_written() < _LATELY_S else "interrupted"

@@ -76,6 +76,8 @@ def test_the_groups_of_hyperparameters_hold_all_of_them() -> None:
 
 def test_every_exit_code_of_an_error_is_there() -> None:
     assert {kind.exit_code for kind in reasons.errors()} | {0, 3} == reasons.CODES.keys()
+    explained = (REPOSITORY / "docs/why-a-search-ends.md").read_text()
+    assert [code for code in reasons.CODES if f"\n| {code} | " not in explained] == []
     assert RejectionLimitError in reasons.errors()
     assert "| 4 | More inputs were rejected than `--limit-rejected` allows; what was accepted is kept. |" in (
         reasons.exit_codes()

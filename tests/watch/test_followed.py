@@ -105,6 +105,15 @@ def test_it_has_ended_when_all_trials_have_or_the_time_is_over(tmp_path: Path) -
     assert followed.state(0.0) == "ended"
 
 
+def test_one_that_has_ended_is_no_interrupted_one_for_a_damaged_file(tmp_path: Path) -> None:
+    over = EndCheck(trials=12, asked=12, sampler=12, tune=12, out_of_time=False).model_dump()
+    files = plant_search(tmp_path / "whole", running=0, wanted=12, amendments=({"time": 1.0, "ended": over},))
+    files.trial(3).write_bytes(b"{")
+    followed = FollowedSearch(files.root)
+    followed.refresh()
+    assert (sorted(followed.damaged), followed.state(0.0)) == (["00003.json"], "ended")
+
+
 def test_it_is_followed_in_object_storage(files: SearchFiles) -> None:
     there = UPath("memory://watch/search")
     for path in (files.search, *files.records()):

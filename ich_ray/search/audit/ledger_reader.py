@@ -34,6 +34,7 @@ class LedgerFiles:
         trials: by the number in the file's name.
         suggested: how many trials there should be, as far as the files' names tell.
         missing: what is wrong where a trial cannot be read.
+        damaged: how many files of trials cannot be read.
         misplaced: what is wrong with files that no trial should have.
         at_work: a driver holds the search.
     """
@@ -44,6 +45,7 @@ class LedgerFiles:
     trials: dict[int, TrialResult]
     suggested: int
     missing: list[str]
+    damaged: int
     misplaced: list[str]
     at_work: bool
 
@@ -64,7 +66,8 @@ class LedgerFiles:
                 trials[number] = read_record(files.trial(number), TrialResult, REMEDY)
             except (OSError, ConfigError, IntegrityError) as error:
                 missing.append(f"trial {number}: its record must be readable, got {error}")
-        return cls(files, record, _space(record), trials, suggested, missing, misplaced, at_work)
+        damaged = len(numbers) - len(trials)
+        return cls(files, record, _space(record), trials, suggested, missing, damaged, misplaced, at_work)
 
     @property
     def unfinished(self) -> list[int]:
@@ -74,7 +77,7 @@ class LedgerFiles:
     def state(self) -> Literal["at work", "ended", "interrupted"]:
         if self.at_work:
             return "at work"
-        return "ended" if self.record.has_begun_all(len(self.trials)) and not self.unfinished else "interrupted"
+        return "ended" if self.record.has_ended(self.trials.values(), self.damaged) else "interrupted"
 
 
 def ended_with(record: SearchRecord) -> int:

@@ -370,6 +370,19 @@ def test_an_end_by_time_has_fewer_trials(folder: Path) -> None:
     assert found.checks[4].found == "5 of 9 asked for"
 
 
+def test_a_damaged_file_of_a_search_that_has_ended_does_not_make_it_an_interrupted_one(folder: Path) -> None:
+    (folder / "s" / "trials" / "00001.json").write_text("{")
+    assert audit(folder / "s").state == "ended"
+    (folder / "s" / "trials" / "00001.json").unlink()  # which `--resume` runs anew
+    assert audit(folder / "s").state == "interrupted"
+
+
+def test_a_damaged_file_of_a_trial_that_may_have_run_is_of_an_interrupted_search(folder: Path) -> None:
+    edit(folder / "s" / "search.json", amendments=[{"trials": 5}])  # no driver has seen its end
+    (folder / "s" / "trials" / "00001.json").write_text("{")
+    assert audit(folder / "s").state == "interrupted"
+
+
 def test_a_dataset_that_cannot_be_reached_is_said_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(folder / "s" / "search.json", dataset="nosuch://bucket/data")
     assert cli.call(["audit", str(folder / "s")]) == 0
