@@ -79,7 +79,10 @@ Space = Annotated[str, typer.Option("--space", help="Search space, a YAML file."
 Size = Annotated[int, typer.Option("--size", min=16, max=1024, help="Rows and columns of the prepared images.")]
 Windows = Annotated[str, typer.Option("--windows", help="Windows by name, or name=center/width in HU.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]
-Trials = Annotated[int | None, typer.Option("--trials", min=1, help="How many trials in all.")]
+Trials = Annotated[
+    int | None,
+    typer.Option("--trials", min=1, help="How many trials in all; default as begun, as listed, or 20 (sequence: 8)."),
+]
 
 
 def _gpus(text: str) -> float | Literal["auto"]:
