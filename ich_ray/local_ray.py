@@ -69,17 +69,16 @@ def own_token() -> Iterator[None]:
         raise ConfigError(f"{_TOKEN_FILE}: must name a file that can be read, got {named}; correct it, or unset it")
     from ich_ray.ray_internals import forget_authentication
 
-    if os.environ.get(_TOKEN) or named or os.access(os.path.expanduser("~/.ray/auth_token"), os.R_OK):  # noqa: PTH111
-        forget_authentication()  # what a Ray before this one was given
-        yield
-        return
+    drawn = not (os.environ.get(_TOKEN) or named or os.access(os.path.expanduser("~/.ray/auth_token"), os.R_OK))  # noqa: PTH111
     mode = os.environ.get(_MODE)
-    os.environ[_TOKEN] = secrets.token_hex(32)
-    forget_authentication()
+    if drawn:
+        os.environ[_TOKEN] = secrets.token_hex(32)
+    forget_authentication()  # what a Ray before this one was given
     try:
         yield
     finally:
-        del os.environ[_TOKEN]
+        if drawn:
+            del os.environ[_TOKEN]
         if mode is None:
             os.environ.pop(_MODE, None)  # Ray has set it, for this process and all Rays that it might join
         forget_authentication()

@@ -48,6 +48,8 @@ def test_a_token_of_the_user_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file.write_text("a" * 64)
     with own_token():
         assert environment() == dict.fromkeys(NAMES)
+        os.environ["RAY_AUTH_MODE"] = "token"  # as Ray does where it finds one
+    assert environment() == dict.fromkeys(NAMES)
     file.rename(tmp_path / "elsewhere")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "elsewhere"))
     with own_token():
