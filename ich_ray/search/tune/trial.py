@@ -184,31 +184,37 @@ def trial_function(settings: TrialSettings, trainer: Trainer = train_model) -> C
             try:
                 repeat(registered)
                 _run(settings, trainer, config, began, log)
-            except FaultOfWorker as error:
-                log.lost(error)
-                lose(error.fault, error.detail)
-                raise
-            except WorkersLost as error:
-                log.lost(error)
-                raise  # to Tune a lost worker, which this is
-            except UnwrittenError as error:
-                log.lost(error)
-                lose("storage", str(error), full=error.is_full)
-                raise
             except Exception as error:
                 failure = as_failure(error)
-                if fault := machine_fault(error):
-                    log.lost(error)
-                    lose(fault, failure.detail)
-                    raise  # to Tune a lost worker, and another process takes the trial
-                if failure.reason == OUT_OF_MEMORY and config.get("may_grow"):
-                    log.lost(error)
-                    lose(failure.reason, failure.detail)
-                    raise  # the same, with a larger share of an accelerator
-                log.failed(error)
-                tune.report({"failure": failure.reason, "detail": failure.detail})
+                loss = _loss(error, failure, may_grow=config.get("may_grow", False))
+                if loss is None:
+                    log.failed(error)
+                    tune.report({"failure": failure.reason, "detail": failure.detail})
+                    return
+                log.lost(error)
+                if loss:
+                    lose(*loss, full=isinstance(error, UnwrittenError) and error.is_full)
+                raise  # to Tune a lost worker, and another process takes the trial
 
     return trial
+
+
+def _loss(error: Exception, failure: TrialFailure, *, may_grow: bool) -> tuple[str, str] | tuple[()] | None:
+    """Cause and detail of an attempt that ends by no fault of its trial's.
+
+    None if the trial has failed, and nothing in particular where the driver sees by itself that workers are lost.
+    """
+    if isinstance(error, FaultOfWorker):
+        return error.fault, error.detail
+    if isinstance(error, WorkersLost):
+        return ()
+    if isinstance(error, UnwrittenError):
+        return "storage", str(error)
+    if fault := machine_fault(error):
+        return fault, failure.detail
+    if failure.reason == OUT_OF_MEMORY and may_grow:
+        return failure.reason, failure.detail  # it goes on with a larger share of an accelerator
+    return None
 
 
 def _shared(settings: TrialSettings, fold: int | None) -> tuple[SearchFiles, PreparedDataset]:

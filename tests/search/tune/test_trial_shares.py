@@ -278,7 +278,7 @@ def test_a_process_tells_of_memory_that_ran_out_only_where_a_larger_share_may_fo
 
     monkeypatch.setattr(trial_module, "_run", fail)
     monkeypatch.setattr(trial_module, "admitted", lambda *_: 0.0)
-    monkeypatch.setattr(trial_module, "lose", lambda cause, _: lost.append(cause))
+    monkeypatch.setattr(trial_module, "lose", lambda cause, _, *, full: lost.append(cause))
     monkeypatch.setattr(trial_module.tune, "report", told.append)
     function = trial_module.trial_function(TrialSettings("d", "f", "s", 900, 100, 1, 0.5))
     with pytest.raises(torch.OutOfMemoryError):
