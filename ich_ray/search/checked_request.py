@@ -121,14 +121,14 @@ def validate_request(request: SearchRequest, searches: Searched = "network") -> 
 
 def _space(request: SearchRequest, files: SearchFiles, there: SearchRecord | None, searches: Searched) -> SearchSpace:
     """The space of a file, or that with which the search that is there was begun."""
-    if request.space is None and there is None:
-        raise ConfigError(f"{files.root}: a search to go on with must be there, got none; give a search space")
     if request.space is not None:
         space = load_space(request.space, searches)
     elif there is not None:
         space = parse_space(there.space, str(files.search), searches)
+    else:
+        raise ConfigError(f"{files.root}: a search to go on with must be there, got none; give a search space")
     if space.budget.unit == "cost":
-        networks_to_time(space)
+        networks_to_time(space)  # which refuses those of one speed
     return space
 
 

@@ -134,7 +134,7 @@ def run_request(
             concurrent=request.concurrent,
             takes_requests=True,
             early=checked.early,
-            costs=CostTable.of(checked.space, costs) if costs else None,
+            costs=costs,
         )
         # How it ends is told before streams have their last minute: who ends this process may not wait so long.
         with streaming(str(files.root), request.export or ()), announced(driver, notifier):
@@ -205,17 +205,18 @@ def _constraints(checked: CheckedRequest, slots: Slots) -> ConstraintCheck | Non
     return check
 
 
-def _costs(checked: CheckedRequest, slots: Slots) -> dict[str, float] | None:
-    """Seconds an image that the search was begun with; None where they decide nothing."""
+def _costs(checked: CheckedRequest, slots: Slots) -> CostTable | None:
+    """Seconds an image, as the search was begun with; None where they decide nothing."""
     if checked.space.budget.unit != "cost":
         return None
     from ich_ray.search.tune.measure_speed import measure_costs
 
     known = (checked.begun.seconds_per_image if checked.begun else None) or {}
-    is_of_space = bool(CostTable.of(checked.space, known).rows)  # a file may say anything
-    found = known if is_of_space else measure_costs(checked.space, checked.dataset, slots)
-    say(f"cost: {CostTable.of(checked.space, found)}; every second draw is weighed by it")
-    return found
+    costs = CostTable.of(checked.space, known)
+    if not costs.rows:  # a file may say anything
+        costs = CostTable.of(checked.space, measure_costs(checked.space, checked.dataset, slots))
+    say(f"cost: {costs}; every second draw is weighed by it")
+    return costs
 
 
 def _ledger(
@@ -223,14 +224,16 @@ def _ledger(
     slots: Slots,
     trainer: Trainer | None,
     check: ConstraintCheck | None,
-    costs: dict[str, float] | None,
+    costs: CostTable | None,
 ) -> Ledger:
     if checked.begun:
         return Ledger.open(checked.files.root)
     record = _with_precision(checked.record, slots, trainer)
     if check and check.milliseconds:
         record = record.model_copy(update={"ms_per_slice": dict(check.milliseconds)})
-    return Ledger.create(checked.files.root, record.model_copy(update={"seconds_per_image": costs}))
+    if costs:
+        record = record.model_copy(update={"seconds_per_image": dict(costs.seconds)})
+    return Ledger.create(checked.files.root, record)
 
 
 def _with_precision(record: SearchRecord, slots: Slots, trainer: Trainer | None) -> SearchRecord:

@@ -7,7 +7,7 @@ done as `--plan` does, see cost_model.py, on the device of the trials.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -36,15 +36,17 @@ class CostTable:
 
     Attributes:
         rows: the values that decide a speed, and the logarithm of its seconds.
+        seconds: the same by keys, as search.json holds them.
     """
 
     rows: Sequence[tuple[Mapping[str, Parameter], float]]
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, space: SearchSpace, seconds: Mapping[str, float]) -> CostTable:
         """A table by its keys, as search.json holds it; a network that could not be timed is not in it."""
         found = {_key(values): values for values in space.together(parameters_of_speed(space), whole=True)}
-        return cls([(values, math.log(seconds[key])) for key, values in found.items() if key in seconds])
+        return cls([(values, math.log(seconds[key])) for key, values in found.items() if key in seconds], seconds)
 
     def log_seconds(self, drawn: Mapping[str, Any], name: str, value: Parameter) -> float:
         """The mean of the logarithm over all that has a value, and has what is drawn already.

@@ -19,6 +19,8 @@ from ich_ray.training.memory import out_of_memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    import torch
+
     from ich_ray.registry import Registration
     from ich_ray.search.plan.constraint_check import ConstraintCheck
     from ich_ray.search.preflight import Slots
@@ -64,29 +66,30 @@ def measure_costs(space: SearchSpace, dataset: PreparedDataset, slots: Slots) ->
 
 
 def _measured_there(slots: Slots, why: str, measure: Callable[..., dict[str, float]], *asked: Any) -> dict[str, float]:
-    """What is measured with the resources of a trial."""
-    gpus = min(slots.gpus, 1.0)
-    task = ray.remote(num_cpus=slots.cpus, num_gpus=gpus)(measure)
+    """What is measured on a device with the resources of a trial."""
+    gpus, threads = min(slots.gpus, 1.0), max(1, int(slots.cpus))
+    task = ray.remote(num_cpus=slots.cpus, num_gpus=gpus)(_on_device)
     try:
-        found: dict[str, float] = ray.get(task.remote(registered_here(), *asked, gpus > 0, max(1, int(slots.cpus))))
+        found: dict[str, float] = ray.get(task.remote(registered_here(), gpus > 0, threads, measure, *asked))
     except ray.exceptions.RayError as error:
         problem = str(error).strip().splitlines()[-1]
         raise IchRayError(f"{why}, got {problem}; remove it, or the cause") from None
     return found
 
 
-def _milliseconds(
-    registered: Iterable[Registration],
-    told: dict[str, dict[str, Any]],
-    image_shape: tuple[int, int, int],
-    gpu: bool,
-    threads: int,
+def _on_device(
+    registered: Iterable[Registration], gpu: bool, threads: int, measure: Callable[..., dict[str, float]], *asked: Any
 ) -> dict[str, float]:
     import torch
 
     repeat(registered)
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if gpu else "cpu")
+    return measure(torch.device("cuda" if gpu else "cpu"), *asked)
+
+
+def _milliseconds(
+    device: torch.device, told: dict[str, dict[str, Any]], image_shape: tuple[int, int, int]
+) -> dict[str, float]:
     return {
         key: measured_ms(Hyperparameters.model_validate(parameters), image_shape, device)
         for key, parameters in told.items()
@@ -94,18 +97,9 @@ def _milliseconds(
 
 
 def _seconds(
-    registered: Iterable[Registration],
-    told: dict[str, dict[str, Any]],
-    dataset: str,
-    report_every: int,
-    gpu: bool,
-    threads: int,
+    device: torch.device, told: dict[str, dict[str, Any]], dataset: str, report_every: int
 ) -> dict[str, float]:
-    import torch
-
-    repeat(registered)
-    torch.set_num_threads(threads)
-    device, data = torch.device("cuda" if gpu else "cpu"), PreparedDataset.open(dataset)
+    data = PreparedDataset.open(dataset)
     found: dict[str, float] = {}
     for key, parameters in told.items():
         try:
