@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed, multiprocessing
@@ -26,6 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 from ich_ray.training.data_parallel import Shard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 WORKERS = 2
 
@@ -66,10 +70,23 @@ def batch_of(rank: int, step: int, batch: int, size: int) -> tuple[torch.Tensor,
     return images[rank::WORKERS], (torch.rand(batch) < 0.3).float()[rank::WORKERS]
 
 
-def work(rank: int, port: int, asked: argparse.Namespace) -> None:
+def in_processes(work: Callable[..., None], *arguments: Any) -> None:
+    """Run `work(rank, *arguments)` in WORKERS processes of one thread each that know each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(_joined, (port, work, arguments), nprocs=WORKERS)
+
+
+def _joined(rank: int, port: int, work: Callable[..., None], arguments: Sequence[Any]) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init_process_group("gloo", rank=rank, world_size=WORKERS)
+    work(rank, *arguments)
+    distributed.destroy_process_group()
+
+
+def work(rank: int, asked: argparse.Namespace) -> None:
     parameters = Hyperparameters(architecture=asked.architecture, dropout=0.0)
     own, ddp = (Way(parameters, asked.size, Shard(rank, WORKERS), summed=summed) for summed in (True, False))
     for way in (own, ddp):  # an uneven batch: the share of a worker is not the half
@@ -91,7 +108,6 @@ def work(rank: int, port: int, asked: argparse.Namespace) -> None:
         spent.append((times[own], times[ddp]))
     if rank == 0:
         report(asked, spent[1:], apart)
-    distributed.destroy_process_group()
 
 
 def report(asked: argparse.Namespace, spent: list[tuple[float, float]], apart: float) -> None:
@@ -110,11 +126,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--steps", type=int, default=5, help="of a turn")
-    asked = parser.parse_args()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(work, (port, asked), nprocs=WORKERS)
+    in_processes(work, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import statistics
 import sys
 import tempfile
@@ -21,16 +20,16 @@ import time
 from pathlib import Path
 
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.data_parallel import WORKERS, in_processes
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.training import loop
 from ich_ray.training.data_parallel import ALONE, Shard
 from tests.prepared import make_dataset
 
-WORKERS = 2
 Spent = tuple[float, float]  # processor seconds, seconds
 
 
@@ -49,10 +48,7 @@ class Loop:
         return time.process_time() - processor, time.monotonic() - clock
 
 
-def work(rank: int, port: int, folder: str, asked: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=WORKERS)
+def work(rank: int, folder: str, asked: argparse.Namespace) -> None:
     parameters = Hyperparameters(architecture=asked.architecture, batch_size=asked.batch, dropout=0.0)
     dataset = PreparedDataset.open(folder)
     alone = Loop(parameters, dataset, ALONE) if rank == 0 else None
@@ -67,7 +63,6 @@ def work(rank: int, port: int, folder: str, asked: argparse.Namespace) -> None:
     distributed.all_gather_object(found, turns[1:])  # in the first pages are read and buffers made
     if rank == 0:
         report(asked, [[own[0] for own in found[0]], *([both[1] for both in of] for of in found)])
-    distributed.destroy_process_group()
 
 
 def report(asked: argparse.Namespace, spent: list[list[Spent]]) -> None:
@@ -97,12 +92,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--batches", type=int, default=2, help="of a turn")
     asked = parser.parse_args()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         make_dataset(Path(folder) / "dataset", patients=60, size=asked.size)
-        multiprocessing.spawn(work, (port, f"{folder}/dataset", asked), nprocs=WORKERS)
+        in_processes(work, f"{folder}/dataset", asked)
 
 
 if __name__ == "__main__":
