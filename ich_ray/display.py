@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ich_ray.data.identities import identities_file
-from ich_ray.display_figures import print_test_figures
+from ich_ray.display_figures import plain, print_test_figures
 from ich_ray.results import RESULT_COLUMNS, registered_columns
 from ich_ray.search.progress_table import format_failure, format_parameters
 from ich_ray.terminal import print_json, print_line, print_table
@@ -136,9 +136,9 @@ def print_search(found: SearchResult, top: int | None, as_json: bool) -> None:
     for trial in ranked[: top or _TABLE_ROWS]:
         seconds = f"{trial.reports[-1].elapsed_s:.0f}" if trial.reports else "-"
         state = f"{trial.state} ({trial.reason})" if trial.reason else trial.state
-        value, drawn = _plain(trial.value), format_parameters(trial.parameters)
+        value, drawn = plain(trial.value), format_parameters(trial.parameters)
         added = map(_cell, registered_columns(trial).values())
-        folds = (" ".join(map(_plain, trial.fold_values)),) if found.objective.networks > 1 else ()
+        folds = (" ".join(map(plain, trial.fold_values)),) if found.objective.networks > 1 else ()
         chance = (_share(found.p_best.get(trial.number)),) if found.p_best else ()
         rate = (_rate(trial.usage.images_per_s),) if usage.images_per_s else ()
         rows.append(
@@ -174,8 +174,8 @@ def print_side_by_side(compared: SideBySide, as_json: bool) -> None:
         print_json(compared.figures())
         return
     rows = [
-        (at, one.name, f"{one.completed} of {one.trials}", one.metric, _plain(one.best), _plain(one.confirmed),
-         _plain(one.test), f"{one.images:,}", f"{one.gpu_hours:.1f}")
+        (at, one.name, f"{one.completed} of {one.trials}", one.metric, plain(one.best), plain(one.confirmed),
+         plain(one.test), f"{one.images:,}", f"{one.gpu_hours:.1f}")
         for at, one in enumerate(compared.searches, 1)
     ]  # fmt: skip
     columns = ("search", "name", "completed", "metric", "best", "confirmed", "test", "images", "GPU hours")
@@ -262,10 +262,10 @@ def print_confirmation(confirmation: Confirmation, as_json: bool) -> None:
     rows = []
     for candidate in confirmation.candidates:
         there = [f"{value:.4f}" for value in candidate.values if value is not None]
-        mean, spread = _plain(candidate.mean), _plain(candidate.spread)
+        mean, spread = plain(candidate.mean), plain(candidate.spread)
         selection = f"{candidate.selection_value:.4f}"
         each = " ".join("failed" if value is None else f"{value:.4f}" for value in candidate.values)
-        raced = (_plain(candidate.estimate), _share(candidate.p_best), _dropped(candidate)) if race else ()
+        raced = (plain(candidate.estimate), _share(candidate.p_best), _dropped(candidate)) if race else ()
         rows.append((candidate.trial, selection, mean, spread, len(there), *raced, each))
     told = ("estimate", "best", "out after") if race else ()
     print_table(("trial", "selection", "mean", "spread", "n", *told, "each"), rows, left=_TEXT)
@@ -297,7 +297,7 @@ def print_sequence(note: SequenceNote | None, where: str, as_json: bool) -> None
             if not figures:
                 print_line("  not defined: too few patients")
                 continue
-            rows = [(way, *map(_plain, found.values())) for way, found in figures.items()]
+            rows = [(way, *map(plain, found.values())) for way, found in figures.items()]
             print_table(("model", *figures["none"]), rows, left=("model",))
     print_line(f"bundle  {where}")
 
@@ -315,14 +315,14 @@ def print_run(result: RunResult, as_json: bool) -> None:
     by = "by confirmation" if again else "the best of the search"
     of = f"{chosen.number} of {len(result.search.trials)}, {by}"
     print_line(f"chosen trial      {of}: {format_parameters(chosen.parameters)}")
-    metric, score = chosen.objective.metric, _plain(chosen.value, digits=3)
+    metric, score = chosen.objective.metric, plain(chosen.value, digits=3)
     print_line(f"selection score   {metric} {score} {result.search.objective.judged} (optimistic: it chose)")
     if best.number != chosen.number:
         print_line(
-            f"best in search    trial {best.number}: {metric} {_plain(best.value, digits=3)}, not confirmed as the best"
+            f"best in search    trial {best.number}: {metric} {plain(best.value, digits=3)}, not confirmed as the best"
         )
     for candidate in again.candidates if again else ():
-        mean, spread = (_plain(value, digits=3) for value in (candidate.mean, candidate.spread))
+        mean, spread = (plain(value, digits=3) for value in (candidate.mean, candidate.spread))
         mark = ", the chosen one" if candidate.trial == chosen.number else ""
         print_line(
             f"confirmed         trial {candidate.trial}: mean {mean}, SD {spread} of {len(candidate.values)}{mark}"
@@ -336,7 +336,7 @@ def print_run(result: RunResult, as_json: bool) -> None:
 
 
 def _cell(value: Parameter | None) -> str:
-    return _plain(value) if value is None or isinstance(value, float) else str(value)
+    return plain(value) if value is None or isinstance(value, float) else str(value)
 
 
 def _rate(value: float | None) -> str:
@@ -345,7 +345,3 @@ def _rate(value: float | None) -> str:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
-
-
-def _plain(value: float | None, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ich_ray.terminal import print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["print_calibration", "print_evaluation", "print_test_figures"]
+__all__ = ["plain", "print_calibration", "print_evaluation", "print_test_figures"]
 
 _SHARES = ("sensitivity", "specificity", "ppv")
 
@@ -34,10 +34,10 @@ def print_calibration(found: Mapping[str, Any], where: str, as_json: bool) -> No
 
 
 def _print_fit(cases: str, fit: Mapping[str, Any]) -> None:
-    losses = f"log loss {_plain(fit['log_loss_before'])} before, {_plain(fit['log_loss_after'])} after"
+    losses = f"log loss {plain(fit['log_loss_before'], 3)} before, {plain(fit['log_loss_after'], 3)} after"
     print_line(f"calibrated on {cases}: {losses}")
     rows = [
-        (name, point.get("rule", ""), _plain(point["threshold"]), *(_plain(point[share]) for share in _SHARES))
+        (name, point.get("rule", ""), plain(point["threshold"], 3), *(plain(point[share], 3) for share in _SHARES))
         for name, point in fit["operating_points"].items()
     ]
     if rows:
@@ -61,10 +61,7 @@ def print_test_figures(test: Mapping[str, Any]) -> None:
 
     Where labels are of studies alone there are none of slices.
     """
-    for name, point in test.get("operating_points", {}).items():
-        figures = ", ".join(f"{metric} {_interval(point[metric])}" for metric in (*_SHARES, "f2"))
-        print_line(f"operating point   {name}: probability >= {point['threshold']:.3f}")
-        print_line(f"on test patients  {figures}")
+    _print_points(test.get("operating_points", {}), (*_SHARES, "f2"), "operating point", "on test patients")
     if precision := test.get("metrics", {}).get("average_precision"):
         print_line(f"                  average_precision {_interval(precision)}")
     _print_studies(test.get("studies"))
@@ -76,18 +73,23 @@ def _print_studies(studies: Mapping[str, Any] | None) -> None:
     """Figures of test studies, where there are any, after those of slices."""
     if not studies:
         return
-    for name, point in studies["operating_points"].items():
-        figures = ", ".join(f"{metric} {_interval(point[metric])}" for metric in _SHARES)
-        print_line(f"by study          {name}: probability >= {point['threshold']:.3f}")
-        print_line(f"on test studies   {figures}")
+    _print_points(studies["operating_points"], _SHARES, "by study", "on test studies")
     precision, area = (_interval(studies["metrics"][name]) for name in ("average_precision", "roc_auc"))
     print_line(f"by study          {studies['cases']} studies: average_precision {precision}, roc_auc {area}")
     for note in studies.get("notes", []):
         print_line(f"note              by study: {note}")
 
 
-def _plain(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _print_points(points: Mapping[str, Any], metrics: Sequence[str], of: str, on: str) -> None:
+    for name, point in points.items():
+        figures = ", ".join(f"{metric} {_interval(point[metric])}" for metric in metrics)
+        print_line(f"{of:<16}  {name}: probability >= {point['threshold']:.3f}")
+        print_line(f"{on:<16}  {figures}")
+
+
+def plain(value: float | None, digits: int = 4) -> str:
+    """A figure, or a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _interval(figure: Mapping[str, float | None]) -> str:
