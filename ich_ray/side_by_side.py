@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ich_ray.assess.evaluation import Evaluation
-    from ich_ray.assess.interval_estimates import Estimate
     from ich_ray.results import SearchResult
     from ich_ray.search_records import TrialResult
     from ich_ray.statistics.pooling import FoldPart
@@ -181,7 +180,9 @@ def side_by_side(found: Sequence[SearchResult], dataset: Location | None = None)
     first, *others = found
     if dataset is not None:
         PreparedDataset.of_search(first, dataset)
-    return SideBySide(tuple(map(_reached, found)), tuple(_pair(other, first, dataset) for other in others))
+    tested = [read_evaluation(search.files) for search in found]
+    pairs = [_pair(other, first, dataset, after, tested[0]) for other, after in zip(others, tested[1:], strict=True)]
+    return SideBySide(tuple(map(_reached, found, tested)), tuple(pairs))
 
 
 def _place(found: SearchResult) -> str:
@@ -195,10 +196,10 @@ def _best(found: SearchResult) -> TrialResult | None:
     return best if best and best.state == "completed" and best.value is not None else None
 
 
-def _reached(found: SearchResult) -> ComparedSearch:
+def _reached(found: SearchResult, evaluation: Evaluation | None) -> ComparedSearch:
     best, again, metric = _best(found), confirmed(found.files), found.objective.metric
     chosen = next((one for one in again.candidates if one.trial == again.chosen), None) if again else None
-    figure = _test_figure(found, read_evaluation(found.files))
+    figure = evaluation.metrics.get(metric) if evaluation else None
     return ComparedSearch(
         search=str(found.files.root),
         name=found.record.name,
@@ -219,29 +220,30 @@ def _reached(found: SearchResult) -> ComparedSearch:
     )
 
 
-def _test_figure(found: SearchResult, evaluation: Evaluation | None) -> Estimate | None:
-    return evaluation.metrics.get(found.objective.metric) if evaluation else None
-
-
-def _pair(found: SearchResult, first: SearchResult, dataset: Location | None) -> ComparedPair:
+def _pair(
+    found: SearchResult,
+    first: SearchResult,
+    dataset: Location | None,
+    after: Evaluation | None,
+    before: Evaluation | None,
+) -> ComparedPair:
     asked = asked_otherwise(first.record, found.record)
     same = asked.pop("dataset", None) is None
     p_better, problem = _judged(found, first, dataset) if same else (None, _OTHER_DATASET)
-    test = _tested(found, first, same)
+    test = _tested(found, first, same, after.slices, before.slices) if after and before else None
     return ComparedPair(str(found.files.root), str(first.files.root), same, asked, p_better, problem, test)
 
 
-def _tested(found: SearchResult, first: SearchResult, same_dataset: bool) -> BundleChange | None:
+def _tested(
+    found: SearchResult, first: SearchResult, same_dataset: bool, after_slices: int, before_slices: int
+) -> BundleChange:
     """What its bundle changes on the test patients, by the predictions that `evaluate` wrote of each."""
-    after, before = (read_evaluation(search.files) for search in (found, first))
-    if after is None or before is None:
-        return None
     metric, told = found.objective.metric, ""
     if not same_dataset:
         told = _OTHER_DATASET
     elif found.objective.metric != first.objective.metric or metric not in FIGURES:
         told = f"they must have the same objective, one of {', '.join(FIGURES)}"
-    return BundleChange(None, problem=told) if told else _test_change(found, first, after.slices, before.slices)
+    return BundleChange(None, problem=told) if told else _test_change(found, first, after_slices, before_slices)
 
 
 def _test_change(found: SearchResult, first: SearchResult, after_slices: int, before_slices: int) -> BundleChange:

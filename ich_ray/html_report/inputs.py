@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.assess.study_figures import StudyFigures
+    from ich_ray.bundle.card import Card
     from ich_ray.search_records import TrialResult
     from ich_ray.storage import SearchFiles
 
@@ -113,10 +114,11 @@ def gather(where: Location, dataset: Location | None = None) -> Inputs:
     search = open_network_search(where)
     files = search.files
     held, problem = (PreparedDataset.of_search(search, dataset), "") if dataset is not None else _dataset(search)
-    card = read_card(files.bundle).model_dump(mode="json") if has_card(files.bundle) else None
+    bundle = _card(files)
+    card = bundle.model_dump(mode="json") if bundle else None
     calibrated = card is None or bool(card.get("operating_points"))
     best = _best(search)
-    evaluation = read_evaluation(files)
+    evaluation = _evaluation_of(bundle, files)
     return Inputs(
         search=search,
         best=best,
@@ -141,8 +143,15 @@ def read_evaluation(files: SearchFiles) -> Evaluation | None:
     Raises:
         IntegrityError: a file that is there cannot be read; it is named.
     """
-    tested = not has_card(files.bundle) or read_card(files.bundle).test
-    return _read(files.evaluation, Evaluation) if tested else None
+    return _evaluation_of(_card(files), files)
+
+
+def _card(files: SearchFiles) -> Card | None:
+    return read_card(files.bundle) if has_card(files.bundle) else None
+
+
+def _evaluation_of(bundle: Card | None, files: SearchFiles) -> Evaluation | None:
+    return _read(files.evaluation, Evaluation) if bundle is None or bundle.test else None
 
 
 def _best(search: SearchResult) -> TrialResult | None:
