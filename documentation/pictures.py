@@ -9,24 +9,26 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import math
 import re
 import sys
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 from rich.console import Console
 
 from ich_ray.results import SearchResult, open_search
-from ich_ray.search.plan.expected import expected_images, images_to_come
-from ich_ray.search.progress_table import RungCount, SearchStatus
 from ich_ray.search.space.yaml_file import parse_space
+from ich_ray.search.stopping import STOPPING_RULES
+from ich_ray.search.tune.search_counts import SearchCounts
 from tests.html_report.chromium import Tab, navigate, tab
 from tests.watch.browser import becomes, open_page
 from tests.watch.planted import served
 
 if TYPE_CHECKING:
+    from ich_ray.search.progress_table import SearchStatus
     from ich_ray.search_records import TrialResult
 
 __all__ = ["as_of", "drawn", "standing", "write_pictures"]
@@ -61,47 +63,19 @@ def drawn(status: SearchStatus) -> str:
 
 def standing(found: SearchResult, now: float) -> SearchStatus:
     """A search as its table stood at a time, UNIX seconds."""
-    trials = [as_of(trial, now) for trial in found.trials if trial.started <= now]
-    space, objective, wanted = parse_space(found.record.space, "search.json"), found.objective, found.record.wanted
-    ended = [trial for trial in trials if trial.state != "running"]
-    running = [trial for trial in trials if trial.state == "running"]
-    images, begun = sum(trial.images_seen for trial in trials), min(trial.started for trial in trials)
-    completed = [trial for trial in ended if trial.state == "completed" and trial.value is not None]
-    rungs = [level for level in space.budget.rungs() if any(trial.images_seen >= level for trial in trials)]
-    left = images_to_come(
-        wanted,
-        expected_images(space, wanted) / wanted,
-        ended=len(ended),
-        ended_images=sum(trial.images_seen for trial in ended),
-        begun_images=sum(trial.images_seen for trial in running),
-        running=[trial.images_seen for trial in running],
-        budget=space.budget.images,
-        networks=objective.networks,
-    )
-    return SearchStatus(
-        name=found.record.name,
-        metric=objective.metric,
-        wanted=wanted,
-        budget=space.budget.images,
-        networks=objective.networks,
-        ended=Counter(trial.state for trial in ended),
-        waiting=0,
-        running=running,
-        best=max(completed, key=lambda trial: objective.sign * (trial.value or 0.0), default=None),
-        rungs=[
-            RungCount(
-                level,
-                sum(trial.images_seen >= level for trial in trials),
-                sum(trial.reason == f"rung_{level}" for trial in trials),
-            )
-            for level in rungs
-        ],
-        images=images,
-        images_per_s=images / (now - begun),
-        elapsed_s=now - begun,
-        left_s=left / images * (now - begun),
-        searched=[spec.name for spec in space.parameters if spec.kind != "fixed"],
-    )
+    space, wanted = parse_space(found.record.space, "search.json"), found.record.wanted
+    trials = {trial.number: as_of(trial, now) for trial in found.trials if trial.started <= now}
+    rule = STOPPING_RULES[space.budget.rule].rebuilt(space.budget, space.objective, trials.values())
+    ledger, scheduler = SimpleNamespace(trials={}), SimpleNamespace(rule=rule, race=None)
+    counts = SearchCounts(space, cast("Any", ledger), cast("Any", scheduler), wanted, deadline=math.inf)
+    ledger.trials = trials  # of this run, and not of one before it
+    for trial in trials.values():
+        counts.images += trial.images_seen
+        counts.count(trial)
+        counts.compare(trial.number, trial.value)
+    running = [trial for trial in trials.values() if trial.state == "running"]
+    begun = min(trial.started for trial in trials.values())
+    return counts.status(running, wanted, now - begun, gpu_hours=None, gpus=0)
 
 
 def as_of(trial: TrialResult, now: float) -> TrialResult:
