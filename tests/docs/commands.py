@@ -12,7 +12,7 @@ import typer.main
 from ray.scripts import scripts
 from typer.exceptions import TyperException
 
-from ich_ray import cli
+from documentation.commands import application
 from tests.docs.blocks import Block
 
 PROGRAMS = ("ich-ray", "ray")
@@ -67,7 +67,7 @@ def _unknown_flag(command: click.Command, arguments: list[str]) -> str | None:
 
 @cache
 def _group(program: str) -> click.Group:
-    return scripts.cli if program == "ray" else typer.main.get_group(cli.app)  # type: ignore[return-value]
+    return scripts.cli if program == "ray" else application()  # type: ignore[return-value]
 
 
 def _logical_lines(text: str) -> list[str]:
