@@ -101,9 +101,8 @@ def _stages() -> list[_Stage]:
     )
     winners = len({trial.model_dump_json(exclude={*PROBED}) for trial in grid})
     last = sampled(b)[-1]
-    windows, raw, finer = (
-        (channels, size, size) for channels, size in ((3, FULL.size_a), (1, FULL.size_b), (3, FULL.size_ours))
-    )
+    windows, raw = (3, FULL.size_a, FULL.size_a), (1, FULL.size_b, FULL.size_b)
+    finer = (3, FULL.size_ours, FULL.size_ours)
     probed = sum(MINIBATCHES * FULL.passes * trial.batch_size for trial in grid) // 2
     searched = expected_course(a.budget, winners).images // 2
     folds = _FOLDS * last.epochs * last.training_slices
