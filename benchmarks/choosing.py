@@ -44,7 +44,7 @@ from ich_ray.refit.confirm_race import SHARE
 from ich_ray.refit.racing import Race
 from ich_ray.search import ledger as ledgers
 from ich_ray.search.value_model import ValueModel, smoothed_best
-from ich_ray.search_records import Report, TrialResult
+from ich_ray.trial_records import Report, TrialResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -38,7 +38,7 @@ from ich_ray.search.value_model import ValueModel
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
 
 SHARES = (0.9, 0.95)
 PATIENCE = (Patience(20, "trials"), Patience(40, "trials"), Patience(80, "trials"), Patience(10 * IMAGES, "images"))

@@ -45,9 +45,9 @@ from ich_ray.search.space.space import Budget, RandomSuggest
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.stopping.asha import AshaRungs
 from ich_ray.search.stopping.fold_race import FoldRace
-from ich_ray.search_records import FoldNote, LogitsReference, Objective
 from ich_ray.statistics.metrics import average_precision
 from ich_ray.statistics.pooling import FoldPart, Pooling, chance_of_better, pooled_metrics
+from ich_ray.trial_records import FoldNote, LogitsReference, Objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

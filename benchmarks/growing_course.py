@@ -16,7 +16,7 @@ import numpy as np
 
 from ich_ray.search.plan.growth import RunningTrial, efficiency_of, growing
 from ich_ray.search.stopping.asha import AshaRungs
-from ich_ray.search_records import Objective
+from ich_ray.trial_records import Objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.search.space.constraints import Refuses
     from ich_ray.search.space.space import SearchSpace
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
 
 AT_MOST = 100 * IMAGES
 TAUGHT = 100  # trials

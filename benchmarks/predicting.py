@@ -54,9 +54,9 @@ from ich_ray.model.networks import build_network
 from ich_ray.model.pooled_features import FeatureNetwork
 from ich_ray.model.sequence_networks import build_sequence_network
 from ich_ray.model.sequence_parameters import SequenceParameters
-from ich_ray.search_records import WeightsNote
 from ich_ray.storage import locate
 from ich_ray.training.inference import EVALUATION_BATCH
+from ich_ray.trial_records import WeightsNote
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,8 @@ from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.sequence_parameters import SequenceParameters
 from ich_ray.refit.confirmation import Confirmation
 from ich_ray.refit.retrain_record import Retraining
-from ich_ray.search_records import Chances, ControlRequest, SearchRecord, TrialResult, _Amendment
+from ich_ray.search_records import Chances, ControlRequest, SearchRecord, _Amendment
+from ich_ray.trial_records import TrialResult
 
 __all__ = ["FILES", "OF_NO_FILE", "files", "shown"]
 

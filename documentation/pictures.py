@@ -29,7 +29,7 @@ from tests.watch.planted import served
 
 if TYPE_CHECKING:
     from ich_ray.search.progress_table import SearchStatus
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["as_of", "drawn", "standing", "write_pictures"]
 

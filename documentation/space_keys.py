@@ -8,7 +8,7 @@ from ich_ray.model.sequence_parameters import SequenceParameters
 from ich_ray.search.space.constraints import Constraints
 from ich_ray.search.space.space import Budget
 from ich_ray.search.space.yaml_file import SpaceFile
-from ich_ray.search_records import Objective
+from ich_ray.trial_records import Objective
 
 __all__ = ["file", "hyperparameters", "sequence_parameters"]
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ich_ray.search.export import export
     from ich_ray.search.plan.plan_report import SearchPlan, plan_search
     from ich_ray.search.run import run_search
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
 
 _HOMES = {
     "Audit": "ich_ray.search.audit.search_audit",
@@ -41,7 +41,7 @@ _HOMES = {
     "SearchPlan": "ich_ray.search.plan.plan_report",
     "PreparedDataset": "ich_ray.data.dataset",
     "SearchResult": "ich_ray.results",
-    "TrialResult": "ich_ray.search_records",
+    "TrialResult": "ich_ray.trial_records",
     "adapt": "ich_ray.refit.adapt",
     "audit": "ich_ray.search.audit.search_audit",
     "calibrate": "ich_ray.assess.calibration",

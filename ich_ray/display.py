@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from ich_ray.search.audit.search_audit import Audit
     from ich_ray.search.control import Reply
     from ich_ray.search.plan.plan_report import SearchPlan
-    from ich_ray.search_records import Parameter, RequestNote, TrialResult
+    from ich_ray.search_records import RequestNote
     from ich_ray.side_by_side import SideBySide
+    from ich_ray.trial_records import Parameter, TrialResult
 
 __all__ = [
     "print_audit",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ich_ray.refit.confirmation import Confirmation
     from ich_ray.refit.retrain_record import RetrainCourse
     from ich_ray.search.request import TrialKeywords
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
     from ich_ray.vocabulary import TtaView
 
 __all__ = ["DEMO_PATIENTS", "DEMO_TRIALS", "RunResult", "demo", "finish", "run"]

@@ -12,18 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.registry import Registry
-from ich_ray.search_records import (
-    OF_NODES,
-    OUT_OF_MEMORY,
-    Chances,
-    Objective,
-    Parameter,
-    Report,
-    SearchRecord,
-    TrialResult,
-    TrialState,
-)
+from ich_ray.search_records import Chances, SearchRecord
 from ich_ray.storage import Location, SearchFiles, exists, is_foreign, locate, read_record
+from ich_ray.trial_records import OF_NODES, OUT_OF_MEMORY, Objective, Parameter, Report, TrialResult, TrialState
 from ich_ray.usage import ReportUsage, Usage, added
 
 if TYPE_CHECKING:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from ich_ray.assess.evaluation import Evaluation
     from ich_ray.results import SearchResult
-    from ich_ray.search_records import TrialResult
     from ich_ray.statistics.pooling import FoldPart
     from ich_ray.storage import Location
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["BundleChange", "ComparedPair", "ComparedSearch", "Outcome", "SideBySide", "side_by_side"]
 

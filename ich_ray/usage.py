@@ -1,6 +1,6 @@
 """What trials take: measured for each report, and added up for a trial or a search.
 
-Knows numbers only, neither trials nor devices: training/usage_meter.py measures, search_records.py holds the records.
+Knows numbers only, neither trials nor devices: training/usage_meter.py measures, trial_records.py holds the records.
 """
 
 from __future__ import annotations

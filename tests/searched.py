@@ -11,9 +11,10 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.refit import bundle_builder
 from ich_ray.results import open_search
-from ich_ray.search_records import Objective, Report, SearchRecord, TrialResult
+from ich_ray.search_records import SearchRecord
 from ich_ray.storage import SearchFiles, locate, write_json
 from ich_ray.training.loop import TrainingBudget, train
+from ich_ray.trial_records import Objective, Report, TrialResult
 from ich_ray.vocabulary import TtaView
 from tests.prepared import make_dataset
 

@@ -11,8 +11,8 @@ from ich_ray import cli, progress, terminal
 from ich_ray.errors import ConfigError, IntegrityError, RejectionLimitError
 from ich_ray.results import SearchResult
 from ich_ray.search.request import SearchRequest
-from ich_ray.search_records import Objective, Report, TrialResult
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
+from ich_ray.trial_records import Objective, Report, TrialResult
 from ich_ray.verbs import search
 from ich_ray.verbs.options import share
 from tests.hostile_text import HOSTILE, steers

@@ -21,9 +21,9 @@ from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
 from ich_ray.model.pretrained_weights import read_weights
-from ich_ray.search_records import WeightsNote
 from ich_ray.storage import sha256
 from ich_ray.training.state import TrainingState
+from ich_ray.trial_records import WeightsNote
 from tests.prepared import make_dataset
 
 CASES = 30

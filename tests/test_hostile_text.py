@@ -16,9 +16,9 @@ from ich_ray.cluster.findings import Finding
 from ich_ray.cluster.jobs import Job
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.progress_table import format_failure
-from ich_ray.search_records import TrialResult
 from ich_ray.storage import SearchFiles, locate, write_json
 from ich_ray.terminal import printable
+from ich_ray.trial_records import TrialResult
 from tests.hostile_text import HOSTILE, PLANTED, steers
 from tests.prepared import make_dataset
 from tests.records import make_record

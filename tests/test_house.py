@@ -42,6 +42,7 @@ LEVELS = [
         "runtime",
         "results",
         "search_records",
+        "trial_records",
         "usage",
         "versions",
     },
@@ -128,9 +129,17 @@ def test_imports_go_one_way(path: Path) -> None:
     [
         (
             "results",
-            {"ich_ray.errors", "ich_ray.registry", "ich_ray.search_records", "ich_ray.storage", "ich_ray.usage"},
+            {
+                "ich_ray.errors",
+                "ich_ray.registry",
+                "ich_ray.search_records",
+                "ich_ray.storage",
+                "ich_ray.trial_records",
+                "ich_ray.usage",
+            },
         ),
-        ("search_records", {"ich_ray.storage", "ich_ray.usage", "ich_ray.vocabulary"}),
+        ("search_records", {"ich_ray.storage", "ich_ray.trial_records", "ich_ray.vocabulary"}),
+        ("trial_records", {"ich_ray.storage", "ich_ray.usage"}),
     ],
 )
 def test_results_need_little_of_the_ground_floor(module: str, needs: set[str]) -> None:

@@ -12,7 +12,7 @@ import ich_ray
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError
 from ich_ray.results import RESULT_COLUMNS, SearchResult, best_first, open_search
 from ich_ray.search.ledger import Ledger, Verdict
-from ich_ray.search_records import CheckpointReference, Objective, Report, TrialResult
+from ich_ray.trial_records import CheckpointReference, Objective, Report, TrialResult
 from ich_ray.usage import ReportUsage, Usage
 from tests.records import make_record
 

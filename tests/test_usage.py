@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from ich_ray.search_records import Report, TrialResult
+from ich_ray.trial_records import Report, TrialResult
 from ich_ray.usage import LEAST_RATE, ReportUsage, Usage, added
 
 FIRST = ReportUsage(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from benchmarks.chaos.attempts import Attempt
     from benchmarks.chaos.faults import Fault
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
 
 # Each way in which a search says that an attempt has ended.
 _ENDS = "its process died|its machine is gone|fault on |no report for |it goes back to the queue"

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.model.networks import Network
     from ich_ray.model.sequence_networks import SequenceNetwork
-    from ich_ray.search_records import WeightsNote
+    from ich_ray.trial_records import WeightsNote
 
 __all__ = ["OPERATING_POINT", "Bundle", "load_bundle"]
 

@@ -20,7 +20,6 @@ from ich_ray.data.dataset import LARGEST_SIZE, RoleCounts
 from ich_ray.data.folds import roles_of
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.input_shape import input_channels, input_shape
-from ich_ray.search_records import WeightsNote, judged
 from ich_ray.storage import (
     Count,
     Fingerprint,
@@ -31,6 +30,7 @@ from ich_ray.storage import (
     Share,
     Time,
 )
+from ich_ray.trial_records import WeightsNote, judged
 from ich_ray.vocabulary import Patients, Role, Split, Subtype, TtaView
 
 __all__ = [

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ich_ray.model.hyperparameters import Hyperparameters
-from ich_ray.search_records import WeightsNote
 from ich_ray.storage import Count, Record, Seed
+from ich_ray.trial_records import WeightsNote
 
 if TYPE_CHECKING:
     from ich_ray.model.fields import NetworkFields

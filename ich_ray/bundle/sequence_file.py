@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ich_ray.bundle.card import Card
     from ich_ray.model.sequence_networks import SequenceNetwork
-    from ich_ray.search_records import WeightsNote
+    from ich_ray.trial_records import WeightsNote
 
 __all__ = ["read_sequence", "write_sequence"]
 

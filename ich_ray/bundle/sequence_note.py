@@ -12,8 +12,8 @@ from pydantic import Field
 from ich_ray.bundle.adaptation_note import AdaptationNote
 from ich_ray.bundle.logit_scaling import LogitScaling
 from ich_ray.model.sequence_parameters import SequenceParameters
-from ich_ray.search_records import WeightsNote
 from ich_ray.storage import Count, JsonValue, Line, Record, Time
+from ich_ray.trial_records import WeightsNote
 from ich_ray.vocabulary import Subtype
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from safetensors.torch import save
 
 from ich_ray.errors import IchRayError, IntegrityError
 from ich_ray.model.tensors import not_finite, read_tensors, unpack
-from ich_ray.search_records import WeightsNote
 from ich_ray.storage import sha256, unreadable, write_bytes
+from ich_ray.trial_records import WeightsNote
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ich_ray.search_records import Objective, TrialResult, TrialState
+    from ich_ray.trial_records import Objective, TrialResult, TrialState
 
 __all__ = ["Step", "TrialCourse", "WorkDone", "course", "work"]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ich_ray.results import SearchResult
     from ich_ray.search.space.space import SearchSpace
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["LEAST_TRIALS", "Importances", "importance_bars", "importances"]
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from ich_ray.assess.study_figures import StudyFigures
     from ich_ray.bundle.card import Card
-    from ich_ray.search_records import TrialResult
     from ich_ray.storage import SearchFiles
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["Inputs", "Predictions", "StudyTable", "gather", "read_evaluation", "read_predictions"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import plotly.graph_objects as go
 
-    from ich_ray.search_records import Objective, TrialResult
+    from ich_ray.trial_records import Objective, TrialResult
 
 __all__ = ["Axis", "axis", "parallel_coordinates"]
 

@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 from ich_ray.statistics.metrics import METRICS
 
 if TYPE_CHECKING:
-    from ich_ray.search_records import TrialState
+    from ich_ray.trial_records import TrialState
 
 __all__ = [
     "MODEL",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ich_ray.assess.interval_estimates import Estimate
     from ich_ray.html_report.inputs import Inputs
     from ich_ray.refit.confirmation import Confirmation
-    from ich_ray.search_records import TrialState
+    from ich_ray.trial_records import TrialState
 
 __all__ = ["Missing", "at_chance", "confirmed_on", "missing", "sentences", "warnings"]
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ich_ray.refit.confirmation import Confirmation
     from ich_ray.refit.retrain_record import Retraining
     from ich_ray.results import SearchResult
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
 
 __all__ = [
     "FigureRow",

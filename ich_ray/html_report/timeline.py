@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import plotly.graph_objects as go
 
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["slots", "timeline"]
 

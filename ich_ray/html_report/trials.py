@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from numpy.typing import NDArray
 
-    from ich_ray.search_records import Objective, Report, TrialResult, TrialState
+    from ich_ray.trial_records import Objective, Report, TrialResult, TrialState
 
 __all__ = [
     "Scale",

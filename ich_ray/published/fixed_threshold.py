@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.results import SearchResult
-    from ich_ray.search_records import TrialResult
     from ich_ray.storage import Location
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["FoldSpread", "QuickRow", "quick_evaluation", "sensitivity_at_half", "specificity_at_half", "spread_of"]
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import SliceSet
     from ich_ray.data.feature_store import FeaturesInMemory
     from ich_ray.search.space.space import SearchSpace
-    from ich_ray.search_records import Parameter
+    from ich_ray.trial_records import Parameter
 
 __all__ = ["MINIBATCHES", "PROBED", "Probe", "ProbeCandidate", "probe"]
 

@@ -20,9 +20,9 @@ from ich_ray.refit.confirmation import confirmed
 from ich_ray.refit.ensemble_members import class_weight_shifts
 from ich_ray.refit.retrain_record import SEED_RULE
 from ich_ray.search.space.constraints import Constraints
-from ich_ray.search_records import WeightsNote
 from ich_ray.storage import Count, Record, read_record
 from ich_ray.training.state import TrainingState
+from ich_ray.trial_records import WeightsNote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ich_ray.model.networks import Network
     from ich_ray.refit.retrain_record import Retraining
     from ich_ray.results import SearchResult
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
     from ich_ray.vocabulary import TtaView
 
 __all__ = ["make_bundle"]

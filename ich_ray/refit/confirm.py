@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
     from ich_ray.search.request import TrialKeywords
     from ich_ray.search.tune.trial import Trainer
-    from ich_ray.search_records import Objective, SearchRecord, TrialResult
+    from ich_ray.search_records import SearchRecord
+    from ich_ray.trial_records import Objective, TrialResult
 
 __all__ = ["DEFAULT_FOLDS", "confirm"]
 

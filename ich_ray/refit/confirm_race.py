@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ich_ray.refit.racing import Race, Standing
     from ich_ray.search.ledger import Ledger
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["SHARE", "Runner", "dropped", "standing_trainings", "trainings_allowed", "unusable"]
 

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from ich_ray.errors import IntegrityError
 from ich_ray.refit.race_record import Dropped, RaceNote
-from ich_ray.search_records import Objective, TrialResult
 from ich_ray.storage import Count, Record, SearchFiles, Seconds, Share, Time, read_record
+from ich_ray.trial_records import Objective, TrialResult
 
 if TYPE_CHECKING:
     from ich_ray.results import SearchResult

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ich_ray.bundle.bundle import Bundle
     from ich_ray.refit.confirmation import Kind
     from ich_ray.results import SearchResult
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
     from ich_ray.vocabulary import Patients
 
 __all__ = ["bundle_confirmed"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.refit.confirmation import Candidate
     from ich_ray.results import SearchResult
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
     from ich_ray.vocabulary import Patients
 
 __all__ = ["check_ensemble", "class_weight_shifts", "other_trials"]

@@ -22,10 +22,10 @@ from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailur
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.schedule import SCHEDULES
 from ich_ray.progress import say
-from ich_ray.search_records import ExecutionInfo, Objective, Report, TrialResult
 from ich_ray.storage import first_problem, locate, remove
 from ich_ray.training.async_checkpointing import AsyncCheckpointer
 from ich_ray.training.checkpoint_store import CheckpointStore
+from ich_ray.trial_records import ExecutionInfo, Objective, Report, TrialResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable

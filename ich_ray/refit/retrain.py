@@ -51,8 +51,8 @@ from ich_ray.refit.retrain_record import (
 from ich_ray.results import SearchResult, open_network_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import trial_seed
-from ich_ray.search_records import Objective, TrialResult
 from ich_ray.storage import Location, locate, read_record, remove, write_json
+from ich_ray.trial_records import Objective, TrialResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -19,8 +19,8 @@ from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.model.hyperparameters import known_fields
 from ich_ray.model.schedule import SCHEDULES
 from ich_ray.search.space.space import Budget
-from ich_ray.search_records import ExecutionInfo, Objective, Report
 from ich_ray.storage import Count, JsonValue, Line, Record, Seconds, Seed, Text, first_problem, sha256
+from ich_ray.trial_records import ExecutionInfo, Objective, Report
 from ich_ray.vocabulary import Patients, TtaView
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ich_ray.model.fields import NetworkFields
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.results import SearchResult
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
     from ich_ray.vocabulary import Role
 
 __all__ = [

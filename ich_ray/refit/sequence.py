@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from ich_ray.refit.sequence_figures import ReadSlices
     from ich_ray.results import SearchResult
     from ich_ray.search.tune.trial import Trainer
-    from ich_ray.search_records import TrialResult
     from ich_ray.storage import Location
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["DEFAULT_TRIALS", "read_slices", "sequence", "space_for"]
 

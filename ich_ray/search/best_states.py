@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
-    from ich_ray.search_records import Objective, TrialResult
     from ich_ray.training.checkpoint_store import SavedState
+    from ich_ray.trial_records import Objective, TrialResult
 
 __all__ = ["BestStates", "best_state", "keep_only"]
 

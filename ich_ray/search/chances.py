@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.search.ledger import Ledger
-    from ich_ray.search_records import LogitsReference, Objective, TrialResult
     from ich_ray.statistics.pooling import FoldPart
     from ich_ray.storage import SearchFiles
+    from ich_ray.trial_records import LogitsReference, Objective, TrialResult
 
 __all__ = ["BestLogits", "format_chances", "judged_parts", "write_chances"]
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset, SliceSet
     from ich_ray.search.preflight import Slots
     from ich_ray.search.space.space import SearchSpace
-    from ich_ray.search_records import Objective, SearchRecord
+    from ich_ray.search_records import SearchRecord
+    from ich_ray.trial_records import Objective
 
 __all__ = ["check_folds_of_search", "check_single_worker", "decided"]
 

@@ -26,8 +26,9 @@ from ich_ray.search.ledger import Ledger, differences
 from ich_ray.search.plan.cost_table import networks_to_time
 from ich_ray.search.space.yaml_file import SearchSpace, load_space, parse_space
 from ich_ray.search.time_budget import Limits
-from ich_ray.search_records import MOST_TRIALS, Objective, SearchRecord, TrialResult
+from ich_ray.search_records import MOST_TRIALS, SearchRecord
 from ich_ray.storage import Location, SearchFiles, exists, is_foreign, locate
+from ich_ray.trial_records import Objective, TrialResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

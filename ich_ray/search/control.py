@@ -27,7 +27,7 @@ from ich_ray.storage import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ich_ray.search_records import Parameter
+    from ich_ray.trial_records import Parameter
 
 __all__ = ["Reply", "control_search", "parse_point", "waiting"]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ich_ray.search.space.space import SearchSpace
-    from ich_ray.search_records import Objective, TrialResult
+    from ich_ray.trial_records import Objective, TrialResult
 
 __all__ = ["EarlyEnd", "EndWatch", "Patience", "end_of", "parse_patience"]
 

@@ -16,23 +16,24 @@ import numpy as np
 
 from ich_ray.errors import ConfigError
 from ich_ray.results import best_first, open_search
-from ich_ray.search_records import (
+from ich_ray.statistics.metrics import at_chance
+from ich_ray.storage import Location, SearchFiles, exists, locate, remove, write_bytes, write_json
+from ich_ray.trial_records import (
     FoldNote,
     GrowthNote,
     LogitsReference,
     LostAttempt,
     Parameter,
     Report,
-    SearchRecord,
     TrialResult,
     TrialState,
 )
-from ich_ray.statistics.metrics import at_chance
-from ich_ray.storage import Location, SearchFiles, exists, locate, remove, write_bytes, write_json
 from ich_ray.usage import ReportUsage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from ich_ray.search_records import SearchRecord
 
 __all__ = ["Ledger", "Verdict", "asked_otherwise", "differences", "trial_seed"]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
     from ich_ray.search.space.space import SearchSpace
-    from ich_ray.search_records import Parameter, TrialResult
+    from ich_ray.trial_records import Parameter, TrialResult
 
 __all__ = ["Recorder", "as_optuna", "drawn_again", "fitting", "outcome", "reached"]
 

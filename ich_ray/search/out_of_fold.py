@@ -14,9 +14,9 @@ import numpy as np
 
 from ich_ray.data.folds import SearchFolds
 from ich_ray.errors import IntegrityError
-from ich_ray.search_records import LogitsReference
 from ich_ray.statistics.pooling import FoldPart, chance_of_better
 from ich_ray.storage import check_regular, exists, read_bytes, sha256, write_bytes
+from ich_ray.trial_records import LogitsReference
 from ich_ray.vocabulary import LABELS
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ich_ray.data.dataset import PreparedDataset, SliceSet
-    from ich_ray.search_records import Objective
     from ich_ray.storage import SearchFiles
+    from ich_ray.trial_records import Objective
 
 __all__ = ["OutOfFold", "kept_logits", "part_of", "read_logits", "save_logits"]
 

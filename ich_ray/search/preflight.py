@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.search.cluster_resources import ClusterResources, Machine
     from ich_ray.search.request import TrialResources
-    from ich_ray.search_records import Objective
+    from ich_ray.trial_records import Objective
 
 __all__ = [
     "Slots",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
-    from ich_ray.search_records import Parameter, TrialResult
+    from ich_ray.trial_records import Parameter, TrialResult
 
 __all__ = ["RungCount", "SearchStatus", "format_best", "format_failure", "format_parameters", "format_states"]
 

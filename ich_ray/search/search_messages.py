@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ich_ray.search.progress_table import SearchStatus
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["SearchMessages"]
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 import torch
 
 from ich_ray.errors import ConfigError, TrialFailure
-from ich_ray.search_records import ExecutionInfo
 from ich_ray.training.loss import CrossEntropy
 from ich_ray.training.memory import out_of_memory
+from ich_ray.trial_records import ExecutionInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from ich_ray.html_report.best_so_far import WorkDone
     from ich_ray.results import SearchResult
-    from ich_ray.search_records import SearchRecord, TrialResult
+    from ich_ray.search_records import SearchRecord
+    from ich_ray.trial_records import TrialResult
     from ich_ray.watch.followed import FollowedSearch, State
 
 __all__ = ["Board", "compact_json"]

@@ -13,8 +13,8 @@ from ich_ray.results import SearchResult, find_search, read_search_record, read_
 from ich_ray.storage import is_held, is_local, stamp, stamps
 
 if TYPE_CHECKING:
-    from ich_ray.search_records import TrialResult
     from ich_ray.storage import Location, Stamp
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["FollowedSearch", "State"]
 

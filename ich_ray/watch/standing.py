@@ -15,13 +15,14 @@ import numpy as np
 from ich_ray.errors import ConfigError
 from ich_ray.search.plan.expected import expected_images, images_to_come
 from ich_ray.search.space.yaml_file import parse_space
-from ich_ray.search_records import OF_NODES
+from ich_ray.trial_records import OF_NODES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from ich_ray.html_report.best_so_far import TrialCourse
-    from ich_ray.search_records import LaunchNote, LostAttempt, SearchRecord, TrialResult
+    from ich_ray.search_records import LaunchNote, SearchRecord
+    from ich_ray.trial_records import LostAttempt, TrialResult
     from ich_ray.watch.followed import State
 
 __all__ = ["Failures", "MachineState", "expected_of_trial", "failures", "images_left", "machines"]

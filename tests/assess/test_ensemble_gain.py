@@ -13,7 +13,7 @@ from ich_ray.bundle.card import EnsembleFigure, EnsembleGain
 from ich_ray.bundle.logit_scaling import fit_scaling
 from ich_ray.bundle.members import Member
 from ich_ray.data.dataset import PreparedDataset, SliceSet
-from ich_ray.search_records import WeightsNote
+from ich_ray.trial_records import WeightsNote
 from tests.bundle.test_ensemble import CARD, network
 from tests.searched import PARAMETERS
 

@@ -18,8 +18,8 @@ from ich_ray.bundle.members import Member, differing_inputs
 from ich_ray.bundle.onnx_export import export_onnx, onnx_outputs
 from ich_ray.errors import IntegrityError
 from ich_ray.model.networks import Network, build_network
-from ich_ray.search_records import WeightsNote
 from ich_ray.storage import read_json, write_json
+from ich_ray.trial_records import WeightsNote
 from tests.records import make_card
 from tests.searched import PARAMETERS
 

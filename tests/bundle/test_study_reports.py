@@ -21,8 +21,8 @@ from ich_ray.bundle.members import Member
 from ich_ray.bundle.structured_report import StructuredReports
 from ich_ray.bundle.study_reports import check_reports
 from ich_ray.errors import ConfigError
-from ich_ray.search_records import WeightsNote
 from ich_ray.storage import locate
+from ich_ray.trial_records import WeightsNote
 from tests.bundle.test_frames import series as enhanced_file
 from tests.bundle.test_input_survey import THIN, write_series
 from tests.bundle.test_training_data import THICK

@@ -15,8 +15,8 @@ from documentation.fields import Fields
 from ich_ray.errors import RejectionLimitError
 from ich_ray.search.tune.sampler import WORKER_DIED
 from ich_ray.search.tune.watchdog import SILENT
-from ich_ray.search_records import NODE_LOST, OUT_OF_MEMORY, PREEMPTED, Report, TrialResult
 from ich_ray.training.machine_faults import FAULTS
+from ich_ray.trial_records import NODE_LOST, OUT_OF_MEMORY, PREEMPTED, Report, TrialResult
 from tests import hostile
 from tests.test_house import PACKAGE, REPOSITORY
 
@@ -45,7 +45,7 @@ def test_every_field_of_a_file_has_a_meaning(kind: type) -> None:
 
 def test_every_record_is_of_a_file_or_known_to_be_of_none() -> None:
     elsewhere = {"Hyperparameters", "SequenceParameters"}  # of the page of search spaces
-    within = {"Figures", "_FaultPlace", "_Openings"}  # bases of records that are there, and a part of one
+    within = {"Figures", "FaultPlace", "_Openings"}  # bases of records that are there, and a part of one
     records = {kind for kind in hostile.kinds() if kind.__name__ not in elsewhere | within}
     records = {kind for kind in records if kind.__module__ not in formats.OF_NO_FILE}
     assert records - {*formats.shown()} == set()

@@ -9,7 +9,7 @@ import pytest
 
 from ich_ray.cli import call
 from ich_ray.results import RESULT_COLUMNS, open_search
-from ich_ray.search_records import TrialResult
+from ich_ray.trial_records import TrialResult
 from tests.prepared import make_dataset
 from tests.searched import make_search
 

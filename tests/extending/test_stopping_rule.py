@@ -12,7 +12,7 @@ from ich_ray.runtime import connected
 from ich_ray.search.run import run_search
 from ich_ray.search.space.space import Budget
 from ich_ray.search.stopping import STOPPING_RULES, StoppingRule
-from ich_ray.search_records import Objective
+from ich_ray.trial_records import Objective
 from tests.prepared import make_dataset
 from tests.search.fakes import FakeTrainer
 

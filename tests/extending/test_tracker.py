@@ -8,7 +8,8 @@ import pytest
 
 from ich_ray.cli import call
 from ich_ray.search.export.trackers import TRACKERS, Tracker
-from ich_ray.search_records import SearchRecord, TrialResult
+from ich_ray.search_records import SearchRecord
+from ich_ray.trial_records import TrialResult
 from tests.prepared import make_dataset
 from tests.searched import make_search
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from ich_ray.data.dataset import PreparedDataset
-from ich_ray.search_records import Objective, Report, SearchRecord, TrialResult
+from ich_ray.search_records import SearchRecord
 from ich_ray.storage import SearchFiles, locate, read_json, write_json
+from ich_ray.trial_records import Objective, Report, TrialResult
 from ich_ray.usage import ReportUsage
 from tests.prepared import make_dataset
 from tests.records import make_card

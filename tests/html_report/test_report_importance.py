@@ -10,8 +10,8 @@ from upath import UPath
 
 from ich_ray.html_report.importance import importance_bars, importances
 from ich_ray.results import SearchResult
-from ich_ray.search_records import Objective, Report, TrialResult
 from ich_ray.storage import SearchFiles
+from ich_ray.trial_records import Objective, Report, TrialResult
 from tests.html_report.fake_search import SPACE
 from tests.records import make_record
 

@@ -23,7 +23,7 @@ from ich_ray.html_report.trials import (
     scale,
     varied,
 )
-from ich_ray.search_records import Objective, Report, TrialResult
+from ich_ray.trial_records import Objective, Report, TrialResult
 from ich_ray.usage import ReportUsage
 from tests.html_report.fake_search import SPACE, fake_trials
 

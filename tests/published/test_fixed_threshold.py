@@ -13,9 +13,9 @@ from ich_ray.data.folds import HeldOut
 from ich_ray.published.fixed_threshold import quick_evaluation, spread_of
 from ich_ray.results import SearchResult, open_search
 from ich_ray.search.space.yaml_file import load_space
-from ich_ray.search_records import Report, TrialResult
 from ich_ray.storage import SearchFiles, locate, write_json
 from ich_ray.training.validation import VALIDATION_METRICS, validation_metrics
+from ich_ray.trial_records import Report, TrialResult
 from tests.prepared import make_dataset
 from tests.searched import make_search
 

@@ -19,9 +19,9 @@ from ich_ray.refit.ray_train import RetrainPlan, _train, best_report
 from ich_ray.refit.retrain import retrain
 from ich_ray.refit.retrain_record import Retraining
 from ich_ray.results import open_search
-from ich_ray.search_records import ExecutionInfo
 from ich_ray.storage import SearchFiles, read_json, write_json
 from ich_ray.training.data_parallel import ALONE
+from ich_ray.trial_records import ExecutionInfo
 from tests.records import make_confirmation
 from tests.searched import PARAMETERS, make_search
 

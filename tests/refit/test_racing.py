@@ -14,7 +14,7 @@ from ich_ray.refit.confirm_race import dropped, standing_trainings, trainings_al
 from ich_ray.refit.race_record import Dropped
 from ich_ray.refit.racing import Race
 from ich_ray.search.value_model import ValueModel
-from ich_ray.search_records import Report, TrialResult, TrialState
+from ich_ray.trial_records import Report, TrialResult, TrialState
 
 NOISE = 0.01**2
 

@@ -40,10 +40,10 @@ from ich_ray.refit.retrain_record import (
 from ich_ray.results import open_search
 from ich_ray.runtime import connected
 from ich_ray.search.cluster_resources import Machine
-from ich_ray.search_records import ExecutionInfo, FoldNote, LogitsReference, Objective, Report
 from ich_ray.storage import locate, read_json, write_json
 from ich_ray.training.data_parallel import ALONE
 from ich_ray.training.loop import TrainingBudget, train
+from ich_ray.trial_records import ExecutionInfo, FoldNote, LogitsReference, Objective, Report
 from ich_ray.vocabulary import Patients, Role
 from tests.records import make_confirmation
 from tests.search.fakes import FakeState

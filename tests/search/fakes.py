@@ -22,10 +22,10 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.tune.trial import TrialSettings
-from ich_ray.search_records import ExecutionInfo
 from ich_ray.statistics.metrics import average_precision
 from ich_ray.storage import Location, locate, sha256, write_bytes
 from ich_ray.training.data_parallel import Shard
+from ich_ray.trial_records import ExecutionInfo
 
 SPACE = """
 name: tiny

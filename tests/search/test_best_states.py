@@ -9,9 +9,9 @@ import torch
 
 from ich_ray.errors import IchRayError
 from ich_ray.search.best_states import BestStates, best_state, keep_only
-from ich_ray.search_records import Objective, Report, TrialResult
 from ich_ray.storage import locate
 from ich_ray.training.state import TrainingState
+from ich_ray.trial_records import Objective, Report, TrialResult
 
 
 @dataclass(frozen=True)

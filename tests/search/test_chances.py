@@ -15,9 +15,10 @@ from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.chances import BestLogits, format_chances, write_chances
 from ich_ray.search.ledger import Ledger, Verdict
 from ich_ray.search.out_of_fold import read_logits
-from ich_ray.search_records import Chance, Chances, Objective, SearchRecord
+from ich_ray.search_records import Chance, Chances, SearchRecord
 from ich_ray.statistics.metrics import average_precision
 from ich_ray.storage import SearchFiles, locate
+from ich_ray.trial_records import Objective
 from tests.prepared import make_dataset
 
 SPACE = {

@@ -13,7 +13,7 @@ from ich_ray.errors import ConfigError
 from ich_ray.search import early_end
 from ich_ray.search.early_end import EarlyEnd, EndWatch, Patience, end_of, parse_patience
 from ich_ray.search.space.yaml_file import parse_space
-from ich_ray.search_records import Objective, Report, TrialResult
+from ich_ray.trial_records import Objective, Report, TrialResult
 from tests.search.fakes import SPACE
 
 SOURCE = {**yaml.safe_load(SPACE), "parameters": {"dropout": {"uniform": [0.0, 0.6]}}}

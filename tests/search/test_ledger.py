@@ -9,7 +9,7 @@ import pytest
 from ich_ray.errors import ConfigError
 from ich_ray.results import open_search
 from ich_ray.search.ledger import Ledger, Verdict, differences, trial_seed
-from ich_ray.search_records import CheckpointReference
+from ich_ray.trial_records import CheckpointReference
 from tests.records import make_record
 
 RECORD = make_record(

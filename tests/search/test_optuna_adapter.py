@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from ich_ray.search.optuna_adapter import outcome, reached
-from ich_ray.search_records import FoldNote, LogitsReference, Report, TrialResult
+from ich_ray.trial_records import FoldNote, LogitsReference, Report, TrialResult
 
 
 def test_optuna_is_told_the_best_with_as_many_folds() -> None:

@@ -35,8 +35,8 @@ from ich_ray.search.request import TrialResources
 from ich_ray.search.space.space import sampled
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.stopping import STOPPING_RULES, StoppingRule
-from ich_ray.search_records import Objective
 from ich_ray.storage import locate, write_bytes
+from ich_ray.trial_records import Objective
 from ich_ray.vocabulary import SUBTYPES
 from tests.prepared import make_dataset
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ich_ray.search.progress_table import RungCount, SearchStatus, format_failure, format_parameters
-from ich_ray.search_records import Report, TrialResult
+from ich_ray.trial_records import Report, TrialResult
 
 SEARCHED = ("dropout", "optimizer", "decay", "learning_rate", "batch_size", "architecture", "filters")
 

@@ -9,7 +9,7 @@ import pytest
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.runtime import connected
 from ich_ray.search.run import run_search
-from ich_ray.search_records import ExecutionInfo
+from ich_ray.trial_records import ExecutionInfo
 from tests.prepared import make_dataset
 
 training = pytest.importorskip("ich_ray.training.loop")

@@ -16,8 +16,9 @@ from ich_ray.search.export.follow import TargetStream, has_ended, stream
 from ich_ray.search.export.search_streams import streaming
 from ich_ray.search.export.trackers import TRACKERS, Tracker, parse_target
 from ich_ray.search.ledger import Ledger, Verdict
-from ich_ray.search_records import SearchRecord, TrialResult
+from ich_ray.search_records import SearchRecord
 from ich_ray.storage import file_lock, locate
+from ich_ray.trial_records import TrialResult
 from tests.search.streams import DRAWN, EACH, begin, end, held, report, usable
 
 

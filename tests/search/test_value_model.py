@@ -10,7 +10,7 @@ from ich_ray.search import value_model
 from ich_ray.search.space.space import SearchSpace
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.value_model import ValueModel, smoothed_best
-from ich_ray.search_records import Report, TrialResult, TrialState
+from ich_ray.trial_records import Report, TrialResult, TrialState
 
 
 def space(**parameters: Any) -> SearchSpace:

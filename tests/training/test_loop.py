@@ -17,13 +17,13 @@ from ich_ray.data.dataset import PreparedDataset
 from ich_ray.errors import ConfigError, IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.networks import build_network
-from ich_ray.search_records import ExecutionInfo
 from ich_ray.statistics.metrics import average_precision, floors, log_loss
 from ich_ray.training import loop
 from ich_ray.training.data_parallel import Shard
 from ich_ray.training.inference import predict_logits
 from ich_ray.training.loop import Progress, TrainingBudget, TrainingState, train
 from ich_ray.training.stream import Stream
+from ich_ray.trial_records import ExecutionInfo
 from tests.prepared import make_dataset
 
 QUICK = Hyperparameters(batch_size=16, learning_rate=3e-3, dropout=0.2, filters=8, dense=16)

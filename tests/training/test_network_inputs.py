@@ -17,10 +17,10 @@ from ich_ray.errors import ConfigError
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.input_shape import first_own_channel, input_shape
 from ich_ray.model.networks import build_network
-from ich_ray.search_records import WeightsNote
 from ich_ray.training.frozen_features import as_features, feature_shape, trunk_key
 from ich_ray.training.loop import TrainingBudget, train
 from ich_ray.training.network_inputs import check_neighbors, input_rows, place_inputs
+from ich_ray.trial_records import WeightsNote
 from tests.prepared import every_image, make_dataset
 
 QUICK = Hyperparameters(filters=4, dense=8, blocks=1, batch_size=16)

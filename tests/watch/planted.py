@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ich_ray.search_records import TrialResult
 from ich_ray.storage import Location, SearchFiles, locate, write_json
+from ich_ray.trial_records import TrialResult
 from ich_ray.watch.server import Watch
 from tests.html_report.fake_search import SPACE, START, fake_trials
 from tests.records import make_record

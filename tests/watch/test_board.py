@@ -10,8 +10,9 @@ import yaml
 
 from ich_ray.html_report.best_so_far import course, work
 from ich_ray.search.space.builtin_spaces import builtin_space
-from ich_ray.search_records import LostAttempt, Objective, QuarantineNote, Report, TrialResult
+from ich_ray.search_records import QuarantineNote
 from ich_ray.storage import SearchFiles, write_json
+from ich_ray.trial_records import LostAttempt, Objective, Report, TrialResult
 from ich_ray.watch.board import Board
 from ich_ray.watch.followed import FollowedSearch
 from ich_ray.watch.standing import expected_of_trial, failures, images_left, machines

@@ -8,8 +8,9 @@ from upath import UPath
 
 from ich_ray.errors import ConfigError
 from ich_ray.results import read_trial
-from ich_ray.search_records import EndCheck, TrialResult
+from ich_ray.search_records import EndCheck
 from ich_ray.storage import SearchFiles, stamp, stamps, write_json
+from ich_ray.trial_records import TrialResult
 from ich_ray.watch import followed as module
 from ich_ray.watch.followed import FollowedSearch
 from tests.watch.planted import plant_search, write_trial

@@ -18,9 +18,9 @@ from ich_ray.errors import IchRayError, IntegrityError
 from ich_ray.results import SearchResult
 from ich_ray.search.audit.ledger_reader import REMEDY, ended_with
 from ich_ray.search.space.space import Given
-from ich_ray.search_records import TrialResult, WeightsNote
 from ich_ray.storage import first_problem, read_json, read_record, sha256
 from ich_ray.training.checkpoint_store import CheckpointStore
+from ich_ray.trial_records import TrialResult, WeightsNote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from ich_ray.search.audit.ledger_reader import LedgerFiles
     from ich_ray.search.space.space import SearchSpace
-    from ich_ray.search_records import CheckpointReference, LogitsReference, Objective
     from ich_ray.storage import SearchFiles
+    from ich_ray.trial_records import CheckpointReference, LogitsReference, Objective
 
 __all__ = ["check_search"]
 

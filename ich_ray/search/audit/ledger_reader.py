@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.search.space.yaml_file import parse_space
-from ich_ray.search_records import SearchRecord, TrialResult
+from ich_ray.search_records import SearchRecord
 from ich_ray.storage import SearchFiles, is_held, read_record
+from ich_ray.trial_records import TrialResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ich_ray.results import SearchResult
     from ich_ray.search.space.parameter_sets import ParameterSet
-    from ich_ray.search_records import Parameter, TrialResult
+    from ich_ray.trial_records import Parameter, TrialResult
 
 __all__ = ["write_candidates"]
 

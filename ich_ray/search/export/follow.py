@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.search.export.trackers import StreamTarget, Tracker
-    from ich_ray.search_records import SearchRecord, TrialResult
+    from ich_ray.search_records import SearchRecord
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["TargetStream", "Wait", "has_ended", "stream"]
 

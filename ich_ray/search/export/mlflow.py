@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
     from ich_ray.results import SearchResult
-    from ich_ray.search_records import SearchRecord, TrialResult
+    from ich_ray.search_records import SearchRecord
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["METRICS_A_CALL", "STATUS", "experiment_name", "metrics_of", "milliseconds", "write_experiment"]
 

@@ -15,7 +15,8 @@ from ich_ray.search.export.mlflow import METRICS_A_CALL, STATUS, experiment_name
 from ich_ray.search.export.trackers import Tracker, search_identity
 
 if TYPE_CHECKING:
-    from ich_ray.search_records import SearchRecord, TrialResult
+    from ich_ray.search_records import SearchRecord
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["RunStream"]
 

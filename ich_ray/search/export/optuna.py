@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ich_ray.results import SearchResult
     from ich_ray.search.space.space import SearchSpace
-    from ich_ray.search_records import Objective, TrialResult
+    from ich_ray.trial_records import Objective, TrialResult
 
 __all__ = ["as_frozen", "direction_of", "name_metric", "write_study"]
 

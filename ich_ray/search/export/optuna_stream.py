@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-    from ich_ray.search_records import SearchRecord, TrialResult
+    from ich_ray.search_records import SearchRecord
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["StudyStream"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.results import SearchResult
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["write_events"]
 

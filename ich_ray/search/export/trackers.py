@@ -16,7 +16,8 @@ from ich_ray.registry import Registry
 from ich_ray.storage import holds_credentials, own_temporary_folder, private_folder
 
 if TYPE_CHECKING:
-    from ich_ray.search_records import SearchRecord, TrialResult
+    from ich_ray.search_records import SearchRecord
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["TRACKERS", "StreamTarget", "Tracker", "local_path", "parse_target", "search_identity"]
 

@@ -22,7 +22,8 @@ from ich_ray.storage import locate, read_json, write_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ich_ray.search_records import SearchRecord, TrialResult
+    from ich_ray.search_records import SearchRecord
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["WandbStream", "whole_records"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.search.space.space import SearchSpace
-    from ich_ray.search_records import Parameter
+    from ich_ray.trial_records import Parameter
 
 __all__ = ["MOST_TIMED", "CostTable", "networks_to_time", "parameters_of_speed"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ich_ray.search.gpu_shares import DeviceKind
     from ich_ray.search.space.space import SearchSpace
-    from ich_ray.search_records import Parameter
+    from ich_ray.trial_records import Parameter
     from ich_ray.vocabulary import Placement
 
 __all__ = ["CONTEXT_BYTES", "Need", "SharePlan", "TrialNeeds", "needed", "plan_shares"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ich_ray.search.space.parameter_sets import ParameterSet
     from ich_ray.search.space.space import Budget
-    from ich_ray.search_records import Parameter
+    from ich_ray.trial_records import Parameter
 
 __all__ = ["ListRules", "candidate_specs", "completed", "in_order"]
 

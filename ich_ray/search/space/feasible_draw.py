@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ich_ray.search.space.constraints import Refuses
     from ich_ray.search.space.space import SearchSpace
-    from ich_ray.search_records import Parameter
+    from ich_ray.trial_records import Parameter
 
 __all__ = ["check_fits", "first_that_fits"]
 

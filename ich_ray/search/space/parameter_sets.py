@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from ich_ray.registry import Registry
-    from ich_ray.search_records import Parameter
+    from ich_ray.trial_records import Parameter
 
 __all__ = ["NETWORKS", "PARAMETER_SETS", "SEQUENCES", "ParameterSet", "Searched"]
 

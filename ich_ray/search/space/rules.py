@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from ich_ray.errors import SpaceError, nearest
 from ich_ray.search.space.parameter_sets import NETWORKS
 from ich_ray.search.space.space import KINDS, Kind, ParameterSpec, Prior, is_integer, is_number, same
-from ich_ray.search_records import Parameter
 from ich_ray.storage import holds_credentials, without_credentials
+from ich_ray.trial_records import Parameter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

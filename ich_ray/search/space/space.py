@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.search.space.parameter_sets import ParameterSet
-    from ich_ray.search_records import Objective, Parameter
+    from ich_ray.trial_records import Objective, Parameter
 
 __all__ = [
     "KINDS",

@@ -17,15 +17,15 @@ from ich_ray.search.space.explicit_trials import ListRules, candidate_specs
 from ich_ray.search.space.parameter_sets import NETWORKS, PARAMETER_SETS, SEQUENCES, Searched
 from ich_ray.search.space.space import TRY_DRAWS, Budget, ParameterSpec, RandomSuggest, SearchSpace, same
 from ich_ray.search.stopping import STOPPING_RULES
-from ich_ray.search_records import Objective
 from ich_ray.statistics.metrics import METRICS
 from ich_ray.storage import Location, locate
 from ich_ray.storage.strict_yaml import parse_yaml
+from ich_ray.trial_records import Objective
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ich_ray.search_records import Parameter
+    from ich_ray.trial_records import Parameter
 
 __all__ = ["SearchSpace", "SpaceFile", "check_point", "load_space", "parse_space"]
 

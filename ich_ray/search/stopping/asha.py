@@ -15,7 +15,7 @@ from ich_ray.search.stopping.base import Course, StoppingRule
 
 if TYPE_CHECKING:
     from ich_ray.search.space.space import Budget
-    from ich_ray.search_records import Objective
+    from ich_ray.trial_records import Objective
 
 __all__ = ["AshaRungs"]
 

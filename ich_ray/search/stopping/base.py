@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ich_ray.search.space.space import Budget
-    from ich_ray.search_records import Objective, TrialResult
+    from ich_ray.trial_records import Objective, TrialResult
 
 __all__ = ["Course", "StoppingRule"]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ich_ray.search.space.space import Budget
-    from ich_ray.search_records import FoldNote, LogitsReference, Objective, TrialResult
+    from ich_ray.trial_records import FoldNote, LogitsReference, Objective, TrialResult
 
 __all__ = ["FoldRace"]
 

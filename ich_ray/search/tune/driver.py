@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from ich_ray.search.space.space import Listed, SearchSpace
     from ich_ray.search.time_budget import Limits
     from ich_ray.search.tune.trial import Trainer
-    from ich_ray.search_records import LogitsReference, TrialResult
+    from ich_ray.trial_records import LogitsReference, TrialResult
     from ich_ray.vocabulary import Placement
 
 __all__ = ["Driver", "check_own_ends"]

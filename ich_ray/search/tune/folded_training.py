@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ich_ray.errors import IntegrityError
 from ich_ray.search.ledger import trial_seed
-from ich_ray.search_records import FoldNote, Report
 from ich_ray.statistics.pooling import pooled_metrics
+from ich_ray.trial_records import FoldNote, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.search.out_of_fold import OutOfFold
     from ich_ray.search.trial_output import Output
-    from ich_ray.search_records import ExecutionInfo
     from ich_ray.statistics.pooling import FoldPart
     from ich_ray.training.checkpoint_store import SavedState
+    from ich_ray.trial_records import ExecutionInfo
     from ich_ray.usage import ReportUsage
 
 __all__ = ["FoldProgress", "FoldedTraining"]

@@ -22,7 +22,7 @@ from ich_ray.search.tune.quarantine import DECLINED
 from ich_ray.search.tune.scheduler import in_queue
 from ich_ray.search.tune.search_counts import SearchCounts
 from ich_ray.search.tune.trial_log import keep_output_of
-from ich_ray.search_records import NODE_LOST, PREEMPTED, CheckpointReference, ExecutionInfo, FoldNote, LogitsReference
+from ich_ray.trial_records import NODE_LOST, PREEMPTED, CheckpointReference, ExecutionInfo, FoldNote, LogitsReference
 from ich_ray.usage import ReportUsage, added, format_bytes
 
 if TYPE_CHECKING:

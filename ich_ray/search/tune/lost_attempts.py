@@ -18,8 +18,9 @@ from ich_ray.errors import IchRayError
 from ich_ray.search.tune.preemption import draining, format_deadline, is_draining, watch_notices
 from ich_ray.search.tune.quarantine import DECLINED, is_admitted
 from ich_ray.search.tune.train_workers import WorkersLost
-from ich_ray.search_records import PREEMPTED, SearchRecord
+from ich_ray.search_records import SearchRecord
 from ich_ray.storage import SearchFiles, locate, read_record
+from ich_ray.trial_records import PREEMPTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

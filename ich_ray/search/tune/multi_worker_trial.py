@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ich_ray.data.dataset import PreparedDataset
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.search.tune.trial import Trainer, TrialSettings
-    from ich_ray.search_records import ExecutionInfo
+    from ich_ray.trial_records import ExecutionInfo
     from ich_ray.usage import ReportUsage
 
 __all__ = ["MultiWorkerTrainer", "WorkerGroup", "own_devices"]

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ich_ray.errors import IchRayError
 from ich_ray.progress import say
 from ich_ray.search.ledger import Verdict
-from ich_ray.search_records import PREEMPTED, LostAttempt, QuarantineNote
+from ich_ray.search_records import QuarantineNote
 from ich_ray.storage import holds_machine_lock, sha256
+from ich_ray.trial_records import PREEMPTED, LostAttempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ich_ray.search.space.constraints import Refuses
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.trial_shares import TrialShares
-    from ich_ray.search_records import Parameter, TrialResult
+    from ich_ray.trial_records import Parameter, TrialResult
 
 __all__ = ["WORKER_DIED", "LedgerSampler"]
 

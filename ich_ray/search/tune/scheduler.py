@@ -14,7 +14,7 @@ from ray.tune.schedulers import TrialScheduler
 from ich_ray.ray_internals import ask_anew
 from ich_ray.search.ledger import Verdict
 from ich_ray.search.space.parameter_sets import NETWORKS
-from ich_ray.search_records import OUT_OF_MEMORY, FoldNote, LogitsReference
+from ich_ray.trial_records import OUT_OF_MEMORY, FoldNote, LogitsReference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ich_ray.search.stopping.fold_race import FoldRace
     from ich_ray.search.tune.quarantine import Quarantine
     from ich_ray.search.tune.trial_shares import TrialShares
-    from ich_ray.search_records import Objective
+    from ich_ray.trial_records import Objective
 
 __all__ = ["StoppingScheduler", "in_queue"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ich_ray.search.ledger import Ledger
     from ich_ray.search.space.space import SearchSpace
     from ich_ray.search.tune.scheduler import StoppingScheduler
-    from ich_ray.search_records import TrialResult
+    from ich_ray.trial_records import TrialResult
 
 __all__ = ["SearchCounts"]
 

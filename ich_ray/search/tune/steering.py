@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ich_ray.search.tune.ledger_callback import LedgerCallback
     from ich_ray.search.tune.sampler import LedgerSampler
     from ich_ray.search.tune.scheduler import StoppingScheduler
-    from ich_ray.search_records import Parameter
+    from ich_ray.trial_records import Parameter
 
 __all__ = ["Steering"]
 

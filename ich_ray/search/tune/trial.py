@@ -32,21 +32,21 @@ from ich_ray.search.tune.preemption import heard
 from ich_ray.search.tune.train_workers import FaultOfWorker, WorkersLost
 from ich_ray.search.tune.trial_files import TrialFiles, UnwrittenError, reference_to
 from ich_ray.search.tune.trial_log import TrialLog
-from ich_ray.search_records import OUT_OF_MEMORY, Objective, Report, finite
 from ich_ray.storage import SearchFiles, exists, locate, without_credentials
 from ich_ray.training.checkpoint_store import CheckpointStore
 from ich_ray.training.machine_faults import machine_fault
 from ich_ray.training.memory import out_of_memory
+from ich_ray.trial_records import OUT_OF_MEMORY, Objective, Report, finite
 
 if TYPE_CHECKING:
     from upath import UPath
 
     from ich_ray.model.hyperparameters import Hyperparameters
     from ich_ray.search.space.parameter_sets import Searched
-    from ich_ray.search_records import ExecutionInfo
     from ich_ray.training.checkpoint_store import SavedState
     from ich_ray.training.data_parallel import Shard
     from ich_ray.training.loop import Progress
+    from ich_ray.trial_records import ExecutionInfo
     from ich_ray.usage import ReportUsage
     from ich_ray.vocabulary import Placement, Precision
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ich_ray.search_records import CheckpointReference
 from ich_ray.storage import bytes_written, without_credentials
 from ich_ray.training.async_checkpointing import AsyncCheckpointer
+from ich_ray.trial_records import CheckpointReference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

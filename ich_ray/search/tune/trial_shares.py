@@ -17,7 +17,7 @@ from ich_ray.progress import say
 from ich_ray.search.gpu_shares import DeviceKind, GpuShares
 from ich_ray.search.ledger import Verdict
 from ich_ray.search.plan.share_plan import CONTEXT_BYTES, Need
-from ich_ray.search_records import OUT_OF_MEMORY
+from ich_ray.trial_records import OUT_OF_MEMORY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
     from ich_ray.search.ledger import Ledger
-    from ich_ray.search_records import Parameter, TrialResult
+    from ich_ray.trial_records import Parameter, TrialResult
 
 __all__ = ["Kinds", "TrialShares", "equal_shares", "memory_shares"]
 

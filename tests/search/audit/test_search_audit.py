@@ -21,8 +21,9 @@ from ich_ray.errors import ConfigError, IntegrityError
 from ich_ray.results import SearchResult
 from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.ledger import Ledger, Verdict
-from ich_ray.search_records import CheckpointReference, EndCheck, SearchRecord
+from ich_ray.search_records import EndCheck, SearchRecord
 from ich_ray.storage import file_lock, is_held, locate, sha256, write_json
+from ich_ray.trial_records import CheckpointReference
 from tests.prepared import make_dataset
 
 SPACE = {

@@ -24,7 +24,7 @@ from ich_ray.search.plan.cost_model import (
     trial_memory,
 )
 from ich_ray.search.space.yaml_file import parse_space
-from ich_ray.search_records import Report, TrialResult
+from ich_ray.trial_records import Report, TrialResult
 from tests.prepared import make_dataset
 
 SPACE = {

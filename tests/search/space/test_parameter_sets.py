@@ -12,7 +12,7 @@ from ich_ray.model.sequence_parameters import SequenceParameters
 from ich_ray.search.optuna_adapter import fitting
 from ich_ray.search.space.space import RandomSuggest
 from ich_ray.search.space.yaml_file import load_space, parse_space
-from ich_ray.search_records import TrialResult
+from ich_ray.trial_records import TrialResult
 
 SPACES = Path(__file__).parents[3] / "search_spaces"
 SMALL: dict[str, Any] = yaml.safe_load((SPACES / "sequence_small.yaml").read_text())

@@ -8,7 +8,7 @@ import pytest
 
 from ich_ray.search.space.space import Budget
 from ich_ray.search.stopping.asha import AshaRungs
-from ich_ray.search_records import Objective, Report, TrialResult
+from ich_ray.trial_records import Objective, Report, TrialResult
 
 BUDGET = Budget(images=900, report_every=100, first_rung=100, reduction=3, min_peers=2)
 MAX, MIN = Objective(), Objective(metric="log_loss", mode="min")

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from ich_ray.search.space.space import Budget
 from ich_ray.search.stopping.fold_race import FoldRace
-from ich_ray.search_records import FoldNote, LogitsReference, Objective, Report, TrialResult
+from ich_ray.trial_records import FoldNote, LogitsReference, Objective, Report, TrialResult
 
 BUDGET = Budget(images=200, report_every=100, first_rung=100)
 OBJECTIVE = Objective(folds=3)

@@ -14,9 +14,9 @@ from ich_ray.data.folds import HeldOut
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.search.tune.lent_slots import LentSlots
 from ich_ray.search.tune.trial import TrialSettings, train_model
-from ich_ray.search_records import ExecutionInfo
 from ich_ray.storage import Location, locate, sha256, write_bytes
 from ich_ray.training.data_parallel import Shard
+from ich_ray.trial_records import ExecutionInfo
 
 _WAIT_S = 300.0
 

@@ -9,7 +9,7 @@ import pytest
 from ich_ray.errors import IchRayError, Interrupted
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.tune.driver import Driver, check_own_ends
-from ich_ray.search_records import TrialResult
+from ich_ray.trial_records import TrialResult
 from tests.records import make_record
 
 

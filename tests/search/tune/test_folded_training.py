@@ -16,9 +16,9 @@ from ich_ray.search.out_of_fold import OutOfFold
 from ich_ray.search.trial_output import Output
 from ich_ray.search.tune.folded_training import FoldedTraining, FoldProgress
 from ich_ray.search.tune.trial import TrialSettings, train_model
-from ich_ray.search_records import Objective
 from ich_ray.statistics.metrics import average_precision
 from ich_ray.storage import SearchFiles, locate
+from ich_ray.trial_records import Objective
 from tests.prepared import make_dataset
 from tests.search.fakes import FoldTrainer
 

@@ -13,7 +13,8 @@ from ich_ray.errors import IchRayError
 from ich_ray.results import open_search
 from ich_ray.search.ledger import Ledger
 from ich_ray.search.tune.quarantine import DECLINED, Quarantine, is_admitted
-from ich_ray.search_records import LostAttempt, QuarantineNote, SearchRecord
+from ich_ray.search_records import QuarantineNote, SearchRecord
+from ich_ray.trial_records import LostAttempt
 
 LOST = LostAttempt(node="a", host="host-a", cause="storage", images_seen=0, time=1.0)
 

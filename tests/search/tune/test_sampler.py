@@ -17,7 +17,7 @@ from ich_ray.search.space.feasible_draw import first_that_fits
 from ich_ray.search.space.space import RandomSuggest
 from ich_ray.search.space.yaml_file import parse_space
 from ich_ray.search.tune.sampler import LedgerSampler
-from ich_ray.search_records import Report, TrialResult
+from ich_ray.trial_records import Report, TrialResult
 from tests.records import make_record
 from tests.search.fakes import SPACE
 

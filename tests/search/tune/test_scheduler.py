@@ -9,7 +9,7 @@ from ich_ray.search.stopping.asha import AshaRungs
 from ich_ray.search.stopping.fold_race import FoldRace
 from ich_ray.search.tune.quarantine import DECLINED
 from ich_ray.search.tune.scheduler import StoppingScheduler
-from ich_ray.search_records import Objective
+from ich_ray.trial_records import Objective
 
 BUDGET = Budget(images=900, report_every=100, first_rung=100, reduction=3, min_peers=2)
 

@@ -19,8 +19,8 @@ from ich_ray.errors import TrialFailure
 from ich_ray.search.tune import lost_attempts, trial_files
 from ich_ray.search.tune import trial as trials
 from ich_ray.search.tune.trial import TrialSettings, checkpoints_of, trial_function
-from ich_ray.search_records import CheckpointReference
 from ich_ray.storage import Location, SearchFiles, locate, sha256
+from ich_ray.trial_records import CheckpointReference
 from tests.search.fakes import FakeProgress, FakeState
 from tests.searched import make_search
 

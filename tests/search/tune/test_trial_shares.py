@@ -22,7 +22,7 @@ from ich_ray.search.tune import trial_shares
 from ich_ray.search.tune.scheduler import StoppingScheduler
 from ich_ray.search.tune.trial import TrialSettings, _with_share, train_model
 from ich_ray.search.tune.trial_shares import TrialShares, equal_shares
-from ich_ray.search_records import Objective
+from ich_ray.trial_records import Objective
 from tests.records import make_record
 
 BUDGET = Budget(images=900, report_every=100, first_rung=100, reduction=3, min_peers=2)
