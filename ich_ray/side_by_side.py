@@ -182,7 +182,8 @@ def side_by_side(found: Sequence[SearchResult], dataset: Location | None = None)
         PreparedDataset.of_search(first, dataset)
     tested = [read_evaluation(search.files) for search in found]
     pairs = [_pair(other, first, dataset, after, tested[0]) for other, after in zip(others, tested[1:], strict=True)]
-    return SideBySide(tuple(map(_reached, found, tested)), tuple(pairs))
+    reached = [_reached(search, evaluation) for search, evaluation in zip(found, tested, strict=True)]
+    return SideBySide(tuple(reached), tuple(pairs))
 
 
 def _place(found: SearchResult) -> str:
