@@ -228,7 +228,7 @@ def state_of(pid: int) -> tuple[str, str]:
 def end_process(pid: int) -> None:
     """Kill a worker of Ray on this machine, and nothing else that has its number by now."""
     try:
-        if b"ray" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
             os.kill(pid, signal.SIGKILL)
     except OSError:
         return

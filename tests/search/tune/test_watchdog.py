@@ -209,9 +209,9 @@ def test_a_silent_process_is_asked_judged_and_then_ended(
 
 
 def test_a_process_tells_what_it_does_and_only_workers_of_ray_are_ended() -> None:
-    sleeper = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
-    for name, ended in (("other", False), ("ray::worker", True)):
-        with subprocess.Popen([*sleeper, name], stdout=subprocess.PIPE) as process:
+    sleeper = "import time; print(flush=True); time.sleep(60)"
+    for name, ended in (("/home/me/ich_ray/bin/python", False), ("ray::Trial", True)):
+        with subprocess.Popen([name, "-c", sleeper], executable=sys.executable, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
             assert state_of(process.pid)[1] in ("there and waiting", "there and running")
