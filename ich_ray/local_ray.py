@@ -11,7 +11,7 @@ import secrets
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ich_ray.errors import ConfigError
+from ich_ray.errors import ConfigError, IchRayError
 from ich_ray.storage import own_temporary_folder, private_folder
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["own_token", "sessions_folder", "start_ray"]
 
 _TOKEN, _TOKEN_FILE, _MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
+_START_S = 120.0
 
 
 def start_ray(job: JobConfig, cpus: int | None) -> None:
@@ -30,18 +31,28 @@ def start_ray(job: JobConfig, cpus: int | None) -> None:
 
     Raises:
         ConfigError: its folder cannot be made, or belongs to another user.
+        IchRayError: it has not started after minutes.
     """
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        job_config=job,
-        _temp_dir=str(sessions_folder()),
-    )
+    from ich_ray.ray_internals import started_within
+
+    folder = sessions_folder()
+    try:
+        with started_within(_START_S):
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                job_config=job,
+                _temp_dir=str(folder),
+            )
+    except TimeoutError as error:
+        raise IchRayError(
+            f"Ray: must start on this machine within {_START_S:.0f} s, got {error}; see {folder}/session_latest/logs"
+        ) from None
 
 
 def sessions_folder() -> Path:

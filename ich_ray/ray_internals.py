@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray._private import worker
+from ray._private import services, worker
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
 from ray._private.worker import get_dashboard_url
@@ -23,7 +25,11 @@ from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 from ray.job_config import JobConfig
 from ray.runtime_context import get_runtime_context
 
+from ich_ray.errors import first_line
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ray.tune import PlacementGroupFactory
     from ray.tune.experiment import Trial
 
@@ -43,6 +49,7 @@ __all__ = [
     "is_autoscaler_v2",
     "output_files",
     "process_of",
+    "started_within",
     "worker",
 ]
 
@@ -141,3 +148,31 @@ def forget_authentication() -> None:
     """Let Ray read its mode and token from the environment again; it keeps both."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def started_within(seconds: float) -> Iterator[None]:
+    """Give a Ray that is started in the block this long, in place of the 30 s after which it gives up.
+
+    Its processes import for longer than that where the machine is busy or what is installed lies on a slow share.
+
+    Raises:
+        TimeoutError: it has not.
+    """
+    get_node = services.get_node
+
+    def patient(*arguments: Any) -> Any:
+        over = time.monotonic() + seconds
+        while True:
+            try:
+                return get_node(*arguments)  # type: ignore[no-untyped-call]
+            except RuntimeError as error:  # what Ray takes for: not yet
+                if time.monotonic() > over:
+                    raise TimeoutError(first_line(error)) from None
+                time.sleep(0.1)
+
+    services.get_node = patient
+    try:
+        yield
+    finally:
+        services.get_node = get_node

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.job_config import JobConfig
 
-from ich_ray.errors import ConfigError
-from ich_ray.local_ray import own_token
+from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.local_ray import own_token, start_ray
 from ich_ray.ray_internals import forget_authentication
 
 NAMES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
@@ -81,3 +82,12 @@ def test_a_token_that_is_set_after_another_ray_is_what_ray_reads(monkeypatch: py
     assert get_authentication_mode() == unset
     with own_token():
         assert get_authentication_mode() != unset
+
+
+def test_a_ray_that_does_not_start_ends_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise TimeoutError("no node")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(IchRayError, match=r"^Ray: must start on this machine within 120 s, got no node; see .*/logs$"):
+        start_ray(JobConfig(), cpus=1)

@@ -10,8 +10,10 @@ import sys
 import sysconfig
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray._private import node, services
 from ray.job_config import JobConfig
 from ray.tune.experiment import Trial
 
@@ -102,3 +104,23 @@ def test_a_trial_that_has_ended_is_forgotten_by_tune() -> None:
     assert (trial.metric_analysis, trial.metric_n_steps, trial.evaluated_params) == ({}, {}, {})
     assert {*trial.last_result} <= {"trial_id"}
     assert trial.config == {"number": 3}
+
+
+def test_a_ray_that_starts_slowly_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "ray._private.services.get_node(" in inspect.getsource(node.Node.__init__), "asked through its module"
+    answers = iter([RuntimeError("not yet"), RuntimeError("not yet"), {"node_id": "a"}])
+
+    def get_node(*arguments: str) -> Any:
+        assert arguments == ("head", "a")
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    with ray_internals.started_within(60):
+        assert services.get_node("head", "a") == {"node_id": "a"}  # type: ignore[no-untyped-call]
+    assert services.get_node is get_node
+    answers = iter([RuntimeError("the last word\nand a stack")])
+    with ray_internals.started_within(-1), pytest.raises(TimeoutError, match=r"^the last word$"):
+        services.get_node("head", "a")  # type: ignore[no-untyped-call]
