@@ -171,21 +171,24 @@ def _say_first_line(data: Any, ignore_prefix: bool = False) -> None:  # noqa: AR
 def _watch(head: str, over: threading.Event, is_own: bool) -> None:
     """End the process when nobody has answered at the head's address for a while, or another head does."""
     host, _, port = head.rpartition(":")
-    answered, silent = time.monotonic(), False
-    while not over.wait(_KNOCK_AGAIN_S if silent else _KNOCK_EVERY_S):
+    silent_since: float | None = None
+    while not over.wait(_KNOCK_EVERY_S if silent_since is None else _KNOCK_AGAIN_S):
         try:
             knock(host, int(port))
-            if silent and _is_another(head):
+            # Asked last: the block may have ended while the head was asked, and Ray knows no cluster then.
+            if silent_since is not None and _is_another(head) and not over.is_set():
                 _leave(
                     f"{head}: the head of the cluster must stay the one that it was, got one that was started again; "
                     f"{_HINT}"
                 )
-            answered, silent = time.monotonic(), False
+            silent_since = None
         except OSError:
-            silent = True
             if over.is_set():
                 return
-            silent_s = time.monotonic() - answered
+            # From the first knock in vain, not the last answer: this machine may have stood still in between.
+            if silent_since is None:
+                silent_since = time.monotonic()
+            silent_s = time.monotonic() - silent_since
             if _terminated.is_set() and silent_s >= _PATIENCE_TERMINATED_S:
                 if is_own:
                     _leave(

@@ -220,6 +220,26 @@ def test_a_head_that_was_started_again_ends_the_process(
     )
 
 
+@pytest.mark.usefixtures("told_end")
+def test_a_machine_that_stood_still_gives_its_head_another_knock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, over, answers = [0.0], threading.Event(), iter([False, True])
+
+    def knock(*_: object) -> None:
+        now[0] += 3600
+        answer = next(answers)
+        if not answer:
+            raise TimeoutError
+        over.set()
+
+    monkeypatch.setattr(runtime, "_KNOCK_EVERY_S", 0.01)
+    monkeypatch.setattr(runtime, "_KNOCK_AGAIN_S", 0.01)
+    monkeypatch.setattr(runtime, "_is_another", lambda _: False)
+    monkeypatch.setattr(runtime, "knock", knock)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    runtime._watch("10.0.0.1:6379", over, is_own=False)
+    assert list(answers) == []
+
+
 def test_only_the_first_line_of_what_ray_says_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
     progress.show()
     try:
