@@ -18,7 +18,7 @@
   };
   const WIDTHS = { __proto__: null, number: 76, state: 118, value: 84, last: 84, images: 104, reason: 150, machine: 150, started: 158 };
 
-  let head = null, version = null, names = [], place = {}, over = "images", lines = [], chosen = 0, printing = false;
+  let head = null, version = null, names = [], place = {}, over = "images", lines = [], chosen = 0, read = null, printing = false;
   const rows = new Map(), texts = new Map(), hidden = new Set();
   let sorting = { name: "value", up: null };
 
@@ -374,9 +374,12 @@
   // ---- one trial
 
   async function open(number) {
+    const again = by("detail").open && read === number, down = by("detail").scrollTop;
+    read = number;
     const answer = await ask(`/trial?number=${number}`);
     if (!answer.ok) return;
     const told = await answer.json(), body = by("detail-body"), used = told.usage;
+    if (read !== number || (again && !by("detail").open)) return; // another one meanwhile, or closed
     by("detail-title").textContent = `Trial ${told.number}: ${told.state}${told.reason ? `, ${told.reason}` : ""}`;
     const parts = [];
     if (told.detail) parts.push(element("h3", told.state === "failed" ? "Error" : "Note"), element("pre", told.detail));
@@ -412,6 +415,7 @@
     }
     body.replaceChildren(...parts);
     if (!by("detail").open) by("detail").showModal();
+    by("detail").scrollTop = again ? down : 0;
     chart(curve, {
       series: [{ points: told.reports.map((one) => [one.images, one.value]), name: `${told.state} thick`, title: `trial ${told.number}` }],
       uprights: head.rungs, level: head.chance, label: "images seen",
@@ -493,6 +497,8 @@
       texts.delete(row[0]);
     }
     draw();
+    const changed = told.whole || trials.some(([number]) => number === read);
+    if (by("detail").open && changed && getSelection().isCollapsed) open(read); // what is being copied stays
   }
 
   function complain(text) {

@@ -118,6 +118,42 @@ def test_it_goes_on_by_itself_and_opens_again_without_the_key(watch: Watch, file
     assert said == []
 
 
+def test_a_trial_that_is_looked_at_goes_on_too(watch: Watch, files: SearchFiles) -> None:
+    trial = watch.board.as_result().trials[59]
+    assert trial.state == "running"
+    write_output(str(files.root), 59, "the first line\n")
+    choose = (
+        "{ const box = document.getElementById('filter'); box.value = 'number=59';"
+        " box.dispatchEvent(new Event('input')); document.querySelector('#rows tr:not(.space)').click() }"
+    )
+    log = "[...document.querySelectorAll('#detail pre')].map((one) => one.textContent).join('|')"
+    title = "document.getElementById('detail-title').textContent"
+
+    async def look() -> tuple[str, str, str, list[str]]:
+        async with tab() as opened:
+            await open_page(opened, watch.address)
+            await opened.evaluate(choose)
+            await becomes(opened, "document.getElementById('detail').open")
+            first = await opened.evaluate(title)
+            write_output(str(files.root), 59, "the first line\nthe last line\n")
+            ended = {"state": "failed", "reason": "oom", "ended": trial.started + 99}
+            write_trial(files, trial.model_copy(update=ended))
+            await becomes(opened, f"{title}.includes('failed')")
+            found = await opened.evaluate(log)
+            await press(opened, "Escape")
+            await becomes(opened, "!document.getElementById('detail').open")
+            before = await opened.evaluate("document.documentElement.dataset.version")
+            write_trial(files, trial.model_copy(update={**ended, "detail": "once more"}))
+            await becomes(opened, f"document.documentElement.dataset.version !== '{before}'")
+            assert not await opened.evaluate("document.getElementById('detail').open")
+            return first, found, await opened.evaluate(title), errors(opened)
+
+    first, found, title_then, said = asyncio.run(look())
+    assert (first, title_then) == ("Trial 59: running", "Trial 59: failed, oom")
+    assert "the last line" in found
+    assert said == []
+
+
 def test_keys_filter_choose_open_and_close(watch: Watch) -> None:
     async def look() -> dict[str, Any]:
         found: dict[str, Any] = {}
