@@ -47,11 +47,14 @@ __all__ = [
     "get_dashboard_url",
     "internal_kv_get",
     "is_autoscaler_v2",
+    "is_unwelcome",
     "output_files",
     "process_of",
     "started_within",
     "worker",
 ]
+
+_ASK_S = 10.0
 
 
 def forget(trial: Trial) -> None:
@@ -176,3 +179,22 @@ def started_within(seconds: float) -> Iterator[None]:
         yield
     finally:
         services.get_node = get_node
+
+
+def is_unwelcome(head: str) -> bool:
+    """Whether the head at an address calls the token of this process wrong, or misses one.
+
+    Ray itself asks twenty times, a line of its log each, before it says so.
+    """
+    import grpc  # type: ignore[import-untyped]
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    with init_grpc_channel(head) as channel:
+        try:
+            head_node = NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
+            head_node.GetClusterId(GetClusterIdRequest(), timeout=_ASK_S)
+        except grpc.RpcError as error:
+            return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
+    return False

@@ -243,7 +243,7 @@ def _join(address: str, source: str) -> None:
     import ray
     from ray.exceptions import AuthenticationError
 
-    from ich_ray.ray_internals import DriverPathJob
+    from ich_ray.ray_internals import DriverPathJob, is_unwelcome
 
     # The server of a Ray client has no working directory of this process.
     job: Any = None if address.startswith("ray://") else DriverPathJob()
@@ -253,6 +253,8 @@ def _join(address: str, source: str) -> None:
         if host and port.isdigit():
             knock(host, int(port))
             listens = True
+            if not address.startswith("ray://") and is_unwelcome(address):
+                raise AuthenticationError("unwelcome")
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=job)
     except (AuthenticationError, OSError, RuntimeError, ValueError, SystemExit) as error:
         problem = first_line(error)

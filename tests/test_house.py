@@ -173,6 +173,7 @@ def test_what_ray_keeps_to_itself_is_known_by_its_name() -> None:
         "ray.autoscaler.v2.sdk.get_cluster_status",
         "ray.autoscaler.v2.utils.is_autoscaler_v2",
         "ray.experimental.internal_kv._internal_kv_get",
+        "ray._private.grpc_utils.init_grpc_channel",
     ]
     assert not is_private_of_ray("ray.tune.experiment.Trial")
 

@@ -16,6 +16,7 @@ import ich_ray
 from ich_ray import cli
 from ich_ray.cluster import jobs, restarts
 from ich_ray.errors import ConfigError
+from ich_ray.ray_internals import forget_authentication
 from ich_ray.results import open_search
 from ich_ray.runtime import connected
 from tests.cluster.heads import Head, running_head, write_token
@@ -211,9 +212,21 @@ def test_a_job_that_is_not_there_is_told(token: Head, capsys: pytest.CaptureFixt
         assert f"job nothing: must be known at {token.url}, got none; `ich-ray jobs`" in capsys.readouterr().err
 
 
-def test_joining_without_the_token_says_so(head: Head, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def _forgets() -> Iterator[None]:
+    yield
+    forget_authentication()  # after the environment is as before
+
+
+@pytest.mark.usefixtures("_forgets")
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_joining_without_the_token_says_so_at_once(
+    mode: str, head: Head, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(write_token(tmp_path / "wrong", "f" * 64)))
+    forget_authentication()
     with pytest.raises(ConfigError, match="a token that is wrong or missing"), connected(head.address):
         pass
+    assert capfd.readouterr().err == "", "Ray has not tried twenty times"
