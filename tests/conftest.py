@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -46,12 +46,12 @@ def _no_lost_head_ends_all_tests() -> Iterator[None]:
     """
     from ich_ray import runtime
 
-    def told(problem: str, code: int = 1) -> NoReturn:
-        if threading.current_thread() is threading.main_thread():  # where a test looks at it
-            ending(problem, code)
-        raise RuntimeError(f"exit code {code}: {problem}")
+    def told(problem: str, code: int = 1) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError(f"exit code {code}: {problem}")
+        ending(problem, code)  # a test looks at it
 
-    ending, runtime._leave = runtime._leave, told  # type: ignore[assignment]
+    ending, runtime._leave = runtime._leave, told
     yield
     runtime._leave = ending
 
