@@ -60,9 +60,13 @@ def print_dataset(manifest: DatasetManifest, root: str) -> None:
     """What `prepare` made: files, reasons of rejection, roles."""
     counts = f"{manifest.accepted} accepted, {manifest.rejected} rejected, {manifest.duplicate} duplicate"
     print_line(f"{manifest.listed} files: {counts}, {manifest.excluded} excluded  {root}")
-    if manifest.reasons:
-        reasons = sorted(manifest.reasons.items(), key=lambda item: (-item[1], item[0]))
-        print_table(("reason", "files"), reasons, left=_TEXT)
+    reasons = dict(manifest.reasons)
+    lacking = reasons.pop("file_missing", 0)  # rows of the labels, and no files
+    if reasons:
+        rows = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        print_table(("reason", "files"), rows, left=_TEXT)
+    if lacking:
+        print_line(f"labels without a file: {lacking} (file_missing)")
     roles = []
     for role, count in manifest.roles.items():
         share = f"{count.positives / count.slices:.3f}" if count.slices and manifest.level == "slice" else "-"

@@ -25,3 +25,15 @@ def test_too_few_positives_are_said_before_a_search(
     print_dataset(manifest, "data")
     lines = [line for line in capsys.readouterr().out.splitlines() if "too few to rank models" in line]
     assert [line.startswith(str(says)) for line in lines] == [True] * (says is not None)
+
+
+def test_labels_without_a_file_are_not_counted_as_files(
+    dataset: PreparedDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted = {"not_ct": 2, "file_missing": 3}
+    manifest = dataset.manifest.model_validate({**dataset.manifest.model_dump(), "reasons": counted, "rejected": 2})
+    print_dataset(manifest, "data")
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["not_ct", "2"] in said
+    assert ["labels", "without", "a", "file:", "3", "(file_missing)"] in said
+    assert ["file_missing", "3"] not in said
