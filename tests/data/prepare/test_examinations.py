@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ich_ray import cli
@@ -196,6 +198,20 @@ def test_no_slice_has_the_label_of_its_study(
     assert audit_dataset(dataset.files.root).breaches[0].startswith("examinations.parquet: must be readable, got ")
     with pytest.raises(IntegrityError, match="a row per examination must be there, got no file"):
         _ = PreparedDataset.open(tmp_path / "out").examinations
+
+
+def documented(file: str) -> list[str]:
+    """The columns of a table, by the page of the files."""
+    page = (Path(__file__).parents[3] / "docs/reference/formats.md").read_text()
+    rows = re.findall(r"^\| (`.*) \| \w+ \|", page.partition(f"## `DATASET/{file}`")[2].partition("\n## ")[0], re.M)
+    return [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+
+
+def test_every_column_has_a_meaning_on_the_page_of_the_files(tmp_path: Path, images: Path) -> None:
+    dataset = prepare(images, table(tmp_path, "StudyInstanceUID", "st{}"), tmp_path / "out", size=16, slab_mm=8)
+    assert dataset.slices.schema.names == documented("slices.parquet")
+    assert dataset.examinations.schema.names == documented("examinations.parquet")
+    assert pq.read_schema(str(dataset.files.rejected)).names == documented("rejected.parquet")
 
 
 def test_labels_of_studies_alone_train_no_network_of_slices(
