@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,13 @@ from ich_ray.cluster.jobs import Job
 from ich_ray.errors import ConfigError
 from tests.cluster.heads import TOKEN
 from tests.loopback import serving
+
+
+@pytest.fixture(autouse=True)
+def _no_token_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray writes one there for all to read, which a user may have."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
 
 
 @contextmanager

@@ -128,12 +128,15 @@ def test_running_trials_count_and_those_of_former_drivers(tmp_path: Path, clock:
 
 DRIVER = """
 import sys, ray
+from ich_ray.local_ray import own_token
 from ich_ray.search.run import run_search
 from tests.search.fakes import FakeTrainer
-ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
-keys = {"gpus_per_trial": 1, "_trainer": FakeTrainer(wait_s=1)}
-run_search(*sys.argv[1:4], trials=50, gpu_hours=6 / 3600, **keys)
-run_search(*sys.argv[1:4], gpu_hours=6 / 3600, resume=True, **keys)
+with own_token():  # otherwise Ray writes one into the home
+    ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    keys = {"gpus_per_trial": 1, "_trainer": FakeTrainer(wait_s=1)}
+    run_search(*sys.argv[1:4], trials=50, gpu_hours=6 / 3600, **keys)
+    run_search(*sys.argv[1:4], gpu_hours=6 / 3600, resume=True, **keys)
+    ray.shutdown()
 """
 
 
