@@ -28,7 +28,8 @@ def on_node(node: str, function: Any, *arguments: Any) -> Any:
 def ask_machines(look: Callable[..., str] | None = None, *arguments: Any) -> None:
     """Let each machine tell the versions of its code, and look whether all is as the work needs it.
 
-    Versions that differ without an effect on results are said, and drivers of accelerators that differ.
+    Versions that differ without an effect on results are said, drivers of accelerators that differ, and machines that
+    went away meanwhile.
 
     Args:
         look: runs on a machine and returns what is wrong there, with what to do unless it is a path that others see;
@@ -43,13 +44,19 @@ def ask_machines(look: Callable[..., str] | None = None, *arguments: Any) -> Non
     read_versions = version_reader()
     here, question = read_versions(), with_versions(read_versions, look, arguments)
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    asked = {on_node(node["NodeID"], question): node["NodeManagerAddress"] for node in alive}
+    nodes = {on_node(node["NodeID"], question): node["NodeID"] for node in alive}
+    asked = dict(zip(nodes, (node["NodeManagerAddress"] for node in alive), strict=True))
     drivers: dict[str, str] = {}
+    gone = 0
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
     for reference in ready:
         try:
             there, problem = ray.get(reference)
         except ray.exceptions.RayError as error:
+            gone += 1
+            if gone < len(asked) and _has_gone(error, nodes[reference]):
+                say(f"machine {asked[reference]} went away while it was asked which versions it has")
+                continue
             raise ConfigError(
                 f"machine {asked[reference]}: must answer which versions it has, got {type(error).__name__}; check it "
                 "with `ray status`"
@@ -66,6 +73,15 @@ def ask_machines(look: Callable[..., str] | None = None, *arguments: Any) -> Non
         )
     if len({*drivers.values()}) > 1:
         say(f"machines have different drivers: {', '.join(f'{each} {drivers[each]}' for each in sorted(drivers))}")
+
+
+def _has_gone(error: Exception, node: str) -> bool:
+    """Whether a task on a machine failed because that is no longer there, or is about to go."""
+    import ray
+
+    if isinstance(error, ray.exceptions.TaskUnschedulableError):  # it asks for no resources: nothing else is lacking
+        return True
+    return node not in {one["NodeID"] for one in ray.nodes() if one["Alive"]}  # type: ignore[no-untyped-call]
 
 
 def with_versions(

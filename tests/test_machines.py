@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from ray.exceptions import RayError, TaskUnschedulableError, WorkerCrashedError
 
 from ich_ray import machines, progress
 from ich_ray.errors import ConfigError
@@ -60,6 +61,49 @@ def test_drivers_that_differ_are_said(monkeypatch: pytest.MonkeyPatch, capsys: p
     finally:
         progress.show(False)
     assert capsys.readouterr().err == "machines have different drivers: 10.0.0.2 570.1, 10.0.0.3 535.2\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_there", "refused"),
+    [
+        (TaskUnschedulableError("gone"), True, ""),
+        (WorkerCrashedError(), False, ""),
+        (WorkerCrashedError(), True, "machine 10.0.0.2: must answer which versions it has, got WorkerCrashedError; "),
+    ],
+)
+def test_a_machine_that_goes_while_it_is_asked_ends_nothing(
+    error: RayError, is_there: bool, refused: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [{"NodeID": f"n{number}", "NodeManagerAddress": f"10.0.0.{number}", "Alive": True} for number in (1, 2)]
+
+    def answer(node: str) -> tuple[dict[str, str], str]:
+        if node == "n1":
+            return {"torch": "2.14.0"}, ""
+        nodes[1]["Alive"] = is_there
+        raise error
+
+    monkeypatch.setattr(machines, "version_reader", lambda: lambda: {"torch": "2.14.0"})
+    monkeypatch.setattr(machines, "on_node", lambda node, _: node)
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    monkeypatch.setattr("ray.wait", lambda asked, **_: (asked, []))
+    monkeypatch.setattr("ray.get", answer)
+    progress.show()
+    try:
+        if refused:
+            with pytest.raises(ConfigError, match=f"^{refused}"):
+                machines.ask_machines()
+        else:
+            machines.ask_machines()
+    finally:
+        progress.show(False)
+    assert capsys.readouterr().err == (
+        "" if refused else "machine 10.0.0.2 went away while it was asked which versions it has\n"
+    )
+    nodes[0]["Alive"] = True
+    monkeypatch.setattr("ray.nodes", lambda: nodes[1:])
+    nodes[1]["Alive"] = True
+    with pytest.raises(ConfigError, match="must answer which versions it has"):  # the last one there is
+        machines.ask_machines()
 
 
 def test_versions_are_told_also_where_the_files_cannot_be_looked_at() -> None:
