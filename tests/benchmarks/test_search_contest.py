@@ -113,13 +113,13 @@ def test_a_contest_prints_ratios_limits_and_who_never_came(capsys: pytest.Captur
     assert told[-1].endswith("4 tests, smallest p 1.0000; needs more after Holm, 5 % in all: 0")
 
 
-def test_a_draw_of_the_table_replays_its_own_curve_and_a_neighbor_the_same() -> None:
+def test_a_draw_of_the_table_replays_its_own_curve_and_a_neighbor_that_of_its_next_seed() -> None:
     table = Table()
     parameters = table._curves.parameters[7]
     first, again = (
         table.begin(parameters | moved, (0, 0)) for moved in ({}, {"dropout": parameters["dropout"] + 1e-4})
     )
     told = [training.report() for training in (first, again)]
-    assert told == [table._curves.values[7, 0, 0]] * 2
+    assert told == [table._curves.values[7, seed, 0] for seed in (0, 1)]
     assert [first.report() for _ in range(26)][-1] == table._curves.values[7, 0, 26]
-    assert table.best == max(table.worth) == pytest.approx(0.938, abs=5e-4)
+    assert table.best == max(table.worth) == pytest.approx(0.936, abs=5e-4)
