@@ -1,4 +1,4 @@
-"""Tasks on named machines of a cluster, and the question that each is asked before work starts."""
+"""Machines of a cluster: who is up, tasks on one by its id, and the question asked of each first."""
 
 from __future__ import annotations
 
@@ -11,9 +11,29 @@ from ich_ray.versions import DRIVER, Difference, differences, version_reader
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ask_machines", "on_node", "with_versions"]
+__all__ = ["ask_machines", "is_gone", "nodes_up", "on_node", "staying", "with_versions"]
 
 _ANSWER_WITHIN_S = 30
+
+
+def nodes_up() -> list[dict[str, Any]]:
+    """What Ray says of each machine that is up."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def staying(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that will not be taken away: Ray starts nothing on the others."""
+    from ich_ray.ray_internals import draining_nodes
+
+    leaving = draining_nodes()
+    return [node for node in nodes if node["NodeID"] not in leaving]
+
+
+def is_gone(node: str) -> bool:
+    """Whether a machine, by Ray's id, is no longer there, or will be taken away."""
+    return node not in {one["NodeID"] for one in staying(nodes_up())}
 
 
 def on_node(node: str, function: Any, *arguments: Any) -> Any:
@@ -43,45 +63,37 @@ def ask_machines(look: Callable[..., str] | None = None, *arguments: Any) -> Non
 
     read_versions = version_reader()
     here, question = read_versions(), with_versions(read_versions, look, arguments)
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    nodes = {on_node(node["NodeID"], question): node["NodeID"] for node in alive}
-    asked = dict(zip(nodes, (node["NodeManagerAddress"] for node in alive), strict=True))
+    asked = {on_node(node["NodeID"], question): node for node in nodes_up()}
     drivers: dict[str, str] = {}
     gone = 0
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
     for reference in ready:
+        machine = asked[reference]["NodeManagerAddress"]
         try:
             there, problem = ray.get(reference)
         except ray.exceptions.RayError as error:
             gone += 1
-            if gone < len(asked) and _has_gone(error, nodes[reference]):
-                say(f"machine {asked[reference]} went away while it was asked which versions it has")
+            # The task asks for no resources: where it cannot be scheduled the machine is lacking, and nothing else.
+            unscheduled = isinstance(error, ray.exceptions.TaskUnschedulableError)
+            if gone < len(asked) and (unscheduled or is_gone(asked[reference]["NodeID"])):
+                say(f"machine {machine} went away while it was asked which versions it has")
                 continue
             raise ConfigError(
-                f"machine {asked[reference]}: must answer which versions it has, got {type(error).__name__}; check it "
+                f"machine {machine}: must answer which versions it has, got {type(error).__name__}; check it "
                 "with `ray status`"
             ) from None
-        _compare(asked[reference], differences(here, there))
-        drivers |= {asked[reference]: there[DRIVER]} if DRIVER in there else {}
+        _compare(machine, differences(here, there))
+        drivers |= {machine: there[DRIVER]} if DRIVER in there else {}
         if problem:
             remedy = "" if "; " in problem else "; use a folder that all machines share, or a URI"
-            raise ConfigError(f"machine {asked[reference]}: {problem}{remedy}")
+            raise ConfigError(f"machine {machine}: {problem}{remedy}")
     if late:
-        where = asked[late[0]]
+        where = asked[late[0]]["NodeManagerAddress"]
         raise ConfigError(
             f"machine {where}: must answer within {_ANSWER_WITHIN_S} s, got nothing; check it with `ray status`"
         )
     if len({*drivers.values()}) > 1:
         say(f"machines have different drivers: {', '.join(f'{each} {drivers[each]}' for each in sorted(drivers))}")
-
-
-def _has_gone(error: Exception, node: str) -> bool:
-    """Whether a task on a machine failed because that is no longer there, or is about to go."""
-    import ray
-
-    if isinstance(error, ray.exceptions.TaskUnschedulableError):  # it asks for no resources: nothing else is lacking
-        return True
-    return node not in {one["NodeID"] for one in ray.nodes() if one["Alive"]}  # type: ignore[no-untyped-call]
 
 
 def with_versions(

@@ -84,6 +84,7 @@ def test_a_machine_that_goes_while_it_is_asked_ends_nothing(
 
     monkeypatch.setattr(machines, "version_reader", lambda: lambda: {"torch": "2.14.0"})
     monkeypatch.setattr(machines, "on_node", lambda node, _: node)
+    monkeypatch.setattr("ich_ray.ray_internals.draining_nodes", dict)
     monkeypatch.setattr("ray.nodes", lambda: nodes)
     monkeypatch.setattr("ray.wait", lambda asked, **_: (asked, []))
     monkeypatch.setattr("ray.get", answer)

@@ -18,7 +18,7 @@ from ich_ray.cluster.storage_speed import read_others
 from ich_ray.cluster.time_limits import Question, answers
 from ich_ray.errors import ConfigError, first_line
 from ich_ray.local_ray import sessions_folder
-from ich_ray.machines import on_node, with_versions
+from ich_ray.machines import nodes_up, on_node, with_versions
 from ich_ray.runtime import cluster_address, connected, terminated_as_interrupted
 from ich_ray.storage import Location, is_local, locate, remove, write_bytes
 from ich_ray.versions import version_reader
@@ -156,11 +156,9 @@ def _with_reading(facts: Facts, read: tuple[dict[str, str], float | None], names
 
 def _ask_all(scratch: str | None, witness: str) -> tuple[list[Facts], str | None]:
     """Every node that is up, all at once; then each reads what the others have written."""
-    import ray
-
     from ich_ray.ray_internals import get_dashboard_url
 
-    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+    nodes = {node["NodeID"]: node for node in nodes_up()}
     names = _names(nodes)
     read_versions = version_reader()
     asked = _ask({

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from ich_ray.data.dataset import PreparedDataset
 from ich_ray.data.folds import trained_and_validated
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
+from ich_ray.machines import is_gone
 from ich_ray.model.hyperparameters import Hyperparameters
 from ich_ray.model.schedule import SCHEDULES
 from ich_ray.progress import say
@@ -95,7 +96,7 @@ def _run_to_the_end(plan: RetrainPlan, workers: int, resources: dict[str, float]
     Raises:
         IchRayError: the workers failed too often without a new state.
     """
-    from ich_ray.search.cluster_resources import is_gone, nodes_that_hold
+    from ich_ray.search.cluster_resources import nodes_that_hold
     from ich_ray.search.tune.train_workers import WorkersLost, run_workers
 
     failures = restarts = 0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from ich_ray.errors import IchRayError
-from ich_ray.machines import on_node
+from ich_ray.machines import nodes_up, on_node
 from ich_ray.progress import say
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def common_precision(gpus_per_trial: float) -> Precision:
         return "float32"
     from ich_ray.training.precision import precision_of
 
-    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
-    if alive:
-        asked = {on_node(node["NodeID"], least_capability): node["NodeManagerAddress"] for node in alive}
+    with_gpus = [node for node in nodes_up() if node["Resources"].get("GPU")]
+    if with_gpus:
+        asked = {on_node(node["NodeID"], least_capability): node["NodeManagerAddress"] for node in with_gpus}
     else:
         say("waiting for the first machine with a GPU, whose kind decides the precision of the search")
         asked = {ray.remote(num_cpus=0, num_gpus=gpus_per_trial)(least_capability).remote(): "the first one"}

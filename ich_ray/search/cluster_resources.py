@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 import yaml
 
-from ich_ray.machines import on_node
+from ich_ray.machines import nodes_up, on_node, staying
 from ich_ray.ray_internals import (
     DEBUG_AUTOSCALING_STATUS,
-    draining_nodes,
     get_cluster_status,
     internal_kv_get,
     is_autoscaler_v2,
@@ -41,7 +40,6 @@ __all__ = [
     "failed_launches",
     "gpu_machines",
     "host_of",
-    "is_gone",
     "nodes_that_hold",
     "slots_of_nodes",
 ]
@@ -104,13 +102,13 @@ class ClusterResources:
     """A cluster's machines, counted whenever asked."""
 
     def __init__(self) -> None:
-        self._limits = _limits(_alive())
+        self._limits = _limits(nodes_up())
 
     def machines(self) -> list[Machine]:
         """Those that are up, by what they hold, then those that may still come."""
-        alive = _alive()
+        alive = nodes_up()
         kinds: dict[tuple[float, float], int] = {}
-        for node in _staying(alive):
+        for node in staying(alive):
             resources = node["Resources"]
             kind = (resources.get("CPU", 0.0), resources.get("GPU", 0.0))
             kinds[kind] = kinds.get(kind, 0) + 1
@@ -119,7 +117,7 @@ class ClusterResources:
 
     def coming(self) -> list[Machine]:
         """Those that may still come."""
-        return self._coming(len(_alive()))
+        return self._coming(len(nodes_up()))
 
     def _coming(self, alive: int) -> list[Machine]:
         return [] if self._limits is None else autoscaled(self._limits, alive - 1)
@@ -150,12 +148,7 @@ def gpu_machines() -> dict[str, tuple[float, float]]:
 
 def address_of(node: str) -> str:
     """Of a machine that is up, by Ray's id; the id of one that is not."""
-    return next((str(one["NodeManagerAddress"]) for one in _alive() if one["NodeID"] == node), node)
-
-
-def is_gone(node: str) -> bool:
-    """Whether a machine, by Ray's id, is no longer there, or will be taken away."""
-    return node not in _resources_of_nodes()
+    return next((str(one["NodeManagerAddress"]) for one in nodes_up() if one["NodeID"] == node), node)
 
 
 def host_of(node: str) -> str:
@@ -166,17 +159,7 @@ def host_of(node: str) -> str:
 
 def _resources_of_nodes() -> dict[str, dict[str, float]]:
     """What each machine holds that is up, and stays, by Ray's ids."""
-    return {node["NodeID"]: node["Resources"] for node in _staying(_alive())}
-
-
-def _staying(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that will not be taken away: Ray starts nothing on the others."""
-    leaving = draining_nodes()
-    return [node for node in nodes if node["NodeID"] not in leaving]
-
-
-def _alive() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return {node["NodeID"]: node["Resources"] for node in staying(nodes_up())}
 
 
 def _limits(alive: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -49,7 +49,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def run(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(train_workers, "run_workers", attempts)
     monkeypatch.setattr(cluster_resources, "nodes_that_hold", attempts.alive)
-    monkeypatch.setattr(cluster_resources, "is_gone", attempts.gone.__contains__)
+    monkeypatch.setattr(ray_train, "is_gone", attempts.gone.__contains__)
     monkeypatch.setattr(ray_train, "_images_seen", lambda _: attempts.seen)
     return ray_train._run_to_the_end(PLAN, 2, {"CPU": 1, "GPU": 0}, UPath("/nowhere"))
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
+from ich_ray.machines import is_gone
 from ich_ray.progress import say
 from ich_ray.ray_internals import forget, process_of
 from ich_ray.results import fault_note
-from ich_ray.search.cluster_resources import host_of, is_gone
+from ich_ray.search.cluster_resources import host_of
 from ich_ray.search.progress_table import format_best, format_failure, format_states
 from ich_ray.search.tune.node_losses import NodeLosses
 from ich_ray.search.tune.quarantine import DECLINED
