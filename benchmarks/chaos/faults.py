@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.chaos.attempts import running
+from ich_ray.results import open_search
 
 if TYPE_CHECKING:
     import random
@@ -76,7 +77,10 @@ class Planter:
                 return None
             driver.kill()
             return Fault(number, driver.out.name, kind, "", began, began + LINGERS_S, "", 0, offset)
-        well = [machine for machine in self._fleet.machines if time.monotonic() >= machine.sick_until]
+        # A search that has a machine in quarantine takes it for sick until a report has come from there.
+        out = {note.node for note in open_search(driver.out).record.quarantined}
+        now = time.monotonic()
+        well = [one for one in self._fleet.machines if now >= one.sick_until and one.name not in out]
         at_work = running(self._attempts, driver.out.name)
         targets = [machine for machine in well if any(one.node == machine.name for one in at_work)]
         if len(well) < 2 or not targets:

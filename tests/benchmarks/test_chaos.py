@@ -136,7 +136,7 @@ def test_the_table_has_every_kind_and_its_bounds() -> None:
 @pytest.mark.timeout(1800)
 def test_a_fault_of_each_kind_costs_two_reports_at_most(tmp_path: Path) -> None:
     """The long run is `python -m benchmarks.chaos`; its table stands in docs/reliability.md."""
-    lines = run(tmp_path, faults=8, every_s=10, seed=0, trials=12, step_s=0.05)
+    lines = run(tmp_path, faults=8, every_s=5, seed=0, trials=9, step_s=0.05)
     assert sorted(line["kind"] for line in lines) == sorted(KINDS)
     assert [line["problems"] for line in lines] == [[]] * 8
     assert all(line["survived"] for line in lines)
