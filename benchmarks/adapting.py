@@ -23,11 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.contest import machine, table
 from ich_ray.model.sequence_networks import build_sequence_network
 from ich_ray.model.sequence_parameters import SequenceParameters
-from ich_ray.refit.adaptation_training import fit_to_labels, scaled_loss
+from ich_ray.refit.adaptation_training import fit_to_labels, site_loss
 from ich_ray.training.parts import TrainingBudget
-from ich_ray.training.sequence_batches import sequence_logits
+from ich_ray.training.sequence_batches import PlaceFeatures
 from ich_ray.training.sequence_loop import train_sequence
-from ich_ray.training.sequence_metrics import of_studies
 from tests.sequences import FEATURES, make_series, without_slice_labels
 
 if TYPE_CHECKING:
@@ -59,13 +58,6 @@ def weaker_and_shifted(site: SequenceSet) -> SequenceSet:
     return replace(site, features=features.astype(np.float16))
 
 
-def loss(network: SequenceNetwork, site: SequenceSet) -> float:
-    slices, study = sequence_logits(network, site.features, site.order, CPU)
-    truth, of_study = of_studies(site, study)
-    losses = scaled_loss(truth[:, -1], of_study[:, -1:]), scaled_loss(site.targets[:, -1], slices[:, -1:])
-    return float(np.nansum(losses))  # NaN: no slice has a label
-
-
 def change(network: SequenceNetwork, draw: int, moved: bool, alone: bool) -> float:
     """How much the loss of new patients changes at one draw of a site."""
     site = [make_series(count, seed=100 + 10 * draw + part, noise=NOISE) for part, count in enumerate(SERIES)]
@@ -74,9 +66,11 @@ def change(network: SequenceNetwork, draw: int, moved: bool, alone: bool) -> flo
     if alone:
         site = [without_slice_labels(part) for part in site]
     train, validation, new = site
-    own = np.zeros((len(validation.targets), 2), np.float32)  # a network that says nothing by itself
-    adapted = fit_to_labels(network, train, validation, own, study_alone=alone, device=CPU)
-    return loss(network_of(adapted.weights), new) - loss(network, new)
+    # The network of slices says nothing by itself.
+    own, of_new = (np.zeros((len(part.targets), 2), np.float32) for part in (validation, new))
+    adapted = network_of(fit_to_labels(network, train, validation, own, study_alone=alone, device=CPU).weights)
+    places = PlaceFeatures(new.features, new.order, CPU)
+    return site_loss(adapted, new, places, of_new) - site_loss(network, new, places, of_new)
 
 
 def main() -> None:

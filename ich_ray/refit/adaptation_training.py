@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ich_ray.training.sequence_batches import PlaceFeatures
     from ich_ray.training.sequence_set import SequenceSet
 
-__all__ = ["Adapted", "adapted_parameters", "budget_of", "fit_to_labels", "scaled_loss"]
+__all__ = ["Adapted", "adapted_parameters", "budget_of", "fit_to_labels", "scaled_loss", "site_loss"]
 
 # At the low end of what searches draw, as the model reads series already; heads alone bear more.
 _LEARNING_RATE, _LEARNING_RATE_OF_HEAD = 3e-4, 3e-3
@@ -109,7 +109,7 @@ def fit_to_labels(
 
     def loss(values: dict[str, torch.Tensor]) -> float:
         judged.load_state_dict(values)
-        return _loss(judged, validation, places, own)
+        return site_loss(judged, validation, places, own)
 
     losses, best, kept = [loss(weights)], 0, weights
     start = SequenceStart(_scaled(weights, judged, train, device), study_alone)
@@ -157,8 +157,15 @@ def _scale(targets: NDArray[np.float32], logits: NDArray[np.float32]) -> tuple[f
     return _LEAST_SCALE, float(logit(share)) - _LEAST_SCALE * float(columns.mean())
 
 
-def _loss(network: SequenceNetwork, given: SequenceSet, places: PlaceFeatures, own: NDArray[np.float32]) -> float:
-    """Scaled log loss of `any`: of studies, and of blended slices where these have labels; the sum of both."""
+def site_loss(network: SequenceNetwork, given: SequenceSet, places: PlaceFeatures, own: NDArray[np.float32]) -> float:
+    """Scaled log loss of `any`: of studies, and of blended slices where these have labels; the sum of both.
+
+    Args:
+        network: of series.
+        given: the series with their labels.
+        places: their features, on the device of the network.
+        own: logits of the bundle's network for the slices, `[n, labels]`.
+    """
     from ich_ray.training.sequence_batches import sequence_logits
     from ich_ray.training.sequence_metrics import of_studies
 

@@ -178,7 +178,7 @@ def test_a_model_that_no_report_betters_stays_and_says_so(
     said: list[str] = []
     monkeypatch.setattr("ich_ray.refit.adapt.say", said.append)
     losses = iter([0.5, *[0.6] * 100])
-    monkeypatch.setattr(adaptation_training, "_loss", lambda *_: next(losses))
+    monkeypatch.setattr(adaptation_training, "site_loss", lambda *_: next(losses))
     monkeypatch.setattr(adaptation_training, "budget_of", lambda _: 100)
     note = adapt(home, slices.files.root, tmp_path / "out")
     assert (note.best, note.changed, note.loss_before, note.loss_after, note.figures) == (0, False, 0.5, 0.5, {})
