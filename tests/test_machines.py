@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from ray.exceptions import RayError, TaskUnschedulableError, WorkerCrashedError
 
@@ -42,17 +45,26 @@ def test_a_difference_without_an_effect_is_said(capsys: pytest.CaptureFixture[st
     )
 
 
+def stand_in(
+    nodes: list[dict[str, Any]], here: dict[str, str], answer: Callable[[str], Any], patch: pytest.MonkeyPatch
+) -> None:
+    """A cluster of these nodes, each of which answers what `answer` says of its id; none will be taken away."""
+    patch.setattr(machines, "version_reader", lambda: lambda: here)
+    patch.setattr(machines, "on_node", lambda node, _: node)
+    patch.setattr("ich_ray.ray_internals.draining_nodes", dict)
+    patch.setattr("ray.nodes", lambda: nodes)
+    patch.setattr("ray.wait", lambda asked, **_: (asked, []))
+    patch.setattr("ray.get", answer)
+
+
 def test_drivers_that_differ_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     drivers = {"10.0.0.1": None, "10.0.0.2": "570.1", "10.0.0.3": "535.2"}
     nodes = [{"NodeID": each, "NodeManagerAddress": each, "Alive": True} for each in drivers]
     told = {
         each: {"torch": "2.14.0"} | ({"nvidia_driver": driver} if driver else {}) for each, driver in drivers.items()
     }
-    monkeypatch.setattr(machines, "version_reader", lambda: lambda: {"torch": "2.14.0", "nvidia_driver": "580.0"})
-    monkeypatch.setattr(machines, "on_node", lambda node, _: node)
-    monkeypatch.setattr("ray.nodes", lambda: nodes)
-    monkeypatch.setattr("ray.wait", lambda asked, **_: (asked, []))
-    monkeypatch.setattr("ray.get", lambda node: (told[node], ""))
+    here = {"torch": "2.14.0", "nvidia_driver": "580.0"}
+    stand_in(nodes, here, lambda node: (told[node], ""), monkeypatch)
     progress.show()
     try:
         machines.ask_machines()
@@ -82,12 +94,7 @@ def test_a_machine_that_goes_while_it_is_asked_ends_nothing(
         nodes[1]["Alive"] = is_there
         raise error
 
-    monkeypatch.setattr(machines, "version_reader", lambda: lambda: {"torch": "2.14.0"})
-    monkeypatch.setattr(machines, "on_node", lambda node, _: node)
-    monkeypatch.setattr("ich_ray.ray_internals.draining_nodes", dict)
-    monkeypatch.setattr("ray.nodes", lambda: nodes)
-    monkeypatch.setattr("ray.wait", lambda asked, **_: (asked, []))
-    monkeypatch.setattr("ray.get", answer)
+    stand_in(nodes, {"torch": "2.14.0"}, answer, monkeypatch)
     progress.show()
     try:
         if refused:
@@ -100,10 +107,18 @@ def test_a_machine_that_goes_while_it_is_asked_ends_nothing(
     assert capsys.readouterr().err == (
         "" if refused else "machine 10.0.0.2 went away while it was asked which versions it has\n"
     )
-    nodes[0]["Alive"] = True
-    monkeypatch.setattr("ray.nodes", lambda: nodes[1:])
-    nodes[1]["Alive"] = True
-    with pytest.raises(ConfigError, match="must answer which versions it has"):  # the last one there is
+
+
+@pytest.mark.parametrize("error", [TaskUnschedulableError("gone"), WorkerCrashedError()])
+def test_the_last_machine_must_answer(error: RayError, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"NodeID": "n1", "NodeManagerAddress": "10.0.0.1", "Alive": True}]
+
+    def answer(_: str) -> None:
+        nodes[0]["Alive"] = False
+        raise error
+
+    stand_in(nodes, {"torch": "2.14.0"}, answer, monkeypatch)
+    with pytest.raises(ConfigError, match="must answer which versions it has"):
         machines.ask_machines()
 
 

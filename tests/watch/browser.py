@@ -9,6 +9,9 @@ from contextlib import suppress
 from tests.html_report.chromium import Tab, navigate
 
 _PATIENCE_S = 120
+# The first trial that the filter leaves, and all that stands in fixed width where one is looked at.
+CLICK_FIRST = "document.querySelector('#rows tr:not(.space)').click()"
+DETAIL = "[...document.querySelectorAll('#detail pre')].map((one) => one.textContent).join('|')"
 SHOWN = "+(document.documentElement?.dataset.version ?? 0) >= 1"
 
 
@@ -27,6 +30,12 @@ async def becomes(tab: Tab, expression: str) -> None:
                 return
         await asyncio.sleep(0.02)
     raise TimeoutError(f"the page must come to {expression} within {_PATIENCE_S} s")
+
+
+def filtered(text: str, then: str) -> str:
+    """A script that writes into the filter of trials, and then does another thing."""
+    typed = "const box = document.getElementById('filter'); box.value = "
+    return f"{{ {typed}'{text}'; box.dispatchEvent(new Event('input')); {then} }}"
 
 
 async def press(tab: Tab, *keys: str) -> None:

@@ -15,7 +15,7 @@ from ich_ray.search.trial_output import write_output
 from ich_ray.storage import SearchFiles
 from ich_ray.watch.server import Watch
 from tests.html_report.chromium import EXECUTABLE, Tab, errors, photograph, requests, tab
-from tests.watch.browser import SHOWN, becomes, open_page, press
+from tests.watch.browser import CLICK_FIRST, DETAIL, SHOWN, becomes, filtered, open_page, press
 from tests.watch.planted import plant_search, served, write_trial
 
 pytestmark = [
@@ -122,24 +122,19 @@ def test_a_trial_that_is_looked_at_goes_on_too(watch: Watch, files: SearchFiles)
     trial = watch.board.as_result().trials[59]
     assert trial.state == "running"
     write_output(str(files.root), 59, "the first line\n")
-    choose = (
-        "{ const box = document.getElementById('filter'); box.value = 'number=59';"
-        " box.dispatchEvent(new Event('input')); document.querySelector('#rows tr:not(.space)').click() }"
-    )
-    log = "[...document.querySelectorAll('#detail pre')].map((one) => one.textContent).join('|')"
     title = "document.getElementById('detail-title').textContent"
 
     async def look() -> tuple[str, str, str, list[str]]:
         async with tab() as opened:
             await open_page(opened, watch.address)
-            await opened.evaluate(choose)
+            await opened.evaluate(filtered("number=59", CLICK_FIRST))
             await becomes(opened, "document.getElementById('detail').open")
             first = await opened.evaluate(title)
             write_output(str(files.root), 59, "the first line\nthe last line\n")
             ended = {"state": "failed", "reason": "oom", "ended": trial.started + 99}
             write_trial(files, trial.model_copy(update=ended))
             await becomes(opened, f"{title}.includes('failed')")
-            found = await opened.evaluate(log)
+            found = await opened.evaluate(DETAIL)
             await press(opened, "Escape")
             await becomes(opened, "!document.getElementById('detail').open")
             before = await opened.evaluate("document.documentElement.dataset.version")
@@ -167,10 +162,7 @@ def test_keys_filter_choose_open_and_close(watch: Watch) -> None:
             found["error"] = await opened.evaluate("document.querySelector('#detail pre').textContent")
             await press(opened, "Escape")
             await becomes(opened, "!document.getElementById('detail').open")
-            await opened.evaluate(
-                "{ const box = document.getElementById('filter'); box.value = 'images>=9000 optimizer=adam';"
-                " box.dispatchEvent(new Event('input')); document.getElementById('grid').focus() }"
-            )
+            await opened.evaluate(filtered("images>=9000 optimizer=adam", "document.getElementById('grid').focus()"))
             found["both"] = await opened.evaluate("document.getElementById('shown').textContent")
             await press(opened, "End")
             found["last"] = await opened.evaluate(CHOSEN)
@@ -207,10 +199,7 @@ def test_text_of_the_ledger_is_text(watch: Watch, files: SearchFiles) -> None:
     async def look() -> tuple[dict[str, Any], list[str]]:
         async with tab() as opened:
             await open_page(opened, watch.address)
-            await opened.evaluate(
-                "{ const box = document.getElementById('filter'); box.value = 'state=failed';"
-                " box.dispatchEvent(new Event('input')); document.querySelector('#rows tr:not(.space)').click() }"
-            )
+            await opened.evaluate(filtered("state=failed", CLICK_FIRST))
             await becomes(opened, "document.getElementById('detail').open")
             await opened.evaluate("document.getElementById('compute').click()")
             await becomes(opened, "!document.getElementById('compute').disabled")
@@ -218,7 +207,7 @@ def test_text_of_the_ledger_is_text(watch: Watch, files: SearchFiles) -> None:
                 "({ title: document.title, images: document.images.length, scripts: document.scripts.length,"
                 " shown: document.body.textContent.split('<img src=x').length - 1,"
                 " heads: document.getElementById('heads').textContent,"
-                " log: [...document.querySelectorAll('#detail pre')].map((one) => one.textContent).join('|') })"
+                f" log: {DETAIL} }})"
             )
             return found, errors(opened)
 

@@ -24,6 +24,7 @@ from ich_ray.search.space.builtin_spaces import builtin_space
 from ich_ray.vocabulary import LABELS, Level
 from tests.ct.files import head
 from tests.data.folders import refusals, write
+from tests.test_house import REPOSITORY
 
 STUDIES = 12
 CANARY = "CANARY"
@@ -202,7 +203,7 @@ def test_no_slice_has_the_label_of_its_study(
 
 def documented(file: str) -> list[str]:
     """The columns of a table, by the page of the files."""
-    page = (Path(__file__).parents[3] / "docs/reference/formats.md").read_text()
+    page = (REPOSITORY / "docs/reference/formats.md").read_text()
     rows = re.findall(r"^\| (`.*) \| \w+ \|", page.partition(f"## `DATASET/{file}`")[2].partition("\n## ")[0], re.M)
     return [name for row in rows for name in re.findall(r"`(\w+)`", row)]
 
