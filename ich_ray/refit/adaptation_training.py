@@ -158,7 +158,7 @@ def _scale(targets: NDArray[np.float32], logits: NDArray[np.float32]) -> tuple[f
 
 
 def site_loss(network: SequenceNetwork, given: SequenceSet, places: PlaceFeatures, own: NDArray[np.float32]) -> float:
-    """Scaled log loss of `any`: of studies, and of blended slices where these have labels; the sum of both.
+    """Scaled log loss of `any` by study, plus that of blended slices where these have labels.
 
     Args:
         network: of series.
