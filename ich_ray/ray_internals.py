@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray._private import services, worker
+from ray._private import auto_init_hook, services, worker
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
 from ray._private.worker import get_dashboard_url
@@ -50,11 +50,22 @@ __all__ = [
     "is_unwelcome",
     "output_files",
     "process_of",
+    "start_none_unasked",
     "started_within",
     "worker",
 ]
 
 _ASK_S = 10.0
+
+
+def start_none_unasked() -> None:
+    """Let a call into Ray fail in this process where none is connected, from now on.
+
+    Ray would start one for it: with a dashboard, and a token in the home. Threads of Ray Data outlive the Ray that they
+    worked with, and call once more on a busy machine. Linux ends what such a thread has started together with the
+    thread, and Ray's core then ends this process without a word.
+    """
+    auto_init_hook.enable_auto_connect = False
 
 
 def forget(trial: Trial) -> None:

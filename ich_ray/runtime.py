@@ -58,6 +58,8 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
     A head that dies meanwhile, or is started again, ends the process with one line and exit code 1: calls into Ray hang
     from then on, its shutdown among them, until Ray's own core ends the process.
 
+    After the block a call into Ray fails until one is started again; Ray would start one by itself.
+
     Args:
         address: a cluster address such as ``auto`` or ``10.0.0.1:6379``.
         cpus: CPUs of a Ray started here; all of the machine's if not given.
@@ -69,11 +71,12 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
     name_a_home()
     import ray
 
-    from ich_ray.ray_internals import DriverPathJob, worker
+    from ich_ray.ray_internals import DriverPathJob, start_none_unasked, worker
 
     if ray.is_initialized():
         yield
         return
+    start_none_unasked()
     where = cluster_address(address)
     # Ray's handler of SIGTERM would stay, and end with 15 what comes after the block.
     with signals_given_back(signal.SIGTERM), nullcontext() if where else own_token():

@@ -161,6 +161,7 @@ def test_only_one_module_imports_what_ray_keeps_to_itself(path: Path) -> None:
 
 def test_what_ray_keeps_to_itself_is_known_by_its_name() -> None:
     assert [name for name in imported_names(PACKAGE / "ray_internals.py") if is_private_of_ray(name)] == [
+        "ray._private.auto_init_hook",
         "ray._private.services",
         "ray._private.worker",
         "ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS",

@@ -112,6 +112,9 @@ def test_a_private_ray_ends_with_its_block_and_an_inner_block_shares_it(
             assert ray.cluster_resources()["CPU"] == 1
         assert ray.is_initialized()
         assert not runtime._is_another(ray.get_runtime_context().gcs_address)
+        late = ray.put("of a thread of Ray Data, which is still there after the block")
+    with pytest.raises(ray.exceptions.RaySystemError, match="Ray has not been started yet"):
+        ray.wait([late], timeout=0)
     assert not ray.is_initialized()
     assert signal.getsignal(signal.SIGTERM) == before
 
