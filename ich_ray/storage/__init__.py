@@ -46,6 +46,7 @@ from ich_ray.storage.places import (
     exists,
     is_local,
     locate,
+    not_read,
     system_reason,
     unreadable,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "is_of_storage",
     "locate",
     "name_a_home",
+    "not_read",
     "own_temporary_folder",
     "parse_json",
     "private_folder",

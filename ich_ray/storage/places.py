@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from upath import UPath
 
-from ich_ray.errors import ConfigError, IntegrityError, first_line
+from ich_ray.errors import ConfigError, IchRayError, IntegrityError, first_line
 from ich_ray.storage.addresses import holds_credentials, without_credentials
 from ich_ray.storage.retries import retried
 
@@ -156,6 +156,14 @@ def system_reason(error: OSError) -> str:
 
 def unreadable(path: UPath, error: OSError) -> ConfigError:
     return ConfigError(f"{path}: must be readable, got {system_reason(error)}; let this user read it")
+
+
+def not_read(path: UPath, error: Exception) -> IchRayError:
+    """Why a file of a search could not be read that is followed: each storage has errors of its own."""
+    if isinstance(error, IchRayError):
+        return error
+    got = system_reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {first_line(error)}"
+    return IchRayError(f"{path}: must be readable, got {got}; run the same command again when it is")
 
 
 def is_local(path: UPath) -> bool:

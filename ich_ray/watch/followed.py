@@ -1,16 +1,17 @@
 """A search, read once, and then only those of its files that have changed since.
 
-Never writes and never takes the lock. A damaged file is named and hides no other.
+Never writes and never takes the lock. A damaged file is named and hides no other; one that a storage does not give is
+asked for again at the next look.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ich_ray.errors import IchRayError
+from ich_ray.errors import IntegrityError
 from ich_ray.progress import bar
 from ich_ray.results import SearchResult, find_search, read_search_record, read_trial
-from ich_ray.storage import is_held, is_local, stamp, stamps
+from ich_ray.storage import is_held, is_local, not_read, stamp, stamps
 
 if TYPE_CHECKING:
     from ich_ray.storage import Location, Stamp
@@ -29,7 +30,7 @@ class FollowedSearch:
 
     Attributes:
         trials: by number.
-        damaged: what is wrong with a file, by its name.
+        damaged: what is wrong with a file that could not be read, by its name.
         at_work: a driver holds the lock.
 
     Raises:
@@ -81,22 +82,24 @@ class FollowedSearch:
             return
         try:
             self.record = read_search_record(self.files)
-        except (OSError, IchRayError) as error:
-            self.damaged[self.files.search.name] = str(error)
+        except Exception as error:  # noqa: BLE001  (each storage has errors of its own)
+            self.damaged[self.files.search.name] = str(not_read(self.files.search, error))
             return
         self._of_record = at
         self.damaged.pop(self.files.search.name, None)
 
     def _read(self, name: str, now: dict[str, Stamp]) -> int:
         """Read a trial's file; what was known of it stays where it is damaged."""
-        number = int(name.partition(".")[0])
+        number, path = int(name.partition(".")[0]), self.files.trials / name
+        self._seen[name] = now[name]
         try:
-            self.trials[number] = read_trial(self.files, self.files.trials / name)
-        except (OSError, IchRayError) as error:
-            self.damaged[name] = str(error)
+            self.trials[number] = read_trial(self.files, path)
+        except Exception as error:  # noqa: BLE001
+            self.damaged[name] = str(not_read(path, error))
+            if not isinstance(error, IntegrityError):
+                self._seen[name] = ()
         else:
             self.damaged.pop(name, None)
-        self._seen[name] = now[name]
         return number
 
     def as_result(self) -> SearchResult:

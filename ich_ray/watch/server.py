@@ -19,9 +19,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from ich_ray.errors import ConfigError, IchRayError
+from ich_ray.errors import ConfigError
 from ich_ray.search.trial_output import read_output
-from ich_ray.storage import system_reason
+from ich_ray.storage import not_read, system_reason
 from ich_ray.watch.board import Board, compact_json
 from ich_ray.watch.followed import FollowedSearch
 from ich_ray.watch.page_source import page_source
@@ -103,8 +103,8 @@ class Watch:
         problem = ""
         try:
             numbers = self._followed.refresh()
-        except (OSError, IchRayError) as error:
-            numbers, problem = set(), str(error)
+        except Exception as error:  # noqa: BLE001  (of a storage, and this thread goes on; the page shows it)
+            numbers, problem = set(), str(not_read(self._followed.files.root, error))
         with self.changed:
             if self.board.update(numbers, problem):
                 self.changed.notify_all()

@@ -57,6 +57,59 @@ def test_a_damaged_file_is_named_and_hides_nothing(files: SearchFiles) -> None:
     assert followed.damaged == {}
 
 
+class LibraryError(Exception):
+    """Of a library for a storage, which knows nothing of OSError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            ConfigError("00003.json: must be readable, got stale file handle; let this user read it"),
+            "stale file handle",
+        ),
+        (
+            LibraryError("503, try later"),
+            "00003.json: must be readable, got LibraryError: 503, try later; run the same",
+        ),
+    ],
+)
+def test_what_a_storage_does_not_give_is_asked_for_again(
+    files: SearchFiles, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    def fails(of: SearchFiles, path: UPath) -> TrialResult:
+        if path.name == "00003.json":
+            raise error
+        return read_trial(of, path)
+
+    followed = FollowedSearch(files.root)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_trial", fails)
+        assert followed.refresh() == set(range(12))
+        assert followed.refresh() == {3}
+    assert told in followed.damaged["00003.json"]
+    assert sorted(followed.trials) == [number for number in range(12) if number != 3]
+    assert followed.refresh() == {3}
+    assert (followed.damaged, sorted(followed.trials)) == ({}, [*range(12)])
+
+
+def test_a_record_that_a_storage_does_not_give_is_asked_for_again(
+    files: SearchFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: SearchFiles) -> None:
+        raise LibraryError("503, try later")
+
+    followed = FollowedSearch(files.root)
+    change = {"time": 1.0, "trials": 99}
+    write_json(files.search, followed.record.model_copy(update={"amendments": (change,)}).model_dump(mode="json"))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_search_record", fails)
+        followed.refresh()
+    assert "LibraryError: 503, try later" in followed.damaged["search.json"]
+    followed.refresh()
+    assert (followed.damaged, followed.record.wanted) == ({}, 99)
+
+
 def test_what_is_gone_is_gone(files: SearchFiles) -> None:
     followed = FollowedSearch(files.root)
     followed.refresh()

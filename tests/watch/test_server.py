@@ -191,6 +191,25 @@ def test_a_folder_that_goes_away_leaves_what_was_known(tmp_path: Path) -> None:
     assert len(told["trials"]) == 12
 
 
+def test_an_error_of_a_library_for_a_storage_is_shown_until_it_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> set[int]:
+        raise RuntimeError("503, try later")
+
+    plant_search(tmp_path / "search")
+    watch = Watch(tmp_path / "search", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(watch._followed, "refresh", fails)
+        watch.read()
+    problem = json.loads(watch.board.message(None))["problem"]
+    watch.read()
+    told = json.loads(watch.board.message(None))
+    watch.close()
+    assert "search: must be readable, got RuntimeError: 503, try later; " in problem
+    assert (told["problem"], len(told["trials"])) == ("", 12)
+
+
 def test_a_trial_is_shown_with_the_last_lines_of_its_processes(tmp_path: Path) -> None:
     files = plant_search(tmp_path / "search")
     write_output(str(files.root), 2, "# gpu-1, process 7, its last lines\nUserWarning: slow\n")

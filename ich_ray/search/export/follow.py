@@ -14,12 +14,10 @@ from ich_ray.errors import ConfigError, IchRayError, first_line
 from ich_ray.progress import say
 from ich_ray.results import find_search, read_search_record, read_trial
 from ich_ray.search.export.trackers import parse_target
-from ich_ray.storage import Location, SearchFiles, file_lock, is_held, locate, system_reason
+from ich_ray.storage import Location, SearchFiles, file_lock, is_held, locate, not_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from upath import UPath
 
     from ich_ray.search.export.trackers import StreamTarget, Tracker
     from ich_ray.search_records import SearchRecord
@@ -166,24 +164,17 @@ class _GrowingLedger:
             self.record = read_search_record(self.files)
             paths = [path for path in self.files.records() if path.name not in self._ended]
         except Exception as error:  # noqa: BLE001  (each storage has errors of its own)
-            return _as_ours(error, self.files.root)
+            return not_read(self.files.root, error)
         for path in paths:
             try:
                 trial = read_trial(self.files, path)
             except Exception as error:  # noqa: BLE001
-                problem = problem or _as_ours(error, path)
+                problem = problem or not_read(path, error)
                 continue
             self.trials[trial.number] = trial
             if trial.state != "running":
                 self._ended.add(path.name)
         return problem
-
-
-def _as_ours(error: Exception, path: UPath) -> IchRayError:
-    if isinstance(error, IchRayError):
-        return error
-    got = system_reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {first_line(error)}"
-    return IchRayError(f"{path}: must be readable, got {got}; run the same command again when it is")
 
 
 class TargetStream:
