@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -52,7 +52,7 @@ from ich_ray.results import SearchResult, open_network_search
 from ich_ray.runtime import connected
 from ich_ray.search.ledger import trial_seed
 from ich_ray.storage import Location, locate, read_record, remove, write_json
-from ich_ray.trial_records import Objective, TrialResult
+from ich_ray.trial_records import Objective, Report, TrialResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -314,7 +314,10 @@ def _report_progress(folder: UPath, metric: str) -> Iterator[None]:
         told, last = seen, False
         while not last:
             last = done.wait(_POLL_S)
-            for report in read_reports(folder)[told:]:
+            reports: list[Report] = []
+            with suppress(Exception):  # of a storage, which is asked again at the next look
+                reports = read_reports(folder)
+            for report in reports[told:]:
                 told += 1
                 name = metric if metric in report.metrics else "train_loss"
                 value = report.metrics.get(name)

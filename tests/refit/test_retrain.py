@@ -23,6 +23,7 @@ from ich_ray.data.dataset import PreparedDataset, RoleCounts
 from ich_ray.data.folds import trained_and_validated
 from ich_ray.errors import ConfigError, IchRayError, IntegrityError, TrialFailure
 from ich_ray.model.hyperparameters import Hyperparameters
+from ich_ray.refit import retrain as module
 from ich_ray.refit.confirmation import chosen_trial
 from ich_ray.refit.ray_train import RetrainPlan, _resources, _train, checkpoints_in, patience_over, read_reports
 from ich_ray.refit.retrain import _plan, retrain
@@ -428,6 +429,34 @@ def test_a_course_that_is_handed_in_is_kept(dataset: PreparedDataset, tmp_path: 
     plan = _plan(found, RetrainCourse(sized, 800, 40, "as was asked"), "train")
     assert (plan.images, plan.report_every, plan.patients) == (800, 40, "train")
     assert (plan.parameters["training_slices"], plan.parameters["epochs"]) == (40, 20)
+
+
+def test_a_storage_that_does_not_answer_for_a_while_hides_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers: list[list[Report] | Exception] = [
+        [],
+        OSError(5, "Input/output error"),
+        RuntimeError("503"),
+        [report(1, 0.5)],
+    ]
+
+    def answered(_: object) -> list[Report]:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    said: list[str] = []
+    monkeypatch.setattr(module, "read_reports", answered)
+    monkeypatch.setattr(module, "say", said.append)
+    monkeypatch.setattr(module, "_POLL_S", 0.01)
+    with module._report_progress(locate(tmp_path), "average_precision"):
+        deadline = time.monotonic() + 60
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert [line.partition(", ")[0] for line in said] == ["  retrain: 1 images"]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow
