@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ from ich_ray.data.folds import pool_of
 from ich_ray.errors import ConfigError
 from ich_ray.results import SearchResult, open_search
 from ich_ray.runtime import connected
+from ich_ray.search import checked_folds
 from ich_ray.search.audit.search_audit import audit
 from ich_ray.search.checked_request import validate_request
 from ich_ray.search.plan.plan_report import plan_search
 from ich_ray.search.request import SearchRequest
 from ich_ray.search.run import run_search
+from ich_ray.search.space.yaml_file import load_space
 from tests.prepared import make_dataset
 from tests.search.fakes import FoldTrainer
 
@@ -235,6 +238,32 @@ def test_the_plan_counts_every_network(data: Path, ray_on_two_slots: None, tmp_p
     assert "trains up to 3 networks, one after the other, and costs up to 3 times its budget" in str(plan)
 
 
+@pytest.mark.parametrize(
+    ("positive", "folds", "told"),
+    [
+        (14, 5, "14 validation patients have a haemorrhage, fewer than 15: trials are judged by 5 folds"),
+        (15, 0, "15 validation patients have a haemorrhage, not fewer than 15: trials are judged by the validation"),
+    ],
+)
+def test_auto_takes_folds_where_they_were_worth_their_images(
+    positive: int,
+    folds: int,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(checked_folds, "_most_folds", lambda _: 9)
+    role = SimpleNamespace(positive_patients=lambda _: positive)
+    dataset: Any = SimpleNamespace(role=lambda _: role, manifest=SimpleNamespace(leak=False))
+    asked = load_space(space(tmp_path, objective={"folds": "auto"}))
+    progress.show()
+    decided = checked_folds.decided(asked, dataset, None)
+    progress.show(False)
+    assert decided.objective.folds == folds
+    assert told in capsys.readouterr().err
+
+
 def test_auto_is_decided_by_the_dataset_and_stays(
     data: Path, ray_on_two_slots: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,7 +274,7 @@ def test_auto_is_decided_by_the_dataset_and_stays(
     validation = PreparedDataset.open(data).role("validation")
     positive = len(np.unique(validation.patients[validation.labels == 1].astype(str)))
     assert (
-        f"folds: auto: {positive} validation patients have a haemorrhage, fewer than 40: trials are judged by 5 folds"
+        f"folds: auto: {positive} validation patients have a haemorrhage, fewer than 15: trials are judged by 5 folds"
         in capsys.readouterr().err
     )
     assert (first.record.folds, first.objective.folds, first.trials[0].folds_done) == (5, 5, 5)
