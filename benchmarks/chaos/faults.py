@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.chaos.attempts import running
-from ich_ray.results import open_search
+from ich_ray.results import find_search, read_search_record
 
 if TYPE_CHECKING:
     import random
@@ -78,7 +78,7 @@ class Planter:
             driver.kill()
             return Fault(number, driver.out.name, kind, "", began, began + LINGERS_S, "", 0, offset)
         # A search that has a machine in quarantine takes it for sick until a report has come from there.
-        out = {note.node for note in open_search(driver.out).record.quarantined}
+        out = {note.node for note in read_search_record(find_search(driver.out)).quarantined}
         now = time.monotonic()
         well = [one for one in self._fleet.machines if now >= one.sick_until and one.name not in out]
         at_work = running(self._attempts, driver.out.name)

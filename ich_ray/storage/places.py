@@ -158,12 +158,15 @@ def unreadable(path: UPath, error: OSError) -> ConfigError:
     return ConfigError(f"{path}: must be readable, got {system_reason(error)}; let this user read it")
 
 
-def not_read(path: UPath, error: Exception) -> IchRayError:
-    """Why a file of a search could not be read that is followed: each storage has errors of its own."""
+def not_read(path: UPath, error: Exception, hint: str) -> IchRayError:
+    """Why a file of a search that is followed could not be read; each storage has errors of its own.
+
+    One of ours has its hint already.
+    """
     if isinstance(error, IchRayError):
         return error
     got = system_reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {first_line(error)}"
-    return IchRayError(f"{path}: must be readable, got {got}; run the same command again when it is")
+    return IchRayError(f"{path}: must be readable, got {got}; {hint}")
 
 
 def is_local(path: UPath) -> bool:

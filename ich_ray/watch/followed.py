@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from ich_ray.storage import Location, Stamp
     from ich_ray.trial_records import TrialResult
 
-__all__ = ["FollowedSearch", "State"]
+__all__ = ["ASKED_AGAIN", "FollowedSearch", "State"]
 
 State = Literal["running", "ended", "interrupted"]
+ASKED_AGAIN = "it is asked for again"
 # Where a lock says nothing, as on object storage: a search that has written so lately is at work.
 _LATELY_S = 600.0
 _DIGITS = frozenset("0123456789")
@@ -83,7 +84,7 @@ class FollowedSearch:
         try:
             self.record = read_search_record(self.files)
         except Exception as error:  # noqa: BLE001  (each storage has errors of its own)
-            self.damaged[self.files.search.name] = str(not_read(self.files.search, error))
+            self.damaged[self.files.search.name] = str(not_read(self.files.search, error, ASKED_AGAIN))
             return
         self._of_record = at
         self.damaged.pop(self.files.search.name, None)
@@ -95,7 +96,7 @@ class FollowedSearch:
         try:
             self.trials[number] = read_trial(self.files, path)
         except Exception as error:  # noqa: BLE001
-            self.damaged[name] = str(not_read(path, error))
+            self.damaged[name] = str(not_read(path, error, ASKED_AGAIN))
             if not isinstance(error, IntegrityError):
                 self._seen[name] = ()
         else:

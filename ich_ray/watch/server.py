@@ -23,7 +23,7 @@ from ich_ray.errors import ConfigError
 from ich_ray.search.trial_output import read_output
 from ich_ray.storage import not_read, system_reason
 from ich_ray.watch.board import Board, compact_json
-from ich_ray.watch.followed import FollowedSearch
+from ich_ray.watch.followed import ASKED_AGAIN, FollowedSearch
 from ich_ray.watch.page_source import page_source
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Watch:
         try:
             numbers = self._followed.refresh()
         except Exception as error:  # noqa: BLE001  (of a storage, and this thread goes on; the page shows it)
-            numbers, problem = set(), str(not_read(self._followed.files.root, error))
+            numbers, problem = set(), str(not_read(self._followed.files.root, error, ASKED_AGAIN))
         with self.changed:
             if self.board.update(numbers, problem):
                 self.changed.notify_all()

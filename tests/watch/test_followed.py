@@ -70,7 +70,7 @@ class LibraryError(Exception):
         ),
         (
             LibraryError("503, try later"),
-            "00003.json: must be readable, got LibraryError: 503, try later; run the same",
+            "00003.json: must be readable, got LibraryError: 503, try later; it is asked for again",
         ),
     ],
 )

@@ -206,7 +206,7 @@ def test_an_error_of_a_library_for_a_storage_is_shown_until_it_is_over(
     watch.read()
     told = json.loads(watch.board.message(None))
     watch.close()
-    assert "search: must be readable, got RuntimeError: 503, try later; " in problem
+    assert "search: must be readable, got RuntimeError: 503, try later; it is asked for again" in problem
     assert (told["problem"], len(told["trials"])) == ("", 12)
 
 

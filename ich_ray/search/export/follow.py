@@ -31,6 +31,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 # Of a search that has ended: how often a tracker is tried that cannot be written, with pauses that double, and a
 # ledger that cannot be read.
 _LAST_TRIES = 4
+_AGAIN = "run the same command again when it is"
 
 
 class Wait(Protocol):
@@ -164,12 +165,12 @@ class _GrowingLedger:
             self.record = read_search_record(self.files)
             paths = [path for path in self.files.records() if path.name not in self._ended]
         except Exception as error:  # noqa: BLE001  (each storage has errors of its own)
-            return not_read(self.files.root, error)
+            return not_read(self.files.root, error, _AGAIN)
         for path in paths:
             try:
                 trial = read_trial(self.files, path)
             except Exception as error:  # noqa: BLE001
-                problem = problem or not_read(path, error)
+                problem = problem or not_read(path, error, _AGAIN)
                 continue
             self.trials[trial.number] = trial
             if trial.state != "running":
